@@ -1,2 +1,7 @@
 #![forbid(unsafe_code)]
-//! castra
+//! castra brings up a handful of throw-away QEMU VMs, knows which of them are really alive,
+//! configures them over SSH and reports all of it as one stream of events.
+//!
+//! Programs that embed it start at [`core`].
+
+pub mod core;

@@ -1,3 +1,4 @@
 #![forbid(unsafe_code)]
-//! castra
+//! The `castra` command: parse, dispatch, exit code.
+
 fn main() {}

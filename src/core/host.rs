@@ -1,0 +1,435 @@
+//! What only Linux has: `/proc`, the boot-time clock, open-file-description locks.
+//!
+//! Here: thin, safe questions to the kernel, so that a port is one file. Not here: what the
+//! answers mean for a VM or the broker (`core::status`, `core::runtime`, `core::broker`).
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::time::{ClockId, clock_gettime};
+
+/// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
+/// compare with each other. A change of the wall clock doesn't bend it.
+pub fn boottime() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
+    Duration::new(
+        now.tv_sec().unsigned_abs(),
+        u32::try_from(now.tv_nsec()).unwrap_or(0),
+    )
+}
+
+/// [`boottime`] in whole milliseconds.
+pub fn boottime_ms() -> u64 {
+    u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The kernel's id of this boot of the host; read once per process.
+pub fn boot_id() -> &'static str {
+    static ID: OnceLock<String> = OnceLock::new();
+    ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map(|text| text.trim().to_owned())
+            .unwrap_or_default()
+    })
+}
+
+/// `bytes` random bytes from the kernel as lower-case hex.
+pub fn random_hex(bytes: usize) -> io::Result<String> {
+    let mut buffer = vec![0; bytes];
+    File::open("/dev/urandom")?.read_exact(&mut buffer)?;
+    Ok(hex(&buffer))
+}
+
+/// Lower-case hex of some bytes.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]])
+        .map(char::from)
+        .collect()
+}
+
+// --- files ------------------------------------------------------------------------------------
+
+/// Makes a directory and what is missing above it, mode 0700 (DESIGN §4).
+pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Options for a file that only its owner may read (0600, DESIGN §4).
+pub fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+/// Writes a file whole or not at all: a temporary name beside it, then rename. Mode 0600.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".tmp-{}-{}", std::process::id(), random_hex(4)?));
+    let temporary = path.with_file_name(name);
+    let written = private_file()
+        .write(true)
+        .create_new(true)
+        .open(&temporary)
+        .and_then(|mut file| file.write_all(bytes))
+        .and_then(|()| fs::rename(&temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Removes a file; that it is not there is fine. True if there was one.
+pub fn remove_if_there(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The last `limit` bytes of a file as text (lossy); empty if it can't be read.
+pub fn tail_of(path: &Path, limit: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
+        let mut bytes = Vec::new();
+        file.take(limit).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// Bytes a file takes on disk; 0 if it isn't there.
+pub fn disk_usage(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
+
+// --- locks ------------------------------------------------------------------------------------
+
+/// Who holds a lock on a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody, or there is no such file.
+    Nobody,
+    /// A process with a POSIX record lock, as QEMU on its pid file; the kernel names it.
+    Process(u32),
+    /// Somebody with an open-file-description lock; the kernel names nobody.
+    Description,
+}
+
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(kind).expect("lock kinds are 0 to 2"),
+        l_whence: 0, // SEEK_SET
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+/// Asks who would stand in the way of an exclusive lock. Takes nothing, changes nothing; works
+/// on a read-only descriptor in about 3 µs.
+pub fn lock_holder(path: &Path) -> Holder {
+    match File::open(path) {
+        Ok(file) => lock_holder_of(&file),
+        Err(_) => Holder::Nobody,
+    }
+}
+
+/// As [`lock_holder`], for a file already open.
+pub fn lock_holder_of(file: &File) -> Holder {
+    let mut asked = whole_file(libc::F_WRLCK);
+    if fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked)).is_err() || i32::from(asked.l_type) == libc::F_UNLCK {
+        return Holder::Nobody;
+    }
+    match u32::try_from(asked.l_pid) {
+        Ok(pid) if pid > 0 => Holder::Process(pid),
+        _ => Holder::Description,
+    }
+}
+
+/// The pid written in a file of ours, counted only while the file is locked (DESIGN §4).
+/// Numbers that no process can have (0, negative, text) are `None`.
+pub fn locked_pid(path: &Path) -> Option<u32> {
+    let file = File::open(path).ok()?;
+    if lock_holder_of(&file) == Holder::Nobody {
+        return None;
+    }
+    let mut text = String::new();
+    (&file).take(64).read_to_string(&mut text).ok()?;
+    let first = text.split_whitespace().next()?;
+    first
+        .parse::<u32>()
+        .ok()
+        .filter(|pid| *pid > 0 && i32::try_from(*pid).is_ok())
+}
+
+/// An exclusive open-file-description lock, held until dropped. It excludes threads of one
+/// process too. The pid and a note are written into the file for whoever finds it locked.
+#[derive(Debug)]
+pub struct FileLock {
+    file: File,
+    path: PathBuf,
+}
+
+/// Why a lock was not had.
+#[derive(Debug)]
+pub enum LockError {
+    /// Somebody else holds it; what they wrote into the file (pid, then a note).
+    Held(String),
+    /// The file can't be made or locked.
+    Io(io::Error),
+}
+
+impl FileLock {
+    /// Tries to take the lock, making the file (0600) if needed. Never waits.
+    pub fn try_take(path: &Path, note: &str) -> Result<FileLock, LockError> {
+        loop {
+            let file = private_file()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(path)
+                .map_err(LockError::Io)?;
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN | Errno::EACCES) => {
+                    return Err(LockError::Held(tail_of(path, 512).trim().to_owned()));
+                }
+                Err(errno) => return Err(LockError::Io(errno.into())),
+            }
+            // The file may have been removed between open and lock; a lock on it proves nothing.
+            if !names_this_file(path, &file) {
+                continue;
+            }
+            let lock = FileLock {
+                file,
+                path: path.to_owned(),
+            };
+            lock.write_note(note).map_err(LockError::Io)?;
+            return Ok(lock);
+        }
+    }
+
+    fn write_note(&self, note: &str) -> io::Result<()> {
+        let text = format!("{} {note}\n", std::process::id());
+        // Written before it is shortened: a reader never finds an empty file under a held lock.
+        self.file.write_all_at(text.as_bytes(), 0)?;
+        self.file.set_len(text.len() as u64)
+    }
+
+    /// The locked file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the path still names the locked file.
+    pub fn still_named(&self) -> bool {
+        names_this_file(&self.path, &self.file)
+    }
+}
+
+/// A lock on an open descriptor, for appending: shared among writers, exclusive to rotate.
+/// Waits; the holders keep it for one `write` or one rename.
+pub fn lock_open_file(file: &File, exclusive: bool) -> io::Result<()> {
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file(kind))) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Gives up a lock taken with [`lock_open_file`].
+pub fn unlock_open_file(file: &File) {
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+}
+
+/// Whether `path` still leads to the open `file` (same device and inode).
+pub fn names_this_file(path: &Path, file: &File) -> bool {
+    match (fs::metadata(path), file.metadata()) {
+        (Ok(named), Ok(open)) => named.dev() == open.dev() && named.ino() == open.ino(),
+        _ => false,
+    }
+}
+
+/// A path to `name` in an open directory that is short whatever the directory's own length:
+/// Unix socket addresses end at 108 bytes. Valid while `directory` is open.
+pub fn short_path(directory: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()))
+}
+
+// --- processes --------------------------------------------------------------------------------
+
+/// A process's short name (`comm`), for messages.
+pub fn process_name(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .ok()
+        .map(|name| name.trim_end().to_owned())
+}
+
+/// CPU time a process has used so far, all its threads together.
+pub fn cpu_time(pid: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold spaces and brackets: fields are counted after the last bracket.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    // USER_HZ is 100 on every Linux architecture that QEMU's system emulation runs on.
+    Some(Duration::from_millis(ticks * 10))
+}
+
+/// Cores this process may run on.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Memory the kernel believes could be given to new processes without swapping, in bytes.
+pub fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Who listens on a TCP port of the loopback or of all addresses, as `name (pid N)`, where
+/// `/proc` shows it; processes of other users stay hidden to all but root.
+pub fn port_owner(port: u16) -> Option<String> {
+    let inodes = listening_inodes(port);
+    if inodes.is_empty() {
+        return None;
+    }
+    for entry in fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let Ok(descriptors) = fs::read_dir(entry.path().join("fd")) else {
+            continue;
+        };
+        for descriptor in descriptors.flatten() {
+            let Ok(target) = fs::read_link(descriptor.path()) else {
+                continue;
+            };
+            let inode = target
+                .to_str()
+                .and_then(|text| text.strip_prefix("socket:["))
+                .and_then(|text| text.strip_suffix(']'));
+            if inode.is_some_and(|inode| inodes.contains(inode)) {
+                let name = process_name(pid).unwrap_or_else(|| "a process".to_owned());
+                return Some(format!("{name} (pid {pid})"));
+            }
+        }
+    }
+    None
+}
+
+/// The socket inodes listening on a port, from `/proc/net/tcp` and `tcp6` (proc(5)).
+fn listening_inodes(port: u16) -> HashSet<String> {
+    const LISTEN: &str = "0A";
+    let wanted = format!(":{port:04X}");
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|table| {
+            table
+                .lines()
+                .skip(1)
+                .filter_map(|line| {
+                    let fields: Vec<&str> = line.split_whitespace().collect();
+                    let listening = fields.get(3) == Some(&LISTEN) && fields.get(1)?.ends_with(&wanted);
+                    listening.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+                })
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn a_lock_excludes_and_names_its_holder() {
+        let scratch = Scratch::new("host-lock");
+        let path = scratch.path("lock");
+        assert_eq!(lock_holder(&path), Holder::Nobody);
+        let lock = FileLock::try_take(&path, "castra up").unwrap();
+        assert_eq!(lock_holder(&path), Holder::Description);
+        assert_eq!(locked_pid(&path), Some(std::process::id()));
+        match FileLock::try_take(&path, "castra down") {
+            Err(LockError::Held(who)) => assert_eq!(who, format!("{} castra up", std::process::id())),
+            other => panic!("two took one lock: {other:?}"),
+        }
+        drop(lock);
+        assert_eq!(lock_holder(&path), Holder::Nobody);
+        assert_eq!(
+            locked_pid(&path),
+            None,
+            "the pid of a free file counts for nothing"
+        );
+    }
+
+    #[test]
+    fn pids_that_no_process_has_are_none() {
+        let scratch = Scratch::new("host-pid");
+        let path = scratch.path("pid");
+        let lock = FileLock::try_take(&path, "x").unwrap();
+        for text in ["0", "-1", "", "abc", "99999999999"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(locked_pid(&path), None, "{text:?}");
+        }
+        drop(lock);
+    }
+
+    #[test]
+    fn the_owner_of_a_port_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let owner = port_owner(listener.local_addr().unwrap().port()).unwrap();
+        assert!(owner.contains(&format!("pid {}", std::process::id())), "{owner}");
+    }
+
+    #[test]
+    fn files_are_replaced_whole_and_private() {
+        let scratch = Scratch::new("host-replace");
+        let path = scratch.path("file");
+        replace_file(&path, b"one").unwrap();
+        replace_file(&path, b"two").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(
+            fs::read_dir(scratch.dir()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
+    }
+
+    #[test]
+    fn clocks_and_counters_answer() {
+        assert!(boottime() > Duration::ZERO);
+        assert_eq!(boot_id().len(), 36);
+        assert!(memory_available().unwrap() > 0);
+        assert!(cpu_time(std::process::id()).is_some());
+        assert_eq!(hex(&[0, 255, 16]), "00ff10");
+    }
+}

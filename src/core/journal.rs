@@ -1,0 +1,243 @@
+//! Files that several processes append whole lines to, and that are rotated by size: the event
+//! journals and the broker's log (DESIGN §4).
+//!
+//! Here: appending, cutting a torn tail, rotation. Not here: what a line says.
+//!
+//! The rules: a writer holds a shared lock for one append and checks that the path still names
+//! its file; whoever opens the file, or finds it too large, takes the lock exclusively, cuts a
+//! torn tail and rotates (`x.jsonl` becomes `x.jsonl.1`, and so on up to `keep`).
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::core::host;
+
+/// When a file is rotated and how many old ones are kept (`log_max_bytes`, `log_keep`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// Rotate before an append that would find the file this large, in bytes.
+    pub max_bytes: u64,
+    /// How many rotated files stay.
+    pub keep: u32,
+}
+
+impl Default for Rotation {
+    fn default() -> Rotation {
+        Rotation {
+            max_bytes: 64 * 1024 * 1024,
+            keep: 4,
+        }
+    }
+}
+
+/// A line file open for appending.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    file: File,
+    rotation: Rotation,
+}
+
+impl Journal {
+    /// Opens the file, making it and its directory if needed, and cuts a torn tail.
+    pub fn open(path: impl Into<PathBuf>, rotation: Rotation) -> io::Result<Journal> {
+        let path = path.into();
+        if let Some(dir) = path.parent() {
+            host::ensure_private_dir(dir)?;
+        }
+        let file = open_for_append(&path)?;
+        let mut journal = Journal { path, file, rotation };
+        journal.settle()?;
+        Ok(journal)
+    }
+
+    /// The file's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Appends one line (without line end) or several joined by line feeds, whole, with one `write`.
+    pub fn append(&mut self, lines: &str) -> io::Result<()> {
+        let mut bytes = Vec::with_capacity(lines.len() + 1);
+        bytes.extend_from_slice(lines.as_bytes());
+        bytes.push(b'\n');
+        loop {
+            host::lock_open_file(&self.file, false)?;
+            if !host::names_this_file(&self.path, &self.file) {
+                // Somebody rotated it, or removed it.
+                self.file = match open_for_append(&self.path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        if let Some(dir) = self.path.parent() {
+                            host::ensure_private_dir(dir)?;
+                        }
+                        open_for_append(&self.path)?
+                    }
+                    other => other?,
+                };
+                self.settle()?;
+                continue;
+            }
+            if self.file.metadata()?.len() >= self.rotation.max_bytes {
+                host::unlock_open_file(&self.file);
+                self.settle()?;
+                continue;
+            }
+            let written = self.write_whole(&bytes);
+            host::unlock_open_file(&self.file);
+            return written;
+        }
+    }
+
+    /// One `write` under O_APPEND. What a full disk cut short ends in a line end of its own as
+    /// soon as there is room: `settle` of the next opener cuts it, and so do we at once.
+    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self.file.write(bytes) {
+            Ok(written) if written == bytes.len() => Ok(()),
+            Ok(_) => {
+                host::unlock_open_file(&self.file);
+                self.settle()?;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.write_whole(bytes),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Under the exclusive lock: cuts a torn tail, rotates what is too large.
+    fn settle(&mut self) -> io::Result<()> {
+        host::lock_open_file(&self.file, true)?;
+        let outcome = self.settle_locked();
+        host::unlock_open_file(&self.file);
+        if outcome? {
+            self.file = open_for_append(&self.path)?;
+        }
+        Ok(())
+    }
+
+    /// True if the file was rotated away, by us or before us.
+    fn settle_locked(&mut self) -> io::Result<bool> {
+        if !host::names_this_file(&self.path, &self.file) {
+            return Ok(true);
+        }
+        let length = self.file.metadata()?.len();
+        let whole = end_of_last_line(&mut self.file, length)?;
+        if whole < length {
+            self.file.set_len(whole)?;
+        }
+        if whole < self.rotation.max_bytes {
+            return Ok(false);
+        }
+        let numbered = |number: u32| {
+            let mut name = self.path.as_os_str().to_os_string();
+            name.push(format!(".{number}"));
+            PathBuf::from(name)
+        };
+        if self.rotation.keep == 0 {
+            fs::remove_file(&self.path)?;
+            return Ok(true);
+        }
+        for number in (1..self.rotation.keep).rev() {
+            match fs::rename(numbered(number), numbered(number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        fs::rename(&self.path, numbered(1))?;
+        Ok(true)
+    }
+}
+
+fn open_for_append(path: &Path) -> io::Result<File> {
+    host::private_file()
+        .read(true)
+        .append(true)
+        .create(true)
+        .open(path)
+}
+
+/// Where the last whole line ends: the length up to and with the last line feed.
+fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> {
+    const PIECE: u64 = 64 * 1024;
+    let mut end = length;
+    while end > 0 {
+        let start = end.saturating_sub(PIECE);
+        file.seek(SeekFrom::Start(start))?;
+        let mut piece = Vec::new();
+        (&*file).take(end - start).read_to_end(&mut piece)?;
+        if let Some(position) = piece.iter().rposition(|byte| *byte == b'\n') {
+            return Ok(start + position as u64 + 1);
+        }
+        end = start;
+    }
+    Ok(0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_torn_tail_is_cut() {
+        let scratch = Scratch::new("journal-torn");
+        let path = scratch.path("x.jsonl");
+        fs::write(&path, "one\ntwo\nthr").unwrap();
+        Journal::open(&path, Rotation::default())
+            .unwrap()
+            .append("three")
+            .unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn several_writers_rotate_without_losing_a_line() {
+        let scratch = Scratch::new("journal-rotate");
+        let path = scratch.path("x.jsonl");
+        let rotation = Rotation {
+            max_bytes: 400,
+            keep: 100,
+        };
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let path = path.clone();
+                scope.spawn(move || {
+                    let mut journal = Journal::open(path, rotation).unwrap();
+                    for line in 0..100 {
+                        journal.append(&format!("{writer}-{line}")).unwrap();
+                    }
+                });
+            }
+        });
+        let mut seen = HashSet::new();
+        for entry in fs::read_dir(scratch.dir()).unwrap() {
+            let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+            assert!(text.is_empty() || text.ends_with('\n'));
+            seen.extend(text.lines().map(str::to_owned));
+        }
+        assert_eq!(seen.len(), 400);
+    }
+
+    #[test]
+    fn old_files_beyond_keep_are_dropped() {
+        let scratch = Scratch::new("journal-keep");
+        let path = scratch.path("x.log");
+        let mut journal = Journal::open(
+            &path,
+            Rotation {
+                max_bytes: 4,
+                keep: 2,
+            },
+        )
+        .unwrap();
+        for line in ["aaaa", "bbbb", "cccc", "dddd"] {
+            journal.append(line).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "dddd\n");
+        assert_eq!(fs::read_to_string(scratch.path("x.log.1")).unwrap(), "cccc\n");
+        assert_eq!(fs::read_to_string(scratch.path("x.log.2")).unwrap(), "bbbb\n");
+        assert!(!scratch.path("x.log.3").exists());
+    }
+}

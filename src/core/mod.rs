@@ -1,0 +1,18 @@
+//! What castra is: it decides and does. `core` never prints, never reads argv and never exits.
+//!
+//! Here: the nouns of the domain, one module each. Not here: the command line (`cli`) and text
+//! for people (`app`).
+
+pub mod cancel;
+pub mod config;
+pub mod events;
+pub mod failure;
+pub mod host;
+pub mod journal;
+pub mod name;
+pub mod paths;
+pub mod process;
+pub mod records;
+pub mod reporter;
+#[cfg(test)]
+pub(crate) mod scratch;

@@ -1,0 +1,464 @@
+//! Children that castra runs to their end: `qemu-img`, `ssh`, `tar`, `curl`, the image builder.
+//!
+//! Here: one way to start, feed, drain, bound and reap them. Not here: QEMU itself, which
+//! daemonizes and outlives us (`core::runtime`), or which arguments anybody gets.
+//!
+//! Every child is treated alike: its own process group (the terminal's Ctrl-C reaches only
+//! castra), stdin explicit, stdout and stderr drained by threads, a deadline, the stderr tail in
+//! the error, always reaped. A child past its deadline gets SIGTERM to its whole group, then
+//! SIGKILL.
+
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::core::cancel::Cancel;
+use crate::core::failure::{Exit, Failure};
+
+/// How much of stdout is kept in memory, bytes.
+const STDOUT_LIMIT: u64 = 1024 * 1024;
+/// How much of stderr is kept for the message: lines, and bytes a line.
+const STDERR_TAIL_LINES: usize = 20;
+const STDERR_LINE_BYTES: u64 = 4096;
+/// Between SIGTERM and SIGKILL to a child that must end.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+/// How often a wait looks at the child and at the request to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Who is told each line of a child's stderr.
+type OnLine<'a> = Box<dyn FnMut(&str) + Send + 'a>;
+
+/// A command to run to its end.
+pub struct Job<'a> {
+    program: OsString,
+    args: Vec<OsString>,
+    dir: Option<PathBuf>,
+    env: Vec<(OsString, OsString)>,
+    stdin: Vec<u8>,
+    deadline: Duration,
+    cancel: Option<Cancel>,
+    on_stderr_line: Option<OnLine<'a>>,
+}
+
+/// What a child left behind, whatever its exit status.
+#[derive(Debug)]
+pub struct Ended {
+    /// Program and arguments, for messages.
+    pub argv: String,
+    /// How it ended.
+    pub status: ExitStatus,
+    /// Its stdout, at most 1 MiB.
+    pub stdout: Vec<u8>,
+    /// The last lines of its stderr.
+    pub stderr_tail: String,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// Why a job has no result.
+#[derive(Debug)]
+pub enum JobError {
+    /// The program isn't there or can't be executed.
+    NotStarted {
+        /// The program.
+        program: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// It ran past its deadline and was ended.
+    TimedOut {
+        /// Program and arguments.
+        argv: String,
+        /// The deadline.
+        after: Duration,
+        /// The last lines of its stderr.
+        stderr_tail: String,
+    },
+    /// Somebody asked to stop, and it was ended.
+    Cancelled,
+    /// It ended with something other than 0.
+    Failed(Box<Ended>),
+}
+
+impl<'a> Job<'a> {
+    /// A job for `program`, found on PATH; stdin empty, a minute's deadline.
+    pub fn new(program: impl AsRef<OsStr>) -> Job<'a> {
+        Job {
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            dir: None,
+            env: Vec::new(),
+            stdin: Vec::new(),
+            deadline: Duration::from_secs(60),
+            cancel: None,
+            on_stderr_line: None,
+        }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self
+    }
+
+    /// Sets the working directory.
+    pub fn dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.dir = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.env
+            .push((key.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// What it reads on stdin.
+    pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.stdin = bytes.into();
+        self
+    }
+
+    /// How long it may take.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// Ends it when somebody asks to stop.
+    pub fn cancel(mut self, cancel: &Cancel) -> Self {
+        self.cancel = Some(cancel.clone());
+        self
+    }
+
+    /// Called with each line of its stderr as it comes, lossy UTF-8, without line end.
+    pub fn on_stderr_line(mut self, callback: impl FnMut(&str) + Send + 'a) -> Self {
+        self.on_stderr_line = Some(Box::new(callback));
+        self
+    }
+
+    /// Runs it; success is exit status 0.
+    pub fn run(self) -> Result<Ended, JobError> {
+        let ended = self.run_any()?;
+        if ended.status.success() {
+            Ok(ended)
+        } else {
+            Err(JobError::Failed(Box::new(ended)))
+        }
+    }
+
+    /// Runs it, whatever its exit status.
+    pub fn run_any(mut self) -> Result<Ended, JobError> {
+        let argv = show_argv(&self.program, &self.args);
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(key, value)| (key, value)))
+            .process_group(0)
+            .stdin(if self.stdin.is_empty() {
+                Stdio::null()
+            } else {
+                Stdio::piped()
+            })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
+        }
+        let began = Instant::now();
+        let mut child = command.spawn().map_err(|error| JobError::NotStarted {
+            program: self.program.to_string_lossy().into_owned(),
+            error,
+        })?;
+        let stdin = child.stdin.take();
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let input = std::mem::take(&mut self.stdin);
+        let callback = self.on_stderr_line.take();
+        thread::scope(|scope| {
+            if let Some(mut stdin) = stdin {
+                // A child that doesn't want its input is no fault of the job.
+                scope.spawn(move || stdin.write_all(&input));
+            }
+            let out = scope.spawn(move || drain_stdout(stdout));
+            let err = scope.spawn(move || drain_stderr(stderr, callback));
+            let waited = self.wait(&mut child, began);
+            let stdout = out.join().unwrap_or_default();
+            let stderr_tail = err.join().unwrap_or_default();
+            match waited {
+                Waited::Ended(status) => Ok(Ended {
+                    argv,
+                    status,
+                    stdout,
+                    stderr_tail,
+                    elapsed: began.elapsed(),
+                }),
+                Waited::Late => Err(JobError::TimedOut {
+                    argv,
+                    after: self.deadline,
+                    stderr_tail,
+                }),
+                Waited::Cancelled => Err(JobError::Cancelled),
+            }
+        })
+    }
+
+    fn wait(&self, child: &mut Child, began: Instant) -> Waited {
+        loop {
+            if let Ok(Some(status)) = child.try_wait() {
+                return Waited::Ended(status);
+            }
+            if self.cancel.as_ref().is_some_and(Cancel::is_requested) {
+                end_group(child);
+                return Waited::Cancelled;
+            }
+            if began.elapsed() >= self.deadline {
+                end_group(child);
+                return Waited::Late;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+enum Waited {
+    Ended(ExitStatus),
+    Late,
+    Cancelled,
+}
+
+/// Ends a child and its whole group: SIGTERM, after a grace SIGKILL; reaps it.
+pub fn end_group(child: &mut Child) {
+    let group = Pid::from_raw(i32::try_from(child.id()).expect("pids fit in 31 bits"));
+    let _ = killpg(group, Signal::SIGTERM);
+    let until = Instant::now() + TERM_GRACE;
+    while Instant::now() < until {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            break;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    // The leader is gone or not: whoever of its group is left holds our pipes open.
+    let _ = killpg(group, Signal::SIGKILL);
+    let _ = child.wait();
+}
+
+fn drain_stdout(mut stdout: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let _ = (&mut stdout).take(STDOUT_LIMIT).read_to_end(&mut kept);
+    let _ = io::copy(&mut stdout, &mut io::sink());
+    kept
+}
+
+fn drain_stderr<'a>(stderr: impl Read, mut callback: Option<OnLine<'a>>) -> String {
+    let mut tail = Tail::default();
+    let mut reader = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match (&mut reader).take(STDERR_LINE_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return tail.text(),
+            Ok(_) => {
+                let text = String::from_utf8_lossy(&line);
+                let text = text.trim_end_matches(['\n', '\r']);
+                tail.push(text);
+                if let Some(callback) = callback.as_mut() {
+                    callback(text);
+                }
+            }
+        }
+    }
+}
+
+/// The last lines of a stream.
+#[derive(Debug, Default)]
+pub struct Tail(VecDeque<String>);
+
+impl Tail {
+    /// Adds a line and forgets the oldest beyond 20.
+    pub fn push(&mut self, line: &str) {
+        if line.trim().is_empty() {
+            return;
+        }
+        if self.0.len() == STDERR_TAIL_LINES {
+            self.0.pop_front();
+        }
+        self.0.push_back(line.to_owned());
+    }
+
+    /// The lines, joined by line feeds.
+    pub fn text(&self) -> String {
+        self.0.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A command line for messages: arguments with odd characters are quoted.
+pub fn show_argv(program: &OsStr, args: &[OsString]) -> String {
+    std::iter::once(program)
+        .chain(args.iter().map(OsString::as_os_str))
+        .map(|word| shell_quote(&word.to_string_lossy()))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// One word, quoted for a POSIX shell where it needs to be.
+pub fn shell_quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "@%_-+=:,./".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// `exit status 3`, `signal 9 (SIGKILL)`.
+pub fn show_status(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(number)) => match Signal::try_from(number) {
+            Ok(signal) => format!("signal {number} ({signal})"),
+            Err(_) => format!("signal {number}"),
+        },
+        (None, None) => "an unknown status".to_owned(),
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tail = |f: &mut fmt::Formatter<'_>, text: &str| {
+            if text.is_empty() {
+                Ok(())
+            } else {
+                write!(f, ": {text}")
+            }
+        };
+        match self {
+            JobError::NotStarted { program, error } => write!(f, "`{program}` can't be started: {error}"),
+            JobError::TimedOut {
+                argv,
+                after,
+                stderr_tail,
+            } => {
+                write!(
+                    f,
+                    "`{argv}` took longer than {} s and was ended",
+                    after.as_secs_f32()
+                )?;
+                tail(f, stderr_tail)
+            }
+            JobError::Cancelled => write!(f, "interrupted"),
+            JobError::Failed(ended) => {
+                write!(f, "`{}` ended with {}", ended.argv, show_status(ended.status))?;
+                tail(f, &ended.stderr_tail)
+            }
+        }
+    }
+}
+
+impl std::error::Error for JobError {}
+
+impl JobError {
+    /// As a failure of the operation `what`; a missing program is `Unavailable`, an interruption
+    /// `Interrupted`, all else `otherwise`.
+    pub fn into_failure(self, what: impl Into<String>, otherwise: Exit) -> Failure {
+        let exit = match &self {
+            JobError::NotStarted { .. } => Exit::Unavailable,
+            JobError::Cancelled => Exit::Interrupted,
+            JobError::TimedOut { .. } | JobError::Failed(_) => otherwise,
+        };
+        Failure::new(exit, what).because(self)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn sh(script: &str) -> Job<'static> {
+        Job::new("sh").args(["-c", script])
+    }
+
+    #[test]
+    fn output_and_status_come_back() {
+        let ended = sh("cat; echo oops >&2").stdin("hello").run().unwrap();
+        assert_eq!(ended.stdout, b"hello");
+        assert_eq!(ended.stderr_tail, "oops");
+    }
+
+    #[test]
+    fn a_failure_shows_command_status_and_stderr() {
+        let error = sh("echo first >&2; echo no such thing >&2; exit 3")
+            .run()
+            .unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("exit status 3") && text.contains("no such thing"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_deadline_ends_the_whole_group() {
+        let began = Instant::now();
+        let error = sh("sleep 100 & sleep 100")
+            .deadline(Duration::from_millis(50))
+            .run()
+            .unwrap_err();
+        assert!(matches!(error, JobError::TimedOut { .. }), "{error}");
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "the background child held the pipes open"
+        );
+    }
+
+    #[test]
+    fn a_request_to_stop_ends_it() {
+        let cancel = Cancel::new();
+        cancel.request();
+        assert!(matches!(
+            sh("sleep 100").cancel(&cancel).run(),
+            Err(JobError::Cancelled)
+        ));
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let error = Job::new("castra-no-such-program").run().unwrap_err();
+        assert!(error.to_string().contains("castra-no-such-program"));
+        assert_eq!(error.into_failure("x", Exit::Failed).exit, Exit::Unavailable);
+    }
+
+    #[test]
+    fn lines_are_handed_on_as_they_come() {
+        let mut lines = Vec::new();
+        sh("printf 'a\\nb\\n' >&2")
+            .on_stderr_line(|line| lines.push(line.to_owned()))
+            .run()
+            .unwrap();
+        assert_eq!(lines, ["a", "b"]);
+    }
+
+    #[test]
+    fn words_are_quoted_for_a_shell() {
+        assert_eq!(shell_quote("a/b-1"), "a/b-1");
+        assert_eq!(shell_quote("it's"), r"'it'\''s'");
+        assert_eq!(shell_quote(""), "''");
+    }
+}

@@ -1,0 +1,64 @@
+# castra: `make demo` shows it at work, `make test` passes every test.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+RELEASE := target/release/castra
+# Tests and demo keep guest images here, apart from anybody's home directory.
+export CASTRA_TEST_HOME ?= $(CURDIR)/target/castra-home
+
+.PHONY: build check test lint bless demo bench install uninstall clean
+
+build:
+	$(CARGO) build --release --locked
+
+# All that needs no hypervisor.
+check:
+	$(CARGO) test --locked
+
+# Everything, real guests included.
+test:
+	scripts/install-deps.sh test
+	$(MAKE) lint
+	$(CARGO) build --locked --no-default-features --lib
+	$(CARGO) test --locked
+	$(CARGO) test --locked --test guests
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet
+
+# Rewrites the golden files; review the diff.
+bless:
+	CASTRA_BLESS=1 $(CARGO) test --locked
+
+demo:
+	scripts/install-deps.sh run
+	$(CARGO) build --release --locked
+	scripts/demo.sh $(RELEASE)
+
+bench:
+	scripts/install-deps.sh bench
+	$(CARGO) build --release --locked
+	scripts/bench.sh $(RELEASE)
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
+	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	install -m 755 $(RELEASE) $(DESTDIR)$(PREFIX)/bin/castra
+	$(RELEASE) man > $(DESTDIR)$(PREFIX)/share/man/man1/castra.1
+	$(RELEASE) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra
+	$(RELEASE) completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra
+	$(RELEASE) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/castra $(DESTDIR)$(PREFIX)/share/man/man1/castra.1 \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra \
+	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra \
+	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
+
+clean:
+	$(CARGO) clean

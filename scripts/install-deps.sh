@@ -1,0 +1,72 @@
+#!/bin/sh
+# Installs the Debian or Ubuntu packages that castra, its default guest or its tests need and
+# this machine lacks: with apt as root or through a sudo that asks nothing; otherwise it names
+# them and stops.
+#
+# usage: install-deps.sh run|test|bench
+set -eu
+
+usage() {
+    echo "usage: install-deps.sh run|test|bench" >&2
+    exit 64
+}
+[ $# -eq 1 ] || usage
+
+# COMMAND=PACKAGE: the package is wanted if the command is missing.
+run='qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ssh=openssh-client ssh-keygen=openssh-client
+     curl=curl tar=tar gzip=gzip xz=xz-utils zstd=zstd dpkg-deb=dpkg apt-get=apt cpio=cpio'
+test="$run sshd=openssh-server busybox=busybox-static python3=python3 jq=jq socat=socat ncat=ncat
+      nc.openbsd=netcat-openbsd nc.traditional=netcat-traditional groff=groff-base bash=bash"
+bench="$test mosquitto=mosquitto mosquitto_pub=mosquitto-clients"
+
+case $1 in
+run) wanted=$run ;;
+test) wanted=$test ;;
+bench) wanted=$bench ;;
+*) usage ;;
+esac
+
+PATH=$PATH:/usr/sbin:/sbin
+missing=
+for pair in $wanted; do
+    command -v "${pair%%=*}" >/dev/null 2>&1 && continue
+    package=${pair#*=}
+    case " $missing " in
+    *" $package "*) ;;
+    *) missing="$missing $package" ;;
+    esac
+done
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    echo "error: these Debian packages, or what your distribution calls them, are missing:$missing" >&2
+    echo "  try: install them with your package manager, then run this again" >&2
+    exit 69
+fi
+if [ "$(id -u)" -eq 0 ]; then
+    as_root=
+elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+    as_root='sudo -n'
+else
+    echo "error: packages are missing, and this is neither root nor a sudo without password" >&2
+    echo "  try: sudo apt-get install$missing" >&2
+    exit 69
+fi
+
+echo "installing:$missing" >&2
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# A server that a test package brings along (sshd, mosquitto) must not be started for it.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' | $as_root tee "$policy" >/dev/null
+    $as_root chmod 755 "$policy"
+    trap '$as_root rm -f "$policy"; rm -f "$log"' EXIT
+fi
+# shellcheck disable=SC2086
+if ! { $as_root apt-get -q update &&
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing; } >"$log" 2>&1 </dev/null; then
+    tail -n 20 "$log" >&2
+    echo "error: apt could not install:$missing" >&2
+    exit 69
+fi

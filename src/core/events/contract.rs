@@ -26,42 +26,207 @@ pub struct Stamped {
     pub event: Event,
 }
 
+/// The contract's names for one variant of [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fact {
+    /// The variant, as the embedders' encoding spells it.
+    pub variant: &'static str,
+    /// `type` of the contract line.
+    pub kind: &'static str,
+    /// `phase`, in the `vm.lifecycle` family.
+    pub phase: Option<&'static str>,
+}
+
+/// Every fact, in the order of the enum. A test holds that no variant is missing.
+pub const FACTS: [Fact; 29] = [
+    Fact {
+        variant: "Message",
+        kind: "message",
+        phase: None,
+    },
+    Fact {
+        variant: "OverlayPrepared",
+        kind: "vm.lifecycle",
+        phase: Some("overlay-prepared"),
+    },
+    Fact {
+        variant: "VmLaunched",
+        kind: "vm.lifecycle",
+        phase: Some("launched"),
+    },
+    Fact {
+        variant: "VmExited",
+        kind: "vm.lifecycle",
+        phase: Some("exited"),
+    },
+    Fact {
+        variant: "ShutdownRequested",
+        kind: "vm.lifecycle",
+        phase: Some("shutdown-requested"),
+    },
+    Fact {
+        variant: "CooperativeAttempted",
+        kind: "vm.lifecycle",
+        phase: Some("cooperative-attempted"),
+    },
+    Fact {
+        variant: "CooperativeSucceeded",
+        kind: "vm.lifecycle",
+        phase: Some("cooperative-succeeded"),
+    },
+    Fact {
+        variant: "CooperativeTimedOut",
+        kind: "vm.lifecycle",
+        phase: Some("cooperative-timed-out"),
+    },
+    Fact {
+        variant: "Escalated",
+        kind: "vm.lifecycle",
+        phase: Some("escalated"),
+    },
+    Fact {
+        variant: "ShutdownComplete",
+        kind: "vm.lifecycle",
+        phase: Some("shutdown-complete"),
+    },
+    Fact {
+        variant: "OverlayDiscarded",
+        kind: "vm.lifecycle",
+        phase: Some("overlay-discarded"),
+    },
+    Fact {
+        variant: "BootstrapPlanned",
+        kind: "bootstrap.planned",
+        phase: None,
+    },
+    Fact {
+        variant: "BootstrapStarted",
+        kind: "bootstrap.started",
+        phase: None,
+    },
+    Fact {
+        variant: "BootstrapStep",
+        kind: "bootstrap.step",
+        phase: None,
+    },
+    Fact {
+        variant: "BootstrapCompleted",
+        kind: "bootstrap.completed",
+        phase: None,
+    },
+    Fact {
+        variant: "BootstrapFailed",
+        kind: "bootstrap.failed",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerStarted",
+        kind: "broker.started",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerStopped",
+        kind: "broker.stopped",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerHandshake",
+        kind: "broker.handshake",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerSession",
+        kind: "broker.session",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerFreshness",
+        kind: "broker.freshness",
+        phase: None,
+    },
+    Fact {
+        variant: "BrokerBackpressure",
+        kind: "broker.backpressure",
+        phase: None,
+    },
+    Fact {
+        variant: "Cleanup",
+        kind: "cleanup",
+        phase: None,
+    },
+    Fact {
+        variant: "CommandAccepted",
+        kind: "command.accepted",
+        phase: None,
+    },
+    Fact {
+        variant: "CommandRejected",
+        kind: "command.rejected",
+        phase: None,
+    },
+    Fact {
+        variant: "CommandCompleted",
+        kind: "command.completed",
+        phase: None,
+    },
+    Fact {
+        variant: "CommandFailed",
+        kind: "command.failed",
+        phase: None,
+    },
+    Fact {
+        variant: "Usage",
+        kind: "usage",
+        phase: None,
+    },
+    Fact {
+        variant: "Summary",
+        kind: "summary",
+        phase: None,
+    },
+];
+
 impl Event {
-    /// The contract's name for this fact, and the phase for the `vm.lifecycle` family. The
-    /// `match` is exhaustive, so a new variant asks for a name.
-    pub fn contract_type(&self) -> (&'static str, Option<&'static str>) {
-        let lifecycle = |phase| ("vm.lifecycle", Some(phase));
-        match self {
-            Event::Message { .. } => ("message", None),
-            Event::OverlayPrepared { .. } => lifecycle("overlay-prepared"),
-            Event::VmLaunched { .. } => lifecycle("launched"),
-            Event::VmExited { .. } => lifecycle("exited"),
-            Event::ShutdownRequested { .. } => lifecycle("shutdown-requested"),
-            Event::CooperativeAttempted { .. } => lifecycle("cooperative-attempted"),
-            Event::CooperativeSucceeded { .. } => lifecycle("cooperative-succeeded"),
-            Event::CooperativeTimedOut { .. } => lifecycle("cooperative-timed-out"),
-            Event::Escalated { .. } => lifecycle("escalated"),
-            Event::ShutdownComplete { .. } => lifecycle("shutdown-complete"),
-            Event::OverlayDiscarded { .. } => lifecycle("overlay-discarded"),
-            Event::BootstrapPlanned(_) => ("bootstrap.planned", None),
-            Event::BootstrapStarted { .. } => ("bootstrap.started", None),
-            Event::BootstrapStep { .. } => ("bootstrap.step", None),
-            Event::BootstrapCompleted { .. } => ("bootstrap.completed", None),
-            Event::BootstrapFailed { .. } => ("bootstrap.failed", None),
-            Event::BrokerStarted { .. } => ("broker.started", None),
-            Event::BrokerStopped { .. } => ("broker.stopped", None),
-            Event::BrokerHandshake { .. } => ("broker.handshake", None),
-            Event::BrokerSession { .. } => ("broker.session", None),
-            Event::BrokerFreshness { .. } => ("broker.freshness", None),
-            Event::BrokerBackpressure { .. } => ("broker.backpressure", None),
-            Event::Cleanup { .. } => ("cleanup", None),
-            Event::CommandAccepted { .. } => ("command.accepted", None),
-            Event::CommandRejected { .. } => ("command.rejected", None),
-            Event::CommandCompleted { .. } => ("command.completed", None),
-            Event::CommandFailed { .. } => ("command.failed", None),
-            Event::Usage { .. } => ("usage", None),
-            Event::Summary { .. } => ("summary", None),
-        }
+    /// The contract's names for this fact. The `match` is exhaustive, so a new variant asks for
+    /// a row in [`FACTS`].
+    pub fn fact(&self) -> Fact {
+        let row = match self {
+            Event::Message { .. } => 0,
+            Event::OverlayPrepared { .. } => 1,
+            Event::VmLaunched { .. } => 2,
+            Event::VmExited { .. } => 3,
+            Event::ShutdownRequested { .. } => 4,
+            Event::CooperativeAttempted { .. } => 5,
+            Event::CooperativeSucceeded { .. } => 6,
+            Event::CooperativeTimedOut { .. } => 7,
+            Event::Escalated { .. } => 8,
+            Event::ShutdownComplete { .. } => 9,
+            Event::OverlayDiscarded { .. } => 10,
+            Event::BootstrapPlanned(_) => 11,
+            Event::BootstrapStarted { .. } => 12,
+            Event::BootstrapStep { .. } => 13,
+            Event::BootstrapCompleted { .. } => 14,
+            Event::BootstrapFailed { .. } => 15,
+            Event::BrokerStarted { .. } => 16,
+            Event::BrokerStopped { .. } => 17,
+            Event::BrokerHandshake { .. } => 18,
+            Event::BrokerSession { .. } => 19,
+            Event::BrokerFreshness { .. } => 20,
+            Event::BrokerBackpressure { .. } => 21,
+            Event::Cleanup { .. } => 22,
+            Event::CommandAccepted { .. } => 23,
+            Event::CommandRejected { .. } => 24,
+            Event::CommandCompleted { .. } => 25,
+            Event::CommandFailed { .. } => 26,
+            Event::Usage { .. } => 27,
+            Event::Summary { .. } => 28,
+        };
+        FACTS[row]
+    }
+
+    /// The `type` of the contract line.
+    pub fn contract_type(&self) -> &'static str {
+        self.fact().kind
     }
 }
 
@@ -73,7 +238,7 @@ impl Stamped {
 
     /// The contract object: envelope first, then the family's fields.
     pub fn contract_object(&self) -> Value {
-        let (kind, phase) = self.event.contract_type();
+        let Fact { kind, phase, .. } = self.event.fact();
         let mut object = Map::new();
         object.insert("type".into(), kind.into());
         object.insert("v".into(), CONTRACT_VERSION.into());
@@ -93,6 +258,35 @@ impl Stamped {
             }
         }
         Value::Object(object)
+    }
+
+    /// Reads a contract line back; `None` for types of a later castra and for lines that are
+    /// none. Unknown fields are ignored.
+    pub fn from_contract_line(line: &str) -> Option<Stamped> {
+        let Value::Object(mut object) = serde_json::from_str(line).ok()? else {
+            return None;
+        };
+        let fact = {
+            let kind = object.get("type")?.as_str()?;
+            let phase = object.get("phase").and_then(Value::as_str);
+            FACTS
+                .iter()
+                .find(|fact| fact.kind == kind && (fact.phase.is_none() || fact.phase == phase))?
+        };
+        let ts = object.remove("ts")?.as_str()?.to_owned();
+        let offset_ms = object.remove("offset_ms")?.as_u64()?;
+        let seq = object.remove("seq")?.as_u64()?;
+        let run = object.remove("run")?.as_str()?.to_owned();
+        let mut tagged = Map::new();
+        tagged.insert(fact.variant.to_owned(), Value::Object(object));
+        let event = serde_json::from_value(Value::Object(tagged)).ok()?;
+        Some(Stamped {
+            ts,
+            offset_ms,
+            seq,
+            run,
+            event,
+        })
     }
 }
 
@@ -117,5 +311,22 @@ mod tests {
         assert_eq!(object["text"], "hello");
         assert!(object["vm"].is_null(), "optional fields are present and null");
         assert_eq!(object["seq"], 3);
+        assert_eq!(
+            Stamped::from_contract_line(&stamped.contract_line()),
+            Some(stamped)
+        );
+    }
+
+    #[test]
+    fn lines_of_later_castras_and_garbage_are_none() {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            "not json",
+            r#"{"type":"vm.teleported","ts":"x","offset_ms":0,"seq":0,"run":"r"}"#,
+        ] {
+            assert_eq!(Stamped::from_contract_line(line), None, "{line}");
+        }
     }
 }

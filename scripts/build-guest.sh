@@ -1,0 +1,599 @@
+#!/bin/sh
+# build-guest.sh: makes castra's default guest from the packages of the Debian or Ubuntu it runs on.
+#
+# Here: finding, fetching and unpacking packages, choosing kernel modules and libraries, packing the initramfs.
+# Not here: what the guest does once it runs; that is in the files beside this script, in `guest/`.
+#
+# castra carries this script and those files inside its binary and runs them from a temporary directory, so it
+# depends on nothing else of the source tree. It needs no root and reaches nothing but the package mirror. The
+# same packages give the same bytes: sorted archive, one fixed time, owner 0:0, no trace of when or where.
+
+set -eu
+umask 022
+LC_ALL=C
+export LC_ALL
+
+usage() {
+    cat <<'EOF'
+usage: build-guest.sh --output DIR [--source DIR] [--built-by TEXT]
+
+Makes castra's default guest: DIR/vmlinux, DIR/initramfs.cpio and DIR/manifest.json. DIR appears complete or
+not at all; a guest that is there already is replaced.
+
+  --output DIR     where the guest goes
+  --source DIR     the files that become part of the guest; default: guest/ beside this script
+  --built-by TEXT  what the manifest says in "built_by"; default: castra
+  --help           this text
+
+Needs an x86-64 Debian or Ubuntu (or a distribution made from one) with its package mirror in reach; no root.
+Progress goes to stderr, one line a step.
+
+exit codes: 0 done; 64 wrong usage; 69 a host tool or the distribution is not there; 74 a download or a file
+failed; 129, 130, 143 ended by that signal (128 + its number)
+EOF
+}
+
+say() { printf '%s\n' "guest: $*" >&2; }
+# A failure in castra's form: what, why, what next.
+fail() {
+    code=$1
+    printf 'error: %s\n' "$2" >&2
+    [ -z "${3:-}" ] || printf '  because: %s\n' "$3" >&2
+    [ -z "${4:-}" ] || printf '  try: %s\n' "$4" >&2
+    exit "$code"
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+output='' built_by=castra
+source=$(dirname "$0")/guest
+while [ $# -gt 0 ]; do
+    case $1 in
+    --output | --source | --built-by)
+        [ $# -ge 2 ] || fail 64 "$1 needs a value" '' 'build-guest.sh --help'
+        case $1 in
+        --output) output=$2 ;;
+        --source) source=$2 ;;
+        --built-by) built_by=$2 ;;
+        esac
+        shift
+        ;;
+    --help | -h)
+        usage
+        exit 0
+        ;;
+    *) fail 64 "unknown argument: $1" '' 'build-guest.sh --help' ;;
+    esac
+    shift
+done
+[ -n "$output" ] || fail 64 'no --output DIR was given' '' 'build-guest.sh --help'
+case $built_by in *[!A-Za-z0-9\ ._+~:-]*) fail 64 "--built-by holds more than letters, digits and spaces: $built_by" ;; esac
+case $output in /*) ;; *) output=$PWD/$output ;; esac
+output=${output%/}
+case $source in /*) ;; *) source=$PWD/$source ;; esac
+
+# From the repository these are all files of guest/; castra writes the same set.
+guest_files='acpid castra-hello hello inittab late power profile rcS sshd'
+for file in $guest_files; do
+    [ -f "$source/$file" ] || fail 64 "$source/$file is missing" 'the guest is made from it' 'give --source a complete directory'
+done
+if [ -e "$output" ] && [ ! -e "$output/manifest.json" ] && [ -n "$(ls -A "$output" 2>/dev/null || echo file)" ]; then
+    fail 64 "$output exists and holds no guest" 'it would have to be deleted' 'name another directory'
+fi
+
+# --- can it work here at all? -------------------------------------------------------------------
+
+elsewhere='set `base_image` in castra.toml to a disk image of yours; then no guest has to be built'
+machine=$(uname -m)
+[ "$machine" = x86_64 ] || fail 69 "the default guest can't be built on $machine" 'it is made for x86-64 only so far' "$elsewhere"
+
+if ! have apt-get || ! have apt-cache || ! have dpkg-deb; then
+    fail 69 "the default guest can't be built on this system" \
+        'it is put together from Debian or Ubuntu packages, and apt-get, apt-cache and dpkg-deb are not all here' "$elsewhere"
+fi
+missing_tools='' missing_packages=''
+need() {
+    have "$1" && return
+    missing_tools="$missing_tools $1"
+    case " $missing_packages " in *" $2 "*) ;; *) missing_packages="$missing_packages $2" ;; esac
+}
+for tool in cat chmod cp dirname head ln ls mkdir mktemp mv od rm sort tail tr wc; do need "$tool" coreutils; done
+need find findutils
+need sed sed
+need grep grep
+need gzip gzip
+need tar tar
+[ -z "$missing_tools" ] || fail 69 "the default guest can't be built: not found:$missing_tools" \
+    'the build uses them' "apt-get install$missing_packages"
+
+# --- a place to work ----------------------------------------------------------------------------
+
+parent=$(dirname "$output")
+mkdir -p "$parent" 2>/dev/null || fail 74 "$parent can't be made" '' 'check its permissions, or give another --output'
+# Left behind by a build that was killed outright; the number in the name is its process id.
+for old in "$parent"/.castra-guest.*; do
+    pid=${old##*/.castra-guest.}
+    pid=${pid%%.*}
+    case $pid in *[!0-9]* | '') continue ;; esac
+    [ -d "/proc/$pid" ] || rm -rf "$old"
+done
+work=$(mktemp -d "$parent/.castra-guest.$$.XXXXXX" 2>/dev/null) ||
+    fail 74 "no temporary directory can be made in $parent" '' 'check its permissions and free space, or give another --output'
+clean_up() { rm -rf "$work"; }
+trap clean_up EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+log=$work/log
+pkg=$work/pkg   # packages, unpacked
+root=$work/root # what becomes the initramfs
+out=$work/out   # what becomes $output
+mkdir "$pkg" "$root" "$out" "$work/debs"
+
+# Runs a step whose failure means disk or download; its last words are shown.
+must() {
+    what=$1
+    shift
+    if ! "$@" >>"$log" 2>&1; then
+        fail 74 "$what failed" "$(tail -n 3 "$log" | tr '\n' ' ')" 'check the network, the package mirror and free disk space, then run it again'
+    fi
+}
+
+# --- packages -----------------------------------------------------------------------------------
+# The host's own package state decides nothing: installed versions are hidden behind an empty status file, and apt's
+# cache is private. The host's package lists are used as they are as long as they serve; where there are none,
+# or they name files that the mirror has dropped, fresh ones are fetched into the work directory.
+
+mkdir -p "$work/apt/state/lists/partial" "$work/apt/cache/archives/partial"
+: >"$work/apt/status"
+lists=host
+apt() {
+    program=$1
+    shift
+    if [ "$lists" = private ]; then
+        set -- -o "Dir::State=$work/apt/state" -o "Dir::State::lists=$work/apt/state/lists" "$@"
+    fi
+    # APT::Sandbox::User: root's apt would switch to a user who can't write here, and warn.
+    "$program" -o "Dir::State::status=$work/apt/status" -o "Dir::Cache=$work/apt/cache" \
+        -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin -o "APT::Sandbox::User=root" \
+        -o Debug::NoLocking=1 -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"
+}
+
+fetch_lists() {
+    say 'fetching fresh package lists'
+    lists=private
+    # Only the package indexes: no translations, no Contents, no icons. A third-party source that fails is none of
+    # our business, so the exit code says nothing; what counts is whether the packages are found afterwards.
+    apt apt-get -o Acquire::Languages=none \
+        -o Acquire::IndexTargets::deb-src::Sources::DefaultEnabled=false \
+        -o Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled=false \
+        -o Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false \
+        -o Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled=false \
+        -o Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled=false \
+        -o Acquire::IndexTargets::deb::CNF::DefaultEnabled=false \
+        update >>"$log" 2>&1 || :
+}
+
+# Names that $@ depend on, candidates of the lists, alternatives included, virtual packages left out.
+depends_of() {
+    apt apt-cache depends --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces --no-enhances "$@" 2>/dev/null |
+        sed -n 's/^[ |]*\(Pre\)\{0,1\}Depends: \([^<:]*\).*/\2/p' | sort -u
+}
+
+# What $@ reach over dependencies whose names match the pattern $1, themselves not included.
+closure() {
+    pattern=$1
+    shift
+    known=' '
+    while [ $# -gt 0 ]; do
+        next=''
+        for name in $(depends_of "$@"); do
+            printf '%s\n' "$name" | grep -Eq "$pattern" || continue
+            case $known in *" $name "*) continue ;; esac
+            known="$known$name "
+            next="$next $name"
+        done
+        # Split on purpose: package names.
+        # shellcheck disable=SC2086
+        set -- $next
+    done
+    printf '%s\n' "$known"
+}
+
+# Small kernels for virtual machines first, then the distribution's usual one.
+kernel_candidates='linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 linux-image-generic'
+programs='busybox-static dropbear-bin openssh-sftp-server e2fsprogs'
+
+# Sets `packages` to everything to be fetched.
+resolve() {
+    for candidate in $kernel_candidates; do
+        # The metapackage names the kernel of today; newer distributions keep modules in a package of their own.
+        kernel_packages=$(closure '^linux-(image|modules|binary)-[0-9]' "$candidate")
+        [ "$kernel_packages" = ' ' ] || break
+    done
+    [ "$kernel_packages" != ' ' ] || return 1
+    # Not all libraries that packages depend on are needed by the programs we take; that is seen later.
+    # shellcheck disable=SC2086
+    libraries=$(closure '^(lib|zlib1g)' $programs)
+    case $libraries in *" libc6 "*) ;; *) return 1 ;; esac
+    kernel_packages=$(for name in $kernel_packages; do case $name in linux-modules-extra-*) ;; *) echo "$name" ;; esac done)
+    packages="$kernel_packages $programs $libraries"
+}
+
+# Fetches one package into $work/debs; shown as number $2 of $3.
+fetch() {
+    say "fetching $1${2:+ ($2/$3)}"
+    (cd "$work/debs" && apt apt-get download "$1") >>"$log" 2>&1
+}
+fetch_all() {
+    total=0
+    for name in $packages; do total=$((total + 1)); done
+    number=0
+    for name in $packages; do
+        number=$((number + 1))
+        fetch "$name" "$number" "$total" || return 1
+    done
+}
+
+if ! { resolve && fetch_all; }; then
+    fetch_lists
+    resolve || fail 69 "the packages of the default guest aren't in this system's package sources" \
+        "looked for one of: $kernel_candidates; and for: $programs. $(tail -n 2 "$log" | tr '\n' ' ')" \
+        "check /etc/apt/sources.list and the network; or $elsewhere"
+    rm -f "$work"/debs/*.deb
+    fetch_all || fail 74 "fetching $name failed" "$(tail -n 2 "$log" | tr '\n' ' ')" \
+        'check the network and the package mirror, then run it again'
+fi
+
+# Big directories that hold no driver of a virtual machine stay packed.
+unpack() {
+    dpkg-deb --fsys-tarfile "$1" | tar -x -C "$pkg" -f - \
+        --exclude='*/kernel/drivers/gpu' --exclude='*/kernel/drivers/media' --exclude='*/kernel/sound' \
+        --exclude='*/kernel/drivers/net/wireless' --exclude='*/kernel/drivers/net/ethernet' \
+        --exclude='*/kernel/drivers/infiniband' --exclude='*/kernel/drivers/scsi' --exclude='*/kernel/drivers/staging' \
+        --exclude='*/usr/share/doc' --exclude='*/usr/share/man' --exclude='*/usr/share/locale'
+}
+say 'unpacking'
+for deb in "$work"/debs/*.deb; do must "unpacking ${deb##*/}" unpack "$deb"; done
+
+# Newer packages have everything below /usr, older ones don't; look in both.
+first_of() {
+    for found in "$@"; do
+        [ ! -f "$found" ] || {
+            printf '%s\n' "$found"
+            return
+        }
+    done
+    return 1
+}
+unexpected() {
+    fail 69 "the default guest can't be built from this system's packages" "$1" "$elsewhere; and please report it"
+}
+
+busybox=$(first_of "$pkg/bin/busybox" "$pkg/usr/bin/busybox") || unexpected 'busybox-static holds no busybox'
+dropbear=$(first_of "$pkg/usr/sbin/dropbear" "$pkg/usr/bin/dropbear") || unexpected 'dropbear-bin holds no dropbear'
+sftp_server=$(first_of "$pkg/usr/lib/openssh/sftp-server") || unexpected 'openssh-sftp-server holds no sftp-server'
+mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fsprogs holds no mke2fs'
+# Not by /lib64: that may be an absolute link, which would lead to the host's own.
+loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
+    unexpected 'libc6 holds no ld-linux-x86-64.so.2'
+library_path=$pkg/lib/x86_64-linux-gnu:$pkg/usr/lib/x86_64-linux-gnu
+for applet in acpid ash cmp dd ifconfig init insmod modprobe nc poweroff renice route timeout; do
+    "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
+done
+
+# --- kernel -------------------------------------------------------------------------------------
+
+vmlinuz=$(first_of "$pkg"/boot/vmlinuz-* "$pkg"/usr/lib/modules/*/vmlinuz "$pkg"/lib/modules/*/vmlinuz) ||
+    unexpected "no kernel in: $kernel_packages"
+for modules in "$pkg"/lib/modules/* "$pkg"/usr/lib/modules/*; do [ ! -d "$modules/kernel" ] || break; done
+[ -d "$modules/kernel" ] || unexpected "no kernel modules in: $kernel_packages"
+kernel_version=${modules##*/}
+
+number_at() { # $1: offset in the file, $2: bytes; little-endian like the host
+    od -An -t "u$2" -j "$1" -N "$2" "$vmlinuz" | tr -d ' '
+}
+magic_of() { od -An -t x1 -N 6 "$1" | tr -d ' \n'; }
+
+# Decompressors the host lacks come from the package mirror too: nobody has to install one for our sake.
+provide() { # $1: program, $2: package
+    ! have "$1" || return 0
+    for name in "$2" $(closure '^(lib|zlib1g)' "$2"); do
+        [ -z "$(find "$work/debs" -name "${name}_*.deb")" ] || continue
+        fetch "$name" && unpack "$work/debs/${name}"_*.deb ||
+            fail 69 "the kernel can't be unpacked: not found: $1" 'this kernel is packed with it' "apt-get install $2"
+    done
+}
+run() { # $1: program; further: its arguments
+    program=$1
+    shift
+    if have "$program"; then
+        "$program" "$@"
+    else
+        "$loader" --inhibit-cache --library-path "$library_path" "$pkg/usr/bin/$program" "$@"
+    fi
+}
+
+# Unpacks the file $1 to stdout, whatever it is packed with; `provide_for` must have seen it before.
+provide_for() {
+    case $(magic_of "$1") in
+    02214c18*) provide lz4 lz4 ;;
+    28b52ffd*) provide zstd zstd ;;
+    esac
+}
+unpacked() {
+    case $(magic_of "$1") in
+    02214c18*) run lz4 -dc - <"$1" ;;
+    28b52ffd*) run zstd -dc <"$1" ;;
+    1f8b*) gzip -dc <"$1" ;;
+    fd377a585a00) "$busybox" xzcat <"$1" ;;
+    5d0000*) "$busybox" lzcat <"$1" ;;
+    425a68*) "$busybox" bzcat <"$1" ;;
+    7f454c46*) cat "$1" ;;
+    *) return 1 ;;
+    esac
+}
+
+# A bzImage is a small loader around a compressed ELF kernel; QEMU starts the latter by itself (PVH), without
+# running the loader. The fields are those of Documentation/arch/x86/boot.rst: setup_sects at 0x1f1,
+# payload_offset at 0x248, payload_length at 0x24c.
+extract_vmlinux() {
+    setup_sectors=$(number_at 497 1)
+    [ "$setup_sectors" != 0 ] || setup_sectors=4
+    start=$(((setup_sectors + 1) * 512 + $(number_at 584 4)))
+    length=$(number_at 588 4)
+    tail -c "+$((start + 1))" "$vmlinuz" | head -c "$length" >"$work/payload"
+    # The payload's last four bytes are the kernel's size: gzip's own trailer, or appended by the kernel's build. In the
+    # latter case decompressors grumble about trailing bytes, so the size is the judge and not the exit code.
+    size=$(tail -c 4 "$work/payload" | od -An -t u4 | tr -d ' ')
+    provide_for "$work/payload"
+    unpacked "$work/payload" >"$out/vmlinux" 2>>"$log" || :
+    [ "$(magic_of "$out/vmlinux")" = 7f454c460201 ] && [ "$(wc -c <"$out/vmlinux")" = "$size" ]
+}
+say "extracting the kernel $kernel_version"
+extract_vmlinux || unexpected "${vmlinuz##*/} isn't packed in a way this script knows (payload begins with $(magic_of "$work/payload")). $(tail -n 2 "$log" | tr '\n' ' ')"
+
+# --- modules ------------------------------------------------------------------------------------
+# By when they are needed. A ! marks those without which the guest is no guest; the others may be built in or absent.
+
+modules_boot='virtio_pci! virtio_net! qemu_fw_cfg! button!'
+modules_late='virtio_rng virtio_blk! crc32c_generic ext4! virtio_console'
+modules_acpi='evdev!'
+modules_mounts='9pnet_virtio 9p'
+
+module_root=$root/lib/modules/$kernel_version
+mkdir -p "$module_root" "$work/depends"
+
+# The packed file of module $1 under either spelling, - or _.
+module_file() {
+    find "$modules/kernel" -name "$(printf '%s' "$1" | sed 's/[-_]/[-_]/g').ko*" | sort | head -n 1
+}
+built_in() {
+    grep -q "/$(printf '%s' "$1" | sed 's/[-_]/[-_]/g')\.ko\$" "$modules/modules.builtin"
+}
+
+# Takes module $1 and what it depends on into the guest; $work/depends/NAME lists the latter. A subshell, so that the
+# recursion has variables of its own.
+take_module() (
+    name=$(printf '%s' "$1" | tr - _)
+    [ ! -e "$work/depends/$name" ] || return 0
+    file=$(module_file "$name")
+    [ -n "$file" ] || {
+        built_in "$name"
+        return
+    }
+    provide_for "$file"
+    unpacked "$file" >"$module_root/$name.ko" || return 1
+    # .modinfo is a list of NUL-terminated KEY=VALUE.
+    depends=$(tr '\000' '\n' <"$module_root/$name.ko" | sed -n 's/^depends=//p' | head -n 1 | tr ',-' ' _')
+    printf '%s\n' "$depends" >"$work/depends/$name"
+    for dependency in $depends; do take_module "$dependency" || return 1; done
+)
+
+# Sets `taken` to those of $@ that have become module files; built-in ones need no loading.
+take_modules() {
+    taken=''
+    for wanted in "$@"; do
+        name=${wanted%!}
+        if take_module "$name"; then
+            [ ! -e "$work/depends/$name" ] || taken="$taken $name"
+        elif [ "$name" != "$wanted" ]; then
+            extra=linux-modules-extra-$kernel_version
+            if [ ! -e "$work/extra" ] && : >"$work/extra" && fetch "$extra"; then
+                # Ubuntu keeps rarer drivers in a package of their own, fetched only when it is needed.
+                must "unpacking $extra" unpack "$work/debs/$extra"_*.deb
+                take_module "$name" || unexpected "the kernel $kernel_version has no driver $name"
+                [ ! -e "$work/depends/$name" ] || taken="$taken $name"
+            else
+                unexpected "the kernel $kernel_version has no driver $name"
+            fi
+        else
+            say "the kernel $kernel_version has no $name; going on without"
+        fi
+    done
+    taken=${taken# }
+}
+
+# What must be loaded for module $1, deepest first, itself last.
+load_order() (
+    for dependency in $(cat "$work/depends/$1" 2>/dev/null); do load_order "$dependency"; done
+    [ ! -e "$work/depends/$1" ] || printf '%s\n' "$1"
+)
+
+say 'choosing kernel modules'
+mkdir -p "$root/etc/castra"
+for stage in boot late acpi mounts; do
+    eval "wanted=\$modules_$stage"
+    # Split on purpose: a list of names.
+    # shellcheck disable=SC2086
+    take_modules $wanted
+    printf '%s\n' "$taken" >"$root/etc/castra/modules.$stage"
+done
+# modprobe's own format: everything a module needs, the deepest last.
+for file in "$work"/depends/*; do
+    name=${file##*/}
+    printf '%s.ko:' "$name"
+    load_order "$name" | "$busybox" awk -v self="$name" '!seen[$0]++ && $0 != self { line = " " $0 ".ko" line } END { print line }'
+done >"$module_root/modules.dep"
+
+# --- programs and libraries ---------------------------------------------------------------------
+
+say 'putting the guest together'
+cd "$root"
+mkdir -p bin sbin usr/bin usr/sbin usr/lib/openssh usr/local/bin usr/local/sbin lib/x86_64-linux-gnu lib64 dev proc sys run/lock \
+    tmp root/.ssh etc/init.d etc/acpi/PWRF mnt opt home srv \
+    var/cache var/lib/dropbear var/log var/spool var/tmp run/castra
+chmod 1777 tmp var/tmp
+chmod 700 root root/.ssh var/lib/dropbear
+ln -s /run var/run
+ln -s /run/lock var/lock
+
+cp "$busybox" bin/busybox
+"$busybox" --list-full | sort | while read -r link; do
+    case $link in bin/busybox | linuxrc | */init) continue ;; esac
+    mkdir -p "${link%/*}"
+    ln -s /bin/busybox "$link"
+done
+ln -s /bin/busybox init
+ln -s /bin/busybox sbin/init
+cp "$dropbear" usr/sbin/dropbear
+dropbearkey=$(first_of "$pkg/usr/bin/dropbearkey") && cp "$dropbearkey" usr/bin/dropbearkey
+cp "$sftp_server" usr/lib/openssh/sftp-server
+# Where dropbear looks for it.
+ln -s openssh/sftp-server usr/lib/sftp-server
+cp "$mke2fs" usr/sbin/mke2fs
+rm -f sbin/mke2fs
+ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
+
+# Exactly the libraries these programs load, found by their own loader among the unpacked packages.
+for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/sbin/mke2fs; do
+    "$loader" --inhibit-cache --library-path "$library_path" --list "$program" >"$work/libraries" 2>>"$log" ||
+        unexpected "$program: $(tail -n 1 "$log")"
+    if grep -q 'not found' "$work/libraries"; then
+        unexpected "$program needs libraries that its packages don't bring: $(sed -n 's/ => not found//p' "$work/libraries" | tr -d '\t' | tr '\n' ' ')"
+    fi
+    sed -n 's/.* => \(\/.*\) (0x.*/\1/p' "$work/libraries" >>"$work/all-libraries"
+done
+sort -u "$work/all-libraries" | while read -r library; do
+    case $library in
+    "$pkg"/*) cp "$library" lib/x86_64-linux-gnu/ ;;
+    esac
+done
+cp "$loader" lib64/ld-linux-x86-64.so.2
+# Before glibc 2.34 names of users and hosts were looked up by separate libraries.
+for library in libnss_files.so.2 libnss_dns.so.2; do
+    found=$(first_of "$pkg/lib/x86_64-linux-gnu/$library" "$pkg/usr/lib/x86_64-linux-gnu/$library") &&
+        [ "$(wc -c <"$found")" -gt 16384 ] && cp "$found" lib/x86_64-linux-gnu/
+done
+
+# --- configuration ------------------------------------------------------------------------------
+
+for file in rcS late hello sshd acpid power; do
+    cp "$source/$file" "etc/init.d/$file"
+    chmod 755 "etc/init.d/$file"
+done
+cp "$source/inittab" etc/inittab
+cp "$source/profile" etc/profile
+cp "$source/castra-hello" usr/sbin/castra-hello
+chmod 755 usr/sbin/castra-hello
+for how in poweroff reboot halt; do
+    rm -f "sbin/$how"
+    ln -s /etc/init.d/power "sbin/$how"
+done
+# The event that BusyBox acpid reports for the power button.
+printf '#!/bin/sh\nexec /sbin/poweroff\n' >etc/acpi/PWRF/00000080
+chmod 755 etc/acpi/PWRF/00000080
+# Host keys live where they outlast the initramfs.
+ln -s /var/lib/dropbear etc/dropbear
+
+cat >etc/fstab <<'EOF'
+proc     /proc    proc     defaults                       0 0
+sysfs    /sys     sysfs    defaults                       0 0
+devtmpfs /dev     devtmpfs defaults                       0 0
+devpts   /dev/pts devpts   noauto,gid=5,mode=620,ptmxmode=666 0 0
+tmpfs    /dev/shm tmpfs    noauto,mode=1777,nosuid,nodev  0 0
+EOF
+printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >etc/passwd
+printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >etc/group
+printf 'root:*:19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n' >etc/shadow
+chmod 600 etc/shadow
+printf '/bin/sh\n/bin/ash\n' >etc/shells
+printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n' >etc/nsswitch.conf
+printf 'nameserver 10.0.2.3\n' >etc/resolv.conf
+printf '127.0.0.1\tlocalhost\n' >etc/hosts
+printf 'castra\n' >etc/hostname
+cat >etc/os-release <<EOF
+NAME="castra default guest"
+PRETTY_NAME="castra default guest (Linux $kernel_version)"
+ID=castra
+EOF
+find . -type f \( -path './lib/*' -o -path './lib64/*' \) -exec chmod 644 {} +
+chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/lib/openssh/sftp-server
+
+# --- the archive --------------------------------------------------------------------------------
+# Written here rather than by cpio, which may be absent, would store our user id, and can't make device nodes
+# without root. Format: Documentation/driver-api/early-userspace/buffer-format.rst, "newc".
+
+mtime=1577836800 # 2020-01-01: fixed, and not so old that programs wonder
+inode=0
+entry() { # $1: name, $2: mode with its type, $3: size, $4 $5: device numbers
+    inode=$((inode + 1))
+    printf '070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%s\000' \
+        "$inode" "$2" 0 0 1 "$mtime" "$3" 0 0 "${4:-0}" "${5:-0}" $((${#1} + 1)) 0 "$1"
+    pad $((110 + ${#1} + 1))
+}
+pad() { # to the next multiple of four
+    case $(($1 % 4)) in 1) printf '\000\000\000' ;; 2) printf '\000\000' ;; 3) printf '\000' ;; esac
+}
+pack() {
+    # Without it the kernel can't open a console for init.
+    find . -mindepth 1 -printf '%y\t%m\t%s\t%P\t%l\n' | sort -t "$tab" -k 4,4 >"$work/list"
+    while IFS=$tab read -r type mode size name target; do
+        case $type in
+        d) entry "$name" $((040000 | 0$mode)) 0 ;;
+        l)
+            entry "$name" $((0120777)) ${#target}
+            printf '%s' "$target"
+            pad ${#target}
+            ;;
+        f)
+            entry "$name" $((0100000 | 0$mode)) "$size"
+            cat "$name"
+            pad "$size"
+            ;;
+        esac
+    done <"$work/list"
+    entry dev/console $((020600)) 0 5 1
+    entry 'TRAILER!!!' 0 0
+}
+tab=$(printf '\t')
+say 'packing the initramfs'
+pack >"$out/initramfs.cpio" 2>>"$log" || fail 74 "writing $output failed" "$(tail -n 1 "$log")" 'check free disk space'
+
+# --- manifest -----------------------------------------------------------------------------------
+
+# 8250.nr_uarts: probing for serial ports that aren't there takes time under emulation. panic=-1: a panic ends the
+# guest at once, after its message.
+cmdline='console=ttyS0 quiet panic=-1 8250.nr_uarts=1'
+{
+    printf '{\n  "kernel_version": "%s",\n  "packages": {' "$kernel_version"
+    for deb in "$work"/debs/*.deb; do
+        dpkg-deb -W --showformat '${Package}\t${Version}\n' "$deb"
+    done | sort | {
+        separator=''
+        while IFS=$tab read -r name version; do
+            printf '%s\n    "%s": "%s"' "$separator" "$name" "$version"
+            separator=,
+        done
+    }
+    printf '\n  },\n  "cmdline": "%s",\n  "built_by": "%s"\n}\n' "$cmdline" "$built_by"
+} >"$out/manifest.json"
+
+# --- done ---------------------------------------------------------------------------------------
+
+cd /
+if [ -e "$output" ]; then
+    # Two renames: a reader may find nothing for an instant, but never half a guest.
+    must "replacing $output" mv "$output" "$work/replaced"
+fi
+must "moving the guest to $output" mv "$out" "$output"
+say "done: $output (Linux $kernel_version)"

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod cancel;
 pub mod config;
+pub mod escape;
 pub mod events;
 pub mod failure;
 pub mod host;

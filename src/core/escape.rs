@@ -1,0 +1,101 @@
+//! Text that came from a guest, made fit for a terminal, a log line or an event.
+//!
+//! Here: what is replaced, and by what. Not here: cutting a stream into lines
+//! (`core::bootstrap::lines`), or quoting for a shell (`core::process::shell_quote`).
+
+/// What stands at the end of a text that was cut.
+const CUT: char = '…';
+
+/// `text` as one harmless line of at most `limit` bytes: control characters (ESC, CR, LF, NUL,
+/// C1), bidirectional overrides, line separators and invisible characters are written as
+/// `\n`, `\x1b` or `\u{202e}`. A tab stays: it moves the cursor and nothing else. What doesn't
+/// fit is cut off, and the cut is shown by `…`.
+///
+/// The result is for reading. It isn't reversible, because doubling every backslash would
+/// disfigure honest text for the sake of no one.
+pub fn escape_line(text: &str, limit: usize) -> String {
+    let mut line = String::with_capacity(text.len().min(limit));
+    // The last place where a cut with its sign still fits.
+    let mut cut_at = 0;
+    for c in text.chars() {
+        let before = line.len();
+        if before + CUT.len_utf8() <= limit {
+            cut_at = before;
+        }
+        if is_harmless(c) {
+            line.push(c);
+        } else {
+            push_escaped(&mut line, c);
+        }
+        if line.len() > limit {
+            line.truncate(cut_at);
+            if limit >= CUT.len_utf8() {
+                line.push(CUT);
+            }
+            return line;
+        }
+    }
+    line
+}
+
+fn push_escaped(line: &mut String, c: char) {
+    match c {
+        '\n' => line.push_str("\\n"),
+        '\r' => line.push_str("\\r"),
+        '\0'..='\x7f' => line.push_str(&format!("\\x{:02x}", u32::from(c))),
+        _ => line.extend(c.escape_unicode()),
+    }
+}
+
+fn is_harmless(c: char) -> bool {
+    match c {
+        '\t' => true,
+        // What most text is made of, decided first.
+        ' '..='~' => true,
+        _ if c.is_control() => false,
+        // Soft hyphen, Arabic letter mark, Mongolian vowel separator.
+        '\u{ad}' | '\u{61c}' | '\u{180e}' => false,
+        // Zero-width space; marks, separators and overrides that change direction or line. The
+        // joiners U+200C and U+200D stay: Persian, Hindi and emoji are spelled with them.
+        '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => false,
+        '\u{feff}' | '\u{fff9}'..='\u{fffb}' => false,
+        // Tag characters: invisible, and able to spell a whole hidden text.
+        '\u{e0000}'..='\u{e007f}' => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escape_line;
+
+    #[test]
+    fn what_moves_the_terminal_is_written_out() {
+        for (text, shown) in [
+            ("plain text, tab\there", "plain text, tab\there"),
+            ("Grüße, 名前, 👩‍💻", "Grüße, 名前, 👩‍💻"),
+            ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+            ("a\r\nb\0", "a\\r\\nb\\x00"),
+            ("\u{9b}31m", "\\u{9b}31m"),
+            ("\u{202e}gnp.exe", "\\u{202e}gnp.exe"),
+            ("\u{2066}\u{2028}\u{feff}", "\\u{2066}\\u{2028}\\u{feff}"),
+            ("\u{e0041}", "\\u{e0041}"),
+            ("\x7f", "\\x7f"),
+        ] {
+            assert_eq!(escape_line(text, 1000), shown);
+        }
+    }
+
+    #[test]
+    fn a_cut_is_shown_and_never_exceeds_the_limit() {
+        assert_eq!(escape_line("abcdef", 6), "abcdef");
+        assert_eq!(escape_line("abcdefg", 6), "abc…");
+        assert_eq!(escape_line("ab\x1bcd", 6), "ab…");
+        assert_eq!(escape_line("ééé", 5), "é…");
+        assert_eq!(escape_line("abc", 2), "");
+        for limit in 0..40 {
+            let text = "é\x1b[0m\u{202e}日本\n".repeat(3);
+            assert!(escape_line(&text, limit).len() <= limit);
+        }
+    }
+}

@@ -12,9 +12,11 @@ pub mod failure;
 pub mod host;
 pub mod journal;
 pub mod name;
+pub mod operations;
 pub mod paths;
 pub mod process;
 pub mod records;
 pub mod reporter;
 #[cfg(test)]
 pub(crate) mod scratch;
+pub mod status;

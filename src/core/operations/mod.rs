@@ -1,0 +1,6 @@
+//! The verbs: one function for each thing castra does, and the way in for programs that embed it.
+//!
+//! Here: `pub fn NAME(options, reporter) -> Result<outcome, Failure>`, one module each. Not here:
+//! how any of it is asked for (`cli`) or shown (`app`).
+
+pub mod status;

@@ -1,0 +1,111 @@
+//! `status`: who is there, told from disk at once; and the same for every project there is.
+//!
+//! Here: the short wait for a broker that has only just started, and telling what couldn't be
+//! read. Not here: the contract and its rules (`core::status`).
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::cancel::Cancel;
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Failure, Result};
+use crate::core::reporter::{Emitter, Reporter};
+use crate::core::status::StatusOutcome;
+use crate::core::status::assemble::assemble;
+use crate::core::status::evidence::{Project, Snapshot};
+use crate::core::status::read::read;
+
+/// Guests come back to a broker that was started again after 0.25 s; while it is younger than
+/// this, status may wait for them (DESIGN §7).
+const YOUNG_BROKER: Duration = Duration::from_millis(500);
+
+/// Between two looks at a young broker.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// What a status is asked about.
+#[derive(Clone, Debug)]
+pub struct StatusOptions {
+    /// The project: `Project::from(&config)`, or from its workspace record.
+    pub project: Project,
+    /// Ends the wait for a young broker.
+    pub cancel: Cancel,
+}
+
+/// Tells who is there. Changes nothing and never waits, but for a broker younger than 500 ms:
+/// until it is that old or every running VM is reachable. What couldn't be read is reported as
+/// messages.
+pub fn status(options: StatusOptions, reporter: &mut dyn Reporter) -> Result<StatusOutcome> {
+    let began = Instant::now();
+    let mut snapshot = read(options.project)?;
+    let mut outcome = assemble(&snapshot);
+    while began.elapsed() < YOUNG_BROKER
+        && broker_is_young(&snapshot)
+        && outcome.vms.iter().any(|vm| vm.pid.is_some() && !vm.reachable)
+        && !options.cancel.pause(LOOK_EVERY)
+    {
+        snapshot = read(snapshot.project)?;
+        outcome = assemble(&snapshot);
+    }
+    tell_notes(&outcome, &Emitter::new(reporter));
+    Ok(outcome)
+}
+
+fn broker_is_young(snapshot: &Snapshot) -> bool {
+    snapshot.broker_pid.is_some()
+        && snapshot.broker.known().is_some_and(|broker| {
+            let age_ms = snapshot
+                .now
+                .boottime_ms
+                .saturating_sub(broker.started_boottime_ms);
+            broker.boot_id == snapshot.now.boot_id && u128::from(age_ms) < YOUNG_BROKER.as_millis()
+        })
+}
+
+fn tell_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {
+    for note in &outcome.notes {
+        let (vm, text) = (note.vm.as_ref(), note.text.clone());
+        emitter.emit(match &note.advice {
+            Some(advice) => Event::advice(Severity::Warn, vm, text, advice.clone()),
+            None => Event::message(Severity::Warn, vm, text),
+        });
+    }
+}
+
+/// Every project there is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusAllOutcome {
+    /// In the order they were asked for.
+    pub projects: Vec<StatusOutcome>,
+}
+
+/// Tells of several projects. One that can't be read doesn't hide the others: it is reported as an
+/// error and left out. Never waits.
+pub fn status_all(projects: Vec<Project>, reporter: &mut dyn Reporter) -> StatusAllOutcome {
+    let emitter = Emitter::new(reporter);
+    let mut outcomes = Vec::new();
+    for project in projects {
+        let workspace = project.workspace.clone();
+        match read(project) {
+            Ok(snapshot) => {
+                let outcome = assemble(&snapshot);
+                tell_notes(&outcome, &emitter);
+                outcomes.push(outcome);
+            }
+            Err(failure) => emitter.emit(unreadable(&workspace, &failure)),
+        }
+    }
+    StatusAllOutcome { projects: outcomes }
+}
+
+fn unreadable(workspace: &str, failure: &Failure) -> Event {
+    let text = format!("project {workspace} can't be read: {}", failure.what);
+    let text = match &failure.why {
+        Some(why) => format!("{text}: {why}"),
+        None => text,
+    };
+    match &failure.next {
+        Some(next) => Event::advice(Severity::Error, None, text, next.clone()),
+        None => Event::message(Severity::Error, None, text),
+    }
+}

@@ -1,0 +1,150 @@
+//! How a launch ended, read from what QEMU and the guest left behind.
+//!
+//! Here: the ends of `qmp.log` and `serial.log` and what they say (DESIGN §7). Not here: whether
+//! the VM has ended at all, or whether `down` asked for it ([`super::assemble`]).
+
+use serde_json::Value;
+
+use crate::core::host;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::reporter::wall_clock;
+
+use super::evidence::Ending;
+use super::{EndedStatus, VmState};
+
+/// As much of the end of `qmp.log` as is read. Every message in it is far shorter, and any one but
+/// the greeting proves that QMP was answered.
+const QMP_TAIL: u64 = 16 * 1024;
+
+/// As much of the end of the console as is searched for a panic: its trace is some 4 KiB.
+const CONSOLE_TAIL: u64 = 16 * 1024;
+
+/// Longest last words, characters.
+const LAST_WORDS: usize = 300;
+
+/// What every Linux kernel prints when it gives up.
+const PANIC: &str = "Kernel panic - not syncing";
+
+/// Reads how the last launch of a VM ended. `None`: QMP was never answered, so it hardly began.
+pub fn read(paths: &VmPaths) -> Option<Ending> {
+    let qmp = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
+    let console = host::tail_of(&paths.file(vm_file::SERIAL_LOG), CONSOLE_TAIL);
+    parse(&qmp, &console)
+}
+
+/// What the ends of the two logs say.
+fn parse(qmp: &str, console: &str) -> Option<Ending> {
+    let messages: Vec<Value> = qmp
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    // Events are sent only once `qmp_capabilities` was answered.
+    let answered = messages
+        .iter()
+        .any(|message| message.get("return").is_some() || message.get("event").is_some());
+    if !answered {
+        return None;
+    }
+    let shutdown = messages
+        .iter()
+        .rev()
+        .find(|message| message["event"] == "SHUTDOWN");
+    let reason = shutdown.and_then(|message| message["data"]["reason"].as_str());
+    let panicked = console.contains(PANIC);
+    let state = match reason {
+        Some("guest-shutdown" | "host-qmp-quit") => VmState::Stopped,
+        // Under `-no-reboot` a panic with `panic=-1` looks like a reboot.
+        Some("guest-reset") if !panicked => VmState::Stopped,
+        _ => VmState::Crashed,
+    };
+    Some(Ending {
+        state,
+        ended: EndedStatus {
+            reason: reason.unwrap_or("unknown").to_owned(),
+            at: shutdown.and_then(time_of),
+            last_words: last_words(console),
+        },
+    })
+}
+
+/// When QEMU says that it happened.
+fn time_of(message: &Value) -> Option<String> {
+    let stamp = &message["timestamp"];
+    let since = std::time::Duration::from_secs(stamp["seconds"].as_u64()?)
+        + std::time::Duration::from_micros(stamp["microseconds"].as_u64()?);
+    Some(wall_clock(std::time::SystemTime::UNIX_EPOCH.checked_add(since)?))
+}
+
+/// The line of the panic if there is one, else the last line that isn't empty.
+fn last_words(console: &str) -> Option<String> {
+    let lines = || console.lines().map(str::trim).filter(|line| !line.is_empty());
+    let line = lines()
+        .rfind(|line| line.contains(PANIC))
+        .or(lines().next_back())?;
+    Some(line.chars().take(LAST_WORDS).collect())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n";
+    const ANSWER: &str = "{\"return\": {}}\r\n";
+
+    fn shutdown(reason: &str) -> String {
+        format!(
+            "{{\"timestamp\": {{\"seconds\": 1795255200, \"microseconds\": 123456}}, \"event\": \"SHUTDOWN\", \
+             \"data\": {{\"guest\": true, \"reason\": \"{reason}\"}}}}\r\n"
+        )
+    }
+
+    #[test]
+    fn the_last_shutdown_decides() {
+        let panic = "[    1.0] Kernel panic - not syncing: VFS\n[    1.1] ---[ end Kernel panic ]---\n";
+        for (reason, console, state) in [
+            (Some("guest-shutdown"), "", VmState::Stopped),
+            (Some("host-qmp-quit"), "", VmState::Stopped),
+            (Some("guest-reset"), "Restarting system\n", VmState::Stopped),
+            (Some("guest-reset"), panic, VmState::Crashed),
+            (Some("guest-panic"), panic, VmState::Crashed),
+            (Some("host-error"), "", VmState::Crashed),
+            (Some("host-signal"), "", VmState::Crashed),
+            (None, "login: ", VmState::Crashed),
+        ] {
+            let event = reason.map(shutdown).unwrap_or_default();
+            let ending = parse(&format!("{GREETING}{ANSWER}{event}"), console).unwrap();
+            assert_eq!(ending.state, state, "{reason:?} {console:?}");
+            assert_eq!(ending.ended.reason, reason.unwrap_or("unknown"));
+            let at = reason.map(|_| "2026-11-21T10:00:00.123Z");
+            assert_eq!(ending.ended.at.as_deref(), at);
+        }
+        let twice = format!(
+            "{ANSWER}{}{}",
+            shutdown("guest-reset"),
+            shutdown("guest-shutdown")
+        );
+        assert_eq!(parse(&twice, "").unwrap().ended.reason, "guest-shutdown");
+    }
+
+    #[test]
+    fn without_an_answer_it_never_began() {
+        for qmp in ["", GREETING, "no JSON at all\n"] {
+            assert_eq!(parse(qmp, "Kernel panic - not syncing"), None);
+        }
+        // The answer itself may lie before the part that is read.
+        assert!(parse(&shutdown("guest-shutdown"), "").is_some());
+        let torn = format!("turn\": {{}}}}\r\n{}", shutdown("host-error"));
+        assert_eq!(parse(&torn, "").unwrap().ended.reason, "host-error");
+    }
+
+    #[test]
+    fn last_words_are_the_panic_or_the_last_line() {
+        assert_eq!(last_words(""), None);
+        assert_eq!(last_words("\r\n \r\n"), None);
+        assert_eq!(last_words("one\r\ntwo\r\n\r\n").as_deref(), Some("two"));
+        let panic = "[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n[ 1.1] CPU: 0\n";
+        assert!(last_words(panic).unwrap().contains("Attempted to kill init!"));
+        assert_eq!(last_words(&"x".repeat(1000)).unwrap().len(), LAST_WORDS);
+    }
+}

@@ -1,0 +1,157 @@
+//! What a status is concluded from: everything that was found on disk, unjudged.
+//!
+//! Here: plain data. Not here: how it is gathered ([`super::read`]) or what it means
+//! ([`super::assemble`]).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::core::broker::record::RecordRead;
+use crate::core::config::{BrokerConfig, Config};
+use crate::core::name::VmName;
+use crate::core::paths::StateRoot;
+use crate::core::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
+
+use super::{EndedStatus, VmState};
+
+/// The project a status is about.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Project {
+    /// Its name.
+    pub project: String,
+    /// Its id.
+    pub workspace: String,
+    /// The config file.
+    pub config_path: PathBuf,
+    /// Where its state is.
+    pub state: StateRoot,
+    /// The config's freshness window.
+    pub freshness: Duration,
+    /// The config's VMs in its order; `None`: there is no config to be had.
+    pub vms: Option<Vec<Declared>>,
+}
+
+/// What the config says about a VM, as far as status shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// The VM.
+    pub name: VmName,
+    /// The name of its `[[vms]]` entry.
+    pub role: String,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+}
+
+impl From<&Config> for Project {
+    fn from(config: &Config) -> Project {
+        let declared = config.vms.iter().map(|vm| Declared {
+            name: vm.name.clone(),
+            role: vm.role.clone(),
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+        });
+        Project {
+            project: config.project.clone(),
+            workspace: config.workspace.clone(),
+            config_path: config.path.clone(),
+            state: config.state.clone(),
+            freshness: config.broker.freshness,
+            vms: Some(declared.collect()),
+        }
+    }
+}
+
+impl From<&WorkspaceRecord> for Project {
+    /// A project whose config was moved or removed, or can't be understood.
+    fn from(record: &WorkspaceRecord) -> Project {
+        Project {
+            project: record.project.clone(),
+            workspace: record.id.clone(),
+            config_path: record.config_path.clone(),
+            state: StateRoot::new(&record.state_root),
+            freshness: BrokerConfig::default().freshness,
+            vms: None,
+        }
+    }
+}
+
+/// A small JSON file, as it was found.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found<T> {
+    /// There is none.
+    Absent,
+    /// It says this.
+    Is(T),
+    /// There is one, but it can't be read; why, naming the file.
+    Unreadable(String),
+}
+
+impl<T> Found<T> {
+    /// What it says, if it says anything.
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Found::Is(value) => Some(value),
+            Found::Absent | Found::Unreadable(_) => None,
+        }
+    }
+}
+
+/// All evidence on one project.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// The project.
+    pub project: Project,
+    /// The clocks, read last, so that no record is younger than now.
+    pub now: Now,
+    /// Who holds `broker.pid`; `None`: nobody.
+    pub broker_pid: Option<u32>,
+    /// `broker.json`, whether or not a broker runs.
+    pub broker: Found<BrokerRecord>,
+    /// `guests.json`; asked only where a VM runs whose `run.json` says nothing.
+    pub guests: Found<GuestsRecord>,
+    /// The VMs, in the order they are shown.
+    pub vms: Vec<VmEvidence>,
+}
+
+/// One moment on the clocks that matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// CLOCK_BOOTTIME, ms.
+    pub boottime_ms: u64,
+    /// The host boot.
+    pub boot_id: String,
+    /// Wall clock, ms since 1970. Used only for what an earlier host boot has left.
+    pub wall_ms: u64,
+}
+
+/// All evidence on one VM.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VmEvidence {
+    /// The VM.
+    pub name: VmName,
+    /// What the config says; `None`: it doesn't name this VM.
+    pub declared: Option<Declared>,
+    /// Which process holds the record lock on `qemu.pid`. Asked first.
+    pub qemu: Option<u32>,
+    /// `run.json`.
+    pub run: Found<RunRecord>,
+    /// `stop.json`, of whatever launch.
+    pub stop: Found<StopRecord>,
+    /// Somebody holds the VM's lock. Asked only where it decides something.
+    pub lock_held: bool,
+    /// The hand-shake record.
+    pub record: RecordRead,
+    /// How QEMU's log and the console say it ended. Asked only of VMs that don't run.
+    pub ending: Option<Ending>,
+}
+
+/// How a launch ended, by what it left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Stopped or crashed.
+    pub state: VmState,
+    /// Why, when, and the last words.
+    pub ended: EndedStatus,
+}

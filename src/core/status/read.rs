@@ -1,0 +1,168 @@
+//! Gathering the evidence: a few small files and questions to the kernel, nothing that waits.
+//!
+//! Here: what is read, in which order. Not here: what it means ([`super::assemble`]).
+//!
+//! The order matters, since nothing is locked meanwhile: for each VM first who holds `qemu.pid`,
+//! then its launch, then the record, and the clock last. So a QEMU that was seen alive is judged by
+//! its own launch or a later one, never by a hand-shake of an earlier one. A VM that seems not to
+//! run is asked again after its logs were read: it may have been launched in between.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+
+use crate::core::broker::record::read_record;
+use crate::core::failure::{Failure, Result};
+use crate::core::host::{self, Holder};
+use crate::core::name::VmName;
+use crate::core::paths::{StateRoot, VmPaths};
+use crate::core::records::{self, RunPhase, RunRecord};
+
+use super::assemble::bootstrap_runs;
+use super::ending;
+use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
+
+/// How often a VM that changes while it is looked at is looked at again.
+const TRIES: u32 = 3;
+
+/// Gathers all evidence on a project. A file that can't be understood is part of the evidence; a
+/// state root that can't be looked into is a failure, lest everything in it reads as stopped.
+pub fn read(project: Project) -> Result<Snapshot> {
+    let state = &project.state;
+    let broker_pid = host::locked_pid(&state.broker_pid());
+    let broker = found(records::load(&state.broker_json()));
+    let vms: Vec<VmEvidence> = names_of(&project)?
+        .into_iter()
+        .map(|(name, declared)| read_vm(state, &name, declared))
+        .collect();
+    let undated = vms.iter().any(|vm| vm.qemu.is_some() && vm.run.known().is_none());
+    let guests = if undated {
+        found(records::load(&state.guests()))
+    } else {
+        Found::Absent
+    };
+    Ok(Snapshot {
+        now: now(),
+        broker_pid,
+        broker,
+        guests,
+        vms,
+        project,
+    })
+}
+
+/// The clocks.
+pub fn now() -> Now {
+    let wall = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Now {
+        boottime_ms: host::boottime_ms(),
+        boot_id: host::boot_id().to_owned(),
+        wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+/// With a config its VMs, then those it doesn't name whose QEMU runs; without one those that were
+/// ever launched, by name.
+fn names_of(project: &Project) -> Result<Vec<(VmName, Option<Declared>)>> {
+    let mut on_disk: Vec<VmName> = match fs::read_dir(project.state.vms()) {
+        Ok(entries) => entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(Failure::io("read", &project.state.vms(), &error)),
+    };
+    on_disk.sort_by(|a, b| by_name(a.as_str(), b.as_str()));
+    let runs = |name: &VmName| qemu_of(&project.state.vm(name)).is_some();
+    let Some(declared) = &project.vms else {
+        on_disk.retain(|name| project.state.vm(name).run().exists() || runs(name));
+        return Ok(on_disk.into_iter().map(|name| (name, None)).collect());
+    };
+    let mut names: Vec<_> = declared
+        .iter()
+        .map(|declared| (declared.name.clone(), Some(declared.clone())))
+        .collect();
+    let named: HashSet<&VmName> = declared.iter().map(|declared| &declared.name).collect();
+    on_disk.retain(|name| !named.contains(name) && runs(name));
+    names.extend(on_disk.into_iter().map(|name| (name, None)));
+    Ok(names)
+}
+
+/// As people sort: `api-2` before `api-10`.
+fn by_name(a: &str, b: &str) -> Ordering {
+    fn parts(name: &str) -> (&str, u64) {
+        let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        (stem, name[stem.len()..].parse().unwrap_or(0))
+    }
+    parts(a).cmp(&parts(b)).then_with(|| a.cmp(b))
+}
+
+fn read_vm(state: &StateRoot, name: &VmName, declared: Option<Declared>) -> VmEvidence {
+    let paths = state.vm(name);
+    let mut evidence = look_at(state, &paths, name, declared);
+    for _ in 1..TRIES {
+        let settled = evidence.qemu.is_some()
+            || evidence.run == Found::Absent
+            || (qemu_of(&paths).is_none() && evidence.run == found(records::load(&paths.run())));
+        if settled {
+            break;
+        }
+        evidence = look_at(state, &paths, name, evidence.declared);
+    }
+    evidence
+}
+
+fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<Declared>) -> VmEvidence {
+    let qemu = qemu_of(paths);
+    let run: Found<RunRecord> = found(records::load(&paths.run()));
+    let stop = match run {
+        Found::Absent => Found::Absent,
+        Found::Is(_) | Found::Unreadable(_) => found(records::load(&paths.stop())),
+    };
+    // The lock says whether a launch, a stop or a bootstrap is still at work; for a VM that
+    // simply runs or is simply gone it has nothing to say.
+    let lock_matters = run.known().is_some_and(|run| {
+        run.phase == RunPhase::Starting
+            || bootstrap_runs(run)
+            || (qemu.is_none() && matches!(stop, Found::Is(_)))
+    });
+    let lock_held = lock_matters && host::lock_holder(&paths.lock()) != Holder::Nobody;
+    let ending = match (&run, qemu) {
+        (Found::Is(_), None) => ending::read(paths),
+        _ => None,
+    };
+    VmEvidence {
+        name: name.clone(),
+        declared,
+        qemu,
+        run,
+        stop,
+        lock_held,
+        record: read_record(&state.handshake(name)),
+        ending,
+    }
+}
+
+/// The process that holds QEMU's record lock. A lock of another kind is not QEMU's.
+fn qemu_of(paths: &VmPaths) -> Option<u32> {
+    match host::lock_holder(&paths.qemu_pid()) {
+        Holder::Process(pid) => Some(pid),
+        Holder::Nobody | Holder::Description => None,
+    }
+}
+
+fn found<T: DeserializeOwned>(loaded: Result<Option<T>, Failure>) -> Found<T> {
+    match loaded {
+        Ok(Some(value)) => Found::Is(value),
+        Ok(None) => Found::Absent,
+        Err(failure) => Found::Unreadable(match failure.why {
+            Some(why) => format!("{}: {why}", failure.what),
+            None => failure.what,
+        }),
+    }
+}

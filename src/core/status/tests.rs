@@ -1,0 +1,585 @@
+//! Every rule of the status contract under a clock that stands where a test puts it.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::core::broker::record::{HandshakeRecord, RecordRead};
+use crate::core::events::{Accel, BootstrapPlanSsh};
+use crate::core::paths::StateRoot;
+use crate::core::records::{
+    BootstrapRecord, BrokerRecord, GuestRecord, GuestsRecord, RunPhase, RunRecord, StopRecord,
+};
+
+use super::assemble::assemble;
+use super::evidence::{Declared, Ending, Found, Now, Project, Snapshot, VmEvidence};
+use super::{BrokerState, EndedStatus, GuestState, VmState};
+
+const NOW: u64 = 1_000_000;
+const LAUNCHED: u64 = 900_000;
+const WINDOW: u64 = 45_000;
+/// 2026-11-21T10:00:00Z.
+const WALL: u64 = 1_795_255_200_000;
+
+fn declared(name: &str) -> Declared {
+    Declared {
+        name: name.parse().unwrap(),
+        role: "web".into(),
+        cpus: 1,
+        memory_bytes: 1 << 30,
+    }
+}
+
+fn run() -> RunRecord {
+    RunRecord {
+        vm: "web-0".parse().unwrap(),
+        role: "web".into(),
+        launch_id: "launch-2".into(),
+        phase: RunPhase::Running,
+        launched_boottime_ms: LAUNCHED,
+        launched_at: "2026-11-21T09:58:20.000Z".into(),
+        boot_id: "this-boot".into(),
+        accel: Accel::Tcg,
+        accel_reason: "no /dev/kvm".into(),
+        cpus: 2,
+        memory_bytes: 2 << 30,
+        forwards: Vec::new(),
+        ssh: BootstrapPlanSsh {
+            user: "root".into(),
+            host: "127.0.0.1".into(),
+            port: Some(2222),
+            identity: None,
+            options: Vec::new(),
+        },
+        overlay: None,
+        persist: false,
+        bootstrap: None,
+    }
+}
+
+fn heard(boottime_ms: u64) -> HandshakeRecord {
+    HandshakeRecord {
+        vm: "web-0".parse().unwrap(),
+        boot_id: "this-boot".into(),
+        broker_run: "run-1".into(),
+        handshake_boottime_ms: boottime_ms,
+        heard_boottime_ms: boottime_ms,
+        heard_at: "2026-11-21T09:59:00.000Z".into(),
+        capabilities: vec!["bus-v1".into()],
+        bus_session: true,
+        bus_subscribed: true,
+        last_publish_boottime_ms: Some(boottime_ms - 1_000),
+        last_heartbeat_boottime_ms: Some(boottime_ms),
+        guest_metrics: Some(json!({ "load": 1 })),
+    }
+}
+
+fn stop(launch_id: &str) -> StopRecord {
+    StopRecord {
+        launch_id: launch_id.into(),
+        by: "castra down (pid 9)".into(),
+        at: "2026-11-21T09:59:50.000Z".into(),
+    }
+}
+
+fn ending(state: VmState, reason: &str) -> Ending {
+    Ending {
+        state,
+        ended: EndedStatus {
+            reason: reason.into(),
+            at: Some("2026-11-21T09:59:55.000Z".into()),
+            last_words: Some("login: ".into()),
+        },
+    }
+}
+
+/// A VM that runs under a running broker and was heard 400 ms ago.
+fn healthy() -> Snapshot {
+    Snapshot {
+        project: Project {
+            project: "demo".into(),
+            workspace: "demo-1a2b3c4d".into(),
+            config_path: "/p/castra.toml".into(),
+            state: StateRoot::new("/s"),
+            freshness: Duration::from_secs(30),
+            vms: Some(vec![declared("web-0")]),
+        },
+        now: Now {
+            boottime_ms: NOW,
+            boot_id: "this-boot".into(),
+            wall_ms: WALL,
+        },
+        broker_pid: Some(4711),
+        broker: Found::Is(BrokerRecord {
+            port: 7070,
+            run: "run-1".into(),
+            started_boottime_ms: 890_000,
+            started_at: "2026-11-21T09:58:10.000Z".into(),
+            boot_id: "this-boot".into(),
+            clean_stop: false,
+            embedded: false,
+            freshness_window_ms: WINDOW,
+        }),
+        guests: Found::Absent,
+        vms: vec![VmEvidence {
+            name: "web-0".parse().unwrap(),
+            declared: Some(declared("web-0")),
+            qemu: Some(4712),
+            run: Found::Is(run()),
+            stop: Found::Absent,
+            lock_held: false,
+            record: RecordRead::Record(heard(NOW - 400)),
+            ending: None,
+        }],
+    }
+}
+
+/// The healthy snapshot after `change`, assembled; the one VM in a line of text.
+fn check(what: &str, expected: &str, change: impl FnOnce(&mut Snapshot)) {
+    let mut snapshot = healthy();
+    change(&mut snapshot);
+    let vm = assemble(&snapshot).vms.remove(0);
+    let age = vm
+        .last_handshake_age_ms
+        .map_or("-".to_owned(), |age| age.to_string());
+    let ended = vm.ended.map_or("-".to_owned(), |ended| ended.reason);
+    let told = format!("{} {} {age} {ended}", vm.state.as_str(), vm.broker.as_str());
+    assert_eq!(told, expected, "{what}");
+}
+
+fn edit_run(snapshot: &mut Snapshot, change: impl FnOnce(&mut RunRecord)) {
+    let Found::Is(run) = &mut snapshot.vms[0].run else {
+        panic!("no run.json");
+    };
+    change(run);
+}
+
+fn edit_record(snapshot: &mut Snapshot, change: impl FnOnce(&mut HandshakeRecord)) {
+    let RecordRead::Record(record) = &mut snapshot.vms[0].record else {
+        panic!("no record");
+    };
+    change(record);
+}
+
+#[test]
+fn states_in_the_order_of_the_contract() {
+    check("healthy", "running reachable 400 -", |_| {});
+    check("never ran", "stopped waiting - -", |s| {
+        s.vms[0].run = Found::Absent;
+        s.vms[0].qemu = None;
+        s.vms[0].record = RecordRead::Absent;
+    });
+    check("being launched", "starting waiting - -", |s| {
+        edit_run(s, |run| run.phase = RunPhase::Starting);
+        s.vms[0].qemu = None;
+        s.vms[0].lock_held = true;
+        s.vms[0].record = RecordRead::Absent;
+    });
+    check("QEMU is there but hasn't answered", "starting waiting - -", |s| {
+        edit_run(s, |run| run.phase = RunPhase::Starting);
+        s.vms[0].lock_held = true;
+        s.vms[0].record = RecordRead::Absent;
+    });
+    check("starting wins over stopping", "starting waiting - -", |s| {
+        edit_run(s, |run| run.phase = RunPhase::Starting);
+        s.vms[0].lock_held = true;
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].record = RecordRead::Absent;
+    });
+    check("the launcher died, QEMU lives", "running reachable 400 -", |s| {
+        edit_run(s, |run| run.phase = RunPhase::Starting);
+    });
+    check(
+        "the launcher died, and no QEMU",
+        "stopped waiting - unknown",
+        |s| {
+            edit_run(s, |run| run.phase = RunPhase::Starting);
+            s.vms[0].qemu = None;
+            s.vms[0].record = RecordRead::Absent;
+        },
+    );
+    check("asked to stop, still there", "stopping reachable 400 -", |s| {
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+    });
+    check("gone, `down` still tidies up", "stopping waiting 400 -", |s| {
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].qemu = None;
+        s.vms[0].lock_held = true;
+    });
+    check(
+        "an earlier launch was asked to stop",
+        "running reachable 400 -",
+        |s| {
+            s.vms[0].stop = Found::Is(stop("launch-1"));
+        },
+    );
+    check("stopped by `down`", "stopped waiting 400 host-signal", |s| {
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].qemu = None;
+        s.vms[0].ending = Some(ending(VmState::Crashed, "host-signal"));
+    });
+    check(
+        "crashed after an earlier stop",
+        "crashed waiting 400 guest-panic",
+        |s| {
+            s.vms[0].stop = Found::Is(stop("launch-1"));
+            s.vms[0].qemu = None;
+            s.vms[0].ending = Some(ending(VmState::Crashed, "guest-panic"));
+        },
+    );
+    check(
+        "powered off by its guest",
+        "stopped waiting 400 guest-shutdown",
+        |s| {
+            s.vms[0].qemu = None;
+            s.vms[0].ending = Some(ending(VmState::Stopped, "guest-shutdown"));
+        },
+    );
+    check("the host rebooted", "stopped offline 1000000 host-reboot", |s| {
+        edit_run(s, |run| run.boot_id = "last-boot".into());
+        edit_record(s, |record| record.boot_id = "last-boot".into());
+        s.broker_pid = None;
+        s.vms[0].qemu = None;
+        s.vms[0].ending = Some(ending(VmState::Crashed, "host-error"));
+    });
+}
+
+#[test]
+fn a_locked_pid_file_outweighs_a_lost_run_json() {
+    for run in [
+        Found::Absent,
+        Found::Unreadable("can't understand run.json".into()),
+    ] {
+        // Nothing proves that the hand-shake is of this launch.
+        check("unknown launch", "running waiting - -", |s| {
+            s.vms[0].run = run.clone()
+        });
+        check("launch known from guests.json", "running reachable 400 -", |s| {
+            s.vms[0].run = run.clone();
+            s.guests = Found::Is(GuestsRecord {
+                guests: vec![GuestRecord {
+                    name: "web-0".parse().unwrap(),
+                    launch_id: Some("launch-2".into()),
+                    launched_boottime_ms: Some(LAUNCHED),
+                    boot_id: Some("this-boot".into()),
+                    token_sha256: None,
+                }],
+            });
+        });
+        check("nothing runs", "stopped waiting 400 -", |s| {
+            s.vms[0].run = run.clone();
+            s.vms[0].qemu = None;
+        });
+    }
+}
+
+#[test]
+fn reachable_is_exactly_age_within_window_while_both_run() {
+    check("at the edge", "running reachable 45000 -", |s| {
+        edit_record(s, |record| record.heard_boottime_ms = NOW - WINDOW);
+    });
+    check("past the edge", "running waiting 45001 -", |s| {
+        edit_record(s, |record| record.heard_boottime_ms = NOW - WINDOW - 1);
+    });
+    check("written after the clock was read", "running reachable 0 -", |s| {
+        edit_record(s, |record| record.heard_boottime_ms = NOW + 3);
+    });
+    check(
+        "the broker is gone: the age stays true",
+        "running offline 400 -",
+        |s| s.broker_pid = None,
+    );
+    check(
+        "another broker run: the hand-shake counts",
+        "running reachable 400 -",
+        |s| {
+            edit_record(s, |record| record.broker_run = "run-0".into());
+        },
+    );
+    check("never heard", "running waiting - -", |s| {
+        s.vms[0].record = RecordRead::Absent
+    });
+    check("unreadable", "running waiting - -", |s| {
+        s.vms[0].record = RecordRead::Unreadable("it is torn".into());
+    });
+    check("another VM's record", "running waiting - -", |s| {
+        edit_record(s, |record| record.vm = "db".parse().unwrap());
+    });
+    check("QEMU is gone", "crashed waiting 400 unknown", |s| {
+        s.vms[0].qemu = None;
+        s.vms[0].ending = Some(ending(VmState::Crashed, "unknown"));
+    });
+}
+
+#[test]
+fn a_record_counts_for_one_boot_of_one_vm() {
+    check("hello at the launch", "running reachable 100000 -", |s| {
+        edit_record(s, |record| {
+            record.handshake_boottime_ms = LAUNCHED;
+            record.heard_boottime_ms = LAUNCHED;
+        });
+        let Found::Is(broker) = &mut s.broker else {
+            panic!()
+        };
+        broker.freshness_window_ms = 100_000;
+    });
+    check("hello before this launch", "running waiting - -", |s| {
+        edit_record(s, |record| record.handshake_boottime_ms = LAUNCHED - 1);
+    });
+    check(
+        "an earlier host boot's record, launched in this one",
+        "running waiting - -",
+        |s| {
+            edit_record(s, |record| record.boot_id = "last-boot".into());
+        },
+    );
+    let rebooted = |s: &mut Snapshot, heard_at: &str| {
+        edit_run(s, |run| run.boot_id = "last-boot".into());
+        edit_record(s, |record| {
+            record.boot_id = "last-boot".into();
+            record.heard_at = heard_at.into();
+        });
+        s.vms[0].qemu = None;
+    };
+    check(
+        "an hour ago by the wall clock",
+        "stopped waiting 3600000 host-reboot",
+        |s| {
+            rebooted(s, "2026-11-21T09:00:00.000Z");
+        },
+    );
+    check(
+        "the wall clock was set back",
+        "stopped waiting 1000000 host-reboot",
+        |s| {
+            rebooted(s, "2026-11-21T11:00:00.000Z");
+        },
+    );
+    check(
+        "the stamp is no time",
+        "stopped waiting 1000000 host-reboot",
+        |s| rebooted(s, "soon"),
+    );
+    check(
+        "before a launch of the earlier boot",
+        "stopped waiting - host-reboot",
+        |s| {
+            rebooted(s, "2026-11-21T09:00:00.000Z");
+            edit_record(s, |record| record.handshake_boottime_ms = LAUNCHED - 1);
+        },
+    );
+    check(
+        "two boots ago, launched after",
+        "stopped waiting - host-reboot",
+        |s| {
+            rebooted(s, "2026-11-21T09:00:00.000Z");
+            edit_record(s, |record| record.boot_id = "boot-before-last".into());
+        },
+    );
+    check(
+        "launched in an earlier boot, heard in this one",
+        "stopped waiting 400 host-reboot",
+        |s| {
+            edit_run(s, |run| run.boot_id = "last-boot".into());
+            s.vms[0].qemu = None;
+        },
+    );
+}
+
+#[test]
+fn the_bus_fields_come_from_the_record() {
+    let vm = assemble(&healthy()).vms.remove(0);
+    assert_eq!(vm.capabilities, ["bus-v1"]);
+    assert!(vm.bus_session && vm.bus_subscribed);
+    assert_eq!(vm.last_publish_age_ms, Some(1_400));
+    assert_eq!(vm.last_heartbeat_age_ms, Some(400));
+    assert_eq!(vm.guest_metrics, Some(json!({ "load": 1 })));
+
+    // A session of an earlier broker run, or of none, is over.
+    for gone in [true, false] {
+        let mut snapshot = healthy();
+        if gone {
+            snapshot.broker_pid = None;
+        } else {
+            edit_record(&mut snapshot, |record| record.broker_run = "run-0".into());
+        }
+        let vm = assemble(&snapshot).vms.remove(0);
+        assert!(!vm.bus_session && !vm.bus_subscribed);
+        assert_eq!(vm.capabilities, ["bus-v1"]);
+    }
+
+    // Of an earlier host boot only the age is told.
+    let mut snapshot = healthy();
+    snapshot.vms[0].qemu = None;
+    edit_run(&mut snapshot, |run| run.boot_id = "last-boot".into());
+    edit_record(&mut snapshot, |record| record.boot_id = "last-boot".into());
+    let vm = assemble(&snapshot).vms.remove(0);
+    assert!(vm.last_handshake_age_ms.is_some() && vm.capabilities.is_empty() && !vm.bus_session);
+    assert_eq!(
+        (vm.last_publish_age_ms, vm.last_heartbeat_age_ms, vm.guest_metrics),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn figures_come_from_the_launch_else_from_the_config() {
+    let vm = assemble(&healthy()).vms.remove(0);
+    assert_eq!((vm.cpus, vm.memory_bytes), (Some(2), Some(2 << 30)));
+    assert_eq!((vm.pid, vm.uptime_ms), (Some(4712), Some(NOW - LAUNCHED)));
+    assert_eq!(vm.ssh.and_then(|ssh| ssh.port), Some(2222));
+
+    let mut snapshot = healthy();
+    snapshot.vms[0].run = Found::Absent;
+    snapshot.vms[0].qemu = None;
+    let vm = assemble(&snapshot).vms.remove(0);
+    assert_eq!((vm.cpus, vm.memory_bytes), (Some(1), Some(1 << 30)));
+    assert_eq!((vm.pid, vm.uptime_ms, vm.ssh), (None, None, None));
+
+    snapshot.vms[0].declared = None;
+    let vm = assemble(&snapshot).vms.remove(0);
+    assert_eq!(
+        (vm.role.as_str(), vm.cpus, vm.memory_bytes),
+        ("web-0", None, None)
+    );
+}
+
+#[test]
+fn the_top_level_sums_up() {
+    let mut snapshot = healthy();
+    let mut older = snapshot.vms[0].clone();
+    older.name = "web-1".parse().unwrap();
+    older.record = RecordRead::Record(HandshakeRecord {
+        vm: older.name.clone(),
+        ..heard(NOW - 90_000)
+    });
+    let mut kvm = run();
+    kvm.accel = Accel::Kvm;
+    older.run = Found::Is(kvm);
+    snapshot.vms.insert(0, older);
+    let status = assemble(&snapshot);
+    assert_eq!(status.last_handshake_vm, Some("web-0".parse().unwrap()));
+    assert_eq!(status.last_handshake_age_ms, Some(400));
+    assert!(status.reachable);
+    assert_eq!(status.accel, Some(Accel::Tcg), "the slow one is the news");
+    assert_eq!(status.freshness_window_ms, WINDOW, "the running broker's window");
+    assert_eq!((status.broker.pid, status.broker.port), (Some(4711), Some(7070)));
+
+    snapshot.broker_pid = None;
+    let status = assemble(&snapshot);
+    assert!(!status.reachable);
+    assert_eq!(status.broker.state, BrokerState::Offline);
+    assert_eq!((status.broker.pid, status.broker.port), (None, None));
+    assert_eq!(status.freshness_window_ms, 30_000, "the config's");
+    assert_eq!(status.last_handshake_age_ms, Some(400));
+
+    snapshot.vms.clear();
+    let status = assemble(&snapshot);
+    assert_eq!(
+        (
+            status.accel,
+            status.last_handshake_vm,
+            status.last_handshake_age_ms
+        ),
+        (None, None, None)
+    );
+}
+
+#[test]
+fn a_bootstrap_nobody_runs_any_more_has_failed() {
+    let mut snapshot = healthy();
+    let running = BootstrapRecord {
+        status: "running".into(),
+        noop: false,
+        duration_ms: None,
+    };
+    edit_run(&mut snapshot, |run| run.bootstrap = Some(running.clone()));
+    snapshot.vms[0].lock_held = true;
+    assert_eq!(assemble(&snapshot).vms[0].bootstrap, Some(running));
+    snapshot.vms[0].lock_held = false;
+    let bootstrap = assemble(&snapshot).vms[0].bootstrap.clone().unwrap();
+    assert_eq!(
+        (bootstrap.status.as_str(), bootstrap.duration_ms),
+        ("failed", None)
+    );
+}
+
+#[test]
+fn what_is_unreadable_is_told() {
+    let mut snapshot = healthy();
+    snapshot.broker = Found::Unreadable("can't understand /s/broker.json".into());
+    snapshot.vms[0].run = Found::Unreadable("can't understand /s/vms/web-0/run.json".into());
+    snapshot.vms[0].record = RecordRead::Unreadable("it is torn".into());
+    let notes = assemble(&snapshot).notes;
+    assert_eq!(notes.len(), 3);
+    assert!(
+        notes[2].text.contains("/s/handshakes/web-0.json: it is torn"),
+        "{}",
+        notes[2].text
+    );
+    assert!(notes.iter().all(|note| note.advice.is_some()));
+}
+
+/// All combinations of what decides a state; the invariants hold in each.
+#[test]
+fn invariants_hold_in_every_combination() {
+    let phases = [None, Some(RunPhase::Starting), Some(RunPhase::Running)];
+    let stops = [None, Some("launch-1"), Some("launch-2")];
+    let endings = [None, Some(VmState::Stopped), Some(VmState::Crashed)];
+    let ages = [
+        None,
+        Some(0),
+        Some(WINDOW),
+        Some(WINDOW + 1),
+        Some(NOW - LAUNCHED + 1),
+    ];
+    let boots = ["this-boot", "last-boot"];
+    let mut seen = std::collections::HashSet::new();
+    for bits in 0..8_u8 {
+        let (qemu, lock, broker) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+        for phase in phases {
+            for stopped in stops {
+                for end in endings {
+                    for age in ages {
+                        for boot in boots {
+                            let mut snapshot = healthy();
+                            snapshot.broker_pid = broker.then_some(4711);
+                            let vm = &mut snapshot.vms[0];
+                            vm.run = phase.map_or(Found::Absent, |phase| {
+                                Found::Is(RunRecord {
+                                    phase,
+                                    boot_id: boot.into(),
+                                    ..run()
+                                })
+                            });
+                            vm.stop = stopped.map_or(Found::Absent, |launch| Found::Is(stop(launch)));
+                            vm.ending = end.map(|state| ending(state, "host-error"));
+                            vm.qemu = qemu.then_some(4712);
+                            vm.lock_held = lock;
+                            vm.record =
+                                age.map_or(RecordRead::Absent, |age| RecordRead::Record(heard(NOW - age)));
+                            let status = assemble(&snapshot);
+                            let vm = &status.vms[0];
+                            let context = format!("{:?}", snapshot.vms[0]);
+                            seen.insert((vm.state, vm.broker));
+
+                            let fresh = vm.last_handshake_age_ms.is_some_and(|age| age <= WINDOW);
+                            assert_eq!(vm.reachable, broker && qemu && fresh, "{context}");
+                            assert_eq!(vm.reachable, vm.broker == GuestState::Reachable, "{context}");
+                            assert_eq!(!broker, vm.broker == GuestState::Offline, "{context}");
+                            assert_eq!(status.reachable, vm.reachable, "{context}");
+                            assert_eq!(qemu, vm.pid.is_some(), "{context}");
+                            assert!(qemu || (vm.uptime_ms.is_none() && vm.ssh.is_none()), "{context}");
+                            let over = matches!(vm.state, VmState::Stopped | VmState::Crashed);
+                            assert!(!(over && qemu), "what runs isn't over: {context}");
+                            assert_eq!(vm.ended.is_some(), over && phase.is_some(), "{context}");
+                            let starting = phase == Some(RunPhase::Starting) && lock;
+                            assert_eq!(vm.state == VmState::Starting, starting, "{context}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    // Offline and waiting in every state, reachable in the three in which QEMU may run.
+    assert_eq!(seen.len(), 5 + 5 + 3, "{seen:?}");
+}

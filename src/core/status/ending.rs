@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use crate::core::escape::escape_line;
 use crate::core::host;
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::reporter::wall_clock;
@@ -19,7 +20,7 @@ const QMP_TAIL: u64 = 16 * 1024;
 /// As much of the end of the console as is searched for a panic: its trace is some 4 KiB.
 const CONSOLE_TAIL: u64 = 16 * 1024;
 
-/// Longest last words, characters.
+/// Longest last words, bytes.
 const LAST_WORDS: usize = 300;
 
 /// What every Linux kernel prints when it gives up.
@@ -81,7 +82,7 @@ fn last_words(console: &str) -> Option<String> {
     let line = lines()
         .rfind(|line| line.contains(PANIC))
         .or(lines().next_back())?;
-    Some(line.chars().take(LAST_WORDS).collect())
+    Some(escape_line(line, LAST_WORDS))
 }
 
 #[cfg(test)]
@@ -146,5 +147,6 @@ mod tests {
         let panic = "[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n[ 1.1] CPU: 0\n";
         assert!(last_words(panic).unwrap().contains("Attempted to kill init!"));
         assert_eq!(last_words(&"x".repeat(1000)).unwrap().len(), LAST_WORDS);
+        assert_eq!(last_words("\u{1b}[2Jgone\n").as_deref(), Some("\\x1b[2Jgone"));
     }
 }

@@ -191,7 +191,7 @@ pub struct EndedStatus {
     pub reason: String,
     /// Wall clock, RFC 3339. Null: nobody saw it.
     pub at: Option<String>,
-    /// The end of its console, as the guest wrote it. Null: it wrote nothing.
+    /// The panic on its console, else its last line, escaped. Null: it wrote nothing.
     pub last_words: Option<String>,
 }
 

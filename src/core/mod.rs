@@ -12,6 +12,7 @@ pub mod failure;
 pub mod host;
 pub mod journal;
 pub mod name;
+pub mod nearest;
 pub mod operations;
 pub mod paths;
 pub mod process;

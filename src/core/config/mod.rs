@@ -4,6 +4,20 @@
 //! Here: the types the rest of castra works with. Not here: reading the file or finding it
 //! (the submodules), or making anything it describes.
 
+mod bootstrap;
+mod load;
+mod metadata;
+mod paths;
+mod section;
+mod settings;
+mod size;
+mod source;
+mod vm;
+mod vms;
+pub mod workspace;
+
+pub use load::{CONFIG_FILE, Environment, discover, load, load_in, load_with_home};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +40,9 @@ pub struct Config {
     pub workspace: String,
     /// Where its state is kept.
     pub state: StateRoot,
+    /// Its entry in the registry of projects, `<castra home>/projects/<id>`; `None` without a
+    /// castra home.
+    pub registry: Option<PathBuf>,
     /// `[qemu]`.
     pub qemu: QemuConfig,
     /// `[broker]`.

@@ -1,0 +1,166 @@
+//! From a path to a checked [`Config`]; finding that path.
+//!
+//! Here: reading one file as a whole, and `castra.toml` up the directory tree. Not here: what the
+//! tables mean (the modules beside it), the registry of projects (`workspace`).
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::metadata::MetadataFiles;
+use super::paths::Places;
+use super::section::Section;
+use super::source::{Source, failure_of};
+use super::{Config, PortChoice, Protocol, settings, vms, workspace};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::paths::{StateRoot, castra_home};
+
+/// The name that is looked for.
+pub const CONFIG_FILE: &str = "castra.toml";
+
+/// The port the broker takes if it is free and nothing else is said.
+const PREFERRED_PORT: u16 = 7070;
+
+/// What a config takes from outside its file. Explicit, so that embedders and tests can choose.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Environment {
+    /// `~/.castra` or what stands for it: where state roots are by default, and the registry.
+    pub castra_home: Option<PathBuf>,
+    /// What `~/` means in paths.
+    pub user_home: Option<PathBuf>,
+}
+
+impl Environment {
+    /// This process's: `CASTRA_HOME` and `HOME`.
+    pub fn of_process() -> Environment {
+        Environment {
+            castra_home: castra_home(),
+            user_home: env::var_os("HOME")
+                .map(PathBuf::from)
+                .filter(|home| home.is_absolute()),
+        }
+    }
+}
+
+/// Loads a config file. What is wrong with its content is `Exit::Config`, and begins
+/// `castra.toml:LINE:COLUMN: `; a missing file is `Exit::NoInput`.
+pub fn load(path: &Path) -> Result<Config> {
+    load_in(path, &Environment::of_process())
+}
+
+/// The same with this directory in the place of `~/.castra`, and without a home directory.
+pub fn load_with_home(path: &Path, castra_home: Option<&Path>) -> Result<Config> {
+    let environment = Environment {
+        castra_home: castra_home.map(Path::to_owned),
+        user_home: None,
+    };
+    load_in(path, &environment)
+}
+
+/// The same with an explicit environment.
+pub fn load_in(path: &Path, environment: &Environment) -> Result<Config> {
+    let source = Source::read(path)?;
+    let path = canonical(path)?;
+    parse(&source, &path, environment)
+}
+
+/// `castra.toml` in this directory or the nearest one above it that has one.
+pub fn discover(start: &Path) -> Option<PathBuf> {
+    let start = fs::canonicalize(start).ok()?;
+    start
+        .ancestors()
+        .map(|dir| dir.join(CONFIG_FILE))
+        .find(|path| path.is_file())
+}
+
+/// The directory with its symbolic links resolved, the file's own name kept: a config that is
+/// itself a link belongs to the project it is found in.
+fn canonical(path: &Path) -> Result<PathBuf> {
+    let name = path.file_name().map(PathBuf::from);
+    let dir = match path.parent() {
+        Some(dir) if !dir.as_os_str().is_empty() => dir,
+        _ => Path::new("."),
+    };
+    let resolved = match &name {
+        Some(name) => fs::canonicalize(dir).map(|dir| dir.join(name)),
+        None => fs::canonicalize(path),
+    };
+    resolved.map_err(|error| Failure::io("read", path, &error))
+}
+
+fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Config> {
+    let (table, errors) = DeTable::parse_recoverable(&source.text);
+    if !errors.is_empty() {
+        // What could be read of a broken file would only yield errors that aren't there.
+        source.syntax_errors(&errors);
+        source.check()?;
+    }
+    let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
+    let places = Places {
+        dir: dir.clone(),
+        home: environment.user_home.clone(),
+    };
+
+    let mut root = Section::root(source, table.get_ref());
+    settings::version(&mut root);
+    let project = settings::project(&mut root, &places);
+    let qemu = settings::qemu(&mut root, &places);
+    let (mut broker, broker_port) = settings::broker(&mut root);
+    let bus = settings::bus(&mut root, broker.freshness);
+    let lifecycle = settings::lifecycle(&mut root);
+    let vizier_enabled = settings::vizier_enabled(&mut root);
+    settings::workflows(&mut root);
+    let mut metadata = MetadataFiles::default();
+    let vms = vms::vms(&mut root, &places, broker_port.as_ref(), &mut metadata);
+    root.finish();
+
+    if metadata.errors.is_empty() {
+        source.check()?;
+    } else {
+        let mut errors = source.errors();
+        errors.append(&mut metadata.errors);
+        return Err(failure_of(&source.name, &errors));
+    }
+
+    // A VM that was promised the broker's usual port gets it.
+    let takes_preferred = |vm: &super::VmConfig| {
+        let mut forwards = vm.port_forwards.iter();
+        forwards.any(|forward| forward.host == PREFERRED_PORT && forward.protocol == Protocol::Tcp)
+    };
+    if broker.port == PortChoice::Preferred && vms.iter().any(takes_preferred) {
+        broker.port = PortChoice::Free;
+    }
+
+    let project_name = project.name.unwrap_or_else(|| workspace::folder_name(&dir));
+    let id = workspace::id(&project_name, &dir);
+    let registry = environment
+        .castra_home
+        .as_ref()
+        .map(|home| workspace::projects_dir(home).join(&id));
+    let Some(state) = project.state_dir.or_else(|| registry.clone()) else {
+        return Err(
+            Failure::new(Exit::Config, "there is no place to keep the project's state")
+                .because("neither CASTRA_HOME nor HOME is set, and `state_dir` isn't either")
+                .advice("set CASTRA_HOME, or write `state_dir = \".castra/state\"` under [project]"),
+        );
+    };
+    let mut warnings = source.warnings();
+    warnings.append(&mut metadata.warnings);
+    Ok(Config {
+        path: path.to_owned(),
+        dir,
+        project: project_name,
+        workspace: id,
+        state: StateRoot::new(state),
+        registry,
+        qemu,
+        broker,
+        bus,
+        lifecycle,
+        vizier_enabled,
+        vms,
+        warnings,
+    })
+}

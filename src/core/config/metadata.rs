@@ -1,0 +1,157 @@
+//! `bootstrap.toml` beside a script: what it overrides in the castra.toml that names the script.
+//!
+//! Here: finding and reading it. Not here: the tables it shares with castra.toml (`bootstrap`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use toml::de::DeTable;
+
+use super::bootstrap::{self, RawBootstrap, RawSsh};
+use super::paths::Places;
+use super::section::{At, Section, quoted};
+use super::source::Source;
+use super::{BootstrapConfig, SshConfig};
+use crate::core::failure::Exit;
+use crate::core::name::VmName;
+
+/// The file's name.
+pub(super) const FILE: &str = "bootstrap.toml";
+
+/// What one `bootstrap.toml` says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Metadata {
+    path: PathBuf,
+    pub(super) handshake_identity: Option<At<VmName>>,
+    ssh: RawSsh,
+    over: RawBootstrap,
+}
+
+impl Metadata {
+    /// Lays it over what castra.toml says.
+    pub(super) fn apply(&self, bootstrap: RawBootstrap, ssh: &mut SshConfig) -> BootstrapConfig {
+        self.ssh.apply(ssh);
+        let mut config = bootstrap.overlaid(&self.over).resolved();
+        config.handshake_identity = self
+            .handshake_identity
+            .as_ref()
+            .map(|identity| identity.value.clone());
+        config.metadata_path = Some(self.path.clone());
+        config
+    }
+}
+
+/// The `bootstrap.toml` files of one config; each is read once however many VMs share it.
+#[derive(Default)]
+pub(super) struct MetadataFiles {
+    read: BTreeMap<PathBuf, Option<Metadata>>,
+    pub(super) errors: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) keys: BTreeSet<String>,
+    /// The sources, for errors that only the whole project shows.
+    sources: BTreeMap<PathBuf, Source>,
+}
+
+impl MetadataFiles {
+    /// The one beside this script, if there is one. `asker` and the script's place take the blame
+    /// for a file that can't be read.
+    pub(super) fn beside(
+        &mut self,
+        asker: &Source,
+        script: &At<PathBuf>,
+        home: Option<&Path>,
+    ) -> Option<&Metadata> {
+        let path = script.value.parent()?.join(FILE);
+        if !self.read.contains_key(&path) {
+            let metadata = match Source::read(&path) {
+                Ok(source) => {
+                    let metadata = parse(&source, &path, home);
+                    self.sources.insert(path.clone(), source);
+                    Some(metadata)
+                }
+                Err(failure) if failure.exit == Exit::NoInput && !path.exists() => None,
+                Err(failure) if failure.exit == Exit::Config => {
+                    // It begins with its own file's name and place.
+                    self.errors.push(failure.to_string());
+                    None
+                }
+                Err(failure) => {
+                    asker.error(script.at, failure.what, failure.why.unwrap_or_default());
+                    None
+                }
+            };
+            self.read.insert(path.clone(), metadata);
+        }
+        self.read.get(&path)?.as_ref()
+    }
+
+    /// Every file that was read names VMs of this project only; then hands over what was found.
+    pub(super) fn finish(&mut self, known: impl Fn(&VmName) -> bool) {
+        for (path, source) in &self.sources {
+            let identity = self
+                .read
+                .get(path)
+                .and_then(|metadata| metadata.as_ref()?.handshake_identity.as_ref());
+            if let Some(identity) = identity.filter(|identity| !known(&identity.value)) {
+                source.error(
+                    identity.at,
+                    format!(
+                        "`handshake_identity`: this project has no VM {}",
+                        quoted(identity.value.as_str())
+                    ),
+                    "name one of its VMs or leave the key out",
+                );
+            }
+            self.errors.extend(source.errors());
+            self.warnings.extend(source.warnings());
+            self.keys.extend(source.keys());
+        }
+    }
+}
+
+fn parse(source: &Source, path: &Path, home: Option<&Path>) -> Metadata {
+    let mut metadata = Metadata {
+        path: path.to_owned(),
+        ..Metadata::default()
+    };
+    let (table, errors) = DeTable::parse_recoverable(&source.text);
+    if !errors.is_empty() {
+        source.syntax_errors(&errors);
+        return metadata;
+    }
+    let places = Places {
+        dir: path.parent().map(Path::to_owned).unwrap_or_default(),
+        home: home.map(Path::to_owned),
+    };
+    let mut root = Section::root(source, table.get_ref());
+    metadata.handshake_identity = root.line("handshake_identity", "web-0").and_then(|identity| {
+        let name = identity.value.trim();
+        // Upstream castra wrote identities as guests say them in their hello.
+        match name.strip_prefix("vm:").unwrap_or(name).parse() {
+            Ok(name) => Some(At {
+                value: name,
+                at: identity.at,
+            }),
+            Err(error) => {
+                source.error(
+                    identity.at,
+                    format!("`handshake_identity`: {error}"),
+                    "write a VM's name",
+                );
+                None
+            }
+        }
+    });
+    let mut ssh = root.section("ssh");
+    metadata.ssh = RawSsh::read(&mut ssh, &places);
+    metadata.ssh.read_address(&mut ssh);
+    ssh.finish();
+    metadata.over.env = bootstrap::env(&mut root);
+    metadata.over.remote_dir = bootstrap::remote_dir(&mut root);
+    let mut verify = root.section("verify");
+    metadata.over.verify_command = bootstrap::command(&mut verify, "command");
+    metadata.over.verify_path = verify.line("path", "state/ready").map(|path| path.value);
+    verify.finish();
+    root.finish();
+    metadata
+}

@@ -1,0 +1,425 @@
+//! Reading one table of a config file: each value by name and type, errors with their place.
+//!
+//! The tables come from `toml` with the span of every key and value; reading them here, instead of
+//! through derived types, lets one run find all mistakes of a file and say what to write instead.
+//! A key that nobody asked for is unknown, so the list of known keys can't be out of date.
+//!
+//! Here: types and ranges of single values. Not here: which keys there are (`settings`, `vms`,
+//! `metadata`) and how values depend on each other (`vms`).
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::source::{Offset, Source};
+use crate::core::nearest::nearest;
+
+/// A value and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) at: Offset,
+}
+
+impl<T> At<T> {
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> At<U> {
+        At {
+            value: f(self.value),
+            at: self.at,
+        }
+    }
+}
+
+/// A word of a closed list and what it stands for.
+pub(super) type Words<T> = [(&'static str, T)];
+
+/// One table, or a missing one, which reads as empty.
+pub(super) struct Section<'a> {
+    pub(super) source: &'a Source,
+    /// `vms.bootstrap`; the root is empty.
+    path: String,
+    /// Where the table begins.
+    pub(super) at: Offset,
+    table: Option<&'a DeTable<'a>>,
+    asked: Vec<&'static str>,
+}
+
+impl fmt::Debug for Section<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub(super) fn root(source: &'a Source, table: &'a DeTable<'a>) -> Section<'a> {
+        Section {
+            source,
+            path: String::new(),
+            at: 0,
+            table: Some(table),
+            asked: Vec::new(),
+        }
+    }
+
+    /// Where a key's value stands, if it is there; doesn't count as asking for it.
+    pub(super) fn place(&self, key: &str) -> Option<Offset> {
+        Some(self.table?.get(key)?.span().start)
+    }
+
+    /// A number where a text with a unit is wanted; doesn't count as asking for the key.
+    pub(super) fn bare_number(&self, key: &str) -> Option<(Offset, String)> {
+        let value = self.table?.get(key)?;
+        let number = match value.get_ref() {
+            DeValue::Integer(number) => number.to_string(),
+            DeValue::Float(number) => number.to_string(),
+            _ => return None,
+        };
+        Some((value.span().start, number))
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &'static str, example: &str) -> Option<At<String>> {
+        let value = self.take(key)?;
+        self.as_text(value, key, example)
+    }
+
+    /// A text that isn't empty and holds no control characters: names, paths, commands.
+    pub(super) fn line(&mut self, key: &'static str, example: &str) -> Option<At<String>> {
+        let text = self.text(key, example)?;
+        if text.value.trim().is_empty() {
+            self.wrong(text.at, format!("`{key}` is empty"), key, &quoted(example));
+            return None;
+        }
+        if text.value.chars().any(char::is_control) {
+            self.wrong(
+                text.at,
+                format!("`{key}` holds a control character or a line break"),
+                key,
+                &quoted(example),
+            );
+            return None;
+        }
+        Some(text)
+    }
+
+    /// `true` or `false`.
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<At<bool>> {
+        let value = self.take(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(At {
+                value: *flag,
+                at: value.span().start,
+            }),
+            other => {
+                let meant = match other.as_str().map(str::to_ascii_lowercase).as_deref() {
+                    Some("false" | "no" | "off" | "0") => "false",
+                    _ => "true",
+                };
+                self.wrong_type(value, key, "true or false", meant);
+                None
+            }
+        }
+    }
+
+    /// A whole number within a range.
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        example: u64,
+    ) -> Option<At<u64>> {
+        let value = self.take(key)?;
+        let at = value.span().start;
+        let example = example.to_string();
+        let Some(integer) = value.get_ref().as_integer() else {
+            // A number in quotes is meant as that number.
+            let meant = value
+                .get_ref()
+                .as_str()
+                .and_then(|text| text.trim().parse::<u64>().ok())
+                .filter(|number| range.contains(number))
+                .map(|number| number.to_string());
+            self.wrong_type(value, key, "a whole number", &meant.unwrap_or(example));
+            return None;
+        };
+        match u64::from_str_radix(integer.as_str(), integer.radix()) {
+            Ok(number) if range.contains(&number) => Some(At { value: number, at }),
+            _ => {
+                let limits = match (*range.start(), *range.end()) {
+                    (least, most) if most >= i64::MAX as u64 => format!("at least {least}"),
+                    (least, most) => format!("from {least} to {most}"),
+                };
+                let text = format!("`{key} = {integer}`: it must be {limits}");
+                self.wrong(at, text, key, &example);
+                None
+            }
+        }
+    }
+
+    /// A text of a closed list. Case doesn't count.
+    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &Words<T>) -> Option<At<T>> {
+        self.word_or(key, words, &[])
+    }
+
+    /// The same with further words that are understood but not offered.
+    pub(super) fn word_or<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &Words<T>,
+        aliases: &Words<T>,
+    ) -> Option<At<T>> {
+        let first = words.first().map_or("", |(word, _)| word);
+        let text = self.text(key, first)?;
+        let mut all = words.iter().chain(aliases);
+        let known = all.find(|(word, _)| word.eq_ignore_ascii_case(text.value.trim()));
+        if let Some((_, meaning)) = known {
+            return Some(At {
+                value: *meaning,
+                at: text.at,
+            });
+        }
+        let list = words.iter().map(|(word, _)| quoted(word)).collect::<Vec<_>>();
+        let meant = nearest(&text.value, words.iter().map(|(word, _)| *word)).unwrap_or(first);
+        let what = format!(
+            "`{key}` can't be {}: it is one of {}",
+            shown(&text.value),
+            list.join(", ")
+        );
+        self.wrong(text.at, what, key, &quoted(meant));
+        None
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&mut self, key: &'static str, example: &str) -> Option<At<Vec<At<String>>>> {
+        let value = self.take(key)?;
+        let example = format!("[{}]", quoted(example));
+        let Some(array) = value.get_ref().as_array() else {
+            self.wrong_type(value, key, "a list of strings", &example);
+            return None;
+        };
+        let mut texts = Vec::new();
+        for entry in array.iter() {
+            match entry.get_ref().as_str() {
+                Some(text) => texts.push(At {
+                    value: text.to_owned(),
+                    at: entry.span().start,
+                }),
+                None => self.wrong_type(entry, key, "a list of strings", &example),
+            }
+        }
+        Some(At {
+            value: texts,
+            at: value.span().start,
+        })
+    }
+
+    /// A table of texts, such as `env`; each with the place of its key.
+    pub(super) fn text_table(&mut self, key: &'static str, example: &str) -> BTreeMap<String, At<String>> {
+        let mut texts = BTreeMap::new();
+        let Some(value) = self.take(key) else {
+            return texts;
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            self.wrong_type(value, key, "a table of strings", example);
+            return texts;
+        };
+        for (name, entry) in table.iter() {
+            match entry.get_ref() {
+                DeValue::String(text) => {
+                    texts.insert(
+                        name.get_ref().to_string(),
+                        At {
+                            value: text.to_string(),
+                            at: name.span().start,
+                        },
+                    );
+                }
+                other => self.source.error(
+                    entry.span().start,
+                    format!(
+                        "`{}` in `{key}` is {}, it must be a string",
+                        name.get_ref(),
+                        kind(other)
+                    ),
+                    match other {
+                        DeValue::Integer(number) => format!("write `{} = \"{number}\"`", name.get_ref()),
+                        DeValue::Boolean(flag) => format!("write `{} = \"{flag}\"`", name.get_ref()),
+                        _ => format!("write `{} = \"…\"`", name.get_ref()),
+                    },
+                ),
+            }
+        }
+        texts
+    }
+
+    /// A table in this one.
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'a> {
+        let value = self.take(key);
+        let path = self.below(key);
+        let table = value.and_then(|value| {
+            let table = value.get_ref().as_table();
+            if table.is_none() {
+                self.source.error(
+                    value.span().start,
+                    format!("`{key}` is {}, it must be a table", kind(value.get_ref())),
+                    format!("write `[{path}]` and its keys below it"),
+                );
+            }
+            table
+        });
+        Section {
+            source: self.source,
+            path,
+            at: value.map_or(self.at, |value| value.span().start),
+            table,
+            asked: Vec::new(),
+        }
+    }
+
+    /// A list of tables in this one; `None` if the key isn't there.
+    pub(super) fn sections(&mut self, key: &'static str) -> Option<At<Vec<Section<'a>>>> {
+        let value = self.take(key)?;
+        let path = self.below(key);
+        let array = match value.get_ref() {
+            DeValue::Array(array) => array,
+            other => {
+                self.source.error(
+                    value.span().start,
+                    format!("`{key}` is {}, it must be a list of tables", kind(other)),
+                    format!("write `[[{path}]]` with two brackets, once for each"),
+                );
+                return None;
+            }
+        };
+        let mut sections = Vec::new();
+        for entry in array.iter() {
+            match entry.get_ref().as_table() {
+                Some(table) => sections.push(Section {
+                    source: self.source,
+                    path: path.clone(),
+                    at: entry.span().start,
+                    table: Some(table),
+                    asked: Vec::new(),
+                }),
+                None => self.source.error(
+                    entry.span().start,
+                    format!("`{key}` holds {}, it must hold tables", kind(entry.get_ref())),
+                    format!("write `[[{path}]]` and its keys below it, once for each"),
+                ),
+            }
+        }
+        Some(At {
+            value: sections,
+            at: value.span().start,
+        })
+    }
+
+    /// Looks at a key and forgets it: old keys that mean nothing any more.
+    pub(super) fn ignore(&mut self, key: &'static str) -> Option<Offset> {
+        let table = self.table?;
+        let (name, _) = table.get_key_value(key)?;
+        self.asked.push(key);
+        Some(name.span().start)
+    }
+
+    /// Warns of every key that nobody asked for.
+    pub(super) fn finish(self) {
+        let Some(table) = self.table else { return };
+        for (name, _) in table.iter() {
+            let key: &str = name.get_ref();
+            if self.asked.contains(&key) {
+                continue;
+            }
+            let place = if self.path.is_empty() {
+                String::new()
+            } else {
+                format!(" in [{}]", self.path)
+            };
+            let fix = match nearest(key, self.asked.iter().copied()) {
+                Some(meant) => format!("did you mean `{meant}`?"),
+                None => "it is ignored".to_owned(),
+            };
+            self.source.warn(
+                name.span().start,
+                format!("unknown key {}{place}", key_shown(key)),
+                fix,
+            );
+        }
+    }
+
+    /// An error about this key's value, with what to write instead.
+    pub(super) fn wrong(&self, at: Offset, text: impl Into<String>, key: &str, instead: &str) {
+        self.source.error(at, text, format!("write `{key} = {instead}`"));
+    }
+
+    fn take(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        if !self.asked.contains(&key) {
+            self.asked.push(key);
+            self.source.looked_for(&self.path, key);
+        }
+        self.table?.get(key)
+    }
+
+    fn as_text(&self, value: &Spanned<DeValue<'_>>, key: &str, example: &str) -> Option<At<String>> {
+        if let Some(text) = value.get_ref().as_str() {
+            return Some(At {
+                value: text.to_owned(),
+                at: value.span().start,
+            });
+        }
+        self.wrong_type(value, key, "a string", &quoted(example));
+        None
+    }
+
+    fn wrong_type(&self, value: &Spanned<DeValue<'_>>, key: &str, wanted: &str, instead: &str) {
+        let text = format!("`{key}` is {}, it must be {wanted}", kind(value.get_ref()));
+        self.wrong(value.span().start, text, key, instead);
+    }
+
+    fn below(&self, key: &str) -> String {
+        if self.path.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{}.{key}", self.path)
+        }
+    }
+}
+
+/// A value as it would stand in the file.
+pub(super) fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.escape_debug().to_string().replace("\\'", "'"))
+}
+
+/// A user's value in a message: quoted, escaped and of bounded length.
+pub(super) fn shown(text: &str) -> String {
+    const MOST: usize = 60;
+    if text.chars().count() <= MOST {
+        return quoted(text);
+    }
+    let start: String = text.chars().take(MOST).collect();
+    quoted(&format!("{start}…"))
+}
+
+fn key_shown(key: &str) -> String {
+    let bare =
+        !key.is_empty() && key.len() <= 60 && key.chars().all(|c| c.is_alphanumeric() || "_-".contains(c));
+    if bare { format!("`{key}`") } else { shown(key) }
+}
+
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a decimal number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}

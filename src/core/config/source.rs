@@ -1,0 +1,243 @@
+//! A config file as text: where in it something stands, and what was found wrong with it.
+//!
+//! Here: reading a bounded amount, lines and columns, collecting errors and warnings. Not here:
+//! what the text means (`section`, `settings`, `vms`).
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use crate::core::failure::{Exit, Failure, Result};
+
+/// Largest config file that is read. Ours are a few KiB; a thousand VMs fit well.
+pub(super) const MAX_BYTES: u64 = 1 << 20;
+
+/// Most errors that are shown; beyond these the first ones have confused the rest.
+const MAX_SHOWN: usize = 20;
+
+/// A byte offset into a source.
+pub(super) type Offset = usize;
+
+/// One config file and what was found in it.
+pub(super) struct Source {
+    /// The file's base name, which messages begin with.
+    pub(super) name: String,
+    pub(super) text: String,
+    found: RefCell<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+    /// Every key that was looked for, as `section.key`: the schema, for its documentation.
+    keys: BTreeSet<String>,
+}
+
+struct Problem {
+    at: Offset,
+    text: String,
+    fix: String,
+}
+
+impl Source {
+    /// A source from text already at hand.
+    pub(super) fn new(name: impl Into<String>, text: impl Into<String>) -> Source {
+        Source {
+            name: name.into(),
+            text: text.into(),
+            found: RefCell::default(),
+        }
+    }
+
+    /// Reads a file, as far as it can be a config file at all.
+    pub(super) fn read(path: &Path) -> Result<Source> {
+        let name = path.file_name().map_or_else(
+            || path.display().to_string(),
+            |name| name.to_string_lossy().into_owned(),
+        );
+        let shown = path.display();
+        let bytes = read_bounded(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                Failure::new(Exit::NoInput, format!("there is no {shown}")).advice(
+                    "`castra init` writes a config to start from; `--config PATH` names one elsewhere",
+                )
+            }
+            io::ErrorKind::IsADirectory => Failure::new(
+                Exit::NoInput,
+                format!("{shown} is a directory, not a config file"),
+            )
+            .advice(format!(
+                "name the file in it: {}",
+                path.join("castra.toml").display()
+            )),
+            io::ErrorKind::InvalidInput => {
+                Failure::new(Exit::NoInput, format!("{shown} is not a regular file"))
+                    .advice("name a file that holds the config")
+            }
+            _ => {
+                let failure = Failure::new(Exit::Io, format!("can't read {shown}")).because(&error);
+                match error.kind() {
+                    io::ErrorKind::PermissionDenied => failure.advice("make the file readable for you"),
+                    _ => failure,
+                }
+            }
+        })?;
+        if bytes.len() as u64 > MAX_BYTES {
+            return Err(
+                Failure::new(Exit::Config, format!("{name}:1:1: larger than {MAX_BYTES} bytes"))
+                    .because("that is no config file; large things belong into files that it names")
+                    .advice("check which file `--config` names"),
+            );
+        }
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Source::new(name, text)),
+            Err(error) => {
+                let valid = error.utf8_error().valid_up_to();
+                let text = String::from_utf8_lossy(&error.as_bytes()[..valid]).into_owned();
+                let (line, column) = position(&text, valid);
+                Err(Failure::new(
+                    Exit::Config,
+                    format!("{name}:{line}:{column}: not UTF-8 from here on"),
+                )
+                .advice("save the file as UTF-8"))
+            }
+        }
+    }
+
+    /// Something is wrong; `fix` says what to write instead.
+    pub(super) fn error(&self, at: Offset, text: impl Into<String>, fix: impl Into<String>) {
+        self.found.borrow_mut().errors.push(Problem {
+            at,
+            text: text.into(),
+            fix: fix.into(),
+        });
+    }
+
+    /// Something is odd.
+    pub(super) fn warn(&self, at: Offset, text: impl Into<String>, fix: impl Into<String>) {
+        self.found.borrow_mut().warnings.push(Problem {
+            at,
+            text: text.into(),
+            fix: fix.into(),
+        });
+    }
+
+    /// What the TOML parser found. Of several on one line only the first is told: the others are
+    /// its echo.
+    pub(super) fn syntax_errors(&self, errors: &[toml::de::Error]) {
+        let mut lines = BTreeSet::new();
+        for error in errors {
+            let at = error.span().map_or(0, |span| span.start);
+            if lines.insert(position(&self.text, at).0) {
+                self.error(at, error.message(), "");
+            }
+        }
+    }
+
+    /// Notes that the schema has this key.
+    pub(super) fn looked_for(&self, section: &str, key: &str) {
+        let full = if section.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{section}.{key}")
+        };
+        self.found.borrow_mut().keys.insert(full);
+    }
+
+    /// Every key looked for so far.
+    pub(super) fn keys(&self) -> BTreeSet<String> {
+        self.found.borrow().keys.clone()
+    }
+
+    /// The warnings, in the order of the file.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        self.render(&self.found.borrow().warnings)
+    }
+
+    /// The errors, in the order of the file.
+    pub(super) fn errors(&self) -> Vec<String> {
+        self.render(&self.found.borrow().errors)
+    }
+
+    /// What was wrong so far as one failure.
+    pub(super) fn check(&self) -> Result<()> {
+        let found = self.found.borrow();
+        match found.errors.as_slice() {
+            [] => Ok(()),
+            [only] => {
+                let failure = Failure::new(Exit::Config, self.place(only));
+                Err(if only.fix.is_empty() {
+                    failure
+                } else {
+                    failure.advice(only.fix.clone())
+                })
+            }
+            _ => Err(failure_of(&self.name, &self.render(&found.errors))),
+        }
+    }
+
+    fn place(&self, problem: &Problem) -> String {
+        let (line, column) = position(&self.text, problem.at);
+        format!("{}:{line}:{column}: {}", self.name, problem.text)
+    }
+
+    fn render(&self, problems: &[Problem]) -> Vec<String> {
+        let mut order: Vec<&Problem> = problems.iter().collect();
+        order.sort_by_key(|problem| problem.at);
+        let mut lines: Vec<String> = Vec::new();
+        for problem in order {
+            let mut line = self.place(problem);
+            if !problem.fix.is_empty() {
+                line = format!("{line}; {}", problem.fix);
+            }
+            // Two replicas of one entry repeat the same mistake.
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        lines
+    }
+}
+
+/// One failure for all these errors, each beginning with its place.
+pub(super) fn failure_of(name: &str, errors: &[String]) -> Failure {
+    if let [only] = errors {
+        return Failure::new(Exit::Config, only.clone());
+    }
+    let mut shown = errors.iter().take(MAX_SHOWN).cloned().collect::<Vec<_>>();
+    if errors.len() > MAX_SHOWN {
+        shown.push(format!("… and {} more", errors.len() - MAX_SHOWN));
+    }
+    Failure::new(Exit::Config, format!("{name} has {} mistakes", errors.len())).because(shown.join("\n"))
+}
+
+/// Line and column of a byte offset, both from 1, the column in characters.
+pub(super) fn position(text: &str, at: Offset) -> (usize, usize) {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    let before = &text[..at];
+    let line = before.matches('\n').count() + 1;
+    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    // A byte order mark at the start of the file takes no column.
+    let column = before[start..].chars().filter(|&c| c != '\u{feff}').count() + 1;
+    (line, column)
+}
+
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    // Asked before opening: opening a FIFO waits for its writer.
+    let kind = std::fs::metadata(path)?;
+    if kind.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    if !kind.is_file() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

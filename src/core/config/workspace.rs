@@ -1,0 +1,176 @@
+//! Projects by id: which workspaces this user has, wherever their config files lie.
+//!
+//! A project's entry is `<castra home>/projects/<id>/workspace.json`. As a rule that directory is
+//! also its state root. A project with a `state_dir` of its own keeps its state there, with the
+//! same `workspace.json` in it; the directory under `projects/` then holds that file alone and
+//! says by `state_root` where to look. So one list finds all.
+//!
+//! Here: ids, the record's place, reading and writing it. Not here: what else is in a state root
+//! (`core::paths`), or asking whether anything runs there (`core::status`).
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::Config;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::nearest::nearest;
+use crate::core::records::{self, WorkspaceRecord};
+
+/// Longest readable part of an id; the rest of a long project name says little.
+const MAX_SLUG: usize = 40;
+
+/// Where a castra home keeps its projects.
+pub fn projects_dir(castra_home: &Path) -> PathBuf {
+    castra_home.join("projects")
+}
+
+/// `<slug>-<hash8>`: the project's name, and the directory of its config file so that two
+/// projects of one name differ. The directory must be canonical.
+pub fn id(project: &str, dir: &Path) -> String {
+    let digest = Sha256::digest(dir.as_os_str().as_bytes());
+    let hash: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}-{hash}", slug(project))
+}
+
+/// Lower-case letters and digits, everything else one `-`; `project` where nothing is left.
+pub fn slug(project: &str) -> String {
+    let mut slug = String::new();
+    for letter in project.chars() {
+        if letter.is_ascii_alphanumeric() {
+            slug.push(letter.to_ascii_lowercase());
+        } else if !slug.is_empty() && !slug.ends_with('-') {
+            slug.push('-');
+        }
+        if slug.len() == MAX_SLUG {
+            break;
+        }
+    }
+    let slug = slug.trim_matches('-');
+    if slug.is_empty() { "project" } else { slug }.to_owned()
+}
+
+/// The project's name where the config doesn't give one: its folder's.
+pub(super) fn folder_name(dir: &Path) -> String {
+    let name = dir
+        .file_name()
+        .map(|name| name.to_string_lossy())
+        .unwrap_or_default();
+    let name: String = name.chars().filter(|c| !c.is_control()).take(100).collect();
+    if name.trim().is_empty() {
+        "project".to_owned()
+    } else {
+        name.trim().to_owned()
+    }
+}
+
+/// Writes the project's record into its state root and, if that is elsewhere, its entry under the
+/// castra home. For operations that change something; makes the directories, mode 0700.
+pub fn record_workspace(config: &Config) -> Result<()> {
+    let record = WorkspaceRecord {
+        id: config.workspace.clone(),
+        project: config.project.clone(),
+        config_path: config.path.clone(),
+        state_root: config.state.dir().to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let mut places = vec![config.state.dir()];
+    places.extend(
+        config
+            .registry
+            .as_deref()
+            .filter(|entry| *entry != config.state.dir()),
+    );
+    for dir in places {
+        let file = dir.join(WORKSPACE_FILE);
+        // Every `up` comes here; rewriting what is there already would only wear the disk.
+        if read_record(&file).as_ref() == Some(&record) {
+            continue;
+        }
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|error| Failure::io("create", dir, &error))?;
+        records::save(&file, &record)?;
+    }
+    Ok(())
+}
+
+/// Removes the entry of a project whose state root lies elsewhere, after that root was removed.
+/// A directory that holds more than the entry stays.
+pub fn forget_workspace(castra_home: &Path, id: &str) -> Result<()> {
+    let dir = projects_dir(castra_home).join(id);
+    let file = dir.join(WORKSPACE_FILE);
+    match fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Failure::io("remove", &file, &error));
+        }
+        _ => {}
+    }
+    let _ = fs::remove_dir(&dir);
+    Ok(())
+}
+
+/// Every project on record whose state root is still there, by id. What can't be read is passed
+/// over: one damaged record must not hide the others.
+pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {
+    let Ok(entries) = fs::read_dir(projects_dir(castra_home)) else {
+        return Vec::new();
+    };
+    let mut found: Vec<WorkspaceRecord> = entries
+        .filter_map(|entry| {
+            let dir = entry.ok()?.path();
+            let record = read_record(&dir.join(WORKSPACE_FILE))?;
+            let is_own = dir.file_name().is_some_and(|name| name == record.id.as_str());
+            (is_own && record.state_root.is_absolute() && record.state_root.is_dir()).then_some(record)
+        })
+        .collect();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    found
+}
+
+/// The project of this id, or of this name where only one bears it.
+pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecord> {
+    let mut all = list_workspaces(castra_home);
+    if let Some(index) = all.iter().position(|record| record.id == wanted) {
+        return Ok(all.swap_remove(index));
+    }
+    let named: Vec<&WorkspaceRecord> = all.iter().filter(|record| record.project == wanted).collect();
+    let missing = Failure::new(Exit::NoInput, format!("there is no workspace {wanted:?}"));
+    match named.as_slice() {
+        [only] => Ok((*only).clone()),
+        [] => {
+            let known = all
+                .iter()
+                .flat_map(|record| [record.id.as_str(), record.project.as_str()]);
+            Err(match nearest(wanted, known) {
+                Some(meant) => missing.advice(format!(
+                    "did you mean `--workspace {meant}`? `castra workspaces` lists all"
+                )),
+                None => missing.advice("`castra workspaces` lists all; `up` makes one"),
+            })
+        }
+        several => {
+            let ids: Vec<&str> = several.iter().map(|record| record.id.as_str()).collect();
+            Err(missing
+                .because(format!("{} projects are called so", several.len()))
+                .advice(format!("name one by its id: {}", ids.join(", "))))
+        }
+    }
+}
+
+/// The record's name in a state root and in an entry; `StateRoot::workspace` is the same file.
+const WORKSPACE_FILE: &str = "workspace.json";
+
+fn read_record(path: &Path) -> Option<WorkspaceRecord> {
+    // A FIFO or device in its place must not hang a reading command.
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    records::load(path).ok().flatten()
+}

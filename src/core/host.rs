@@ -284,6 +284,20 @@ pub fn process_name(pid: u32) -> Option<String> {
         .map(|name| name.trim_end().to_owned())
 }
 
+/// Whether a process has this very file open; false where `/proc` doesn't show it.
+pub fn has_open(pid: u32, path: &Path) -> bool {
+    let Ok(wanted) = fs::metadata(path) else {
+        return false;
+    };
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|entry| fs::metadata(entry.path()).ok())
+        .any(|open| open.dev() == wanted.dev() && open.ino() == wanted.ino())
+}
+
 /// CPU time a process has used so far, all its threads together.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

@@ -1,0 +1,393 @@
+//! Edges: what the state thread does to the outside for `step`: answers, files, log, journal.
+//!
+//! Here: performing effects, and the look around once a second (are our files still there, do
+//! the VMs still run). Not here: any decision (`broker::state`), or the threads (`serve`).
+//!
+//! A full disk or a missing directory never ends the broker: what can't be written is counted
+//! and said as soon as there is room again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use crate::core::events::Event;
+use crate::core::events::contract::Stamped;
+use crate::core::host::{self, Holder};
+use crate::core::journal::{Journal, Rotation};
+use crate::core::name::VmName;
+use crate::core::paths::StateRoot;
+use crate::core::records::{self, GuestsRecord, RunRecord, StopRecord};
+use crate::core::reporter::wall_clock;
+use crate::core::status::{VmState, ending};
+
+use super::attempts::line_head;
+use super::guests::GuestTable;
+use super::listen::Link;
+use super::record::{RecordRead, RecordWriter, read_record};
+use super::state::{At, ConnId, Effect, Input};
+
+/// Records read at start. More files than this in that folder are not all guests.
+const MAX_RESTORED: usize = 4096;
+
+/// A line file that is never given up.
+struct LineFile {
+    path: PathBuf,
+    rotation: Rotation,
+    journal: Option<Journal>,
+    lost: u64,
+}
+
+impl LineFile {
+    fn new(path: PathBuf, rotation: Rotation) -> LineFile {
+        LineFile {
+            path,
+            rotation,
+            journal: None,
+            lost: 0,
+        }
+    }
+
+    /// Appends lines with one write. `Ok(n)`: written, after `n` lines before them were lost.
+    fn append(&mut self, lines: &[String]) -> io::Result<u64> {
+        let outcome = self
+            .journal()
+            .and_then(|journal| journal.append(&lines.join("\n")));
+        match outcome {
+            Ok(()) => Ok(std::mem::take(&mut self.lost)),
+            Err(error) => {
+                // A file that can't be written is opened anew next time, and its tail checked.
+                self.journal = None;
+                self.lost += lines.len() as u64;
+                Err(error)
+            }
+        }
+    }
+
+    fn journal(&mut self) -> io::Result<&mut Journal> {
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => Journal::open(&self.path, self.rotation)?,
+        };
+        Ok(self.journal.insert(journal))
+    }
+
+    /// Makes the file anew if its name was taken away.
+    fn check(&mut self) {
+        if !self.path.exists() {
+            self.journal = None;
+            let _ = self.journal();
+        }
+    }
+}
+
+/// What a file looked like when it was last read: replaced or changed means read again.
+type Seen = Option<(u64, i64, i64, u64)>;
+
+/// The outside, as the state thread reaches it.
+pub struct Edges {
+    paths: StateRoot,
+    run: String,
+    began: Instant,
+    seq: u64,
+    links: HashMap<ConnId, Arc<Link>>,
+    log: LineFile,
+    events: LineFile,
+    writers: BTreeMap<VmName, RecordWriter>,
+    guests_seen: Option<Seen>,
+    guests: GuestsRecord,
+    running: BTreeMap<VmName, u32>,
+    lines: Vec<String>,
+    told: Vec<String>,
+    replies: Vec<(Arc<Link>, String)>,
+    storage_said: Option<u64>,
+}
+
+impl Edges {
+    /// Edges of one broker run. Opens nothing yet.
+    pub fn new(paths: StateRoot, run: String, rotation: Rotation) -> Edges {
+        Edges {
+            log: LineFile::new(paths.broker_log(), rotation),
+            events: LineFile::new(paths.broker_events(), rotation),
+            paths,
+            run,
+            began: Instant::now(),
+            seq: 0,
+            links: HashMap::new(),
+            writers: BTreeMap::new(),
+            guests_seen: None,
+            guests: GuestsRecord::default(),
+            running: BTreeMap::new(),
+            lines: Vec::new(),
+            told: Vec::new(),
+            replies: Vec::new(),
+            storage_said: None,
+        }
+    }
+
+    /// Remembers how to answer a connection.
+    pub fn adopt(&mut self, link: Arc<Link>) {
+        self.links.insert(link.id, link);
+    }
+
+    /// Forgets a connection that is gone.
+    pub fn forget(&mut self, conn: ConnId) {
+        self.links.remove(&conn);
+    }
+
+    /// Performs one effect; lines, events and answers wait for [`Edges::flush`].
+    pub fn perform(&mut self, at: At, effect: Effect) -> Option<Input> {
+        match effect {
+            Effect::Reply { conn, line } => {
+                if let Some(link) = self.links.get(&conn) {
+                    self.replies.push((Arc::clone(link), line));
+                }
+                None
+            }
+            Effect::Evict { conn, reason } => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.evict(reason);
+                }
+                None
+            }
+            Effect::Drop { conn } => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.close();
+                }
+                None
+            }
+            Effect::Record { record, asked_by } => {
+                let vm = record.vm.clone();
+                let writer = self
+                    .writers
+                    .entry(vm.clone())
+                    .or_insert_with(|| RecordWriter::new(self.paths.handshake(&vm)));
+                let written = writer.write(&record);
+                let made = written.is_ok();
+                if let Err(error) = written {
+                    // A full disk meets every hello; once in ten seconds says it well enough.
+                    if self.storage_said.is_none_or(|said| at.boot_ms >= said + 10_000) {
+                        self.storage_said = Some(at.boot_ms);
+                        let path = self.paths.handshake(&vm);
+                        self.log(at, "ERROR", &format!("can't write {}: {error}", path.display()));
+                    }
+                }
+                Some(Input::Recorded { vm, asked_by, made })
+            }
+            Effect::Log(line) => {
+                self.lines.push(line);
+                None
+            }
+            Effect::Tell(event) => {
+                self.tell(at, event);
+                None
+            }
+        }
+    }
+
+    /// A line of our own in the broker's log.
+    pub fn log(&mut self, at: At, level: &str, text: &str) {
+        self.lines
+            .push(format!("{} {text}", line_head(at.wall_ms, level)));
+    }
+
+    /// A fact for the journal.
+    pub fn tell(&mut self, at: At, event: Event) {
+        let stamped = Stamped {
+            ts: wall_clock(UNIX_EPOCH + Duration::from_millis(at.wall_ms)),
+            offset_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            seq: self.seq,
+            run: self.run.clone(),
+            event,
+        };
+        self.seq += 1;
+        self.told.push(stamped.contract_line());
+    }
+
+    /// Lines and events first, then the answers: who reads its `ok` can find it in the log.
+    pub fn flush(&mut self, at: At) {
+        if !self.told.is_empty() {
+            let told = std::mem::take(&mut self.told);
+            let outcome = self.events.append(&told);
+            self.mention(at, "events", outcome);
+        }
+        if !self.lines.is_empty() {
+            let lines = std::mem::take(&mut self.lines);
+            let outcome = self.log.append(&lines);
+            self.mention(at, "log lines", outcome);
+            if !self.lines.is_empty() {
+                let lines = std::mem::take(&mut self.lines);
+                let _ = self.log.append(&lines);
+            }
+        }
+        for (link, line) in self.replies.drain(..) {
+            link.answer(&line);
+        }
+    }
+
+    fn mention(&mut self, at: At, what: &str, outcome: io::Result<u64>) {
+        match outcome {
+            Ok(0) => {}
+            Ok(lost) => self.log(
+                at,
+                "WARN",
+                &format!("{lost} {what} before this were lost: no room"),
+            ),
+            Err(error) => log::warn!("can't keep {what}: {error}"),
+        }
+    }
+
+    /// `guests.json`, if it has changed since the last look. Asked before every hello is judged:
+    /// a guest may be up before a look once a second would notice its launch.
+    pub fn changed_guests(&mut self, at: At) -> Option<Input> {
+        let path = self.paths.guests();
+        let seen = look_at(&path);
+        if self.guests_seen == Some(seen) {
+            return None;
+        }
+        self.guests_seen = Some(seen);
+        let loaded = match records::load::<GuestsRecord>(&path) {
+            Ok(loaded) => loaded,
+            Err(failure) => {
+                self.log(at, "ERROR", &format!("{failure}; the guests known before stay"));
+                return None;
+            }
+        };
+        let Some(record) = loaded else {
+            self.guests = GuestsRecord::default();
+            return Some(Input::Guests(None));
+        };
+        match GuestTable::from_record(&record, host::boot_id()) {
+            Ok(table) => {
+                self.guests = record;
+                Some(Input::Guests(Some(table)))
+            }
+            Err(why) => {
+                let text = format!(
+                    "can't use {}: {why}; the guests known before stay",
+                    path.display()
+                );
+                self.log(at, "ERROR", &text);
+                None
+            }
+        }
+    }
+
+    /// The records an earlier broker left.
+    pub fn restored(&self) -> Vec<Input> {
+        let Ok(entries) = fs::read_dir(self.paths.handshakes()) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .take(MAX_RESTORED)
+            .filter_map(|entry| {
+                let name = entry.file_name();
+                let vm: VmName = name.to_str()?.strip_suffix(".json")?.parse().ok()?;
+                match read_record(&entry.path()) {
+                    RecordRead::Record(record) if record.vm == vm => {
+                        let launched = self
+                            .guests
+                            .guests
+                            .iter()
+                            .any(|guest| guest.name == vm && guest.launch_id.is_some());
+                        Some(Input::Restored {
+                            alive: !launched || self.qemu_of(&vm).is_some(),
+                            record: Box::new(record),
+                        })
+                    }
+                    _ => None,
+                }
+            })
+            .collect()
+    }
+
+    fn qemu_of(&self, vm: &VmName) -> Option<u32> {
+        match host::lock_holder(&self.paths.vm(vm).qemu_pid()) {
+            Holder::Process(pid) => Some(pid),
+            Holder::Nobody | Holder::Description => None,
+        }
+    }
+
+    /// VMs whose QEMU let its pid file go since the last look. Each is told once, unless `down`
+    /// asked for it and tells it itself.
+    pub fn gone_vms(&mut self, at: At) -> Vec<VmName> {
+        let names: Vec<VmName> = self
+            .guests
+            .guests
+            .iter()
+            .filter(|guest| guest.launch_id.is_some())
+            .map(|guest| guest.name.clone())
+            .collect();
+        let mut gone = Vec::new();
+        for vm in names {
+            match self.qemu_of(&vm) {
+                Some(pid) => {
+                    self.running.insert(vm, pid);
+                }
+                None => {
+                    if let Some(pid) = self.running.remove(&vm) {
+                        self.tell_exit(at, &vm, pid);
+                        gone.push(vm);
+                    }
+                }
+            }
+        }
+        gone
+    }
+
+    fn tell_exit(&mut self, at: At, vm: &VmName, pid: u32) {
+        let paths = self.paths.vm(vm);
+        let run = records::load::<RunRecord>(&paths.run()).ok().flatten();
+        let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
+        if let (Some(run), Some(stop)) = (run, stop)
+            && run.launch_id == stop.launch_id
+        {
+            return;
+        }
+        let (reason, outcome, last_words) = match ending::read(&paths) {
+            Some(ending) => (ending.ended.reason, ending.state, ending.ended.last_words),
+            None => ("unknown".to_owned(), VmState::Stopped, None),
+        };
+        let outcome = outcome.as_str().to_owned();
+        self.log(
+            at,
+            "WARN",
+            &format!("exit of vm:{vm} outcome={outcome} reason={reason} pid={pid}"),
+        );
+        self.tell(
+            at,
+            Event::VmExited {
+                vm: vm.clone(),
+                pid: Some(pid),
+                reason,
+                outcome,
+                last_words,
+            },
+        );
+    }
+
+    /// Our files whose names were taken away are made anew; records are asked of the state.
+    pub fn check_files<'a>(&mut self, recorded: impl Iterator<Item = &'a VmName>) -> Vec<Input> {
+        self.log.check();
+        self.events.check();
+        recorded
+            .filter(|vm| {
+                self.writers
+                    .entry((*vm).clone())
+                    .or_insert_with(|| RecordWriter::new(self.paths.handshake(vm)))
+                    .is_there()
+                    .eq(&false)
+            })
+            .map(|vm| Input::RecordLost { vm: vm.clone() })
+            .collect()
+    }
+}
+
+fn look_at(path: &Path) -> Seen {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+}

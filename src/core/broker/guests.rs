@@ -1,0 +1,219 @@
+//! Guests: whom the project expects, who was heard, and whether that is recent enough.
+//!
+//! Here: the table made of `guests.json`, tokens, the freshness window, when a record is due.
+//! Not here: connections (`broker::state`), the files themselves (`broker::edges`).
+
+use std::collections::BTreeMap;
+
+use crate::core::config::AuthMode;
+use crate::core::name::VmName;
+use crate::core::records::GuestsRecord;
+
+use super::protocol::{DeclineReason, Hello};
+use super::record::HandshakeRecord;
+
+/// Between two writes of one record: at once when quiet, then at most four a second.
+pub const RECORD_EVERY_MS: u64 = 250;
+
+/// Guests remembered while names aren't checked. A project of that size has a `guests.json`;
+/// without one anybody on the loopback could make files without end.
+pub const MAX_UNLISTED: usize = 1024;
+
+/// One VM of `guests.json`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its name, as the config spells it.
+    pub name: VmName,
+    /// When its current launch was, in this host boot; what was heard before doesn't count.
+    pub launched_boottime_ms: Option<u64>,
+    /// SHA-256 of its token.
+    pub token_sha256: Option<[u8; 32]>,
+}
+
+/// `guests.json` as the broker uses it: by name, without case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuestTable(BTreeMap<String, Listed>);
+
+impl GuestTable {
+    /// The table of a record; `Err` names the guest whose token hash is no hash.
+    pub fn from_record(record: &GuestsRecord, boot_id: &str) -> Result<GuestTable, String> {
+        let mut table = BTreeMap::new();
+        for guest in &record.guests {
+            let token_sha256 = match &guest.token_sha256 {
+                Some(text) => {
+                    Some(unhex(text).ok_or_else(|| format!("{}: its token_sha256 is none", guest.name))?)
+                }
+                None => None,
+            };
+            let listed = Listed {
+                name: guest.name.clone(),
+                launched_boottime_ms: guest
+                    .launched_boottime_ms
+                    .filter(|_| guest.boot_id.as_deref() == Some(boot_id)),
+                token_sha256,
+            };
+            table.insert(guest.name.key(), listed);
+        }
+        Ok(GuestTable(table))
+    }
+
+    /// The VM of this name, compared without case.
+    pub fn get(&self, key: &str) -> Option<&Listed> {
+        self.0.get(key)
+    }
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (index, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[index * 2..index * 2 + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+/// Looks at every byte whatever the first ones are, so that time tells nothing.
+fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+    std::hint::black_box(a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
+}
+
+/// Whether this hello may speak for its name: who it is, spelled as the project does, and
+/// whether the project listed it.
+pub fn admit(
+    table: Option<&GuestTable>,
+    auth: AuthMode,
+    hello: &Hello,
+) -> Result<(VmName, bool), DeclineReason> {
+    if hello.vm.is_reserved() {
+        return Err(DeclineReason::ReservedIdentity);
+    }
+    let Some(table) = table else {
+        // Names aren't checked. Nobody has a token either, so who insists on one lets nobody in.
+        return match auth {
+            AuthMode::Token => Err(DeclineReason::BadToken),
+            AuthMode::Auto | AuthMode::Open => Ok((hello.vm.clone(), false)),
+        };
+    };
+    let listed = table.get(&hello.vm.key()).ok_or(DeclineReason::UnknownVm)?;
+    let shown = match (&listed.token_sha256, &hello.token_sha256) {
+        (Some(stored), Some(presented)) => same(stored, presented),
+        _ => false,
+    };
+    let enough = match auth {
+        AuthMode::Open => true,
+        AuthMode::Auto => shown || listed.token_sha256.is_none(),
+        AuthMode::Token => shown,
+    };
+    if enough {
+        Ok((listed.name.clone(), true))
+    } else {
+        Err(DeclineReason::BadToken)
+    }
+}
+
+/// A guest that was heard.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// What its record says, or will say at the next write.
+    pub record: HandshakeRecord,
+    /// It is in the window, and that was told.
+    pub fresh: bool,
+    /// When its record was last written; `None`: there is none on disk.
+    pub written_ms: Option<u64>,
+    /// The record on disk is older than `record`.
+    pub dirty: bool,
+}
+
+impl Guest {
+    /// Age of the newest proof of life.
+    pub fn age_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.record.heard_boottime_ms)
+    }
+
+    /// The first millisecond at which it is outside the window, if nothing more is heard.
+    pub fn leaves_at(&self, window_ms: u64) -> u64 {
+        self.record.heard_boottime_ms + window_ms + 1
+    }
+
+    /// When its record may be written again.
+    pub fn writable_at(&self) -> u64 {
+        self.written_ms.map_or(0, |at| at + RECORD_EVERY_MS)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::broker::protocol::parse_hello;
+    use crate::core::host;
+    use crate::core::records::GuestRecord;
+    use sha2::{Digest, Sha256};
+
+    fn table() -> GuestTable {
+        let guest = |name: &str, token: Option<&str>| GuestRecord {
+            name: name.parse().unwrap(),
+            launch_id: None,
+            launched_boottime_ms: Some(7),
+            boot_id: Some("this".into()),
+            token_sha256: token.map(|token| host::hex(&Sha256::digest(token))),
+        };
+        let record = GuestsRecord {
+            guests: vec![guest("Web-0", Some("secret")), guest("db", None)],
+        };
+        GuestTable::from_record(&record, "this").unwrap()
+    }
+
+    #[test]
+    fn who_may_come() {
+        use AuthMode::{Auto, Open, Token};
+        let cases = [
+            ("hello vm:web-0 token=secret", Auto, "Web-0"),
+            ("hello vm:WEB-0 token=secret", Token, "Web-0"),
+            ("hello vm:web-0 token=wrong", Auto, "bad-token"),
+            ("hello vm:web-0 token=", Auto, "bad-token"),
+            ("hello vm:web-0", Auto, "bad-token"),
+            ("hello vm:web-0", Open, "Web-0"),
+            ("hello vm:web-0 token=wrong", Open, "Web-0"),
+            ("hello vm:db", Auto, "db"),
+            ("hello vm:db token=any", Auto, "db"),
+            ("hello vm:db", Token, "bad-token"),
+            ("hello vm:db token=any", Token, "bad-token"),
+            ("hello vm:evil", Open, "unknown-vm"),
+            ("hello vm:host", Open, "reserved-identity"),
+            ("hello vm:Castra", Auto, "reserved-identity"),
+        ];
+        for (line, auth, expected) in cases {
+            let hello = parse_hello(line.as_bytes()).unwrap();
+            let said = match admit(Some(&table()), auth, &hello) {
+                Ok((name, true)) => name.to_string(),
+                Ok((name, false)) => panic!("{name} is listed"),
+                Err(reason) => reason.to_string(),
+            };
+            assert_eq!(said, expected, "{line} under {auth:?}");
+        }
+        let stranger = parse_hello(b"hello vm:evil").unwrap();
+        assert!(matches!(admit(None, Auto, &stranger), Ok((_, false))));
+        assert_eq!(admit(None, Token, &stranger), Err(DeclineReason::BadToken));
+        let host = parse_hello(b"hello vm:host").unwrap();
+        assert_eq!(admit(None, Open, &host), Err(DeclineReason::ReservedIdentity));
+    }
+
+    #[test]
+    fn a_launch_of_another_boot_has_no_time_here() {
+        let mut record = GuestsRecord::default();
+        record.guests.push(GuestRecord {
+            name: "a".parse().unwrap(),
+            launch_id: None,
+            launched_boottime_ms: Some(7),
+            boot_id: Some("other".into()),
+            token_sha256: None,
+        });
+        let table = GuestTable::from_record(&record, "this").unwrap();
+        assert_eq!(table.get("a").unwrap().launched_boottime_ms, None);
+        record.guests[0].token_sha256 = Some("short".into());
+        assert!(GuestTable::from_record(&record, "this").is_err());
+    }
+}

@@ -1,0 +1,507 @@
+//! Sockets and their threads: accepting, greeting, reading one hello under one deadline.
+//!
+//! Here: the accept threads, the small pool of connection threads, the handle (`Link`) by which
+//! the state thread answers. Not here: any decision about who may come (`broker::state`).
+//!
+//! An accept thread only accepts. Each connection has a thread that greets, reads and then
+//! waits for the other side to close, so a silent, dripping or flooding client costs a thread
+//! of its own and delays nobody.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::core::escape::escape_line;
+
+use super::protocol::{
+    DeclineReason, GREETING, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress,
+};
+use super::state::{ConnId, Input, Plane};
+
+/// Stack of a connection thread. Only touched pages count as memory; a debug build touches most.
+const STACK_BYTES: usize = 128 * 1024;
+
+/// Finished connection threads kept for the next connection: starting one costs 50 µs and, on
+/// a busy host, a scheduling delay.
+const IDLE_THREADS: usize = 16;
+
+/// After its answer a client has this long, and may send this much, before the connection is
+/// closed over it. Closing with unread bytes makes the kernel reset the connection, and the
+/// client would lose the very answer that tells it what was wrong.
+const LINGER: Duration = Duration::from_millis(500);
+const LINGER_BYTES: usize = 256 * 1024;
+
+/// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// Connections beyond the cap that may exist while their victims are still closing.
+pub const SLACK: usize = 32;
+
+/// What wakes the state thread.
+pub enum Wake {
+    /// A new connection, with the handle to answer it.
+    Opened {
+        /// The handle.
+        link: Arc<Link>,
+        /// Its door.
+        plane: Plane,
+        /// Where it comes from.
+        remote: String,
+    },
+    /// What a connection thread has to say.
+    Input(Input),
+    /// Something that the operator should find in the log.
+    Trouble(String),
+    /// Somebody asked the broker to stop.
+    Stop,
+}
+
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+/// One connection, shared by its thread (reads) and the state thread (answers).
+#[derive(Debug)]
+pub struct Link {
+    /// Its number.
+    pub id: ConnId,
+    stream: Stream,
+    /// 0, or one more than the index of the reason it was told to go.
+    verdict: AtomicU8,
+    open: Arc<Open>,
+}
+
+impl Link {
+    fn new(id: ConnId, stream: Stream, open: Arc<Open>) -> Link {
+        let _ = match &stream {
+            Stream::Tcp(tcp) => tcp
+                .set_nodelay(true)
+                .and_then(|()| tcp.set_write_timeout(Some(WRITE_TIMEOUT))),
+            Stream::Unix(unix) => unix.set_write_timeout(Some(WRITE_TIMEOUT)),
+        };
+        open.add(1);
+        Link {
+            id,
+            stream,
+            verdict: AtomicU8::new(0),
+            open,
+        }
+    }
+
+    fn read(&self, bytes: &mut [u8], limit: Duration) -> io::Result<usize> {
+        let limit = Some(limit.max(Duration::from_millis(1)));
+        match &self.stream {
+            Stream::Tcp(tcp) => {
+                tcp.set_read_timeout(limit)?;
+                (&*tcp).read(bytes)
+            }
+            Stream::Unix(unix) => {
+                unix.set_read_timeout(limit)?;
+                (&*unix).read(bytes)
+            }
+        }
+    }
+
+    /// Sends a line. That the client isn't there any more is its own business.
+    pub fn send(&self, line: &str) {
+        let _ = match &self.stream {
+            Stream::Tcp(tcp) => (&*tcp).write_all(line.as_bytes()),
+            Stream::Unix(unix) => (&*unix).write_all(line.as_bytes()),
+        };
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        let _ = match &self.stream {
+            Stream::Tcp(tcp) => tcp.shutdown(how),
+            Stream::Unix(unix) => unix.shutdown(how),
+        };
+    }
+
+    /// Sends the last line there will be.
+    pub fn answer(&self, line: &str) {
+        self.send(line);
+        self.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the wait for its hello; what has already come may still count.
+    pub fn evict(&self, reason: DeclineReason) {
+        let index = DeclineReason::ALL.iter().position(|known| *known == reason);
+        let number = index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(1);
+        self.verdict.store(number, Ordering::Release);
+        self.shutdown(Shutdown::Read);
+    }
+
+    /// Ends a connection that had its answer.
+    pub fn close(&self) {
+        self.shutdown(Shutdown::Both);
+    }
+
+    fn verdict(&self) -> Option<DeclineReason> {
+        let number = usize::from(self.verdict.load(Ordering::Acquire));
+        DeclineReason::ALL.get(number.checked_sub(1)?).copied()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.open.remove(1);
+    }
+}
+
+/// A count of what is open, that can be waited on.
+#[derive(Debug, Default)]
+pub struct Open {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Open {
+    fn add(&self, number: usize) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += number;
+    }
+
+    fn remove(&self, number: usize) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= number;
+        self.changed.notify_all();
+    }
+
+    /// Waits until fewer than `limit` are open; false if it took longer than `patience`.
+    pub fn wait_below(&self, limit: usize, patience: Duration) -> bool {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, _) = self
+            .changed
+            .wait_timeout_while(count, patience, |count| *count >= limit)
+            .unwrap_or_else(PoisonError::into_inner);
+        *count < limit
+    }
+}
+
+/// What all doors share.
+pub struct Reception {
+    to_state: Sender<Wake>,
+    hello_timeout: Duration,
+    next_id: AtomicU64,
+    threads: Arc<Open>,
+    jobs: Mutex<Jobs>,
+    job_came: Condvar,
+}
+
+#[derive(Default)]
+struct Jobs {
+    waiting: VecDeque<(Arc<Link>, Instant)>,
+    idle: usize,
+    closed: bool,
+}
+
+impl Reception {
+    /// A reception that hands everything to the state thread.
+    pub fn new(to_state: Sender<Wake>, hello_timeout: Duration) -> Arc<Reception> {
+        Arc::new(Reception {
+            to_state,
+            hello_timeout,
+            next_id: AtomicU64::new(1),
+            threads: Arc::default(),
+            jobs: Mutex::default(),
+            job_came: Condvar::new(),
+        })
+    }
+
+    /// Ends the idle threads and waits for the busy ones; true if all ended in time.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.job_came.notify_all();
+        self.threads.wait_below(1, patience)
+    }
+
+    fn welcome(self: &Arc<Self>, links: &Arc<Open>, stream: Stream, plane: Plane, remote: String) {
+        let came = Instant::now();
+        let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let link = Arc::new(Link::new(id, stream, Arc::clone(links)));
+        let opened = Wake::Opened {
+            link: Arc::clone(&link),
+            plane,
+            remote,
+        };
+        if self.to_state.send(opened).is_err() {
+            return;
+        }
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if jobs.idle > jobs.waiting.len() {
+            jobs.waiting.push_back((link, came));
+            self.job_came.notify_one();
+            return;
+        }
+        drop(jobs);
+        self.threads.add(1);
+        let reception = Arc::clone(self);
+        let job = Arc::clone(&link);
+        let spawned = thread::Builder::new()
+            .name("broker-conn".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || {
+                let _leaving = Leaving(Arc::clone(&reception));
+                reception.serve(job, came);
+            });
+        if let Err(error) = spawned {
+            self.threads.remove(1);
+            link.answer(&declined_reply(DeclineReason::SessionLimit, &[]));
+            let _ = self
+                .to_state
+                .send(Wake::Trouble(format!("no thread for a connection: {error}")));
+            let _ = self.to_state.send(Wake::Input(Input::Closed { conn: id }));
+        }
+    }
+
+    /// A connection thread's life: one connection after another.
+    fn serve(&self, link: Arc<Link>, came: Instant) {
+        let mut job = Some((link, came));
+        while let Some((link, came)) = job.take() {
+            {
+                let _closing = Closing {
+                    conn: link.id,
+                    to_state: &self.to_state,
+                };
+                let said = listen_for_hello(&link, came + self.hello_timeout);
+                if let Some(said) = said {
+                    let _ = self.to_state.send(Wake::Input(said));
+                    linger(&link);
+                }
+            }
+            drop(link);
+            job = self.next_job();
+        }
+    }
+
+    fn next_job(&self) -> Option<(Arc<Link>, Instant)> {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if jobs.idle >= IDLE_THREADS {
+            return None;
+        }
+        jobs.idle += 1;
+        let mut jobs = self
+            .job_came
+            .wait_while(jobs, |jobs| jobs.waiting.is_empty() && !jobs.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        jobs.idle -= 1;
+        jobs.waiting.pop_front()
+    }
+}
+
+/// Counts a connection thread out, however it ends.
+struct Leaving(Arc<Reception>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.threads.remove(1);
+    }
+}
+
+/// Says that a connection is gone, however its thread left it.
+struct Closing<'a> {
+    conn: ConnId,
+    to_state: &'a Sender<Wake>,
+}
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        let _ = self.to_state.send(Wake::Input(Input::Closed { conn: self.conn }));
+    }
+}
+
+/// Greets and reads until there is a hello, something else, or no time left. `None`: the client
+/// left without a byte, which is no attempt.
+fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
+    let conn = link.id;
+    link.send(GREETING);
+    // A hello and its CR LF; what a client sends beyond is not read before it is answered.
+    let mut bytes = [0; HELLO_BYTES + 2];
+    let mut length = 0;
+    let refused = |length: usize, refusal: Refusal| Input::Refused {
+        conn,
+        refusal,
+        attempted: length > 0,
+    };
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Some(refused(length, Refusal::unnamed(DeclineReason::Timeout)));
+        }
+        match link.read(&mut bytes[length..], left) {
+            Ok(0) => {
+                return match (link.verdict(), length) {
+                    (Some(reason), _) => Some(refused(length, Refusal::unnamed(reason))),
+                    (None, 0) => None,
+                    (None, _) => Some(refused(length, Refusal::unnamed(DeclineReason::ProtocolError))),
+                };
+            }
+            Ok(more) => length += more,
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => continue,
+                _ if length == 0 => return None,
+                _ => return Some(refused(length, Refusal::unnamed(DeclineReason::ProtocolError))),
+            },
+        }
+        let parsed = match progress(&bytes[..length]) {
+            Progress::Partial => match link.verdict() {
+                Some(reason) => Err(Refusal::unnamed(reason)),
+                None => continue,
+            },
+            Progress::Hopeless => Err(Refusal::unnamed(DeclineReason::ProtocolError)),
+            Progress::Line { line, .. } => parse_hello(&bytes[..line]),
+        };
+        return Some(match parsed {
+            Ok(hello) => Input::Hello { conn, hello },
+            Err(refusal) => {
+                let said = escape_line(&String::from_utf8_lossy(&bytes[..length]), 80);
+                log::debug!("connection {}: refused {said}", conn.0);
+                refused(length, refusal)
+            }
+        });
+    }
+}
+
+/// Takes in and drops what the client still sends, until it closes.
+fn linger(link: &Link) {
+    let until = Instant::now() + LINGER;
+    let mut taken = 0;
+    let mut bytes = [0; 2048];
+    while taken < LINGER_BYTES {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        match link.read(&mut bytes, left) {
+            Ok(0) => return,
+            Ok(more) => taken += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A door: the listener's thread, and how to end it.
+pub struct Door {
+    thread: Option<JoinHandle<()>>,
+    quit: Option<io::PipeWriter>,
+}
+
+/// What a door listens on.
+pub enum Listener {
+    /// Guests.
+    Tcp(TcpListener),
+    /// The host.
+    Unix(UnixListener),
+}
+
+impl Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Listener::Tcp(tcp) => tcp.as_fd(),
+            Listener::Unix(unix) => unix.as_fd(),
+        }
+    }
+
+    fn accept(&self) -> io::Result<(Stream, Plane, String)> {
+        match self {
+            Listener::Tcp(tcp) => {
+                let (stream, remote) = tcp.accept()?;
+                Ok((Stream::Tcp(stream), Plane::Guest, remote.to_string()))
+            }
+            Listener::Unix(unix) => {
+                let (stream, _) = unix.accept()?;
+                Ok((Stream::Unix(stream), Plane::Host, "unix".to_owned()))
+            }
+        }
+    }
+}
+
+impl Door {
+    /// Opens a door: at most `places` connections, and those that are just leaving.
+    pub fn open(listener: Listener, reception: Arc<Reception>, places: usize) -> io::Result<Door> {
+        match &listener {
+            Listener::Tcp(tcp) => tcp.set_nonblocking(true)?,
+            Listener::Unix(unix) => unix.set_nonblocking(true)?,
+        }
+        let (quit_seen, quit) = io::pipe()?;
+        let name = match listener {
+            Listener::Tcp(_) => "broker-accept",
+            Listener::Unix(_) => "broker-host",
+        };
+        let thread = thread::Builder::new()
+            .name(name.to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || accept_all(&listener, &quit_seen, &reception, places + SLACK))?;
+        Ok(Door {
+            thread: Some(thread),
+            quit: Some(quit),
+        })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // The thread sees the end of the pipe.
+        self.quit.take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Reception>, most: usize) {
+    // Given back for a moment when descriptors run out, so that the client can be told.
+    let mut spare = std::fs::File::open("/dev/null").ok();
+    let mut told: Option<Instant> = None;
+    // Each door counts its own, so that guests can't take the host's places.
+    let links: Arc<Open> = Arc::default();
+    loop {
+        let mut asked = [
+            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
+            PollFd::new(quit.as_fd(), PollFlags::POLLIN),
+        ];
+        let _ = poll(&mut asked, PollTimeout::NONE);
+        if asked[1].any() == Some(true) {
+            return;
+        }
+        // Victims of the cap are on their way out; the kernel's backlog holds the newcomers.
+        if !links.wait_below(most, Duration::from_millis(20)) {
+            continue;
+        }
+        match listener.accept() {
+            Ok((stream, plane, remote)) => reception.welcome(&links, stream, plane, remote),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
+                }
+                _ => {
+                    if told.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                        told = Some(Instant::now());
+                        let _ = reception
+                            .to_state
+                            .send(Wake::Trouble(format!("can't accept: {error}")));
+                    }
+                    spare.take();
+                    if let Ok((stream, _, _)) = listener.accept() {
+                        let link = Link::new(ConnId(0), stream, Arc::clone(&links));
+                        link.answer(&declined_reply(DeclineReason::SessionLimit, &[]));
+                    }
+                    spare = std::fs::File::open("/dev/null").ok();
+                    if spare.is_none() {
+                        // Nothing to give back next time: don't spin on a poll that stays ready.
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,527 @@
+//! A broker's life: it takes its lock, opens its doors, turns its one loop, stops in order.
+//!
+//! Here: start, the state thread's loop, the stop. Not here: what an input does
+//! (`broker::state`), how an effect is done (`broker::edges`), who starts a broker
+//! (`broker::launcher`).
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::core::cancel::Cancel;
+use crate::core::config::{BrokerConfig, Config, PortChoice};
+use crate::core::events::Event;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock, Holder, LockError};
+use crate::core::journal::Rotation;
+use crate::core::paths::{StateRoot, vm_file};
+use crate::core::records::{self, BrokerRecord};
+use crate::core::reporter::wall_clock;
+
+use super::edges::Edges;
+use super::listen::{Door, Listener, Reception, SLACK, Wake};
+use super::protocol::BUS_VERSIONS;
+use super::state::{At, Input, Plane, Rules, State, step};
+
+/// The port a broker takes if the config names none and it is free.
+pub const PREFERRED_PORT: u16 = 7070;
+
+/// Host clients at once: a few commands and their pipes.
+const HOST_CONNECTIONS: usize = 64;
+
+/// Descriptors kept for everything that is no guest's connection: listeners, locks, logs, the
+/// files a turn opens for a moment, host clients.
+const DESCRIPTORS_APART: u64 = 32 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
+
+/// The most descriptors we ask for; a limit of a million is no reason to use it.
+const DESCRIPTORS_WANTED: u64 = 65_536;
+
+/// Inputs taken in one turn, so that one write serves many.
+const BATCH: usize = 256;
+
+/// How often the files and the VMs' locks are looked at.
+const LOOK_EVERY_MS: u64 = 1000;
+
+/// How long a stopping broker waits until everybody has been told.
+const STOP_GRACE_MS: u64 = 500;
+
+/// What a broker needs to know.
+#[derive(Clone, Debug)]
+pub struct BrokerOptions {
+    /// Where its files are.
+    pub state: StateRoot,
+    /// `[broker]`.
+    pub config: BrokerConfig,
+    /// Rotation of its log and its journal.
+    pub rotation: Rotation,
+    /// It is a thread of somebody's process: that one's embedder alone ends it.
+    pub embedded: bool,
+}
+
+impl BrokerOptions {
+    /// A broker process for a project.
+    pub fn of(config: &Config) -> BrokerOptions {
+        BrokerOptions {
+            state: config.state.clone(),
+            config: config.broker.clone(),
+            rotation: config.bus.rotation,
+            embedded: false,
+        }
+    }
+}
+
+/// A broker that listens.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Ready {
+    /// Its process.
+    pub pid: u32,
+    /// Its TCP port on 127.0.0.1.
+    pub port: u16,
+    /// Its run.
+    pub run: String,
+}
+
+/// Runs a broker until `stop` is requested. Returns at once with a failure if it can't start.
+pub fn run(options: BrokerOptions, stop: Cancel) -> Result<()> {
+    run_announced(options, stop, |_| {})
+}
+
+/// As [`run`]; `announce` is called once, when the doors are open and `broker.json` says so.
+pub fn run_announced(options: BrokerOptions, stop: Cancel, announce: impl FnOnce(&Ready)) -> Result<()> {
+    let broker = Broker::start(options)?;
+    announce(&broker.ready);
+    broker.turn(&stop);
+    Ok(())
+}
+
+struct Broker {
+    options: BrokerOptions,
+    ready: Ready,
+    lock: Option<FileLock>,
+    record: BrokerRecord,
+    state: State,
+    edges: Edges,
+    reception: Arc<Reception>,
+    inbox: Receiver<Wake>,
+    to_state: Sender<Wake>,
+    guest_door: Option<Door>,
+    host_door: Option<Door>,
+    /// Keeps the state root open, for socket names that are short whatever its path.
+    root: File,
+}
+
+impl Broker {
+    fn start(options: BrokerOptions) -> Result<Broker> {
+        let paths = &options.state;
+        host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
+        let run = host::random_hex(8)
+            .map_err(|error| Failure::new(Exit::Io, "can't read /dev/urandom").because(error))?;
+        let lock = take_lock(paths, &run)?;
+        let max_connections = fit_descriptors(options.config.max_connections);
+        let listener = bind(paths, options.config.port)?;
+        let port = listener
+            .local_addr()
+            .map_err(|error| Failure::new(Exit::Io, "can't ask for the broker's port").because(error))?
+            .port();
+        let root = File::open(paths.dir()).map_err(|error| Failure::io("open", paths.dir(), &error))?;
+        let host_listener = bind_host(paths, &root)?;
+        let boot_ms = host::boottime_ms();
+        let record = BrokerRecord {
+            port,
+            run: run.clone(),
+            started_boottime_ms: boot_ms,
+            started_at: wall_clock(SystemTime::now()),
+            boot_id: host::boot_id().to_owned(),
+            clean_stop: false,
+            embedded: options.embedded,
+            freshness_window_ms: millis(options.config.freshness),
+        };
+        let (to_state, inbox) = unbounded();
+        let reception = Reception::new(to_state.clone(), options.config.hello_timeout);
+        let mut broker = Broker {
+            state: State::new(Rules {
+                run: run.clone(),
+                boot_id: record.boot_id.clone(),
+                freshness_ms: record.freshness_window_ms,
+                auth: options.config.auth,
+                max_connections,
+                max_host_connections: HOST_CONNECTIONS,
+                bus_versions: BUS_VERSIONS,
+            }),
+            edges: Edges::new(paths.clone(), run.clone(), options.rotation),
+            ready: Ready {
+                pid: std::process::id(),
+                port,
+                run,
+            },
+            lock: Some(lock),
+            record,
+            reception,
+            inbox,
+            to_state,
+            guest_door: None,
+            host_door: None,
+            root,
+            options,
+        };
+        broker.first_look(max_connections);
+        broker.open_doors(listener, host_listener, max_connections)?;
+        records::save(&broker.options.state.broker_json(), &broker.record)?;
+        Ok(broker)
+    }
+
+    /// What an earlier broker knew, before anybody can say anything new.
+    fn first_look(&mut self, max_connections: usize) {
+        let at = now();
+        let pid = self.ready.pid;
+        let port = self.ready.port;
+        self.edges.log(
+            at,
+            "INFO",
+            &format!("broker started pid={pid} port={port} run={}", self.ready.run),
+        );
+        if max_connections < self.options.config.max_connections {
+            let text = format!("max_connections={max_connections}: the limit of open files allows no more");
+            self.edges.log(at, "WARN", &text);
+        }
+        self.edges.tell(at, Event::BrokerStarted { pid, port });
+        let guests = self.edges.changed_guests(at);
+        self.take(at, guests);
+        let restored = self.edges.restored();
+        self.take(at, restored);
+        let _ = self.edges.gone_vms(at);
+        self.edges.flush(at);
+    }
+
+    fn open_doors(&mut self, guests: TcpListener, host: UnixListener, places: usize) -> Result<()> {
+        let cant = |error: io::Error| {
+            Failure::new(Exit::Internal, "can't start the broker's threads").because(error)
+        };
+        let reception = &self.reception;
+        self.guest_door =
+            Some(Door::open(Listener::Tcp(guests), Arc::clone(reception), places).map_err(cant)?);
+        self.host_door =
+            Some(Door::open(Listener::Unix(host), Arc::clone(reception), HOST_CONNECTIONS).map_err(cant)?);
+        Ok(())
+    }
+
+    /// One input, and whatever its effects answer.
+    fn take(&mut self, at: At, inputs: impl IntoIterator<Item = Input>) {
+        let mut todo: VecDeque<Input> = inputs.into_iter().collect();
+        while let Some(input) = todo.pop_front() {
+            for effect in step(&mut self.state, at, input) {
+                if let Some(answer) = self.edges.perform(at, effect) {
+                    todo.push_front(answer);
+                }
+            }
+        }
+    }
+
+    /// The state thread: the only place that reads the clock for `step`.
+    fn turn(mut self, stop: &Cancel) {
+        let over = watch_stop(stop.clone(), self.to_state.clone());
+        let mut next_look = host::boottime_ms() + LOOK_EVERY_MS;
+        let mut stopping: Option<u64> = None;
+        loop {
+            let due = [Some(next_look), self.state.due(), stopping]
+                .into_iter()
+                .flatten()
+                .min();
+            let wait = due.map_or(LOOK_EVERY_MS, |due| due.saturating_sub(host::boottime_ms()));
+            let first = match self.inbox.recv_timeout(Duration::from_millis(wait)) {
+                Ok(wake) => Some(wake),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let more = self.inbox.try_iter().take(BATCH - 1);
+            let batch: Vec<Wake> = first.into_iter().chain(more).collect();
+            let at = now();
+            if batch
+                .iter()
+                .any(|wake| matches!(wake, Wake::Input(Input::Hello { .. })))
+            {
+                let changed = self.edges.changed_guests(at);
+                self.take(at, changed);
+            }
+            for wake in batch {
+                match wake {
+                    Wake::Opened { link, plane, remote } => self.on_opened(at, link, plane, remote),
+                    Wake::Input(input) => {
+                        let closed = match &input {
+                            Input::Closed { conn } => Some(*conn),
+                            _ => None,
+                        };
+                        self.take(at, [input]);
+                        if let Some(conn) = closed {
+                            self.edges.forget(conn);
+                        }
+                    }
+                    Wake::Trouble(text) => self.edges.log(at, "ERROR", &text),
+                    Wake::Stop if stopping.is_none() => {
+                        stopping = Some(at.boot_ms + STOP_GRACE_MS);
+                        self.begin_stop(at);
+                    }
+                    Wake::Stop => {}
+                }
+            }
+            if self.state.due().is_some_and(|due| at.boot_ms >= due) {
+                self.take(at, [Input::Tick]);
+            }
+            if at.boot_ms >= next_look {
+                next_look = at.boot_ms + LOOK_EVERY_MS;
+                if !self.look_around(at) && stopping.is_none() {
+                    stopping = Some(at.boot_ms + STOP_GRACE_MS);
+                    self.begin_stop(at);
+                }
+            }
+            self.edges.flush(at);
+            if stopping.is_some_and(|until| at.boot_ms >= until || self.state.all_answered()) {
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        self.end();
+    }
+
+    fn on_opened(&mut self, at: At, link: Arc<super::listen::Link>, plane: Plane, remote: String) {
+        let conn = link.id;
+        self.edges.adopt(link);
+        self.take(at, [Input::Opened { conn, plane, remote }]);
+    }
+
+    /// Nobody new comes in, and who waits is told.
+    fn begin_stop(&mut self, at: At) {
+        self.edges.log(at, "INFO", "broker stopping");
+        self.guest_door = None;
+        self.host_door = None;
+        self.take(at, [Input::Stop]);
+    }
+
+    fn end(mut self) {
+        let at = now();
+        self.take(at, [Input::Finish]);
+        let (pid, port) = (self.ready.pid, self.ready.port);
+        self.edges
+            .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));
+        self.edges.tell(at, Event::BrokerStopped { pid, port });
+        self.edges.flush(at);
+        self.reception.close(Duration::from_millis(STOP_GRACE_MS * 2));
+        let Some(lock) = self.lock.take().filter(FileLock::still_named) else {
+            // Another broker has our place and our files.
+            return;
+        };
+        let _ = host::remove_if_there(&self.options.state.broker_sock());
+        self.record.clean_stop = true;
+        let _ = records::save(&self.options.state.broker_json(), &self.record);
+        drop(lock);
+    }
+
+    /// Once a second: guests, VMs, and whether our files still have their names. False: another
+    /// broker has taken our place, because somebody removed our pid file.
+    fn look_around(&mut self, at: At) -> bool {
+        let changed = self.edges.changed_guests(at);
+        self.take(at, changed);
+        for vm in self.edges.gone_vms(at) {
+            self.take(at, [Input::VmGone { vm }]);
+        }
+        if self.lock.as_ref().is_none_or(|lock| !lock.still_named()) {
+            match take_lock(&self.options.state, &self.ready.run) {
+                Ok(lock) => {
+                    self.lock = Some(lock);
+                    self.edges.log(at, "WARN", "broker.pid was taken away, made anew");
+                }
+                Err(failure) if failure.exit == Exit::Busy => {
+                    self.lock = None;
+                    self.edges.log(
+                        at,
+                        "ERROR",
+                        "broker.pid belongs to another broker now: this one stops",
+                    );
+                    return false;
+                }
+                // The whole state root is away; it is made anew as soon as that works.
+                Err(failure) => {
+                    let _ = host::ensure_private_dir(self.options.state.dir());
+                    self.edges.log(at, "ERROR", &failure.to_string());
+                }
+            }
+        }
+        if !self.options.state.broker_json().exists() {
+            let _ = records::save(&self.options.state.broker_json(), &self.record);
+        }
+        if self.host_door.is_some() && !is_socket(&self.options.state) {
+            self.reopen_host_door(at);
+        }
+        let lost = self.edges.check_files(self.state.recorded());
+        self.take(at, lost);
+        true
+    }
+
+    fn reopen_host_door(&mut self, at: At) {
+        let reopened = File::open(self.options.state.dir())
+            .map_err(|error| Failure::io("open", self.options.state.dir(), &error))
+            .and_then(|root| {
+                self.root = root;
+                bind_host(&self.options.state, &self.root)
+            })
+            .and_then(|listener| {
+                Door::open(
+                    Listener::Unix(listener),
+                    Arc::clone(&self.reception),
+                    HOST_CONNECTIONS,
+                )
+                .map_err(|error| Failure::new(Exit::Internal, "can't start a thread").because(error))
+            });
+        match reopened {
+            Ok(door) => {
+                self.host_door = Some(door);
+                self.edges
+                    .log(at, "WARN", "broker.sock was taken away, made anew");
+            }
+            Err(failure) => self.edges.log(at, "ERROR", &failure.to_string()),
+        }
+    }
+}
+
+fn is_socket(paths: &StateRoot) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::symlink_metadata(paths.broker_sock()).is_ok_and(|meta| meta.file_type().is_socket())
+}
+
+fn now() -> At {
+    At {
+        boot_ms: host::boottime_ms(),
+        wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells the state thread when somebody asks to stop. The thread ends soon after the flag is
+/// raised; nobody waits for it, it holds nothing.
+fn watch_stop(stop: Cancel, to_state: Sender<Wake>) -> Arc<AtomicBool> {
+    let over = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&over);
+    let watch = move || {
+        while !seen.load(Ordering::Relaxed) {
+            if stop.pause(Duration::from_secs(1)) {
+                let _ = to_state.send(Wake::Stop);
+                return;
+            }
+        }
+    };
+    let spawned = thread::Builder::new().name("broker-stop".to_owned()).spawn(watch);
+    if let Err(error) = spawned {
+        log::error!("no thread to wait for a stop: {error}");
+    }
+    over
+}
+
+fn take_lock(paths: &StateRoot, run: &str) -> Result<FileLock> {
+    let path = paths.broker_pid();
+    match FileLock::try_take(&path, &format!("castra broker {run}")) {
+        Ok(lock) => Ok(lock),
+        Err(LockError::Held(who)) => {
+            let pid = who.split_whitespace().next().unwrap_or("unknown").to_owned();
+            Err(Failure::new(
+                Exit::Busy,
+                format!("a broker of this project runs already (pid {pid})"),
+            )
+            .because(format!("it holds the lock on {}", path.display())))
+        }
+        Err(LockError::Io(error)) => Err(Failure::io("create", &path, &error)),
+    }
+}
+
+/// Raises the soft limit of open files and says how many guests fit into it.
+fn fit_descriptors(wanted: usize) -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
+    let limit = match setrlimit(Resource::RLIMIT_NOFILE, goal, hard) {
+        Ok(()) => goal,
+        Err(_) => soft,
+    };
+    let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
+    wanted.min(usize::try_from(room).unwrap_or(wanted))
+}
+
+/// The TCP listener. While a VM runs, the port its guests were told stays.
+fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
+    let kept = records::load::<BrokerRecord>(&paths.broker_json())
+        .ok()
+        .flatten()
+        .map(|record| record.port)
+        .filter(|_| any_vm_runs(paths));
+    let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let exactly = |port: u16, advice: &str| {
+        listen(port).map_err(|error| {
+            let why = match (error.kind(), host::port_owner(port)) {
+                (io::ErrorKind::AddrInUse, Some(owner)) => format!("it is used by {owner}"),
+                (io::ErrorKind::AddrInUse, None) => "it is used by another process".to_owned(),
+                _ => error.to_string(),
+            };
+            Failure::new(Exit::Busy, format!("the broker can't listen on 127.0.0.1:{port}"))
+                .because(why)
+                .advice(advice)
+        })
+    };
+    if let Some(port) = kept {
+        return exactly(
+            port,
+            "the running VMs were told this port: free it, or stop them with `castra down`",
+        );
+    }
+    match choice {
+        PortChoice::Exactly(port) => exactly(
+            port,
+            "free the port, or set another `port` under [broker], or 0 for a free one",
+        ),
+        PortChoice::Preferred => match listen(PREFERRED_PORT) {
+            Ok(listener) => Ok(listener),
+            Err(_) => exactly(0, "free some ports"),
+        },
+        PortChoice::Free => exactly(0, "free some ports"),
+    }
+}
+
+fn any_vm_runs(paths: &StateRoot) -> bool {
+    let Ok(entries) = fs::read_dir(paths.vms()) else {
+        return false;
+    };
+    entries.flatten().any(|entry| {
+        matches!(
+            host::lock_holder(&entry.path().join(vm_file::QEMU_PID)),
+            Holder::Process(_)
+        )
+    })
+}
+
+/// The host's socket, mode 0600 before anybody can connect: it is made under another name.
+fn bind_host(paths: &StateRoot, root: &File) -> Result<UnixListener> {
+    let path = paths.broker_sock();
+    let cant = |error: io::Error| Failure::io("create", &path, &error);
+    let hidden = format!(".broker.sock-{}", std::process::id());
+    let hidden = host::short_path(root, &hidden);
+    let _ = fs::remove_file(&hidden);
+    let listener = UnixListener::bind(&hidden).map_err(cant)?;
+    fs::set_permissions(&hidden, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .and_then(|()| fs::rename(&hidden, host::short_path(root, "broker.sock")))
+        .map_err(|error| {
+            let _ = fs::remove_file(&hidden);
+            cant(error)
+        })?;
+    Ok(listener)
+}

@@ -117,6 +117,12 @@ pub fn disk_usage(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
+/// Bytes an unprivileged user may still write on the file system that holds `path`.
+pub fn space_left(path: &Path) -> Option<u64> {
+    let answer = nix::sys::statvfs::statvfs(path).ok()?;
+    Some(answer.blocks_available() * answer.fragment_size())
+}
+
 // --- locks ------------------------------------------------------------------------------------
 
 /// Who holds a lock on a file.
@@ -128,6 +134,38 @@ pub enum Holder {
     Process(u32),
     /// Somebody with an open-file-description lock; the kernel names nobody.
     Description,
+}
+
+/// What QEMU says about an image by the byte locks it holds on it for as long as it is open
+/// (`block/file-posix.c`; the offsets are the same since QEMU 2.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageUse {
+    /// Nobody has it open, or whoever has it switched the locks off.
+    Unlocked,
+    /// Open, but nobody writes.
+    Read,
+    /// Somebody writes it or may.
+    Written,
+}
+
+/// Who uses a disk image. Takes nothing.
+pub fn image_use(path: &Path) -> ImageUse {
+    // A byte at 100 + N is locked while somebody has permission N; 1 is writing.
+    const PERMISSIONS: (i64, i64) = (100, 8);
+    const WRITE: (i64, i64) = (101, 1);
+    let Ok(file) = File::open(path) else {
+        return ImageUse::Unlocked;
+    };
+    let held = |(start, len): (i64, i64)| {
+        let mut asked = whole_file(libc::F_WRLCK);
+        (asked.l_start, asked.l_len) = (start, len);
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && i32::from(asked.l_type) != libc::F_UNLCK
+    };
+    match (held(WRITE), held(PERMISSIONS)) {
+        (true, _) => ImageUse::Written,
+        (false, true) => ImageUse::Read,
+        (false, false) => ImageUse::Unlocked,
+    }
 }
 
 fn whole_file(kind: i32) -> libc::flock {
@@ -296,6 +334,24 @@ pub fn has_open(pid: u32, path: &Path) -> bool {
         .flatten()
         .filter_map(|entry| fs::metadata(entry.path()).ok())
         .any(|open| open.dev() == wanted.dev() && open.ino() == wanted.ino())
+}
+
+/// Processes that have a file open, as `name (pid N)`, at most four and not ourselves; processes
+/// of other users stay hidden to all but root. For messages: it looks through all of `/proc`.
+pub fn file_users(path: &Path) -> Vec<String> {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != std::process::id() && has_open(*pid, path))
+        .map(|pid| {
+            let name = process_name(pid).unwrap_or_else(|| "a process".to_owned());
+            format!("{name} (pid {pid})")
+        })
+        .take(4)
+        .collect()
 }
 
 /// CPU time a process has used so far, all its threads together.

@@ -10,6 +10,7 @@ pub mod escape;
 pub mod events;
 pub mod failure;
 pub mod host;
+pub mod images;
 pub mod journal;
 pub mod name;
 pub mod nearest;
@@ -18,6 +19,7 @@ pub mod paths;
 pub mod process;
 pub mod records;
 pub mod reporter;
+pub mod runtime;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod status;

@@ -1,0 +1,310 @@
+//! The default guest: what a VM boots that names neither image nor kernel.
+//!
+//! Here: building it on demand and keeping it under `$CASTRA_HOME/images/`. Not here: what goes
+//! into it (`scripts/build-guest.sh`, carried by `images::embedded`), or what it is told at boot
+//! (`core::runtime::seed`).
+//!
+//! ```text
+//! images/guest-x86_64-<id>/           vmlinux, initramfs.cpio, manifest.json, complete.json
+//! images/guest-x86_64-<id>.lock       held by whoever builds it
+//! images/guest-x86_64-<id>.building/  half of one; the next builder removes it
+//! ```
+//!
+//! A guest appears by one rename, and only with `complete.json` in it, which holds the sizes of
+//! the files: after a power cut a file may be there and empty.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::cancel::Cancel;
+use crate::core::events::Severity;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::images::embedded::{RECIPE, Recipe};
+use crate::core::images::{images_dir, lock_or_wait, said};
+use crate::core::process::{Job, JobError};
+use crate::core::reporter::Emitter;
+
+const KERNEL: &str = "vmlinux";
+const INITRD: &str = "initramfs.cpio";
+const MANIFEST: &str = "manifest.json";
+/// Written last by castra: sizes of the three.
+const COMPLETE: &str = "complete.json";
+
+/// A build takes 10 s and up to 50 MB of downloads; this is for slow mirrors.
+const BUILD_DEADLINE: Duration = Duration::from_secs(600);
+
+/// A default guest, ready to boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultGuest {
+    /// An ELF kernel that QEMU boots by PVH.
+    pub kernel: PathBuf,
+    /// Its initramfs.
+    pub initrd: PathBuf,
+    /// Its command line.
+    pub cmdline: String,
+    /// Where all of it lies.
+    pub dir: PathBuf,
+}
+
+/// Whether a guest that is there will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// What is there is taken.
+    AsCached,
+    /// It is built in any case, from the packages of today.
+    Rebuild,
+}
+
+/// The part of `manifest.json` that castra goes by.
+#[derive(Deserialize)]
+struct Manifest {
+    cmdline: String,
+}
+
+/// Where this castra's default guest lies or will lie.
+pub fn default_guest_dir(home: &Path) -> PathBuf {
+    dir_of(&RECIPE, home)
+}
+
+/// The default guest, if it is there and whole. Reads only.
+pub fn find_default_guest(home: &Path) -> Option<DefaultGuest> {
+    load(&default_guest_dir(home)).ok()
+}
+
+/// The default guest, built if it isn't there. Another process that builds it is waited for, so
+/// it is built once however many ask. Progress is told as `message` events with source `image`.
+pub fn ensure_default_guest(home: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
+    ensure(&RECIPE, home, Freshness::AsCached, emitter, cancel)
+}
+
+/// Builds the default guest even if it is there; the old one serves until the new one is whole.
+pub fn rebuild_default_guest(home: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
+    ensure(&RECIPE, home, Freshness::Rebuild, emitter, cancel)
+}
+
+fn dir_of(recipe: &Recipe<'_>, home: &Path) -> PathBuf {
+    // The builder knows this one architecture; it refuses on others with the reason.
+    images_dir(home).join(format!("guest-x86_64-{}", recipe.id()))
+}
+
+fn beside(dir: &Path, extension: &str) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_os_string();
+    name.push(extension);
+    dir.with_file_name(name)
+}
+
+fn ensure(
+    recipe: &Recipe<'_>,
+    home: &Path,
+    freshness: Freshness,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<DefaultGuest> {
+    let dir = dir_of(recipe, home);
+    let reuse = freshness == Freshness::AsCached;
+    if reuse && let Ok(guest) = load(&dir) {
+        return Ok(guest);
+    }
+    let images = images_dir(home);
+    host::ensure_private_dir(&images).map_err(|error| Failure::io("create", &images, &error))?;
+    let _lock = lock_or_wait(
+        &beside(&dir, ".lock"),
+        "builds the default guest",
+        emitter,
+        cancel,
+    )?;
+    match load(&dir) {
+        // Whoever held the lock has built it.
+        Ok(guest) if reuse => return Ok(guest),
+        Err(Damage::Broken(why)) => emitter.emit(said(
+            Severity::Warn,
+            format!(
+                "the default guest in {} is damaged ({why}): building it anew",
+                dir.display()
+            ),
+        )),
+        Ok(_) | Err(Damage::Absent) => {}
+    }
+    build(recipe, &dir, emitter, cancel)
+}
+
+/// Why there is no guest to be had from a directory.
+enum Damage {
+    Absent,
+    Broken(String),
+}
+
+fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
+    let broken = |name: &str, why: &dyn std::fmt::Display| Damage::Broken(format!("{name}: {why}"));
+    let read = |name: &str| match fs::read(dir.join(name)) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => Err(Damage::Absent),
+        Err(error) => Err(broken(name, &error)),
+    };
+    let sizes: BTreeMap<String, u64> =
+        serde_json::from_slice(&read(COMPLETE)?).map_err(|error| broken(COMPLETE, &error))?;
+    for name in [KERNEL, INITRD, MANIFEST] {
+        match (fs::metadata(dir.join(name)), sizes.get(name)) {
+            (Ok(meta), Some(size)) if meta.is_file() && meta.len() == *size => {}
+            (Ok(meta), _) => {
+                return Err(broken(
+                    name,
+                    &format!(
+                        "its length of {} bytes is not the one it was made with",
+                        meta.len()
+                    ),
+                ));
+            }
+            (Err(error), _) => return Err(broken(name, &error)),
+        }
+    }
+    let manifest: Manifest =
+        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| broken(MANIFEST, &error))?;
+    Ok(DefaultGuest {
+        kernel: dir.join(KERNEL),
+        initrd: dir.join(INITRD),
+        cmdline: manifest.cmdline,
+        dir: dir.to_owned(),
+    })
+}
+
+/// Runs the builder in a directory of its own and moves the result into place. The lock is held.
+fn build(recipe: &Recipe<'_>, dir: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
+    let staging = beside(dir, ".building");
+    let remove = |path: &Path| match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io("remove", path, &error)),
+        _ => Ok(()),
+    };
+    // Left by a builder that was killed: its lock is free, so nobody works there.
+    remove(&staging)?;
+    let built =
+        run_builder(recipe, &staging, emitter, cancel).and_then(|out| put_in_place(&out, dir, &staging));
+    remove(&staging)?;
+    built?;
+    load(dir).map_err(|damage| {
+        let why = match damage {
+            Damage::Absent => "it is gone again".to_owned(),
+            Damage::Broken(why) => why,
+        };
+        Failure::new(Exit::Io, "can't use the default guest just built").because(why)
+    })
+}
+
+fn run_builder(
+    recipe: &Recipe<'_>,
+    staging: &Path,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<PathBuf> {
+    let source = staging.join("source");
+    let script = staging.join("build-guest.sh");
+    let out = staging.join("out");
+    host::ensure_private_dir(&source).map_err(|error| Failure::io("create", &source, &error))?;
+    let write = |path: &Path, contents: &str| {
+        fs::write(path, contents).map_err(|error| Failure::io("create", path, &error))
+    };
+    write(&script, recipe.script)?;
+    for (name, contents) in recipe.files {
+        write(&source.join(name), contents)?;
+    }
+    emitter.emit(said(
+        Severity::Info,
+        "building the default guest from this system's packages (once; about 10 s and 50 MB of downloads)",
+    ));
+    let ended = Job::new("sh")
+        .arg(&script)
+        .arg("--output")
+        .arg(&out)
+        .arg("--source")
+        .arg(&source)
+        .deadline(BUILD_DEADLINE)
+        .cancel(cancel)
+        .on_stderr_line(|line| {
+            let text = line.trim_start_matches("guest: ");
+            if !text.trim().is_empty() && !is_complaint(line) {
+                emitter.emit(said(Severity::Progress, text));
+            }
+        })
+        .run();
+    match ended {
+        Ok(_) => Ok(out),
+        Err(error) => Err(explain(error)),
+    }
+}
+
+/// The lines in which the builder says why it failed: they belong to the failure, not to progress.
+fn is_complaint(line: &str) -> bool {
+    ["error: ", "  because: ", "  try: "]
+        .iter()
+        .any(|prefix| line.starts_with(prefix))
+}
+
+/// The builder's failure as ours: its exit code gives the kind, its last words the cause.
+fn explain(error: JobError) -> Failure {
+    const WHAT: &str = "can't build the default guest";
+    let JobError::Failed(ended) = error else {
+        return error.into_failure(WHAT, Exit::Failed);
+    };
+    let exit = match ended.status.code() {
+        Some(69) => Exit::Unavailable,
+        Some(74) => Exit::Io,
+        Some(130) => Exit::Interrupted,
+        _ => Exit::Failed,
+    };
+    let said = |prefix: &str| {
+        ended
+            .stderr_tail
+            .lines()
+            .rev()
+            .find_map(|line| line.strip_prefix(prefix))
+            .map(str::to_owned)
+    };
+    let why = match (said("error: "), said("  because: ")) {
+        (Some(what), Some(why)) => format!("{what}: {why}"),
+        (Some(what), None) => what,
+        // Not its own words: the shell, or a tool it calls. Everything that is left is shown.
+        _ => format!(
+            "the builder ended with {}: {}",
+            crate::core::process::show_status(ended.status),
+            ended.stderr_tail
+        ),
+    };
+    let next = said("  try: ").unwrap_or_else(|| {
+        "run `castra image build` to see it again, or set `base_image` to a disk image of yours".into()
+    });
+    Failure::new(exit, WHAT).because(why).advice(next)
+}
+
+/// Checks what the builder made, seals it with the sizes, and renames it to its name.
+fn put_in_place(out: &Path, dir: &Path, staging: &Path) -> Result<()> {
+    let mut sizes = BTreeMap::new();
+    for name in [KERNEL, INITRD, MANIFEST] {
+        match fs::metadata(out.join(name)) {
+            Ok(meta) if meta.is_file() && meta.len() > 0 => sizes.insert(name, meta.len()),
+            _ => {
+                return Err(Failure::new(Exit::Failed, "can't build the default guest")
+                    .because(format!("the builder made no {name}")));
+            }
+        };
+    }
+    let seal = serde_json::to_vec(&sizes).expect("a map of numbers is plain data");
+    let seal_path = out.join(COMPLETE);
+    fs::write(&seal_path, seal).map_err(|error| Failure::io("create", &seal_path, &error))?;
+    // A guest that is there already moves aside first; it goes away with the staging directory.
+    // Whoever finds nothing in between waits for the lock and then finds the new one.
+    let moved = match fs::rename(dir, staging.join("replaced")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => fs::rename(out, dir),
+    };
+    moved.map_err(|error| Failure::io("create", dir, &error))
+}
+
+#[cfg(test)]
+#[path = "default_guest_tests.rs"]
+mod tests;

@@ -1,0 +1,62 @@
+//! Disk images and the default guest: where they come from, what is accepted, what they hash to.
+//!
+//! Here: one module for each of these, and what they share about the cache. Not here: the layers
+//! that VMs write to (`core::runtime::overlay`) and what a guest is told at boot
+//! (`core::runtime::seed`).
+
+pub mod base;
+pub mod default_guest;
+pub mod digest;
+pub mod embedded;
+pub mod fetch;
+pub mod qcow2;
+pub mod qemu_img;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::core::cancel::Cancel;
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{FileLock, LockError};
+use crate::core::reporter::Emitter;
+
+/// How often somebody who waits for another process looks again.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The image cache that all projects share, under `CASTRA_HOME`.
+pub fn images_dir(home: &Path) -> PathBuf {
+    home.join("images")
+}
+
+/// A message about images: its `source` is `image`.
+fn said(severity: Severity, text: impl Into<String>) -> Event {
+    let mut event = Event::message(severity, None, text);
+    if let Event::Message { source, .. } = &mut event {
+        *source = Some("image".into());
+    }
+    event
+}
+
+/// Takes the lock beside something that one process at a time may make in the cache. Waits, says
+/// so once, and stops waiting when told to. `doing` completes "another castra …".
+fn lock_or_wait(path: &Path, doing: &str, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<FileLock> {
+    let mut told = false;
+    loop {
+        match FileLock::try_take(path, doing) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Io(error)) => return Err(Failure::io("create", path, &error)),
+            Err(LockError::Held(who)) if !told => {
+                told = true;
+                let pid = who.split_whitespace().next().unwrap_or("?").to_owned();
+                let text = format!("another castra (pid {pid}) {doing}: waiting for it");
+                emitter.emit(said(Severity::Info, text));
+            }
+            Err(LockError::Held(_)) => {}
+        }
+        if cancel.pause(LOOK_EVERY) {
+            let what = format!("interrupted while another castra {doing}");
+            return Err(Failure::new(Exit::Interrupted, what));
+        }
+    }
+}

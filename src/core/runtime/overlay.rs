@@ -1,0 +1,303 @@
+//! Overlays: the disposable qcow2 layer each VM writes to, over its base image or over nothing.
+//!
+//! Here: making, reusing, growing and discarding that one file. Not here: finding the base image
+//! (`core::images::base`), when to discard (`down`, unless `persist`), or events about it.
+//!
+//! The caller holds the VM's lock, so nobody else makes this overlay meanwhile. Whether a running
+//! QEMU still has it is another question, and the kernel answers it: QEMU locks its images.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::core::cancel::Cancel;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, Holder, ImageUse};
+use crate::core::images::base::{ResolvedBase, refuse_if_written};
+use crate::core::images::qcow2::{self, Header};
+use crate::core::images::qemu_img::{self, QemuImgError};
+
+/// Size of a VM's empty disk when the config gives none (DESIGN §5). It is sparse: it takes what
+/// the guest writes.
+pub const EMPTY_DISK_BYTES: u64 = 4 << 30;
+
+/// Disks are counted in these; `qemu-img` rounds up to it as well.
+const SECTOR: u64 = 512;
+
+/// The overlay a VM should have.
+#[derive(Clone, Copy, Debug)]
+pub struct OverlaySpec<'a> {
+    /// Where it lies, absolute.
+    pub path: &'a Path,
+    /// What it stands on; `None`: an empty disk.
+    pub base: Option<&'a ResolvedBase>,
+    /// Size the disk is grown to, bytes; `None`: the base's, or [`EMPTY_DISK_BYTES`].
+    pub disk_size: Option<u64>,
+    /// Keep what an earlier launch left.
+    pub persist: bool,
+    /// castra made whatever lies at `path`: it is the default place, or this VM's `run.json`
+    /// names it. What castra didn't make is never replaced, unless it is a layer over this base.
+    pub ours: bool,
+}
+
+/// The overlay as it is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OverlayPrepared {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// It was kept from an earlier launch.
+    pub reused: bool,
+    /// What it stands on.
+    pub base: Option<PathBuf>,
+    /// Size of the guest's disk, bytes.
+    pub virtual_size: u64,
+}
+
+/// Makes the overlay, or finds it there. Either it is whole under its name or nothing of it is.
+pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<OverlayPrepared> {
+    let wanted = wanted_size(spec)?;
+    if let Some(base) = spec.base {
+        // `qemu-img create` only reads the head of the base and doesn't mind; the guest would.
+        refuse_if_written(&base.path)?;
+    }
+    let prepared = |reused, virtual_size| OverlayPrepared {
+        path: spec.path.to_owned(),
+        reused,
+        base: spec.base.map(|base| base.path.clone()),
+        virtual_size,
+    };
+    if let Some(found) = look_at(spec.path)? {
+        refuse_if_held(spec.path)?;
+        if spec.persist {
+            let size = reuse(spec, &found, cancel)?;
+            return Ok(prepared(true, size));
+        }
+        check_replaceable(spec, &found)?;
+    }
+    create(spec, wanted, cancel)?;
+    Ok(prepared(false, wanted))
+}
+
+/// Removes an overlay; the bytes it took on disk, 0 if there was none. One that a process still
+/// has open is refused: its QEMU would go on writing to a file nobody can find.
+pub fn discard_overlay(path: &Path) -> Result<u64> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(Failure::io("read", path, &error)),
+        Ok(meta) if !meta.is_file() => {
+            return Err(
+                Failure::new(Exit::Io, format!("can't discard overlay {}", path.display()))
+                    .because("it is no regular file, so castra didn't make it")
+                    .advice("look what it is and remove it yourself"),
+            );
+        }
+        Ok(_) => {}
+    }
+    refuse_if_held(path)?;
+    let bytes = host::disk_usage(path);
+    match host::remove_if_there(path) {
+        Ok(true) => Ok(bytes),
+        Ok(false) => Ok(0),
+        Err(error) => Err(Failure::io("remove", path, &error)),
+    }
+}
+
+fn failed(path: &Path) -> Failure {
+    Failure::new(Exit::CantCreate, format!("can't make overlay {}", path.display()))
+}
+
+/// The disk's size in bytes, in whole sectors; a disk smaller than its base is refused, because
+/// the guest's file system would lose its end.
+fn wanted_size(spec: &OverlaySpec<'_>) -> Result<u64> {
+    let floor = spec.base.map(|base| base.virtual_size);
+    let Some(asked) = spec.disk_size else {
+        return Ok(floor.unwrap_or(EMPTY_DISK_BYTES));
+    };
+    let asked = asked
+        .checked_next_multiple_of(SECTOR)
+        .filter(|size| i64::try_from(*size).is_ok())
+        .ok_or_else(|| {
+            let mut failure =
+                failed(spec.path).because(format!("`disk_size` of {asked} bytes is beyond any disk"));
+            failure.exit = Exit::Config;
+            failure
+        })?;
+    match floor {
+        Some(floor) if asked < floor => {
+            let mut failure = failed(spec.path)
+                .because(format!(
+                    "`disk_size` is {asked} bytes, but the disk in its base image has {floor}, and a disk can't be shrunk"
+                ))
+                .advice(format!("set `disk_size` to at least {floor}, or leave it out"));
+            failure.exit = Exit::Config;
+            Err(failure)
+        }
+        _ => Ok(asked),
+    }
+}
+
+/// What lies at an overlay's place.
+enum Found {
+    /// A qcow2 file.
+    Layer(Header),
+    /// A regular file of another kind.
+    Other,
+}
+
+fn look_at(path: &Path) -> Result<Option<Found>> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Failure::io("read", path, &error)),
+        Ok(meta) if !meta.is_file() => {
+            return Err(failed(path)
+                .because("something that is no regular file lies there already")
+                .advice("set `overlay` to another place"));
+        }
+        Ok(_) => {}
+    }
+    match qcow2::load_header(path) {
+        Ok(Some(header)) => Ok(Some(Found::Layer(header))),
+        Ok(None) => Ok(Some(Found::Other)),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Some(Found::Other)),
+        Err(error) => Err(Failure::io("read", path, &error)),
+    }
+}
+
+fn refuse_if_held(path: &Path) -> Result<()> {
+    if host::lock_holder(path) == Holder::Nobody && host::image_use(path) == ImageUse::Unlocked {
+        return Ok(());
+    }
+    let users = host::file_users(path);
+    let who = match users.as_slice() {
+        [] => "another process, which this user may not see, has it open".to_owned(),
+        users => format!("{} has it open", users.join(", ")),
+    };
+    Err(
+        Failure::new(Exit::Busy, format!("overlay {} is in use", path.display()))
+            .because(who)
+            .advice("stop that process: the disk is being written"),
+    )
+}
+
+/// Checks that what lies there is the disk that is asked for, and grows it if that is asked too.
+fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> {
+    let advice = "remove the file to begin with a fresh disk, or put the config back as it was";
+    let Found::Layer(header) = found else {
+        return Err(failed(spec.path)
+            .because("`persist` would keep what lies there, but that is no qcow2 overlay")
+            .advice("remove it, or set `overlay` to another place"));
+    };
+    if !stands_on(header, spec.base) {
+        let name = |path: Option<&Path>| match path {
+            Some(path) => path.display().to_string(),
+            None => "nothing (an empty disk)".to_owned(),
+        };
+        return Err(failed(spec.path)
+            .because(format!(
+                "`persist` keeps the one that is there, but it stands on {}, and the config now says {}",
+                name(header.backing_file.as_deref()),
+                name(spec.base.map(|base| base.path.as_path()))
+            ))
+            .advice(advice));
+    }
+    let now = header.virtual_size;
+    let Some(asked) = spec
+        .disk_size
+        .and_then(|size| size.checked_next_multiple_of(SECTOR))
+    else {
+        return Ok(now);
+    };
+    if asked < now {
+        let mut failure = failed(spec.path)
+            .because(format!(
+                "`persist` keeps the one that is there, whose disk has {now} bytes; `disk_size` is {asked}, \
+                 and a disk can't be shrunk"
+            ))
+            .advice(advice);
+        failure.exit = Exit::Config;
+        return Err(failure);
+    }
+    if asked > now {
+        qemu_img::grow(spec.path, asked, cancel).map_err(|error| explain(spec, error))?;
+    }
+    Ok(asked)
+}
+
+/// Whether a layer stands on this base: the same path, or another path to the same file.
+fn stands_on(header: &Header, base: Option<&ResolvedBase>) -> bool {
+    match (&header.backing_file, base) {
+        (None, None) => true,
+        (Some(named), Some(base)) => *named == base.path || same_file(named, &base.path),
+        _ => false,
+    }
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => one.dev() == other.dev() && one.ino() == other.ino(),
+        _ => false,
+    }
+}
+
+/// A leftover of an unclean end is replaced; somebody's own disk never is.
+fn check_replaceable(spec: &OverlaySpec<'_>, found: &Found) -> Result<()> {
+    let layer_over_base = match found {
+        Found::Layer(header) => spec.base.is_some() && stands_on(header, spec.base),
+        Found::Other => false,
+    };
+    if spec.ours || layer_over_base {
+        return Ok(());
+    }
+    Err(failed(spec.path)
+        .because("a file that castra didn't make lies there, and without `persist` it would be replaced")
+        .advice("move it away, set `overlay` to another place, or set `persist = true` to use it as it is"))
+}
+
+fn create(spec: &OverlaySpec<'_>, size: u64, cancel: &Cancel) -> Result<()> {
+    if let Some(dir) = spec.path.parent() {
+        host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
+    }
+    // One name is enough, since the VM's lock is held: what a killed castra left is overwritten.
+    let temporary = temporary_name(spec.path);
+    let made = host::remove_if_there(&temporary)
+        .map_err(|error| Failure::io("create", spec.path, &error))
+        .and_then(|_| {
+            let base = spec.base.map(|base| (base.format.as_str(), base.path.as_path()));
+            // Over a base of the same size none is given: qemu-img takes the base's own.
+            let size = (spec.base.map(|base| base.virtual_size) != Some(size)).then_some(size);
+            qemu_img::create(&temporary, base, size, cancel).map_err(|error| explain(spec, error))
+        })
+        .and_then(|()| {
+            fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))
+                .and_then(|()| fs::rename(&temporary, spec.path))
+                .map_err(|error| Failure::io("create", spec.path, &error))
+        });
+    if made.is_err() {
+        let _ = host::remove_if_there(&temporary);
+    }
+    made
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Why `qemu-img` couldn't, in terms of what the user can change.
+fn explain(spec: &OverlaySpec<'_>, error: QemuImgError) -> Failure {
+    let words = match error {
+        QemuImgError::Unusable(failure) => return *failure,
+        QemuImgError::Refused(words) => words,
+    };
+    let failure = failed(spec.path).because(words);
+    if host::space_left(spec.path.parent().unwrap_or(spec.path)).is_some_and(|bytes| bytes < 1 << 20) {
+        return failure.advice("the file system is full: free some space and try again");
+    }
+    failure
+}
+
+#[cfg(test)]
+#[path = "overlay_tests.rs"]
+mod tests;

@@ -281,6 +281,14 @@ impl FileLock {
     }
 }
 
+impl Drop for FileLock {
+    /// Closing alone isn't enough: a child that another thread is about to start has the
+    /// descriptor too until it runs exec, and would keep the lock for that long.
+    fn drop(&mut self) {
+        unlock_open_file(&self.file);
+    }
+}
+
 /// A lock on an open descriptor, for appending: shared among writers, exclusive to rotate.
 /// Waits; the holders keep it for one `write` or one rename.
 pub fn lock_open_file(file: &File, exclusive: bool) -> io::Result<()> {

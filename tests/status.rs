@@ -1,0 +1,376 @@
+//! `status` on a state root as a running fleet leaves it: real files, real locks, no QEMU.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/fleet.rs"]
+mod fleet;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use castra::core::cancel::Cancel;
+use castra::core::failure::{Exit, Failure};
+use castra::core::host::FileLock;
+use castra::core::operations::status::{StatusOptions, no_project, status, status_all};
+use castra::core::records::{RunPhase, StopRecord, WorkspaceRecord, save};
+use castra::core::reporter::Silent;
+use castra::core::status::evidence::{Declared, Project};
+use castra::core::status::{BrokerState, StatusOutcome, VmState};
+
+use fleet::Fleet;
+
+/// The project whose config names these VMs; none: it has no config.
+fn project(fleet: &Fleet, vms: &[&str]) -> Project {
+    let declared = vms.iter().map(|name| Declared {
+        name: name.parse().unwrap(),
+        role: "declared".into(),
+        cpus: 1,
+        memory_bytes: 1 << 30,
+    });
+    Project {
+        project: "demo".into(),
+        workspace: "demo-1a2b3c4d".into(),
+        config_path: fleet.dir().join("castra.toml"),
+        state: fleet.state.clone(),
+        freshness: Duration::from_secs(30),
+        vms: (!vms.is_empty()).then(|| declared.collect()),
+    }
+}
+
+fn ask(project: Project) -> Result<StatusOutcome, Failure> {
+    let cancel = Cancel::new();
+    status(StatusOptions { project, cancel }, &mut Silent)
+}
+
+/// `name state broker` of each VM.
+fn told(status: &StatusOutcome) -> Vec<String> {
+    let vms = status.vms.iter();
+    vms.map(|vm| format!("{} {} {}", vm.name, vm.state.as_str(), vm.broker.as_str()))
+        .collect()
+}
+
+#[test]
+fn a_fleet_is_told_from_its_locks_and_records() {
+    let mut fleet = Fleet::new();
+    let vms = ["web-0", "web-1", "db", "idle", "new", "old"];
+    assert_eq!(
+        told(&ask(project(&fleet, &vms)).unwrap()).len(),
+        6,
+        "without a state of its own"
+    );
+    fleet.launch("web-0", 60_000);
+    fleet.launch("web-1", 60_000);
+    fleet.launch("db", 60_000);
+    fleet.launch("old", 60_000);
+    fleet.launch("leftover-10", 60_000);
+    fleet.launch("leftover-9", 60_000);
+    fleet.run("gone", 60_000, |_| {});
+    fleet.run("new", 10, |run| run.phase = RunPhase::Starting);
+    let new = fleet.state.vm(&"new".parse().unwrap());
+    let _launching = FileLock::try_take(&new.lock(), "castra up").unwrap();
+    fleet.heard("web-0", 400);
+    fleet.heard("web-1", 46_000);
+    fleet.heard("db", 61_000);
+    fleet.heard("old", 500);
+    fleet.kill("old");
+    fleet.start_broker(59_000);
+
+    let status = ask(project(&fleet, &vms)).unwrap();
+    let expected = [
+        "web-0 running reachable",
+        "web-1 running waiting",
+        "db running waiting",
+        "idle stopped waiting",
+        "new starting waiting",
+        "old stopped waiting",
+        "leftover-9 running waiting",
+        "leftover-10 running waiting",
+    ];
+    assert_eq!(told(&status), expected);
+    assert_eq!(status.broker.pid, Some(std::process::id()));
+    assert_eq!(status.vms[0].pid, Some(fleet.qemu_pid()));
+    assert_eq!((status.vms[0].cpus, status.vms[3].cpus), (Some(2), Some(1)));
+    let age = status.vms[0].last_handshake_age_ms.unwrap();
+    assert!((400..10_000).contains(&age), "{age}");
+    assert_eq!(status.vms[2].last_handshake_age_ms, None, "it was launched since");
+    assert!(status.vms[0].bus_session && !status.vms[0].bus_subscribed);
+
+    let without_config = ask(project(&fleet, &[])).unwrap();
+    let names: Vec<&str> = without_config.vms.iter().map(|vm| vm.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "db",
+            "gone",
+            "leftover-9",
+            "leftover-10",
+            "new",
+            "old",
+            "web-0",
+            "web-1"
+        ]
+    );
+
+    fleet.kill_broker();
+    let status = ask(project(&fleet, &vms)).unwrap();
+    assert_eq!(status.broker.state, BrokerState::Offline);
+    assert!(!status.reachable && status.vms.iter().all(|vm| !vm.bus_session));
+    assert!(
+        status.vms[0].last_handshake_age_ms.unwrap() >= age,
+        "ages grow on"
+    );
+}
+
+#[test]
+fn a_stop_is_told_step_by_step() {
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 60_000);
+    let paths = fleet.state.vm(&"web-0".parse().unwrap());
+    let state = |fleet: &Fleet| ask(project(fleet, &["web-0"])).unwrap().vms.remove(0);
+    let stop = |launch_id: &str| StopRecord {
+        launch_id: launch_id.into(),
+        by: "castra down".into(),
+        at: "2026-11-21T10:00:00.000Z".into(),
+    };
+    save(&paths.stop(), &stop("an-earlier-one")).unwrap();
+    assert_eq!(state(&fleet).state, VmState::Running);
+    save(&paths.stop(), &stop("launch-of-web-0")).unwrap();
+    assert_eq!(state(&fleet).state, VmState::Stopping);
+    fleet.kill("web-0");
+    let tidying = FileLock::try_take(&paths.lock(), "castra down").unwrap();
+    assert_eq!(state(&fleet).state, VmState::Stopping);
+    drop(tidying);
+    let vm = state(&fleet);
+    assert_eq!((vm.state, vm.pid), (VmState::Stopped, None));
+    assert!(vm.ended.is_some());
+}
+
+#[test]
+fn an_end_is_told_from_the_logs() {
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 60_000);
+    fleet.kill("web-0");
+    let paths = fleet.state.vm(&"web-0".parse().unwrap());
+    fs::write(
+        paths.file("qmp.log"),
+        "{\"return\": {}}\r\n{\"timestamp\": {\"seconds\": 1795255200, \"microseconds\": 0}, \
+         \"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\r\n",
+    )
+    .unwrap();
+    fs::write(
+        paths.file("serial.log"),
+        "Kernel panic - not syncing: \u{1b}[31mVFS\r\n",
+    )
+    .unwrap();
+    let vm = ask(project(&fleet, &["web-0"])).unwrap().vms.remove(0);
+    assert_eq!(vm.state, VmState::Crashed);
+    let ended = vm.ended.unwrap();
+    assert_eq!(ended.reason, "guest-reset");
+    assert_eq!(ended.at.as_deref(), Some("2026-11-21T10:00:00.000Z"));
+    assert_eq!(
+        ended.last_words.as_deref(),
+        Some("Kernel panic - not syncing: \\x1b[31mVFS")
+    );
+}
+
+#[test]
+fn pid_files_prove_nothing_by_their_content() {
+    let fleet = Fleet::new();
+    for (index, pid) in [
+        std::process::id().to_string(),
+        "1".into(),
+        "0".into(),
+        "-1".into(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let name = format!("web-{index}");
+        fleet.run(&name, 1_000, |_| {});
+        fs::write(fleet.state.vm(&name.parse().unwrap()).qemu_pid(), pid).unwrap();
+    }
+    fs::write(fleet.state.broker_pid(), std::process::id().to_string()).unwrap();
+    let status = ask(project(&fleet, &[])).unwrap();
+    assert_eq!(status.broker.state, BrokerState::Offline);
+    assert_eq!(status.vms.len(), 4);
+    assert!(
+        status
+            .vms
+            .iter()
+            .all(|vm| vm.pid.is_none() && vm.state == VmState::Stopped)
+    );
+}
+
+#[test]
+fn a_young_broker_is_given_half_a_second() {
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 60_000);
+    let waited = |fleet: &Fleet| {
+        let began = Instant::now();
+        let status = ask(project(fleet, &["web-0"])).unwrap();
+        (status.reachable, began.elapsed())
+    };
+    fleet.start_broker(0);
+    let (reachable, took) = waited(&fleet);
+    assert!(!reachable && took < Duration::from_secs(5), "{took:?}");
+    let old_enough = ask(project(&fleet, &["web-0"])).unwrap();
+    assert!(!old_enough.reachable);
+
+    // A guest that comes back meanwhile ends the wait.
+    fleet.kill_broker();
+    fleet.start_broker(0);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| ask(project(&fleet, &["web-0"])).unwrap());
+        fleet.heard("web-0", 0);
+        assert!(asked.join().unwrap().reachable);
+    });
+
+    // Who asks to stop isn't kept waiting, and a broker without VMs is no reason to wait.
+    let cancel = Cancel::new();
+    cancel.request();
+    let options = StatusOptions {
+        project: project(&fleet, &["web-0"]),
+        cancel,
+    };
+    status(options, &mut Silent).unwrap();
+}
+
+#[test]
+fn damaged_files_are_reported_not_fatal() {
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 60_000);
+    fleet.heard("web-0", 100);
+    fleet.start_broker(60_000);
+    let paths = fleet.state.vm(&"web-0".parse().unwrap());
+    fs::write(paths.run(), "{").unwrap();
+    fs::write(paths.stop(), "[]").unwrap();
+    fs::write(fleet.state.broker_json(), "\0").unwrap();
+    fs::write(fleet.state.handshake(&"web-0".parse().unwrap()), "x").unwrap();
+    let mut events = Vec::new();
+    let options = StatusOptions {
+        project: project(&fleet, &["web-0"]),
+        cancel: Cancel::new(),
+    };
+    let status = status(options, &mut events).unwrap();
+    assert_eq!(told(&status), ["web-0 running waiting"]);
+    assert_eq!(events.len(), 4, "{events:?}");
+    assert_eq!(status.broker.state, BrokerState::Running);
+}
+
+#[test]
+fn a_state_root_that_cannot_be_read_is_a_failure() {
+    let fleet = Fleet::new();
+    fs::write(fleet.state.vms(), "a file").unwrap();
+    let failure = ask(project(&fleet, &["web-0"])).unwrap_err();
+    assert_eq!(failure.exit, Exit::Io);
+    let all = status_all(vec![project(&fleet, &[])], &mut Silent);
+    assert!(all.projects.is_empty());
+}
+
+#[test]
+fn nothing_is_changed() {
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 60_000);
+    fleet.launch("web-1", 60_000);
+    fleet.kill("web-1");
+    fleet.heard("web-0", 100);
+    fleet.start_broker(60_000);
+    let before = listing(fleet.dir());
+    // Where nothing may be written, status answers all the same.
+    let dirs = [
+        fleet.state.dir().to_owned(),
+        fleet.state.vms(),
+        fleet.state.handshakes(),
+    ];
+    for dir in &dirs {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o500)).unwrap();
+    }
+    for _ in 0..20 {
+        ask(project(&fleet, &["web-0", "web-1", "web-2"])).unwrap();
+        ask(project(&fleet, &[])).unwrap();
+    }
+    for dir in &dirs {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    assert_eq!(listing(fleet.dir()), before);
+}
+
+/// Every file with length, inode and time of last change of its content.
+fn listing(dir: &Path) -> BTreeMap<String, (u64, u64, i64, i64)> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        let meta = entry.metadata().unwrap();
+        let times = (meta.len(), meta.ino(), meta.mtime(), meta.mtime_nsec());
+        found.insert(entry.path().display().to_string(), times);
+        if meta.is_dir() {
+            found.extend(listing(&entry.path()));
+        }
+    }
+    found
+}
+
+#[test]
+fn without_a_project_what_runs_is_named() {
+    let mut fleet = Fleet::new();
+    let home = fleet.dir().join("home");
+    let entry = home.join("projects/demo-1a2b3c4d");
+    fs::create_dir_all(&entry).unwrap();
+    let none = no_project("status", fleet.dir(), Some(&home));
+    assert_eq!(none.exit, Exit::NoInput);
+    assert!(none.next.unwrap().contains("castra init"));
+
+    fleet.launch("web-0", 1_000);
+    fleet.start_broker(1_000);
+    let record = WorkspaceRecord {
+        id: "demo-1a2b3c4d".into(),
+        project: "demo".into(),
+        config_path: fleet.dir().join("moved/castra.toml"),
+        state_root: fleet.state.dir().to_owned(),
+        version: "0.2.0".into(),
+    };
+    save(&entry.join("workspace.json"), &record).unwrap();
+    let failure = no_project("down", fleet.dir(), Some(&home));
+    assert_eq!(failure.exit, Exit::NoInput);
+    assert!(failure.why.unwrap().contains("demo-1a2b3c4d (web-0, its broker)"));
+    assert_eq!(
+        failure.next.as_deref(),
+        Some("castra down --workspace demo-1a2b3c4d")
+    );
+}
+
+/// Forty guests shake hands as fast as they can while status is asked: every answer is whole,
+/// and no VM that was heard is ever shown as never heard.
+#[test]
+fn no_answer_is_torn_while_records_are_written() {
+    let mut fleet = Fleet::new();
+    let names: Vec<String> = (0..40).map(|index| format!("web-{index}")).collect();
+    for name in &names {
+        fleet.launch(name, 60_000);
+        fleet.heard(name, 0);
+    }
+    fleet.start_broker(60_000);
+    let declared: Vec<&str> = names.iter().map(String::as_str).collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for name in &names {
+                    fleet.heard(name, 0);
+                }
+            }
+        });
+        for _ in 0..100 {
+            let status = ask(project(&fleet, &declared)).unwrap();
+            assert_eq!(status.notes, [], "an unreadable record");
+            assert_eq!(status.vms.len(), names.len());
+            for vm in &status.vms {
+                assert!(vm.reachable && vm.last_handshake_age_ms.is_some(), "{vm:?}");
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}

@@ -1,0 +1,247 @@
+//! A state root as a running fleet leaves it, without QEMU: run files, hand-shake records, and pid
+//! files that another process holds the record locks of, as QEMU does.
+//!
+//! The locks need a process of their own: a POSIX record lock is gone as soon as its owner closes
+//! *any* descriptor of that file, and reading a status opens them all.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use castra::core::broker::record::{HandshakeRecord, RecordWriter};
+use castra::core::config::Protocol;
+use castra::core::events::{Accel, BootstrapPlanSsh};
+use castra::core::host::{self, FileLock};
+use castra::core::paths::StateRoot;
+use castra::core::records::{self, BootstrapRecord, BrokerRecord, ForwardRecord, RunPhase, RunRecord};
+
+/// The broker run that wrote the fleet's records.
+pub const BROKER_RUN: &str = "0123456789abcdef";
+
+/// A state root in a fresh directory, removed at the end with the process that holds its locks.
+pub struct Fleet {
+    dir: PathBuf,
+    pub state: StateRoot,
+    holder: Holder,
+    broker: Option<FileLock>,
+}
+
+impl Fleet {
+    /// An empty state root.
+    pub fn new() -> Fleet {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("castra-fleet-{}-{number}", std::process::id()));
+        let state = StateRoot::new(dir.join("state"));
+        fs::create_dir_all(state.dir()).unwrap();
+        Fleet {
+            dir,
+            state,
+            holder: Holder::start(),
+            broker: None,
+        }
+    }
+
+    /// A directory beside the state root, for a config.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The pid that all of this fleet's VMs have.
+    pub fn qemu_pid(&self) -> u32 {
+        self.holder.child.id()
+    }
+
+    /// A VM that was launched `ago_ms` ago and runs.
+    pub fn launch(&mut self, vm: &str, ago_ms: u64) {
+        self.run(vm, ago_ms, |_| {});
+        self.hold(vm);
+    }
+
+    /// The `run.json` of a VM launched `ago_ms` ago, after `change`.
+    pub fn run(&self, vm: &str, ago_ms: u64, change: impl FnOnce(&mut RunRecord)) {
+        let mut run = RunRecord {
+            vm: vm.parse().unwrap(),
+            role: vm.rsplit_once('-').map_or(vm, |(role, _)| role).to_owned(),
+            launch_id: format!("launch-of-{vm}"),
+            phase: RunPhase::Running,
+            launched_boottime_ms: host::boottime_ms().saturating_sub(ago_ms),
+            launched_at: "2026-11-21T10:00:00.000Z".into(),
+            boot_id: host::boot_id().into(),
+            accel: Accel::Tcg,
+            accel_reason: "no /dev/kvm".into(),
+            cpus: 2,
+            memory_bytes: 256 << 20,
+            forwards: vec![ForwardRecord {
+                host: 2222,
+                guest: 22,
+                protocol: Protocol::Tcp,
+            }],
+            ssh: BootstrapPlanSsh {
+                user: "root".into(),
+                host: "127.0.0.1".into(),
+                port: Some(2222),
+                identity: Some(self.state.ssh_key()),
+                options: Vec::new(),
+            },
+            overlay: Some(self.state.overlay(&vm.parse().unwrap())),
+            persist: false,
+            bootstrap: Some(BootstrapRecord {
+                status: "success".into(),
+                noop: false,
+                duration_ms: Some(8_421),
+            }),
+        };
+        change(&mut run);
+        let paths = self.state.vm(&run.vm);
+        fs::create_dir_all(paths.dir()).unwrap();
+        records::save(&paths.run(), &run).unwrap();
+    }
+
+    /// From now on the VM's QEMU runs.
+    pub fn hold(&mut self, vm: &str) {
+        let path = self.state.vm(&vm.parse().unwrap()).qemu_pid();
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("{}\n", self.qemu_pid())).unwrap();
+        self.holder.tell("hold", &path);
+    }
+
+    /// The VM's QEMU is gone, as after SIGKILL: the pid file stays.
+    pub fn kill(&mut self, vm: &str) {
+        let path = self.state.vm(&vm.parse().unwrap()).qemu_pid();
+        self.holder.tell("free", &path);
+    }
+
+    /// A broker runs since `ago_ms`.
+    pub fn start_broker(&mut self, ago_ms: u64) {
+        self.broker = Some(FileLock::try_take(&self.state.broker_pid(), "castra broker").unwrap());
+        let record = BrokerRecord {
+            port: 7070,
+            run: BROKER_RUN.into(),
+            started_boottime_ms: host::boottime_ms().saturating_sub(ago_ms),
+            started_at: "2026-11-21T10:00:00.000Z".into(),
+            boot_id: host::boot_id().into(),
+            clean_stop: false,
+            embedded: false,
+            freshness_window_ms: 45_000,
+        };
+        records::save(&self.state.broker_json(), &record).unwrap();
+    }
+
+    /// The broker is gone, as after SIGKILL.
+    pub fn kill_broker(&mut self) {
+        self.broker = None;
+    }
+
+    /// The record of a guest last heard `ago_ms` ago.
+    pub fn heard(&self, vm: &str, ago_ms: u64) -> HandshakeRecord {
+        let at = host::boottime_ms().saturating_sub(ago_ms);
+        let record = HandshakeRecord {
+            vm: vm.parse().unwrap(),
+            boot_id: host::boot_id().into(),
+            broker_run: BROKER_RUN.into(),
+            handshake_boottime_ms: at,
+            heard_boottime_ms: at,
+            heard_at: "2026-11-21T10:00:00.000Z".into(),
+            capabilities: vec!["bus-v1".into()],
+            bus_session: true,
+            bus_subscribed: false,
+            last_publish_boottime_ms: None,
+            last_heartbeat_boottime_ms: Some(at),
+            guest_metrics: None,
+        };
+        let path = self.state.handshake(&record.vm);
+        RecordWriter::new(path).write(&record).unwrap();
+        record
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The process that stands in for every QEMU: this test binary, run again for one test of it.
+struct Holder {
+    child: Child,
+    commands: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// Set in the holder's environment only.
+const HOLDER: &str = "CASTRA_TEST_LOCK_HOLDER";
+const DONE: &str = "lock holder: done";
+
+impl Holder {
+    fn start() -> Holder {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", concat!(module_path!(), "::holds_locks_when_told")].map(without_crate))
+            .arg("--nocapture")
+            .env(HOLDER, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Holder {
+            commands: child.stdin.take().unwrap(),
+            answers: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn tell(&mut self, word: &str, path: &Path) {
+        writeln!(self.commands, "{word} {}", path.display()).unwrap();
+        let mut line = String::new();
+        while !line.ends_with(&format!("{DONE}\n")) {
+            assert!(
+                self.answers.read_line(&mut line).unwrap() > 0,
+                "the lock holder is gone"
+            );
+        }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// libtest names tests without the crate.
+fn without_crate(path: &str) -> &str {
+    path.split_once("::").map_or(path, |(_, rest)| rest)
+}
+
+/// Does nothing unless it is the holder; then it takes and frees locks until its stdin ends.
+#[test]
+fn holds_locks_when_told() {
+    use nix::fcntl::{FcntlArg, fcntl};
+    if std::env::var_os(HOLDER).is_none() {
+        return;
+    }
+    let mut held = std::collections::HashMap::new();
+    for line in std::io::stdin().lines() {
+        let line = line.unwrap();
+        let (word, path) = line.split_once(' ').unwrap();
+        match word {
+            "hold" => {
+                let file = fs::File::options().read(true).write(true).open(path).unwrap();
+                let lock = nix::libc::flock {
+                    l_type: nix::libc::F_WRLCK as i16,
+                    l_whence: 0,
+                    l_start: 0,
+                    l_len: 0,
+                    l_pid: 0,
+                };
+                fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
+                held.insert(path.to_owned(), file);
+            }
+            _ => drop(held.remove(path)),
+        }
+        println!("{DONE}");
+    }
+}

@@ -79,8 +79,13 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
     std::hint::black_box(a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
 }
 
-/// Whether this hello may speak for its name.
-pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Result<(), DeclineReason> {
+/// Whether this hello may speak for its name: who it is, spelled as the project does, and
+/// whether the project listed it.
+pub fn admit(
+    table: Option<&GuestTable>,
+    auth: AuthMode,
+    hello: &Hello,
+) -> Result<(VmName, bool), DeclineReason> {
     if hello.vm.is_reserved() {
         return Err(DeclineReason::ReservedIdentity);
     }
@@ -88,7 +93,7 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
         // Names aren't checked. Nobody has a token either, so who insists on one lets nobody in.
         return match auth {
             AuthMode::Token => Err(DeclineReason::BadToken),
-            AuthMode::Auto | AuthMode::Open => Ok(()),
+            AuthMode::Auto | AuthMode::Open => Ok((hello.vm.clone(), false)),
         };
     };
     let listed = table.get(&hello.vm.key()).ok_or(DeclineReason::UnknownVm)?;
@@ -102,7 +107,7 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
         AuthMode::Token => shown,
     };
     if enough {
-        Ok(())
+        Ok((listed.name.clone(), true))
     } else {
         Err(DeclineReason::BadToken)
     }
@@ -165,15 +170,15 @@ mod tests {
     fn who_may_come() {
         use AuthMode::{Auto, Open, Token};
         let cases = [
-            ("hello vm:web-0 token=secret", Auto, "ok"),
-            ("hello vm:WEB-0 token=secret", Token, "ok"),
+            ("hello vm:web-0 token=secret", Auto, "Web-0"),
+            ("hello vm:WEB-0 token=secret", Token, "Web-0"),
             ("hello vm:web-0 token=wrong", Auto, "bad-token"),
             ("hello vm:web-0 token=", Auto, "bad-token"),
             ("hello vm:web-0", Auto, "bad-token"),
-            ("hello vm:web-0", Open, "ok"),
-            ("hello vm:web-0 token=wrong", Open, "ok"),
-            ("hello vm:db", Auto, "ok"),
-            ("hello vm:db token=any", Auto, "ok"),
+            ("hello vm:web-0", Open, "Web-0"),
+            ("hello vm:web-0 token=wrong", Open, "Web-0"),
+            ("hello vm:db", Auto, "db"),
+            ("hello vm:db token=any", Auto, "db"),
             ("hello vm:db", Token, "bad-token"),
             ("hello vm:db token=any", Token, "bad-token"),
             ("hello vm:evil", Open, "unknown-vm"),
@@ -183,13 +188,14 @@ mod tests {
         for (line, auth, expected) in cases {
             let hello = parse_hello(line.as_bytes()).unwrap();
             let said = match admit(Some(&table()), auth, &hello) {
-                Ok(()) => "ok".to_owned(),
+                Ok((name, true)) => name.to_string(),
+                Ok((name, false)) => panic!("{name} is listed"),
                 Err(reason) => reason.to_string(),
             };
             assert_eq!(said, expected, "{line} under {auth:?}");
         }
         let stranger = parse_hello(b"hello vm:evil").unwrap();
-        assert_eq!(admit(None, Auto, &stranger), Ok(()));
+        assert!(matches!(admit(None, Auto, &stranger), Ok((_, false))));
         assert_eq!(admit(None, Token, &stranger), Err(DeclineReason::BadToken));
         let host = parse_hello(b"hello vm:host").unwrap();
         assert_eq!(admit(None, Open, &host), Err(DeclineReason::ReservedIdentity));

@@ -59,17 +59,14 @@ struct LiveBroker<'a> {
 
 impl<'a> LiveBroker<'a> {
     fn of(snapshot: &'a Snapshot) -> LiveBroker<'a> {
-        let live = snapshot.live_broker.as_ref();
+        let pid = snapshot.broker_pid;
         // A broker takes its lock before it writes `broker.json`: until then the file is that of
-        // an earlier run.
+        // an earlier one, which shows where the host has rebooted since.
         let record = snapshot
             .broker
             .known()
-            .filter(|record| live.is_some_and(|(_, run)| *run == record.run));
-        LiveBroker {
-            pid: live.map(|(pid, _)| *pid),
-            record,
-        }
+            .filter(|record| pid.is_some() && record.boot_id == snapshot.now.boot_id);
+        LiveBroker { pid, record }
     }
 
     fn runs(self) -> bool {

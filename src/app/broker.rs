@@ -1,0 +1,20 @@
+//! `castra broker`.
+
+use castra::core::broker::{BrokerOptions, run_process};
+use castra::core::failure::{Exit, Result};
+
+use super::context::Context;
+use super::select;
+use crate::cli::Raw;
+
+/// Runs the broker until it is told to stop.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let config = select::config(raw)?;
+    context.say(&format!(
+        "broker of {}: what it hears goes to {}; Ctrl-C stops it",
+        config.project,
+        config.state.broker_log().display()
+    ));
+    run_process(BrokerOptions::of(&config))?;
+    Ok(Exit::Done)
+}

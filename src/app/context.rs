@@ -1,0 +1,111 @@
+//! What every command is given to speak with.
+//!
+//! Here: stdout, stderr, their colours, the reporter that fits the flags, and the end of a
+//! command: its failure shown, its exit code. Not here: any command.
+
+use std::io;
+
+use castra::core::cancel::Cancel;
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::reporter::Reporter;
+
+use super::failure;
+use super::interrupt::cancel_on_signals;
+use super::output::Output;
+use super::progress::{JsonReporter, PeopleReporter, Trace};
+use super::screen::Screen;
+use super::style::Style;
+use crate::cli::Raw;
+
+/// One command's ways to speak.
+pub struct Context {
+    /// The result.
+    pub out: Output,
+    /// The conversation.
+    pub screen: Screen,
+    /// Colours of stdout.
+    pub style: Style,
+    /// Colours of stderr.
+    pub err_style: Style,
+    /// `--json`.
+    pub json: bool,
+    /// `--quiet`.
+    pub quiet: bool,
+    trace: Trace,
+}
+
+impl Context {
+    /// By the global flags.
+    pub fn new(raw: &Raw) -> Context {
+        Context {
+            out: Output::default(),
+            screen: Screen::default(),
+            style: Style::decide(raw.color, &io::stdout()),
+            err_style: Style::decide(raw.color, &io::stderr()),
+            json: raw.json,
+            quiet: raw.quiet,
+            trace: Trace::default(),
+        }
+    }
+
+    /// A sentence on stderr, unless `--quiet`.
+    pub fn say(&self, text: &str) {
+        if !self.quiet {
+            self.screen.say(text);
+        }
+    }
+
+    /// A warning on stderr, even with `--quiet`.
+    pub fn warn(&self, text: &str) {
+        self.screen
+            .say(&format!("{} {text}", self.err_style.odd("warning:")));
+    }
+
+    /// Signals ask to stop from now on.
+    pub fn cancel_on_signals(&self) -> Cancel {
+        cancel_on_signals(&self.screen)
+    }
+
+    /// Runs an operation with the reporter that fits: contract lines on stdout with `--json`,
+    /// else sentences on stderr.
+    pub fn reporting<T>(&mut self, operation: impl FnOnce(&mut dyn Reporter) -> T) -> T {
+        self.out.flush();
+        if self.json {
+            operation(&mut JsonReporter::new(&mut self.out, &mut self.trace))
+        } else {
+            operation(&mut PeopleReporter::new(&self.screen, self.err_style, self.quiet))
+        }
+    }
+
+    /// The end of a command: shows a failure, empties stdout, says the exit code.
+    pub fn end(mut self, raw: &Raw, result: Result<Exit>) -> u8 {
+        let exit = match result {
+            Ok(exit) => exit,
+            Err(failure) => {
+                self.show(raw, &failure);
+                failure.exit
+            }
+        };
+        match self.out.finish() {
+            Ok(()) => exit.code(),
+            Err(failure) => {
+                self.screen.say(&failure::render(&failure, self.err_style));
+                if exit == Exit::Done {
+                    failure.exit.code()
+                } else {
+                    exit.code()
+                }
+            }
+        }
+    }
+
+    fn show(&mut self, raw: &Raw, failure: &Failure) {
+        if self.json && failure::is_refusal(failure.exit) && !self.trace.rejected {
+            let command = raw.command.map_or("castra", |command| command.row().words);
+            self.out
+                .line(failure::rejected(command, failure, &self.trace).contract_line());
+        }
+        self.out.flush();
+        self.screen.say(&failure::render(failure, self.err_style));
+    }
+}

@@ -1,0 +1,112 @@
+//! Numbers as people say them.
+//!
+//! Here: durations, sizes, counts. Not here: JSON, which has milliseconds and bytes.
+
+/// `35 ms`, `0.2 s`, `12 s`, `1 min 5 s`, `2 h 3 min`, `4 d 1 h`.
+pub fn duration(ms: u64) -> String {
+    match ms {
+        0..100 => format!("{ms} ms"),
+        100..9_950 => format!("{:.1} s", ms as f64 / 1000.0),
+        _ => {
+            let secs = (ms + 500) / 1000;
+            match secs {
+                0..60 => format!("{secs} s"),
+                60..3_600 => two(secs / 60, "min", secs % 60, "s"),
+                3_600..86_400 => two(secs / 3_600, "h", secs % 3_600 / 60, "min"),
+                _ => two(secs / 86_400, "d", secs % 86_400 / 3_600, "h"),
+            }
+        }
+    }
+}
+
+fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
+    if small == 0 {
+        format!("{large} {large_unit}")
+    } else {
+        format!("{large} {large_unit} {small} {small_unit}")
+    }
+}
+
+/// `512 bytes`, `3.2 MiB`, `2 GiB`.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [(u64, &str); 4] = [
+        (1 << 40, "TiB"),
+        (1 << 30, "GiB"),
+        (1 << 20, "MiB"),
+        (1 << 10, "KiB"),
+    ];
+    for (size, unit) in UNITS {
+        if count >= size {
+            let value = count as f64 / size as f64;
+            return if count.is_multiple_of(size) || value >= 99.95 {
+                format!("{value:.0} {unit}")
+            } else {
+                format!("{value:.1} {unit}")
+            };
+        }
+    }
+    plural(usize::try_from(count).unwrap_or(usize::MAX), "byte")
+}
+
+/// `1 VM`, `3 VMs`.
+pub fn plural(count: usize, noun: &str) -> String {
+    if count == 1 {
+        format!("1 {noun}")
+    } else {
+        format!("{count} {noun}s")
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+pub fn list<S: AsRef<str>>(words: &[S]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => one.as_ref().to_owned(),
+        [first @ .., last] => {
+            let first: Vec<&str> = first.iter().map(AsRef::as_ref).collect();
+            format!("{} and {}", first.join(", "), last.as_ref())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        for (ms, text) in [
+            (0, "0 ms"),
+            (99, "99 ms"),
+            (200, "0.2 s"),
+            (9_949, "9.9 s"),
+            (9_950, "10 s"),
+            (59_499, "59 s"),
+            (59_500, "1 min"),
+            (65_000, "1 min 5 s"),
+            (3_600_000, "1 h"),
+            (90_061_000, "1 d 1 h"),
+        ] {
+            assert_eq!(duration(ms), text, "{ms}");
+        }
+    }
+
+    #[test]
+    fn sizes_counts_and_lists() {
+        for (count, text) in [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (2 << 30, "2 GiB"),
+            (300 << 20 | 5, "300 MiB"),
+        ] {
+            assert_eq!(bytes(count), text, "{count}");
+        }
+        assert_eq!(plural(1, "VM"), "1 VM");
+        assert_eq!(plural(0, "VM"), "0 VMs");
+        assert_eq!(list(&["a", "b", "c"]), "a, b and c");
+        assert_eq!(list(&["a"]), "a");
+    }
+}

@@ -1,0 +1,65 @@
+//! Arguments to options to operation to rendering, one file a command.
+//!
+//! Here: what the commands share: the context they print through, dispatch, exit codes. Not here:
+//! any decision about VMs (`core`).
+
+mod broker;
+mod completions;
+mod context;
+mod failure;
+mod human;
+mod interrupt;
+mod man;
+mod output;
+mod pipe;
+mod progress;
+mod screen;
+mod select;
+mod sentence;
+mod style;
+mod vm_names;
+mod workspaces;
+
+use castra::core::failure::{Exit, Result};
+
+use crate::cli::{self, Command, Raw, Refused};
+use context::Context;
+
+/// Runs one command line; what it returns is the exit code.
+pub fn run(parsed: Result<Raw, Refused>) -> u8 {
+    match parsed {
+        Ok(raw) => {
+            let mut context = Context::new(&raw);
+            let result = dispatch(&mut context, &raw);
+            context.end(&raw, result)
+        }
+        Err(Refused { failure, raw }) => Context::new(&raw).end(&raw, Err(failure)),
+    }
+}
+
+fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    if raw.version {
+        context.out.line(concat!("castra ", env!("CARGO_PKG_VERSION")));
+        return Ok(Exit::Done);
+    }
+    if let Some(kind) = raw.help {
+        context.out.text(match raw.command {
+            Some(command) => cli::help(command, kind),
+            None => cli::overview(raw.group, kind),
+        });
+        return Ok(Exit::Done);
+    }
+    let command = raw.command.expect("the parser refuses a line without command");
+    match command {
+        Command::Completions => completions::run(context, raw),
+        Command::Man => man::run(context),
+        Command::Pipe => pipe::run(raw),
+        Command::Broker => broker::run(context, raw),
+        Command::VmNames => vm_names::run(context, raw),
+        Command::Workspaces => workspaces::run(context),
+        other => Err(castra::core::failure::Failure::new(
+            Exit::Internal,
+            format!("`castra {}` is not connected yet", other.row().words),
+        )),
+    }
+}

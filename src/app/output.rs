@@ -1,0 +1,84 @@
+//! stdout: the result, and nothing else.
+//!
+//! Here: the one writer to it. When the reader has closed the pipe it falls silent, and what is
+//! under way goes on to its end: `castra up | head -1` leaves no half-started VM. Not here: the
+//! conversation on stderr (`screen`).
+
+use std::io::{self, Write};
+
+use castra::core::failure::{Exit, Failure, Result};
+use serde::Serialize;
+
+/// Text is handed to the system in pieces of about this size.
+const PIECE: usize = 64 * 1024;
+
+/// stdout, buffered.
+#[derive(Debug, Default)]
+pub struct Output {
+    buffer: Vec<u8>,
+    state: State,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Open,
+    /// The reader has gone.
+    Closed,
+    /// A full disk, as a rule.
+    Failed(io::Error),
+}
+
+impl Output {
+    /// One line of text.
+    pub fn line(&mut self, text: impl AsRef<str>) {
+        self.text(text);
+        self.text("\n");
+    }
+
+    /// Text as it stands.
+    pub fn text(&mut self, text: impl AsRef<str>) {
+        if !self.is_open() {
+            return;
+        }
+        self.buffer.extend_from_slice(text.as_ref().as_bytes());
+        if self.buffer.len() >= PIECE {
+            self.flush();
+        }
+    }
+
+    /// One JSON object on one line, handed over at once: somebody may be reading as it comes.
+    pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
+        let line = serde_json::to_string(value).expect("outcomes are plain data with text keys");
+        self.line(line);
+        self.flush();
+    }
+
+    /// Whether anybody still reads. Commands that go on printing end when this turns false.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Open)
+    }
+
+    /// Hands over what is buffered.
+    pub fn flush(&mut self) {
+        if self.is_open() && !self.buffer.is_empty() {
+            let mut stdout = io::stdout().lock();
+            if let Err(error) = stdout.write_all(&self.buffer).and_then(|()| stdout.flush()) {
+                self.state = match error.kind() {
+                    io::ErrorKind::BrokenPipe => State::Closed,
+                    _ => State::Failed(error),
+                };
+            }
+        }
+        self.buffer.clear();
+    }
+
+    /// The end: what could not be written is a failure, a reader who has gone is not.
+    pub fn finish(&mut self) -> Result<()> {
+        self.flush();
+        match &self.state {
+            State::Open | State::Closed => Ok(()),
+            State::Failed(error) => Err(Failure::new(Exit::Io, "can't write to stdout").because(error)),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The reporters of the command line: sentences on stderr, or contract lines on stdout.
+//!
+//! Here: which events people are told, what each VM waits for meanwhile, and the NDJSON stream.
+//! Not here: the words (`sentence`), the terminal (`screen`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use castra::core::events::contract::Stamped;
+use castra::core::events::{BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity};
+use castra::core::reporter::Reporter;
+
+use super::human;
+use super::output::Output;
+use super::screen::{LiveLine, Screen};
+use super::sentence::{Sentence, sentence, step_name};
+use super::style::Style;
+
+/// Narrower names are padded to this, so that lines begin alike.
+const NAME_COLUMN: usize = 8;
+
+/// Tells people, on stderr.
+pub struct PeopleReporter {
+    screen: Screen,
+    style: Style,
+    quiet: bool,
+    column: usize,
+    doing: Arc<Mutex<Doing>>,
+    /// Dropped with the reporter, which takes the line off the terminal.
+    live: Option<LiveLine>,
+}
+
+/// What goes on right now, for the live line.
+#[derive(Default)]
+struct Doing {
+    general: Option<String>,
+    vms: BTreeMap<String, (String, Instant)>,
+}
+
+impl PeopleReporter {
+    /// A reporter; on a terminal it has a live line as long as it lives.
+    pub fn new(screen: &Screen, style: Style, quiet: bool) -> PeopleReporter {
+        let doing = Arc::new(Mutex::new(Doing::default()));
+        let live = if quiet {
+            None
+        } else {
+            let doing = Arc::clone(&doing);
+            LiveLine::start(screen, move || {
+                live_text(&doing.lock().unwrap_or_else(PoisonError::into_inner))
+            })
+        };
+        PeopleReporter {
+            screen: screen.clone(),
+            style,
+            quiet,
+            column: NAME_COLUMN,
+            doing,
+            live,
+        }
+    }
+}
+
+impl Reporter for PeopleReporter {
+    fn report(&mut self, stamped: &Stamped) {
+        self.doing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .note(&stamped.event);
+        let sentence = sentence(&stamped.event);
+        if self.quiet && sentence.severity < Severity::Warn {
+            return;
+        }
+        if !is_told(&stamped.event) {
+            return;
+        }
+        // The live line shows progress, and the next overwrites it.
+        if sentence.severity == Severity::Progress && self.live.is_some() {
+            return;
+        }
+        if let Some(vm) = sentence.vm {
+            self.column = self.column.max(vm.as_str().len());
+        }
+        self.screen.say(&render(&sentence, self.style, self.column));
+    }
+}
+
+/// One sentence as people see it: the VM, two spaces, the text; below it what to do.
+pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
+    let mut line = String::new();
+    if let Some(vm) = sentence.vm {
+        line.push_str(&style.strong(&format!("{:<column$}", vm.as_str())));
+        line.push_str("  ");
+    }
+    match sentence.severity {
+        Severity::Info => line.push_str(&sentence.text),
+        Severity::Progress => line.push_str(&style.faint(&sentence.text)),
+        Severity::Warn => {
+            line.push_str(&style.odd("warning: "));
+            line.push_str(&sentence.text);
+        }
+        Severity::Error | Severity::Blocker => {
+            line.push_str(&style.bad("error: "));
+            line.push_str(&sentence.text);
+        }
+    }
+    if let Some(advice) = &sentence.advice {
+        line.push_str("\n  try: ");
+        line.push_str(advice);
+    }
+    line
+}
+
+/// The frame of an operation is for scripts; people see its beginning and end by themselves.
+/// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`.
+fn is_told(event: &Event) -> bool {
+    !matches!(
+        event,
+        Event::CommandAccepted { .. }
+            | Event::CommandCompleted { .. }
+            | Event::CommandFailed { .. }
+            | Event::Summary { .. }
+            | Event::Cleanup { .. }
+            | Event::BrokerSession { .. }
+            | Event::BrokerHandshake {
+                outcome: HandshakeOutcome::Ok,
+                ..
+            }
+    )
+}
+
+impl Doing {
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::Message {
+                severity: Severity::Progress,
+                text,
+                vm: None,
+                ..
+            } => self.general = Some(castra::core::escape::escape_line(text, 200)),
+            Event::OverlayPrepared { vm, .. } => self.set(vm.as_str(), "starts QEMU".to_owned()),
+            Event::VmLaunched { vm, .. } => self.end(vm.as_str()),
+            Event::BootstrapStarted { vm, .. } => {
+                self.set(vm.as_str(), "waits for a hand-shake or an SSH banner".to_owned());
+            }
+            Event::BootstrapStep {
+                vm,
+                step,
+                status: BootstrapStepStatus::Success | BootstrapStepStatus::Skipped,
+                ..
+            } => match step_after(*step) {
+                Some(next) => self.set(vm.as_str(), step_name(next).to_owned()),
+                None => self.end(vm.as_str()),
+            },
+            Event::BootstrapCompleted { vm, .. }
+            | Event::BootstrapFailed { vm, .. }
+            | Event::VmExited { vm, .. }
+            | Event::ShutdownComplete { vm, .. } => self.end(vm.as_str()),
+            Event::ShutdownRequested { vm, .. } => self.set(vm.as_str(), "shuts down".to_owned()),
+            Event::CooperativeAttempted { vm, timeout_ms, .. } => self.set(
+                vm.as_str(),
+                format!("powers off, at most {}", human::duration(*timeout_ms)),
+            ),
+            Event::Escalated {
+                vm,
+                signal,
+                timeout_ms,
+                ..
+            } => self.set(
+                vm.as_str(),
+                format!("ends after {signal}, at most {}", human::duration(*timeout_ms)),
+            ),
+            Event::CommandCompleted { .. } | Event::CommandFailed { .. } => self.general = None,
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, vm: &str, what: String) {
+        self.vms.insert(vm.to_owned(), (what, Instant::now()));
+    }
+
+    fn end(&mut self, vm: &str) {
+        self.vms.remove(vm);
+    }
+}
+
+fn step_after(step: BootstrapStepKind) -> Option<BootstrapStepKind> {
+    use BootstrapStepKind::{
+        Apply, Connect, Transfer, Verify, VizierEnable, VizierHandshake, VizierInstall, WaitHandshake,
+    };
+    const ORDER: [BootstrapStepKind; 8] = [
+        WaitHandshake,
+        VizierInstall,
+        VizierEnable,
+        VizierHandshake,
+        Connect,
+        Transfer,
+        Apply,
+        Verify,
+    ];
+    let at = ORDER.iter().position(|known| *known == step)?;
+    ORDER.get(at + 1).copied()
+}
+
+fn live_text(doing: &Doing) -> String {
+    let parts: Vec<String> = doing
+        .vms
+        .iter()
+        .map(|(vm, (what, since))| {
+            let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+            // Whole seconds: a line that changes ten times a second can't be read.
+            format!("{vm} {what} {} s", elapsed / 1000)
+        })
+        .collect();
+    match (parts.is_empty(), &doing.general) {
+        (false, _) => format!("… {}", parts.join(" · ")),
+        (true, Some(general)) => format!("… {general}"),
+        (true, None) => String::new(),
+    }
+}
+
+/// What the NDJSON stream has carried, for a refusal that must fit behind it.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// Envelope of the last event: run, seq, offset.
+    pub last: Option<(String, u64, u64)>,
+    /// Whether `command.rejected` was among them.
+    pub rejected: bool,
+}
+
+/// Tells scripts, on stdout.
+pub struct JsonReporter<'a> {
+    output: &'a mut Output,
+    trace: &'a mut Trace,
+}
+
+impl<'a> JsonReporter<'a> {
+    /// A reporter that prints each event as it comes.
+    pub fn new(output: &'a mut Output, trace: &'a mut Trace) -> JsonReporter<'a> {
+        JsonReporter { output, trace }
+    }
+}
+
+impl Reporter for JsonReporter<'_> {
+    fn report(&mut self, stamped: &Stamped) {
+        // The broker's events pass through in between; they are of another run.
+        let own = self
+            .trace
+            .last
+            .as_ref()
+            .is_none_or(|(run, _, _)| *run == stamped.run);
+        if own {
+            self.trace.last = Some((stamped.run.clone(), stamped.seq, stamped.offset_ms));
+        }
+        self.trace.rejected |= matches!(stamped.event, Event::CommandRejected { .. });
+        self.output.line(stamped.contract_line());
+        self.output.flush();
+    }
+}

@@ -1,0 +1,193 @@
+//! Which project a command is about: `--config`, `--workspace`, or what discovery finds.
+//!
+//! Here: that choice, and what is said where there is none. Not here: reading configs
+//! (`core::config`).
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use castra::core::config::{self, CONFIG_FILE, Config, workspace};
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::operations::status::status_all;
+use castra::core::paths::{StateRoot, castra_home};
+use castra::core::records::WorkspaceRecord;
+use castra::core::reporter::Silent;
+use castra::core::status::evidence::Project;
+use castra::core::status::{BrokerState, StatusOutcome};
+
+use super::human;
+use crate::cli::Raw;
+
+/// A project, with or without a config that can still be read.
+pub enum Selected {
+    /// The config says what it is.
+    Config(Box<Config>),
+    /// Only the record of its workspace is left: the config was moved, removed or changed into
+    /// another project's.
+    Record(WorkspaceRecord),
+}
+
+impl Selected {
+    /// Where its state is.
+    pub fn state(&self) -> StateRoot {
+        match self {
+            Selected::Config(config) => config.state.clone(),
+            Selected::Record(record) => StateRoot::new(&record.state_root),
+        }
+    }
+
+    /// As status wants it.
+    pub fn project(&self) -> Project {
+        match self {
+            Selected::Config(config) => Project::from(config.as_ref()),
+            Selected::Record(record) => Project::from(record),
+        }
+    }
+}
+
+/// `~/.castra` or what stands for it.
+pub fn home() -> Result<PathBuf> {
+    castra_home().ok_or_else(|| {
+        Failure::new(Exit::NoInput, "castra has no home")
+            .because("neither CASTRA_HOME nor HOME is set to a directory")
+            .advice("set CASTRA_HOME to a directory castra may write to")
+    })
+}
+
+/// The config, for commands that need one.
+pub fn config(raw: &Raw) -> Result<Config> {
+    match project_or(raw, none_found)? {
+        Selected::Config(config) => Ok(*config),
+        Selected::Record(record) => Err(Failure::new(
+            Exit::NoInput,
+            format!("workspace {} has no config any more", record.id),
+        )
+        .because(format!(
+            "{} is gone or is another project's",
+            record.config_path.display()
+        ))
+        .advice(format!(
+            "`castra --workspace {} down` ends what runs; --config PATH names the new place",
+            record.id
+        ))),
+    }
+}
+
+/// The project, for commands that can do without its config. Where none is selected they name
+/// what runs anywhere.
+pub fn project(raw: &Raw) -> Result<Selected> {
+    project_or(raw, none_found_but_running)
+}
+
+fn project_or(raw: &Raw, none: fn(&Path, &Raw) -> Failure) -> Result<Selected> {
+    match (&raw.config, &raw.workspace) {
+        (Some(_), Some(_)) => Err(
+            Failure::new(Exit::Usage, "both --config and --workspace are given")
+                .because("each of them names a project")
+                .advice("leave one out"),
+        ),
+        (Some(path), None) => {
+            let path = if path.is_dir() {
+                path.join(CONFIG_FILE)
+            } else {
+                path.clone()
+            };
+            load(&path)
+        }
+        (None, Some(id)) => by_id(id),
+        (None, None) => {
+            let here = env::current_dir().map_err(|error| {
+                Failure::new(Exit::NoInput, "the current directory can't be read")
+                    .because(error)
+                    .advice("go to one that exists, or name the project by --config or --workspace")
+            })?;
+            match config::discover(&here) {
+                Some(path) => load(&path),
+                None => Err(none(&here, raw)),
+            }
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Selected> {
+    config::load(path).map(|config| Selected::Config(Box::new(config)))
+}
+
+fn by_id(id: &str) -> Result<Selected> {
+    let record = workspace::find_workspace(&home()?, id)?;
+    // A config that is gone, broken or another project's by now must not keep anybody from
+    // looking at, or stopping, what runs.
+    Ok(match config::load(&record.config_path) {
+        Ok(config) if config.workspace == record.id && config.state.dir() == record.state_root => {
+            Selected::Config(Box::new(config))
+        }
+        _ => Selected::Record(record),
+    })
+}
+
+fn none_found(here: &Path, _raw: &Raw) -> Failure {
+    Failure::new(
+        Exit::NoInput,
+        format!("there is no {CONFIG_FILE} in {} or above it", here.display()),
+    )
+    .advice("`castra init` writes one; --config PATH or --workspace ID name another project")
+}
+
+fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
+    let command = raw.command.map_or("status", |command| command.row().words);
+    let running = running_anywhere();
+    let failure = none_found(here, raw);
+    if running.is_empty() {
+        return failure.because("and nothing of castra's runs on this machine");
+    }
+    let lines: Vec<String> = running
+        .iter()
+        .map(|status| running_line(status, command))
+        .collect();
+    failure
+        .because(format!("elsewhere something runs:\n{}", lines.join("\n")))
+        .advice(format!("castra --workspace {} {command}", running[0].workspace))
+}
+
+fn running_line(status: &StatusOutcome, command: &str) -> String {
+    format!(
+        "castra --workspace {} {command}    # {}, {}",
+        status.workspace,
+        running_text(status),
+        status.config_path.display()
+    )
+}
+
+/// `2 VMs and a broker run`, for people.
+pub fn running_text(status: &StatusOutcome) -> String {
+    let vms = running_vms(status);
+    let broker = status.broker.state == BrokerState::Running;
+    match (vms, broker) {
+        (0, false) => "nothing runs".to_owned(),
+        (0, true) => "a broker runs".to_owned(),
+        (vms, true) => format!("{} and a broker run", human::plural(vms, "VM")),
+        (1, false) => "1 VM runs".to_owned(),
+        (vms, false) => format!("{} run", human::plural(vms, "VM")),
+    }
+}
+
+/// How many VMs have a process.
+pub fn running_vms(status: &StatusOutcome) -> usize {
+    status.vms.iter().filter(|vm| vm.pid.is_some()).count()
+}
+
+/// Every project of this user in which something runs.
+fn running_anywhere() -> Vec<StatusOutcome> {
+    let mut all = all_projects();
+    all.retain(|status| running_vms(status) > 0 || status.broker.state == BrokerState::Running);
+    all
+}
+
+/// The status of every project of this user, by what its records say.
+pub fn all_projects() -> Vec<StatusOutcome> {
+    let records = castra_home()
+        .map(|home| workspace::list_workspaces(&home))
+        .unwrap_or_default();
+    let projects = records.iter().map(Project::from).collect();
+    status_all(projects, &mut Silent).projects
+}

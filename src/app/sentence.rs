@@ -1,0 +1,383 @@
+//! Events as sentences for people.
+//!
+//! Here: one sentence per fact, without colour. Not here: where and when it is shown
+//! (`progress`, `events`). Text that may have come from a guest is escaped: an event of castra
+//! holds it escaped already, one read back from a journal might not.
+
+use castra::core::escape::escape_line;
+use castra::core::events::{
+    BootstrapPlan, BootstrapPlanAction, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event,
+    HandshakeOutcome, SessionPhase, Severity,
+};
+use castra::core::name::VmName;
+
+use super::human::{bytes, duration};
+
+/// The longest sentence shown, in bytes.
+const LIMIT: usize = 4096;
+
+/// A fact, worded.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sentence<'e> {
+    /// How much attention it asks for.
+    pub severity: Severity,
+    /// The VM it is about.
+    pub vm: Option<&'e VmName>,
+    /// What happened.
+    pub text: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl<'e> Sentence<'e> {
+    fn new(severity: Severity, vm: Option<&'e VmName>, text: impl AsRef<str>) -> Sentence<'e> {
+        Sentence {
+            severity,
+            vm,
+            text: escape_line(text.as_ref(), LIMIT),
+            advice: None,
+        }
+    }
+}
+
+/// The fact in words.
+pub fn sentence(event: &Event) -> Sentence<'_> {
+    use Severity::{Error, Info, Warn};
+    let info = |vm, text: String| Sentence::new(Info, Some(vm), text);
+    match event {
+        Event::Message {
+            severity,
+            text,
+            vm,
+            remediation,
+            source,
+            ..
+        } => {
+            let text = match source {
+                Some(source) => format!("{source}: {text}"),
+                None => text.clone(),
+            };
+            let mut sentence = Sentence::new(*severity, vm.as_ref(), text);
+            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
+            sentence
+        }
+        Event::OverlayPrepared {
+            vm,
+            reused,
+            elapsed_ms,
+            ..
+        } if *reused => info(vm, format!("keeps its disk ({})", duration(*elapsed_ms))),
+        Event::OverlayPrepared { vm, elapsed_ms, .. } => {
+            info(vm, format!("fresh disk made in {}", duration(*elapsed_ms)))
+        }
+        Event::VmLaunched {
+            vm,
+            pid,
+            accel,
+            accel_reason,
+            elapsed_ms,
+        } => info(
+            vm,
+            format!(
+                "launched ({}: {accel_reason}) pid {pid} in {}",
+                accel.as_str(),
+                duration(*elapsed_ms)
+            ),
+        ),
+        Event::VmExited {
+            vm,
+            reason,
+            outcome,
+            last_words,
+            ..
+        } => {
+            let words = last_words.as_deref().unwrap_or_default().trim();
+            let tail = if words.is_empty() {
+                String::new()
+            } else {
+                format!("; its last words: {words}")
+            };
+            let severity = if outcome == "crashed" { Error } else { Warn };
+            Sentence::new(severity, Some(vm), format!("{outcome} ({reason}){tail}"))
+        }
+        Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
+        Event::CooperativeAttempted {
+            vm,
+            method,
+            timeout_ms,
+        } => info(
+            vm,
+            format!("asked to power off ({method}); it has {}", duration(*timeout_ms)),
+        ),
+        Event::CooperativeSucceeded { vm, elapsed_ms, .. } => {
+            info(vm, format!("powered off in {}", duration(*elapsed_ms)))
+        }
+        Event::CooperativeTimedOut {
+            vm,
+            elapsed_ms,
+            detail,
+            ..
+        } => {
+            let why = detail
+                .as_deref()
+                .map(|why| format!(": {why}"))
+                .unwrap_or_default();
+            Sentence::new(
+                Warn,
+                Some(vm),
+                format!("didn't power off in {}{why}", duration(*elapsed_ms)),
+            )
+        }
+        Event::Escalated {
+            vm,
+            pid,
+            signal,
+            timeout_ms,
+        } => Sentence::new(
+            Warn,
+            Some(vm),
+            format!("{signal} sent to pid {pid}; it has {}", duration(*timeout_ms)),
+        ),
+        Event::ShutdownComplete {
+            vm,
+            outcome,
+            elapsed_ms,
+            changed,
+        } => {
+            let severity = if outcome == "failed" { Error } else { Info };
+            let text = match (outcome.as_str(), *changed) {
+                ("failed", _) => format!("still runs after {}", duration(*elapsed_ms)),
+                (_, false) => "was not running".to_owned(),
+                (outcome, true) => format!("down ({outcome}) in {}", duration(*elapsed_ms)),
+            };
+            Sentence::new(severity, Some(vm), text)
+        }
+        Event::OverlayDiscarded {
+            vm, reclaimed_bytes, ..
+        } => info(vm, format!("disk discarded, {} freed", bytes(*reclaimed_bytes))),
+        Event::BootstrapPlanned(plan) => planned(plan),
+        Event::BootstrapStarted { vm, .. } => info(vm, "bootstrap begins".to_owned()),
+        Event::BootstrapStep {
+            vm,
+            step,
+            status,
+            duration_ms,
+            detail,
+        } => {
+            let detail = detail
+                .as_deref()
+                .map(|text| format!(": {text}"))
+                .unwrap_or_default();
+            let step = step_name(*step);
+            let (severity, text) = match status {
+                BootstrapStepStatus::Success => {
+                    (Info, format!("{step} in {}{detail}", duration(*duration_ms)))
+                }
+                BootstrapStepStatus::Skipped => (Info, format!("{step} skipped{detail}")),
+                BootstrapStepStatus::Failed => (
+                    Error,
+                    format!("{step} failed after {}{detail}", duration(*duration_ms)),
+                ),
+            };
+            Sentence::new(severity, Some(vm), text)
+        }
+        Event::BootstrapCompleted {
+            vm,
+            status,
+            duration_ms,
+            ..
+        } => {
+            let noop = match status {
+                BootstrapStatus::Success => "",
+                BootstrapStatus::NoOp => ", nothing to change",
+            };
+            info(vm, format!("bootstrapped in {}{noop}", duration(*duration_ms)))
+        }
+        Event::BootstrapFailed {
+            vm,
+            duration_ms,
+            error,
+        } => Sentence::new(
+            Error,
+            Some(vm),
+            format!("bootstrap failed after {}: {error}", duration(*duration_ms)),
+        ),
+        Event::BrokerStarted { pid, port } => Sentence::new(
+            Info,
+            None,
+            format!("broker listens on 127.0.0.1:{port} (pid {pid})"),
+        ),
+        Event::BrokerStopped { pid, .. } => Sentence::new(Info, None, format!("broker stopped (pid {pid})")),
+        Event::BrokerHandshake {
+            vm,
+            capabilities,
+            outcome,
+            reason,
+            remote,
+            repeated,
+            ..
+        } => {
+            let times = repeated
+                .map(|times| format!(" ({times} times)"))
+                .unwrap_or_default();
+            match outcome {
+                HandshakeOutcome::Ok => {
+                    let with = if capabilities.is_empty() {
+                        String::new()
+                    } else {
+                        format!(" with {}", capabilities.join(", "))
+                    };
+                    Sentence::new(Info, vm.as_ref(), format!("shook hands{with}{times}"))
+                }
+                HandshakeOutcome::Declined => Sentence::new(
+                    Warn,
+                    vm.as_ref(),
+                    format!(
+                        "hello from {remote} declined: {}{times}",
+                        reason.as_deref().unwrap_or("no reason given")
+                    ),
+                ),
+            }
+        }
+        Event::BrokerSession {
+            vm,
+            session,
+            phase,
+            reason,
+        } => match phase {
+            SessionPhase::Opened => info(vm, format!("bus session {session} opened")),
+            SessionPhase::Closed => info(
+                vm,
+                format!(
+                    "bus session {session} closed: {}",
+                    reason.as_deref().unwrap_or("no reason given")
+                ),
+            ),
+        },
+        Event::BrokerFreshness { vm, reachable, .. } if *reachable => info(vm, "reachable".to_owned()),
+        Event::BrokerFreshness {
+            vm,
+            last_handshake_age_ms,
+            ..
+        } => {
+            let silent = last_handshake_age_ms
+                .map(|age| format!(": nothing heard for {}", duration(age)))
+                .unwrap_or_default();
+            Sentence::new(Warn, Some(vm), format!("no longer reachable{silent}"))
+        }
+        Event::BrokerBackpressure { vm, reason, .. } => {
+            Sentence::new(Warn, vm.as_ref(), format!("back-pressure: {reason}"))
+        }
+        Event::Cleanup {
+            path,
+            category,
+            bytes: size,
+            dry_run,
+        } => {
+            let verb = if *dry_run { "would remove" } else { "removed" };
+            Sentence::new(
+                Info,
+                None,
+                format!("{verb} {} ({category}, {})", path.display(), bytes(*size)),
+            )
+        }
+        Event::CommandAccepted { command, detail, .. } => Sentence::new(
+            Info,
+            None,
+            format!("{command} begins{}", colon(detail.as_deref())),
+        ),
+        Event::CommandRejected {
+            command,
+            detail,
+            remediation,
+            ..
+        } => {
+            let mut sentence = Sentence::new(Error, None, format!("{command} refused: {detail}"));
+            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
+            sentence
+        }
+        Event::CommandCompleted {
+            command,
+            detail,
+            duration_ms,
+            ..
+        } => Sentence::new(
+            Info,
+            None,
+            format!(
+                "{command} done{}{}",
+                within(*duration_ms),
+                colon(detail.as_deref())
+            ),
+        ),
+        Event::CommandFailed {
+            command,
+            detail,
+            duration_ms,
+            ..
+        } => Sentence::new(
+            Error,
+            None,
+            format!("{command} failed{}: {detail}", within(*duration_ms)),
+        ),
+        Event::Usage {
+            prompt_tokens,
+            completion_tokens,
+            scope,
+            ..
+        } => Sentence::new(
+            Info,
+            None,
+            format!("tokens of this {scope}: {prompt_tokens} in, {completion_tokens} out"),
+        ),
+        Event::Summary {
+            operation,
+            duration_ms,
+            vms,
+            ..
+        } => Sentence::new(
+            Info,
+            None,
+            format!(
+                "{operation} took {}: {} changed, {} as they were, {} failed",
+                duration(*duration_ms),
+                vms.changed,
+                vms.unchanged,
+                vms.failed
+            ),
+        ),
+    }
+}
+
+/// The step's name as spec and journal spell it.
+pub fn step_name(step: BootstrapStepKind) -> &'static str {
+    match step {
+        BootstrapStepKind::WaitHandshake => "wait-handshake",
+        BootstrapStepKind::VizierInstall => "vizier-install",
+        BootstrapStepKind::VizierEnable => "vizier-enable",
+        BootstrapStepKind::VizierHandshake => "vizier-handshake",
+        BootstrapStepKind::Connect => "connect",
+        BootstrapStepKind::Transfer => "transfer",
+        BootstrapStepKind::Apply => "apply",
+        BootstrapStepKind::Verify => "verify",
+    }
+}
+
+fn planned(plan: &BootstrapPlan) -> Sentence<'_> {
+    let (severity, text) = match plan.action {
+        BootstrapPlanAction::Run => (Severity::Info, format!("bootstrap planned: {}", plan.reason)),
+        BootstrapPlanAction::Skip => (Severity::Info, format!("no bootstrap: {}", plan.reason)),
+        BootstrapPlanAction::Error => (Severity::Error, format!("can't be bootstrapped: {}", plan.reason)),
+    };
+    Sentence::new(severity, Some(&plan.vm), text)
+}
+
+fn colon(detail: Option<&str>) -> String {
+    detail.map(|text| format!(": {text}")).unwrap_or_default()
+}
+
+fn within(duration_ms: Option<u64>) -> String {
+    duration_ms
+        .map(|ms| format!(" in {}", duration(ms)))
+        .unwrap_or_default()
+}

@@ -1,0 +1,71 @@
+//! Whether text has colour, and which.
+//!
+//! Here: the decision, once per stream, and the few colours castra uses. Not here: what is worth
+//! a colour (whoever renders).
+
+use std::env;
+use std::io::IsTerminal;
+
+use crate::cli::ColorChoice;
+
+/// The colours of one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Style {
+    on: bool,
+}
+
+impl Style {
+    /// Plain text.
+    pub const PLAIN: Style = Style { on: false };
+
+    /// By flag, environment and terminal, in this order (DESIGN §10).
+    pub fn decide(choice: ColorChoice, stream: &impl IsTerminal) -> Style {
+        let on = match choice {
+            ColorChoice::Always => true,
+            ColorChoice::Never => false,
+            // no-color.org: set and not empty.
+            ColorChoice::Auto => {
+                env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && is_capable(stream)
+            }
+        };
+        Style { on }
+    }
+
+    /// Something failed.
+    pub fn bad(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    /// Look later.
+    pub fn odd(self, text: &str) -> String {
+        self.paint("33", text)
+    }
+
+    /// As it should be.
+    pub fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// What the eye is to find first.
+    pub fn strong(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// What the eye may skip.
+    pub fn faint(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.on && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Whether a stream is a terminal that understands escape sequences.
+pub fn is_capable(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb")
+}

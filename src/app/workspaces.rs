@@ -1,0 +1,71 @@
+//! `castra workspaces`.
+
+use castra::core::failure::{Exit, Result};
+use castra::core::status::{BrokerState, StatusOutcome};
+use serde::Serialize;
+
+use super::context::Context;
+use super::{human, select};
+
+/// One project in the list.
+#[derive(Serialize)]
+struct Row<'s> {
+    workspace: &'s str,
+    project: &'s str,
+    config_path: &'s std::path::Path,
+    config_exists: bool,
+    state_root: &'s std::path::Path,
+    vms_running: usize,
+    broker_running: bool,
+}
+
+#[derive(Serialize)]
+struct Listing<'s> {
+    workspaces: Vec<Row<'s>>,
+}
+
+/// Lists them.
+pub fn run(context: &mut Context) -> Result<Exit> {
+    let all = select::all_projects();
+    if context.json {
+        let workspaces = all.iter().map(row).collect();
+        context.out.json(&Listing { workspaces });
+        return Ok(Exit::Done);
+    }
+    let width = all.iter().map(|status| status.workspace.len()).max().unwrap_or(0);
+    for status in &all {
+        let gone = if status.config_path.exists() {
+            ""
+        } else {
+            " (gone)"
+        };
+        context.out.line(format!(
+            "{}  {:<24}  {}{gone}",
+            context.style.strong(&format!("{:<width$}", status.workspace)),
+            select::running_text(status),
+            status.config_path.display()
+        ));
+    }
+    context.out.flush();
+    if all.is_empty() {
+        context.say("castra knows no project yet; `castra init`, then `castra up` makes one");
+    } else {
+        context.say(&format!(
+            "{}; `castra --workspace ID status` looks at one",
+            human::plural(all.len(), "project")
+        ));
+    }
+    Ok(Exit::Done)
+}
+
+fn row(status: &StatusOutcome) -> Row<'_> {
+    Row {
+        workspace: &status.workspace,
+        project: &status.project,
+        config_path: &status.config_path,
+        config_exists: status.config_path.exists(),
+        state_root: &status.state_root,
+        vms_running: select::running_vms(status),
+        broker_running: status.broker.state == BrokerState::Running,
+    }
+}

@@ -1,0 +1,125 @@
+//! castra(1), from the table.
+//!
+//! Here: roff with the `man` macros. Not here: where it is installed (the Makefile).
+
+use std::fmt::Write;
+
+use castra::core::failure::Exit;
+
+use super::help::{globals, sentence};
+use super::table::reference::{ABOUT, ENVIRONMENT, FILES, FIRST_STEPS, TAGLINE};
+use super::table::{COMMANDS, Flag, Section};
+
+/// The whole page.
+pub fn manpage() -> String {
+    let mut page = String::new();
+    let _ = writeln!(
+        page,
+        ".TH CASTRA 1 \"\" \"castra {}\" \"User Commands\"",
+        env!("CARGO_PKG_VERSION")
+    );
+    let _ = write!(page, ".SH NAME\ncastra \\- {}\n", escape(TAGLINE));
+    page.push_str(".SH SYNOPSIS\n.B castra\n[\\fIGLOBAL FLAGS\\fR] \\fICOMMAND\\fR \\&...\n");
+    page.push_str(".SH DESCRIPTION\n");
+    paragraphs(&mut page, ABOUT);
+    page.push_str(".PP\nFirst steps:\n");
+    for (command, about) in FIRST_STEPS {
+        definition(&mut page, command, &sentence(about));
+    }
+    page.push_str(".SH COMMANDS\n");
+    for section in Section::LISTED {
+        let _ = writeln!(page, ".SS {}", escape(section.heading()));
+        for row in COMMANDS.iter().filter(|row| row.section == section) {
+            let _ = write!(page, ".TP\n\\fB{}\\fR\n", escape(&row.usage()));
+            let _ = writeln!(page, "{}", escape(&sentence(row.brief)));
+            for paragraph in row.manual.split("\n\n") {
+                let _ = write!(page, ".IP\n{}\n", escape(paragraph));
+            }
+            let flags: Vec<&Flag> = row.flags().collect();
+            if !flags.is_empty() {
+                page.push_str(".RS\n");
+                flags.iter().for_each(|flag| flag_text(&mut page, flag));
+                page.push_str(".RE\n");
+            }
+            if !row.examples.is_empty() {
+                page.push_str(".IP\n.nf\n");
+                for example in row.examples {
+                    let _ = writeln!(page, "{}", escape(&format!("$ {example}")));
+                }
+                page.push_str(".fi\n");
+            }
+        }
+    }
+    page.push_str(".SH GLOBAL FLAGS\nThey may stand before or after the command.\n");
+    globals().iter().for_each(|flag| flag_text(&mut page, flag));
+    page.push_str(".SH EXIT STATUS\n");
+    for exit in Exit::ALL {
+        definition(&mut page, &exit.code().to_string(), &sentence(exit.meaning()));
+    }
+    page.push_str(".PP\n");
+    let _ = writeln!(
+        page,
+        "{}",
+        escape(
+            "`castra ssh` and `castra exec` pass on the remote command's exit code, 255 where there was no connection."
+        )
+    );
+    page.push_str(".SH ENVIRONMENT\n");
+    for (name, about) in ENVIRONMENT {
+        definition(&mut page, name, &sentence(about));
+    }
+    page.push_str(".SH FILES\n");
+    for (name, about) in FILES {
+        definition(&mut page, name, &sentence(about));
+    }
+    page.push_str(".SH SEE ALSO\n.BR qemu (1),\n.BR ssh (1)\n");
+    page
+}
+
+fn flag_text(page: &mut String, flag: &Flag) {
+    let _ = write!(
+        page,
+        ".TP\n\\fB{}\\fR\n{}\n",
+        escape(&flag.usage()),
+        escape(&sentence(flag.brief))
+    );
+    if !flag.manual.is_empty() {
+        let _ = writeln!(page, "{}", escape(flag.manual));
+    }
+}
+
+fn definition(page: &mut String, name: &str, about: &str) {
+    let _ = write!(page, ".TP\n\\fB{}\\fR\n{}\n", escape(name), escape(about));
+}
+
+fn paragraphs(page: &mut String, text: &str) {
+    for paragraph in text.split("\n\n") {
+        let _ = write!(page, ".PP\n{}\n", escape(paragraph));
+    }
+}
+
+/// Text that roff prints as it stands: backslashes, hyphens that are to be typed, dots and quotes
+/// that would begin a request, characters that older roffs don't know.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.lines().enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        if line.starts_with(['.', '\'']) {
+            out.push_str("\\&");
+        }
+        for letter in line.chars() {
+            match letter {
+                '\\' => out.push_str("\\e"),
+                '-' => out.push_str("\\-"),
+                '`' => out.push_str("\\(ga"),
+                '\'' => out.push_str("\\(aq"),
+                '~' => out.push_str("\\(ti"),
+                '…' => out.push_str("..."),
+                other => out.push(other),
+            }
+        }
+    }
+    out
+}

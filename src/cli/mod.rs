@@ -1,0 +1,23 @@
+//! The command line: one table of commands and flags, and all that is printed from it.
+//!
+//! Here: turning argv into [`Raw`], help, the man page, completions, docs/CLI.md. Not here: what
+//! a value means beyond its type, or anything that touches the file system (`app`).
+
+mod completions;
+mod help;
+mod manpage;
+#[cfg(test)]
+mod markdown;
+mod parse;
+mod raw;
+mod table;
+
+pub use completions::completions;
+pub use help::{help, overview};
+pub use manpage::manpage;
+pub use parse::{Refused, parse};
+pub use raw::{ColorChoice, Raw};
+pub use table::{Command, LogSource};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! What was typed, before anybody asks what it means.
+//!
+//! Here: one field per flag. Arguments stay `OsString` until a type claims them. Not here: the
+//! file system, the config, defaults that depend on either (`app`).
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::table::{Command, LogSource, Shell};
+
+/// `--color`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ColorChoice {
+    /// On a terminal, unless `NO_COLOR` or `TERM=dumb` says otherwise.
+    #[default]
+    Auto,
+    /// Even into a pipe.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// How much help was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HelpKind {
+    /// `-h`.
+    Short,
+    /// `--help`.
+    Long,
+}
+
+/// One command line as typed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Raw {
+    /// The command; `None` only together with `help` or `version`.
+    pub command: Option<Command>,
+    /// The group whose help is wanted (`castra image --help`).
+    pub group: Option<&'static str>,
+    /// Its operands, those after `--` included.
+    pub operands: Vec<OsString>,
+    /// `-h`, `--help`.
+    pub help: Option<HelpKind>,
+    /// `--version`.
+    pub version: bool,
+    /// `--config PATH`.
+    pub config: Option<PathBuf>,
+    /// `--workspace ID`.
+    pub workspace: Option<String>,
+    /// `--json`.
+    pub json: bool,
+    /// `--quiet`.
+    pub quiet: bool,
+    /// `--color WHEN`.
+    pub color: ColorChoice,
+    /// `--bootstrap MODE|VM=MODE`, in the order given, commas taken apart.
+    pub bootstrap: Vec<String>,
+    /// `--plan`.
+    pub plan: bool,
+    /// `--broker-only`.
+    pub broker_only: bool,
+    /// `--graceful-wait-secs N`.
+    pub graceful_wait: Option<Duration>,
+    /// `--sigterm-wait-secs N`.
+    pub sigterm_wait: Option<Duration>,
+    /// `--sigkill-wait-secs N`.
+    pub sigkill_wait: Option<Duration>,
+    /// `--discard`.
+    pub discard: bool,
+    /// `--all`.
+    pub all: bool,
+    /// `--watch`.
+    pub watch: bool,
+    /// `--source SOURCE`, in the order given.
+    pub sources: Vec<LogSource>,
+    /// `--tail N`.
+    pub tail: Option<usize>,
+    /// `--type PATTERN`, in the order given.
+    pub types: Vec<String>,
+    /// `--vm VM`, in the order given.
+    pub vms: Vec<String>,
+    /// `--force`.
+    pub force: bool,
+    /// `--project-name NAME`.
+    pub project_name: Option<String>,
+    /// `--output PATH`.
+    pub output: Option<PathBuf>,
+    /// The shell of `completions`.
+    pub shell: Option<Shell>,
+}

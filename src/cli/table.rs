@@ -1,0 +1,472 @@
+//! The one table of commands and flags.
+//!
+//! Here: every word castra understands, with what it says about itself. Parser, help, man page,
+//! completions and docs/CLI.md all read it, so they can't disagree. Not here: how any of them
+//! does that. This file is long because it is flat.
+
+use std::ffi::OsString;
+
+use super::raw::{ColorChoice, Raw};
+
+mod flags;
+pub mod reference;
+pub use flags::FLAGS;
+
+/// Every command, hidden ones included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    Init,
+    Up,
+    Down,
+    Bootstrap,
+    Status,
+    Ssh,
+    Exec,
+    Logs,
+    Events,
+    ImageBuild,
+    ImageList,
+    ImagePath,
+    Workspaces,
+    Broker,
+    Completions,
+    Man,
+    Pipe,
+    VmNames,
+}
+
+/// A shell that completions can be written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Where `logs` reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogSource {
+    /// The guest's console.
+    Serial,
+    /// QEMU's own messages.
+    Qemu,
+    /// `[host-broker]` lines.
+    Broker,
+}
+
+/// How a shell can help to type a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Complete {
+    /// It can't.
+    Nothing,
+    /// A file or directory.
+    Path,
+    /// A VM of the project.
+    VmName,
+    /// One of these.
+    OneOf(&'static [&'static str]),
+}
+
+/// How often an operand may stand there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arity {
+    /// Exactly once.
+    One,
+    /// Any number of times, none included.
+    Any,
+    /// Everything that follows, at least one word.
+    Rest,
+    /// Everything that follows, if anything.
+    OptionalRest,
+}
+
+/// A word of a command line that is no flag.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand {
+    pub placeholder: &'static str,
+    pub arity: Arity,
+    pub complete: Complete,
+}
+
+impl Operand {
+    const fn new(placeholder: &'static str, arity: Arity, complete: Complete) -> Operand {
+        Operand {
+            placeholder,
+            arity,
+            complete,
+        }
+    }
+
+    /// As usage lines show it.
+    pub fn usage(&self) -> String {
+        match self.arity {
+            Arity::One => self.placeholder.to_owned(),
+            Arity::Any => format!("[{}…]", self.placeholder),
+            Arity::Rest => format!("-- {}…", self.placeholder),
+            Arity::OptionalRest => format!("[-- {}…]", self.placeholder),
+        }
+    }
+}
+
+/// The heading under which a command is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Fleet,
+    Guests,
+    Looking,
+    Parts,
+    /// Not listed: castra and shells call it, people don't.
+    Hidden,
+}
+
+impl Section {
+    /// Those with a heading, in the order of the help.
+    pub const LISTED: [Section; 4] = [Section::Fleet, Section::Guests, Section::Looking, Section::Parts];
+
+    pub fn heading(self) -> &'static str {
+        match self {
+            Section::Fleet => "Bring VMs up and down",
+            Section::Guests => "Work in a guest",
+            Section::Looking => "See what goes on",
+            Section::Parts => "Parts and helpers",
+            Section::Hidden => "",
+        }
+    }
+}
+
+/// One command.
+#[derive(Clone, Copy, Debug)]
+pub struct CommandRow {
+    pub command: Command,
+    /// What is typed: one word, or group and word.
+    pub words: &'static str,
+    pub section: Section,
+    pub operands: &'static [Operand],
+    /// One line, for lists and completions.
+    pub brief: &'static str,
+    /// Paragraphs, separated by empty lines, for `--help` and the man page.
+    pub manual: &'static str,
+    pub examples: &'static [&'static str],
+}
+
+impl CommandRow {
+    /// Its flags, without the global ones.
+    pub fn flags(&self) -> impl Iterator<Item = &'static Flag> + use<> {
+        let command = self.command;
+        FLAGS
+            .iter()
+            .filter(move |flag| matches!(flag.scope, Scope::Only(commands) if commands.contains(&command)))
+    }
+
+    /// The usage line, without `castra`'s global flags.
+    pub fn usage(&self) -> String {
+        let mut text = format!("castra {}", self.words);
+        if self.flags().next().is_some() {
+            text.push_str(" [FLAGS]");
+        }
+        for operand in self.operands {
+            text.push(' ');
+            text.push_str(&operand.usage());
+        }
+        text
+    }
+}
+
+impl Command {
+    /// Its row.
+    pub fn row(self) -> &'static CommandRow {
+        COMMANDS
+            .iter()
+            .find(|row| row.command == self)
+            .expect("a test holds that every command has a row")
+    }
+}
+
+/// Which commands take a flag.
+#[derive(Clone, Copy, Debug)]
+pub enum Scope {
+    /// All, before or after the command.
+    Global,
+    /// These.
+    Only(&'static [Command]),
+}
+
+/// Why a value was refused: what is expected instead.
+#[derive(Debug, PartialEq, Eq)]
+pub struct BadValue(pub String);
+
+/// One flag.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag {
+    pub long: &'static str,
+    pub short: Option<char>,
+    /// Placeholder such as `SECS`; `None` makes it a switch.
+    pub value: Option<&'static str>,
+    pub scope: Scope,
+    /// One line, for `-h` and completions.
+    pub brief: &'static str,
+    /// Paragraphs, for `--help` and the man page; empty if the brief says all.
+    pub manual: &'static str,
+    pub complete: Complete,
+    pub apply: fn(&mut Raw, OsString) -> Result<(), BadValue>,
+}
+
+impl Flag {
+    pub fn takes(&self, command: Option<Command>) -> bool {
+        match self.scope {
+            Scope::Global => true,
+            Scope::Only(commands) => command.is_some_and(|command| commands.contains(&command)),
+        }
+    }
+
+    /// `-q, --quiet` or `--config PATH`.
+    pub fn usage(&self) -> String {
+        let mut text = self.short.map(|short| format!("-{short}, ")).unwrap_or_default();
+        text.push_str("--");
+        text.push_str(self.long);
+        if let Some(placeholder) = self.value {
+            text.push(' ');
+            text.push_str(placeholder);
+        }
+        text
+    }
+}
+
+/// Words that stand before others, with what they are about.
+pub const GROUPS: &[(&str, &str)] = &[("image", "the default guest, which VMs boot that name no image")];
+
+const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
+const VMS: Operand = Operand::new("VM", Arity::Any, Complete::VmName);
+
+/// The shells, as `completions` takes them.
+pub const SHELLS: &[&str] = &["bash", "zsh", "fish"];
+
+/// The commands, in the order of the help.
+pub const COMMANDS: &[CommandRow] = &[
+    CommandRow {
+        command: Command::Init,
+        words: "init",
+        section: Section::Fleet,
+        operands: &[],
+        brief: "write a castra.toml to start from",
+        manual: "Writes a castra.toml with one VM that boots castra's default guest, ready for `castra up`. \
+                 An existing file is left alone unless --force is given.",
+        examples: &[
+            "castra init",
+            "castra init --project-name demo --output demo/castra.toml",
+        ],
+    },
+    CommandRow {
+        command: Command::Up,
+        words: "up",
+        section: Section::Fleet,
+        operands: &[VMS],
+        brief: "start VMs, wait until they live, and bootstrap them",
+        manual: "Starts the VMs of the project, or the named ones, and a broker if none runs. Each VM is then \
+                 bootstrapped as its mode says; with mode `skip` its start is all. VMs that run already are not \
+                 started again, but bootstrapped. The default guest is built at the first need.\n\n\
+                 What happens is told on stderr, with --json as events on stdout. VMs that failed don't keep the \
+                 others from starting; the exit code is 1 if any did. Ctrl-C stops in order: VMs that run stay, \
+                 a launch or bootstrap under way is ended. A second Ctrl-C stops at once.",
+        examples: &[
+            "castra up",
+            "castra up web-0 --bootstrap always",
+            "castra up --bootstrap skip,db=always",
+            "castra up --json | jq -c 'select(.type == \"bootstrap.step\")'",
+        ],
+    },
+    CommandRow {
+        command: Command::Down,
+        words: "down",
+        section: Section::Fleet,
+        operands: &[VMS],
+        brief: "shut VMs down and discard their overlays",
+        manual: "Asks each guest to power off, then ends its QEMU by SIGTERM, then by SIGKILL; every rung has a \
+                 deadline. Overlays are removed, except those of VMs with `persist = true`. The broker stops \
+                 last, when no VM of the project is left. A bootstrap under way ends as failed.",
+        examples: &[
+            "castra down",
+            "castra down web-0 --graceful-wait-secs 60",
+            "castra down --discard",
+        ],
+    },
+    CommandRow {
+        command: Command::Bootstrap,
+        words: "bootstrap",
+        section: Section::Fleet,
+        operands: &[VMS],
+        brief: "bootstrap running VMs again",
+        manual: "Runs the bootstrap of the VMs that run, or of the named ones, without starting any. A missing \
+                 broker is started.",
+        examples: &["castra bootstrap web-0", "castra bootstrap --plan"],
+    },
+    CommandRow {
+        command: Command::Ssh,
+        words: "ssh",
+        section: Section::Guests,
+        operands: &[
+            VM,
+            Operand::new("COMMAND", Arity::OptionalRest, Complete::Nothing),
+        ],
+        brief: "open a shell in a VM, or run a command there",
+        manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. Its exit code \
+                 is the remote command's, 255 where there was no connection.",
+        examples: &["castra ssh web-0", "castra ssh web-0 -- uname -a"],
+    },
+    CommandRow {
+        command: Command::Exec,
+        words: "exec",
+        section: Section::Guests,
+        operands: &[VM, Operand::new("COMMAND", Arity::Rest, Complete::Nothing)],
+        brief: "run a command in a VM, without a terminal",
+        manual: "As `castra ssh VM -- COMMAND`, but never with a terminal: stdin and stdout pass through byte for \
+                 byte, and nothing is asked. Each argument reaches the command as it is given here.",
+        examples: &[
+            "castra exec db -- cat /etc/os-release",
+            "tar c . | castra exec db -- tar x -C /srv",
+        ],
+    },
+    CommandRow {
+        command: Command::Status,
+        words: "status",
+        section: Section::Looking,
+        operands: &[],
+        brief: "show which VMs run and which are reachable",
+        manual: "Reads what the kernel, QEMU and the broker left to read; it talks to nobody, changes nothing and \
+                 can't hang. Poll it about every 2 s.\n\n\
+                 STATE is stopped, starting, running, stopping or crashed. BROKER is offline (no broker runs), \
+                 waiting (no fresh proof of life) or reachable. A VM is reachable while its last proof of life, a \
+                 hello or any frame of its session, is younger than the freshness window ([broker].freshness_secs, \
+                 45 s unless set). AGE is the age of that proof, `-` where there never was one; it goes on growing \
+                 while no broker runs. With --json one object, schema castra.status.v1, with `reachable`, \
+                 `last_handshake_age_ms` and `freshness_window_ms`.",
+        examples: &[
+            "castra status",
+            "castra status --json | jq .reachable",
+            "castra status --all",
+        ],
+    },
+    CommandRow {
+        command: Command::Logs,
+        words: "logs",
+        section: Section::Looking,
+        operands: &[VMS],
+        brief: "show the logs of VMs and broker",
+        manual: "Prints the last lines of the guests' consoles, of QEMU's messages and of the broker's log, of \
+                 all VMs or of the named ones. Control characters that a guest wrote are shown, not obeyed.",
+        examples: &["castra logs web-0", "castra logs --source broker --tail 20"],
+    },
+    CommandRow {
+        command: Command::Events,
+        words: "events",
+        section: Section::Looking,
+        operands: &[],
+        brief: "show what castra and the broker have reported",
+        manual: "Reads the journals of the operators' commands and of the broker, merged by time. With --json one \
+                 contract line each, as they were kept.",
+        examples: &[
+            "castra events --type 'bootstrap.*' --vm web-0",
+            "castra events --json | jq -r .type",
+        ],
+    },
+    CommandRow {
+        command: Command::Workspaces,
+        words: "workspaces",
+        section: Section::Looking,
+        operands: &[],
+        brief: "list the projects castra knows, wherever they are",
+        manual: "Lists every project that has state under CASTRA_HOME, with the id that --workspace takes and how \
+                 many of its VMs run.",
+        examples: &["castra workspaces", "castra --workspace demo-1a2b3c4d down"],
+    },
+    CommandRow {
+        command: Command::ImageBuild,
+        words: "image build",
+        section: Section::Parts,
+        operands: &[],
+        brief: "build the default guest now",
+        manual: "Builds the guest that VMs boot which name no image, from this distribution's own packages, \
+                 without root. `castra up` does it when it is needed.",
+        examples: &["castra image build"],
+    },
+    CommandRow {
+        command: Command::ImageList,
+        words: "image list",
+        section: Section::Parts,
+        operands: &[],
+        brief: "list the images in the cache",
+        manual: "Lists what lies under images/ in CASTRA_HOME, with sizes.",
+        examples: &["castra image list"],
+    },
+    CommandRow {
+        command: Command::ImagePath,
+        words: "image path",
+        section: Section::Parts,
+        operands: &[],
+        brief: "print where the default guest lies",
+        manual: "Prints the directory of the built default guest; exit code 1 if it isn't built.",
+        examples: &["castra image path"],
+    },
+    CommandRow {
+        command: Command::Broker,
+        words: "broker",
+        section: Section::Parts,
+        operands: &[],
+        brief: "run the project's broker in the foreground",
+        manual: "Listens on 127.0.0.1 for guests and on broker.sock under the state root for the host, until \
+                 SIGTERM or Ctrl-C. `castra up` starts one in the background; run it yourself to watch it. There \
+                 is never more than one for a project.",
+        examples: &["castra broker"],
+    },
+    CommandRow {
+        command: Command::Completions,
+        words: "completions",
+        section: Section::Parts,
+        operands: &[Operand::new("SHELL", Arity::One, Complete::OneOf(SHELLS))],
+        brief: "print the completions for a shell",
+        manual: "Prints a script for bash, zsh or fish.",
+        examples: &["castra completions bash > ~/.local/share/bash-completion/completions/castra"],
+    },
+    CommandRow {
+        command: Command::Man,
+        words: "man",
+        section: Section::Parts,
+        operands: &[],
+        brief: "print the man page",
+        manual: "Prints the man page in roff.",
+        examples: &["castra man | man -l -"],
+    },
+    CommandRow {
+        command: Command::Pipe,
+        words: "pipe",
+        section: Section::Hidden,
+        operands: &[Operand::new("PORT", Arity::One, Complete::Nothing)],
+        brief: "join stdin and stdout to a port of this host's loopback",
+        manual: "The way out of an isolated guest: QEMU runs it for each connection to the broker's address.",
+        examples: &[],
+    },
+    CommandRow {
+        command: Command::VmNames,
+        words: "vm-names",
+        section: Section::Hidden,
+        operands: &[],
+        brief: "print the names of the project's VMs, for completions",
+        manual: "One name a line; nothing where no config is found.",
+        examples: &[],
+    },
+];
+
+/// The row of a command, by its words.
+pub fn by_words(words: &str) -> Option<&'static CommandRow> {
+    COMMANDS.iter().find(|row| row.words == words)
+}
+
+/// The value of `--color`.
+pub fn color_choice(text: &str) -> Option<ColorChoice> {
+    match text {
+        "auto" => Some(ColorChoice::Auto),
+        "always" => Some(ColorChoice::Always),
+        "never" => Some(ColorChoice::Never),
+        _ => None,
+    }
+}

@@ -1,0 +1,389 @@
+//! The flags of the table, global ones first.
+//!
+//! Here: each flag's row and how its value is typed. Not here: what it does (`app`).
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
+use crate::cli::raw::{HelpKind, Raw};
+
+/// Longest wait a flag may ask for, seconds: a day. More is a typing mistake.
+const LONGEST_WAIT_SECS: u64 = 86_400;
+
+const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
+const DOWN: Scope = Scope::Only(&[Command::Down]);
+const UP: Scope = Scope::Only(&[Command::Up]);
+const STATUS: Scope = Scope::Only(&[Command::Status]);
+const INIT: Scope = Scope::Only(&[Command::Init]);
+const LOGS: Scope = Scope::Only(&[Command::Logs]);
+const EVENTS: Scope = Scope::Only(&[Command::Events]);
+
+/// All flags.
+pub const FLAGS: &[Flag] = &[
+    Flag {
+        long: "config",
+        short: None,
+        value: Some("PATH"),
+        scope: Scope::Global,
+        brief: "use this castra.toml, or the one in this directory",
+        manual: "Without it castra looks for castra.toml in the current directory and those above it.",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.config = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "workspace",
+        short: None,
+        value: Some("ID"),
+        scope: Scope::Global,
+        brief: "use the project with this id, wherever it lies",
+        manual: "The ids are listed by `castra workspaces`. Works even if the project's folder was moved or \
+                 removed: what runs can still be looked at and stopped.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.workspace = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "json",
+        short: None,
+        value: None,
+        scope: Scope::Global,
+        brief: "print results and events as JSON, one object a line",
+        manual: "Commands that change something print their events, commands that look print what was asked for. \
+                 A refusal (exit codes 64 to 75) is one `command.rejected` object.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.json = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "quiet",
+        short: Some('q'),
+        value: None,
+        scope: Scope::Global,
+        brief: "print only results, warnings and errors",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.quiet = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "color",
+        short: None,
+        value: Some("WHEN"),
+        scope: Scope::Global,
+        brief: "colour the text: auto, always or never (default: auto)",
+        manual: "`auto` colours on a terminal, unless NO_COLOR is set or TERM is `dumb`.",
+        complete: Complete::OneOf(&["auto", "always", "never"]),
+        apply: |raw, value| {
+            let value = text(value)?;
+            raw.color =
+                color_choice(&value).ok_or_else(|| BadValue("use auto, always or never".to_owned()))?;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "help",
+        short: Some('h'),
+        value: None,
+        scope: Scope::Global,
+        brief: "print help; -h in short, --help in full",
+        manual: "",
+        complete: Complete::Nothing,
+        // The parser sets Short where it saw the letter.
+        apply: |raw, _| {
+            raw.help = Some(HelpKind::Long);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "version",
+        short: Some('V'),
+        value: None,
+        scope: Scope::Global,
+        brief: "print the version",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.version = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "force",
+        short: None,
+        value: None,
+        scope: INIT,
+        brief: "replace an existing file",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.force = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "project-name",
+        short: None,
+        value: Some("NAME"),
+        scope: INIT,
+        brief: "name the project (default: the folder's name)",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.project_name = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "output",
+        short: None,
+        value: Some("PATH"),
+        scope: INIT,
+        brief: "write this file instead of castra.toml",
+        manual: "",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.output = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "bootstrap",
+        short: None,
+        value: Some("MODE|VM=MODE"),
+        scope: BOOTSTRAPPING,
+        brief: "override when VMs are bootstrapped: auto, skip, always",
+        manual: "A mode alone holds for every VM, VM=MODE for one, which wins. Several are separated by commas or \
+                 given by several flags.",
+        complete: Complete::OneOf(&["auto", "skip", "always"]),
+        apply: |raw, value| {
+            let value = text(value)?;
+            for part in value.split(',') {
+                check_override(part)?;
+                raw.bootstrap.push(part.to_owned());
+            }
+            Ok(())
+        },
+    },
+    Flag {
+        long: "plan",
+        short: None,
+        value: None,
+        scope: BOOTSTRAPPING,
+        brief: "show what would be done, and change nothing",
+        manual: "Checks all that `up` checks and prints each VM's bootstrap plan.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.plan = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "broker-only",
+        short: None,
+        value: None,
+        scope: UP,
+        brief: "start the broker and no VM",
+        manual: "Needs neither QEMU nor ssh. Guests that you start yourself may shake hands by the names in the \
+                 config. `castra down` stops the broker.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.broker_only = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "graceful-wait-secs",
+        short: None,
+        value: Some("SECS"),
+        scope: DOWN,
+        brief: "how long a guest may take to power off",
+        manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. 0 skips the request.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.graceful_wait = Some(seconds(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "sigterm-wait-secs",
+        short: None,
+        value: Some("SECS"),
+        scope: DOWN,
+        brief: "how long QEMU may take after SIGTERM",
+        manual: "Default: [lifecycle].sigterm_wait_secs, 10 unless set.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.sigterm_wait = Some(seconds(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "sigkill-wait-secs",
+        short: None,
+        value: Some("SECS"),
+        scope: DOWN,
+        brief: "how long QEMU may take after SIGKILL",
+        manual: "Default: [lifecycle].sigkill_wait_secs, 5 unless set.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.sigkill_wait = Some(seconds(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "discard",
+        short: None,
+        value: None,
+        scope: DOWN,
+        brief: "discard persistent overlays too",
+        manual: "What guests with `persist = true` have written is lost.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.discard = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "watch",
+        short: None,
+        value: None,
+        scope: STATUS,
+        brief: "print again every 2 s until Ctrl-C",
+        manual: "On a terminal in place, otherwise one after the other; with --json one object a line.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.watch = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "all",
+        short: None,
+        value: None,
+        scope: STATUS,
+        brief: "show every project castra knows",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.all = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "source",
+        short: None,
+        value: Some("SOURCE"),
+        scope: LOGS,
+        brief: "only this log: serial, qemu or broker",
+        manual: "May be given several times. Default: all three, the broker's only if no VM is named.",
+        complete: Complete::OneOf(&["serial", "qemu", "broker"]),
+        apply: |raw, value| {
+            raw.sources.push(match text(value)?.as_str() {
+                "serial" => LogSource::Serial,
+                "qemu" => LogSource::Qemu,
+                "broker" => LogSource::Broker,
+                _ => return Err(BadValue("use serial, qemu or broker".to_owned())),
+            });
+            Ok(())
+        },
+    },
+    Flag {
+        long: "tail",
+        short: None,
+        value: Some("N"),
+        scope: LOGS,
+        brief: "so many last lines of each log (default: 50)",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.tail = Some(
+                text(value)?
+                    .parse()
+                    .map_err(|_| BadValue("use a whole number of lines, such as 50".to_owned()))?,
+            );
+            Ok(())
+        },
+    },
+    Flag {
+        long: "type",
+        short: None,
+        value: Some("PATTERN"),
+        scope: EVENTS,
+        brief: "only events of this type; a `*` at the end matches any",
+        manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.types.push(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "vm",
+        short: None,
+        value: Some("VM"),
+        scope: EVENTS,
+        brief: "only events about this VM",
+        manual: "May be given several times.",
+        complete: Complete::VmName,
+        apply: |raw, value| {
+            raw.vms.push(text(value)?);
+            Ok(())
+        },
+    },
+];
+
+fn text(value: OsString) -> Result<String, BadValue> {
+    value
+        .into_string()
+        .map_err(|_| BadValue("it has to be UTF-8 text".to_owned()))
+        .and_then(|text| {
+            if text.is_empty() {
+                Err(BadValue("it can't be empty".to_owned()))
+            } else {
+                Ok(text)
+            }
+        })
+}
+
+fn not_empty(value: OsString) -> Result<OsString, BadValue> {
+    if value.is_empty() {
+        return Err(BadValue("it can't be empty".to_owned()));
+    }
+    Ok(value)
+}
+
+fn seconds(value: OsString) -> Result<Duration, BadValue> {
+    text(value)?
+        .parse::<u64>()
+        .ok()
+        .filter(|secs| *secs <= LONGEST_WAIT_SECS)
+        .map(Duration::from_secs)
+        .ok_or_else(|| {
+            BadValue(format!(
+                "use a whole number of seconds from 0 to {LONGEST_WAIT_SECS}, such as 20"
+            ))
+        })
+}
+
+/// Form only: whether the VM exists is asked once a config is read.
+fn check_override(part: &str) -> Result<(), BadValue> {
+    let (vm, mode) = part
+        .split_once('=')
+        .map_or((None, part), |(vm, mode)| (Some(vm), mode));
+    if vm == Some("") || !matches!(mode, "auto" | "skip" | "always") {
+        return Err(BadValue(
+            "use auto, skip or always, or VM=MODE, such as web-0=always".to_owned(),
+        ));
+    }
+    Ok(())
+}

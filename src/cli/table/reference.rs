@@ -1,0 +1,50 @@
+//! What holds for every command: variables, files, the first steps.
+
+/// One line each.
+pub const TAGLINE: &str = "a handful of throw-away QEMU VMs, and the truth about them";
+
+/// The first paragraph of help and man page.
+pub const ABOUT: &str = "castra brings up QEMU VMs from one castra.toml, tells at any moment which of them are \
+    really alive, configures them over SSH, and reports all of it as one stream of events.";
+
+/// Variables of the environment.
+pub const ENVIRONMENT: &[(&str, &str)] = &[
+    (
+        "CASTRA_HOME",
+        "where castra keeps state and images instead of ~/.castra",
+    ),
+    (
+        "CASTRA_LOG",
+        "castra's own log on stderr, such as `debug`; off if unset",
+    ),
+    (
+        "NO_COLOR",
+        "if set and not empty, no colour unless --color always",
+    ),
+    (
+        "TERM",
+        "`dumb` means no colour and no lines that overwrite themselves",
+    ),
+];
+
+/// Files people meet.
+pub const FILES: &[(&str, &str)] = &[
+    (
+        "castra.toml",
+        "the project: its VMs and how they are bootstrapped",
+    ),
+    (
+        "~/.castra/projects/ID",
+        "a project's state, unless [project].state_dir says where",
+    ),
+    ("~/.castra/images", "images, shared by all projects"),
+];
+
+/// From nothing to a shell in a VM.
+pub const FIRST_STEPS: &[(&str, &str)] = &[
+    ("castra init", "write a castra.toml"),
+    ("castra up", "boot its VM and bootstrap it"),
+    ("castra status", "see that it lives"),
+    ("castra ssh vm-0", "work in it"),
+    ("castra down", "end it and its disk"),
+];

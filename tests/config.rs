@@ -364,3 +364,883 @@ fn errors_begin_with_their_place_and_say_what_to_write() {
         "castra.toml:3:10: `memory = \"lots\"` is no size (write `memory = \"2 GiB\"`)"
     );
 }
+
+const DIGEST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Each mistake with its place and what must be said about it. `^` stands for the VM's lines.
+#[test]
+fn one_mistake_each() {
+    for (config, said) in [
+        // Syntax
+        (
+            "",
+            "castra.toml:1:1: no VM is described (add one: a line `[[vms]]`",
+        ),
+        (
+            "[[vms]]\nname = web",
+            "castra.toml:2:8: \"web\" stands without quotes (write \"web\")",
+        ),
+        (
+            "^memory = 2 GiB # much",
+            "castra.toml:3:10: \"2 GiB\" stands without quotes (write \"2 GiB\")",
+        ),
+        (
+            "^name = \"b\"",
+            "castra.toml:3:1: \"name\" is there already (leave one of the two out)",
+        ),
+        (
+            "[broker]\n[broker]\n^",
+            "castra.toml:2:2: \"broker\" is there already",
+        ),
+        (
+            "[[vms]\nname = \"a\"",
+            "castra.toml:1:7: unclosed array table, expected `]` (close it with `]]`)",
+        ),
+        ("^memory = \"2 GiB", "castra.toml:3:16: invalid basic string"),
+        (
+            "^port_forwards = [{ host = 1 guest = 2 }]",
+            "(put a comma between the two)",
+        ),
+        ("^\u{0}", "castra.toml:3:2: "),
+        // Types
+        (
+            "^cpus = \"4\"",
+            "castra.toml:3:8: `cpus` is a string, it must be a whole number (write `cpus = 4`)",
+        ),
+        (
+            "^cpus = 1.5",
+            "castra.toml:3:8: `cpus` is a decimal number, it must be a whole number (write `cpus = 2`)",
+        ),
+        (
+            "^persist = \"no\"",
+            "3:11: `persist` is a string, it must be true or false (write `persist = false`)",
+        ),
+        (
+            "^name2 = 1\nqemu_args = \"-s\"",
+            "4:13: `qemu_args` is a string, it must be a list of strings",
+        ),
+        (
+            "^qemu_args = [\"-s\", 3]",
+            "3:20: `qemu_args` is a whole number, it must be a list of strings",
+        ),
+        (
+            "^bootstrap = 3",
+            "3:13: `bootstrap` is a whole number, it must be a table (write `[vms.bootstrap]`",
+        ),
+        (
+            "vms = 3",
+            "1:7: `vms` is a whole number, it must be a list of tables (write `[[vms]]`",
+        ),
+        (
+            "[vms]\nname = \"a\"",
+            "1:1: `vms` is a table, it must be a list of tables (write `[[vms]]`",
+        ),
+        (
+            "^bootstrap.env.PORT = 80",
+            "3:22: `PORT` in `env` is a whole number, it must be a string (write `PORT = \"80\"`)",
+        ),
+        (
+            "^description = 2026-01-01",
+            "`description` is a date, it must be a string",
+        ),
+        // Ranges
+        (
+            "^cpus = 0",
+            "castra.toml:3:8: `cpus = 0`: it must be from 1 to 255 (write `cpus = 2`)",
+        ),
+        ("^cpus = -1", "`cpus = -1`: it must be from 1 to 255"),
+        (
+            "^cpus = 99999999999999999999",
+            "`cpus = 99999999999999999999`: it must be from 1 to 255",
+        ),
+        ("^count = 0", "`count = 0`: it must be from 1 to 1000"),
+        ("^count = 1000000000", "it must be from 1 to 1000"),
+        (
+            "[broker]\nfreshness_secs = 2\n^",
+            "2:18: `freshness_secs = 2`: it must be from 3 to 31536000",
+        ),
+        (
+            "[bus]\nsession_idle_secs = 2\n^",
+            "2:21: `session_idle_secs = 2`: it must be from 3",
+        ),
+        (
+            "[bus]\nmax_frame_bytes = 0\n^",
+            "2:19: `max_frame_bytes = 0`: it must be from 1024",
+        ),
+        (
+            "[bus]\noutbound_queue_bytes = 2048\n^",
+            "2:24: `outbound_queue_bytes` is smaller than one frame",
+        ),
+        (
+            "[broker]\nport = 65536\n^",
+            "2:8: `port = 65536`: it must be from 0 to 65535",
+        ),
+        (
+            "[lifecycle]\nsigkill_wait_secs = 0\n^",
+            "2:21: `sigkill_wait_secs = 0`: it must be from 1",
+        ),
+        (
+            "[bootstrap]\nstep_timeout_secs = 0\n^",
+            "2:21: `step_timeout_secs = 0`",
+        ),
+        // Sizes
+        (
+            "^memory = \"lots\"",
+            "castra.toml:3:10: `memory = \"lots\"` is no size (write `memory = \"2 GiB\"`)",
+        ),
+        (
+            "^memory = 2048",
+            "castra.toml:3:10: `memory = 2048` has no unit (write `memory = \"2048 MiB\"`)",
+        ),
+        (
+            "^memory = 1.5",
+            "`memory = 1.5` has no unit (write `memory = \"1.5 MiB\"`)",
+        ),
+        (
+            "^memory = \"2 KiB\"",
+            "`memory = \"2 KiB\"` is too small (write `memory = \"2 GiB\"`)",
+        ),
+        ("^memory = \"9000 TiB\"", "is too large"),
+        ("^memory = \"-1 GiB\"", "is no size"),
+        (
+            "^disk_size = \"0.3 KiB\"",
+            "is no size (write `disk_size = \"20 GiB\"`)",
+        ),
+        // Words
+        (
+            "^network = \"usr\"",
+            "3:11: `network` can't be \"usr\": it is one of \"user\", \"isolated\" (write `network = \"user\"`)",
+        ),
+        ("^seed = \"non\"", "(write `seed = \"none\"`)"),
+        (
+            "[qemu]\naccel = \"hvf\"\n^",
+            "`accel` can't be \"hvf\": it is one of \"auto\", \"kvm\", \"tcg\"",
+        ),
+        ("[broker]\nauth = \"tokens\"\n^", "(write `auth = \"token\"`)"),
+        ("[bus]\nsync = \"batched\"\n^", "(write `sync = \"batch\"`)"),
+        (
+            "[bootstrap]\nmode = \"sometimes\"\n^",
+            "it is one of \"auto\", \"skip\", \"always\"",
+        ),
+        (
+            "version = \"two\"\n^",
+            "1:11: `version` can't be \"two\" (write `version = \"0.2.0\"`)",
+        ),
+        (
+            "version = 0.2\n^",
+            "1:11: `version` is a decimal number, it must be a string",
+        ),
+        // Names
+        (
+            "[[vms]]\ncpus = 1",
+            "castra.toml:1:1: a VM without a name (write `name = \"web\"`",
+        ),
+        (
+            "[[vms]]\nname = \"a b\"",
+            "castra.toml:2:8: \"a b\" is no VM name: use 1 to 64",
+        ),
+        ("[[vms]]\nname = \"\"", "2:8: \"\" is no VM name"),
+        ("[[vms]]\nname = \"..\"", "2:8: \"..\" is no VM name"),
+        (
+            "[[vms]]\nname = \"Host\"",
+            "2:8: the name \"Host\" is castra's own (write any but host, bus",
+        ),
+        (
+            "^[[vms]]\nname = \"A\"",
+            "castra.toml:4:8: a second VM \"A\" (the first: line 2); case doesn't count",
+        ),
+        (
+            "^count = 2\n[[vms]]\nname = \"a-1\"",
+            "5:8: a second VM \"a-1\" (the first: line 2)",
+        ),
+        (
+            "[project]\nname = \" \"\n^",
+            "2:8: `name` is empty (write `name = \"demo\"`)",
+        ),
+        (
+            "[project]\nname = \"a\\nb\"\n^",
+            "`name` holds a control character",
+        ),
+        // Instances
+        (
+            "^count = 2\n[[vms.instances]]\nid = \"a-2\"",
+            "5:6: `a` has no replica \"a-2\" (write one of \"a-0\" to \"a-1\")",
+        ),
+        (
+            "^[[vms.instances]]\nid = \"b\"",
+            "4:6: `a` has no replica \"b\" (write `id = \"a\"`)",
+        ),
+        ("^[[vms.instances]]\ncpus = 3", "3:1: an instance without `id`"),
+        (
+            "^count = 2\n[[vms.instances]]\nid = \"a-1\"\n[[vms.instances]]\nid = \"A-1\"",
+            "7:6: a second instance \"a-1\" (the first: line 5)",
+        ),
+        // Ports
+        (
+            "^count = 2\nport_forwards = [{ host = 80, guest = 80 }]",
+            "4:27: several replicas can't share the host port 80 (write `host = 0`",
+        ),
+        (
+            "^port_forwards = [{ host = 80, guest = 80 }]\n[[vms]]\nname = \"b\"\nport_forwards = [{ host = 80, guest = 8080 }]",
+            "6:27: host port 80 is taken by `a` (line 3) (write another one",
+        ),
+        (
+            "[broker]\nport = 7070\n^port_forwards = [{ host = 7070, guest = 80 }]",
+            "5:27: host port 7070 is taken by the broker (line 2)",
+        ),
+        (
+            "^port_forwards = [{ host = 80 }]",
+            "3:18: a port forward without `guest` (write `guest = 22`",
+        ),
+        (
+            "^port_forwards = [{ host = 80, guest = 0 }]",
+            "`guest = 0`: it must be from 1 to 65535",
+        ),
+        (
+            "^port_forwards = [{ host = \"80\", guest = 80 }]",
+            "`host` is a string, it must be a whole number (write `host = 80`)",
+        ),
+        (
+            "^port_forwards = [{ guest = 80, protocol = \"sctp\" }]",
+            "it is one of \"tcp\", \"udp\"",
+        ),
+        // Disks and images
+        (
+            "^count = 2\noverlay = \"a.qcow2\"",
+            "4:11: several replicas can't share one `overlay`",
+        ),
+        (
+            "^overlay = \"x.qcow2\"\n[[vms]]\nname = \"b\"\noverlay = \"./x.qcow2\"",
+            "6:11: `a` has the same `overlay`",
+        ),
+        (
+            "^base_image = \"x.qcow2\"\noverlay = \"./y/../x.qcow2\"",
+            "4:11: `overlay` is the base image itself",
+        ),
+        (
+            "^base_image = \"http://example.org/x\"",
+            "3:14: `base_image` can't be \"http://example.org/x\": whoever sits on the way can replace what http fetches \
+             (write `base_image = \"https://example.org/x\"`)",
+        ),
+        ("^base_image = \"ftp://example.org/x\"", "only https is fetched"),
+        (
+            "^base_image = \"file:///x.qcow2\"",
+            "(write `base_image = \"/x.qcow2\"`)",
+        ),
+        (
+            "^base_image = \"https://u:p@example.org/x\"",
+            "an address with a password in it",
+        ),
+        ("^base_image = \"https:///x\"", "that is no address"),
+        ("^base_image = \"\"", "`base_image` is empty"),
+        (
+            "^base_image = \"x\"\nbase_image_sha256 = \"abc\"",
+            "4:21: `base_image_sha256`: it has 3 digits (write the 64 digits that `sha256sum` prints",
+        ),
+        (
+            "^base_image = \"x\"\nbase_image_sha512 = \"xyz\"",
+            "\"x\" is no hexadecimal digit",
+        ),
+        ("^kernel = \"k\"\ninitrd = 3", "`initrd` is a whole number"),
+        (
+            "^initrd = \"i\"",
+            "3:10: `initrd` without `kernel` (write `kernel = \"…\"` beside it",
+        ),
+        ("^cmdline = \"quiet\"", "3:11: `cmdline` without `kernel`"),
+        // Mounts
+        (
+            "^mounts = [{ host = \".\" }]",
+            "a mount without `guest` (write `guest = \"/work\"`)",
+        ),
+        (
+            "^mounts = [{ host = \".\", guest = \"work\" }]",
+            "`guest = \"work\"` is not absolute (write `guest = \"/work\"`)",
+        ),
+        (
+            "^mounts = [{ host = \".\", guest = \"/a/../b\" }]",
+            "leads through `..`",
+        ),
+        (
+            "^mounts = [{ host = \".\", guest = \"/\" }]",
+            "is the guest's root",
+        ),
+        (
+            "^mounts = [{ host = \".\", guest = \"/a\" }, { host = \"..\", guest = \"/a/\" }]",
+            "two mounts at \"/a\"",
+        ),
+        // Bootstrap and ssh
+        (
+            "[bootstrap]\nremote_dir = \"castra\"\n^",
+            "2:14: `remote_dir = \"castra\"` is not absolute",
+        ),
+        (
+            "^bootstrap.remote_dir = \"/\"",
+            "`remote_dir = \"/\"` belongs to the guest's system",
+        ),
+        (
+            "^bootstrap.remote_dir = \"//usr/./\"",
+            "belongs to the guest's system",
+        ),
+        ("^bootstrap.remote_dir = \"/opt/../etc\"", "leads through `..`"),
+        (
+            "^bootstrap.env.\"A=B\" = \"x\"",
+            "3:15: \"A=B\" can't be a variable's name",
+        ),
+        ("^bootstrap.env.\"\" = \"x\"", "\"\" can't be a variable's name"),
+        ("^bootstrap.env.A = \"x\\u0000\"", "the value of `A` holds a NUL"),
+        (
+            "^bootstrap.env.CASTRA_VM = \"x\"",
+            "castra itself sets `CASTRA_VM`",
+        ),
+        (
+            "^bootstrap.verify_command = \" \"",
+            "`verify_command` is no command",
+        ),
+        (
+            "[ssh]\nuser = \"-oProxyCommand=x\"\n^",
+            "2:8: `user` can't be \"-oProxyCommand=x\"",
+        ),
+        (
+            "[ssh]\noptions = [\"Nonsense\"]\n^",
+            "2:12: \"Nonsense\" is no ssh option",
+        ),
+        (
+            "[ssh]\nidentity = \"~/.ssh/id\"\n^",
+            "starts at the home directory, and HOME isn't set",
+        ),
+    ] {
+        let text = refuse(&config.replace('^', "[[vms]]\nname = \"a\"\n"));
+        assert!(
+            text.starts_with("castra.toml:") && text.contains(said),
+            "{config}\n said: {text}\n  not: {said}"
+        );
+    }
+    let both = format!(
+        "[[vms]]\nname = \"a\"\nbase_image = \"x\"\nbase_image_sha256 = \"{DIGEST}\"\nbase_image_sha512 = \"{DIGEST}{DIGEST}\"\n"
+    );
+    assert!(refuse(&both).contains("5:21: both `base_image_sha256` and `base_image_sha512`"));
+    let lone = format!("[[vms]]\nname = \"a\"\nbase_image_sha256 = \"{DIGEST}\"\n");
+    assert!(refuse(&lone).contains("3:21: a digest, but no `base_image`"));
+}
+
+#[test]
+fn all_mistakes_are_told_in_the_order_of_the_file() {
+    let failure = Project::new(
+        "[broker]\nfreshness_secs = 1\n[[vms]]\nname = \"host\"\ncpus = 0\nmemory = \"lots\"\n[[vms]]\nname = \"b\"\ncount = 2\nport_forwards = [{ host = 1, guest = 1 }]\n",
+    )
+    .load()
+    .unwrap_err();
+    assert_eq!(failure.what, "castra.toml has several mistakes");
+    let why = failure.why.unwrap();
+    let places: Vec<&str> = why.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!(
+        places,
+        [
+            "castra.toml:2:18",
+            "castra.toml:4:8",
+            "castra.toml:5:8",
+            "castra.toml:6:10",
+            "castra.toml:10:27"
+        ]
+    );
+    let many: String = (0..50)
+        .map(|n| format!("[[vms]]\nname = \"a{n}\"\ncpus = 0\n"))
+        .collect();
+    let text = refuse(&many);
+    assert!(
+        text.starts_with("castra.toml has several mistakes")
+            && text.ends_with("\ncastra.toml: … and 30 more"),
+        "{text}"
+    );
+}
+
+#[test]
+fn warnings_name_the_nearest_key() {
+    for (config, said) in [
+        (
+            "[broker]\nprot = 1\n^",
+            "castra.toml:2:1: unknown key `prot` in [broker]; did you mean `port`?",
+        ),
+        (
+            "^memroy = \"1 GiB\"",
+            "castra.toml:3:1: unknown key `memroy` in [[vms]]; did you mean `memory`?",
+        ),
+        (
+            "^bootstrap.skript = \"x\"",
+            "castra.toml:3:11: unknown key `skript` in [vms.bootstrap]; did you mean `script`?",
+        ),
+        (
+            "[brokr]\n^",
+            "castra.toml:1:2: unknown key `brokr`; did you mean `broker`?",
+        ),
+        (
+            "^\"weird key\" = 1",
+            "castra.toml:3:1: unknown key \"weird key\" in [[vms]]; it is ignored",
+        ),
+        (
+            "^port_forwards = [{ guest = 1, hots = 2 }]",
+            "castra.toml:3:31: unknown key `hots` in [[vms.port_forwards]]; did you mean `host`?",
+        ),
+        (
+            "version = \"0.3.0\"\n^",
+            "castra.toml:1:11: written for castra 0.3.0, this is 0.2.0; what is new in it is ignored",
+        ),
+        (
+            "^memory = \"2048\"",
+            "castra.toml:3:10: `memory = \"2048\"` has no unit and was taken as MiB; write `memory = \"2048 MiB\"`",
+        ),
+        (
+            "^base_image = \"https://example.org/x\"",
+            "castra.toml:3:14: nothing verifies this download; write the digest",
+        ),
+        (
+            "[project.features]\nenable_vm_vizier = true\n^",
+            "castra.toml:1:10: `features` means nothing any more",
+        ),
+        (
+            "^managed_image = { name = \"alpine\" }",
+            "castra.toml:3:1: `managed_image` means nothing any more",
+        ),
+    ] {
+        let config = load(&config.replace('^', "[[vms]]\nname = \"a\"\n"));
+        assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+        assert!(config.warnings[0].starts_with(said), "{:?}", config.warnings);
+    }
+}
+
+/// Written for upstream castra 0.2.0, whose keys these are.
+#[test]
+fn upstream_configs_load_unchanged() {
+    let upstream = r#"
+version = "0.2.0"
+[project]
+name = "bootstrap-demo"
+[broker]
+port = 7070
+[lifecycle]
+graceful_shutdown_wait_secs = 20
+sigterm_wait_secs = 0
+sigkill_wait_secs = 5
+[bootstrap]
+handshake_timeout_secs = 45
+remote_dir = "/tmp/castra-bootstrap"
+[bootstrap.env]
+DEPLOY_ENV = "dev"
+[[vms]]
+name = "devbox"
+description = "Minimal"
+base_image = "alpine-x86_64.qcow2"
+overlay = ".castra/devbox/overlay.qcow2"
+cpus = 2
+memory = "2048 MiB"
+  [[vms.port_forwards]]
+  host = 2222
+  guest = 22
+  protocol = "tcp"
+  [vms.bootstrap]
+  mode = "Disabled"
+  script = "bootstrap/run.sh"
+  payload = "bootstrap/payload"
+  verify_command = "test -f state/user"
+  verify_path = "state/user"
+  handshake_timeout_secs = 30
+    [vms.bootstrap.env]
+    APP_NAME = "demo"
+[[vms]]
+name = "worker"
+count = 2
+  [[vms.instances]]
+  id = "worker-1"
+  memory = "1024 MB"
+[workflows]
+init = ["qemu-img create"]
+later = 3
+"#;
+    let config = load(upstream);
+    assert_eq!(config.warnings, Vec::<String>::new());
+    assert_eq!(config.vms.len(), 3);
+    assert_eq!(config.vms[0].bootstrap.mode, BootstrapMode::Skip);
+    assert_eq!(config.vms[0].bootstrap.env.len(), 2);
+    assert_eq!(config.vms[2].memory_bytes, 1 << 30);
+}
+
+#[test]
+fn the_broker_leaves_its_usual_port_to_a_vm_that_was_promised_it() {
+    let config = load("[[vms]]\nname = \"a\"\nport_forwards = [{ host = 7070, guest = 80 }]\n");
+    assert_eq!(config.broker.port, PortChoice::Free);
+    let config = load("[broker]\nport = 0\n[[vms]]\nname = \"a\"\n");
+    assert_eq!(config.broker.port, PortChoice::Free);
+}
+
+#[test]
+fn files_that_are_no_config() {
+    let project = Project::new("[[vms]]\nname = \"a\"\n");
+    let load =
+        |name: &str| config::load_with_home(&project.dir().join(name), Some(&project.home())).unwrap_err();
+    project.write("latin1.toml", b"[[vms]]\nname = \"\xe9\"\n");
+    project.write("large.toml", "#".repeat(10 << 20));
+    project.write("just.toml", format!("#{}", "#".repeat((1 << 20) - 1)));
+    project.write("deep.toml", format!("x = {}", "[".repeat(500_000)));
+    for (name, exit, said) in [
+        ("missing.toml", Exit::NoInput, "there is no "),
+        ("missing/castra.toml", Exit::NoInput, "there is no "),
+        (".", Exit::NoInput, "is a directory, not a config file"),
+        (
+            "latin1.toml",
+            Exit::Config,
+            "latin1.toml:2:9: not UTF-8 from here on",
+        ),
+        (
+            "large.toml",
+            Exit::Config,
+            "large.toml:1:1: larger than 1048576 bytes",
+        ),
+        ("just.toml", Exit::Config, "just.toml:1:1: no VM is described"),
+        ("deep.toml", Exit::Config, "deep.toml:1:85: "),
+    ] {
+        let failure = load(name);
+        assert_eq!(failure.exit, exit, "{name}: {failure}");
+        assert!(failure.to_string().contains(said), "{name}: {failure}");
+    }
+    let device =
+        config::load_with_home(std::path::Path::new("/dev/null"), Some(&project.home())).unwrap_err();
+    assert_eq!(device.exit, Exit::NoInput);
+    assert!(device.to_string().contains("is not a regular file"), "{device}");
+}
+
+#[test]
+fn the_nearest_config_up_the_tree_is_found() {
+    let project = Project::new("[[vms]]\nname = \"a\"\n");
+    fs::create_dir_all(project.dir().join("src/deep/castra.toml")).unwrap();
+    let found = config::discover(&project.dir().join("src/deep")).unwrap();
+    assert_eq!(
+        found,
+        project.dir().join("castra.toml"),
+        "a directory of that name was taken"
+    );
+    assert_eq!(config::discover(&project.dir().join("missing")), None);
+    let inner = project.dir().join("src/castra.toml");
+    fs::write(&inner, "").unwrap();
+    assert_eq!(config::discover(&project.dir().join("src/deep")), Some(inner));
+}
+
+#[test]
+fn without_a_home_the_state_needs_a_place() {
+    let project = Project::new("[[vms]]\nname = \"a\"\n");
+    let path = project.dir().join("castra.toml");
+    let failure = config::load_with_home(&path, None).unwrap_err();
+    assert_eq!(failure.exit, Exit::Config);
+    assert!(failure.next.unwrap().contains("state_dir"));
+    project.write(
+        "castra.toml",
+        "[project]\nstate_dir = \"state\"\n[[vms]]\nname = \"a\"\n",
+    );
+    let config = config::load_with_home(&path, None).unwrap();
+    assert_eq!(config.state.dir(), project.dir().join("state"));
+    assert_eq!(config.registry, None);
+    let environment = config::Environment {
+        castra_home: None,
+        user_home: Some("/home/somebody".into()),
+    };
+    project.write(
+        "castra.toml",
+        "[project]\nstate_dir = \"~/state\"\n[[vms]]\nname = \"a\"\n",
+    );
+    let config = config::load_in(&path, &environment).unwrap();
+    assert_eq!(config.state.dir(), std::path::Path::new("/home/somebody/state"));
+}
+
+/// Mistakes without number: bounded in what is said and in the time it takes.
+#[test]
+fn a_large_heap_of_mistakes_is_told_at_once() {
+    let began = std::time::Instant::now();
+    let unknown: String = (0..60_000).map(|n| format!("k{n} = 1\n")).collect();
+    let config = load(&format!("{unknown}[[vms]]\nname = \"a\"\n"));
+    assert_eq!(config.warnings.len(), 21);
+    let entries = "[[vms]]\nname=\"a\"\ncount=1000\n".repeat(30_000);
+    assert!(refuse(&entries).contains("30000000 VMs"));
+    let one_line = format!(
+        "[[vms]]\nname = \"a\"\nport_forwards = [{}]\n",
+        "{host=1},".repeat(100_000)
+    );
+    assert!(refuse(&one_line).contains("… and "));
+    let instances = "[[vms.instances]]\nid=\"a-999\"\n".repeat(30_000);
+    assert!(refuse(&format!("[[vms]]\nname=\"a\"\ncount=1000\n{instances}")).contains("… and "));
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+}
+
+mod bootstrap_toml {
+    use super::*;
+
+    const USER: &str = "[ssh]\nuser = \"admin\"\noptions = [\"A=b\"]\n[bootstrap.env]\nA = \"castra\"\nB = \"castra\"\n\
+        [[vms]]\nname = \"web\"\ncount = 2\nbootstrap.script = \"boot/run.sh\"\n[[vms]]\nname = \"db\"\n";
+
+    #[test]
+    fn overrides_what_castra_toml_says() {
+        let project = Project::new(USER);
+        project.write(
+            "boot/bootstrap.toml",
+            "handshake_identity = \"vm:db\"\nremote_dir = \"/opt/web\"\n[env]\nB = \"meta\"\n[verify]\ncommand = \"true\"\npath = \"ok\"\n\
+             [ssh]\nuser = \"root\"\nhost = \"10.1.2.3\"\nport = 2022\nidentity = \"key\"\noptions = [\"-o C=d\", \"E f\"]\n",
+        );
+        let config = project.load().unwrap();
+        assert_eq!(config.warnings, Vec::<String>::new());
+        for name in ["web-0", "web-1"] {
+            let web = config.vm(name).unwrap();
+            assert_eq!(web.bootstrap.handshake_identity.as_ref().unwrap().as_str(), "db");
+            assert_eq!(web.bootstrap.remote_dir, "/opt/web");
+            assert_eq!(web.bootstrap.env["A"], "castra");
+            assert_eq!(web.bootstrap.env["B"], "meta");
+            assert_eq!(web.bootstrap.verify_command.as_deref(), Some("true"));
+            assert_eq!(web.bootstrap.verify_path.as_deref(), Some("ok"));
+            assert_eq!(
+                web.bootstrap.metadata_path,
+                Some(project.dir().join("boot/bootstrap.toml"))
+            );
+            assert_eq!(web.ssh.user, "root");
+            assert_eq!(web.ssh.host.as_deref(), Some("10.1.2.3"));
+            assert_eq!(web.ssh.port, Some(2022));
+            assert_eq!(web.ssh.identity, Some(project.dir().join("boot/key")));
+            assert_eq!(web.ssh.options, ["C=d", "E=f"]);
+        }
+        let db = config.vm("db").unwrap();
+        assert_eq!(db.ssh.user, "admin");
+        assert_eq!(db.ssh.host, None);
+        assert_eq!(db.bootstrap.metadata_path, None);
+    }
+
+    #[test]
+    fn an_empty_one_changes_nothing() {
+        let project = Project::new(USER);
+        project.write("boot/bootstrap.toml", "# nothing\n");
+        let config = project.load().unwrap();
+        let web = config.vm("web-0").unwrap();
+        assert_eq!(web.ssh.user, "admin");
+        assert_eq!(web.ssh.options, ["A=b"]);
+        assert!(web.bootstrap.metadata_path.is_some());
+    }
+
+    #[test]
+    fn its_errors_name_its_own_lines() {
+        let project = Project::new(USER);
+        for (text, said) in [
+            (
+                "handshake_identity = \"nobody\"",
+                "bootstrap.toml:1:22: `handshake_identity`: this project has no VM \"nobody\"",
+            ),
+            (
+                "handshake_identity = \"a b\"",
+                "bootstrap.toml:1:22: `handshake_identity`: \"a b\" is no VM name",
+            ),
+            (
+                "[ssh]\nport = 0",
+                "bootstrap.toml:2:8: `port = 0`: it must be from 1 to 65535",
+            ),
+            ("[ssh\n", "bootstrap.toml:1:5: unclosed table"),
+            (
+                "remote_dir = \"x\"",
+                "bootstrap.toml:1:14: `remote_dir = \"x\"` is not absolute",
+            ),
+            ("env = 3", "bootstrap.toml:1:7: `env` is a whole number"),
+        ] {
+            project.write("boot/bootstrap.toml", text);
+            let failure = project.load().unwrap_err();
+            assert_eq!(failure.exit, Exit::Config);
+            assert!(failure.what.starts_with(said), "{failure}");
+        }
+        project.write("boot/bootstrap.toml", "[ssh]\nusr = \"x\"\n");
+        let warnings = project.load().unwrap().warnings;
+        assert_eq!(
+            warnings,
+            ["bootstrap.toml:2:1: unknown key `usr` in [ssh]; did you mean `user`?"]
+        );
+        project.write("boot/bootstrap.toml", b"\xff");
+        assert!(
+            project
+                .load()
+                .unwrap_err()
+                .what
+                .starts_with("bootstrap.toml:1:1: not UTF-8")
+        );
+        fs::remove_file(project.dir().join("boot/bootstrap.toml")).unwrap();
+        fs::create_dir(project.dir().join("boot/bootstrap.toml")).unwrap();
+        let failure = project.load().unwrap_err();
+        assert!(failure.to_string().contains("is a directory"), "{failure}");
+    }
+}
+
+mod workspaces {
+    use castra::core::config::workspace::{
+        find_workspace, forget_workspace, id, list_workspaces, record_workspace, slug,
+    };
+
+    use super::*;
+
+    #[test]
+    fn ids_are_readable_and_differ_by_directory() {
+        for (name, slugged) in [
+            ("demo", "demo"),
+            ("My Demo (2)", "my-demo-2"),
+            ("--x--", "x"),
+            ("名前", "project"),
+            ("", "project"),
+            ("../..", "project"),
+            ("Ünï", "n"),
+        ] {
+            assert_eq!(slug(name), slugged, "{name}");
+        }
+        assert!(slug(&"x".repeat(500)).len() <= 40);
+        // `printf /tmp/a | sha256sum`; a change would lose everybody's state.
+        assert_eq!(id("Demo", std::path::Path::new("/tmp/a")), "demo-d9b741ea");
+        assert_ne!(
+            id("demo", std::path::Path::new("/a")),
+            id("demo", std::path::Path::new("/b"))
+        );
+    }
+
+    #[test]
+    fn a_project_is_found_wherever_its_state_is() {
+        let here = Project::new("[[vms]]\nname = \"a\"\n");
+        let there =
+            Project::new("[project]\nname = \"other\"\nstate_dir = \"state\"\n[[vms]]\nname = \"a\"\n");
+        let home = here.home();
+        assert!(list_workspaces(&home).is_empty());
+        for project in [&here, &there] {
+            let config = config::load_with_home(&project.dir().join("castra.toml"), Some(&home)).unwrap();
+            record_workspace(&config).unwrap();
+            record_workspace(&config).unwrap();
+            let found = find_workspace(&home, &config.workspace).unwrap();
+            assert_eq!(found.state_root, config.state.dir());
+            assert_eq!(found.config_path, config.path);
+            assert_eq!(
+                found,
+                castra::core::records::load(&config.state.workspace())
+                    .unwrap()
+                    .unwrap()
+            );
+            assert_eq!(find_workspace(&home, &config.project).unwrap(), found);
+            use std::os::unix::fs::PermissionsExt;
+            let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(config.state.dir()), 0o700);
+            assert_eq!(mode(&config.state.workspace()), 0o600);
+        }
+        assert_eq!(list_workspaces(&home).len(), 2);
+
+        // Damage hides nobody else.
+        let projects = home.join("projects");
+        for (name, content) in [
+            ("broken-00000000", "{"),
+            ("empty-00000000", ""),
+            ("other-11111111", "[]"),
+        ] {
+            fs::create_dir_all(projects.join(name)).unwrap();
+            fs::write(projects.join(name).join("workspace.json"), content).unwrap();
+        }
+        fs::create_dir_all(projects.join("dir-00000000/workspace.json")).unwrap();
+        fs::write(projects.join("a-file"), "").unwrap();
+        assert_eq!(list_workspaces(&home).len(), 2);
+
+        let failure = find_workspace(&home, "othr").unwrap_err();
+        assert_eq!(failure.exit, Exit::NoInput);
+        assert!(failure.next.unwrap().contains("--workspace other"));
+        assert!(find_workspace(&home, "../../etc").is_err());
+
+        // A state root that is gone has nothing to show.
+        let config = config::load_with_home(&there.dir().join("castra.toml"), Some(&home)).unwrap();
+        fs::remove_dir_all(config.state.dir()).unwrap();
+        assert_eq!(list_workspaces(&home).len(), 1);
+        forget_workspace(&home, &config.workspace).unwrap();
+        forget_workspace(&home, &config.workspace).unwrap();
+        assert!(!projects.join(&config.workspace).exists());
+    }
+}
+
+/// Whatever stands in the file: an answer, never a panic. Seeded, so a failure can be repeated.
+#[test]
+fn no_file_content_panics() {
+    let project = Project::new(FULL);
+    project.write(
+        "bootstrap/api/bootstrap.toml",
+        "[ssh]\nport = 22\n[env]\nA = \"b\"\n",
+    );
+    let snippets: &[&[u8]] = &[
+        b"\"",
+        b"[",
+        b"]]",
+        b"=",
+        b"\n",
+        b"'''",
+        b"\"\"\"",
+        b"{",
+        b"}",
+        b"0",
+        b"-",
+        b"9999999999999999999",
+        b"\xff",
+        b"\0",
+        b"\xe2\x82\xac",
+        b"[[vms]]",
+        b"count = 1000\n",
+        b"[vms]",
+        b"1e400",
+        b"\\u0000",
+        b".",
+        b"#",
+        b"\r",
+        b"nan",
+    ];
+    let mut seed: u64 = 0x5eed;
+    let mut random = move |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed % below.max(1) as u64) as usize
+    };
+    for round in 0..1500 {
+        let mut bytes = FULL.as_bytes().to_vec();
+        for _ in 0..=random(4) {
+            let at = random(bytes.len());
+            match random(5) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => {
+                    let lines: Vec<&[u8]> = bytes.split(|&b| b == b'\n').collect();
+                    let dropped = random(lines.len());
+                    let kept = lines
+                        .iter()
+                        .enumerate()
+                        .filter(|(n, _)| *n != dropped)
+                        .map(|(_, line)| *line);
+                    bytes = kept.collect::<Vec<_>>().join(&b'\n');
+                }
+                2 => bytes.truncate(at),
+                3 => {
+                    let end = (at + random(40)).min(bytes.len());
+                    bytes.drain(at..end);
+                }
+                _ => {
+                    let snippet = snippets[random(snippets.len())];
+                    bytes.splice(at..at, snippet.iter().copied());
+                }
+            }
+            if bytes.is_empty() {
+                bytes.push(b'x');
+            }
+        }
+        let name = if round % 4 == 0 {
+            "bootstrap/api/bootstrap.toml"
+        } else {
+            "castra.toml"
+        };
+        project.write(name, &bytes);
+        if name != "castra.toml" {
+            project.write("castra.toml", FULL);
+        }
+        let outcome = std::panic::catch_unwind(|| project.load());
+        match outcome {
+            Err(_) => panic!("round {round} panicked on\n{}", String::from_utf8_lossy(&bytes)),
+            Ok(Err(failure)) => assert_eq!(failure.exit, Exit::Config, "round {round}: {failure}"),
+            Ok(Ok(config)) => assert!(!config.vms.is_empty() && config.vms.len() <= 1000),
+        }
+        project.write("bootstrap/api/bootstrap.toml", "[ssh]\nport = 22\n");
+    }
+}

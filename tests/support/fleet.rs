@@ -116,7 +116,9 @@ impl Fleet {
 
     /// A broker runs since `ago_ms`.
     pub fn start_broker(&mut self, ago_ms: u64) {
-        self.broker = Some(FileLock::try_take(&self.state.broker_pid(), "castra broker").unwrap());
+        self.broker = Some(
+            FileLock::try_take(&self.state.broker_pid(), &format!("castra broker {BROKER_RUN}")).unwrap(),
+        );
         let record = BrokerRecord {
             port: 7070,
             run: BROKER_RUN.into(),

@@ -201,13 +201,20 @@ pub struct BrokerHandle {
     pub started: bool,
 }
 
-/// The broker of this state root, if one lives: its pid, and its port once it listens. Writes
-/// nothing and waits for nothing.
-pub fn find_broker(state: &StateRoot) -> Option<(u32, Option<BrokerRecord>)> {
+/// Pid and run id of the broker that holds `broker.pid`. What its record says counts only if that
+/// is of the same run.
+pub fn live_broker(state: &StateRoot) -> Option<(u32, String)> {
     let path = state.broker_pid();
     let pid = host::locked_pid(&path)?;
     let note = host::tail_of(&path, 512);
     let run = note.split_whitespace().nth(3).unwrap_or_default();
+    Some((pid, run.to_owned()))
+}
+
+/// The broker of this state root, if one lives: its pid, and its port once it listens. Writes
+/// nothing and waits for nothing.
+pub fn find_broker(state: &StateRoot) -> Option<(u32, Option<BrokerRecord>)> {
+    let (pid, run) = live_broker(state)?;
     // The record of an earlier run says nothing about this one: it has not bound its port yet.
     let record = records::load::<BrokerRecord>(&state.broker_json())
         .ok()

@@ -34,11 +34,12 @@ const STACK_BYTES: usize = 128 * 1024;
 /// a busy host, a scheduling delay.
 const IDLE_THREADS: usize = 16;
 
-/// After its answer a client has this long, and may send this much, before the connection is
-/// closed over it. Closing with unread bytes makes the kernel reset the connection, and the
-/// client would lose the very answer that tells it what was wrong.
+/// After its answer a client has this long to close before we do. Closing with unread bytes makes
+/// the kernel reset the connection, and the client would lose the very answer that tells it what
+/// was wrong; so this much is read and dropped. Who sends more is left with a full socket until
+/// the time is up: a flood stalls by itself and costs no processor.
 const LINGER: Duration = Duration::from_millis(500);
-const LINGER_BYTES: usize = 256 * 1024;
+const LINGER_BYTES: usize = 16 * 1024;
 
 /// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
@@ -69,6 +70,15 @@ pub enum Wake {
 enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(tcp) => tcp.as_fd(),
+            Stream::Unix(unix) => unix.as_fd(),
+        }
+    }
 }
 
 /// One connection, shared by its thread (reads) and the state thread (answers).
@@ -371,14 +381,23 @@ fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
     }
 }
 
-/// Takes in and drops what the client still sends, until it closes.
+/// Takes in and drops what the client still sends, until it closes or the time is up.
 fn linger(link: &Link) {
     let until = Instant::now() + LINGER;
     let mut taken = 0;
     let mut bytes = [0; 2048];
-    while taken < LINGER_BYTES {
+    loop {
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
+            return;
+        }
+        if taken >= LINGER_BYTES {
+            // Asked for nothing, poll still tells of the end of both directions.
+            let mut asked = [PollFd::new(link.stream.as_fd(), PollFlags::empty())];
+            let _ = poll(
+                &mut asked,
+                PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+            );
             return;
         }
         match link.read(&mut bytes, left) {

@@ -16,6 +16,9 @@ use super::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_MS, admit};
 use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply};
 use super::record::HandshakeRecord;
 
+/// Until a record that couldn't be written is tried again.
+const RETRY_MS: u64 = 1000;
+
 /// A connection, numbered from 1 in the order of accept. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
@@ -336,19 +339,25 @@ impl State {
         let admitted = match plane {
             Plane::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
             // Whoever may open the socket is the host, and nobody else.
-            Plane::Host if hello.vm.as_str().eq_ignore_ascii_case("host") => Ok((hello.vm.clone(), false)),
+            Plane::Host if hello.vm.key() == "host" => Ok(()),
             Plane::Host => Err(DeclineReason::UnknownVm),
         };
         let verdict = match (evicted, admitted) {
             (Some(reason), _) => Err(reason),
             (None, Err(reason)) => Err(reason),
-            (None, Ok(_)) if self.stopping => Err(DeclineReason::ShuttingDown),
-            (None, Ok(who)) => negotiate(&hello.capabilities, self.rules.bus_versions).map(|_| who),
+            (None, Ok(())) if self.stopping => Err(DeclineReason::ShuttingDown),
+            (None, Ok(())) => negotiate(&hello.capabilities, self.rules.bus_versions).map(|_| ()),
         };
         let key = hello.vm.key();
         let listed = self.table.as_ref().and_then(|table| table.get(&key));
+        // As the project spells it; without a project, as whoever came first under that name.
+        let spelled = match (listed, self.guests.get(&key)) {
+            (Some(listed), _) => listed.name.clone(),
+            (None, Some(guest)) => guest.record.vm.clone(),
+            (None, None) => hello.vm.clone(),
+        };
         let mut attempt = Attempt {
-            vm: Some(listed.map_or_else(|| hello.vm.clone(), |listed| listed.name.clone())),
+            vm: Some(spelled.clone()),
             listed: listed.is_some() || plane == Plane::Host,
             declined: None,
             session: None,
@@ -360,8 +369,8 @@ impl State {
                 attempt.declined = Some(reason);
                 return self.answer(at, conn, attempt, out);
             }
-            Ok(_) if plane == Plane::Host => return self.answer(at, conn, attempt, out),
-            Ok((vm, _)) => vm,
+            Ok(()) if plane == Plane::Host => return self.answer(at, conn, attempt, out),
+            Ok(()) => spelled,
         };
         let full = self.table.is_none() && self.guests.len() >= MAX_UNLISTED;
         if full && !self.guests.contains_key(&key) {
@@ -531,6 +540,11 @@ impl State {
         let Some(conn) = asked_by else {
             if let Some(guest) = self.guests.get_mut(&vm.key()) {
                 guest.written_ms = made.then_some(at.boot_ms);
+                if !made {
+                    guest.dirty = true;
+                    let again = at.boot_ms + RETRY_MS;
+                    self.write_due = Some(self.write_due.map_or(again, |due| due.min(again)));
+                }
             }
             return;
         };
@@ -605,7 +619,7 @@ impl State {
         let key = record.vm.key();
         let unwanted = match &self.table {
             Some(table) => table.get(&key).is_none_or(|listed| listed.name != record.vm),
-            None => self.guests.len() >= MAX_UNLISTED,
+            None => self.guests.len() >= MAX_UNLISTED || self.guests.contains_key(&key),
         };
         if unwanted || record.boot_id != self.rules.boot_id || record.heard_boottime_ms > at.boot_ms {
             return;

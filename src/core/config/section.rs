@@ -41,6 +41,8 @@ pub(super) struct Section<'a> {
     pub(super) source: &'a Source,
     /// `vms.bootstrap`; the root is empty.
     path: String,
+    /// It is one of several, written `[[vms]]`.
+    repeated: bool,
     /// Where the table begins.
     pub(super) at: Offset,
     table: Option<&'a DeTable<'a>>,
@@ -61,6 +63,7 @@ impl<'a> Section<'a> {
         Section {
             source,
             path: String::new(),
+            repeated: false,
             at: 0,
             table: Some(table),
             asked: Vec::new(),
@@ -276,6 +279,7 @@ impl<'a> Section<'a> {
         Section {
             source: self.source,
             path,
+            repeated: false,
             at: value.map_or(self.at, |value| value.span().start),
             table,
             asked: Vec::new(),
@@ -303,6 +307,7 @@ impl<'a> Section<'a> {
                 Some(table) => sections.push(Section {
                     source: self.source,
                     path: path.clone(),
+                    repeated: true,
                     at: entry.span().start,
                     table: Some(table),
                     asked: Vec::new(),
@@ -336,10 +341,10 @@ impl<'a> Section<'a> {
             if self.asked.contains(&key) {
                 continue;
             }
-            let place = if self.path.is_empty() {
-                String::new()
-            } else {
-                format!(" in [{}]", self.path)
+            let place = match (self.path.as_str(), self.repeated) {
+                ("", _) => String::new(),
+                (path, false) => format!(" in [{path}]"),
+                (path, true) => format!(" in [[{path}]]"),
             };
             let fix = match nearest(key, self.asked.iter().copied()) {
                 Some(meant) => format!("did you mean `{meant}`?"),

@@ -9,12 +9,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use super::section::{quoted, shown};
 use crate::core::failure::{Exit, Failure, Result};
 
 /// Largest config file that is read. Ours are a few KiB; a thousand VMs fit well.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
-/// Most errors that are shown; beyond these the first ones have confused the rest.
+/// Most errors, and most warnings, that are shown; beyond these the first ones have confused the rest.
 const MAX_SHOWN: usize = 20;
 
 /// A byte offset into a source.
@@ -25,17 +26,22 @@ pub(super) struct Source {
     /// The file's base name, which messages begin with.
     pub(super) name: String,
     pub(super) text: String,
+    /// Where each line begins.
+    lines: Vec<Offset>,
     found: RefCell<Found>,
 }
 
 #[derive(Default)]
 struct Found {
-    errors: Vec<Problem>,
-    warnings: Vec<Problem>,
+    /// Sets, in the order of the file: two replicas of one entry make the same mistake, which is
+    /// told once.
+    errors: BTreeSet<Problem>,
+    warnings: BTreeSet<Problem>,
     /// Every key that was looked for, as `section.key`: the schema, for its documentation.
     keys: BTreeSet<String>,
 }
 
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Problem {
     at: Offset,
     text: String,
@@ -45,9 +51,13 @@ struct Problem {
 impl Source {
     /// A source from text already at hand.
     pub(super) fn new(name: impl Into<String>, text: impl Into<String>) -> Source {
+        let text = text.into();
         Source {
             name: name.into(),
-            text: text.into(),
+            lines: std::iter::once(0)
+                .chain(text.match_indices('\n').map(|(at, _)| at + 1))
+                .collect(),
+            text,
             found: RefCell::default(),
         }
     }
@@ -109,20 +119,14 @@ impl Source {
 
     /// Something is wrong; `fix` says what to write instead.
     pub(super) fn error(&self, at: Offset, text: impl Into<String>, fix: impl Into<String>) {
-        self.found.borrow_mut().errors.push(Problem {
-            at,
-            text: text.into(),
-            fix: fix.into(),
-        });
+        let (text, fix) = (text.into(), fix.into());
+        self.found.borrow_mut().errors.insert(Problem { at, text, fix });
     }
 
     /// Something is odd.
     pub(super) fn warn(&self, at: Offset, text: impl Into<String>, fix: impl Into<String>) {
-        self.found.borrow_mut().warnings.push(Problem {
-            at,
-            text: text.into(),
-            fix: fix.into(),
-        });
+        let (text, fix) = (text.into(), fix.into());
+        self.found.borrow_mut().warnings.insert(Problem { at, text, fix });
     }
 
     /// What the TOML parser found. Of several on one line only the first is told: the others are
@@ -131,10 +135,50 @@ impl Source {
         let mut lines = BTreeSet::new();
         for error in errors {
             let at = error.span().map_or(0, |span| span.start);
-            if lines.insert(position(&self.text, at).0) {
-                self.error(at, error.message(), "");
+            if lines.insert(self.line(at)) {
+                let (text, fix) = self.syntax(at, error.message());
+                self.error(at, text, fix);
             }
         }
+    }
+
+    /// The parser's message and what to write instead. The parser has no kinds of errors, so its
+    /// words are matched; one it has not said so far is passed on as it is.
+    fn syntax(&self, at: Offset, message: &str) -> (String, String) {
+        let says = |start: &str| message.starts_with(start);
+        let here = self
+            .text
+            .get(at..)
+            .and_then(|rest| rest.lines().next())
+            .unwrap_or_default();
+        let fix = if says("string values must be quoted") {
+            let value = here.split(['#', ',', '"']).next().unwrap_or_default().trim();
+            let text = format!("{} stands without quotes", shown(value));
+            return (text, format!("write {}", quoted(value)));
+        } else if says("duplicate key") {
+            let key = here.split(['=', ']', '.']).next().unwrap_or_default().trim();
+            return (
+                format!("{} is there already", shown(key)),
+                "leave one of the two out".to_owned(),
+            );
+        } else if says("invalid basic string") || says("invalid literal string") {
+            "close the string with a quote on the same line; write `\\\\` for a backslash"
+        } else if says("unclosed array table") {
+            "close it with `]]`"
+        } else if says("unclosed table") || says("unclosed array") {
+            "close it with `]`"
+        } else if says("unclosed inline table") {
+            "close it with `}`"
+        } else if says("key with no value") {
+            "write `key = value`"
+        } else if says("extra assignment") {
+            "put a comma between the two"
+        } else if says("unexpected key or value") {
+            "begin a new line for each key"
+        } else {
+            "see https://toml.io for how TOML is written"
+        };
+        (message.to_owned(), fix.to_owned())
     }
 
     /// Notes that the schema has this key.
@@ -165,38 +209,39 @@ impl Source {
     /// What was wrong so far as one failure.
     pub(super) fn check(&self) -> Result<()> {
         let found = self.found.borrow();
-        match found.errors.as_slice() {
-            [] => Ok(()),
-            [only] => {
-                let failure = Failure::new(Exit::Config, self.place(only));
-                Err(if only.fix.is_empty() {
-                    failure
-                } else {
-                    failure.advice(only.fix.clone())
-                })
-            }
+        let mut errors = found.errors.iter();
+        match (errors.next(), errors.next()) {
+            (None, _) => Ok(()),
+            (Some(only), None) => Err(Failure::new(Exit::Config, self.place(only)).advice(only.fix.clone())),
             _ => Err(failure_of(&self.name, &self.render(&found.errors))),
         }
     }
 
+    /// The line, from 1, in which something stands.
+    pub(super) fn line(&self, at: Offset) -> usize {
+        self.lines.partition_point(|&start| start <= at).max(1)
+    }
+
     fn place(&self, problem: &Problem) -> String {
-        let (line, column) = position(&self.text, problem.at);
+        let line = self.line(problem.at);
+        let (_, column) = position(
+            &self.text[self.lines[line - 1]..],
+            problem.at - self.lines[line - 1],
+        );
         format!("{}:{line}:{column}: {}", self.name, problem.text)
     }
 
-    fn render(&self, problems: &[Problem]) -> Vec<String> {
-        let mut order: Vec<&Problem> = problems.iter().collect();
-        order.sort_by_key(|problem| problem.at);
-        let mut lines: Vec<String> = Vec::new();
-        for problem in order {
-            let mut line = self.place(problem);
-            if !problem.fix.is_empty() {
-                line = format!("{line}; {}", problem.fix);
-            }
-            // Two replicas of one entry repeat the same mistake.
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
+    fn render(&self, problems: &BTreeSet<Problem>) -> Vec<String> {
+        let shown = problems.iter().take(MAX_SHOWN);
+        let mut lines: Vec<String> = shown
+            .map(|problem| format!("{}; {}", self.place(problem), problem.fix))
+            .collect();
+        if problems.len() > MAX_SHOWN {
+            lines.push(format!(
+                "{}: … and {} more",
+                self.name,
+                problems.len() - MAX_SHOWN
+            ));
         }
         lines
     }
@@ -204,18 +249,14 @@ impl Source {
 
 /// One failure for all these errors, each beginning with its place.
 pub(super) fn failure_of(name: &str, errors: &[String]) -> Failure {
-    if let [only] = errors {
-        return Failure::new(Exit::Config, only.clone());
+    match errors {
+        [only] => Failure::new(Exit::Config, only.clone()),
+        _ => Failure::new(Exit::Config, format!("{name} has several mistakes")).because(errors.join("\n")),
     }
-    let mut shown = errors.iter().take(MAX_SHOWN).cloned().collect::<Vec<_>>();
-    if errors.len() > MAX_SHOWN {
-        shown.push(format!("… and {} more", errors.len() - MAX_SHOWN));
-    }
-    Failure::new(Exit::Config, format!("{name} has {} mistakes", errors.len())).because(shown.join("\n"))
 }
 
 /// Line and column of a byte offset, both from 1, the column in characters.
-pub(super) fn position(text: &str, at: Offset) -> (usize, usize) {
+fn position(text: &str, at: Offset) -> (usize, usize) {
     let mut at = at.min(text.len());
     while !text.is_char_boundary(at) {
         at -= 1;

@@ -10,7 +10,7 @@ use super::bootstrap::{RawBootstrap, RawSsh, Scope};
 use super::metadata::MetadataFiles;
 use super::paths::Places;
 use super::section::{At, Section, quoted, shown};
-use super::source::{Offset, Source, position};
+use super::source::{Offset, Source};
 use super::vm::RawVm;
 use super::{ImageSource, Protocol, SshConfig, VmConfig};
 use crate::core::name::{RESERVED_NAMES, VmName};
@@ -58,7 +58,7 @@ pub(super) fn vms(
     if missing {
         source.error(
             at,
-            "no VM",
+            "no VM is described",
             "add one: a line `[[vms]]` and below it `name = \"web\"`",
         );
     }
@@ -190,7 +190,7 @@ fn check_instances(source: &Source, entry: &Entry) {
                 format!(
                     "a second instance {} (the first: line {})",
                     quoted(name),
-                    line(source, first)
+                    source.line(first)
                 ),
                 "join the two",
             );
@@ -308,7 +308,7 @@ impl<'a> Clashes<'a> {
                 format!(
                     "a second VM {} (the first: line {}); case doesn't count",
                     quoted(name),
-                    line(self.source, first)
+                    self.source.line(first)
                 ),
                 "write another `name`",
             );
@@ -351,7 +351,7 @@ impl<'a> Clashes<'a> {
                     forward.at,
                     format!(
                         "host port {port} is taken by {owner} (line {})",
-                        line(self.source, *first)
+                        self.source.line(*first)
                     ),
                     "write another one, or `host = 0` for a free one",
                 );
@@ -378,8 +378,4 @@ impl<'a> Clashes<'a> {
             self.overlays.insert(overlay.value.clone(), name.to_owned());
         }
     }
-}
-
-fn line(source: &Source, at: Offset) -> usize {
-    position(&source.text, at).0
 }

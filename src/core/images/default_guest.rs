@@ -10,8 +10,9 @@
 //! images/guest-x86_64-<id>.building/  half of one; the next builder removes it
 //! ```
 //!
-//! A guest appears by one rename, and only with `complete.json` in it, which holds the sizes of
-//! the files: after a power cut a file may be there and empty.
+//! A guest appears by one rename, and only with `complete.json` in it, which holds length and
+//! SHA-256 of the files. The lengths are compared at every use, for after a power cut a file may be
+//! there and empty; the digests make `base_hash` without reading 60 MB again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,6 +26,7 @@ use crate::core::cancel::Cancel;
 use crate::core::events::Severity;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::images::digest::{combine, sha256_of};
 use crate::core::images::embedded::{RECIPE, Recipe};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
@@ -33,7 +35,7 @@ use crate::core::reporter::Emitter;
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initramfs.cpio";
 const MANIFEST: &str = "manifest.json";
-/// Written last by castra: sizes of the three.
+/// Written last by castra: length and SHA-256 of the three.
 const COMPLETE: &str = "complete.json";
 
 /// A build takes 10 s and up to 50 MB of downloads; this is for slow mirrors.
@@ -50,6 +52,15 @@ pub struct DefaultGuest {
     pub cmdline: String,
     /// Where all of it lies.
     pub dir: PathBuf,
+    /// What `images::digest::base_hash` says of these three, taken when the guest was built.
+    pub base_hash: String,
+}
+
+/// What `complete.json` holds about one file.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    bytes: u64,
+    sha256: String,
 }
 
 /// Whether a guest that is there will do.
@@ -147,11 +158,11 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
         Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => Err(Damage::Absent),
         Err(error) => Err(broken(name, &error)),
     };
-    let sizes: BTreeMap<String, u64> =
+    let seals: BTreeMap<String, Sealed> =
         serde_json::from_slice(&read(COMPLETE)?).map_err(|error| broken(COMPLETE, &error))?;
     for name in [KERNEL, INITRD, MANIFEST] {
-        match (fs::metadata(dir.join(name)), sizes.get(name)) {
-            (Ok(meta), Some(size)) if meta.is_file() && meta.len() == *size => {}
+        match (fs::metadata(dir.join(name)), seals.get(name)) {
+            (Ok(meta), Some(seal)) if meta.is_file() && meta.len() == seal.bytes => {}
             (Ok(meta), _) => {
                 return Err(broken(
                     name,
@@ -166,7 +177,9 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
     }
     let manifest: Manifest =
         serde_json::from_slice(&read(MANIFEST)?).map_err(|error| broken(MANIFEST, &error))?;
+    let sha256 = |name| seals.get(name).map_or("", |seal: &Sealed| seal.sha256.as_str());
     Ok(DefaultGuest {
+        base_hash: combine(sha256(KERNEL), Some(sha256(INITRD)), &manifest.cmdline),
         kernel: dir.join(KERNEL),
         initrd: dir.join(INITRD),
         cmdline: manifest.cmdline,
@@ -183,8 +196,8 @@ fn build(recipe: &Recipe<'_>, dir: &Path, emitter: &Emitter<'_>, cancel: &Cancel
     };
     // Left by a builder that was killed: its lock is free, so nobody works there.
     remove(&staging)?;
-    let built =
-        run_builder(recipe, &staging, emitter, cancel).and_then(|out| put_in_place(&out, dir, &staging));
+    let built = run_builder(recipe, &staging, emitter, cancel)
+        .and_then(|out| put_in_place(&out, dir, &staging, cancel));
     remove(&staging)?;
     built?;
     load(dir).map_err(|damage| {
@@ -281,19 +294,22 @@ fn explain(error: JobError) -> Failure {
     Failure::new(exit, WHAT).because(why).advice(next)
 }
 
-/// Checks what the builder made, seals it with the sizes, and renames it to its name.
-fn put_in_place(out: &Path, dir: &Path, staging: &Path) -> Result<()> {
-    let mut sizes = BTreeMap::new();
+/// Checks what the builder made, seals it, and renames it to its name.
+fn put_in_place(out: &Path, dir: &Path, staging: &Path, cancel: &Cancel) -> Result<()> {
+    let mut seals = BTreeMap::new();
     for name in [KERNEL, INITRD, MANIFEST] {
-        match fs::metadata(out.join(name)) {
-            Ok(meta) if meta.is_file() && meta.len() > 0 => sizes.insert(name, meta.len()),
+        let path = out.join(name);
+        let bytes = match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() && meta.len() > 0 => meta.len(),
             _ => {
                 return Err(Failure::new(Exit::Failed, "can't build the default guest")
                     .because(format!("the builder made no {name}")));
             }
         };
+        let sha256 = sha256_of(&path, cancel)?;
+        seals.insert(name, Sealed { bytes, sha256 });
     }
-    let seal = serde_json::to_vec(&sizes).expect("a map of numbers is plain data");
+    let seal = serde_json::to_vec(&seals).expect("a map of plain data");
     let seal_path = out.join(COMPLETE);
     fs::write(&seal_path, seal).map_err(|error| Failure::io("create", &seal_path, &error))?;
     // A guest that is there already moves aside first; it goes away with the staging directory.

@@ -96,6 +96,17 @@ fn built_once_then_found() {
     let guest = guest.unwrap();
     assert_eq!(guest.cmdline, "console=ttyS0 quiet");
     assert_eq!(fs::read_to_string(&guest.kernel).unwrap(), "hello");
+    let source = crate::core::images::digest::BootSource::Kernel {
+        kernel: &guest.kernel,
+        initrd: Some(&guest.initrd),
+        cmdline: &guest.cmdline,
+    };
+    let cache = crate::core::images::digest::DigestCache::new(scratch.path("digests"));
+    let hash = crate::core::images::digest::base_hash(source, &cache, &Cancel::new()).unwrap();
+    assert_eq!(
+        guest.base_hash, hash,
+        "what was taken at the build is what the files hash to"
+    );
     assert!(said.contains(&"Progress reading hello".to_owned()), "{said:?}");
     let (again, said) = run(STAND_IN, home, Freshness::AsCached, &Cancel::new());
     assert_eq!(again.unwrap(), guest);

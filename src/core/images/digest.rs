@@ -138,24 +138,8 @@ impl DigestCache {
         if let Some(known) = self.known(path, algorithm) {
             return Ok(known);
         }
-        let io = |error: io::Error| Failure::io("read", path, &error);
-        let mut file = File::open(path).map_err(io)?;
-        let before = Stamp::of(&file.metadata().map_err(io)?);
-        let digest = hash(&mut file, algorithm, cancel).map_err(io)?.ok_or_else(|| {
-            Failure::new(
-                Exit::Interrupted,
-                format!("interrupted while reading {}", path.display()),
-            )
-        })?;
-        if Stamp::of(&file.metadata().map_err(io)?) != before {
-            return Err(Failure::new(
-                Exit::Busy,
-                format!("can't compute the {algorithm} of {}", path.display()),
-            )
-            .because("somebody wrote to it meanwhile")
-            .advice("try again when it is at rest"));
-        }
-        self.keep(path, before, algorithm, &digest);
+        let (stamp, digest) = digest_of(path, algorithm, cancel)?;
+        self.keep(path, stamp, algorithm, &digest);
         Ok(digest)
     }
 
@@ -197,6 +181,33 @@ impl DigestCache {
             log::debug!("the digest of {} can't be kept: {error}", path.display());
         }
     }
+}
+
+/// SHA-256 of a file, read now and not remembered.
+pub fn sha256_of(path: &Path, cancel: &Cancel) -> Result<String> {
+    digest_of(path, Algorithm::Sha256, cancel).map(|(_, digest)| digest)
+}
+
+/// Reads a file from end to end; the state it was in, and its digest.
+fn digest_of(path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<(Stamp, String)> {
+    let io = |error: io::Error| Failure::io("read", path, &error);
+    let mut file = File::open(path).map_err(io)?;
+    let before = Stamp::of(&file.metadata().map_err(io)?);
+    let digest = hash(&mut file, algorithm, cancel).map_err(io)?.ok_or_else(|| {
+        Failure::new(
+            Exit::Interrupted,
+            format!("interrupted while reading {}", path.display()),
+        )
+    })?;
+    if Stamp::of(&file.metadata().map_err(io)?) != before {
+        return Err(Failure::new(
+            Exit::Busy,
+            format!("can't compute the {algorithm} of {}", path.display()),
+        )
+        .because("somebody wrote to it meanwhile")
+        .advice("try again when it is at rest"));
+    }
+    Ok((before, digest))
 }
 
 /// Hashes what a reader gives; `None` if it was told to stop.
@@ -256,11 +267,15 @@ pub fn base_hash(source: BootSource<'_>, cache: &DigestCache, cancel: &Cancel) -
             initrd,
             cmdline,
         } => {
-            let initrd = initrd.map_or_else(|| Ok("-".to_owned()), of)?;
-            let lines = format!("{}\n{initrd}\n{cmdline}\n", of(kernel)?);
-            Ok(sha256_hex(lines.as_bytes()))
+            let initrd = initrd.map(of).transpose()?;
+            Ok(combine(&of(kernel)?, initrd.as_deref(), cmdline))
         }
     }
+}
+
+/// The `base_hash` of a kernel from the digests of its files.
+pub fn combine(kernel: &str, initrd: Option<&str>, cmdline: &str) -> String {
+    sha256_hex(format!("{kernel}\n{}\n{cmdline}\n", initrd.unwrap_or("-")).as_bytes())
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! that VMs write to (`core::runtime::overlay`) and what a guest is told at boot
 //! (`core::runtime::seed`).
 
+pub mod artifact;
 pub mod base;
 pub mod default_guest;
 pub mod digest;

@@ -55,14 +55,14 @@ pub fn status(options: StatusOptions, reporter: &mut dyn Reporter) -> Result<Sta
 }
 
 fn broker_is_young(snapshot: &Snapshot) -> bool {
-    snapshot.broker_pid.is_some()
-        && snapshot.broker.known().is_some_and(|broker| {
-            let age_ms = snapshot
-                .now
-                .boottime_ms
-                .saturating_sub(broker.started_boottime_ms);
-            broker.boot_id == snapshot.now.boot_id && u128::from(age_ms) < YOUNG_BROKER.as_millis()
-        })
+    let (Some((_, run)), Some(broker)) = (&snapshot.live_broker, snapshot.broker.known()) else {
+        return false;
+    };
+    let age_ms = snapshot
+        .now
+        .boottime_ms
+        .saturating_sub(broker.started_boottime_ms);
+    broker.run == *run && u128::from(age_ms) < YOUNG_BROKER.as_millis()
 }
 
 fn tell_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {

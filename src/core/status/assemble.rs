@@ -59,14 +59,17 @@ struct LiveBroker<'a> {
 
 impl<'a> LiveBroker<'a> {
     fn of(snapshot: &'a Snapshot) -> LiveBroker<'a> {
-        let pid = snapshot.broker_pid;
+        let live = snapshot.live_broker.as_ref();
         // A broker takes its lock before it writes `broker.json`: until then the file is that of
-        // an earlier one, which shows where the host has rebooted since.
+        // an earlier run.
         let record = snapshot
             .broker
             .known()
-            .filter(|record| pid.is_some() && record.boot_id == snapshot.now.boot_id);
-        LiveBroker { pid, record }
+            .filter(|record| live.is_some_and(|(_, run)| *run == record.run));
+        LiveBroker {
+            pid: live.map(|(pid, _)| *pid),
+            record,
+        }
     }
 
     fn runs(self) -> bool {

@@ -105,8 +105,8 @@ pub struct Snapshot {
     pub project: Project,
     /// The clocks, read last, so that no record is younger than now.
     pub now: Now,
-    /// Who holds `broker.pid`; `None`: nobody.
-    pub broker_pid: Option<u32>,
+    /// Pid and run id of whoever holds `broker.pid`; `None`: nobody.
+    pub live_broker: Option<(u32, String)>,
     /// `broker.json`, whether or not a broker runs.
     pub broker: Found<BrokerRecord>,
     /// `guests.json`; asked only where a VM runs whose `run.json` says nothing.

@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
+use crate::core::broker::launcher::live_broker;
 use crate::core::broker::record::read_record;
 use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
@@ -33,7 +34,7 @@ const TRIES: u32 = 3;
 /// state root that can't be looked into is a failure, lest everything in it reads as stopped.
 pub fn read(project: Project) -> Result<Snapshot> {
     let state = &project.state;
-    let broker_pid = host::locked_pid(&state.broker_pid());
+    let live_broker = live_broker(state);
     let broker = found(records::load(&state.broker_json()));
     let vms: Vec<VmEvidence> = names_of(&project)?
         .into_iter()
@@ -47,7 +48,7 @@ pub fn read(project: Project) -> Result<Snapshot> {
     };
     Ok(Snapshot {
         now: now(),
-        broker_pid,
+        live_broker,
         broker,
         guests,
         vms,

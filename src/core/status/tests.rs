@@ -109,7 +109,7 @@ fn healthy() -> Snapshot {
             boot_id: "this-boot".into(),
             wall_ms: WALL,
         },
-        broker_pid: Some(4711),
+        live_broker: Some((4711, "run-1".into())),
         broker: Found::Is(BrokerRecord {
             port: 7070,
             run: "run-1".into(),
@@ -238,7 +238,7 @@ fn states_in_the_order_of_the_contract() {
     check("the host rebooted", "stopped offline 1000000 host-reboot", |s| {
         edit_run(s, |run| run.boot_id = "last-boot".into());
         edit_record(s, |record| record.boot_id = "last-boot".into());
-        s.broker_pid = None;
+        s.live_broker = None;
         s.vms[0].qemu = None;
         s.vms[0].ending = Some(ending(VmState::Crashed, "host-error"));
     });
@@ -287,7 +287,7 @@ fn reachable_is_exactly_age_within_window_while_both_run() {
     check(
         "the broker is gone: the age stays true",
         "running offline 400 -",
-        |s| s.broker_pid = None,
+        |s| s.live_broker = None,
     );
     check(
         "another broker run: the hand-shake counts",
@@ -399,7 +399,7 @@ fn the_bus_fields_come_from_the_record() {
     for gone in [true, false] {
         let mut snapshot = healthy();
         if gone {
-            snapshot.broker_pid = None;
+            snapshot.live_broker = None;
         } else {
             edit_record(&mut snapshot, |record| record.broker_run = "run-0".into());
         }
@@ -464,7 +464,13 @@ fn the_top_level_sums_up() {
     assert_eq!(status.freshness_window_ms, WINDOW, "the running broker's window");
     assert_eq!((status.broker.pid, status.broker.port), (Some(4711), Some(7070)));
 
-    snapshot.broker_pid = None;
+    // A broker that has only just taken its lock: `broker.json` is still that of an earlier run.
+    snapshot.live_broker = Some((4713, "run-2".into()));
+    let status = assemble(&snapshot);
+    assert_eq!((status.broker.pid, status.broker.port), (Some(4713), None));
+    assert!(status.reachable && !status.vms.iter().any(|vm| vm.bus_session));
+
+    snapshot.live_broker = None;
     let status = assemble(&snapshot);
     assert!(!status.reachable);
     assert_eq!(status.broker.state, BrokerState::Offline);
@@ -542,7 +548,7 @@ fn invariants_hold_in_every_combination() {
                     for age in ages {
                         for boot in boots {
                             let mut snapshot = healthy();
-                            snapshot.broker_pid = broker.then_some(4711);
+                            snapshot.live_broker = broker.then(|| (4711, "run-1".into()));
                             let vm = &mut snapshot.vms[0];
                             vm.run = phase.map_or(Found::Absent, |phase| {
                                 Found::Is(RunRecord {

@@ -1,0 +1,636 @@
+//! The broker over real sockets: every bad input, crowds of bad clients, files taken away.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use castra::core::broker::record::{RecordRead, read_record};
+use castra::core::broker::{BrokerOptions, Ready, run_announced};
+use castra::core::cancel::Cancel;
+use castra::core::config::{AuthMode, BrokerConfig, PortChoice};
+use castra::core::failure::{Exit, Failure};
+use castra::core::host;
+use castra::core::journal::Rotation;
+use castra::core::paths::StateRoot;
+use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
+
+/// The suite's only sleep.
+fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + limit;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < until, "waited {limit:?} in vain for {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+type Running = (Cancel, JoinHandle<Result<(), Failure>>, Ready);
+
+/// A state root of its own, and the broker in it.
+struct Fixture {
+    dir: PathBuf,
+    state: StateRoot,
+    config: BrokerConfig,
+    running: Option<Running>,
+}
+
+impl Fixture {
+    fn new(label: &str) -> Fixture {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("castra-broker-{label}-{}-{number}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Fixture {
+            state: StateRoot::new(dir.join("state")),
+            dir,
+            config: BrokerConfig {
+                port: PortChoice::Free,
+                ..BrokerConfig::default()
+            },
+            running: None,
+        }
+    }
+
+    fn options(&self) -> BrokerOptions {
+        BrokerOptions {
+            state: self.state.clone(),
+            config: self.config.clone(),
+            rotation: Rotation::default(),
+            embedded: true,
+        }
+    }
+
+    fn try_start(&mut self) -> Result<(), Failure> {
+        let (tell, told) = mpsc::channel();
+        let stop = Cancel::new();
+        let (options, its_stop) = (self.options(), stop.clone());
+        let thread = thread::spawn(move || {
+            run_announced(options, its_stop, |ready| tell.send(ready.clone()).unwrap())
+        });
+        match told.recv_timeout(SOON) {
+            Ok(ready) => {
+                self.running = Some((stop, thread, ready));
+                Ok(())
+            }
+            Err(_) => Err(thread.join().unwrap().unwrap_err()),
+        }
+    }
+
+    fn start(&mut self) -> u16 {
+        self.try_start().unwrap();
+        self.port()
+    }
+
+    fn port(&self) -> u16 {
+        self.running.as_ref().unwrap().2.port
+    }
+
+    fn stop(&mut self) {
+        if let Some((stop, thread, _)) = self.running.take() {
+            stop.request();
+            thread.join().unwrap().unwrap();
+        }
+    }
+
+    fn guests(&self, names: &[(&str, Option<&str>)]) {
+        use sha2::{Digest, Sha256};
+        host::ensure_private_dir(self.state.dir()).unwrap();
+        let guests = names
+            .iter()
+            .map(|(name, token)| GuestRecord {
+                name: name.parse().unwrap(),
+                launch_id: None,
+                launched_boottime_ms: None,
+                boot_id: None,
+                token_sha256: token.map(|token| host::hex(&Sha256::digest(token))),
+            })
+            .collect();
+        records::save(&self.state.guests(), &GuestsRecord { guests }).unwrap();
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port())).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream
+    }
+
+    /// All that the broker says to a client who sends this and then only listens.
+    fn say(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        let _ = stream.write_all(bytes);
+        answer(stream)
+    }
+
+    fn hello(&self, vm: &str) -> String {
+        self.say(format!("hello vm:{vm}\n").as_bytes())
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.state.broker_log()).unwrap_or_default()
+    }
+
+    fn lines(&self, needle: &str) -> usize {
+        self.log().lines().filter(|line| line.contains(needle)).count()
+    }
+
+    fn record(&self, vm: &str) -> RecordRead {
+        read_record(&self.state.handshake(&vm.parse().unwrap()))
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Some((stop, thread, _)) = self.running.take() {
+            stop.request();
+            let _ = thread.join();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// What comes until the end, without the greeting.
+fn answer(mut stream: impl Read) -> String {
+    let mut bytes = Vec::new();
+    let _ = stream.read_to_end(&mut bytes);
+    let text = String::from_utf8(bytes).unwrap();
+    text.strip_prefix("castra-broker 1 ready\n")
+        .unwrap_or_else(|| panic!("no greeting in {text:?}"))
+        .to_owned()
+}
+
+#[test]
+fn a_hello_is_answered_logged_and_recorded() {
+    let mut broker = Fixture::new("hello");
+    broker.start();
+    assert_eq!(broker.say(b"hello vm:web-0 capabilities=x-b,x-a,x-b\r\n"), "ok\n");
+    let RecordRead::Record(record) = broker.record("web-0") else {
+        panic!("no record");
+    };
+    assert_eq!(record.capabilities, ["x-a", "x-b"]);
+    assert!(host::boottime_ms() - record.heard_boottime_ms < 5000);
+    let log = broker.log();
+    let line = log.lines().find(|line| line.contains("hello from")).unwrap();
+    assert!(
+        line.starts_with("[host-broker] 2")
+            && line.contains(
+                "Z INFO hello from vm:web-0 outcome=ok session=none capabilities=x-a,x-b remote=127.0.0.1:"
+            ),
+        "{line}"
+    );
+    let events = fs::read_to_string(broker.state.broker_events()).unwrap();
+    let handshakes: Vec<serde_json::Value> = events
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|event: &serde_json::Value| event["type"] == "broker.handshake")
+        .collect();
+    assert_eq!(handshakes.len(), 1);
+    assert_eq!(handshakes[0]["vm"], "web-0");
+    assert_eq!(handshakes[0]["capabilities"], serde_json::json!(["x-a", "x-b"]));
+    broker.stop();
+    let record: BrokerRecord = records::load(&broker.state.broker_json()).unwrap().unwrap();
+    assert!(record.clean_stop && record.embedded);
+    assert!(!broker.state.broker_sock().exists());
+}
+
+#[test]
+fn bad_hellos_are_declined_told_and_logged_once() {
+    let mut broker = Fixture::new("bad");
+    broker.config.hello_timeout = Duration::from_millis(300);
+    broker.guests(&[("web-0", None), ("db", Some("secret"))]);
+    broker.start();
+    let long = [b"hello vm:web-0 x=".as_slice(), &[b'y'; 10_000], b"\n"].concat();
+    let longest_name = format!("hello vm:{}\n", "a".repeat(65));
+    let cases: [(&[u8], &str, &str); 24] = [
+        (&long, "protocol-error", "-"),
+        (&long[..10_000], "protocol-error", "-"),
+        (b"hello vm:web-0", "timeout", "-"),
+        (b"hello vm:web-0\0\n", "protocol-error", "-"),
+        (b"hello vm:web-0\x1b[2J\n", "protocol-error", "-"),
+        (b"hello vm:web-0\xe2\x80\xae\n", "protocol-error", "-"),
+        (b"hello vm:web-0 x=\xff\xfe\n", "protocol-error", "-"),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            "protocol-error",
+            "-",
+        ),
+        (
+            b"POST / HTTP/1.1\r\nContent-Length: 15\r\n\r\nhello vm:web-0\n",
+            "protocol-error",
+            "-",
+        ),
+        (b"\n", "protocol-error", "-"),
+        (b"hello\n", "protocol-error", "-"),
+        (b"hello vm:\n", "protocol-error", "-"),
+        (b"hello vm:..\n", "protocol-error", "-"),
+        (b"hello vm:/\n", "protocol-error", "-"),
+        (b"hello vm:../../etc/passwd\n", "protocol-error", "-"),
+        (longest_name.as_bytes(), "protocol-error", "-"),
+        (b"hello vm:web-0 [host-broker]\n", "protocol-error", "web-0"),
+        (b"hello vm:host\n", "reserved-identity", "host"),
+        (b"hello vm:HOST\n", "reserved-identity", "HOST"),
+        (b"hello vm:broadcast\n", "reserved-identity", "broadcast"),
+        (b"hello vm:evil\n", "unknown-vm", "evil"),
+        (b"hello vm:db\n", "bad-token", "db"),
+        (b"hello vm:db token=guess\n", "bad-token", "db"),
+        (b"hello vm:DB token=\n", "bad-token", "db"),
+    ];
+    for (index, (bytes, reason, vm)) in cases.iter().enumerate() {
+        let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
+        // Beyond twenty a second lines are merged, and these are to be told apart.
+        eventually(SOON, "a new second", || {
+            (index == 0 || index % 15 != 0 || broker.lines("hello from") < 15 || second_is_new(&broker))
+                .then_some(())
+        });
+        let before = broker.lines("hello from");
+        assert_eq!(
+            broker.say(bytes),
+            format!("declined reason={reason}\n"),
+            "{shown:?}"
+        );
+        let log = broker.log();
+        let lines: Vec<&str> = log.lines().filter(|line| line.contains("hello from")).collect();
+        assert_eq!(lines.len(), before + 1, "{shown:?} gives one line");
+        let wanted = format!(
+            " WARN hello from vm:{vm} outcome=declined reason={reason} capabilities=- remote=127.0.0.1:"
+        );
+        assert!(lines[before].contains(&wanted), "{shown:?}: {}", lines[before]);
+    }
+    let log = broker.log();
+    assert!(
+        log.lines().all(|line| line.starts_with("[host-broker] 2")),
+        "nobody can forge a line"
+    );
+    assert!(
+        log.bytes()
+            .all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte))
+    );
+    assert!(
+        !log.contains("secret") && !log.contains("guess"),
+        "no token in a log"
+    );
+    assert_eq!(broker.say(b"hello vm:db token=secret\n"), "ok\n");
+    assert_eq!(fs::read_dir(broker.state.handshakes()).unwrap().count(), 1);
+}
+
+/// A second has gone by since the last line.
+fn second_is_new(broker: &Fixture) -> bool {
+    let log = broker.log();
+    let stamp = log
+        .lines()
+        .last()
+        .and_then(|line| line.split(' ').nth(1))
+        .unwrap_or_default();
+    let then = humantime::parse_rfc3339(stamp).unwrap();
+    then.elapsed().is_ok_and(|age| age > Duration::from_millis(1100))
+}
+
+#[test]
+fn odd_but_right_hellos_are_accepted() {
+    let mut broker = Fixture::new("odd");
+    broker.start();
+    assert_eq!(broker.say(b"hello vm:crlf\r\n"), "ok\n");
+    assert_eq!(broker.say(b"hello vm:one\nhello vm:two\n"), "ok\n");
+    assert!(
+        matches!(broker.record("two"), RecordRead::Absent),
+        "the second hello is dropped"
+    );
+    let mut pieces = broker.connect();
+    pieces.set_nodelay(true).unwrap();
+    for byte in b"hello vm:pieces\n" {
+        pieces.write_all(&[*byte]).unwrap();
+    }
+    assert_eq!(answer(pieces), "ok\n");
+    // nc -N: the sending side is closed behind the hello.
+    let mut half_closed = broker.connect();
+    half_closed.write_all(b"hello vm:half\n").unwrap();
+    half_closed.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(answer(half_closed), "ok\n");
+    // A bus this broker doesn't speak: the guest is alive all the same.
+    assert_eq!(broker.say(b"hello vm:rider capabilities=bus-v9\n"), "ok\n");
+    let mut cut = broker.connect();
+    cut.write_all(b"hello vm:cut").unwrap();
+    cut.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(answer(cut), "declined reason=protocol-error\n");
+    drop(broker.connect());
+    broker.stop();
+    assert_eq!(
+        broker.lines("hello from"),
+        6,
+        "closed before its first byte: no attempt"
+    );
+}
+
+#[test]
+fn the_same_name_from_two_connections_is_one_guest() {
+    let mut broker = Fixture::new("same");
+    broker.start();
+    let mut first = broker.connect();
+    let mut second = broker.connect();
+    first.write_all(b"hello vm:web").unwrap();
+    second.write_all(b"hello vm:WEB capabilities=x\n").unwrap();
+    assert_eq!(answer(second), "ok\n");
+    first.write_all(b" capabilities=y\n").unwrap();
+    assert_eq!(answer(first), "ok\n");
+    broker.stop();
+    assert_eq!(fs::read_dir(broker.state.handshakes()).unwrap().count(), 1);
+    assert_eq!(broker.lines("freshness of"), 1);
+}
+
+#[test]
+fn the_host_has_a_door_of_its_own() {
+    let mut broker = Fixture::new("host");
+    broker.start();
+    let mode = fs::metadata(broker.state.broker_sock())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let say = |bytes: &[u8]| {
+        let mut stream = UnixStream::connect(broker.state.broker_sock()).unwrap();
+        stream.write_all(bytes).unwrap();
+        answer(stream)
+    };
+    assert_eq!(say(b"hello vm:host\n"), "ok\n");
+    assert_eq!(say(b"hello vm:web-0\n"), "declined reason=unknown-vm\n");
+    assert_eq!(broker.hello("host"), "declined reason=reserved-identity\n");
+    assert_eq!(
+        broker.lines("hello from vm:host outcome=ok session=none capabilities=- remote=unix"),
+        1
+    );
+    assert!(!broker.state.handshakes().exists(), "the host has no record");
+}
+
+/// Silent, dripping and flooding clients, until told to stop.
+fn crowd(port: u16, silent: usize, dripping: usize, until: &AtomicBool) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let held: Vec<TcpStream> = (0..silent)
+                .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
+                .collect();
+            let mut drips: Vec<TcpStream> = (0..dripping)
+                .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
+                .collect();
+            while !until.load(Ordering::Relaxed) {
+                for drip in &mut drips {
+                    let _ = drip.write_all(b"h");
+                }
+                thread::sleep(Duration::from_millis(200));
+            }
+            drop(held);
+        });
+        scope.spawn(|| {
+            let garbage = [b'x'; 65_536];
+            while !until.load(Ordering::Relaxed) {
+                let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+                while stream.write_all(&garbage).is_ok() {}
+            }
+        });
+    });
+}
+
+fn median_of_hellos(broker: &Fixture, count: usize) -> Duration {
+    let mut took: Vec<Duration> = (0..count)
+        .map(|_| {
+            let began = Instant::now();
+            assert_eq!(broker.hello("web"), "ok\n");
+            began.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    took[count / 2]
+}
+
+#[test]
+fn a_crowd_of_bad_clients_delays_nobody() {
+    let mut broker = Fixture::new("crowd");
+    broker.start();
+    let alone = median_of_hellos(&broker, 200);
+    let until = AtomicBool::new(false);
+    let port = broker.port();
+    let beside = thread::scope(|scope| {
+        scope.spawn(|| crowd(port, 500, 20, &until));
+        eventually(SOON, "the flood to be refused", || {
+            (broker.lines("protocol-error") > 0).then_some(())
+        });
+        let beside = median_of_hellos(&broker, 200);
+        until.store(true, Ordering::Relaxed);
+        beside
+    });
+    println!("hello alone {alone:?}, beside the crowd {beside:?}");
+    // The flood takes its share of two cores; what must not happen is waiting for others.
+    assert!(
+        beside < Duration::from_millis(100),
+        "{beside:?} beside the crowd, {alone:?} alone"
+    );
+}
+
+#[test]
+fn at_the_cap_the_oldest_makes_room() {
+    let mut broker = Fixture::new("cap");
+    broker.config.max_connections = 20;
+    broker.start();
+    let held: Vec<TcpStream> = (0..100).map(|_| broker.connect()).collect();
+    for _ in 0..50 {
+        assert_eq!(broker.hello("web"), "ok\n");
+    }
+    let mut told = held.into_iter().take(50).map(answer);
+    assert!(told.all(|said| said == "declined reason=session-limit\n"));
+}
+
+#[test]
+fn an_idle_connection_takes_little_memory() {
+    let mut broker = Fixture::new("memory");
+    broker.start();
+    broker.hello("web");
+    let resident = || {
+        let status = fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("Private_Dirty:"))
+            .unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap()
+    };
+    let before = resident();
+    let mut held: Vec<TcpStream> = (0..500).map(|_| broker.connect()).collect();
+    let mut greeting = [0; 22];
+    for stream in &mut held {
+        stream.read_exact(&mut greeting).unwrap();
+    }
+    let each = (resident() - before) / 500;
+    println!("{each} KiB an idle connection, tests beside it included");
+    assert!(each <= 40, "{each} KiB an idle connection");
+}
+
+#[test]
+fn files_taken_away_are_made_anew() {
+    let mut broker = Fixture::new("taken");
+    broker.start();
+    assert_eq!(broker.hello("web"), "ok\n");
+    let RecordRead::Record(before) = broker.record("web") else {
+        panic!("no record");
+    };
+    fs::remove_dir_all(broker.state.handshakes()).unwrap();
+    fs::remove_file(broker.state.broker_pid()).unwrap();
+    fs::remove_file(broker.state.broker_sock()).unwrap();
+    fs::remove_file(broker.state.broker_json()).unwrap();
+    fs::remove_dir_all(broker.state.logs()).unwrap();
+    let after = eventually(SOON, "the record to be back", || match broker.record("web") {
+        RecordRead::Record(record) => Some(record),
+        _ => None,
+    });
+    assert_eq!(after, before, "with the time at which the guest was heard");
+    eventually(SOON, "the pid file to be back", || {
+        (host::locked_pid(&broker.state.broker_pid()) == Some(std::process::id())).then_some(())
+    });
+    eventually(SOON, "the host's door to be back", || {
+        UnixStream::connect(broker.state.broker_sock()).ok()
+    });
+    eventually(SOON, "broker.json to be back", || {
+        broker.state.broker_json().exists().then_some(())
+    });
+    eventually(SOON, "the log to be back", || {
+        broker.state.broker_log().exists().then_some(())
+    });
+    fs::remove_dir_all(broker.state.dir()).unwrap();
+    assert_eq!(broker.hello("web"), "ok\n", "even the whole state root");
+    eventually(SOON, "the whole state root to be back", || {
+        (host::locked_pid(&broker.state.broker_pid()).is_some() && broker.state.broker_sock().exists())
+            .then_some(())
+    });
+}
+
+#[test]
+fn a_disk_without_room_stops_records_not_the_broker() {
+    let mut broker = Fixture::new("disk");
+    host::ensure_private_dir(&broker.state.logs()).unwrap();
+    for log in [broker.state.broker_log(), broker.state.broker_events()] {
+        std::os::unix::fs::symlink("/dev/full", log).unwrap();
+    }
+    fs::write(broker.state.handshakes(), "a file where the directory should be").unwrap();
+    broker.start();
+    assert_eq!(broker.hello("web"), "declined reason=storage-error\n");
+    fs::remove_file(broker.state.handshakes()).unwrap();
+    assert_eq!(broker.hello("web"), "ok\n");
+    // An existing record needs no room.
+    for log in [broker.state.broker_log(), broker.state.broker_events()] {
+        fs::remove_file(log).unwrap();
+    }
+    assert_eq!(broker.hello("web"), "ok\n");
+    broker.stop();
+    assert_eq!(broker.lines("lines before this were lost"), 1, "{}", broker.log());
+    assert!(
+        fs::read_to_string(broker.state.broker_events())
+            .unwrap()
+            .contains("broker.stopped")
+    );
+}
+
+#[test]
+fn guests_are_those_of_the_last_launch() {
+    let mut broker = Fixture::new("launch");
+    broker.guests(&[("web", Some("first"))]);
+    broker.start();
+    assert_eq!(broker.say(b"hello vm:web token=first\n"), "ok\n");
+    broker.guests(&[("web", Some("second"))]);
+    assert_eq!(
+        broker.say(b"hello vm:web token=first\n"),
+        "declined reason=bad-token\n",
+        "a hello of an earlier boot"
+    );
+    assert_eq!(broker.say(b"hello vm:web token=second\n"), "ok\n");
+    fs::write(broker.state.guests(), "{ half").unwrap();
+    assert_eq!(
+        broker.say(b"hello vm:web token=second\n"),
+        "ok\n",
+        "a broken file changes nothing"
+    );
+    broker.config.auth = AuthMode::Token;
+    broker.stop();
+    broker.guests(&[("web", None)]);
+    broker.start();
+    assert_eq!(broker.hello("web"), "declined reason=bad-token\n");
+}
+
+#[test]
+fn two_brokers_of_one_project_are_one_too_many() {
+    let mut broker = Fixture::new("two");
+    broker.start();
+    let mut other = Fixture::new("two");
+    other.state = broker.state.clone();
+    let failure = other.try_start().unwrap_err();
+    assert_eq!(failure.exit, Exit::Busy);
+    assert!(
+        failure.what.contains(&format!("pid {}", std::process::id())),
+        "{failure}"
+    );
+    assert_eq!(broker.hello("web"), "ok\n");
+}
+
+#[test]
+fn a_port_in_use_is_refused_with_its_owner() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut broker = Fixture::new("port");
+    broker.config.port = PortChoice::Exactly(port);
+    let failure = broker.try_start().unwrap_err();
+    assert!(failure.what.contains(&port.to_string()), "{failure}");
+    assert!(
+        failure
+            .why
+            .unwrap()
+            .contains(&format!("(pid {})", std::process::id()))
+    );
+    drop(taken);
+    assert_eq!(broker.start(), port);
+    // A VM that runs was told the port: it stays, whatever the config says now.
+    broker.stop();
+    let vm = broker.state.vm(&"web".parse().unwrap());
+    host::ensure_private_dir(vm.dir()).unwrap();
+    let qemu = PosixLock::hold(&vm.qemu_pid());
+    broker.config.port = PortChoice::Free;
+    assert_eq!(broker.start(), port);
+    broker.stop();
+    let taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let failure = broker.try_start().unwrap_err();
+    assert!(failure.next.unwrap().contains("castra down"));
+    drop((qemu, taken));
+    assert_ne!(broker.start(), 0);
+}
+
+/// Stands in for QEMU: another process with a POSIX record lock on the pid file.
+struct PosixLock(std::process::Child);
+
+impl PosixLock {
+    fn hold(path: &std::path::Path) -> PosixLock {
+        let script = "import fcntl,os,sys\nf=open(sys.argv[1],'w')\nfcntl.lockf(f,fcntl.LOCK_EX)\nf.write(str(os.getpid()))\nf.flush()\nprint('held',flush=True)\nsys.stdin.read()";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", script])
+            .arg(path)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("python3 is needed to hold a lock as QEMU does");
+        let mut held = [0; 5];
+        child.stdout.as_mut().unwrap().read_exact(&mut held).unwrap();
+        PosixLock(child)
+    }
+}
+
+impl Drop for PosixLock {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

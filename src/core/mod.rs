@@ -9,6 +9,8 @@ pub mod config;
 pub mod escape;
 pub mod events;
 pub mod failure;
+#[cfg(test)]
+pub(crate) mod golden;
 pub mod host;
 pub mod images;
 pub mod journal;

@@ -1,5 +1,12 @@
-//! VMs at run time.
+//! VMs at run time: what QEMU is told, how it is started, spoken to and stopped.
 //!
-//! Here: what a launch needs on disk. Not here: images and their digests (`core::images`).
+//! Here: one module per noun. Not here: images and their digests (`core::images`), what the files a
+//! VM leaves behind say about it (`core::status`), or the order in which VMs are brought up
+//! (`core::operations`).
 
+pub mod busy;
 pub mod overlay;
+pub mod pipe;
+pub mod plan;
+pub mod qemu;
+pub mod qmp;

@@ -1,0 +1,79 @@
+//! How busy a QEMU is: whether a guest still boots or already rests.
+//!
+//! Here: the rule, as a pure function of samples. Not here: asking for them (`host::cpu_time`) or
+//! who waits for the answer (`core::operations`: bounded starts, DESIGN §9).
+
+use std::time::Duration;
+
+/// A guest rests when its QEMU has used less than this share of a core, in percent …
+const QUIET_PERCENT: u128 = 20;
+/// … over at least this long.
+const QUIET_FOR: Duration = Duration::from_secs(1);
+
+/// Looks at samples of one QEMU's CPU time and tells when it rests.
+#[derive(Clone, Debug, Default)]
+pub struct Busy {
+    window: Vec<(Duration, Duration)>,
+}
+
+impl Busy {
+    /// Nothing seen yet.
+    pub fn new() -> Busy {
+        Busy::default()
+    }
+
+    /// Takes a sample: `at` on any steady clock, `used` the CPU time so far. True if the QEMU
+    /// rested during the whole second before `at`.
+    pub fn rests(&mut self, at: Duration, used: Duration) -> bool {
+        self.window.push((at, used));
+        // The youngest sample that is a second old is where the window begins.
+        let begin = self
+            .window
+            .iter()
+            .rposition(|(then, _)| at.saturating_sub(*then) >= QUIET_FOR);
+        let Some(begin) = begin else {
+            return false;
+        };
+        self.window.drain(..begin);
+        let (then, used_then) = self.window[0];
+        let span = at.saturating_sub(then).as_micros();
+        used.saturating_sub(used_then).as_micros() * 100 < span * QUIET_PERCENT
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_second_under_a_fifth_of_a_core_is_rest() {
+        let mut busy = Busy::new();
+        // Boots at full speed for two seconds, looked at every 100 ms, then uses 10 %.
+        for step in 0..=20 {
+            assert!(!busy.rests(ms(step * 100), ms(step * 100)), "at {step}");
+        }
+        let first = (21..60).find(|step| busy.rests(ms(step * 100), ms(2000 + (step - 20) * 10)));
+        // A tenth of a second at full speed may remain in the window: that is 19 %.
+        assert!(matches!(first, Some(29..=30)), "{first:?}");
+    }
+
+    #[test]
+    fn too_short_a_look_proves_nothing() {
+        let mut busy = Busy::new();
+        assert!(!busy.rests(ms(0), ms(0)));
+        assert!(!busy.rests(ms(999), ms(0)));
+        assert!(busy.rests(ms(1000), ms(0)));
+        assert!(!Busy::new().rests(ms(5000), ms(0)));
+    }
+
+    #[test]
+    fn exactly_a_fifth_is_busy() {
+        let mut busy = Busy::new();
+        busy.rests(ms(0), ms(0));
+        assert!(!busy.rests(ms(1000), ms(200)));
+    }
+}

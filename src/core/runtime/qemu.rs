@@ -1,0 +1,261 @@
+//! QEMU's command line, decided from a launch plan alone.
+//!
+//! Here: one function per feature, in the order a reader of `ps` meets them; golden files show the
+//! whole of it. Not here: starting it ([`super::launch`]).
+//!
+//! QEMU runs in `vms/<vm>` and opens what is named relative to it before it leaves that directory:
+//! `-daemonize` changes to `/`. What may be opened later, such as the files behind the seed's
+//! FAT disk, needs absolute paths.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use crate::core::config::Protocol;
+use crate::core::events::Accel;
+use crate::core::paths::vm_file;
+use crate::core::process::shell_quote;
+
+use super::plan::{FwCfgValue, ISOLATED_BROKER, ISOLATED_BROKER_PORT, LaunchPlan, PlannedNetwork, mount_tag};
+
+/// QEMU's arguments, without the program.
+pub fn qemu_argv(plan: &LaunchPlan) -> Vec<OsString> {
+    [
+        name_args(plan),
+        machine_args(plan),
+        kernel_args(plan),
+        disk_args(plan),
+        seed_args(plan),
+        network_args(plan),
+        entropy_args(),
+        fw_cfg_args(plan),
+        mount_args(plan),
+        console_args(),
+        qmp_args(),
+        process_args(),
+        plan.qemu_args.iter().map(OsString::from).collect(),
+    ]
+    .concat()
+}
+
+/// `argument` with the commas in its value doubled, as QEMU wants them.
+fn option(parts: &[&dyn AsRef<OsStr>]) -> OsString {
+    let mut whole = OsString::new();
+    for (index, part) in parts.iter().enumerate() {
+        if index % 2 == 0 {
+            whole.push(part.as_ref());
+        } else {
+            whole.push(comma_doubled(part.as_ref()));
+        }
+    }
+    whole
+}
+
+fn comma_doubled(value: &OsStr) -> OsString {
+    let mut bytes = Vec::with_capacity(value.len());
+    for byte in value.as_bytes() {
+        bytes.push(*byte);
+        if *byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}
+
+fn words(words: &[&str]) -> Vec<OsString> {
+    words.iter().map(OsString::from).collect()
+}
+
+fn name_args(plan: &LaunchPlan) -> Vec<OsString> {
+    words(&["-name", plan.vm.as_str()])
+}
+
+/// The machine: nothing that wasn't asked for, which quickens the start and leaves less to attack.
+fn machine_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let mut args = words(&["-nodefaults", "-no-user-config", "-display", "none"]);
+    args.extend(words(&["-machine", machine_type()]));
+    args.extend(match plan.accel {
+        Accel::Kvm => words(&["-accel", "kvm", "-cpu", "host"]),
+        // One thread per virtual CPU. `max` has everything the translator can do: images built for
+        // x86-64-v2 and later don't start on QEMU's default model.
+        Accel::Tcg => words(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+    });
+    args.extend(words(&["-smp", &plan.cpus.to_string()]));
+    args.extend(words(&["-m", &memory(plan.memory_bytes)]));
+    // A guest that panics or reboots ends, so that its end is seen.
+    args.extend(words(&["-no-reboot"]));
+    args
+}
+
+/// The machine type that fits the host's architecture.
+pub fn machine_type() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "q35",
+        _ => "virt",
+    }
+}
+
+/// Memory in MiB where that is exact.
+fn memory(bytes: u64) -> String {
+    const MIB: u64 = 1 << 20;
+    if bytes.is_multiple_of(MIB) {
+        format!("{}M", bytes / MIB)
+    } else {
+        format!("{bytes}B")
+    }
+}
+
+fn kernel_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let Some(boot) = &plan.kernel else {
+        return Vec::new();
+    };
+    let mut args: Vec<OsString> = vec!["-kernel".into(), boot.kernel.clone().into()];
+    if let Some(initrd) = &boot.initrd {
+        // QEMU's own syntax allows several, separated by commas.
+        args.extend(["-initrd".into(), comma_doubled(initrd.as_os_str())]);
+    }
+    if let Some(cmdline) = &boot.cmdline {
+        args.extend(["-append".into(), cmdline.into()]);
+    }
+    args
+}
+
+fn disk_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let Some(disk) = &plan.disk else {
+        return Vec::new();
+    };
+    let no_flush = if disk.persist { "" } else { ",cache.no-flush=on" };
+    vec![
+        "-blockdev".into(),
+        option(&[
+            &"driver=qcow2,node-name=disk0,discard=unmap,file.driver=file,file.filename=",
+            &disk.path,
+            &no_flush,
+        ]),
+        "-device".into(),
+        "virtio-blk-pci,drive=disk0,bootindex=0".into(),
+    ]
+}
+
+/// The seed as a FAT disk that QEMU makes up from a directory: no tool is needed on the host.
+fn seed_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let Some(dir) = &plan.seed_dir else {
+        return Vec::new();
+    };
+    vec![
+        "-blockdev".into(),
+        option(&[&"driver=vvfat,node-name=seed,label=cidata,read-only=on,dir=", dir]),
+        "-device".into(),
+        "virtio-blk-pci,drive=seed".into(),
+    ]
+}
+
+fn network_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let mut netdev = OsString::from(format!("user,id=net0,ipv6=off,hostname={}", plan.vm));
+    if let PlannedNetwork::Isolated { broker_pipe } = &plan.network {
+        netdev.push(",restrict=on,guestfwd=");
+        // libslirp splits the command as a shell would, but runs it without one.
+        let command: Vec<String> = broker_pipe
+            .iter()
+            .map(|word| shell_quote(&word.to_string_lossy()))
+            .collect();
+        netdev.push(comma_doubled(OsStr::new(&format!(
+            "tcp:{ISOLATED_BROKER}:{ISOLATED_BROKER_PORT}-cmd:{}",
+            command.join(" ")
+        ))));
+    }
+    for forward in &plan.forwards {
+        let protocol = match forward.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        // Loopback only: without an address QEMU would listen on every interface of the host.
+        netdev.push(format!(
+            ",hostfwd={protocol}:127.0.0.1:{}-:{}",
+            forward.host, forward.guest
+        ));
+    }
+    vec![
+        "-netdev".into(),
+        netdev,
+        "-device".into(),
+        // No option ROM: nobody boots from this network.
+        "virtio-net-pci,netdev=net0,romfile=".into(),
+    ]
+}
+
+/// Entropy of the host, so that sshd's first keys don't wait for any.
+fn entropy_args() -> Vec<OsString> {
+    words(&["-device", "virtio-rng-pci"])
+}
+
+fn fw_cfg_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let item = |item: &super::plan::FwCfg| -> [OsString; 2] {
+        let value = match &item.value {
+            FwCfgValue::Text(text) => option(&[&"name=", &item.name, &",string=", text]),
+            FwCfgValue::File(path) => option(&[&"name=", &item.name, &",file=", path]),
+        };
+        ["-fw_cfg".into(), value]
+    };
+    plan.fw_cfg.iter().flat_map(item).collect()
+}
+
+fn mount_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let mut args = Vec::new();
+    for (index, mount) in plan.mounts.iter().enumerate() {
+        let tag = mount_tag(index);
+        let readonly = if mount.readonly { ",readonly=on" } else { "" };
+        args.extend([
+            "-fsdev".into(),
+            option(&[
+                &"local,security_model=none,multidevs=remap,id=",
+                &tag,
+                &",path=",
+                &mount.host,
+                &readonly,
+            ]),
+            "-device".into(),
+            format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}").into(),
+        ]);
+    }
+    args
+}
+
+/// The console, logged by QEMU whether or not somebody is attached.
+fn console_args() -> Vec<OsString> {
+    let chardev = format!(
+        "socket,id=serial,path={},server=on,wait=off,logfile={}",
+        vm_file::SERIAL_SOCK,
+        vm_file::SERIAL_LOG
+    );
+    words(&["-chardev", &chardev, "-serial", "chardev:serial"])
+}
+
+/// QMP; what QEMU says on it is kept, so that the end of a VM is known without a watcher.
+fn qmp_args() -> Vec<OsString> {
+    let chardev = format!(
+        "socket,id=qmp,path={},server=on,wait=off,logfile={}",
+        vm_file::QMP_SOCK,
+        vm_file::QMP_LOG
+    );
+    words(&["-chardev", &chardev, "-mon", "chardev=qmp,mode=control"])
+}
+
+/// How QEMU lives as a process. The sandbox forbids what neither `-daemonize` (which forks and
+/// leaves its session after the filter is in force) nor the program behind an isolated network's
+/// `guestfwd` needs: with `spawn=deny` QEMU 7.2 dies of SIGSYS, with `elevateprivileges=deny` it
+/// can't start.
+fn process_args() -> Vec<OsString> {
+    words(&[
+        "-sandbox",
+        "on,obsolete=deny,resourcecontrol=deny",
+        "-pidfile",
+        vm_file::QEMU_PID,
+        "-D",
+        vm_file::QEMU_LOG,
+        "-daemonize",
+    ])
+}
+
+#[cfg(test)]
+#[path = "qemu_tests.rs"]
+mod tests;

@@ -13,7 +13,10 @@ use super::metadata::MetadataFiles;
 use super::paths::Places;
 use super::section::Section;
 use super::source::{Source, failure_of};
-use super::{Config, PortChoice, Protocol, settings, vms, workspace};
+use super::{
+    BrokerConfig, BusConfig, Config, LifecycleConfig, PortChoice, Protocol, QemuConfig, VmConfig, settings,
+    vms, workspace,
+};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::paths::{StateRoot, castra_home};
 
@@ -66,6 +69,29 @@ pub fn load_in(path: &Path, environment: &Environment) -> Result<Config> {
     parse(&source, &path, environment)
 }
 
+/// Every key that reading this file looked for, as `section.key`; those of a `bootstrap.toml` with
+/// the file's name and a colon before them.
+#[cfg(test)]
+pub(super) fn parse_keys(path: &Path, environment: &Environment) -> std::collections::BTreeSet<String> {
+    let source = Source::read(path).expect("the file is there");
+    let (table, _) = DeTable::parse_recoverable(&source.text);
+    let mut metadata = MetadataFiles::default();
+    let _ = read_tables(
+        &source,
+        table.get_ref(),
+        &places_of(path, environment),
+        &mut metadata,
+    );
+    let mut keys = source.keys();
+    keys.extend(
+        metadata
+            .keys
+            .iter()
+            .map(|key| format!("{}:{key}", super::metadata::FILE)),
+    );
+    keys
+}
+
 /// `castra.toml` in this directory or the nearest one above it that has one.
 pub fn discover(start: &Path) -> Option<PathBuf> {
     let start = fs::canonicalize(start).ok()?;
@@ -97,25 +123,9 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         source.syntax_errors(&errors);
         source.check()?;
     }
-    let dir = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let places = Places {
-        dir: dir.clone(),
-        home: environment.user_home.clone(),
-    };
-
-    let mut root = Section::root(source, table.get_ref());
-    settings::version(&mut root);
-    let project = settings::project(&mut root, &places);
-    let qemu = settings::qemu(&mut root, &places);
-    let (mut broker, broker_port) = settings::broker(&mut root);
-    let bus = settings::bus(&mut root, broker.freshness);
-    let lifecycle = settings::lifecycle(&mut root);
-    let vizier_enabled = settings::vizier_enabled(&mut root);
-    settings::workflows(&mut root);
+    let places = places_of(path, environment);
     let mut metadata = MetadataFiles::default();
-    let vms = vms::vms(&mut root, &places, broker_port.as_ref(), &mut metadata);
-    root.finish();
-
+    let tables = read_tables(source, table.get_ref(), &places, &mut metadata);
     if metadata.errors.is_empty() {
         source.check()?;
     } else {
@@ -124,8 +134,14 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         return Err(failure_of(&source.name, &errors));
     }
 
+    let Tables {
+        project,
+        mut broker,
+        vms,
+        ..
+    } = tables;
     // A VM that was promised the broker's usual port gets it.
-    let takes_preferred = |vm: &super::VmConfig| {
+    let takes_preferred = |vm: &VmConfig| {
         let mut forwards = vm.port_forwards.iter();
         forwards.any(|forward| forward.host == PREFERRED_PORT && forward.protocol == Protocol::Tcp)
     };
@@ -133,6 +149,7 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         broker.port = PortChoice::Free;
     }
 
+    let dir = places.dir;
     let project_name = project.name.unwrap_or_else(|| workspace::folder_name(&dir));
     let id = workspace::id(&project_name, &dir);
     let registry = environment
@@ -155,12 +172,58 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         workspace: id,
         state: StateRoot::new(state),
         registry,
+        qemu: tables.qemu,
+        broker,
+        bus: tables.bus,
+        lifecycle: tables.lifecycle,
+        vizier_enabled: tables.vizier_enabled,
+        vms,
+        warnings,
+    })
+}
+
+/// What the tables of one file say; worth nothing if its source holds errors.
+struct Tables {
+    project: settings::Project,
+    qemu: QemuConfig,
+    broker: BrokerConfig,
+    bus: BusConfig,
+    lifecycle: LifecycleConfig,
+    vizier_enabled: bool,
+    vms: Vec<VmConfig>,
+}
+
+fn read_tables<'a>(
+    source: &'a Source,
+    table: &'a DeTable<'a>,
+    places: &Places,
+    metadata: &mut MetadataFiles,
+) -> Tables {
+    let mut root = Section::root(source, table);
+    settings::version(&mut root);
+    let project = settings::project(&mut root, places);
+    let qemu = settings::qemu(&mut root, places);
+    let (broker, broker_port) = settings::broker(&mut root);
+    let bus = settings::bus(&mut root, broker.freshness);
+    let lifecycle = settings::lifecycle(&mut root);
+    let vizier_enabled = settings::vizier_enabled(&mut root);
+    settings::workflows(&mut root);
+    let vms = vms::vms(&mut root, places, broker_port.as_ref(), metadata);
+    root.finish();
+    Tables {
+        project,
         qemu,
         broker,
         bus,
         lifecycle,
         vizier_enabled,
         vms,
-        warnings,
-    })
+    }
+}
+
+fn places_of(path: &Path, environment: &Environment) -> Places {
+    Places {
+        dir: path.parent().unwrap_or(Path::new("/")).to_owned(),
+        home: environment.user_home.clone(),
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! Here: finding and reading it. Not here: the tables it shares with castra.toml (`bootstrap`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -47,7 +47,8 @@ pub(super) struct MetadataFiles {
     read: BTreeMap<PathBuf, Option<Metadata>>,
     pub(super) errors: Vec<String>,
     pub(super) warnings: Vec<String>,
-    pub(super) keys: BTreeSet<String>,
+    #[cfg(test)]
+    pub(super) keys: std::collections::BTreeSet<String>,
     /// The sources, for errors that only the whole project shows.
     sources: BTreeMap<PathBuf, Source>,
 }
@@ -104,6 +105,7 @@ impl MetadataFiles {
             }
             self.errors.extend(source.errors());
             self.warnings.extend(source.warnings());
+            #[cfg(test)]
             self.keys.extend(source.keys());
         }
     }

@@ -5,6 +5,9 @@
 //! (the submodules), or making anything it describes.
 
 mod bootstrap;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod docs;
 mod load;
 mod metadata;
 mod paths;

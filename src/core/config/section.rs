@@ -366,6 +366,7 @@ impl<'a> Section<'a> {
     fn take(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
         if !self.asked.contains(&key) {
             self.asked.push(key);
+            #[cfg(test)]
             self.source.looked_for(&self.path, key);
         }
         self.table?.get(key)

@@ -249,8 +249,7 @@ pub(super) fn vizier_enabled(root: &mut Section<'_>) -> bool {
 
 /// `[workflows]` is upstream's; whatever it holds means nothing here.
 pub(super) fn workflows(root: &mut Section<'_>) {
-    let _ = root.section("workflows").ignore("init");
-    root.source.looked_for("workflows", "init");
+    let _ = root.section("workflows").place("init");
 }
 
 /// A deadline in whole seconds, left as it is where the key is missing.

@@ -37,7 +37,8 @@ struct Found {
     /// told once.
     errors: BTreeSet<Problem>,
     warnings: BTreeSet<Problem>,
-    /// Every key that was looked for, as `section.key`: the schema, for its documentation.
+    /// Every key that was looked for, as `section.key`: the schema, for the test of its manual.
+    #[cfg(test)]
     keys: BTreeSet<String>,
 }
 
@@ -182,6 +183,7 @@ impl Source {
     }
 
     /// Notes that the schema has this key.
+    #[cfg(test)]
     pub(super) fn looked_for(&self, section: &str, key: &str) {
         let full = if section.is_empty() {
             key.to_owned()
@@ -192,6 +194,7 @@ impl Source {
     }
 
     /// Every key looked for so far.
+    #[cfg(test)]
     pub(super) fn keys(&self) -> BTreeSet<String> {
         self.found.borrow().keys.clone()
     }

@@ -103,7 +103,7 @@ pub struct Edges {
     lines: Vec<String>,
     told: Vec<String>,
     replies: Vec<(Arc<Link>, String)>,
-    storage_said: Option<u64>,
+    trouble_said: Option<u64>,
 }
 
 impl Edges {
@@ -124,7 +124,7 @@ impl Edges {
             lines: Vec::new(),
             told: Vec::new(),
             replies: Vec::new(),
-            storage_said: None,
+            trouble_said: None,
         }
     }
 
@@ -168,12 +168,8 @@ impl Edges {
                 let written = writer.write(&record);
                 let made = written.is_ok();
                 if let Err(error) = written {
-                    // A full disk meets every hello; once in ten seconds says it well enough.
-                    if self.storage_said.is_none_or(|said| at.boot_ms >= said + 10_000) {
-                        self.storage_said = Some(at.boot_ms);
-                        let path = self.paths.handshake(&vm);
-                        self.log(at, "ERROR", &format!("can't write {}: {error}", path.display()));
-                    }
+                    let path = self.paths.handshake(&vm);
+                    self.trouble(at, &format!("can't write {}: {error}", path.display()));
                 }
                 Some(Input::Recorded { vm, asked_by, made })
             }
@@ -192,6 +188,15 @@ impl Edges {
     pub fn log(&mut self, at: At, level: &str, text: &str) {
         self.lines
             .push(format!("{} {text}", line_head(at.wall_ms, level)));
+    }
+
+    /// An error that may meet every connection, as a full disk does: once in ten seconds says it
+    /// well enough.
+    pub fn trouble(&mut self, at: At, text: &str) {
+        if self.trouble_said.is_none_or(|said| at.boot_ms >= said + 10_000) {
+            self.trouble_said = Some(at.boot_ms);
+            self.log(at, "ERROR", text);
+        }
     }
 
     /// A fact for the journal.

@@ -56,8 +56,7 @@ impl BrokerLauncher for ProcessBrokerLauncher {
         // Started plainly: its first act is setsid, which a group leader may not do. No output of
         // ours is inherited, else `castra up --json | jq` would wait for the broker's end.
         let mut child = Command::new(&self.cli)
-            .arg("broker")
-            .arg("--config")
+            .args(["broker", "--quiet", "--config"])
             .arg(&config.path)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())

@@ -481,7 +481,6 @@ impl Drop for Door {
 fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Reception>, most: usize) {
     // Given back for a moment when descriptors run out, so that the client can be told.
     let mut spare = std::fs::File::open("/dev/null").ok();
-    let mut told: Option<Instant> = None;
     // Each door counts its own, so that guests can't take the host's places.
     let links: Arc<Open> = Arc::default();
     loop {
@@ -503,12 +502,9 @@ fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Recept
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
                 }
                 _ => {
-                    if told.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
-                        told = Some(Instant::now());
-                        let _ = reception
-                            .to_state
-                            .send(Wake::Trouble(format!("can't accept: {error}")));
-                    }
+                    let _ = reception
+                        .to_state
+                        .send(Wake::Trouble(format!("can't accept: {error}")));
                     spare.take();
                     if let Ok((stream, _, _)) = listener.accept() {
                         let link = Link::new(ConnId(0), stream, Arc::clone(&links));

@@ -11,13 +11,16 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::journal::{Journal, Rotation};
 
-use super::serve::{BrokerOptions, Ready, run_announced};
+use super::attempts::line_head;
+use super::serve::{BrokerOptions, Ready, run_announced, wall_ms};
 use super::signals::Signals;
 
 /// The one line a starting broker says to its starter.
@@ -38,13 +41,16 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     // then it stays where it can be seen.
     let _ = nix::unistd::setsid();
     let stop = Cancel::new();
-    let starter = starter();
+    let mut starter = starter();
+    let log = options.state.broker_log();
+    let rotation = options.rotation;
     let outcome = Signals::watch(stop.clone())
         .map_err(|error| Failure::new(Exit::Internal, "can't wait for signals").because(error))
         .and_then(|_signals| {
             run_announced(options, stop, |ready| {
-                if let Some(starter) = &starter {
-                    say(starter, &Announcement::Ready(ready.clone()));
+                if let Some(starter) = starter.take() {
+                    say(&starter, &Announcement::Ready(ready.clone()));
+                    log_panics(log, rotation);
                     let_go();
                 }
             })
@@ -69,6 +75,17 @@ fn say(mut starter: &File, announcement: &Announcement) {
     line.push('\n');
     // A starter that has gone away needs no answer.
     let _ = starter.write_all(line.as_bytes());
+}
+
+/// From now on nobody reads stderr: a fault of ours must be found in the log.
+fn log_panics(log: PathBuf, rotation: Rotation) {
+    std::panic::set_hook(Box::new(move |fault| {
+        let text = format!("internal error: {fault}").replace('\n', " ");
+        let line = format!("{} {text}", line_head(wall_ms(), "ERROR"));
+        if let Ok(mut journal) = Journal::open(&log, rotation) {
+            let _ = journal.append(&line);
+        }
+    }));
 }
 
 /// Closes our ends of the starter's socket: it must not wait for a broker that lives on.

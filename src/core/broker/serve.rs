@@ -265,7 +265,7 @@ impl Broker {
                             self.edges.forget(conn);
                         }
                     }
-                    Wake::Trouble(text) => self.edges.log(at, "ERROR", &text),
+                    Wake::Trouble(text) => self.edges.trouble(at, &text),
                     Wake::Stop if stopping.is_none() => {
                         stopping = Some(at.boot_ms + STOP_GRACE_MS);
                         self.begin_stop(at);
@@ -400,8 +400,13 @@ fn is_socket(paths: &StateRoot) -> bool {
 fn now() -> At {
     At {
         boot_ms: host::boottime_ms(),
-        wall_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis),
+        wall_ms: wall_ms(),
     }
+}
+
+/// The wall clock, ms since the epoch.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
 }
 
 fn millis(duration: Duration) -> u64 {

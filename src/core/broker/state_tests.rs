@@ -407,6 +407,25 @@ fn a_hand_shake_outlives_the_broker() {
 }
 
 #[test]
+fn the_wall_clock_bends_no_age() {
+    let mut script = Script::new();
+    script.run(0, opened(1));
+    script.run(10, hello(1, "web"));
+    let hour_back = At {
+        boot_ms: 20,
+        wall_ms: 1_795_255_200_000 - 3_600_000,
+    };
+    assert_eq!(step(&mut script.state, hour_back, Input::Tick), []);
+    assert_eq!(
+        script.state.due(),
+        Some(1010),
+        "the second of the first line, nothing else"
+    );
+    script.check(10 + WINDOW, Input::Tick, "");
+    script.check(11 + WINDOW, Input::Tick, "fresh web false 45001");
+}
+
+#[test]
 fn stopping_tells_everybody_who_waits() {
     let mut script = Script::new();
     script.run(0, opened(1));

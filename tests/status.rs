@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use castra::core::cancel::Cancel;
 use castra::core::failure::{Exit, Failure};
 use castra::core::host::FileLock;
-use castra::core::operations::status::{StatusOptions, no_project, status, status_all};
-use castra::core::records::{RunPhase, StopRecord, WorkspaceRecord, save};
+use castra::core::operations::status::{StatusOptions, status, status_all};
+use castra::core::records::{RunPhase, StopRecord, save};
 use castra::core::reporter::Silent;
 use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
@@ -311,35 +311,6 @@ fn listing(dir: &Path) -> BTreeMap<String, (u64, u64, i64, i64)> {
         }
     }
     found
-}
-
-#[test]
-fn without_a_project_what_runs_is_named() {
-    let mut fleet = Fleet::new();
-    let home = fleet.dir().join("home");
-    let entry = home.join("projects/demo-1a2b3c4d");
-    fs::create_dir_all(&entry).unwrap();
-    let none = no_project("status", fleet.dir(), Some(&home));
-    assert_eq!(none.exit, Exit::NoInput);
-    assert!(none.next.unwrap().contains("castra init"));
-
-    fleet.launch("web-0", 1_000);
-    fleet.start_broker(1_000);
-    let record = WorkspaceRecord {
-        id: "demo-1a2b3c4d".into(),
-        project: "demo".into(),
-        config_path: fleet.dir().join("moved/castra.toml"),
-        state_root: fleet.state.dir().to_owned(),
-        version: "0.2.0".into(),
-    };
-    save(&entry.join("workspace.json"), &record).unwrap();
-    let failure = no_project("down", fleet.dir(), Some(&home));
-    assert_eq!(failure.exit, Exit::NoInput);
-    assert!(failure.why.unwrap().contains("demo-1a2b3c4d (web-0, its broker)"));
-    assert_eq!(
-        failure.next.as_deref(),
-        Some("castra down --workspace demo-1a2b3c4d")
-    );
 }
 
 /// Forty guests shake hands as fast as they can while status is asked: every answer is whole,

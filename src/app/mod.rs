@@ -16,6 +16,7 @@ mod progress;
 mod screen;
 mod select;
 mod sentence;
+mod status;
 mod style;
 mod vm_names;
 mod workspaces;
@@ -55,6 +56,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Man => man::run(context),
         Command::Pipe => pipe::run(raw),
         Command::Broker => broker::run(context, raw),
+        Command::Status => status::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),
         other => Err(castra::core::failure::Failure::new(

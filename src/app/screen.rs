@@ -18,6 +18,8 @@ use super::style::is_capable;
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
 /// Columns of a terminal that doesn't tell.
 const USUAL_COLUMNS: usize = 80;
+/// Its lines.
+const USUAL_ROWS: usize = 24;
 
 /// stderr, shared by all who speak. Cloning shares it.
 #[derive(Clone, Debug, Default)]
@@ -105,8 +107,22 @@ impl Drop for LiveLine {
     }
 }
 
-/// The terminal's width. Asking the kernel takes unsafe code, so `stty` asks.
+/// A terminal's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size {
+    /// Lines.
+    pub rows: usize,
+    /// Characters in a line.
+    pub columns: usize,
+}
+
+/// The terminal's width.
 pub fn columns() -> usize {
+    size().columns
+}
+
+/// The terminal's size. Asking the kernel takes unsafe code, so `stty` asks.
+pub fn size() -> Size {
     // stty asks about its stdin; ours may be a pipe.
     let terminal = io::stderr()
         .as_fd()
@@ -120,9 +136,19 @@ pub fn columns() -> usize {
         .ok()
         .filter(|output| output.status.success())
         .and_then(|output| String::from_utf8(output.stdout).ok())
-        .and_then(|text| text.split_whitespace().nth(1)?.parse().ok());
-    asked
-        .or_else(|| std::env::var("COLUMNS").ok()?.trim().parse().ok())
-        .filter(|columns| *columns > 0)
-        .unwrap_or(USUAL_COLUMNS)
+        .unwrap_or_default();
+    let mut asked = asked.split_whitespace().map(|number| number.parse().ok());
+    let from_environment = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
+    let mut side = |name: &str, usual: usize| {
+        asked
+            .next()
+            .flatten()
+            .or_else(|| from_environment(name))
+            .filter(|count| *count > 0)
+            .unwrap_or(usual)
+    };
+    Size {
+        rows: side("LINES", USUAL_ROWS),
+        columns: side("COLUMNS", USUAL_COLUMNS),
+    }
 }

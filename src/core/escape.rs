@@ -3,6 +3,8 @@
 //! Here: what is replaced, and by what. Not here: cutting a stream into lines
 //! (`core::bootstrap::lines`), or quoting for a shell (`core::process::shell_quote`).
 
+use std::borrow::Cow;
+
 /// What stands at the end of a text that was cut.
 const CUT: char = '…';
 
@@ -38,6 +40,28 @@ pub fn escape_line(text: &str, limit: usize) -> String {
     line
 }
 
+/// JSON text with everything [`escape_line`] would replace written as `\u202e`: the same value
+/// to whoever parses it, harmless to a terminal. Such characters only occur inside strings, where
+/// that is allowed.
+pub fn escape_json(json: &str) -> Cow<'_, str> {
+    let is_fine = |c: char| c == '\n' || is_harmless(c);
+    if json.chars().all(is_fine) {
+        return Cow::Borrowed(json);
+    }
+    let mut text = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if is_fine(c) {
+            text.push(c);
+            continue;
+        }
+        // Beyond 16 bits JSON wants two halves.
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            text.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    Cow::Owned(text)
+}
+
 fn push_escaped(line: &mut String, c: char) {
     match c {
         '\n' => line.push_str("\\n"),
@@ -66,8 +90,9 @@ fn is_harmless(c: char) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
-    use super::escape_line;
+    use super::{escape_json, escape_line};
 
     #[test]
     fn what_moves_the_terminal_is_written_out() {
@@ -97,5 +122,22 @@ mod tests {
             let text = "é\x1b[0m\u{202e}日本\n".repeat(3);
             assert!(escape_line(&text, limit).len() <= limit);
         }
+    }
+
+    #[test]
+    fn json_keeps_its_value_and_loses_its_tricks() {
+        for text in [
+            "plain",
+            "Grüße 名前",
+            "\u{202e}gnp",
+            "\u{e0041}\u{9b}\x7f",
+            "\x1b[2J\n\t\"\\",
+        ] {
+            let json = serde_json::to_string(text).unwrap();
+            let escaped = escape_json(&json);
+            assert!(escape_line(&escaped, 1000) == escaped, "{escaped}");
+            assert_eq!(serde_json::from_str::<String>(&escaped).unwrap(), text);
+        }
+        assert_eq!(escape_json("{\n}\n"), "{\n}\n", "line ends between tokens stay");
     }
 }

@@ -3,15 +3,14 @@
 //! Here: the short wait for a broker that has only just started, and telling what couldn't be
 //! read. Not here: the contract and its rules (`core::status`).
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::cancel::Cancel;
-use crate::core::config::{self, workspace};
+use crate::core::config;
 use crate::core::events::{Event, Severity};
-use crate::core::failure::{Exit, Failure, Result};
+use crate::core::failure::{Failure, Result};
 use crate::core::records::WorkspaceRecord;
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::status::StatusOutcome;
@@ -120,39 +119,4 @@ fn unreadable(workspace: &str, failure: &Failure) -> Event {
         Some(next) => Event::advice(Severity::Error, None, text, next.clone()),
         None => Event::message(Severity::Error, None, text),
     }
-}
-
-/// The failure of a command that found no config and was given no workspace: it names what runs
-/// anywhere and how `command` (`status`, `ports`, `down`) addresses it.
-pub fn no_project(command: &str, looked_in: &Path, castra_home: Option<&Path>) -> Failure {
-    let records = castra_home.map(workspace::list_workspaces).unwrap_or_default();
-    let mut running: Vec<(String, String)> = Vec::new();
-    for record in &records {
-        let Ok(snapshot) = read(Project::from(record)) else {
-            continue;
-        };
-        let outcome = assemble(&snapshot);
-        let vms = outcome.vms.iter().filter(|vm| vm.pid.is_some());
-        let mut what: Vec<String> = vms.map(|vm| vm.name.to_string()).collect();
-        what.extend(outcome.broker.pid.map(|_| "its broker".to_owned()));
-        if !what.is_empty() {
-            running.push((record.id.clone(), what.join(", ")));
-        }
-    }
-    let failure = Failure::new(
-        Exit::NoInput,
-        format!("there is no castra.toml in {} or above it", looked_in.display()),
-    );
-    let Some((first, _)) = running.first() else {
-        return failure
-            .because("nothing of castra's runs elsewhere either")
-            .advice("`castra init` makes a project here; --config PATH names one elsewhere");
-    };
-    let list: Vec<String> = running
-        .iter()
-        .map(|(id, what)| format!("{id} ({what})"))
-        .collect();
-    failure
-        .because(format!("running elsewhere: {}", list.join("; ")))
-        .advice(format!("castra {command} --workspace {first}"))
 }

@@ -1,0 +1,613 @@
+//! `castra status`: the facts of the status contract in human units, with a legend.
+//!
+//! Here: the command, and [`render`], which makes text from an outcome and nothing else. Not here:
+//! the contract itself (`core::status`).
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::time::Duration;
+
+use castra::core::cancel::Cancel;
+use castra::core::config::Protocol;
+use castra::core::config::workspace::list_workspaces;
+use castra::core::escape::{escape_json, escape_line};
+use castra::core::failure::{Exit, Result};
+use castra::core::operations::status::{
+    StatusAllOutcome, StatusOptions, project_on_record, status, status_all,
+};
+use castra::core::paths::castra_home;
+use castra::core::reporter::Silent;
+use castra::core::status::{BrokerState, GuestState, StatusOutcome, VmState, VmStatus};
+
+use super::context::Context;
+use super::style::Style;
+use super::{human, screen, select};
+use crate::cli::Raw;
+
+/// Between two pictures of `--watch`, and how often scripts should ask (docs/STATUS.md).
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Shows who is there; with `--watch` again and again.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    // No handlers: whoever interrupts this finds nothing half done.
+    let never = Cancel::new();
+    let in_place = raw.watch && !context.json && io::stdout().is_terminal();
+    loop {
+        let answer = Answer::get(raw, &never)?;
+        if context.json {
+            answer.print_json(context);
+        } else {
+            let size = io::stdout().is_terminal().then(screen::size);
+            let look = Look {
+                width: size.map(|size| size.columns),
+                style: context.style,
+            };
+            let text = match &answer {
+                Answer::One(status) => render(status, look),
+                Answer::All(all) => render_all(&all.projects, look),
+            };
+            match size.filter(|_| in_place) {
+                Some(size) => context.out.text(frame(&text, size.rows)),
+                None => context.out.text(text),
+            }
+        }
+        context.out.flush();
+        if !raw.watch || !context.out.is_open() {
+            return Ok(Exit::Done);
+        }
+        never.pause(WATCH_EVERY);
+    }
+}
+
+/// What was asked for.
+enum Answer {
+    /// The selected project.
+    One(Box<StatusOutcome>),
+    /// `--all`.
+    All(StatusAllOutcome),
+}
+
+impl Answer {
+    fn get(raw: &Raw, cancel: &Cancel) -> Result<Answer> {
+        if raw.all {
+            let records = castra_home()
+                .map(|home| list_workspaces(&home))
+                .unwrap_or_default();
+            let projects = records.iter().map(project_on_record).collect();
+            return Ok(Answer::All(status_all(projects, &mut Silent)));
+        }
+        let options = StatusOptions {
+            project: select::project(raw)?.project(),
+            cancel: cancel.clone(),
+        };
+        // What couldn't be read is in the outcome's notes, and shown with it.
+        Ok(Answer::One(Box::new(status(options, &mut Silent)?)))
+    }
+
+    /// One line on stdout, and what couldn't be read on stderr.
+    fn print_json(&self, context: &mut Context) {
+        let (line, projects) = match self {
+            Answer::One(status) => (serde_json::to_string(status), std::slice::from_ref(&**status)),
+            Answer::All(all) => (serde_json::to_string(all), all.projects.as_slice()),
+        };
+        let line = line.expect("a status is plain data with text keys");
+        // Metrics are a guest's own words: what could fool a terminal is written as `\u202e`.
+        context.out.line(escape_json(&line));
+        for note in projects.iter().flat_map(|status| &status.notes) {
+            let about = note.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
+            context.warn(&format!("{about}{}", note.text));
+        }
+    }
+}
+
+/// How a status is shown.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Columns of the terminal; `None`: it is no terminal, and lines may be as long as they are.
+    width: Option<usize>,
+    /// Colours.
+    style: Style,
+}
+
+/// The lines of one project's status.
+fn render(status: &StatusOutcome, look: Look) -> String {
+    let mut text = header(status, look);
+    text.push('\n');
+    if status.vms.is_empty() {
+        text.push_str("no VM was launched here, and no config names one\n");
+    } else {
+        text.push_str(&table(status, look));
+    }
+    let details = details(status, look);
+    if !details.is_empty() {
+        text.push('\n');
+        text.push_str(&details);
+    }
+    text.push('\n');
+    text.push_str(&legend(status, look));
+    text
+}
+
+/// Several projects, one below the other; the legend stands once, at the end.
+fn render_all(projects: &[StatusOutcome], look: Look) -> String {
+    let Some(last) = projects.last() else {
+        return "no project has any state on this machine\n".to_owned();
+    };
+    let mut text = String::new();
+    for status in projects {
+        text.push_str(&header(status, look));
+        if !status.vms.is_empty() {
+            text.push('\n');
+            text.push_str(&table(status, look));
+        }
+        let details = details(status, look);
+        if !details.is_empty() {
+            text.push('\n');
+            text.push_str(&details);
+        }
+        text.push('\n');
+    }
+    text.push_str(&legend(last, look));
+    text
+}
+
+/// One picture of `--watch` on a terminal of so many rows: drawn over the last one without
+/// clearing it first, so that nothing flickers. Rows that don't fit are counted.
+fn frame(text: &str, rows: usize) -> String {
+    const HOME: &str = "\x1b[H";
+    const TO_LINE_END: &str = "\x1b[K\n";
+    const REST: &str = "\x1b[J";
+    let lines: Vec<&str> = text.lines().collect();
+    // The cursor waits in a row of its own.
+    let room = rows.saturating_sub(1).max(1);
+    let mut frame = HOME.to_owned();
+    let shown = if lines.len() > room { room - 1 } else { lines.len() };
+    for line in &lines[..shown] {
+        frame.push_str(line);
+        frame.push_str(TO_LINE_END);
+    }
+    if shown < lines.len() {
+        let more = lines.len() - shown;
+        frame.push_str(&format!(
+            "… {more} more lines; the terminal is too low{TO_LINE_END}"
+        ));
+    }
+    frame.push_str(REST);
+    frame
+}
+
+// --- header -----------------------------------------------------------------------------------
+
+fn header(status: &StatusOutcome, look: Look) -> String {
+    let broker = match (status.broker.pid, status.broker.port) {
+        (Some(pid), Some(port)) => format!("running, pid {pid}, 127.0.0.1:{port}"),
+        (Some(pid), None) => format!("starting, pid {pid}"),
+        (None, _) => "offline".to_owned(),
+    };
+    let reachable = status.vms.iter().filter(|vm| vm.reachable).count();
+    let mut guests = format!("{reachable} of {} reachable", status.vms.len());
+    if let (Some(vm), Some(age)) = (&status.last_handshake_vm, status.last_handshake_age_ms) {
+        guests.push_str(&format!(", last heard {vm} {} ago", human::duration(age)));
+    }
+    guests.push_str(&format!(
+        ", window {}",
+        human::duration(status.freshness_window_ms)
+    ));
+    let unattended =
+        status.broker.state == BrokerState::Offline && status.vms.iter().any(|vm| vm.pid.is_some());
+    let path = |path: &Path| escape_line(&path.to_string_lossy(), 4096);
+    let mut text = String::new();
+    for (word, value) in [
+        (
+            "project",
+            format!("{} ({})", escape_line(&status.project, 256), status.workspace),
+        ),
+        ("config", path(&status.config_path)),
+        ("state", path(&status.state_root)),
+        ("broker", broker),
+        ("guests", guests),
+        (
+            "accel",
+            status.accel.map_or("-", |accel| accel.as_str()).to_owned(),
+        ),
+    ] {
+        let line = format!("{word:<9}{value}");
+        // Paths are copied, so they stay whole.
+        let is_path = matches!(word, "config" | "state");
+        text.push_str(&wrap(&line, look.width.filter(|_| !is_path), 9));
+        if word == "broker" && unattended {
+            let remedy = "but VMs run: `castra up` starts one and leaves them as they are";
+            text.push_str(&wrap(
+                &format!("         {}", paint(remedy, Tone::Odd, look)),
+                None,
+                9,
+            ));
+        }
+    }
+    text
+}
+
+// --- table ------------------------------------------------------------------------------------
+
+/// One column: its head, its cell for a VM, and how soon it goes when the terminal is narrow.
+struct Column {
+    head: &'static str,
+    cell: fn(&VmStatus) -> String,
+    tone: fn(&VmStatus) -> Tone,
+    /// `None`: always there. Else the lowest number gets room first.
+    goes: Option<u8>,
+    /// Left out where no VM has anything to say in it.
+    only_if_used: bool,
+}
+
+impl Column {
+    const fn new(head: &'static str, goes: Option<u8>, cell: fn(&VmStatus) -> String) -> Column {
+        Column {
+            head,
+            cell,
+            tone: |_| Tone::Plain,
+            goes,
+            only_if_used: false,
+        }
+    }
+
+    const fn if_used(mut self) -> Column {
+        self.only_if_used = true;
+        self
+    }
+
+    const fn toned(mut self, tone: fn(&VmStatus) -> Tone) -> Column {
+        self.tone = tone;
+        self
+    }
+}
+
+/// An empty cell.
+const NOTHING: &str = "-";
+
+fn or_nothing(value: Option<String>) -> String {
+    value.unwrap_or_else(|| NOTHING.to_owned())
+}
+
+const COLUMNS: [Column; 16] = [
+    Column::new("VM", None, |vm| vm.name.to_string()),
+    Column::new("ROLE", Some(12), role_cell).if_used(),
+    Column::new("STATE", None, |vm| vm.state.as_str().to_owned()).toned(state_tone),
+    Column::new("BROKER", None, |vm| vm.broker.as_str().to_owned()).toned(broker_tone),
+    Column::new("AGE", None, |vm| {
+        or_nothing(vm.last_handshake_age_ms.map(human::duration))
+    }),
+    Column::new("UPTIME", Some(1), |vm| {
+        or_nothing(vm.uptime_ms.map(human::duration))
+    }),
+    Column::new("PID", Some(9), |vm| or_nothing(vm.pid.map(|pid| pid.to_string()))),
+    Column::new("CPUS", Some(8), |vm| {
+        or_nothing(vm.cpus.map(|cpus| cpus.to_string()))
+    }),
+    Column::new("MEMORY", Some(7), |vm| {
+        or_nothing(vm.memory_bytes.map(human::bytes))
+    }),
+    Column::new("SSH", Some(3), ssh_cell).if_used(),
+    Column::new("FORWARDS", Some(6), forwards_cell).if_used(),
+    Column::new("BOOTSTRAP", Some(2), bootstrap_cell)
+        .if_used()
+        .toned(bootstrap_tone),
+    Column::new("BUS", Some(5), bus_cell).if_used(),
+    Column::new("PUBLISH", Some(10), |vm| {
+        or_nothing(vm.last_publish_age_ms.map(human::duration))
+    })
+    .if_used(),
+    Column::new("HEARTBEAT", Some(11), |vm| {
+        or_nothing(vm.last_heartbeat_age_ms.map(human::duration))
+    })
+    .if_used(),
+    Column::new("CAPABILITIES", Some(13), |vm| {
+        if vm.capabilities.is_empty() {
+            NOTHING.to_owned()
+        } else {
+            escape_line(&vm.capabilities.join(","), 512)
+        }
+    })
+    .if_used(),
+];
+
+/// Only where the name doesn't say it: `web` and its replicas `web-0`, `web-1` do.
+fn role_cell(vm: &VmStatus) -> String {
+    let name = vm.name.as_str();
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    if vm.role == name || stem.strip_suffix('-') == Some(vm.role.as_str()) {
+        return NOTHING.to_owned();
+    }
+    escape_line(&vm.role, 64)
+}
+
+fn ssh_cell(vm: &VmStatus) -> String {
+    let ssh = vm.ssh.as_ref().and_then(|ssh| Some((ssh, ssh.port?)));
+    or_nothing(ssh.map(|(ssh, port)| escape_line(&format!("{}@{}:{port}", ssh.user, ssh.host), 256)))
+}
+
+fn forwards_cell(vm: &VmStatus) -> String {
+    // The one that ssh takes has a column of its own.
+    let ssh = vm.ssh.as_ref().and_then(|ssh| ssh.port);
+    let forwards: Vec<String> = vm
+        .forwards
+        .iter()
+        .filter(|forward| forward.protocol != Protocol::Tcp || Some(forward.host) != ssh)
+        .map(|forward| {
+            let protocol = match forward.protocol {
+                Protocol::Tcp => "",
+                Protocol::Udp => "/udp",
+            };
+            format!("{}>{}{protocol}", forward.host, forward.guest)
+        })
+        .collect();
+    if forwards.is_empty() {
+        NOTHING.to_owned()
+    } else {
+        forwards.join(" ")
+    }
+}
+
+fn bootstrap_cell(vm: &VmStatus) -> String {
+    let Some(bootstrap) = &vm.bootstrap else {
+        return NOTHING.to_owned();
+    };
+    let status = if bootstrap.noop {
+        "no-op"
+    } else {
+        bootstrap.status.as_str()
+    };
+    match bootstrap.duration_ms {
+        Some(ms) => format!("{status} {}", human::duration(ms)),
+        None => status.to_owned(),
+    }
+}
+
+fn bus_cell(vm: &VmStatus) -> String {
+    match (vm.bus_session, vm.bus_subscribed) {
+        (false, _) => NOTHING,
+        (true, false) => "session",
+        (true, true) => "subscribed",
+    }
+    .to_owned()
+}
+
+fn table(status: &StatusOutcome, look: Look) -> String {
+    let mut columns: Vec<(&Column, Vec<String>)> = COLUMNS
+        .iter()
+        .map(|column| (column, status.vms.iter().map(column.cell).collect::<Vec<_>>()))
+        .filter(|(column, cells)| !column.only_if_used || cells.iter().any(|cell| cell != NOTHING))
+        .collect();
+    let left_out = fit(&mut columns, look.width);
+    let widths: Vec<usize> = columns
+        .iter()
+        .map(|(column, cells)| column_width(column, cells))
+        .collect();
+    let mut text = String::new();
+    let heads = columns.iter().map(|(column, _)| (column.head, Tone::Head));
+    push_row(&mut text, heads, &widths, look);
+    for (index, vm) in status.vms.iter().enumerate() {
+        let cells = columns
+            .iter()
+            .map(|(column, cells)| (cells[index].as_str(), (column.tone)(vm)));
+        push_row(&mut text, cells, &widths, look);
+    }
+    if !left_out.is_empty() {
+        let line = format!("(no room for {}; --json has all)", left_out.join(", "));
+        text.push_str(&wrap(&line, look.width, 1));
+    }
+    text
+}
+
+fn column_width(column: &Column, cells: &[String]) -> usize {
+    let cells = cells.iter().map(|cell| cell.chars().count());
+    cells.chain([column.head.len()]).max().unwrap_or(0)
+}
+
+/// Between two columns.
+const GAP: usize = 2;
+
+/// Leaves the columns that fit, the most important first, and takes the middle out of long names
+/// if even those that must be there don't. The heads of what it took out.
+fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) -> Vec<&'static str> {
+    let Some(width) = width else {
+        return Vec::new();
+    };
+    let mut wishes: Vec<usize> = (0..columns.len()).collect();
+    wishes.sort_by_key(|index| columns[*index].0.goes);
+    let mut kept = vec![false; columns.len()];
+    let mut taken = 0;
+    for index in wishes {
+        let (column, cells) = &columns[index];
+        let needs = column_width(column, cells) + if taken == 0 { 0 } else { GAP };
+        if column.goes.is_none() || taken + needs <= width {
+            kept[index] = true;
+            taken += needs;
+        }
+    }
+    let mut left_out = Vec::new();
+    let mut kept = kept.into_iter();
+    columns.retain(|(column, _)| {
+        let keep = kept.next() == Some(true);
+        if !keep {
+            left_out.push(column.head);
+        }
+        keep
+    });
+    let excess = taken.saturating_sub(width);
+    if let Some((column, names)) = columns.first_mut().filter(|_| excess > 0) {
+        // Under 8 characters nobody recognises a name; then the terminal may wrap.
+        let room = column_width(column, names).saturating_sub(excess).max(8);
+        for name in names {
+            *name = without_middle(name, room);
+        }
+    }
+    left_out
+}
+
+/// A name of at most `room` characters. Its end stays: replicas differ there.
+fn without_middle(name: &str, room: usize) -> String {
+    let length = name.chars().count();
+    if length <= room {
+        return name.to_owned();
+    }
+    let tail = (room - 1) / 2;
+    let head: String = name.chars().take(room - 1 - tail).collect();
+    let tail: String = name.chars().skip(length - tail).collect();
+    format!("{head}…{tail}")
+}
+
+fn push_row<'a>(
+    text: &mut String,
+    cells: impl Iterator<Item = (&'a str, Tone)>,
+    widths: &[usize],
+    look: Look,
+) {
+    let mut line = String::new();
+    // Padding is owed until the next cell, so that no line ends in spaces.
+    let mut owed = 0;
+    for ((cell, tone), width) in cells.zip(widths) {
+        line.extend(std::iter::repeat_n(' ', owed));
+        line.push_str(&paint(cell, tone, look));
+        owed = width.saturating_sub(cell.chars().count()) + GAP;
+    }
+    text.push_str(&line);
+    text.push('\n');
+}
+
+// --- what doesn't fit a table -----------------------------------------------------------------
+
+fn details(status: &StatusOutcome, look: Look) -> String {
+    let mut text = String::new();
+    for vm in &status.vms {
+        if let Some(ended) = &vm.ended {
+            let mut line = format!(
+                "{} {}: {}",
+                vm.name,
+                vm.state.as_str(),
+                escape_line(&ended.reason, 64)
+            );
+            if let Some(at) = &ended.at {
+                line.push_str(&format!(" at {}", escape_line(at, 64)));
+            }
+            if let Some(words) = &ended.last_words {
+                line.push_str(&format!(", last words: {}", escape_line(words, 512)));
+            }
+            text.push_str(&wrap(&line, look.width, 4));
+        }
+        if let Some(metrics) = &vm.guest_metrics {
+            let line = format!("{} metrics: {}", vm.name, escape_line(&metrics.to_string(), 1024));
+            text.push_str(&wrap(&line, look.width, 4));
+        }
+    }
+    for note in &status.notes {
+        let about = note.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
+        text.push_str(&paint("warning:", Tone::Odd, look));
+        text.push_str(&format!(" {about}{}\n", escape_line(&note.text, 1024)));
+        if let Some(advice) = &note.advice {
+            text.push_str(&format!("  try: {advice}\n"));
+        }
+    }
+    text
+}
+
+fn legend(status: &StatusOutcome, look: Look) -> String {
+    let window = human::duration(status.freshness_window_ms);
+    let mut text = String::new();
+    for line in [
+        "STATE   starting: being launched; running; stopping: asked to stop, not yet gone; stopped: ended in order, \
+         or never ran; crashed: ended, and nobody meant it to"
+            .to_owned(),
+        format!(
+            "BROKER  reachable: proof of life within the window ({window}); waiting: none, or older than that; \
+             offline: no broker runs, so nobody listens"
+        ),
+        "AGE     since the newest proof of life, an accepted hello or a frame of an open session; it grows on when \
+         guest, VM or broker are gone; -: this launch was never heard"
+            .to_owned(),
+        "        Ask every 2 s or so: status reads a few files, waits for nothing and changes nothing.".to_owned(),
+    ] {
+        text.push_str(&wrap(&line, Some(look.width.unwrap_or(100).min(100)), 8));
+    }
+    text
+}
+
+/// Lines of at most `width` characters, broken at spaces; all but the first are indented. A word
+/// longer than a line stays whole.
+fn wrap(line: &str, width: Option<usize>, indent: usize) -> String {
+    let Some(width) = width else {
+        return format!("{line}\n");
+    };
+    let lead: String = line.chars().take_while(|c| *c == ' ').collect();
+    let mut text = lead.clone();
+    let mut column = lead.len();
+    let mut first = true;
+    for word in line[lead.len()..].split(' ') {
+        let length = word.chars().count();
+        if !first && column + 1 + length > width && column > indent {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else if !first {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+        first = false;
+    }
+    text.push('\n');
+    text
+}
+
+// --- colour -----------------------------------------------------------------------------------
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tone {
+    Plain,
+    Head,
+    Good,
+    Odd,
+    Bad,
+    Faint,
+}
+
+fn paint(text: &str, tone: Tone, look: Look) -> String {
+    match tone {
+        Tone::Plain => text.to_owned(),
+        Tone::Head => look.style.strong(text),
+        Tone::Good => look.style.good(text),
+        Tone::Odd => look.style.odd(text),
+        Tone::Bad => look.style.bad(text),
+        Tone::Faint => look.style.faint(text),
+    }
+}
+
+fn state_tone(vm: &VmStatus) -> Tone {
+    match vm.state {
+        VmState::Running => Tone::Good,
+        VmState::Starting | VmState::Stopping => Tone::Odd,
+        VmState::Stopped => Tone::Faint,
+        VmState::Crashed => Tone::Bad,
+    }
+}
+
+fn broker_tone(vm: &VmStatus) -> Tone {
+    match vm.broker {
+        GuestState::Reachable => Tone::Good,
+        GuestState::Waiting => Tone::Odd,
+        GuestState::Offline => Tone::Faint,
+    }
+}
+
+fn bootstrap_tone(vm: &VmStatus) -> Tone {
+    match vm.bootstrap.as_ref().map(|bootstrap| bootstrap.status.as_str()) {
+        Some("failed") => Tone::Bad,
+        Some("running") => Tone::Odd,
+        _ => Tone::Plain,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;

@@ -13,7 +13,10 @@ pub const BUILD_SCRIPT: &str = include_str!("../../../scripts/build-guest.sh");
 /// The agent that shakes hands, for seeds of stock images too.
 pub const CASTRA_HELLO: &str = include_str!("../../../scripts/guest/castra-hello");
 
-/// The files of `scripts/guest/`, by name.
+/// Mounts shared folders in a stock image; not part of the default guest.
+pub const CASTRA_MOUNTS: &str = include_str!("../../../scripts/guest/castra-mounts");
+
+/// The files of `scripts/guest/` that go into the default guest, by name.
 pub const GUEST_FILES: [(&str, &str); 9] = [
     ("acpid", include_str!("../../../scripts/guest/acpid")),
     ("castra-hello", CASTRA_HELLO),

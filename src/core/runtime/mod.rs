@@ -5,8 +5,10 @@
 //! (`core::operations`).
 
 pub mod busy;
+pub mod nocloud;
 pub mod overlay;
 pub mod pipe;
 pub mod plan;
 pub mod qemu;
 pub mod qmp;
+pub mod seed;

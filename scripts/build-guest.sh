@@ -131,7 +131,8 @@ log=$work/log
 pkg=$work/pkg   # packages, unpacked
 root=$work/root # what becomes the initramfs
 out=$work/out   # what becomes $output
-mkdir "$pkg" "$root" "$out" "$work/debs"
+# Tools are for the build alone: only what lies in debs is part of the guest and of its manifest.
+mkdir "$pkg" "$root" "$out" "$work/debs" "$work/tools"
 
 # Runs a step whose failure means disk or download; its last words are shown.
 must() {
@@ -207,6 +208,8 @@ closure() {
 kernel_candidates='linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 linux-image-generic'
 [ "$mounts" = no ] || kernel_candidates='linux-image-amd64 linux-image-virtual linux-image-generic'
 programs='busybox-static dropbear-bin openssh-sftp-server e2fsprogs'
+# Of this only scp is taken, which clients before OpenSSH 9 expect in a guest; it needs nothing but libc6.
+scp_package=openssh-client
 
 # Sets `packages` to everything to be fetched.
 resolve() {
@@ -221,13 +224,13 @@ resolve() {
     libraries=$(closure '^(lib|zlib1g)' $programs)
     case $libraries in *" libc6 "*) ;; *) return 1 ;; esac
     kernel_packages=$(for name in $kernel_packages; do case $name in linux-modules-extra-*) ;; *) echo "$name" ;; esac done)
-    packages="$kernel_packages $programs $libraries"
+    packages="$kernel_packages $programs $scp_package $libraries"
 }
 
-# Fetches one package into $work/debs; shown as number $2 of $3.
+# Fetches package $1 into the directory $2 of $work; shown as number $3 of $4.
 fetch() {
-    say "fetching $1${2:+ ($2/$3)}"
-    (cd "$work/debs" && apt apt-get download "$1") >>"$log" 2>&1
+    say "fetching $1${3:+ ($3/$4)}"
+    (cd "$work/$2" && apt apt-get download "$1") >>"$log" 2>&1
 }
 fetch_all() {
     total=0
@@ -235,12 +238,16 @@ fetch_all() {
     number=0
     for name in $packages; do
         number=$((number + 1))
-        fetch "$name" "$number" "$total" || return 1
+        fetch "$name" debs "$number" "$total" || return 1
     done
 }
 
 if ! { resolve && fetch_all; }; then
     fetch_lists
+    if [ -z "$(find "$work/apt/state/lists" -name '*_Packages*' | head -n 1)" ]; then
+        fail 74 "no package lists could be fetched" "$(tail -n 2 "$log" | tr '\n' ' ')" \
+            "check the network and /etc/apt/sources.list, then run it again"
+    fi
     resolve || fail 69 "the packages of the default guest aren't in this system's package sources" \
         "looked for one of: $kernel_candidates; and for: $programs. $(tail -n 2 "$log" | tr '\n' ' ')" \
         "check /etc/apt/sources.list and the network; or $elsewhere"
@@ -277,6 +284,7 @@ unexpected() {
 busybox=$(first_of "$pkg/bin/busybox" "$pkg/usr/bin/busybox") || unexpected 'busybox-static holds no busybox'
 dropbear=$(first_of "$pkg/usr/sbin/dropbear" "$pkg/usr/bin/dropbear") || unexpected 'dropbear-bin holds no dropbear'
 sftp_server=$(first_of "$pkg/usr/lib/openssh/sftp-server") || unexpected 'openssh-sftp-server holds no sftp-server'
+scp=$(first_of "$pkg/usr/bin/scp") || unexpected 'openssh-client holds no scp'
 mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fsprogs holds no mke2fs'
 # Not by /lib64: that may be an absolute link, which would lead to the host's own.
 loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
@@ -303,8 +311,8 @@ magic_of() { od -An -t x1 -N 6 "$1" | tr -d ' \n'; }
 provide() { # $1: program, $2: package
     ! have "$1" || return 0
     for name in "$2" $(closure '^(lib|zlib1g)' "$2"); do
-        [ -z "$(find "$work/debs" -name "${name}_*.deb")" ] || continue
-        fetch "$name" && unpack "$work/debs/${name}"_*.deb ||
+        [ -z "$(find "$work/debs" "$work/tools" -name "${name}_*.deb")" ] || continue
+        fetch "$name" tools && unpack "$work/tools/${name}"_*.deb ||
             fail 69 "the kernel can't be unpacked: not found: $1" 'this kernel is packed with it' "apt-get install $2"
     done
 }
@@ -406,7 +414,7 @@ take_modules() {
             [ ! -e "$work/depends/$name" ] || taken="$taken $name"
         elif [ "$name" != "$wanted" ]; then
             extra=linux-modules-extra-$kernel_version
-            if [ ! -e "$work/extra" ] && : >"$work/extra" && fetch "$extra"; then
+            if [ ! -e "$work/extra" ] && : >"$work/extra" && fetch "$extra" debs; then
                 # Ubuntu keeps rarer drivers in a package of their own, fetched only when it is needed.
                 must "unpacking $extra" unpack "$work/debs/$extra"_*.deb
                 take_module "$name" || unexpected "the kernel $kernel_version has no driver $name"
@@ -471,12 +479,13 @@ dropbearkey=$(first_of "$pkg/usr/bin/dropbearkey") && cp "$dropbearkey" usr/bin/
 cp "$sftp_server" usr/lib/openssh/sftp-server
 # Where dropbear looks for it.
 ln -s openssh/sftp-server usr/lib/sftp-server
+cp "$scp" usr/bin/scp
 cp "$mke2fs" usr/sbin/mke2fs
 rm -f sbin/mke2fs
 ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
 
 # Exactly the libraries these programs load, found by their own loader among the unpacked packages.
-for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/sbin/mke2fs; do
+for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/bin/scp usr/sbin/mke2fs; do
     "$loader" --inhibit-cache --library-path "$library_path" --list "$program" >"$work/libraries" 2>>"$log" ||
         unexpected "$program: $(tail -n 1 "$log")"
     if grep -q 'not found' "$work/libraries"; then
@@ -538,7 +547,7 @@ PRETTY_NAME="castra default guest (Linux $kernel_version)"
 ID=castra
 EOF
 find . -type f \( -path './lib/*' -o -path './lib64/*' \) -exec chmod 644 {} +
-chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/lib/openssh/sftp-server
+chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/bin/scp usr/lib/openssh/sftp-server
 
 # --- the archive --------------------------------------------------------------------------------
 # Written here rather than by cpio, which may be absent, would store our user id, and can't make device nodes

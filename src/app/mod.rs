@@ -4,20 +4,24 @@
 //! any decision about VMs (`core`).
 
 mod broker;
+mod broker_pipe;
 mod completions;
 mod context;
+mod events;
 mod failure;
 mod human;
+mod init;
 mod interrupt;
+mod logs;
 mod man;
 mod output;
-mod pipe;
 mod progress;
 mod screen;
 mod select;
 mod sentence;
 mod status;
 mod style;
+mod typed;
 mod vm_names;
 mod workspaces;
 
@@ -54,9 +58,12 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
     match command {
         Command::Completions => completions::run(context, raw),
         Command::Man => man::run(context),
-        Command::Pipe => pipe::run(raw),
+        Command::BrokerPipe => broker_pipe::run(raw),
         Command::Broker => broker::run(context, raw),
         Command::Status => status::run(context, raw),
+        Command::Events => events::run(context, raw),
+        Command::Init => init::run(context, raw),
+        Command::Logs => logs::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),
         other => Err(castra::core::failure::Failure::new(

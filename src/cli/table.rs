@@ -31,7 +31,7 @@ pub enum Command {
     Broker,
     Completions,
     Man,
-    Pipe,
+    BrokerPipe,
     VmNames,
 }
 
@@ -437,8 +437,8 @@ pub const COMMANDS: &[CommandRow] = &[
         examples: &["castra man | man -l -"],
     },
     CommandRow {
-        command: Command::Pipe,
-        words: "pipe",
+        command: Command::BrokerPipe,
+        words: "broker-pipe",
         section: Section::Hidden,
         operands: &[Operand::new("PORT", Arity::One, Complete::Nothing)],
         brief: "join stdin and stdout to a port of this host's loopback",

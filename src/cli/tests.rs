@@ -197,13 +197,13 @@ fn lines_that_are_refused_with_the_nearest_word() {
         ("logs --source kernel", "use serial, qemu or broker"),
         ("--color sometimes up", "use auto, always or never"),
         ("-x up", "there is no flag -x"),
-        ("pip 1", "there is no command"),
+        ("broker-pip 1", "there is no command"),
     ] {
         let text = refused(words);
         assert!(text.contains(expected), "{words}: {text}");
     }
     assert!(
-        !refused("pip 1").contains("castra pipe"),
+        !refused("broker-pip 1").contains("castra pipe"),
         "hidden commands are not suggested"
     );
 }

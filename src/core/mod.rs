@@ -14,6 +14,7 @@ pub(crate) mod golden;
 pub mod host;
 pub mod images;
 pub mod journal;
+pub mod logs;
 pub mod name;
 pub mod nearest;
 pub mod operations;

@@ -35,7 +35,7 @@ pub const FILES: &[(&str, &str)] = &[
     ),
     (
         "~/.castra/projects/ID",
-        "a project's state, unless [project].state_dir says where",
+        "a project's state, or its [project].state_dir",
     ),
     ("~/.castra/images", "images, shared by all projects"),
 ];
@@ -45,6 +45,6 @@ pub const FIRST_STEPS: &[(&str, &str)] = &[
     ("castra init", "write a castra.toml"),
     ("castra up", "boot its VM and bootstrap it"),
     ("castra status", "see that it lives"),
-    ("castra ssh vm-0", "work in it"),
+    ("castra ssh web", "work in it"),
     ("castra down", "end it and its disk"),
 ];

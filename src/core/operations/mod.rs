@@ -3,5 +3,6 @@
 //! Here: `pub fn NAME(options, reporter) -> Result<outcome, Failure>`, one module each. Not here:
 //! how any of it is asked for (`cli`) or shown (`app`).
 
+pub mod events;
 pub mod init;
 pub mod status;

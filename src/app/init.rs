@@ -1,0 +1,42 @@
+//! `castra init`.
+
+use std::env;
+
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::operations::init::{InitOptions, init};
+
+use super::context::Context;
+use crate::cli::Raw;
+
+/// Writes the starter.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let dir = env::current_dir().map_err(|error| {
+        Failure::new(Exit::NoInput, "the current directory can't be read")
+            .because(error)
+            .advice("go to one that exists")
+    })?;
+    if raw.config.is_some() || raw.workspace.is_some() {
+        return Err(
+            Failure::new(Exit::Usage, "`castra init` takes no --config or --workspace")
+                .because("it makes a new config")
+                .advice("castra init --output PATH"),
+        );
+    }
+    let options = InitOptions {
+        dir,
+        project_name: raw.project_name.clone(),
+        output: raw.output.clone(),
+        force: raw.force,
+    };
+    let outcome = context.reporting(|reporter| init(options, reporter))?;
+    if !context.json {
+        context.out.line(format!(
+            "{} is there: project {}, one VM of castra's default guest",
+            outcome.path.display(),
+            outcome.project
+        ));
+        context.out.flush();
+        context.say("next: `castra up` boots it; the file says what else it can have");
+    }
+    Ok(Exit::Done)
+}

@@ -251,9 +251,9 @@ impl<'a> Section<'a> {
                         kind(other)
                     ),
                     match other {
-                        DeValue::Integer(number) => format!("write `{} = \"{number}\"`", name.get_ref()),
-                        DeValue::Boolean(flag) => format!("write `{} = \"{flag}\"`", name.get_ref()),
-                        _ => format!("write `{} = \"…\"`", name.get_ref()),
+                        DeValue::Integer(number) => format!("write it in quotes: \"{number}\""),
+                        DeValue::Boolean(flag) => format!("write it in quotes: \"{flag}\""),
+                        _ => "write it in quotes".to_owned(),
                     },
                 ),
             }

@@ -63,9 +63,17 @@ pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
         }
         fits
     });
-    let state_dir = section
-        .line("state_dir", ".castra/state")
-        .and_then(|dir| places.resolve(section.source, dir));
+    let state_dir = section.line("state_dir", ".castra/state").and_then(|dir| {
+        let at = dir.at;
+        let dir = places.resolve(section.source, dir)?;
+        // `castra clean` empties it, and names in it such as `logs` may be the project's own.
+        if places.dir.starts_with(&dir) {
+            let text = "`state_dir` would hold the project itself";
+            section.wrong(at, text, "state_dir", "\".castra/state\"");
+            return None;
+        }
+        Some(dir)
+    });
     // Upstream castra had one switch here and had already retired it.
     if let Some(at) = section.ignore("features") {
         section.source.warn(

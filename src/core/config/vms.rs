@@ -106,6 +106,7 @@ pub(super) fn vms(
             ));
         }
     }
+    clashes.check_images(&vms);
     metadata.finish(|name| vms.iter().any(|vm| vm.name.key() == name.key()));
     vms
 }
@@ -179,7 +180,7 @@ fn check_instances(source: &Source, entry: &Entry) {
             };
             source.error(
                 id.at,
-                format!("`{}` has no replica {}", entry.role.value, shown(&id.value)),
+                format!("{} has no replica {}", shown(&entry.role.value), shown(&id.value)),
                 known,
             );
             continue;
@@ -227,16 +228,6 @@ fn resolve(
 ) -> VmConfig {
     let base_image = raw.base_image(source);
     let kernel = raw.direct_kernel(source);
-    if let (Some(overlay), Some(ImageSource::Path(image))) =
-        (&raw.overlay, base_image.as_ref().map(|base| &base.source))
-        && overlay.value == *image
-    {
-        source.error(
-            overlay.at,
-            "`overlay` is the base image itself",
-            "leave it out, or name a file of its own: it is made anew and removed by `down`",
-        );
-    }
     let default_guest = base_image.is_none() && kernel.is_none();
     let mut ssh = defaults.ssh.clone();
     let bootstrap = defaults.bootstrap.clone().overlaid(&raw.bootstrap);
@@ -283,6 +274,7 @@ struct Clashes<'a> {
     names: BTreeMap<String, Offset>,
     ports: BTreeMap<(u16, bool), (String, Offset)>,
     overlays: BTreeMap<PathBuf, String>,
+    overlays_at: Vec<At<PathBuf>>,
 }
 
 impl<'a> Clashes<'a> {
@@ -296,6 +288,7 @@ impl<'a> Clashes<'a> {
             names: BTreeMap::new(),
             ports,
             overlays: BTreeMap::new(),
+            overlays_at: Vec::new(),
         }
     }
 
@@ -357,7 +350,7 @@ impl<'a> Clashes<'a> {
                 );
                 continue;
             }
-            self.ports.insert(key, (format!("`{name}`"), forward.at));
+            self.ports.insert(key, (quoted(name), forward.at));
         }
     }
 
@@ -371,11 +364,28 @@ impl<'a> Clashes<'a> {
         } else if let Some(owner) = self.overlays.get(&overlay.value) {
             self.source.error(
                 overlay.at,
-                format!("`{owner}` has the same `overlay`"),
+                format!("{} has the same `overlay`", quoted(owner)),
                 "leave it out, or name another file",
             );
         } else {
             self.overlays.insert(overlay.value.clone(), name.to_owned());
+            self.overlays_at.push(overlay.clone());
+        }
+    }
+
+    /// An overlay is made anew by `up` and removed by `down`: no image may be lost that way.
+    fn check_images(&self, vms: &[VmConfig]) {
+        for vm in vms {
+            let Some(ImageSource::Path(image)) = vm.base_image.as_ref().map(|base| &base.source) else {
+                continue;
+            };
+            for overlay in self.overlays_at.iter().filter(|overlay| overlay.value == *image) {
+                self.source.error(
+                    overlay.at,
+                    format!("`overlay` is the base image of {}", quoted(vm.name.as_str())),
+                    "leave it out, or name a file of its own: it is made anew and removed by `down`",
+                );
+            }
         }
     }
 }

@@ -69,8 +69,10 @@ pub(super) fn folder_name(dir: &Path) -> String {
 }
 
 /// Writes the project's record into its state root and, if that is elsewhere, its entry under the
-/// castra home. For operations that change something; makes the directories, mode 0700.
-pub fn record_workspace(config: &Config) -> Result<()> {
+/// castra home. For operations that change something; makes the directories, mode 0700. A state
+/// root elsewhere works without the entry, so an entry that can't be written is only handed back,
+/// to be told as a warning.
+pub fn record_workspace(config: &Config) -> Result<Option<Failure>> {
     let record = WorkspaceRecord {
         id: config.workspace.clone(),
         project: config.project.clone(),
@@ -78,32 +80,37 @@ pub fn record_workspace(config: &Config) -> Result<()> {
         state_root: config.state.dir().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let mut places = vec![config.state.dir()];
-    places.extend(
-        config
-            .registry
-            .as_deref()
-            .filter(|entry| *entry != config.state.dir()),
-    );
-    for dir in places {
-        let file = dir.join(WORKSPACE_FILE);
-        // Every `up` comes here; rewriting what is there already would only wear the disk.
-        if read_record(&file).as_ref() == Some(&record) {
-            continue;
-        }
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| Failure::io("create", dir, &error))?;
-        records::save(&file, &record)?;
+    write_record(config.state.dir(), &record)?;
+    let entry = config
+        .registry
+        .as_deref()
+        .filter(|entry| *entry != config.state.dir());
+    Ok(entry.and_then(|entry| write_record(entry, &record).err()))
+}
+
+fn write_record(dir: &Path, record: &WorkspaceRecord) -> Result<()> {
+    let file = dir.join(WORKSPACE_FILE);
+    // Every `up` comes here; rewriting what is there already would only wear the disk.
+    if read_record(&file).as_ref() == Some(record) {
+        return Ok(());
     }
-    Ok(())
+    let mut private = DirBuilder::new();
+    private.recursive(true).mode(0o700);
+    private
+        .create(dir)
+        .map_err(|error| Failure::io("create", dir, &error))?;
+    records::save(&file, record)
 }
 
 /// Removes the entry of a project whose state root lies elsewhere, after that root was removed.
 /// A directory that holds more than the entry stays.
 pub fn forget_workspace(castra_home: &Path, id: &str) -> Result<()> {
+    if Path::new(id).file_name() != Some(id.as_ref()) {
+        return Err(Failure::new(
+            Exit::NoInput,
+            format!("there is no workspace {id:?}"),
+        ));
+    }
     let dir = projects_dir(castra_home).join(id);
     let file = dir.join(WORKSPACE_FILE);
     match fs::remove_file(&file) {

@@ -4,5 +4,6 @@
 //! how any of it is asked for (`cli`) or shown (`app`).
 
 pub mod events;
+pub mod image;
 pub mod init;
 pub mod status;

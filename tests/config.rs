@@ -443,6 +443,15 @@ fn one_mistake_each() {
             "^description = 2026-01-01",
             "`description` is a date, it must be a string",
         ),
+        (
+            "vms = [{ description = \"ünï→\", name = 3 }]",
+            "castra.toml:1:41: `name` is a whole number",
+        ),
+        ("\u{feff}vms = 3", "castra.toml:1:7: `vms`"),
+        (
+            "[[vms]]\r\nname = \"a\"\r\ncpus = 0\r\n",
+            "castra.toml:3:8: `cpus = 0`",
+        ),
         // Ranges
         (
             "^cpus = 0",
@@ -764,8 +773,7 @@ fn all_mistakes_are_told_in_the_order_of_the_file() {
         .collect();
     let text = refuse(&many);
     assert!(
-        text.starts_with("castra.toml has several mistakes")
-            && text.ends_with("\ncastra.toml: … and 30 more"),
+        text.starts_with("castra.toml has several mistakes") && text.contains("\ncastra.toml: … and 30 more"),
         "{text}"
     );
 }
@@ -938,6 +946,23 @@ fn the_nearest_config_up_the_tree_is_found() {
     let inner = project.dir().join("src/castra.toml");
     fs::write(&inner, "").unwrap();
     assert_eq!(config::discover(&project.dir().join("src/deep")), Some(inner));
+}
+
+/// A link to a shared config makes a project of its own, where the link is.
+#[test]
+fn a_linked_config_belongs_to_the_project_it_is_found_in() {
+    let project = Project::new("[[vms]]\nname = \"a\"\nbase_image = \"a.qcow2\"\n");
+    let other = project.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    std::os::unix::fs::symlink("../castra.toml", other.join("castra.toml")).unwrap();
+    // The directory's own links are resolved, so that one project has one id.
+    std::os::unix::fs::symlink(&other, project.dir().join("alias")).unwrap();
+    let config =
+        config::load_with_home(&project.dir().join("alias/castra.toml"), Some(&project.home())).unwrap();
+    assert_eq!(config.path, other.join("castra.toml"));
+    assert_eq!(config.project, "other");
+    let image = config.vms[0].base_image.as_ref().unwrap();
+    assert_eq!(image.source, ImageSource::Path(other.join("a.qcow2")));
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn blocks() -> Vec<(String, String)> {
 fn printed(failure: &Failure) -> String {
     let mut text = format!("error: {}\n", failure.what);
     if let Some(why) = &failure.why {
-        text += &format!("  because: {}\n", why.replace('\n', "\n           "));
+        text += &format!("  because: {}\n", why.replace('\n', "\n    "));
     }
     if let Some(next) = &failure.next {
         text += &format!("  try: {next}\n");

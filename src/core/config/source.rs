@@ -250,11 +250,13 @@ impl Source {
     }
 }
 
-/// One failure for all these errors, each beginning with its place.
+/// One failure for all these errors, each beginning with its place and ending with its remedy.
 pub(super) fn failure_of(name: &str, errors: &[String]) -> Failure {
     match errors {
-        [only] => Failure::new(Exit::Config, only.clone()),
-        _ => Failure::new(Exit::Config, format!("{name} has several mistakes")).because(errors.join("\n")),
+        [only] => Failure::new(Exit::Config, only.clone()).advice("correct that line"),
+        _ => Failure::new(Exit::Config, format!("{name} has several mistakes"))
+            .because(errors.join("\n"))
+            .advice("correct these lines; each says how"),
     }
 }
 

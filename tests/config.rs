@@ -445,7 +445,7 @@ fn one_mistake_each() {
         ),
         (
             "vms = [{ description = \"ünï→\", name = 3 }]",
-            "castra.toml:1:41: `name` is a whole number",
+            "castra.toml:1:39: `name` is a whole number",
         ),
         ("\u{feff}vms = 3", "castra.toml:1:7: `vms`"),
         (

@@ -290,7 +290,7 @@ mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fs
 loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
     unexpected 'libc6 holds no ld-linux-x86-64.so.2'
 library_path=$pkg/lib/x86_64-linux-gnu:$pkg/usr/lib/x86_64-linux-gnu
-for applet in acpid ash cmp dd ifconfig init insmod modprobe nc poweroff renice route timeout; do
+for applet in acpid ash dd ifconfig init modprobe mount nc poweroff renice route timeout tr umount usleep wc; do
     "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
 done
 
@@ -495,6 +495,7 @@ for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/bin/scp usr/sbi
 done
 sort -u "$work/all-libraries" | while read -r library; do
     case $library in
+    */ld-linux-*) ;; # it goes to its own place below
     "$pkg"/*) cp "$library" lib/x86_64-linux-gnu/ ;;
     esac
 done

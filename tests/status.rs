@@ -7,15 +7,18 @@ mod fleet;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use castra::core::broker::record::RecordWriter;
 use castra::core::cancel::Cancel;
 use castra::core::failure::{Exit, Failure};
 use castra::core::host::FileLock;
-use castra::core::operations::status::{StatusOptions, status, status_all};
-use castra::core::records::{RunPhase, StopRecord, save};
+use castra::core::operations::status::{StatusAllOutcome, StatusOptions, status, status_all};
+use castra::core::records::{RunPhase, StopRecord, WorkspaceRecord, save};
 use castra::core::reporter::Silent;
 use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
@@ -311,6 +314,124 @@ fn listing(dir: &Path) -> BTreeMap<String, (u64, u64, i64, i64)> {
         }
     }
     found
+}
+
+/// The real command, in this directory, with the fleet's directory as its home.
+fn castra(fleet: &Fleet, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
+    command
+        .args(args)
+        .current_dir(fleet.dir())
+        .env("CASTRA_HOME", fleet.dir().join("home"))
+        .env_remove("CASTRA_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn write_config(fleet: &Fleet, vms: &str) {
+    let config = format!(
+        "[project]\nname = \"demo\"\nstate_dir = \"{}\"\n{vms}",
+        fleet.state.dir().display()
+    );
+    fs::write(fleet.dir().join("castra.toml"), config).unwrap();
+}
+
+#[test]
+fn the_command_prints_object_table_and_all_projects() {
+    let mut fleet = Fleet::new();
+    write_config(&fleet, "[[vms]]\nname = \"web\"\ncount = 2\n");
+    fleet.launch("web-0", 60_000);
+    fleet.heard("web-0", 100);
+    fleet.start_broker(60_000);
+
+    let output = castra(&fleet, &["status", "--json"]).output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), &b""[..])
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 1, "one object on one line");
+    let status: StatusOutcome = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        told(&status),
+        ["web-0 running reachable", "web-1 stopped waiting"]
+    );
+
+    let output = castra(&fleet, &["status"]).output().unwrap();
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("\nweb-0  running  reachable  "), "{table}");
+    assert!(table.contains("\nBROKER  reachable: ") && !table.contains('\u{1b}'));
+
+    // By its id, after the config has gone.
+    let entry = fleet.dir().join("home/projects").join(&status.workspace);
+    fs::create_dir_all(&entry).unwrap();
+    let record = WorkspaceRecord {
+        id: status.workspace.clone(),
+        project: status.project,
+        config_path: status.config_path.clone(),
+        state_root: status.state_root,
+        version: "0.2.0".into(),
+    };
+    save(&entry.join("workspace.json"), &record).unwrap();
+    fs::remove_file(&status.config_path).unwrap();
+    let output = castra(&fleet, &["--workspace", &record.id, "status", "--json"])
+        .output()
+        .unwrap();
+    let by_id: StatusOutcome = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told(&by_id), ["web-0 running reachable"]);
+    let output = castra(&fleet, &["status", "--all", "--json"]).output().unwrap();
+    let all: StatusAllOutcome = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(all.projects.len(), 1);
+    assert_eq!(told(&all.projects[0]), ["web-0 running reachable"]);
+
+    // No project here: what runs elsewhere is named.
+    let output = castra(&fleet, &["status"]).output().unwrap();
+    assert_eq!(
+        (output.status.code(), output.stdout.as_slice()),
+        (Some(66), &b""[..])
+    );
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(&format!("--workspace {}", record.id)), "{said}");
+}
+
+#[test]
+fn json_of_a_guest_cannot_fool_a_terminal_and_damage_is_told_on_stderr() {
+    let mut fleet = Fleet::new();
+    write_config(&fleet, "[[vms]]\nname = \"web\"\n[[vms]]\nname = \"db\"\n");
+    fleet.launch("web", 60_000);
+    fleet.launch("db", 60_000);
+    let mut record = fleet.heard("web", 100);
+    record.guest_metrics = Some(serde_json::json!("\u{202e}\u{1b}[2J"));
+    RecordWriter::new(fleet.state.handshake(&record.vm))
+        .write(&record)
+        .unwrap();
+    fs::write(fleet.state.handshake(&"db".parse().unwrap()), "torn").unwrap();
+    let output = castra(&fleet, &["status", "--json"]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.trim_end().bytes().all(|byte| (b' '..=b'~').contains(&byte)),
+        "{text}"
+    );
+    let status: StatusOutcome = serde_json::from_str(&text).unwrap();
+    assert_eq!(status.vms[0].guest_metrics, record.guest_metrics);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("db: can't read the hand-shake record"), "{said}");
+}
+
+#[test]
+fn watch_goes_on_until_nobody_reads() {
+    let fleet = Fleet::new();
+    write_config(&fleet, "[[vms]]\nname = \"web\"\n");
+    let mut watch = castra(&fleet, &["status", "--watch", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap());
+    let mut line = String::new();
+    lines.read_line(&mut line).unwrap();
+    serde_json::from_str::<StatusOutcome>(&line).unwrap();
+    drop(lines);
+    assert!(watch.wait().unwrap().success(), "a closed pipe is no failure");
 }
 
 /// Forty guests shake hands as fast as they can while status is asked: every answer is whole,

@@ -350,3 +350,32 @@ fn a_frame_fits_the_screen() {
     assert!(cut.contains("b\x1b[K\n… 2 more lines"), "{cut:?}");
     assert_eq!(cut.matches('\n').count(), 3);
 }
+
+/// docs/STATUS.md defines every field there is.
+#[test]
+fn the_document_names_every_field() {
+    let document = include_str!("../../../docs/STATUS.md");
+    let value = serde_json::to_value(fleet()).unwrap();
+    let mut keys: Vec<String> = Vec::new();
+    for object in [
+        &value,
+        &value["vms"][0],
+        &value["vms"][4]["ended"],
+        &value["vms"][0]["ssh"],
+    ] {
+        keys.extend(object.as_object().unwrap().keys().cloned());
+    }
+    keys.extend(
+        value["broker"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(|key| format!("broker.{key}")),
+    );
+    for key in keys {
+        assert!(
+            document.contains(&format!("`{key}`")),
+            "docs/STATUS.md doesn't define `{key}`"
+        );
+    }
+}

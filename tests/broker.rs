@@ -609,6 +609,71 @@ fn a_port_in_use_is_refused_with_its_owner() {
     assert_ne!(broker.start(), 0);
 }
 
+#[test]
+fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
+    let mut broker = Fixture::new("exit");
+    let vm: castra::core::name::VmName = "web".parse().unwrap();
+    let paths = broker.state.vm(&vm);
+    host::ensure_private_dir(paths.dir()).unwrap();
+    let state = broker.state.clone();
+    let launch = |id: &str| {
+        let launched = Some(host::boottime_ms());
+        let guest = GuestRecord {
+            name: vm.clone(),
+            launch_id: Some(id.into()),
+            launched_boottime_ms: launched,
+            boot_id: Some(host::boot_id().into()),
+            token_sha256: None,
+        };
+        records::save(&state.guests(), &GuestsRecord { guests: vec![guest] }).unwrap();
+    };
+    launch("one");
+    let qemu = PosixLock::hold(&paths.qemu_pid());
+    broker.start();
+    assert_eq!(broker.hello("web"), "ok\n");
+    fs::write(
+        paths.file("qmp.log"),
+        "{\"return\": {}}\n{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-panic\"}}\n",
+    )
+    .unwrap();
+    drop(qemu);
+    eventually(SOON, "the exit in the log", || {
+        (broker.lines("exit of vm:web") == 1).then_some(())
+    });
+    assert_eq!(
+        broker.lines("exit of vm:web outcome=crashed reason=guest-panic"),
+        1
+    );
+    assert_eq!(broker.lines("freshness of vm:web reachable=false"), 1);
+
+    launch("two");
+    let qemu = PosixLock::hold(&paths.qemu_pid());
+    assert_eq!(broker.hello("web"), "ok\n");
+    eventually(SOON, "a look at the new launch", || {
+        second_is_new(&broker).then_some(())
+    });
+    let stop = castra::core::records::StopRecord {
+        launch_id: "two".into(),
+        by: "castra down".into(),
+        at: "2026-11-21T10:00:00.000Z".into(),
+    };
+    records::save(&paths.stop(), &stop).unwrap();
+    drop(qemu);
+    eventually(SOON, "the guest to leave the window", || {
+        (broker.lines("freshness of vm:web reachable=false") == 2).then_some(())
+    });
+    broker.stop();
+    broker.start();
+    broker.stop();
+    assert_eq!(
+        broker.lines("exit of vm:web"),
+        1,
+        "what `down` asked for is its own to tell"
+    );
+    let events = fs::read_to_string(broker.state.broker_events()).unwrap();
+    assert_eq!(events.matches("\"phase\":\"exited\"").count(), 1);
+}
+
 /// Stands in for QEMU: another process with a POSIX record lock on the pid file.
 struct PosixLock(std::process::Child);
 

@@ -446,6 +446,36 @@ fn a_thousand_idle_connections_fit_into_20_mib() {
     assert!(each <= 20.0, "{each:.1} KiB an idle connection");
 }
 
+#[test]
+fn the_client_in_the_manual_works() {
+    let project = Project::new("manual", "port = 0");
+    let port = project.start();
+    let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PROTOCOL.md")).unwrap();
+    let client = manual
+        .split("```python\n")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let script = format!("{client}\nprint(hello('web', ('127.0.0.1', {port}), capabilities=['b', 'a']))");
+    let ended = Command::new("python3")
+        .args(["-c", &script])
+        .output()
+        .expect("python3 runs the manual's client");
+    assert_eq!(
+        String::from_utf8_lossy(&ended.stdout),
+        "ok\n",
+        "{}",
+        String::from_utf8_lossy(&ended.stderr)
+    );
+    assert!(
+        project
+            .log()
+            .contains("hello from vm:web outcome=ok session=none capabilities=a,b")
+    );
+}
+
 /// Room for a file system of our own needs root; the rest is tried without.
 #[test]
 fn a_full_disk_declines_new_guests_and_keeps_the_old() {

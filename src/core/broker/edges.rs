@@ -20,7 +20,7 @@ use crate::core::host::{self, Holder};
 use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
-use crate::core::records::{self, GuestsRecord, RunRecord, StopRecord};
+use crate::core::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::reporter::wall_clock;
 use crate::core::status::{VmState, ending};
 
@@ -100,6 +100,7 @@ pub struct Edges {
     guests_seen: Option<Seen>,
     guests: GuestsRecord,
     running: BTreeMap<VmName, u32>,
+    ended: BTreeMap<VmName, String>,
     lines: Vec<String>,
     told: Vec<String>,
     replies: Vec<(Arc<Link>, String)>,
@@ -121,6 +122,7 @@ impl Edges {
             guests_seen: None,
             guests: GuestsRecord::default(),
             running: BTreeMap::new(),
+            ended: BTreeMap::new(),
             lines: Vec::new(),
             told: Vec::new(),
             replies: Vec::new(),
@@ -317,40 +319,48 @@ impl Edges {
         }
     }
 
-    /// VMs whose QEMU let its pid file go since the last look. Each is told once, unless `down`
-    /// asked for it and tells it itself.
-    pub fn gone_vms(&mut self, at: At) -> Vec<VmName> {
-        let names: Vec<VmName> = self
+    /// VMs whose QEMU is gone since the last look. Each launch's end is told once, unless `down`
+    /// asked for it and tells it itself. At the first look what has ended already is an earlier
+    /// broker's story.
+    pub fn gone_vms(&mut self, at: At, first: bool) -> Vec<VmName> {
+        let launches: Vec<(VmName, String)> = self
             .guests
             .guests
             .iter()
-            .filter(|guest| guest.launch_id.is_some())
-            .map(|guest| guest.name.clone())
+            .filter_map(|guest| Some((guest.name.clone(), guest.launch_id.clone()?)))
             .collect();
         let mut gone = Vec::new();
-        for vm in names {
-            match self.qemu_of(&vm) {
-                Some(pid) => {
-                    self.running.insert(vm, pid);
-                }
-                None => {
-                    if let Some(pid) = self.running.remove(&vm) {
-                        self.tell_exit(at, &vm, pid);
-                        gone.push(vm);
-                    }
-                }
+        for (vm, launch) in launches {
+            if let Some(pid) = self.qemu_of(&vm) {
+                self.running.insert(vm, pid);
+                continue;
             }
+            let pid = self.running.remove(&vm);
+            if self.ended.get(&vm) == Some(&launch) {
+                continue;
+            }
+            let run = records::load::<RunRecord>(&self.paths.vm(&vm).run())
+                .ok()
+                .flatten();
+            // One that ran and ended between two looks counts too; one that still starts doesn't.
+            let ran = pid.is_some()
+                || run.is_some_and(|run| run.launch_id == launch && run.phase == RunPhase::Running);
+            if !ran {
+                continue;
+            }
+            if !first {
+                self.tell_exit(at, &vm, &launch, pid);
+                gone.push(vm.clone());
+            }
+            self.ended.insert(vm, launch);
         }
         gone
     }
 
-    fn tell_exit(&mut self, at: At, vm: &VmName, pid: u32) {
+    fn tell_exit(&mut self, at: At, vm: &VmName, launch: &str, pid: Option<u32>) {
         let paths = self.paths.vm(vm);
-        let run = records::load::<RunRecord>(&paths.run()).ok().flatten();
         let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
-        if let (Some(run), Some(stop)) = (run, stop)
-            && run.launch_id == stop.launch_id
-        {
+        if stop.is_some_and(|stop| stop.launch_id == launch) {
             return;
         }
         let (reason, outcome, last_words) = match ending::read(&paths) {
@@ -361,13 +371,13 @@ impl Edges {
         self.log(
             at,
             "WARN",
-            &format!("exit of vm:{vm} outcome={outcome} reason={reason} pid={pid}"),
+            &format!("exit of vm:{vm} outcome={outcome} reason={reason}"),
         );
         self.tell(
             at,
             Event::VmExited {
                 vm: vm.clone(),
-                pid: Some(pid),
+                pid,
                 reason,
                 outcome,
                 last_words,

@@ -198,7 +198,7 @@ impl Broker {
         self.take(at, guests);
         let restored = self.edges.restored();
         self.take(at, restored);
-        let _ = self.edges.gone_vms(at);
+        let _ = self.edges.gone_vms(at, true);
         self.edges.flush(at);
     }
 
@@ -330,7 +330,7 @@ impl Broker {
     fn look_around(&mut self, at: At) -> bool {
         let changed = self.edges.changed_guests(at);
         self.take(at, changed);
-        for vm in self.edges.gone_vms(at) {
+        for vm in self.edges.gone_vms(at, false) {
             self.take(at, [Input::VmGone { vm }]);
         }
         if self.lock.as_ref().is_none_or(|lock| !lock.still_named()) {

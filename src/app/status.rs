@@ -47,7 +47,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
                 Answer::All(all) => render_all(&all.projects, look),
             };
             match size.filter(|_| in_place) {
-                Some(size) => context.out.text(frame(&text, size.rows)),
+                Some(size) => context.out.text(frame(&text, size)),
                 None => context.out.text(text),
             }
         }
@@ -151,29 +151,47 @@ fn render_all(projects: &[StatusOutcome], look: Look) -> String {
     text
 }
 
-/// One picture of `--watch` on a terminal of so many rows: drawn over the last one without
-/// clearing it first, so that nothing flickers. Rows that don't fit are counted.
-fn frame(text: &str, rows: usize) -> String {
+/// One picture of `--watch` on a terminal: drawn over the last one without clearing it first, so
+/// that nothing flickers. Lines are cut where they would wrap, and those that don't fit counted.
+fn frame(text: &str, size: screen::Size) -> String {
     const HOME: &str = "\x1b[H";
     const TO_LINE_END: &str = "\x1b[K\n";
     const REST: &str = "\x1b[J";
     let lines: Vec<&str> = text.lines().collect();
     // The cursor waits in a row of its own.
-    let room = rows.saturating_sub(1).max(1);
+    let room = size.rows.saturating_sub(1).max(1);
     let mut frame = HOME.to_owned();
     let shown = if lines.len() > room { room - 1 } else { lines.len() };
     for line in &lines[..shown] {
-        frame.push_str(line);
+        frame.push_str(&cut(line, size.columns));
         frame.push_str(TO_LINE_END);
     }
     if shown < lines.len() {
-        let more = lines.len() - shown;
-        frame.push_str(&format!(
-            "… {more} more lines; the terminal is too low{TO_LINE_END}"
-        ));
+        let more = format!("… {} more lines; the terminal is too low", lines.len() - shown);
+        frame.push_str(&cut(&more, size.columns));
+        frame.push_str(TO_LINE_END);
     }
     frame.push_str(REST);
     frame
+}
+
+/// The first `columns` characters of a line and all of its colours.
+fn cut(line: &str, columns: usize) -> String {
+    let mut shown = 0;
+    let mut in_color = false;
+    line.chars()
+        .filter(|c| {
+            if *c == '\x1b' {
+                in_color = true;
+            }
+            if in_color {
+                in_color = *c != 'm';
+                return true;
+            }
+            shown += 1;
+            shown <= columns
+        })
+        .collect()
 }
 
 // --- header -----------------------------------------------------------------------------------

@@ -332,14 +332,29 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[],
         brief: "show which VMs run and which are reachable",
-        manual: "Reads what the kernel, QEMU and the broker left to read; it talks to nobody, changes nothing and \
-                 can't hang. Poll it about every 2 s.\n\n\
-                 STATE is stopped, starting, running, stopping or crashed. BROKER is offline (no broker runs), \
-                 waiting (no fresh proof of life) or reachable. A VM is reachable while its last proof of life, a \
-                 hello or any frame of its session, is younger than the freshness window ([broker].freshness_secs, \
-                 45 s unless set). AGE is the age of that proof, `-` where there never was one; it goes on growing \
-                 while no broker runs. With --json one object, schema castra.status.v1, with `reachable`, \
-                 `last_handshake_age_ms` and `freshness_window_ms`.",
+        manual: "Reads what the kernel, QEMU and the broker left to read; it talks to nobody, changes \
+                 nothing and can't hang. Poll it about every 2 s.\n\n\
+                 STATE is starting (being launched), running, stopping (asked to stop, not yet gone), \
+                 stopped (ended in order, or never ran) or crashed. BROKER is offline (no broker runs), \
+                 waiting (no fresh proof of life) or reachable. AGE is the age of the newest proof of \
+                 life, an accepted hello or any frame of an open bus session; `-` where this launch was \
+                 never heard. It goes on growing when guest, VM or broker are gone.\n\n\
+                 A VM is reachable exactly while that age is within the freshness window \
+                 ([broker].freshness_secs, 45 s unless set) and broker and QEMU run. A broker younger \
+                 than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
+                 With --json one object, schema castra.status.v1; ages and durations are milliseconds, \
+                 memory is bytes. `broker` has `state` (running, offline), `pid`, `port`; `accel` is kvm \
+                 or tcg; `reachable` says whether any VM is; `last_handshake_vm` and \
+                 `last_handshake_age_ms` are the youngest; then `freshness_window_ms`, and `vms` with, \
+                 for each:\n\n\
+                 `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
+                 waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
+                 its last accepted hello; `bus_session` and `bus_subscribed`; `last_publish_age_ms` and \
+                 `last_heartbeat_age_ms`; `guest_metrics`, payload of its last heartbeat; `forwards` \
+                 (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
+                 while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
+                 (`reason`, `at`, `last_words`) once that is over. What isn't known is null. \
+                 docs/STATUS.md says more.",
         examples: &[
             "castra status",
             "castra status --json | jq .reachable",

@@ -12,7 +12,8 @@ use castra::core::status::{
 };
 use serde_json::{Value, json};
 
-use super::{Look, frame, render, render_all, without_middle, wrap};
+use super::{Look, cut, frame, render, render_all, without_middle, wrap};
+use crate::app::screen::Size;
 use crate::app::style::Style;
 use crate::cli::ColorChoice;
 
@@ -341,14 +342,17 @@ fn no_line_is_wider_than_the_terminal() {
 #[test]
 fn a_frame_fits_the_screen() {
     let text = "a\nb\nc\nd\n";
+    let size = |rows| Size { rows, columns: 30 };
     assert_eq!(
-        frame(text, 24),
+        frame(text, size(24)),
         "\x1b[Ha\x1b[K\nb\x1b[K\nc\x1b[K\nd\x1b[K\n\x1b[J"
     );
-    assert_eq!(frame(text, 5).matches('\n').count(), 4);
-    let cut = frame(text, 4);
-    assert!(cut.contains("b\x1b[K\n… 2 more lines"), "{cut:?}");
-    assert_eq!(cut.matches('\n').count(), 3);
+    assert_eq!(frame(text, size(5)).matches('\n').count(), 4);
+    let low = frame(text, size(4));
+    assert!(low.contains("b\x1b[K\n… 2 more lines"), "{low:?}");
+    assert_eq!(low.matches('\n').count(), 3);
+    assert_eq!(cut("a\x1b[32mbcd\x1b[0me", 3), "a\x1b[32mbc\x1b[0m");
+    assert_eq!(cut("名前名前", 3), "名前名");
 }
 
 /// docs/STATUS.md defines every field there is.

@@ -342,11 +342,11 @@ pub const COMMANDS: &[CommandRow] = &[
                  A VM is reachable exactly while that age is within the freshness window \
                  ([broker].freshness_secs, 45 s unless set) and broker and QEMU run. A broker younger \
                  than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
-                 With --json one object, schema castra.status.v1; ages and durations are milliseconds, \
-                 memory is bytes. `broker` has `state` (running, offline), `pid`, `port`; `accel` is kvm \
-                 or tcg; `reachable` says whether any VM is; `last_handshake_vm` and \
-                 `last_handshake_age_ms` are the youngest; then `freshness_window_ms`, and `vms` with, \
-                 for each:\n\n\
+                 With --json one object, `schema` castra.status.v1; ages and durations are milliseconds, \
+                 memory is bytes. `project`, `workspace`, `config_path` and `state_root` say which \
+                 project; `broker` has `state` (running, offline), `pid`, `port`; `accel` is kvm or tcg; \
+                 `reachable` says whether any VM is; `last_handshake_vm` and `last_handshake_age_ms` are \
+                 the youngest; then `freshness_window_ms`, and `vms` with, for each:\n\n\
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
                  its last accepted hello; `bus_session` and `bus_subscribed`; `last_publish_age_ms` and \

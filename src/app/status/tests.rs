@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Look, cut, frame, render, render_all, without_middle, wrap};
 use crate::app::screen::Size;
 use crate::app::style::Style;
-use crate::cli::ColorChoice;
+use crate::cli::{self, ColorChoice, Command, HelpKind};
 
 const PIPE: Look = Look {
     width: None,
@@ -355,9 +355,9 @@ fn a_frame_fits_the_screen() {
     assert_eq!(cut("名前名前", 3), "名前名");
 }
 
-/// docs/STATUS.md defines every field there is.
+/// docs/STATUS.md and `--help` define every field there is.
 #[test]
-fn the_document_names_every_field() {
+fn document_and_help_name_every_field() {
     let document = include_str!("../../../docs/STATUS.md");
     let value = serde_json::to_value(fleet()).unwrap();
     let mut keys: Vec<String> = Vec::new();
@@ -368,6 +368,13 @@ fn the_document_names_every_field() {
         &value["vms"][0]["ssh"],
     ] {
         keys.extend(object.as_object().unwrap().keys().cloned());
+    }
+    let help = cli::help(Command::Status, HelpKind::Long);
+    for key in &keys {
+        assert!(
+            help.contains(&format!("`{key}`")),
+            "--help doesn't define `{key}`"
+        );
     }
     keys.extend(
         value["broker"]

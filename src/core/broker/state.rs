@@ -318,7 +318,9 @@ impl State {
                 conn,
                 reason: DeclineReason::SessionLimit,
             });
-            if let Some(evicted) = self.conns.get_mut(&conn) {
+            if let Some(evicted) = self.conns.get_mut(&conn)
+                && evicted.phase == Phase::AwaitingHello
+            {
                 evicted.phase = Phase::Evicted;
             }
         }
@@ -329,24 +331,21 @@ impl State {
             return;
         };
         let (plane, remote) = (known.plane, known.remote.clone());
-        // Told to go, but its hello was on its way already: it counts if there is time.
-        let evicted = match known.phase {
-            Phase::AwaitingHello => None,
-            Phase::Evicted if self.stopping => Some(DeclineReason::ShuttingDown),
-            Phase::Evicted => Some(DeclineReason::SessionLimit),
+        match known.phase {
+            // Told to go, but its hello was on its way already: it needs no place any more.
+            Phase::AwaitingHello | Phase::Evicted => {}
             Phase::Storing(_) | Phase::Answered => return,
-        };
+        }
         let admitted = match plane {
             Plane::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
             // Whoever may open the socket is the host, and nobody else.
             Plane::Host if hello.vm.key() == "host" => Ok(()),
             Plane::Host => Err(DeclineReason::UnknownVm),
         };
-        let verdict = match (evicted, admitted) {
-            (Some(reason), _) => Err(reason),
-            (None, Err(reason)) => Err(reason),
-            (None, Ok(())) if self.stopping => Err(DeclineReason::ShuttingDown),
-            (None, Ok(())) => negotiate(&hello.capabilities, self.rules.bus_versions).map(|_| ()),
+        let verdict = match admitted {
+            Err(reason) => Err(reason),
+            Ok(()) if self.stopping => Err(DeclineReason::ShuttingDown),
+            Ok(()) => negotiate(&hello.capabilities, self.rules.bus_versions).map(|_| ()),
         };
         let key = hello.vm.key();
         let listed = self.table.as_ref().and_then(|table| table.get(&key));
@@ -480,11 +479,11 @@ impl State {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
-        let kept_its_place = known.phase != Phase::Evicted;
         known.phase = Phase::Answered;
         let plane = known.plane;
         let places = self.places(plane);
-        if places.waiting.remove(&conn) && kept_its_place {
+        // Who was told to go has none any more.
+        if places.waiting.remove(&conn) {
             places.answered.insert(conn);
         }
         out.push(Effect::Reply { conn, line });

@@ -16,6 +16,8 @@ pub use completions::completions;
 pub use help::{help, overview};
 pub use manpage::manpage;
 pub use parse::{Refused, parse};
+#[cfg(test)]
+pub use raw::HelpKind;
 pub use raw::{ColorChoice, Raw};
 pub use table::{Command, LogSource};
 

@@ -8,6 +8,9 @@
 # depends on nothing else of the source tree. It needs no root and reaches nothing but the package mirror. The
 # same packages give the same bytes: sorted archive, one fixed time, owner 0:0, no trace of when or where.
 
+# Backticks in messages and programs for awk are meant as they stand.
+# shellcheck disable=SC2016
+
 set -eu
 umask 022
 LC_ALL=C
@@ -312,7 +315,7 @@ provide() { # $1: program, $2: package
     ! have "$1" || return 0
     for name in "$2" $(closure '^(lib|zlib1g)' "$2"); do
         [ -z "$(find "$work/debs" "$work/tools" -name "${name}_*.deb")" ] || continue
-        fetch "$name" tools && unpack "$work/tools/${name}"_*.deb ||
+        { fetch "$name" tools && unpack "$work/tools/${name}"_*.deb; } ||
             fail 69 "the kernel can't be unpacked: not found: $1" 'this kernel is packed with it' "apt-get install $2"
     done
 }
@@ -370,11 +373,14 @@ extract_vmlinux || unexpected "${vmlinuz##*/} isn't packed in a way this script 
 # --- modules ------------------------------------------------------------------------------------
 # By when they are needed. A ! marks those without which the guest is no guest; the others may be built in or absent.
 
-modules_boot='virtio_pci! virtio_net! qemu_fw_cfg! button!'
-modules_late='virtio_rng virtio_blk! crc32c_generic ext4! virtio_console'
-modules_acpi='evdev!'
-modules_mounts='9pnet_virtio 9p'
-[ "$mounts" = no ] || modules_mounts='9pnet_virtio! 9p!'
+modules_for() {
+    case $1 in
+    boot) echo 'virtio_pci! virtio_net! qemu_fw_cfg! button!' ;;
+    late) echo 'virtio_rng virtio_blk! crc32c_generic ext4! virtio_console' ;;
+    acpi) echo 'evdev!' ;;
+    mounts) [ "$mounts" = no ] && echo '9pnet_virtio 9p' || echo '9pnet_virtio! 9p!' ;;
+    esac
+}
 
 module_root=$root/lib/modules/$kernel_version
 mkdir -p "$module_root" "$work/depends"
@@ -431,6 +437,8 @@ take_modules() {
 
 # What must be loaded for module $1, deepest first, itself last.
 load_order() (
+    # Split on purpose: one line of names.
+    # shellcheck disable=SC2013
     for dependency in $(cat "$work/depends/$1" 2>/dev/null); do load_order "$dependency"; done
     [ ! -e "$work/depends/$1" ] || printf '%s\n' "$1"
 )
@@ -439,10 +447,9 @@ say 'choosing kernel modules'
 mkdir -p "$root/etc/castra"
 absent=' '
 for stage in boot late acpi mounts; do
-    eval "wanted=\$modules_$stage"
     # Split on purpose: a list of names.
-    # shellcheck disable=SC2086
-    take_modules $wanted
+    # shellcheck disable=SC2046
+    take_modules $(modules_for "$stage")
     printf '%s\n' "$taken" >"$root/etc/castra/modules.$stage"
 done
 mounts=true

@@ -9,8 +9,6 @@ use std::io::{self, Write};
 use std::panic;
 use std::process::ExitCode;
 
-// `crate::core` names the same here as in the library.
-use castra::core;
 use castra::core::failure::Exit;
 
 fn main() -> ExitCode {

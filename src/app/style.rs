@@ -15,7 +15,8 @@ pub struct Style {
 }
 
 impl Style {
-    /// Plain text.
+    /// Plain text, which golden tests compare.
+    #[cfg(test)]
     pub const PLAIN: Style = Style { on: false };
 
     /// By flag, environment and terminal, in this order (DESIGN §10).

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
-use crate::cli::raw::{HelpKind, Raw};
+use crate::cli::raw::HelpKind;
 
 /// Longest wait a flag may ask for, seconds: a day. More is a typing mistake.
 const LONGEST_WAIT_SECS: u64 = 86_400;

@@ -1,0 +1,425 @@
+//! The command line as its users meet it: the real binary, its streams and exit codes.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use support::{Castra, golden};
+
+/// What `castra --help` lists.
+const COMMANDS: &[&[&str]] = &[
+    &["init"],
+    &["up"],
+    &["down"],
+    &["bootstrap"],
+    &["ssh"],
+    &["exec"],
+    &["status"],
+    &["logs"],
+    &["events"],
+    &["workspaces"],
+    &["image", "build"],
+    &["image", "list"],
+    &["image", "path"],
+    &["broker"],
+    &["completions"],
+    &["man"],
+];
+
+#[test]
+fn help_of_every_command() {
+    let castra = Castra::new("help");
+    golden("cli/help.txt", &castra.run(&["--help"]).exits(0).stdout);
+    golden("cli/help-short.txt", &castra.run(&["-h"]).exits(0).stdout);
+    golden("cli/image.txt", &castra.run(&["image", "--help"]).exits(0).stdout);
+    for words in COMMANDS {
+        let name = words.join("-");
+        for (flag, suffix) in [("--help", ""), ("-h", "-short")] {
+            let ran = castra.run(&[words, &[flag][..]].concat()).exits(0);
+            assert_eq!(ran.stderr, "");
+            golden(&format!("cli/{name}{suffix}.txt"), &ran.stdout);
+        }
+    }
+    assert!(!castra.home().exists(), "help makes nothing");
+}
+
+#[test]
+fn version() {
+    let castra = Castra::new("version");
+    let expected = format!("castra {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(castra.run(&["--version"]).exits(0).stdout, expected);
+    assert_eq!(castra.run(&["-V"]).exits(0).stdout, expected);
+}
+
+#[test]
+fn wrong_usage_is_64_and_names_the_nearest() {
+    let castra = Castra::new("usage");
+    for (args, expected) in [
+        (
+            &["stauts"][..],
+            "try: castra status, which is the nearest there is",
+        ),
+        (
+            &["up", "--borker-only"],
+            "try: --broker-only, which is the nearest there is",
+        ),
+        (
+            &["down", "--plan"],
+            "because: it belongs to `castra up` and `castra bootstrap`",
+        ),
+        (&[], "error: no command given"),
+    ] {
+        let ran = castra.run(args).exits(64);
+        assert_eq!(ran.stdout, "");
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+    golden("cli/unknown-command.txt", &castra.run(&["stauts"]).stderr);
+}
+
+#[test]
+fn a_refusal_with_json_is_one_contract_line() {
+    let castra = Castra::new("refusal");
+    castra.write("bad/castra.toml", "[[vms]]\nname = \"web\"\nmemory = \"lots\"\n");
+    for (args, command, exit) in [
+        (&["--json", "stauts"][..], "castra", 64),
+        (&["up", "--json", "--nonsense"], "up", 64),
+        (&["status", "--json"], "status", 66),
+        (&["--json", "--workspace", "nowhere", "status"], "status", 66),
+        (&["--json", "--config", "bad", "status"], "status", 65),
+        (&["--json", "--config", "missing.toml", "broker"], "broker", 66),
+    ] {
+        let ran = castra.run(args).exits(exit);
+        let objects = ran.objects();
+        assert_eq!(objects.len(), 1, "{}", ran.stdout);
+        let object = &objects[0];
+        assert_eq!(object["type"], "command.rejected");
+        assert_eq!(object["v"], 1);
+        assert_eq!(object["command"], command, "{args:?}");
+        assert_eq!(object["exit_status"], exit);
+        assert_eq!(object["source"], "cli");
+        assert!(object["detail"].as_str().is_some_and(|text| !text.is_empty()));
+        for key in ["ts", "offset_ms", "seq", "run", "remediation", "thread", "turn"] {
+            assert!(object.get(key).is_some(), "{key} is missing");
+        }
+        assert!(ran.stderr.starts_with("error: "), "{}", ran.stderr);
+    }
+}
+
+#[test]
+fn without_a_project_castra_says_what_there_is() {
+    let castra = Castra::new("nothing");
+    let ran = castra.run(&["status"]).exits(66);
+    assert!(
+        ran.stderr.contains("there is no castra.toml in"),
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("nothing of castra's runs"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`castra init` writes one"), "{}", ran.stderr);
+    let ran = castra
+        .run(&["--config", "a", "--workspace", "b", "status"])
+        .exits(64);
+    assert!(ran.stderr.contains("leave one out"), "{}", ran.stderr);
+    let listed = castra.run(&["workspaces", "--json"]).exits(0).objects();
+    assert_eq!(listed, [serde_json::json!({"workspaces": []})]);
+    assert!(!castra.home().exists(), "looking makes nothing");
+}
+
+#[test]
+fn init_then_a_config_that_loads() {
+    let castra = Castra::new("init");
+    let ran = castra.run(&["init"]).exits(0);
+    assert!(ran.stdout.contains("castra.toml is there"), "{}", ran.stdout);
+    assert!(ran.stderr.contains("next: `castra up`"), "{}", ran.stderr);
+    assert_eq!(castra.run(&["vm-names"]).exits(0).stdout, "web\n");
+    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    assert_eq!(status["schema"], "castra.status.v1");
+    assert_eq!(status["vms"][0]["state"], "stopped");
+    let again = castra.run(&["init"]);
+    assert!(again.code.is_some_and(|code| code >= 64), "{again:?}");
+    assert!(again.stderr.contains("--force"), "{}", again.stderr);
+    castra
+        .run(&["init", "--force", "--project-name", "other"])
+        .exits(0);
+    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    assert_eq!(status["project"], "other");
+    let events = castra
+        .run(&["--json", "init", "--output", "sub.toml"])
+        .exits(0)
+        .objects();
+    assert_eq!(events[0]["type"], "command.accepted");
+    assert_eq!(events.last().unwrap()["type"], "summary");
+}
+
+#[test]
+fn logs_and_events_read_what_is_there() {
+    let castra = Castra::new("logs");
+    castra.write(
+        "castra.toml",
+        "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n",
+    );
+    let ran = castra.run(&["logs"]).exits(0);
+    assert!(ran.stdout.is_empty() && ran.stderr.contains("empty"), "{ran:?}");
+    castra.write("state/vms/web/serial.log", "booting\r\n\x1b[2Jclear\nlast\n");
+    castra.write("state/logs/broker.log", "[host-broker] one\n");
+    assert_eq!(
+        castra.run(&["logs"]).exits(0).stdout,
+        "web serial | booting\nweb serial | \\x1b[2Jclear\nweb serial | last\nbroker     | [host-broker] one\n"
+    );
+    assert_eq!(
+        castra.run(&["logs", "WEB", "--tail", "1"]).exits(0).stdout,
+        "web serial | last\n"
+    );
+    let objects = castra
+        .run(&["logs", "--source", "serial", "--tail=1", "--json"])
+        .exits(0)
+        .objects();
+    assert_eq!(
+        objects,
+        [serde_json::json!({"vm": "web", "source": "serial", "text": "last"})]
+    );
+    castra.run(&["logs", "wbe"]).exits(64);
+
+    let line = "{\"type\":\"message\",\"v\":1,\"ts\":\"2026-11-21T10:00:00.000Z\",\"offset_ms\":0,\"seq\":0,\
+                \"run\":\"r\",\"severity\":\"warn\",\"text\":\"odd \\u001b[2J\",\"vm\":\"web\",\"remediation\":null,\
+                \"source\":null,\"thread\":null,\"turn\":null,\"data\":null}";
+    castra.write("state/logs/events.jsonl", &format!("{line}\n"));
+    assert_eq!(
+        castra.run(&["events", "--json"]).exits(0).stdout,
+        format!("{line}\n")
+    );
+    assert_eq!(
+        castra
+            .run(&["events", "--type", "mess*", "--vm", "web"])
+            .exits(0)
+            .stdout,
+        "2026-11-21T10:00:00.000Z  web       warning: odd \\x1b[2J\n"
+    );
+    assert_eq!(castra.run(&["events", "--type", "summary"]).exits(0).stdout, "");
+}
+
+#[test]
+fn colour_is_for_terminals_unless_asked_for() {
+    let castra = Castra::new("colour");
+    let escapes = |args: &[&str], env: &[(&str, &str)]| {
+        let output = castra.command(args).envs(env.iter().copied()).output().unwrap();
+        output.stderr.contains(&0x1b)
+    };
+    assert!(!escapes(&["stauts"], &[("TERM", "xterm")]), "stderr is a pipe");
+    assert!(escapes(&["--color", "always", "stauts"], &[]));
+    assert!(
+        escapes(&["--color", "always", "stauts"], &[("NO_COLOR", "1")]),
+        "the flag was typed"
+    );
+    assert!(!escapes(&["--color", "never", "stauts"], &[("TERM", "xterm")]));
+}
+
+/// `script` gives a command a terminal of its own; it is part of util-linux or bsdutils.
+#[test]
+fn on_a_terminal_no_color_and_dumb_are_obeyed() {
+    let castra = Castra::new("terminal");
+    let escapes = |env: &[(&str, &str)]| {
+        let binary = env!("CARGO_BIN_EXE_castra");
+        let output = Command::new("script")
+            .args(["-qec", &format!("{binary} stauts"), "/dev/null"])
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("SHELL", "/bin/sh")
+            .envs(env.iter().copied())
+            .current_dir(castra.project())
+            .stdin(Stdio::null())
+            .output()
+            .expect("script is there: it is essential on Debian");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.contains("there is no command"), "{text}");
+        text.contains('\x1b')
+    };
+    assert!(escapes(&[("TERM", "xterm")]));
+    assert!(!escapes(&[("TERM", "xterm"), ("NO_COLOR", "1")]));
+    assert!(
+        escapes(&[("TERM", "xterm"), ("NO_COLOR", "")]),
+        "an empty NO_COLOR is none"
+    );
+    assert!(!escapes(&[("TERM", "dumb")]));
+    assert!(!escapes(&[]));
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_error() {
+    let castra = Castra::new("pipe");
+    for args in [&["man"][..], &["--help"], &["completions", "bash"]] {
+        let mut child = castra
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let castra = Castra::new("full");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = castra.command(&["man"]).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(74));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't write to stdout"));
+}
+
+#[test]
+fn the_broker_pipe_joins_both_ends() {
+    let castra = Castra::new("broker-pipe");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let broker = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"greeting\n").unwrap();
+        let mut hello = String::new();
+        stream.read_to_string(&mut hello).unwrap();
+        stream.write_all(b"ok\n").unwrap();
+        hello
+    });
+    let ran = castra
+        .run_with_stdin(&["broker-pipe", &port], b"hello vm:web\n")
+        .exits(0);
+    assert_eq!(ran.stdout, "greeting\nok\n");
+    assert_eq!(broker.join().unwrap(), "hello vm:web\n");
+    let ran = castra.run(&["broker-pipe", &port]).exits(74);
+    assert_eq!(
+        (ran.stdout, ran.stderr),
+        (String::new(), String::new()),
+        "both are the guest's connection"
+    );
+    castra.run(&["broker-pipe", "0"]).exits(64);
+}
+
+#[test]
+fn a_broker_in_the_foreground_is_seen_and_stops_in_order() {
+    let castra = Castra::new("foreground");
+    castra.write(
+        "castra.toml",
+        "[project]\nname = \"demo\"\n[broker]\nport = 0\n[[vms]]\nname = \"web\"\n",
+    );
+    let mut child = castra
+        .command(&["broker"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(child.stderr.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
+    assert!(said.contains("broker of demo"), "{said}");
+    let limit = std::time::Duration::from_secs(20);
+    let port = support::eventually(limit, "the broker to listen", || {
+        castra.run(&["status", "--json"]).exits(0).objects()[0]["broker"]["port"].as_u64()
+    });
+    assert!(std::net::TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).is_ok());
+    let killed = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    assert_eq!(status["broker"]["state"], "offline");
+}
+
+#[test]
+fn completions_are_scripts_their_shells_accept() {
+    let castra = Castra::new("completions");
+    for shell in ["bash", "zsh", "fish"] {
+        let script = castra.run(&["completions", shell]).exits(0).stdout;
+        golden(&format!("cli/completions.{shell}"), &script);
+        let path = castra.write(shell, &script);
+        // bash is essential on Debian; the other two are tried where they are installed.
+        match Command::new(shell).arg("-n").arg(&path).output() {
+            Ok(output) => assert!(
+                output.status.success(),
+                "{shell}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ),
+            Err(error) => assert!(shell != "bash", "{error}"),
+        }
+    }
+}
+
+#[test]
+fn bash_completes_commands_flags_values_and_vms() {
+    let castra = Castra::new("bash");
+    castra.write(
+        "castra.toml",
+        "[[vms]]\nname = \"api\"\ncount = 2\n[[vms]]\nname = \"db\"\n",
+    );
+    let script = castra.write("castra.bash", &castra.run(&["completions", "bash"]).stdout);
+    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_castra"));
+    let path = format!(
+        "{}:{}",
+        binary.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    for (words, expected) in [
+        (&["castra", "bro"][..], "broker"),
+        (&["castra", "image", ""], "build list path"),
+        (&["castra", "--config", "castra.toml", "wor"], "workspaces"),
+        (&["castra", "up", "--br"], "--broker-only"),
+        (&["castra", "up", "a"], "api-0 api-1"),
+        (&["castra", "up", "--bootstrap", "s"], "skip"),
+        (&["castra", "--color", ""], "auto always never"),
+        (&["castra", "completions", "z"], "zsh"),
+        (&["castra", "ssh", "db", "--", "u"], ""),
+    ] {
+        let program = format!(
+            ". {}; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _castra; echo \"${{COMPREPLY[*]}}\"",
+            script.display()
+        );
+        let output = Command::new("bash")
+            .args(["-c", &program, "bash"])
+            .args(words)
+            .current_dir(castra.project())
+            .env("PATH", &path)
+            .env("CASTRA_HOME", castra.home())
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).trim_end(),
+            expected,
+            "{words:?}"
+        );
+    }
+}
+
+#[test]
+fn the_man_page_is_roff_that_groff_renders() {
+    let castra = Castra::new("man");
+    let page = castra.run(&["man"]).exits(0).stdout;
+    golden("cli/castra.1", &page);
+    let path = castra.write("castra.1", &page);
+    let Ok(output) = Command::new("groff")
+        .args(["-man", "-Tascii", "-ww"])
+        .arg(&path)
+        .output()
+    else {
+        // Without groff the golden file still shows every change.
+        return;
+    };
+    assert!(output.status.success());
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "",
+        "groff has nothing to complain about"
+    );
+    let shown = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        shown.contains("--graceful-wait-secs") || shown.contains("graceful"),
+        "{shown}"
+    );
+}

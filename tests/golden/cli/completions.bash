@@ -1,0 +1,55 @@
+# bash completions for castra, printed by `castra completions bash`
+_castra() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command= word i skip=
+    COMPREPLY=()
+    for ((i = 1; i < COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ -n $skip ]]; then skip=; continue; fi
+        case $word in
+            --) return ;;
+            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm) skip=1 ;;
+            -*) ;;
+            image) [[ -z $command ]] && command=image ;;
+            build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
+            list) case $command in image) command='image list' ;; '') command=list ;; esac ;;
+            path) case $command in image) command='image path' ;; '') command=path ;; esac ;;
+            *) [[ -z $command ]] && command=$word ;;
+        esac
+    done
+    case $prev in
+        --config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --workspace)  return ;;
+        --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
+        --project-name)  return ;;
+        --output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --bootstrap) COMPREPLY=($(compgen -W 'auto skip always' -- "$cur")); return ;;
+        --graceful-wait-secs)  return ;;
+        --sigterm-wait-secs)  return ;;
+        --sigkill-wait-secs)  return ;;
+        --source) COMPREPLY=($(compgen -W 'serial qemu broker' -- "$cur")); return ;;
+        --tail)  return ;;
+        --type)  return ;;
+        --vm) COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); return ;;
+    esac
+    case $command in
+        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status logs events workspaces broker completions man image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
+        'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
+        'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan --broker-only' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'bootstrap') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'ssh') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'exec') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'status') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --watch --all' -- "$cur")); else :;  fi ;;
+        'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'events') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --type --vm' -- "$cur")); else :;  fi ;;
+        'workspaces') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'broker') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'completions') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); fi ;;
+        'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+    esac
+}
+complete -F _castra castra

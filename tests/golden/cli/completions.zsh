@@ -1,0 +1,121 @@
+#compdef castra
+# zsh completions for castra, printed by `castra completions zsh`
+
+_castra_vms() {
+    local -a vms
+    vms=(${(f)"$(castra vm-names 2>/dev/null)"})
+    compadd -a vms
+}
+
+_castra() {
+    local -a globals words_known
+    local context state state_descr line
+    typeset -A opt_args
+    globals=(
+        '*--config=[use this castra.toml, or the one in this directory]:PATH:_files'
+        '*--workspace=[use the project with this id, wherever it lies]:ID: '
+        '--json[print results and events as JSON, one object a line]'
+        '--quiet[print only results, warnings and errors]'
+        '*--color=[colour the text\: auto, always or never (default\: auto)]:WHEN:(auto always never)'
+        '--help[print help; -h in short, --help in full]'
+        '--version[print the version]'
+    )
+    _arguments -C $globals '1:command:->command' '*::argument:->argument' && return
+    case $state in
+    command)
+        words_known=(
+            'init:write a castra.toml to start from'
+            'up:start VMs, wait until they live, and bootstrap them'
+            'down:shut VMs down and discard their overlays'
+            'bootstrap:bootstrap running VMs again'
+            'ssh:open a shell in a VM, or run a command there'
+            'exec:run a command in a VM, without a terminal'
+            'status:show which VMs run and which are reachable'
+            'logs:show the logs of VMs and broker'
+            'events:show what castra and the broker have reported'
+            'workspaces:list the projects castra knows, wherever they are'
+            'broker:run the project'\''s broker in the foreground'
+            'completions:print the completions for a shell'
+            'man:print the man page'
+            'image:the default guest, which VMs boot that name no image'
+        )
+        _describe -t commands command words_known ;;
+    argument)
+        case $line[1] in
+        init)
+            _arguments $globals \
+                '--force[replace an existing file]' \
+                '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
+                '*--output=[write this file instead of castra.toml]:PATH:_files' \
+                ;;
+        up)
+            _arguments $globals \
+                '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
+                '--plan[show what would be done, and change nothing]' \
+                '--broker-only[start the broker and no VM]' \
+                '*:VM:_castra_vms';;
+        down)
+            _arguments $globals \
+                '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
+                '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
+                '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
+                '--discard[discard persistent overlays too]' \
+                '*:VM:_castra_vms';;
+        bootstrap)
+            _arguments $globals \
+                '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
+                '--plan[show what would be done, and change nothing]' \
+                '*:VM:_castra_vms';;
+        ssh)
+            _arguments $globals \
+                '1:VM:_castra_vms';;
+        exec)
+            _arguments $globals \
+                '1:VM:_castra_vms';;
+        status)
+            _arguments $globals \
+                '--watch[print again every 2 s until Ctrl-C]' \
+                '--all[show every project castra knows]' \
+                ;;
+        logs)
+            _arguments $globals \
+                '*--source=[only this log\: serial, qemu or broker]:SOURCE:(serial qemu broker)' \
+                '*--tail=[so many last lines of each log (default\: 50)]:N: ' \
+                '*:VM:_castra_vms';;
+        events)
+            _arguments $globals \
+                '*--type=[only events of this type; a `*` at the end matches any]:PATTERN: ' \
+                '*--vm=[only events about this VM]:VM:_castra_vms' \
+                ;;
+        workspaces)
+            _arguments $globals \
+                ;;
+        broker)
+            _arguments $globals \
+                ;;
+        completions)
+            _arguments $globals \
+                '1:SHELL:(bash zsh fish)';;
+        man)
+            _arguments $globals \
+                ;;
+        image)
+            if (( CURRENT == 1 )); then
+                words_known=(
+                    'build:build the default guest now'
+                    'list:list the images in the cache'
+                    'path:print where the default guest lies'
+                )
+                _describe -t commands command words_known
+            else
+                _arguments $globals
+            fi ;;
+        esac ;;
+    esac
+}
+
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+    _castra "$@"
+else
+    compdef _castra castra
+fi

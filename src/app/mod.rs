@@ -10,6 +10,7 @@ mod context;
 mod events;
 mod failure;
 mod human;
+mod image;
 mod init;
 mod interrupt;
 mod logs;
@@ -62,6 +63,9 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Broker => broker::run(context, raw),
         Command::Status => status::run(context, raw),
         Command::Events => events::run(context, raw),
+        Command::ImageBuild => image::build(context, raw),
+        Command::ImageList => image::list(context),
+        Command::ImagePath => image::path(context),
         Command::Init => init::run(context, raw),
         Command::Logs => logs::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 
 use castra::core::config::{self, CONFIG_FILE, Config, workspace};
 use castra::core::failure::{Exit, Failure, Result};
+use castra::core::logs::launched_vms;
+use castra::core::name::VmName;
+use castra::core::nearest::nearest;
 use castra::core::operations::status::status_all;
 use castra::core::paths::{StateRoot, castra_home};
 use castra::core::records::WorkspaceRecord;
@@ -122,6 +125,24 @@ fn by_id(id: &str) -> Result<Selected> {
             Selected::Config(Box::new(config))
         }
         _ => Selected::Record(record),
+    })
+}
+
+/// The VM of this name, compared without case, in the spelling of config or state root.
+pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
+    let mut known: Vec<VmName> = match selected {
+        Selected::Config(config) => config.vms.iter().map(|vm| vm.name.clone()).collect(),
+        Selected::Record(_) => Vec::new(),
+    };
+    // A VM that the config has lost may still run.
+    known.extend(launched_vms(&selected.state()));
+    if let Some(vm) = known.iter().find(|vm| vm.as_str().eq_ignore_ascii_case(name)) {
+        return Ok(vm.clone());
+    }
+    let failure = Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project"));
+    Err(match nearest(name, known.iter().map(VmName::as_str)) {
+        Some(near) => failure.advice(format!("`{near}` is the nearest there is")),
+        None => failure.advice("`castra status` lists its VMs"),
     })
 }
 

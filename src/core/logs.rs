@@ -53,7 +53,7 @@ pub struct Log {
 /// The logs of these VMs (none named: all that were ever launched, and the broker), of these
 /// sources (none named: all). `known` are names that count although they were never launched.
 pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmName]) -> Result<Vec<Log>> {
-    let mut all = launched(state);
+    let mut all = launched_vms(state);
     let there = all.len();
     all.extend_from_slice(known);
     let mut chosen: Vec<VmName> = Vec::new();
@@ -92,7 +92,8 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
     Ok(logs)
 }
 
-fn launched(state: &StateRoot) -> Vec<VmName> {
+/// The VMs that were ever launched under a state root, by name.
+pub fn launched_vms(state: &StateRoot) -> Vec<VmName> {
     let mut names: Vec<VmName> = fs::read_dir(state.vms())
         .map(|entries| {
             entries

@@ -121,8 +121,8 @@ pub const FLAGS: &[Flag] = &[
         long: "force",
         short: None,
         value: None,
-        scope: INIT,
-        brief: "replace an existing file",
+        scope: Scope::Only(&[Command::Init, Command::ImageBuild]),
+        brief: "make anew what is there already",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {

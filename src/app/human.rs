@@ -57,18 +57,6 @@ pub fn plural(count: usize, noun: &str) -> String {
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
-pub fn list<S: AsRef<str>>(words: &[S]) -> String {
-    match words {
-        [] => String::new(),
-        [one] => one.as_ref().to_owned(),
-        [first @ .., last] => {
-            let first: Vec<&str> = first.iter().map(AsRef::as_ref).collect();
-            format!("{} and {}", first.join(", "), last.as_ref())
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_counts_and_lists() {
+    fn sizes_and_counts() {
         for (count, text) in [
             (0, "0 bytes"),
             (1, "1 byte"),
@@ -106,7 +94,5 @@ mod tests {
         }
         assert_eq!(plural(1, "VM"), "1 VM");
         assert_eq!(plural(0, "VM"), "0 VMs");
-        assert_eq!(list(&["a", "b", "c"]), "a, b and c");
-        assert_eq!(list(&["a"]), "a");
     }
 }

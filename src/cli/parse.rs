@@ -18,7 +18,7 @@ pub struct Refused {
     /// What is wrong.
     pub failure: Failure,
     /// What was understood before; `json`, `quiet` and `color` of it count.
-    pub raw: Raw,
+    pub raw: Box<Raw>,
 }
 
 /// Reads a command line, program name left out.
@@ -33,7 +33,10 @@ pub fn parse(args: Vec<OsString>) -> Result<Raw, Refused> {
         Ok(()) => Ok(raw),
         Err(failure) => {
             raw.json = json;
-            Err(Refused { failure, raw })
+            Err(Refused {
+                failure,
+                raw: Box::new(raw),
+            })
         }
     }
 }

@@ -44,7 +44,7 @@ _castra() {
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[replace an existing file]' \
+                '--force[make anew what is there already]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;

@@ -3,6 +3,8 @@
 //! Here: the ends of `qmp.log` and `serial.log` and what they say (DESIGN §7). Not here: whether
 //! the VM has ended at all, or whether `down` asked for it ([`super::assemble`]).
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
 
 use crate::core::escape::escape_line;
@@ -69,10 +71,15 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
 
 /// When QEMU says that it happened.
 fn time_of(message: &Value) -> Option<String> {
+    /// The first second that RFC 3339 can't spell: the year 10000.
+    const BEYOND: u64 = 253_402_300_800;
     let stamp = &message["timestamp"];
-    let since = std::time::Duration::from_secs(stamp["seconds"].as_u64()?)
-        + std::time::Duration::from_micros(stamp["microseconds"].as_u64()?);
-    Some(wall_clock(std::time::SystemTime::UNIX_EPOCH.checked_add(since)?))
+    let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
+    let micros = stamp["microseconds"]
+        .as_u64()
+        .filter(|micros| *micros < 1_000_000)?;
+    let since = Duration::from_secs(seconds) + Duration::from_micros(micros);
+    Some(wall_clock(SystemTime::UNIX_EPOCH + since))
 }
 
 /// The line of the panic if there is one, else the last line that isn't empty.
@@ -137,6 +144,19 @@ mod tests {
         let events = shutdown("guest-reset").repeat(200) + &shutdown("host-error");
         let tail = &events[events.len() - usize::try_from(QMP_TAIL).unwrap()..];
         assert_eq!(parse(tail, "").unwrap().ended.reason, "host-error");
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_left_out() {
+        for stamp in [
+            "{}",
+            "{\"seconds\": 18446744073709551615, \"microseconds\": 0}",
+            "7",
+        ] {
+            let event = format!("{{\"event\": \"SHUTDOWN\", \"timestamp\": {stamp}, \"data\": 1}}");
+            let ended = parse(&format!("{ANSWER}{event}"), "").unwrap().ended;
+            assert_eq!((ended.at, ended.reason.as_str()), (None, "unknown"), "{stamp}");
+        }
     }
 
     #[test]

@@ -41,6 +41,9 @@ const COMPLETE: &str = "complete.json";
 /// A build takes 10 s and up to 50 MB of downloads; this is for slow mirrors.
 const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
+/// With less than this left a build failed because of it.
+const FULL: u64 = 4 << 20;
+
 /// A default guest, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DefaultGuest {
@@ -247,6 +250,10 @@ fn run_builder(
         .run();
     match ended {
         Ok(_) => Ok(out),
+        // Asked before the staging directory goes and the space with it: tools that ran out of it
+        // blame all sorts of things.
+        Err(error) if host::space_left(staging).is_some_and(|bytes| bytes < FULL) => Err(explain(error)
+            .advice("the file system of CASTRA_HOME is full: free some 400 MB there and try again")),
         Err(error) => Err(explain(error)),
     }
 }

@@ -177,6 +177,11 @@ fn who_starts_it_sees_why_it_does_not() {
     assert_eq!(failure.exit, Exit::Busy);
     let why = failure.why.unwrap();
     assert!(why.contains(&format!("(pid {})", std::process::id())), "{why}");
+    assert!(
+        project.log().contains("ERROR broker didn't start: "),
+        "{}",
+        project.log()
+    );
 
     fs::write(&project.config.path, "[[vms]\n").unwrap();
     let failure = ensure_broker(&project.config, &Project::launcher(), SOON, &Cancel::new()).unwrap_err();
@@ -413,9 +418,14 @@ fn at_the_limit_of_file_size_the_broker_goes_on() {
     let project = Project::new("size", "port = 0");
     // In blocks of 512 bytes: room for records, soon none for lines.
     let (mut child, port) = limited(&project, "-f 8");
-    for number in 0..200 {
-        assert_eq!(hello(port, "web").unwrap(), "ok\n", "hello {number}");
-        thread::sleep(Duration::from_millis(10));
+    let mut filling = || {
+        assert_eq!(hello(port, "web").unwrap(), "ok\n");
+        let length = fs::metadata(project.config.state.broker_log()).unwrap().len();
+        (length > 3800).then_some(())
+    };
+    eventually(SOON, "the log to be full", &mut filling);
+    for _ in 0..100 {
+        filling();
     }
     assert!(fs::metadata(project.config.state.broker_log()).unwrap().len() <= 4096);
     stop_broker(&project.config.state, SOON).unwrap();

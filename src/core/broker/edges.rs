@@ -283,13 +283,18 @@ impl Edges {
         }
     }
 
-    /// The records an earlier broker left.
+    /// The records an earlier broker left. What it was making when it was killed is removed.
     pub fn restored(&self) -> Vec<Input> {
         let Ok(entries) = fs::read_dir(self.paths.handshakes()) else {
             return Vec::new();
         };
         entries
             .flatten()
+            .inspect(|entry| {
+                if entry.file_name().to_string_lossy().contains(".json.tmp-") {
+                    let _ = fs::remove_file(entry.path());
+                }
+            })
             .take(MAX_RESTORED)
             .filter_map(|entry| {
                 let name = entry.file_name();

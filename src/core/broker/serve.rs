@@ -22,11 +22,12 @@ use crate::core::config::{BrokerConfig, Config, PortChoice};
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, LockError};
-use crate::core::journal::Rotation;
+use crate::core::journal::{Journal, Rotation};
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{self, BrokerRecord};
 use crate::core::reporter::wall_clock;
 
+use super::attempts::line_head;
 use super::edges::Edges;
 use super::listen::{Door, Listener, Reception, SLACK, Wake};
 use super::protocol::BUS_VERSIONS;
@@ -126,6 +127,17 @@ impl Broker {
         let run = host::random_hex(8)
             .map_err(|error| Failure::new(Exit::Io, "can't read /dev/urandom").because(error))?;
         let lock = take_lock(paths, &run)?;
+        let (log, rotation) = (paths.broker_log(), options.rotation);
+        Broker::start_locked(options, run, lock).inspect_err(|failure| {
+            let line = format!("{} broker didn't start: {failure}", line_head(wall_ms(), "ERROR"));
+            if let Ok(mut journal) = Journal::open(log, rotation) {
+                let _ = journal.append(&line.replace('\n', " "));
+            }
+        })
+    }
+
+    fn start_locked(options: BrokerOptions, run: String, lock: FileLock) -> Result<Broker> {
+        let paths = &options.state;
         let max_connections = fit_descriptors(options.config.max_connections);
         let listener = bind(paths, options.config.port)?;
         let port = listener
@@ -516,11 +528,16 @@ fn any_vm_runs(paths: &StateRoot) -> bool {
 
 /// The host's socket, mode 0600 before anybody can connect: it is made under another name.
 fn bind_host(paths: &StateRoot, root: &File) -> Result<UnixListener> {
+    const HIDDEN: &str = ".broker.sock-";
     let path = paths.broker_sock();
     let cant = |error: io::Error| Failure::io("create", &path, &error);
-    let hidden = format!(".broker.sock-{}", std::process::id());
-    let hidden = host::short_path(root, &hidden);
-    let _ = fs::remove_file(&hidden);
+    // What a broker killed in between has left; we hold the lock, so nobody is at it.
+    for entry in fs::read_dir(paths.dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(HIDDEN) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let hidden = host::short_path(root, &format!("{HIDDEN}{}", std::process::id()));
     let listener = UnixListener::bind(&hidden).map_err(cant)?;
     fs::set_permissions(&hidden, std::os::unix::fs::PermissionsExt::from_mode(0o600))
         .and_then(|()| fs::rename(&hidden, host::short_path(root, "broker.sock")))

@@ -381,3 +381,6 @@ fn within(duration_ms: Option<u64>) -> String {
         .map(|ms| format!(" in {}", duration(ms)))
         .unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

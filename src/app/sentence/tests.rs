@@ -1,0 +1,125 @@
+//! Facts and the words for them, side by side.
+
+#![allow(clippy::unwrap_used)]
+
+use castra::core::events::{
+    Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
+};
+use castra::core::name::VmName;
+
+use super::sentence;
+use crate::app::progress::render;
+use crate::app::style::Style;
+
+fn check(event: Event, expected: &str) {
+    assert_eq!(render(&sentence(&event), Style::PLAIN, 8), expected, "{event:?}");
+}
+
+fn vm() -> VmName {
+    "web-0".parse().unwrap()
+}
+
+#[test]
+fn from_launch_to_the_end() {
+    check(
+        Event::VmLaunched {
+            vm: vm(),
+            pid: 4711,
+            accel: Accel::Tcg,
+            accel_reason: "no /dev/kvm".into(),
+            elapsed_ms: 212,
+        },
+        "web-0     launched (tcg: no /dev/kvm) pid 4711 in 0.2 s",
+    );
+    check(
+        Event::BootstrapStep {
+            vm: vm(),
+            step: BootstrapStepKind::WaitHandshake,
+            status: BootstrapStepStatus::Success,
+            duration_ms: 3_100,
+            detail: Some("SSH banner".into()),
+        },
+        "web-0     wait-handshake in 3.1 s: SSH banner",
+    );
+    check(
+        Event::BootstrapStep {
+            vm: vm(),
+            step: BootstrapStepKind::Apply,
+            status: BootstrapStepStatus::Failed,
+            duration_ms: 12_000,
+            detail: Some("exit status 3".into()),
+        },
+        "web-0     error: apply failed after 12 s: exit status 3",
+    );
+    check(
+        Event::BootstrapCompleted {
+            vm: vm(),
+            status: BootstrapStatus::NoOp,
+            duration_ms: 61_000,
+            stamp: None,
+        },
+        "web-0     bootstrapped in 1 min 1 s, nothing to change",
+    );
+    check(
+        Event::VmExited {
+            vm: vm(),
+            pid: Some(4711),
+            reason: "guest-panic".into(),
+            outcome: "crashed".into(),
+            last_words: Some("Kernel panic\x1b[2J".into()),
+        },
+        "web-0     error: crashed (guest-panic); its last words: Kernel panic\\x1b[2J",
+    );
+    check(
+        Event::Escalated {
+            vm: vm(),
+            pid: 4711,
+            signal: "SIGTERM".into(),
+            timeout_ms: 10_000,
+        },
+        "web-0     warning: SIGTERM sent to pid 4711; it has 10 s",
+    );
+    for (outcome, changed, expected) in [
+        ("graceful", true, "web-0     down (graceful) in 70 ms"),
+        ("already-stopped", false, "web-0     was not running"),
+        ("failed", false, "web-0     error: still runs after 70 ms"),
+    ] {
+        check(
+            Event::ShutdownComplete {
+                vm: vm(),
+                outcome: outcome.into(),
+                elapsed_ms: 70,
+                changed,
+            },
+            expected,
+        );
+    }
+}
+
+#[test]
+fn what_guests_say_stays_text() {
+    check(
+        Event::BrokerHandshake {
+            vm: None,
+            capabilities: Vec::new(),
+            outcome: HandshakeOutcome::Declined,
+            reason: Some("protocol-error".into()),
+            session: None,
+            remote: "127.0.0.1:41000".into(),
+            repeated: Some(7),
+        },
+        "warning: hello from 127.0.0.1:41000 declined: protocol-error (7 times)",
+    );
+    check(
+        Event::message(Severity::Progress, Some(&vm()), "\x1b]0;owned\x07\r\nline"),
+        "web-0     \\x1b]0;owned\\x07\\r\\nline",
+    );
+}
+
+#[test]
+fn advice_stands_below() {
+    check(
+        Event::advice(Severity::Blocker, Some(&vm()), "no ssh", "install openssh-client"),
+        "web-0     error: no ssh\n  try: install openssh-client",
+    );
+}

@@ -173,12 +173,27 @@ fn zsh() -> String {
     for (group, _) in GROUPS {
         let _ = write!(
             script,
-            "        {group})\n            if (( CURRENT == 1 )); then\n                words_known=(\n"
+            "        {group})\n            if (( CURRENT == 2 )); then\n                words_known=(\n"
         );
         for (word, about) in second_words(group) {
             let _ = writeln!(script, "                    '{word}:{}'", zsh_quote(about));
         }
-        script.push_str("                )\n                _describe -t commands command words_known\n            else\n                _arguments $globals\n            fi ;;\n");
+        script.push_str("                )\n                _describe -t commands command words_known\n            else\n                _arguments $globals");
+        // All flags of the group's commands: none has one that means something else in another.
+        let in_group = FLAGS.iter().filter(|flag| {
+            rows().any(|row| {
+                row.words
+                    .strip_prefix(group)
+                    .is_some_and(|rest| rest.starts_with(' '))
+                    && row.flags().any(|own| own.long == flag.long)
+            })
+        });
+        for flag in in_group {
+            let mut line = String::new();
+            zsh_flag(&mut line, flag, 1);
+            script.push_str(line.trim_end());
+        }
+        script.push_str("\n            fi ;;\n");
     }
     script.push_str("        esac ;;\n    esac\n}\n\nif [[ $zsh_eval_context[-1] == loadautofunc ]]; then\n    _castra \"$@\"\nelse\n    compdef _castra castra\nfi\n");
     script

@@ -100,7 +100,7 @@ _castra() {
             _arguments $globals \
                 ;;
         image)
-            if (( CURRENT == 1 )); then
+            if (( CURRENT == 2 )); then
                 words_known=(
                     'build:build the default guest now'
                     'list:list the images in the cache'
@@ -108,7 +108,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals
+                _arguments $globals '--force[make anew what is there already]'
             fi ;;
         esac ;;
     esac

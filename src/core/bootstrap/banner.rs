@@ -1,0 +1,255 @@
+//! Whether the guest's SSH server answers: the search for its banner.
+//!
+//! Here: connecting and reading the first line, again and again, cheaply. Not here: what a
+//! banner is worth (`bootstrap::wait`, `bootstrap::steps`).
+//!
+//! User-mode networking accepts a forwarded connection before the guest listens, so only the
+//! banner counts. Until the guest's network is up, a connection hangs; while nobody listens, it
+//! is reset at once. So several attempts overlap, and each is given up after a while.
+
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Attempts under way at once. dropbear allows five unauthenticated connections from one address.
+const AT_ONCE: usize = 4;
+/// An attempt without a banner is given up after this long.
+const GIVE_UP: Duration = Duration::from_secs(2);
+/// Between attempts while earlier ones hang: with four of them one is always young.
+const NEXT_BESIDE: Duration = Duration::from_millis(500);
+/// After a reset; and the same once the guest is known to live.
+const AFTER_RESET: Duration = Duration::from_millis(100);
+const AFTER_RESET_EAGER: Duration = Duration::from_millis(20);
+/// For the TCP connection itself. On the loopback it takes microseconds or hangs.
+const CONNECT: Duration = Duration::from_millis(250);
+/// How often the thread looks whether it is still wanted.
+const SLICE: Duration = Duration::from_millis(50);
+/// Servers may send other lines before the banner (RFC 4253, 4.2), but not without end.
+const MOST_BYTES: usize = 4096;
+
+/// A search under way in a thread of its own.
+pub struct BannerSearch {
+    found: Receiver<String>,
+    seen: Option<String>,
+    wanted: Arc<AtomicBool>,
+    eager: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl BannerSearch {
+    /// Starts to search at this address.
+    pub fn start(host: &str, port: u16, label: &str) -> BannerSearch {
+        let (tell, found) = bounded(1);
+        let wanted = Arc::new(AtomicBool::new(true));
+        let eager = Arc::new(AtomicBool::new(false));
+        let thread = {
+            let (wanted, eager, host) = (Arc::clone(&wanted), Arc::clone(&eager), host.to_owned());
+            thread::Builder::new()
+                .name(format!("banner {label}"))
+                .spawn(move || {
+                    if let Some(banner) = search(&host, port, &wanted, &eager) {
+                        let _ = tell.send(banner);
+                    }
+                })
+                .expect("a thread can be started")
+        };
+        BannerSearch {
+            found,
+            seen: None,
+            wanted,
+            eager,
+            thread: Some(thread),
+        }
+    }
+
+    /// The guest lives: try more often from now on.
+    pub fn hurry(&self) {
+        self.eager.store(true, Ordering::Relaxed);
+    }
+
+    /// The banner, if it was seen; waits for it at most this long.
+    pub fn wait(&mut self, limit: Duration) -> Option<&str> {
+        if self.seen.is_none() {
+            // A thread that ended without a banner leaves a closed channel, which doesn't wait.
+            self.seen = self.found.recv_timeout(limit).ok();
+        }
+        self.seen.as_deref()
+    }
+}
+
+impl Drop for BannerSearch {
+    fn drop(&mut self) {
+        self.wanted.store(false, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Attempt {
+    stream: TcpStream,
+    since: Instant,
+    got: Vec<u8>,
+}
+
+/// What one look at an attempt found.
+enum Look {
+    Waiting,
+    Closed,
+    Banner(String),
+}
+
+fn search(host: &str, port: u16, wanted: &AtomicBool, eager: &AtomicBool) -> Option<String> {
+    let mut attempts: Vec<Attempt> = Vec::new();
+    let mut next = Instant::now();
+    let mut address = None;
+    let mut was_eager = false;
+    while wanted.load(Ordering::Relaxed) {
+        let now = Instant::now();
+        let is_eager = eager.load(Ordering::Relaxed);
+        if is_eager && !was_eager {
+            // What hung before the guest's network was up may hang for seconds more.
+            was_eager = true;
+            attempts.clear();
+            next = now;
+        }
+        attempts.retain(|attempt| now.duration_since(attempt.since) < GIVE_UP);
+        if now >= next && attempts.len() < AT_ONCE {
+            address = address.or_else(|| resolve(host, port));
+            match address.map(connect) {
+                Some(Ok(stream)) => {
+                    attempts.push(Attempt {
+                        stream,
+                        since: now,
+                        got: Vec::new(),
+                    });
+                    next = now + NEXT_BESIDE;
+                }
+                _ => next = now + AFTER_RESET,
+            }
+        }
+        let pause = next.saturating_duration_since(Instant::now()).min(SLICE);
+        wait_readable(&attempts, pause);
+        let mut banner = None;
+        attempts.retain_mut(|attempt| match look_at(attempt) {
+            Look::Waiting => true,
+            Look::Closed => {
+                let again = if is_eager { AFTER_RESET_EAGER } else { AFTER_RESET };
+                next = next.min(Instant::now() + again);
+                false
+            }
+            Look::Banner(text) => {
+                banner = Some(text);
+                false
+            }
+        });
+        if banner.is_some() {
+            return banner;
+        }
+    }
+    None
+}
+
+fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
+    (host, port).to_socket_addrs().ok()?.next()
+}
+
+fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, CONNECT)?;
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+fn wait_readable(attempts: &[Attempt], pause: Duration) {
+    let mut descriptors: Vec<PollFd<'_>> = attempts
+        .iter()
+        .map(|attempt| PollFd::new(attempt.stream.as_fd(), PollFlags::POLLIN))
+        .collect();
+    // Rounded up: a pause of half a millisecond must not become a busy loop.
+    let millis = u16::try_from(pause.as_millis() + 1).unwrap_or(u16::MAX);
+    let _ = poll(&mut descriptors, PollTimeout::from(millis));
+}
+
+fn look_at(attempt: &mut Attempt) -> Look {
+    let mut buffer = [0; 512];
+    loop {
+        match attempt.stream.read(&mut buffer) {
+            Ok(0) => return Look::Closed,
+            Ok(count) => {
+                attempt.got.extend_from_slice(&buffer[..count]);
+                if let Some(banner) = banner_in(&attempt.got) {
+                    return Look::Banner(banner);
+                }
+                if attempt.got.len() > MOST_BYTES {
+                    return Look::Closed;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Look::Waiting,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return Look::Closed,
+        }
+    }
+}
+
+/// The first whole line that is an SSH banner.
+fn banner_in(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().rposition(|byte| *byte == b'\n')?;
+    bytes[..end]
+        .split(|byte| *byte == b'\n')
+        .find(|line| line.starts_with(b"SSH-"))
+        .map(|line| String::from_utf8_lossy(line).trim_end().to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    #[test]
+    fn resets_and_silence_are_outlived() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            let silent = listener.accept().unwrap();
+            let mut speaking = listener.accept().unwrap().0;
+            speaking.write_all(b"hello there\r\nSSH-2.0-test_1\r\n").unwrap();
+            (silent, speaking)
+        });
+        let mut search = BannerSearch::start("127.0.0.1", port, "test");
+        search.hurry();
+        assert_eq!(search.wait(Duration::from_secs(20)), Some("SSH-2.0-test_1"));
+        assert_eq!(search.wait(Duration::ZERO), Some("SSH-2.0-test_1"));
+        drop(server.join().unwrap());
+    }
+
+    #[test]
+    fn an_open_port_is_no_banner() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut search = BannerSearch::start("127.0.0.1", port, "test");
+        assert_eq!(search.wait(Duration::from_millis(100)), None);
+    }
+
+    #[test]
+    fn only_whole_banner_lines_count() {
+        for (bytes, banner) in [
+            (&b"SSH-2.0-x"[..], None),
+            (b"SSH-2.0-x\r\n", Some("SSH-2.0-x")),
+            (b"a\nSSH-2.0-x\nrest", Some("SSH-2.0-x")),
+            (b"HTTP/1.1 400\r\n\r\n", None),
+            (b"", None),
+        ] {
+            assert_eq!(banner_in(bytes).as_deref(), banner);
+        }
+    }
+}

@@ -1,0 +1,595 @@
+//! One VM's bootstrap from its plan to its outcome (DESIGN §9).
+//!
+//! Here: the order of the steps, their events and records, what a failure means. Not here: what
+//! each step does (`bootstrap::steps`, `transfer`, `wait`), or running several VMs at once
+//! (`core::operations`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
+
+use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::plan::NO_VIZIER;
+use crate::core::bootstrap::runlog::{OpenLog, StepRecord, step_word};
+use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::channel::ExecError;
+use crate::core::bootstrap::ssh::error::SshError;
+use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::steps::{self, Connected};
+use crate::core::bootstrap::transfer;
+use crate::core::bootstrap::wait::{self, Life};
+use crate::core::bootstrap::watch::{Stop, Watch};
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, VmConfig};
+use crate::core::events::{
+    BootstrapPlan, BootstrapPlanAction, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event,
+    Severity,
+};
+use crate::core::failure::Result as Done;
+use crate::core::host;
+use crate::core::records::{self, BootstrapRecord, RunRecord};
+use crate::core::reporter::Emitter;
+
+/// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);
+
+/// Everything a bootstrap works with. The caller holds the VM's lock from before until after.
+pub struct Context<'a> {
+    /// The VM.
+    pub vm: &'a VmConfig,
+    /// Its project.
+    pub config: &'a Config,
+    /// The launch it is about.
+    pub launch: Launch,
+    /// The broker as this guest reaches it, for `CASTRA_BROKER`.
+    pub broker_address: Option<String>,
+    /// Who is told.
+    pub emitter: &'a Emitter<'a>,
+    /// The wish to stop.
+    pub cancel: &'a Cancel,
+    /// `base_hash`, computed in a thread while the guest boots.
+    pub base_hash: HashJob<'a>,
+    /// `artifact_hash`, likewise.
+    pub artifact_hash: HashJob<'a>,
+    /// Why QEMU is gone; asked once it is.
+    pub why_ended: &'a (dyn Fn() -> String + Sync),
+    /// Told at the first proof of life, when another VM may be launched.
+    pub on_alive: &'a (dyn Fn() + Sync),
+}
+
+/// A hash to compute beside other work; taken out of the context when it runs.
+pub type HashJob<'a> = std::sync::Mutex<Option<Box<dyn FnOnce() -> Done<String> + Send + 'a>>>;
+
+/// The launch a bootstrap belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Its id, as in `run.json`.
+    pub launch_id: String,
+    /// When, CLOCK_BOOTTIME ms.
+    pub launched_boottime_ms: u64,
+    /// This operation launched it; otherwise it was found running.
+    pub started_now: bool,
+}
+
+/// How a bootstrap ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootstrapEnd {
+    /// All steps ended well.
+    Success,
+    /// Likewise, and the script had nothing to change.
+    NoOp,
+    /// It didn't run: mode `skip`.
+    Skipped,
+    /// Why it failed.
+    Failed(String),
+    /// Somebody asked to stop.
+    Interrupted,
+}
+
+/// What a bootstrap left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootstrapOutcome {
+    /// The VM.
+    pub vm: crate::core::name::VmName,
+    /// How it ended.
+    pub end: BootstrapEnd,
+    /// How long it took.
+    pub duration_ms: u64,
+    /// The steps that ended, in order.
+    pub steps: Vec<StepRecord>,
+    /// The run log, if one could be written.
+    pub log: Option<PathBuf>,
+}
+
+impl BootstrapOutcome {
+    /// Whether it failed or was interrupted.
+    pub fn is_failure(&self) -> bool {
+        matches!(self.end, BootstrapEnd::Failed(_) | BootstrapEnd::Interrupted)
+    }
+}
+
+/// Why a step failed.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// In words.
+    Words(String),
+    /// The operation or the VM is over.
+    Stopped(Stop),
+}
+
+impl Trouble {
+    pub(super) fn because(words: impl Into<String>) -> Trouble {
+        Trouble::Words(words.into())
+    }
+
+    pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> Trouble {
+        if let SshError::Stopped(stop) = error {
+            return Trouble::Stopped(stop);
+        }
+        let advice = error
+            .advice(target)
+            .map(|advice| format!(" ({advice})"))
+            .unwrap_or_default();
+        Trouble::Words(format!("{error}{advice}"))
+    }
+
+    /// A command that has no exit code; `tail` is the end of its output.
+    pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> Trouble {
+        let shown = if tail.is_empty() {
+            String::new()
+        } else {
+            format!(":\n{tail}")
+        };
+        match error {
+            ExecError::Ssh(error) => Trouble::of_ssh(error, target),
+            ExecError::Stopped(stop) => Trouble::Stopped(stop),
+            ExecError::TimedOut(after) => Trouble::Words(format!(
+                "{what} made no end within {} s and was ended with its children{shown}",
+                after.as_secs_f32()
+            )),
+            ExecError::Feed(error) => Trouble::Words(format!("{what} can't be sent: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Words(words) => f.write_str(words),
+            Trouble::Stopped(stop) => write!(f, "{stop}"),
+        }
+    }
+}
+
+/// How a step ended, when it didn't fail.
+enum StepEnd {
+    Success(Option<String>),
+    Skipped(String),
+}
+
+/// Runs the pipeline of a plan. `BootstrapPlanned` is emitted here, once, before anything else
+/// of this VM; a failure is an outcome, not an error.
+pub fn run(plan: BootstrapPlan, context: &Context<'_>) -> BootstrapOutcome {
+    match plan.action {
+        BootstrapPlanAction::Run => {}
+        BootstrapPlanAction::Skip => {
+            context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
+            keep_outcome(context, "skipped", false, None);
+            return BootstrapOutcome::without_steps(context, BootstrapEnd::Skipped);
+        }
+        BootstrapPlanAction::Error => {
+            let reason = plan.reason.clone();
+            context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
+            context.emitter.emit(Event::BootstrapFailed {
+                vm: context.vm.name.clone(),
+                duration_ms: 0,
+                error: reason.clone(),
+            });
+            keep_outcome(context, "failed", false, Some(0));
+            return BootstrapOutcome::without_steps(context, BootstrapEnd::Failed(reason));
+        }
+    }
+    keep_outcome(context, "running", false, None);
+    let began = Instant::now();
+    let run_id = host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()));
+    let state = &context.config.state;
+    let vm_paths = state.vm(&context.vm.name);
+    let watch = Watch::new(
+        context.cancel,
+        &vm_paths,
+        &context.launch.launch_id,
+        context.why_ended,
+    );
+    let trigger = plan.trigger.expect("a plan to run has a trigger");
+    let log = OpenLog::begin(
+        state,
+        &context.vm.name,
+        &run_id,
+        &context.launch.launch_id,
+        trigger,
+    );
+    let (tell, hashes) = bounded(2);
+    let (log, result) = thread::scope(|scope| {
+        let jobs = [&context.artifact_hash, &context.base_hash];
+        thread::Builder::new()
+            .name(format!("hash {}", context.vm.name))
+            .spawn_scoped(scope, move || {
+                for job in jobs {
+                    let job = job
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .take();
+                    let _ = tell.send(job.map_or_else(|| Ok(String::new()), |job| job()));
+                }
+            })
+            .expect("a thread can be started");
+        match log {
+            Ok(log) => {
+                let mut pipeline = Pipeline {
+                    context,
+                    plan,
+                    watch,
+                    run_id,
+                    log,
+                    hashes,
+                    planned: false,
+                    started: false,
+                    master: None,
+                    noop: false,
+                };
+                let result = pipeline.steps();
+                pipeline.master = None;
+                (Some(pipeline.log), result)
+            }
+            Err(failure) => {
+                context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
+                (None, Err(Trouble::because(failure.to_string())))
+            }
+        }
+    });
+    finish(context, log, result, began)
+}
+
+/// Emits the end, closes the log, notes the outcome.
+fn finish(
+    context: &Context<'_>,
+    log: Option<OpenLog>,
+    result: Result<bool, Trouble>,
+    began: Instant,
+) -> BootstrapOutcome {
+    let duration_ms = millis(began.elapsed());
+    let vm = &context.vm.name;
+    let steps = log.as_ref().map(|log| log.log.steps.clone()).unwrap_or_default();
+    let error = result.as_ref().err().map(Trouble::to_string);
+    let noop = matches!(result, Ok(true));
+    // The log is on disk before anybody is told that it ended.
+    let path = log.map(|log| log.end(duration_ms, noop, error.as_deref()));
+    let status = if error.is_some() { "failed" } else { "success" };
+    keep_outcome(context, status, noop, Some(duration_ms));
+    let path = match path {
+        Some(Ok(path)) => Some(path),
+        Some(Err(failure)) => {
+            context.emitter.emit(Event::advice(
+                Severity::Warn,
+                Some(vm),
+                format!("{vm}: the bootstrap's log can't be kept: {failure}"),
+                "make room or the place writable; the bootstrap itself is not affected",
+            ));
+            None
+        }
+        None => None,
+    };
+    let end = match result {
+        Ok(noop) => {
+            context.emitter.emit(Event::BootstrapCompleted {
+                vm: vm.clone(),
+                status: if noop {
+                    BootstrapStatus::NoOp
+                } else {
+                    BootstrapStatus::Success
+                },
+                duration_ms,
+                stamp: None,
+            });
+            if noop {
+                BootstrapEnd::NoOp
+            } else {
+                BootstrapEnd::Success
+            }
+        }
+        Err(trouble) => {
+            let error = trouble.to_string();
+            context.emitter.emit(Event::BootstrapFailed {
+                vm: vm.clone(),
+                duration_ms,
+                error: error.clone(),
+            });
+            match trouble {
+                Trouble::Stopped(Stop::Interrupted) => BootstrapEnd::Interrupted,
+                _ => BootstrapEnd::Failed(error),
+            }
+        }
+    };
+    BootstrapOutcome {
+        vm: vm.clone(),
+        end,
+        duration_ms,
+        steps,
+        log: path,
+    }
+}
+
+impl BootstrapOutcome {
+    fn without_steps(context: &Context<'_>, end: BootstrapEnd) -> BootstrapOutcome {
+        BootstrapOutcome {
+            vm: context.vm.name.clone(),
+            end,
+            duration_ms: 0,
+            steps: Vec::new(),
+            log: None,
+        }
+    }
+}
+
+/// Notes the outcome in `run.json`, where `status` finds it. Only in the record of this launch:
+/// a missing or another one is left as it is.
+fn keep_outcome(context: &Context<'_>, status: &str, noop: bool, duration_ms: Option<u64>) {
+    let path = context.config.state.vm(&context.vm.name).run();
+    let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
+        return;
+    };
+    if record.launch_id != context.launch.launch_id {
+        return;
+    }
+    record.bootstrap = Some(BootstrapRecord {
+        status: status.to_owned(),
+        noop,
+        duration_ms,
+    });
+    if let Err(failure) = records::save(&path, &record) {
+        context.emitter.emit(Event::message(
+            Severity::Warn,
+            Some(&context.vm.name),
+            format!("{}: the outcome can't be noted: {failure}", context.vm.name),
+        ));
+    }
+}
+
+struct Pipeline<'a, 'c> {
+    context: &'a Context<'c>,
+    plan: BootstrapPlan,
+    watch: Watch<'a>,
+    run_id: String,
+    log: OpenLog,
+    hashes: Receiver<Done<String>>,
+    planned: bool,
+    started: bool,
+    master: Option<Box<Master>>,
+    noop: bool,
+}
+
+impl Pipeline<'_, '_> {
+    /// All steps in their order; whether the script had nothing to change.
+    fn steps(&mut self) -> Result<bool, Trouble> {
+        let context = self.context;
+        let has_script = context.vm.bootstrap.script.is_some();
+        let target = self
+            .plan
+            .ssh
+            .as_ref()
+            .and_then(|ssh| SshTarget::new(context.vm, context.config, ssh));
+        let mut banner = target
+            .as_ref()
+            .map(|target| BannerSearch::start(&target.host, target.port, context.vm.name.as_str()));
+
+        let mut reached_by_ssh = false;
+        self.step(BootstrapStepKind::WaitHandshake, |pipeline| {
+            let limit = pipeline
+                .plan
+                .handshake_timeout_secs
+                .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs);
+            let life = wait::wait_for_life(context, &mut banner, limit, &mut || pipeline.look_around())?;
+            (context.on_alive)();
+            Ok(StepEnd::Success(Some(match life {
+                Life::Handshake => "hand-shake".to_owned(),
+                Life::Banner(text) => {
+                    reached_by_ssh = true;
+                    format!("SSH banner {text}")
+                }
+            })))
+        })?;
+        let why = if context.config.vizier_enabled {
+            NO_VIZIER
+        } else {
+            "`enabled` under [vizier] is false"
+        };
+        for kind in [
+            BootstrapStepKind::VizierInstall,
+            BootstrapStepKind::VizierEnable,
+            BootstrapStepKind::VizierHandshake,
+        ] {
+            self.step(kind, |_| Ok(StepEnd::Skipped(why.to_owned())))?;
+        }
+        let mut skip_rest = (!has_script).then(|| "there is no script".to_owned());
+        self.step(BootstrapStepKind::Connect, |pipeline| {
+            let Some(target) = target else {
+                return Err(Trouble::because(
+                    "no port of the host leads to the guest's SSH (forward its port 22, or give [ssh] `port` in bootstrap.toml)",
+                ));
+            };
+            match steps::connect(context, &pipeline.watch, target, &mut banner)? {
+                Connected::Open(master, detail) => {
+                    pipeline.master = Some(master);
+                    Ok(StepEnd::Success(Some(detail)))
+                }
+                Connected::NoBanner => {
+                    let waited = context.vm.bootstrap.step_timeout.as_secs();
+                    let words = format!("no SSH server answered within {waited} s");
+                    if has_script || reached_by_ssh {
+                        return Err(Trouble::because(format!(
+                            "{words}, though the guest has shaken hands (see whether one runs in it: castra logs {})",
+                            context.vm.name
+                        )));
+                    }
+                    skip_rest = Some(words.clone());
+                    Ok(StepEnd::Skipped(words))
+                }
+            }
+        })?;
+        drop(banner);
+        self.step(BootstrapStepKind::Transfer, |pipeline| {
+            match (&skip_rest, &mut pipeline.master) {
+                (None, Some(master)) => {
+                    let expected = pipeline.plan.payload_bytes;
+                    transfer::transfer(context, &pipeline.watch, master, &pipeline.run_id, expected)
+                        .map(|detail| StepEnd::Success(Some(detail)))
+                }
+                (why, _) => Ok(StepEnd::Skipped(why.clone().unwrap_or_default())),
+            }
+        })?;
+        self.step(BootstrapStepKind::Apply, |pipeline| {
+            match (&skip_rest, &mut pipeline.master) {
+                (None, Some(master)) => {
+                    let applied = steps::apply(
+                        context,
+                        &pipeline.watch,
+                        master,
+                        &pipeline.run_id,
+                        &mut pipeline.log,
+                    )?;
+                    pipeline.noop = applied.noop;
+                    Ok(StepEnd::Success(applied.detail))
+                }
+                (why, _) => Ok(StepEnd::Skipped(why.clone().unwrap_or_default())),
+            }
+        })?;
+        self.step(BootstrapStepKind::Verify, |pipeline| {
+            match (&skip_rest, &mut pipeline.master) {
+                (None, Some(_)) if pipeline.plan.verify.is_none() => Ok(StepEnd::Skipped(
+                    "neither verify_command nor verify_path is set".to_owned(),
+                )),
+                (None, Some(master)) => steps::verify(context, &pipeline.watch, master, &pipeline.run_id)
+                    .map(|detail| StepEnd::Success(Some(detail))),
+                (why, _) => Ok(StepEnd::Skipped(why.clone().unwrap_or_default())),
+            }
+        })?;
+        Ok(self.noop)
+    }
+
+    /// Runs one step and tells how it ended.
+    fn step(
+        &mut self,
+        kind: BootstrapStepKind,
+        work: impl FnOnce(&mut Self) -> Result<StepEnd, Trouble>,
+    ) -> Result<(), Trouble> {
+        let began = Instant::now();
+        let result = match self.watch.look() {
+            Some(stop) => Err(Trouble::Stopped(stop)),
+            None => work(self),
+        };
+        let duration_ms = millis(began.elapsed());
+        let (status, detail) = match &result {
+            Ok(StepEnd::Success(detail)) => (BootstrapStepStatus::Success, detail.clone()),
+            Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
+            Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.to_string())),
+        };
+        // Planned and started come before any step, also where the hashes took longer than the
+        // guest, or where they failed.
+        let hashed = self.await_hashes(result.is_err());
+        self.log.step(StepRecord {
+            step: step_word(kind).to_owned(),
+            status,
+            duration_ms,
+            detail: detail.clone(),
+        });
+        self.context.emitter.emit(Event::BootstrapStep {
+            vm: self.context.vm.name.clone(),
+            step: kind,
+            status,
+            duration_ms,
+            detail,
+        });
+        hashed?;
+        result.map(|_| ())
+    }
+
+    /// What every turn of the first wait looks at.
+    fn look_around(&mut self) -> Result<(), Trouble> {
+        if let Some(stop) = self.watch.look() {
+            return Err(Trouble::Stopped(stop));
+        }
+        self.take_hashes(Duration::ZERO)
+    }
+
+    /// Waits for what is missing of the hashes. When the run is over anyway, what isn't there
+    /// yet is left empty.
+    fn await_hashes(&mut self, is_over: bool) -> Result<(), Trouble> {
+        while !self.started {
+            if is_over {
+                let taken = self.take_hashes(Duration::ZERO);
+                while !self.started {
+                    self.announce(String::new());
+                }
+                return taken;
+            }
+            self.take_hashes(Duration::from_millis(20))?;
+            if let Some(stop) = self.watch.look() {
+                return Err(Trouble::Stopped(stop));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the hashes that are there; tells plan and start as soon as they can be told.
+    fn take_hashes(&mut self, patience: Duration) -> Result<(), Trouble> {
+        while !self.started {
+            let hash = match self.hashes.try_recv() {
+                Ok(hash) => hash,
+                Err(TryRecvError::Disconnected) => Ok(String::new()),
+                Err(TryRecvError::Empty) if patience.is_zero() => return Ok(()),
+                Err(TryRecvError::Empty) => match self.hashes.recv_timeout(patience) {
+                    Ok(hash) => hash,
+                    Err(RecvTimeoutError::Timeout) => return Ok(()),
+                    Err(RecvTimeoutError::Disconnected) => Ok(String::new()),
+                },
+            };
+            match hash {
+                Ok(hash) => self.announce(hash),
+                Err(failure) => {
+                    self.announce(String::new());
+                    return Err(Trouble::because(failure.to_string()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The artifact's hash completes the plan, the base's the start.
+    fn announce(&mut self, hash: String) {
+        let known = (!hash.is_empty()).then_some(hash);
+        if !self.planned {
+            self.planned = true;
+            self.plan.artifact_hash = known.clone();
+            self.log.log.artifact_hash = known;
+            self.context
+                .emitter
+                .emit(Event::BootstrapPlanned(Box::new(self.plan.clone())));
+            return;
+        }
+        self.started = true;
+        self.log.log.base_hash = known.clone();
+        self.context.emitter.emit(Event::BootstrapStarted {
+            vm: self.context.vm.name.clone(),
+            base_hash: known.unwrap_or_default(),
+            artifact_hash: self.plan.artifact_hash.clone().unwrap_or_default(),
+            trigger: self.plan.trigger.expect("a plan to run has a trigger"),
+        });
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

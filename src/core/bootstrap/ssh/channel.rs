@@ -1,0 +1,327 @@
+//! One command in the guest, through the master connection.
+//!
+//! Here: starting it, feeding it, its output line by line, its deadline, its exit code. Not here:
+//! what the command is (`bootstrap::remote`).
+//!
+//! A command may hold its stdin open: the guest's side of `remote::session` takes the end of
+//! stdin as the order to end what it runs. So a deadline, Ctrl-C, a dead castra and a broken
+//! connection all end a script together with its children in the same way.
+
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use crate::core::bootstrap::lines::LineCutter;
+use crate::core::bootstrap::ssh::error::SshError;
+use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::watch::{Stop, Watch};
+use crate::core::process::{end_group, show_status};
+
+/// How often a wait looks at the VM and the wish to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// For the guest to end a script in order once its stdin is closed; the guest takes about 2 s
+/// before it kills.
+const ORDERLY_END: Duration = Duration::from_secs(6);
+/// For output still under way after the end mark. Only a process that the script left running in
+/// the background holds the channel open longer, and nobody waits for that.
+const AFTER_MARK: Duration = Duration::from_millis(300);
+/// Between the end of a channel and that of a master that broke.
+const MASTER_PATIENCE: Duration = Duration::from_millis(500);
+/// Longest line handed on in one piece.
+pub const LINE_BYTES: usize = 4096;
+/// Lines under way between the readers and the pipeline; a full queue slows the guest down.
+const QUEUE_LINES: usize = 1024;
+
+/// Where a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Out,
+    /// Standard error.
+    Err,
+}
+
+/// What goes to a command's stdin.
+pub type Feed<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'a>;
+
+/// How long a command may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Limit<'a> {
+    /// In all.
+    Total(Duration),
+    /// Without a change of this counter.
+    Idle(Duration, &'a AtomicU64),
+}
+
+/// A command to run.
+pub struct Exec<'a> {
+    /// For the login shell of the guest's user.
+    pub command: String,
+    /// Written to its stdin.
+    pub feed: Feed<'a>,
+    /// Keep stdin open after that until the command ends or must end.
+    pub hold_stdin: bool,
+    /// How long it may take.
+    pub limit: Limit<'a>,
+    /// A word that, found in its stdout, is followed by a blank and the exit code.
+    pub end_mark: Option<String>,
+}
+
+/// Why a command has no exit code.
+#[derive(Debug)]
+pub enum ExecError {
+    /// The connection.
+    Ssh(SshError),
+    /// The limit was reached; the command was ended.
+    TimedOut(Duration),
+    /// The operation is over; the command was ended.
+    Stopped(Stop),
+    /// What was to be fed to it can't be read.
+    Feed(io::Error),
+}
+
+enum Heard {
+    Line(Stream, String),
+    Eof,
+    Fed(io::Result<()>),
+}
+
+/// Runs a command and hands on each line of its output; returns its exit code. `tick` is called
+/// some fifty times a second.
+pub fn run(
+    master: &mut Master,
+    exec: Exec<'_>,
+    watch: &Watch<'_>,
+    on_line: &mut dyn FnMut(Stream, &str),
+    tick: &mut dyn FnMut(),
+) -> Result<i32, ExecError> {
+    let target = master.target().clone();
+    let mut child = Command::new("ssh")
+        .args(target.channel_argv(&exec.command))
+        .current_dir(&target.dir)
+        .env("LC_ALL", "C")
+        .process_group(0)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| ExecError::Ssh(SshError::NoTool(error)))?;
+    let stdin = child.stdin.take().expect("stdin is piped");
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let stderr = child.stderr.take().expect("stderr is piped");
+    let (tell, heard) = bounded(QUEUE_LINES);
+    let (release, released) = bounded::<()>(0);
+    let (feed, hold) = (exec.feed, exec.hold_stdin);
+    thread::scope(|scope| {
+        let named = |role: &str| thread::Builder::new().name(format!("ssh-{role} {}", target.vm));
+        let tell_fed = tell.clone();
+        named("feed")
+            .spawn_scoped(scope, move || feed_stdin(stdin, feed, hold, &released, &tell_fed))
+            .expect("a thread can be started");
+        let tell_err = tell.clone();
+        named("err")
+            .spawn_scoped(scope, move || read_lines(stderr, Stream::Err, &tell_err))
+            .expect("a thread can be started");
+        named("out")
+            .spawn_scoped(scope, move || read_lines(stdout, Stream::Out, &tell))
+            .expect("a thread can be started");
+        let mut conversation = Conversation {
+            child: &mut child,
+            heard: &heard,
+            release: Some(release),
+            eofs: 0,
+            code: None,
+            fed: None,
+            mark: exec.end_mark.as_deref(),
+        };
+        let waited = conversation.wait(exec.limit, watch, on_line, tick);
+        let ended = match waited {
+            Ok(()) => conversation.finish(),
+            Err(why) => {
+                let hurried = watch.is_hurried()
+                    || matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::StoppedByDown));
+                conversation.end(hold && !hurried, on_line);
+                Err(why)
+            }
+        };
+        let (code, fed) = (conversation.code, conversation.fed.take());
+        // Whatever still waits for us must not wait for ever: the queue is read to its end.
+        drop(conversation);
+        for _ in heard.iter() {}
+        let status = ended?;
+        match code.or(status.code()) {
+            Some(255) if code.is_none() => match master.lost(MASTER_PATIENCE) {
+                Some(lost) => Err(ExecError::Ssh(lost)),
+                None => Ok(255),
+            },
+            Some(0) => match fed {
+                Some(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Feed(error)),
+                _ => Ok(0),
+            },
+            Some(code) => match fed {
+                // A file that can't be read breaks the stream, and then the guest complains too.
+                Some(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Feed(error)),
+                _ => Ok(code),
+            },
+            None => Err(ExecError::Ssh(master.lost(MASTER_PATIENCE).unwrap_or_else(
+                || SshError::Lost(format!("ssh ended with {}", show_status(status))),
+            ))),
+        }
+    })
+}
+
+/// One command under way.
+struct Conversation<'a> {
+    child: &'a mut Child,
+    heard: &'a Receiver<Heard>,
+    /// Dropped: stdin is closed.
+    release: Option<Sender<()>>,
+    eofs: u8,
+    code: Option<i32>,
+    fed: Option<io::Result<()>>,
+    mark: Option<&'a str>,
+}
+
+impl Conversation<'_> {
+    /// Until both outputs have ended, or until the end mark and a little longer.
+    fn wait(
+        &mut self,
+        limit: Limit<'_>,
+        watch: &Watch<'_>,
+        on_line: &mut dyn FnMut(Stream, &str),
+        tick: &mut dyn FnMut(),
+    ) -> Result<(), ExecError> {
+        let mut since = Instant::now();
+        let mut progress = 0;
+        let mut looked = Instant::now();
+        let mut marked = None;
+        while self.eofs < 2 {
+            let pause = match marked {
+                Some(_) => Duration::from_millis(5),
+                None => LOOK_EVERY,
+            };
+            self.hear(pause, on_line);
+            if self.code.is_some() {
+                let at = *marked.get_or_insert_with(Instant::now);
+                // Nobody reads stdin any more; the guest's side ends sooner without it.
+                self.release = None;
+                if at.elapsed() >= AFTER_MARK {
+                    return Ok(());
+                }
+                continue;
+            }
+            // A flood of lines must not turn the watch into a burden.
+            if looked.elapsed() < LOOK_EVERY {
+                continue;
+            }
+            looked = Instant::now();
+            tick();
+            if let Some(stop) = watch.look() {
+                return Err(ExecError::Stopped(stop));
+            }
+            let allowed = match limit {
+                Limit::Total(allowed) => allowed,
+                Limit::Idle(allowed, counter) => {
+                    let now = counter.load(Ordering::Relaxed);
+                    if now != progress {
+                        progress = now;
+                        since = Instant::now();
+                    }
+                    allowed
+                }
+            };
+            if since.elapsed() >= allowed {
+                return Err(ExecError::TimedOut(allowed));
+            }
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, pause: Duration, on_line: &mut dyn FnMut(Stream, &str)) {
+        match self.heard.recv_timeout(pause) {
+            Ok(Heard::Line(Stream::Out, line)) => match self.marked_code(&line) {
+                Some((before, code)) => {
+                    if !before.is_empty() {
+                        on_line(Stream::Out, before);
+                    }
+                    self.code = Some(code);
+                }
+                None => on_line(Stream::Out, &line),
+            },
+            Ok(Heard::Line(stream, line)) => on_line(stream, &line),
+            Ok(Heard::Eof) => self.eofs += 1,
+            Ok(Heard::Fed(result)) => self.fed = Some(result),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.eofs = 2,
+        }
+    }
+
+    /// The text before the end mark and the code after it.
+    fn marked_code<'l>(&self, line: &'l str) -> Option<(&'l str, i32)> {
+        let mark = self.mark?;
+        let (before, after) = line.split_once(mark)?;
+        Some((before, after.trim().parse().ok()?))
+    }
+
+    /// Reaps ssh after the command has ended.
+    fn finish(&mut self) -> Result<ExitStatus, ExecError> {
+        self.release = None;
+        let until = Instant::now() + Duration::from_secs(1);
+        while self.eofs == 2 && Instant::now() < until {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        end_group(self.child);
+        self.child
+            .wait()
+            .map_err(|error| ExecError::Ssh(SshError::Lost(error.to_string())))
+    }
+
+    /// Ends a command that must not go on: by the end of its stdin where that is an order the
+    /// guest obeys, then by ending ssh.
+    fn end(&mut self, orderly: bool, on_line: &mut dyn FnMut(Stream, &str)) {
+        self.release = None;
+        let until = Instant::now() + ORDERLY_END;
+        while orderly && self.eofs < 2 && self.code.is_none() && Instant::now() < until {
+            self.hear(LOOK_EVERY, on_line);
+        }
+        end_group(self.child);
+    }
+}
+
+fn feed_stdin(
+    mut stdin: ChildStdin,
+    feed: Feed<'_>,
+    hold: bool,
+    released: &Receiver<()>,
+    tell: &Sender<Heard>,
+) {
+    let fed = feed(&mut stdin).and_then(|()| stdin.flush());
+    let _ = tell.send(Heard::Fed(fed));
+    if hold {
+        let _ = released.recv();
+    }
+}
+
+fn read_lines(mut pipe: impl Read, stream: Stream, tell: &Sender<Heard>) {
+    let mut cutter = LineCutter::new(LINE_BYTES);
+    let mut buffer = [0; 16 * 1024];
+    let mut each = |line: &str| {
+        let _ = tell.send(Heard::Line(stream, line.to_owned()));
+    };
+    while let Ok(count) = pipe.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        cutter.push(&buffer[..count], &mut each);
+    }
+    cutter.finish(&mut each);
+    let _ = tell.send(Heard::Eof);
+}

@@ -1,0 +1,236 @@
+//! The master connection: our own child, alive exactly as long as castra wants it.
+//!
+//! Here: opening it, knowing whether it lives, ending it. Not here: the commands that run
+//! through it (`ssh::channel`).
+//!
+//! Its remote side ends in `exec cat`, its stdin is a pipe that castra holds: the ready line
+//! proves that commands run (a banner and a login don't), and however castra dies, the pipe
+//! closes and the connection ends with it. `-f` and ControlPersist would leave a daemon that
+//! nobody reaps.
+
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::core::bootstrap::lines::LineCutter;
+use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::error::{SshError, said};
+use crate::core::bootstrap::watch::Watch;
+use crate::core::host;
+use crate::core::paths::vm_file;
+use crate::core::process::{Tail, show_status};
+
+/// The line after which the connection counts as usable.
+pub const READY: &str = "castra-ready";
+
+/// How often a wait looks at the VM and the wish to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// For ssh to end after SIGTERM.
+const TERM_GRACE: Duration = Duration::from_secs(1);
+/// Lines before the ready line that are kept: greetings of the login shell, and the answers.
+const ANSWER_LINES: usize = 200;
+const LINE_BYTES: usize = 1024;
+
+/// An open master connection. Dropped, it ends.
+pub struct Master {
+    target: SshTarget,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stderr: Arc<Mutex<Tail>>,
+    readers: Vec<JoinHandle<()>>,
+    answer: Vec<String>,
+}
+
+impl Master {
+    /// Connects, runs `command` and waits until it has said [`READY`].
+    pub fn open(
+        target: SshTarget,
+        command: &str,
+        limit: Duration,
+        watch: &Watch<'_>,
+    ) -> Result<Master, SshError> {
+        let began = Instant::now();
+        // A socket left by a killed ssh would make this one go on without a socket.
+        let _ = host::remove_if_there(&target.dir.join(vm_file::SSH_CTL));
+        let mut child = Command::new("ssh")
+            .args(target.master_argv(command))
+            .current_dir(&target.dir)
+            .env("LC_ALL", "C")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(SshError::NoTool)?;
+        let stdin = child.stdin.take();
+        let stderr = Arc::new(Mutex::new(Tail::default()));
+        let (tell, heard) = unbounded();
+        let mut master = Master {
+            target,
+            stdin,
+            stderr: Arc::clone(&stderr),
+            readers: Vec::new(),
+            answer: Vec::new(),
+            child,
+        };
+        let vm = master.target.vm.clone();
+        if let Some(stdout) = master.child.stdout.take() {
+            master
+                .readers
+                .push(spawn_reader(&format!("ssh-out {vm}"), move || {
+                    read_answer(stdout, &tell)
+                }));
+        }
+        if let Some(pipe) = master.child.stderr.take() {
+            master
+                .readers
+                .push(spawn_reader(&format!("ssh-err {vm}"), move || {
+                    read_complaints(pipe, &stderr)
+                }));
+        }
+        master.wait_ready(&heard, began, limit, watch)?;
+        Ok(master)
+    }
+
+    fn wait_ready(
+        &mut self,
+        heard: &Receiver<String>,
+        began: Instant,
+        limit: Duration,
+        watch: &Watch<'_>,
+    ) -> Result<(), SshError> {
+        loop {
+            match heard.recv_timeout(LOOK_EVERY) {
+                Ok(line) if line == READY => return Ok(()),
+                Ok(line) if self.answer.len() < ANSWER_LINES => self.answer.push(line),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    // Its stdout is closed: ssh is about to end, and its words are the reason.
+                    let status = self.reap(TERM_GRACE);
+                    return Err(SshError::of_ended(&status, &self.complaints()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(stop) = watch.look() {
+                return Err(SshError::Stopped(stop));
+            }
+            if began.elapsed() >= limit {
+                let complaints = self.complaints();
+                let words = if complaints.is_empty() {
+                    complaints
+                } else {
+                    said(&complaints, "")
+                };
+                return Err(SshError::NotReady(limit, words));
+            }
+        }
+    }
+
+    /// The lines that came before the ready line.
+    pub fn answer(&self) -> &[String] {
+        &self.answer
+    }
+
+    /// Whom it connects to.
+    pub fn target(&self) -> &SshTarget {
+        &self.target
+    }
+
+    /// What ssh and the remote side have complained about.
+    pub fn complaints(&self) -> String {
+        self.stderr.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+
+    /// Why it is gone, if it is. Waits as long as `patience` for an end that is under way.
+    pub fn lost(&mut self, patience: Duration) -> Option<SshError> {
+        let until = Instant::now() + patience;
+        loop {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                self.join_readers();
+                return Some(SshError::Lost(said(&self.complaints(), &show_status(status))));
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the child, ends it if it takes too long, and says how it ended.
+    fn reap(&mut self, patience: Duration) -> String {
+        let until = Instant::now() + patience;
+        let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
+        let mut status = None;
+        while status.is_none() && Instant::now() < until {
+            status = self.child.try_wait().ok().flatten();
+            if status.is_none() {
+                thread::sleep(Duration::from_millis(2));
+            }
+        }
+        if status.is_none() {
+            let _ = killpg(group, Signal::SIGKILL);
+            status = self.child.wait().ok();
+        }
+        self.join_readers();
+        status.map_or_else(|| "an unknown status".to_owned(), show_status)
+    }
+
+    fn join_readers(&mut self) {
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        // The closed pipe ends the remote side, SIGTERM the local one without another round trip.
+        drop(self.stdin.take());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
+            let _ = killpg(group, Signal::SIGTERM);
+        }
+        self.reap(TERM_GRACE);
+        let _ = host::remove_if_there(&self.target.dir.join(vm_file::SSH_CTL));
+    }
+}
+
+fn spawn_reader(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .expect("a thread can be started")
+}
+
+fn read_answer(mut stdout: impl Read, tell: &Sender<String>) {
+    let mut cutter = LineCutter::new(LINE_BYTES);
+    let mut buffer = [0; 4096];
+    while let Ok(count) = stdout.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        cutter.push(&buffer[..count], |line| {
+            let _ = tell.send(line.to_owned());
+        });
+    }
+}
+
+fn read_complaints(mut stderr: impl Read, tail: &Mutex<Tail>) {
+    let mut cutter = LineCutter::new(LINE_BYTES);
+    let mut buffer = [0; 4096];
+    let mut keep = |line: &str| tail.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+    while let Ok(count) = stderr.read(&mut buffer) {
+        if count == 0 {
+            break;
+        }
+        cutter.push(&buffer[..count], &mut keep);
+    }
+    cutter.finish(&mut keep);
+}

@@ -1,0 +1,280 @@
+//! How castra calls `ssh`: one master connection per bootstrap, everything else through it.
+//!
+//! Here: the target, the command lines, what ssh's complaints mean. Not here: the keys
+//! (`bootstrap::keys`), or what runs in the guest (`bootstrap::remote`).
+//!
+//! ssh runs with `vms/<vm>` as working directory and names its socket and `known_hosts` relative
+//! to it, so that no state root is too long for a Unix socket (ssh: 90 bytes). The user's own
+//! `~/.ssh/config` takes no part: a `Host *` in it must not change what a bootstrap does.
+
+pub mod channel;
+pub mod error;
+pub mod master;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::core::config::{Config, VmConfig};
+use crate::core::events::BootstrapPlanSsh;
+use crate::core::host;
+use crate::core::name::VmName;
+use crate::core::paths::vm_file;
+
+/// For one attempt to connect, name look-up to banner.
+const CONNECT_TIMEOUT_SECS: u32 = 30;
+/// A guest that answers nothing for four times this long is gone. Sixteen guests under TCG on two
+/// cores can stall for many seconds, so it is generous.
+const ALIVE_INTERVAL_SECS: u32 = 15;
+const ALIVE_COUNT: u32 = 4;
+
+/// Everything ssh needs to reach one guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SshTarget {
+    /// The VM, which names its host key: ports change with every launch.
+    pub vm: VmName,
+    /// Login name.
+    pub user: String,
+    /// Address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// The private key.
+    pub identity: PathBuf,
+    /// The project's own key: no agent is asked for it.
+    pub own_key: bool,
+    /// `Key=value` from the config; before castra's own wherever the bootstrap allows it.
+    pub options: Vec<String>,
+    /// `vms/<vm>`.
+    pub dir: PathBuf,
+}
+
+impl SshTarget {
+    /// The target a plan has resolved; `None` while its port isn't allocated.
+    pub fn new(vm: &VmConfig, config: &Config, ssh: &BootstrapPlanSsh) -> Option<SshTarget> {
+        let own = config.state.ssh_key();
+        let identity = ssh.identity.clone().unwrap_or_else(|| own.clone());
+        Some(SshTarget {
+            vm: vm.name.clone(),
+            user: ssh.user.clone(),
+            host: ssh.host.clone(),
+            port: ssh.port?,
+            own_key: identity == own,
+            identity,
+            options: ssh.options.clone(),
+            dir: config.state.vm(&vm.name).dir().to_owned(),
+        })
+    }
+
+    /// Arguments of the master connection, which runs `command` and carries all channels.
+    pub fn master_argv(&self, command: &str) -> Vec<OsString> {
+        self.argv(&["-M"], &["ControlPersist=no"], command)
+    }
+
+    /// Arguments of one channel through the master. It can't connect by itself: without a master
+    /// its connection is the program `false`, so that a dead master is an error and never a
+    /// silent second connection.
+    pub fn channel_argv(&self, command: &str) -> Vec<OsString> {
+        self.argv(&[], &["ControlMaster=no", "ProxyCommand=false"], command)
+    }
+
+    /// `Key=value` for an `ssh`, `scp` or ssh_config of the user's own, whatever its working
+    /// directory: same key, same host key, same options. User, host and port are beside it.
+    pub fn client_options(&self) -> Vec<String> {
+        let known_hosts = self.dir.join(vm_file::KNOWN_HOSTS);
+        [
+            self.identity_options(),
+            self.options.clone(),
+            self.host_key_options(&option_path(&known_hosts)),
+        ]
+        .concat()
+    }
+
+    fn argv(&self, flags: &[&str], control: &[&str], command: &str) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = Vec::new();
+        let mut word = |text: &str| argv.push(text.into());
+        // An empty config file: neither the user's nor the system's takes part.
+        for text in ["-F", "/dev/null", "-T"] {
+            word(text);
+        }
+        flags.iter().for_each(|flag| word(flag));
+        word("-S");
+        word(vm_file::SSH_CTL);
+        // ssh takes the first value of each option: what the pipeline relies on comes first, then
+        // the user's, then the defaults.
+        let fixed = control
+            .iter()
+            .copied()
+            .chain(["BatchMode=yes", "RemoteCommand=none", "SessionType=default"])
+            .map(str::to_owned);
+        let defaults = [
+            format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
+            format!("ServerAliveInterval={ALIVE_INTERVAL_SECS}"),
+            format!("ServerAliveCountMax={ALIVE_COUNT}"),
+            "PreferredAuthentications=publickey".to_owned(),
+            "ForwardAgent=no".to_owned(),
+            "LogLevel=ERROR".to_owned(),
+        ];
+        let options = fixed
+            .chain(self.identity_options())
+            .chain(self.options.clone())
+            .chain(self.host_key_options(vm_file::KNOWN_HOSTS))
+            .chain(defaults);
+        for option in options {
+            word("-o");
+            word(&option);
+        }
+        word("-l");
+        word(&self.user);
+        word("-p");
+        word(&self.port.to_string());
+        word("--");
+        word(&self.host);
+        word(command);
+        argv
+    }
+
+    fn identity_options(&self) -> Vec<String> {
+        let mut options = vec![
+            format!("IdentityFile={}", option_path(&self.identity)),
+            "IdentitiesOnly=yes".to_owned(),
+        ];
+        if self.own_key {
+            options.push("IdentityAgent=none".to_owned());
+        }
+        options
+    }
+
+    fn host_key_options(&self, known_hosts: &str) -> Vec<String> {
+        vec![
+            "StrictHostKeyChecking=accept-new".to_owned(),
+            format!("UserKnownHostsFile={known_hosts}"),
+            "GlobalKnownHostsFile=/dev/null".to_owned(),
+            format!("HostKeyAlias=castra-{}", self.vm),
+            "HashKnownHosts=no".to_owned(),
+            "UpdateHostKeys=no".to_owned(),
+            "CheckHostIP=no".to_owned(),
+        ]
+    }
+}
+
+/// A path as the value of an ssh option: quoted against blanks, `%` doubled against tokens.
+fn option_path(path: &Path) -> String {
+    let text = path
+        .to_string_lossy()
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('%', "%%");
+    format!("\"{text}\"")
+}
+
+/// Makes `known_hosts` fit this launch. A disposable guest makes new host keys at every launch,
+/// so keys seen in an earlier launch say nothing; those of a guest whose disk survives
+/// (`keeps_keys`) stay. The launch is noted in a comment, which ssh ignores.
+pub fn prepare_known_hosts(dir: &Path, launch_id: &str, keeps_keys: bool) -> io::Result<()> {
+    let path = dir.join(vm_file::KNOWN_HOSTS);
+    let note = format!("# launch {launch_id}\n");
+    match std::fs::read_to_string(&path) {
+        Ok(text) if keeps_keys || text.starts_with(&note) => Ok(()),
+        _ => host::replace_file(&path, note.as_bytes()),
+    }
+}
+
+/// Whether this VM's sshd still has its host keys after `down` and `up`: its disk survives, and
+/// it isn't the default guest, which runs from memory.
+pub fn keeps_host_keys(vm: &VmConfig) -> bool {
+    vm.persist && !vm.is_default_guest()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    fn target() -> SshTarget {
+        SshTarget {
+            vm: "web-0".parse().unwrap(),
+            user: "root".into(),
+            host: "127.0.0.1".into(),
+            port: 2222,
+            identity: "/state root/50%/id_ed25519".into(),
+            own_key: true,
+            options: vec!["ServerAliveInterval=3".into()],
+            dir: "/state root/vms/web-0".into(),
+        }
+    }
+
+    fn shown(argv: &[OsString]) -> String {
+        argv.iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join("\n")
+            .replace("-o\n", "-o ")
+    }
+
+    #[test]
+    fn the_master_command_line() {
+        let expected = r#"-F
+/dev/null
+-T
+-M
+-S
+ssh.ctl
+-o ControlPersist=no
+-o BatchMode=yes
+-o RemoteCommand=none
+-o SessionType=default
+-o IdentityFile="/state root/50%%/id_ed25519"
+-o IdentitiesOnly=yes
+-o IdentityAgent=none
+-o ServerAliveInterval=3
+-o StrictHostKeyChecking=accept-new
+-o UserKnownHostsFile=known_hosts
+-o GlobalKnownHostsFile=/dev/null
+-o HostKeyAlias=castra-web-0
+-o HashKnownHosts=no
+-o UpdateHostKeys=no
+-o CheckHostIP=no
+-o ConnectTimeout=30
+-o ServerAliveInterval=15
+-o ServerAliveCountMax=4
+-o PreferredAuthentications=publickey
+-o ForwardAgent=no
+-o LogLevel=ERROR
+-l
+root
+-p
+2222
+--
+127.0.0.1
+true"#;
+        assert_eq!(shown(&target().master_argv("true")), expected);
+    }
+
+    #[test]
+    fn a_channel_never_connects_by_itself() {
+        let argv = shown(&target().channel_argv("sh"));
+        assert!(
+            argv.contains("-S\nssh.ctl\n-o ControlMaster=no\n-o ProxyCommand=false\n"),
+            "{argv}"
+        );
+        assert!(!argv.contains("-M\n"));
+    }
+
+    #[test]
+    fn known_hosts_follow_the_launch_of_a_disposable_guest() {
+        let scratch = Scratch::new("ssh-known-hosts");
+        let path = scratch.path(vm_file::KNOWN_HOSTS);
+        let add = |text: &str| std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + text).unwrap();
+        let read = || std::fs::read_to_string(&path).unwrap();
+        prepare_known_hosts(scratch.dir(), "one", false).unwrap();
+        add("castra-web ssh-ed25519 AAAA\n");
+        prepare_known_hosts(scratch.dir(), "one", false).unwrap();
+        assert!(read().contains("AAAA"), "the same launch keeps its keys");
+        prepare_known_hosts(scratch.dir(), "two", true).unwrap();
+        assert!(read().contains("AAAA"), "a surviving disk keeps its keys");
+        prepare_known_hosts(scratch.dir(), "two", false).unwrap();
+        assert!(!read().contains("AAAA"));
+    }
+}

@@ -1,0 +1,356 @@
+//! The steps over SSH: `connect`, `apply`, `verify`.
+//!
+//! Here: what each does and how it tells of a failure. Not here: their order and events
+//! (`bootstrap::pipeline`), `transfer` and `wait-handshake` (modules of their own).
+
+use std::time::{Duration, Instant};
+
+use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::pipeline::{Context, Trouble};
+use crate::core::bootstrap::plan::{self, PAYLOAD_NAME};
+use crate::core::bootstrap::remote::{self, Program};
+use crate::core::bootstrap::runlog::OpenLog;
+use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
+use crate::core::bootstrap::ssh::error::SshError;
+use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::ssh::{self, SshTarget};
+use crate::core::bootstrap::watch::Watch;
+use crate::core::escape::escape_line;
+use crate::core::events::{Event, Severity};
+use crate::core::host;
+use crate::core::process::Tail;
+
+/// What a script prints, on a line of its own, when it found nothing to change.
+pub const NOOP_LINE: &str = "Castra:noop";
+
+/// Between two looks for the banner.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Between attempts to connect where the guest hung up.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// A guest that booted this short ago may not have got its keys, or still refuse all but root
+/// (pam_nologin): it is asked again for [`REFUSED_FOR`].
+const YOUNG: Duration = Duration::from_secs(300);
+const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Lines of output that become events at full speed; beyond them so many a second, so that a
+/// chatty script can't push everything else out of the journal. The `.out` file has them all.
+const LINES_AT_ONCE: u32 = 2000;
+const LINES_PER_SECOND: u32 = 20;
+/// Longest text of a line in an event.
+const LINE_BYTES: usize = 2048;
+/// Lines of output in the detail of a failed step.
+const DETAIL_BYTES: usize = 2000;
+
+/// How `connect` went.
+pub(super) enum Connected {
+    /// The master is open.
+    Open(Box<Master>, String),
+    /// No SSH server answered.
+    NoBanner,
+}
+
+/// Waits for the banner and opens the master.
+pub(super) fn connect(
+    context: &Context<'_>,
+    watch: &Watch<'_>,
+    target: SshTarget,
+    banner: &mut Option<BannerSearch>,
+) -> Result<Connected, Trouble> {
+    let bootstrap = &context.vm.bootstrap;
+    let began = Instant::now();
+    let limit = bootstrap.step_timeout;
+    if let Some(search) = banner {
+        search.hurry();
+        while search.wait(LOOK_EVERY).is_none() {
+            if let Some(stop) = watch.look() {
+                return Err(Trouble::Stopped(stop));
+            }
+            if began.elapsed() >= limit {
+                return Ok(Connected::NoBanner);
+            }
+        }
+    }
+    *banner = None;
+    let keeps = ssh::keeps_host_keys(context.vm);
+    ssh::prepare_known_hosts(&target.dir, &context.launch.launch_id, keeps)
+        .map_err(|error| Trouble::because(format!("known_hosts can't be written: {error}")))?;
+    let mut refused: Option<Instant> = None;
+    let master = loop {
+        let left = limit.saturating_sub(began.elapsed());
+        let error = match Master::open(
+            target.clone(),
+            &remote::greeting(&bootstrap.remote_dir),
+            left,
+            watch,
+        ) {
+            Ok(master) => break master,
+            Err(error) => error,
+        };
+        let again = match &error {
+            SshError::Unreachable(_) => true,
+            SshError::AuthRefused(_) => {
+                is_young(context) && refused.get_or_insert_with(Instant::now).elapsed() < REFUSED_FOR
+            }
+            _ => false,
+        };
+        if !again || began.elapsed() + RETRY_AFTER >= limit {
+            return Err(Trouble::of_ssh(error, &target));
+        }
+        if let Some(stop) = watch.pause(RETRY_AFTER) {
+            return Err(Trouble::Stopped(stop));
+        }
+    };
+    if !master.answer().iter().any(|line| line == remote::DIR_OK) {
+        return Err(Trouble::because(format!(
+            "user `{}` can't use {} in the guest: {} (name another place with `remote_dir`, or another user under [ssh])",
+            target.user,
+            bootstrap.remote_dir,
+            escape_line(&master.complaints().replace('\n', "; "), 400)
+        )));
+    }
+    let detail = format!("{}@{}:{}", target.user, target.host, target.port);
+    Ok(Connected::Open(Box::new(master), detail))
+}
+
+fn is_young(context: &Context<'_>) -> bool {
+    let age = host::boottime_ms().saturating_sub(context.launch.launched_boottime_ms);
+    u128::from(age) < YOUNG.as_millis()
+}
+
+/// How `apply` went.
+pub(super) struct Applied {
+    /// The script declared that there was nothing to change.
+    pub noop: bool,
+    /// What to say about it.
+    pub detail: Option<String>,
+}
+
+/// Runs the script.
+pub(super) fn apply(
+    context: &Context<'_>,
+    watch: &Watch<'_>,
+    master: &mut Master,
+    run: &str,
+    log: &mut OpenLog,
+) -> Result<Applied, Trouble> {
+    let Some(script) = &context.vm.bootstrap.script else {
+        return Ok(Applied {
+            noop: false,
+            detail: None,
+        });
+    };
+    let name = script
+        .file_name()
+        .ok_or_else(|| Trouble::because(format!("{} has no file name", script.display())))?;
+    let direct = plan::names_interpreter(script)
+        .map_err(|error| Trouble::because(format!("{} can't be read: {error}", script.display())))?;
+    let mut noop = false;
+    let mut output = Output::new(context);
+    let program = Program::Script { name, direct };
+    let limit = context.vm.bootstrap.apply_timeout;
+    let code = run_session(
+        context,
+        watch,
+        master,
+        run,
+        program,
+        limit,
+        &mut |stream, line| {
+            noop |= line.trim() == NOOP_LINE;
+            log.output(line);
+            output.line(stream, line);
+        },
+    );
+    output.finish();
+    let tail = output.tail.text();
+    match code {
+        Ok(0) => Ok(Applied { noop, detail: None }),
+        Ok(code) => Err(Trouble::because(format!(
+            "the script ended with {}{}{}",
+            code_word(code),
+            shown_tail(&tail),
+            match code {
+                126 => " (the guest may have mounted `remote_dir` noexec, or lack the script's interpreter)",
+                127 => " (the guest lacks a program: perhaps the script's interpreter)",
+                _ => "",
+            }
+        ))),
+        Err(error) => Err(Trouble::of_exec(error, &tail, "the script", master.target())),
+    }
+}
+
+/// Runs the verify command and looks for the verify path; returns what to say about it.
+pub(super) fn verify(
+    context: &Context<'_>,
+    watch: &Watch<'_>,
+    master: &mut Master,
+    run: &str,
+) -> Result<String, Trouble> {
+    let bootstrap = &context.vm.bootstrap;
+    let limit = bootstrap.step_timeout;
+    let mut done = Vec::new();
+    if let Some(command) = &bootstrap.verify_command {
+        let mut tail = Tail::default();
+        let program = Program::Command(command);
+        let code = run_session(context, watch, master, run, program, limit, &mut |_, line| {
+            tail.push(&escape_line(line, LINE_BYTES));
+        })
+        .map_err(|error| Trouble::of_exec(error, &tail.text(), "the verify command", master.target()))?;
+        if code != 0 {
+            return Err(Trouble::because(format!(
+                "`{}` ended with {}{}",
+                escape_line(command, 200),
+                code_word(code),
+                shown_tail(&tail.text())
+            )));
+        }
+        done.push(format!("`{}` succeeded", escape_line(command, 200)));
+    }
+    if let Some(path) = &bootstrap.verify_path {
+        let code = run_session(
+            context,
+            watch,
+            master,
+            run,
+            Program::Exists(path),
+            limit,
+            &mut |_, _| (),
+        )
+        .map_err(|error| Trouble::of_exec(error, "", "the verify path", master.target()))?;
+        if code != 0 {
+            return Err(Trouble::because(format!(
+                "{path} doesn't exist in {}",
+                bootstrap.remote_dir
+            )));
+        }
+        done.push(format!("{path} exists"));
+    }
+    Ok(done.join(", "))
+}
+
+fn run_session(
+    context: &Context<'_>,
+    watch: &Watch<'_>,
+    master: &mut Master,
+    run: &str,
+    program: Program<'_>,
+    limit: Duration,
+    on_line: &mut dyn FnMut(Stream, &str),
+) -> Result<i32, ExecError> {
+    let bootstrap = &context.vm.bootstrap;
+    let payload = bootstrap
+        .payload
+        .as_ref()
+        .map(|_| format!("{}/{PAYLOAD_NAME}", bootstrap.remote_dir.trim_end_matches('/')))
+        .unwrap_or_default();
+    let mut env: Vec<(&str, &str)> = bootstrap
+        .env
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    // Last, so that castra's own hold.
+    env.extend([
+        ("CASTRA_VM", context.vm.name.as_str()),
+        ("CASTRA_RUN_ID", run),
+        ("CASTRA_PAYLOAD_DIR", payload.as_str()),
+        (
+            "CASTRA_BROKER",
+            context.broker_address.as_deref().unwrap_or_default(),
+        ),
+    ]);
+    // Unforgeable by what the script prints by chance; a hostile guest can lie anyway.
+    let random = host::random_hex(8).unwrap_or_else(|_| run.to_owned());
+    let mark = format!("castra-end-{random}");
+    let text = remote::session(&bootstrap.remote_dir, &env, program, &mark);
+    let exec = Exec {
+        command: remote::SESSION_COMMAND.to_owned(),
+        feed: Box::new(move |stdin| stdin.write_all(text.as_bytes())),
+        hold_stdin: true,
+        limit: Limit::Total(limit),
+        end_mark: Some(mark),
+    };
+    channel::run(master, exec, watch, on_line, &mut || ())
+}
+
+fn code_word(code: i32) -> String {
+    match code {
+        // What a shell reports of a program that a signal ended.
+        129..=192 => format!("exit status {code} (signal {})", code - 128),
+        _ => format!("exit status {code}"),
+    }
+}
+
+/// The end of some output, for a detail: `: line; line`.
+fn shown_tail(tail: &str) -> String {
+    if tail.is_empty() {
+        return String::new();
+    }
+    let mut from = tail.len().saturating_sub(DETAIL_BYTES);
+    while !tail.is_char_boundary(from) {
+        from += 1;
+    }
+    format!(":\n{}", &tail[from..])
+}
+
+/// Turns a script's output into events.
+struct Output<'a, 'c> {
+    context: &'a Context<'c>,
+    tail: Tail,
+    allowance: u32,
+    refilled: Instant,
+    left_out: u64,
+}
+
+impl<'a, 'c> Output<'a, 'c> {
+    fn new(context: &'a Context<'c>) -> Output<'a, 'c> {
+        Output {
+            context,
+            tail: Tail::default(),
+            allowance: LINES_AT_ONCE,
+            refilled: Instant::now(),
+            left_out: 0,
+        }
+    }
+
+    fn line(&mut self, stream: Stream, line: &str) {
+        let text = escape_line(line, LINE_BYTES);
+        self.tail.push(&text);
+        if self.refilled.elapsed() >= Duration::from_secs(1) {
+            self.refilled = Instant::now();
+            self.allowance = self.allowance.max(LINES_PER_SECOND);
+        }
+        match self.allowance.checked_sub(1) {
+            Some(left) => {
+                self.allowance = left;
+                let word = match stream {
+                    Stream::Out => "stdout",
+                    Stream::Err => "stderr",
+                };
+                self.emit(
+                    Severity::Progress,
+                    text,
+                    Some(serde_json::json!({ "stream": word })),
+                );
+            }
+            None => self.left_out += 1,
+        }
+    }
+
+    fn finish(&mut self) {
+        if self.left_out > 0 {
+            let text = format!(
+                "{} more lines of output are in the run log's .out file alone",
+                self.left_out
+            );
+            self.emit(Severity::Info, text, None);
+        }
+    }
+
+    fn emit(&self, severity: Severity, text: String, more: Option<serde_json::Value>) {
+        let mut event = Event::message(severity, Some(&self.context.vm.name), text);
+        if let Event::Message { source, data, .. } = &mut event {
+            *source = Some("bootstrap".to_owned());
+            *data = more;
+        }
+        self.context.emitter.emit(event);
+    }
+}

@@ -1,0 +1,163 @@
+//! `transfer`: script and payload into the guest, in one stream through the master.
+//!
+//! Here: sending, counting, saying how far it is. Not here: the stream's format
+//! (`bootstrap::archive`), or the guest's side (`bootstrap::remote::unpack`).
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::core::bootstrap::archive;
+use crate::core::bootstrap::pipeline::{Context, Trouble};
+use crate::core::bootstrap::plan::PAYLOAD_NAME;
+use crate::core::bootstrap::remote;
+use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
+use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::watch::Watch;
+use crate::core::escape::escape_line;
+use crate::core::events::{Event, Severity};
+use crate::core::process::Tail;
+
+/// How often a long transfer says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+/// A short one says nothing.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Counts the bytes that have gone into the pipe.
+struct Counted<'a> {
+    inner: &'a mut dyn Write,
+    sent: &'a AtomicU64,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.sent.fetch_add(count as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Sends script and payload; returns what to say about it.
+pub(super) fn transfer(
+    context: &Context<'_>,
+    watch: &Watch<'_>,
+    master: &mut Master,
+    run: &str,
+    expected: Option<u64>,
+) -> Result<String, Trouble> {
+    let bootstrap = &context.vm.bootstrap;
+    let (script, payload) = (bootstrap.script.as_deref(), bootstrap.payload.as_deref());
+    let name = script.and_then(|script| script.file_name());
+    let sent = AtomicU64::new(0);
+    let top = remote::incoming(run);
+    let counter = &sent;
+    let exec = Exec {
+        command: remote::unpack(&bootstrap.remote_dir, run, name, payload.is_some()),
+        feed: Box::new(move |stdin| {
+            let mut counted = Counted {
+                inner: stdin,
+                sent: counter,
+            };
+            archive::write(&mut counted, &top, script, payload)
+        }),
+        hold_stdin: false,
+        limit: Limit::Idle(bootstrap.step_timeout, &sent),
+        end_mark: None,
+    };
+    let began = Instant::now();
+    let mut said = began;
+    let mut tail = Tail::default();
+    let mut tick = || {
+        if began.elapsed() >= QUIET && said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            say_progress(context, sent.load(Ordering::Relaxed), expected);
+        }
+    };
+    let code = channel::run(
+        master,
+        exec,
+        watch,
+        &mut |_, line| tail.push(&escape_line(line, channel::LINE_BYTES)),
+        &mut tick,
+    )
+    .map_err(|error| Trouble::of_exec(error, &tail.text(), "the transfer", master.target()))?;
+    if code != 0 {
+        return Err(Trouble::because(format!(
+            "the guest could not unpack into {}: {}{}",
+            bootstrap.remote_dir,
+            tail.text(),
+            advice_for(&tail.text())
+        )));
+    }
+    Ok(format!(
+        "{} of {}",
+        bytes_word(sent.load(Ordering::Relaxed)),
+        match (name, payload) {
+            (Some(name), Some(_)) =>
+                format!("{} and {PAYLOAD_NAME}", escape_line(&name.to_string_lossy(), 100)),
+            (Some(name), None) => escape_line(&name.to_string_lossy(), 100),
+            (None, _) => PAYLOAD_NAME.to_owned(),
+        }
+    ))
+}
+
+fn advice_for(complaint: &str) -> &'static str {
+    if complaint.contains("No space left") {
+        " (free some space in the guest, or give it a larger `disk_size`)"
+    } else if complaint.contains("tar: not found") || complaint.contains("tar: command not found") {
+        " (install `tar` in the guest)"
+    } else {
+        ""
+    }
+}
+
+fn say_progress(context: &Context<'_>, sent: u64, expected: Option<u64>) {
+    let vm = &context.vm.name;
+    let text = match expected.filter(|expected| *expected > 0) {
+        Some(expected) => format!(
+            "{vm}: {} of {} sent ({} %)",
+            bytes_word(sent.min(expected)),
+            bytes_word(expected),
+            (sent.saturating_mul(100) / expected).min(100)
+        ),
+        None => format!("{vm}: {} sent", bytes_word(sent)),
+    };
+    let mut event = Event::message(Severity::Progress, Some(vm), text);
+    if let Event::Message { source, data, .. } = &mut event {
+        *source = Some("bootstrap".to_owned());
+        *data = Some(serde_json::json!({ "sent_bytes": sent, "total_bytes": expected }));
+    }
+    context.emitter.emit(event);
+}
+
+/// Bytes in the unit a person would use.
+fn bytes_word(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} bytes");
+    }
+    let mut tenths = bytes.saturating_mul(10) / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_word;
+
+    #[test]
+    fn sizes_in_words() {
+        assert_eq!(bytes_word(512), "512 bytes");
+        assert_eq!(bytes_word(2048), "2.0 KiB");
+        assert_eq!(bytes_word(1_572_864), "1.5 MiB");
+        assert_eq!(bytes_word(u64::MAX), "1677721.5 TiB");
+    }
+}

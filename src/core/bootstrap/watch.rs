@@ -1,0 +1,127 @@
+//! What a bootstrap keeps an eye on while it waits for anything: the VM, and the wish to stop.
+//!
+//! Here: asking both, cheaply and often. Not here: what became of a VM in detail
+//! (`core::runtime`), or the deadlines of the steps.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::core::cancel::Cancel;
+use crate::core::host::{self, Holder};
+use crate::core::paths::VmPaths;
+use crate::core::records::{self, StopRecord};
+
+/// Why a bootstrap ends before its time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Ctrl-C, SIGTERM or an embedder's wish.
+    Interrupted,
+    /// `castra down` has stopped the VM.
+    StoppedByDown,
+    /// QEMU is gone for another reason, in words.
+    VmEnded(String),
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Interrupted => write!(f, "interrupted"),
+            Stop::StoppedByDown => write!(f, "stopped by castra down"),
+            Stop::VmEnded(why) => write!(f, "the VM ended: {why}"),
+        }
+    }
+}
+
+/// Asks whether to go on.
+pub struct Watch<'a> {
+    cancel: &'a Cancel,
+    qemu_pid: PathBuf,
+    stop: PathBuf,
+    launch_id: &'a str,
+    why_ended: &'a (dyn Fn() -> String + Sync),
+}
+
+impl<'a> Watch<'a> {
+    /// A watch over this launch of a VM. `why_ended` tells why QEMU is gone; asked once it is.
+    pub fn new(
+        cancel: &'a Cancel,
+        vm: &VmPaths,
+        launch_id: &'a str,
+        why_ended: &'a (dyn Fn() -> String + Sync),
+    ) -> Watch<'a> {
+        Watch {
+            cancel,
+            qemu_pid: vm.qemu_pid(),
+            stop: vm.stop(),
+            launch_id,
+            why_ended,
+        }
+    }
+
+    /// Whether to end, and why. Costs a few microseconds.
+    pub fn look(&self) -> Option<Stop> {
+        if self.cancel.is_requested() {
+            return Some(Stop::Interrupted);
+        }
+        if host::lock_holder(&self.qemu_pid) != Holder::Nobody {
+            return None;
+        }
+        let stop: Option<StopRecord> = records::load(&self.stop).ok().flatten();
+        if stop.is_some_and(|stop| stop.launch_id == self.launch_id) {
+            return Some(Stop::StoppedByDown);
+        }
+        Some(Stop::VmEnded((self.why_ended)()))
+    }
+
+    /// Pauses, but not beyond a wish to stop; then looks.
+    pub fn pause(&self, limit: Duration) -> Option<Stop> {
+        self.cancel.pause(limit);
+        self.look()
+    }
+
+    /// Whether somebody asked twice to stop: nothing is ended in order any more.
+    pub fn is_hurried(&self) -> bool {
+        self.cancel.requests() > 1
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::host::FileLock;
+    use crate::core::paths::StateRoot;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn the_evidence_decides() {
+        let scratch = Scratch::new("watch");
+        let vm = StateRoot::new(scratch.dir()).vm(&"web".parse().unwrap());
+        std::fs::create_dir_all(vm.dir()).unwrap();
+        let cancel = Cancel::new();
+        let why = || "guest-panic".to_owned();
+        let watch = Watch::new(&cancel, &vm, "launch-1", &why);
+        let lock = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
+        assert_eq!(watch.look(), None);
+        drop(lock);
+        assert_eq!(watch.look(), Some(Stop::VmEnded("guest-panic".into())));
+        let stop = |launch: &str| {
+            let record = StopRecord {
+                launch_id: launch.into(),
+                by: "castra down".into(),
+                at: "2026-11-21T10:00:00.000Z".into(),
+            };
+            records::save(&vm.stop(), &record).unwrap();
+        };
+        stop("launch-0");
+        assert!(
+            matches!(watch.look(), Some(Stop::VmEnded(_))),
+            "of an earlier launch"
+        );
+        stop("launch-1");
+        assert_eq!(watch.look(), Some(Stop::StoppedByDown));
+        cancel.request();
+        assert_eq!(watch.pause(Duration::from_secs(60)), Some(Stop::Interrupted));
+    }
+}

@@ -37,7 +37,7 @@ use crate::core::reporter::Emitter;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Everything a bootstrap works with. The caller holds the VM's lock from before until after.
-pub struct Context<'a> {
+pub struct Context<'a, 'e> {
     /// The VM.
     pub vm: &'a VmConfig,
     /// Its project.
@@ -47,7 +47,7 @@ pub struct Context<'a> {
     /// The broker as this guest reaches it, for `CASTRA_BROKER`.
     pub broker_address: Option<String>,
     /// Who is told.
-    pub emitter: &'a Emitter<'a>,
+    pub emitter: &'a Emitter<'e>,
     /// The wish to stop.
     pub cancel: &'a Cancel,
     /// `base_hash`, computed in a thread while the guest boots.
@@ -172,7 +172,7 @@ enum StepEnd {
 
 /// Runs the pipeline of a plan. `BootstrapPlanned` is emitted here, once, before anything else
 /// of this VM; a failure is an outcome, not an error.
-pub fn run(plan: BootstrapPlan, context: &Context<'_>) -> BootstrapOutcome {
+pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
     match plan.action {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {
@@ -255,7 +255,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_>) -> BootstrapOutcome {
 
 /// Emits the end, closes the log, notes the outcome.
 fn finish(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     log: Option<OpenLog>,
     result: Result<bool, Trouble>,
     began: Instant,
@@ -323,7 +323,7 @@ fn finish(
 }
 
 impl BootstrapOutcome {
-    fn without_steps(context: &Context<'_>, end: BootstrapEnd) -> BootstrapOutcome {
+    fn without_steps(context: &Context<'_, '_>, end: BootstrapEnd) -> BootstrapOutcome {
         BootstrapOutcome {
             vm: context.vm.name.clone(),
             end,
@@ -336,7 +336,7 @@ impl BootstrapOutcome {
 
 /// Notes the outcome in `run.json`, where `status` finds it. Only in the record of this launch:
 /// a missing or another one is left as it is.
-fn keep_outcome(context: &Context<'_>, status: &str, noop: bool, duration_ms: Option<u64>) {
+fn keep_outcome(context: &Context<'_, '_>, status: &str, noop: bool, duration_ms: Option<u64>) {
     let path = context.config.state.vm(&context.vm.name).run();
     let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
         return;
@@ -358,8 +358,8 @@ fn keep_outcome(context: &Context<'_>, status: &str, noop: bool, duration_ms: Op
     }
 }
 
-struct Pipeline<'a, 'c> {
-    context: &'a Context<'c>,
+struct Pipeline<'a, 'c, 'e> {
+    context: &'a Context<'c, 'e>,
     plan: BootstrapPlan,
     watch: Watch<'a>,
     run_id: String,
@@ -371,7 +371,7 @@ struct Pipeline<'a, 'c> {
     noop: bool,
 }
 
-impl Pipeline<'_, '_> {
+impl Pipeline<'_, '_, '_> {
     /// All steps in their order; whether the script had nothing to change.
     fn steps(&mut self) -> Result<bool, Trouble> {
         let context = self.context;

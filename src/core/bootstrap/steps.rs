@@ -50,7 +50,7 @@ pub(super) enum Connected {
 
 /// Waits for the banner and opens the master.
 pub(super) fn connect(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     watch: &Watch<'_>,
     target: SshTarget,
     banner: &mut Option<BannerSearch>,
@@ -111,7 +111,7 @@ pub(super) fn connect(
     Ok(Connected::Open(Box::new(master), detail))
 }
 
-fn is_young(context: &Context<'_>) -> bool {
+fn is_young(context: &Context<'_, '_>) -> bool {
     let age = host::boottime_ms().saturating_sub(context.launch.launched_boottime_ms);
     u128::from(age) < YOUNG.as_millis()
 }
@@ -126,7 +126,7 @@ pub(super) struct Applied {
 
 /// Runs the script.
 pub(super) fn apply(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
     run: &str,
@@ -180,7 +180,7 @@ pub(super) fn apply(
 
 /// Runs the verify command and looks for the verify path; returns what to say about it.
 pub(super) fn verify(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
     run: &str,
@@ -228,7 +228,7 @@ pub(super) fn verify(
 }
 
 fn run_session(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
     run: &str,
@@ -292,16 +292,16 @@ fn shown_tail(tail: &str) -> String {
 }
 
 /// Turns a script's output into events.
-struct Output<'a, 'c> {
-    context: &'a Context<'c>,
+struct Output<'a, 'c, 'e> {
+    context: &'a Context<'c, 'e>,
     tail: Tail,
     allowance: u32,
     refilled: Instant,
     left_out: u64,
 }
 
-impl<'a, 'c> Output<'a, 'c> {
-    fn new(context: &'a Context<'c>) -> Output<'a, 'c> {
+impl<'a, 'c, 'e> Output<'a, 'c, 'e> {
+    fn new(context: &'a Context<'c, 'e>) -> Output<'a, 'c, 'e> {
         Output {
             context,
             tail: Tail::default(),

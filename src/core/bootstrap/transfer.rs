@@ -43,7 +43,7 @@ impl Write for Counted<'_> {
 
 /// Sends script and payload; returns what to say about it.
 pub(super) fn transfer(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
     run: &str,
@@ -115,7 +115,7 @@ fn advice_for(complaint: &str) -> &'static str {
     }
 }
 
-fn say_progress(context: &Context<'_>, sent: u64, expected: Option<u64>) {
+fn say_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
     let vm = &context.vm.name;
     let text = match expected.filter(|expected| *expected > 0) {
         Some(expected) => format!(

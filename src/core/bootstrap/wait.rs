@@ -37,7 +37,7 @@ pub(super) enum Life {
 /// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is asked at
 /// every turn whether to go on.
 pub(super) fn wait_for_life(
-    context: &Context<'_>,
+    context: &Context<'_, '_>,
     banner: &mut Option<BannerSearch>,
     limit: Duration,
     each: &mut dyn FnMut() -> Result<(), Trouble>,
@@ -79,7 +79,7 @@ pub(super) fn wait_for_life(
 }
 
 /// The rest of the limit: it counts from the launch if this run launched the VM.
-fn left_of(limit: Duration, context: &Context<'_>) -> Duration {
+fn left_of(limit: Duration, context: &Context<'_, '_>) -> Duration {
     if !context.launch.started_now {
         return limit;
     }
@@ -87,7 +87,7 @@ fn left_of(limit: Duration, context: &Context<'_>) -> Duration {
     limit.saturating_sub(Duration::from_millis(since))
 }
 
-fn is_proof(path: &Path, identity: &VmName, context: &Context<'_>) -> bool {
+fn is_proof(path: &Path, identity: &VmName, context: &Context<'_, '_>) -> bool {
     match read_record(path) {
         RecordRead::Record(record) => {
             let launched = (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms);
@@ -116,7 +116,7 @@ fn counts(
         && u128::from(now_ms.saturating_sub(record.heard_boottime_ms)) <= window.as_millis()
 }
 
-fn no_life(context: &Context<'_>, identity: &VmName, limit: Duration) -> String {
+fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> String {
     let vm = &context.vm.name;
     let console = host::tail_of(
         &context.config.state.vm(vm).file(vm_file::SERIAL_LOG),

@@ -243,7 +243,10 @@ fn run_builder(
         .cancel(cancel)
         .on_stderr_line(|line| {
             let text = line.trim_start_matches("guest: ");
-            if !text.trim().is_empty() && !is_complaint(line) {
+            // Its last line names the place where nothing will stay; after a request to stop the
+            // shell says that it was ended, which isn't progress either.
+            let told = !text.starts_with("done: ") && !is_complaint(line) && !cancel.is_requested();
+            if told && !text.trim().is_empty() {
                 emitter.emit(said(Severity::Progress, text));
             }
         })

@@ -178,7 +178,7 @@ fn zsh() -> String {
         for (word, about) in second_words(group) {
             let _ = writeln!(script, "                    '{word}:{}'", zsh_quote(about));
         }
-        script.push_str("                )\n                _describe -t commands command words_known\n            else\n                _arguments $globals");
+        script.push_str("                )\n                _describe -t commands command words_known\n            else\n                _arguments $globals '1:word: '");
         // All flags of the group's commands: none has one that means something else in another.
         let in_group = FLAGS.iter().filter(|flag| {
             rows().any(|row| {

@@ -1,6 +1,9 @@
 //! The command line as its users meet it: the real binary, its streams and exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[allow(dead_code)]
+#[path = "support/fleet.rs"]
+mod fleet;
 mod support;
 
 use std::fs;
@@ -9,6 +12,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::thread;
 
+use fleet::Fleet;
 use support::{Castra, golden};
 
 /// What `castra --help` lists.
@@ -422,4 +426,87 @@ fn the_man_page_is_roff_that_groff_renders() {
         shown.contains("--graceful-wait-secs") || shown.contains("graceful"),
         "{shown}"
     );
+}
+
+/// A project whose state is a fleet's, and an `ssh` that shows what it was given.
+fn with_stand_in_ssh(castra: &Castra, fleet: &Fleet, args: &[&str], stdin: &[u8]) -> (i32, String, String) {
+    castra.write(
+        "castra.toml",
+        &format!(
+            "[project]\nname = \"demo\"\nstate_dir = {:?}\n[[vms]]\nname = \"web\"\ncount = 1\n[[vms]]\nname = \"db\"\n",
+            fleet.state.dir()
+        ),
+    );
+    let ssh = castra.write(
+        "bin/ssh",
+        "#!/bin/sh\nfor word; do echo \"<$word>\"; done\ncat\nexit 7\n",
+    );
+    fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = format!(
+        "{}:{}",
+        ssh.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut child = castra
+        .command(args)
+        .env("PATH", path)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Refused before it reads: then nobody is left to write to.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    (
+        output.status.code().unwrap(),
+        String::from_utf8_lossy(&output.stdout).into_owned(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn ssh_and_exec_become_ssh() {
+    let castra = Castra::new("ssh");
+    let mut fleet = Fleet::new();
+    fleet.launch("web-0", 1000);
+    let (code, stdout, stderr) = with_stand_in_ssh(
+        &castra,
+        &fleet,
+        &["exec", "WEB-0", "--", "cat", "a b"],
+        b"raw\0bytes",
+    );
+    assert_eq!((code, stderr.as_str()), (7, ""), "the exit code is ssh's");
+    assert!(
+        stdout.ends_with("<-l>\n<root>\n<-p>\n<2222>\n<-->\n<127.0.0.1>\n<cat 'a b'>\nraw\0bytes"),
+        "{stdout}"
+    );
+    assert!(stdout.starts_with("<-F>\n</dev/null>\n<-T>\n"), "{stdout}");
+    assert!(
+        stdout.contains("<HostKeyAlias=castra-web-0>") && stdout.contains("<BatchMode=yes>"),
+        "{stdout}"
+    );
+    let (code, stdout, _) = with_stand_in_ssh(&castra, &fleet, &["ssh", "web-0"], b"");
+    assert_eq!(code, 7);
+    assert!(
+        stdout.ends_with("<-->\n<127.0.0.1>\n") && !stdout.contains("<-T>"),
+        "{stdout}"
+    );
+    let (code, stdout, _) = with_stand_in_ssh(&castra, &fleet, &["ssh", "web-0", "--", "ls", "|", "wc"], b"");
+    assert_eq!(code, 7);
+    assert!(stdout.ends_with("<ls>\n<|>\n<wc>\n"), "{stdout}");
+
+    let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["ssh", "db"], b"");
+    assert_eq!(code, 1);
+    assert_eq!(stderr, "error: vm `db` is not running\n  try: castra up db\n");
+    let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "wbe-0", "--", "true"], b"");
+    assert_eq!(code, 64);
+    assert!(stderr.contains("`web-0` is the nearest there is"), "{stderr}");
+    let output = castra
+        .command(&["ssh", "web-0"])
+        .env("PATH", castra.project())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(69));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("openssh-client"));
 }

@@ -20,6 +20,7 @@ mod progress;
 mod screen;
 mod select;
 mod sentence;
+mod ssh;
 mod status;
 mod style;
 mod typed;
@@ -68,6 +69,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::ImagePath => image::path(context),
         Command::Init => init::run(context, raw),
         Command::Logs => logs::run(context, raw),
+        Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),
         other => Err(castra::core::failure::Failure::new(

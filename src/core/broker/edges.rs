@@ -26,7 +26,7 @@ use crate::core::status::{VmState, ending};
 
 use super::attempts::line_head;
 use super::guests::GuestTable;
-use super::listen::Link;
+use super::link::Link;
 use super::record::{RecordRead, RecordWriter, read_record};
 use super::state::{At, ConnId, Effect, Input};
 

@@ -1,18 +1,18 @@
 //! Sockets and their threads: accepting, greeting, reading one hello under one deadline.
 //!
-//! Here: the accept threads, the small pool of connection threads, the handle (`Link`) by which
-//! the state thread answers. Not here: any decision about who may come (`broker::state`).
+//! Here: the accept threads, the small pool of connection threads, doors.
+//! Not here: the socket itself (`broker::link`), any decision about who may come (`broker::state`).
 //!
 //! An accept thread only accepts. Each connection has a thread that greets, reads and then
 //! waits for the other side to close, so a silent, dripping or flooding client costs a thread
 //! of its own and delays nobody.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io;
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::os::unix::net::UnixListener;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::escape::escape_line;
 
+use super::link::{Link, Open, Stream};
 use super::protocol::{
     DeclineReason, GREETING, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress,
 };
@@ -40,9 +41,6 @@ const IDLE_THREADS: usize = 16;
 /// the time is up: a flood stalls by itself and costs no processor.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 16 * 1024;
-
-/// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
-const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Connections beyond the cap that may exist while their victims are still closing.
 pub const SLACK: usize = 32;
@@ -64,137 +62,6 @@ pub enum Wake {
     Trouble(String),
     /// Somebody asked the broker to stop.
     Stop,
-}
-
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Tcp(tcp) => tcp.as_fd(),
-            Stream::Unix(unix) => unix.as_fd(),
-        }
-    }
-}
-
-/// One connection, shared by its thread (reads) and the state thread (answers).
-#[derive(Debug)]
-pub struct Link {
-    /// Its number.
-    pub id: ConnId,
-    stream: Stream,
-    /// 0, or one more than the index of the reason it was told to go.
-    verdict: AtomicU8,
-    open: Arc<Open>,
-}
-
-impl Link {
-    fn new(id: ConnId, stream: Stream, open: Arc<Open>) -> Link {
-        let _ = match &stream {
-            Stream::Tcp(tcp) => tcp
-                .set_nodelay(true)
-                .and_then(|()| tcp.set_write_timeout(Some(WRITE_TIMEOUT))),
-            Stream::Unix(unix) => unix.set_write_timeout(Some(WRITE_TIMEOUT)),
-        };
-        open.add(1);
-        Link {
-            id,
-            stream,
-            verdict: AtomicU8::new(0),
-            open,
-        }
-    }
-
-    fn read(&self, bytes: &mut [u8], limit: Duration) -> io::Result<usize> {
-        let limit = Some(limit.max(Duration::from_millis(1)));
-        match &self.stream {
-            Stream::Tcp(tcp) => {
-                tcp.set_read_timeout(limit)?;
-                (&*tcp).read(bytes)
-            }
-            Stream::Unix(unix) => {
-                unix.set_read_timeout(limit)?;
-                (&*unix).read(bytes)
-            }
-        }
-    }
-
-    /// Sends a line. That the client isn't there any more is its own business.
-    pub fn send(&self, line: &str) {
-        let _ = match &self.stream {
-            Stream::Tcp(tcp) => (&*tcp).write_all(line.as_bytes()),
-            Stream::Unix(unix) => (&*unix).write_all(line.as_bytes()),
-        };
-    }
-
-    fn shutdown(&self, how: Shutdown) {
-        let _ = match &self.stream {
-            Stream::Tcp(tcp) => tcp.shutdown(how),
-            Stream::Unix(unix) => unix.shutdown(how),
-        };
-    }
-
-    /// Sends the last line there will be.
-    pub fn answer(&self, line: &str) {
-        self.send(line);
-        self.shutdown(Shutdown::Write);
-    }
-
-    /// Ends the wait for its hello; what has already come may still count.
-    pub fn evict(&self, reason: DeclineReason) {
-        let index = DeclineReason::ALL.iter().position(|known| *known == reason);
-        let number = index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(1);
-        self.verdict.store(number, Ordering::Release);
-        self.shutdown(Shutdown::Read);
-    }
-
-    /// Ends a connection that had its answer.
-    pub fn close(&self) {
-        self.shutdown(Shutdown::Both);
-    }
-
-    fn verdict(&self) -> Option<DeclineReason> {
-        let number = usize::from(self.verdict.load(Ordering::Acquire));
-        DeclineReason::ALL.get(number.checked_sub(1)?).copied()
-    }
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.open.remove(1);
-    }
-}
-
-/// A count of what is open, that can be waited on.
-#[derive(Debug, Default)]
-pub struct Open {
-    count: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Open {
-    fn add(&self, number: usize) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += number;
-    }
-
-    fn remove(&self, number: usize) {
-        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= number;
-        self.changed.notify_all();
-    }
-
-    /// Waits until fewer than `limit` are open; false if it took longer than `patience`.
-    pub fn wait_below(&self, limit: usize, patience: Duration) -> bool {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        let (count, _) = self
-            .changed
-            .wait_timeout_while(count, patience, |count| *count >= limit)
-            .unwrap_or_else(PoisonError::into_inner);
-        *count < limit
-    }
 }
 
 /// What all doors share.
@@ -393,7 +260,7 @@ fn linger(link: &Link) {
         }
         if taken >= LINGER_BYTES {
             // Asked for nothing, poll still tells of the end of both directions.
-            let mut asked = [PollFd::new(link.stream.as_fd(), PollFlags::empty())];
+            let mut asked = [PollFd::new(link.as_fd(), PollFlags::empty())];
             let _ = poll(
                 &mut asked,
                 PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),

@@ -5,9 +5,11 @@
 //! when (`core::operations`).
 
 pub mod attempts;
+mod claim;
 mod edges;
 pub mod guests;
 pub mod launcher;
+mod link;
 mod listen;
 pub mod process;
 pub mod protocol;

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,36 +15,23 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::core::cancel::Cancel;
-use crate::core::config::{BrokerConfig, Config, PortChoice};
+use crate::core::config::{BrokerConfig, Config};
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, FileLock, Holder, LockError};
+use crate::core::host::{self, FileLock};
 use crate::core::journal::{Journal, Rotation};
-use crate::core::paths::{StateRoot, vm_file};
+use crate::core::paths::StateRoot;
 use crate::core::records::{self, BrokerRecord};
 use crate::core::reporter::wall_clock;
 
 use super::attempts::line_head;
+use super::claim::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
 use super::edges::Edges;
-use super::listen::{Door, Listener, Reception, SLACK, Wake};
+use super::listen::{Door, Listener, Reception, Wake};
 use super::protocol::BUS_VERSIONS;
 use super::state::{At, Input, Plane, Rules, State, step};
-
-/// The port a broker takes if the config names none and it is free.
-pub const PREFERRED_PORT: u16 = 7070;
-
-/// Host clients at once: a few commands and their pipes.
-const HOST_CONNECTIONS: usize = 64;
-
-/// Descriptors kept for everything that is no guest's connection: listeners, locks, logs, the
-/// files a turn opens for a moment, host clients.
-const DESCRIPTORS_APART: u64 = 32 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
-
-/// The most descriptors we ask for; a limit of a million is no reason to use it.
-const DESCRIPTORS_WANTED: u64 = 65_536;
 
 /// Inputs taken in one turn, so that one write serves many.
 const BATCH: usize = 256;
@@ -304,7 +291,7 @@ impl Broker {
         self.end();
     }
 
-    fn on_opened(&mut self, at: At, link: Arc<super::listen::Link>, plane: Plane, remote: String) {
+    fn on_opened(&mut self, at: At, link: Arc<super::link::Link>, plane: Plane, remote: String) {
         let conn = link.id;
         self.edges.adopt(link);
         self.take(at, [Input::Opened { conn, plane, remote }]);
@@ -443,107 +430,4 @@ fn watch_stop(stop: Cancel, to_state: Sender<Wake>) -> Arc<AtomicBool> {
         log::error!("no thread to wait for a stop: {error}");
     }
     over
-}
-
-fn take_lock(paths: &StateRoot, run: &str) -> Result<FileLock> {
-    let path = paths.broker_pid();
-    match FileLock::try_take(&path, &format!("castra broker {run}")) {
-        Ok(lock) => Ok(lock),
-        Err(LockError::Held(who)) => {
-            let pid = who.split_whitespace().next().unwrap_or("unknown").to_owned();
-            Err(Failure::new(
-                Exit::Busy,
-                format!("a broker of this project runs already (pid {pid})"),
-            )
-            .because(format!("it holds the lock on {}", path.display())))
-        }
-        Err(LockError::Io(error)) => Err(Failure::io("create", &path, &error)),
-    }
-}
-
-/// Raises the soft limit of open files and says how many guests fit into it.
-fn fit_descriptors(wanted: usize) -> usize {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
-        return wanted;
-    };
-    let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, goal, hard) {
-        Ok(()) => goal,
-        Err(_) => soft,
-    };
-    let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
-    wanted.min(usize::try_from(room).unwrap_or(wanted))
-}
-
-/// The TCP listener. While a VM runs, the port its guests were told stays.
-fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
-    let kept = records::load::<BrokerRecord>(&paths.broker_json())
-        .ok()
-        .flatten()
-        .map(|record| record.port)
-        .filter(|_| any_vm_runs(paths));
-    let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
-    let exactly = |port: u16, advice: &str| {
-        listen(port).map_err(|error| {
-            let why = match (error.kind(), host::port_owner(port)) {
-                (io::ErrorKind::AddrInUse, Some(owner)) => format!("it is used by {owner}"),
-                (io::ErrorKind::AddrInUse, None) => "it is used by another process".to_owned(),
-                _ => error.to_string(),
-            };
-            Failure::new(Exit::Busy, format!("the broker can't listen on 127.0.0.1:{port}"))
-                .because(why)
-                .advice(advice)
-        })
-    };
-    if let Some(port) = kept {
-        return exactly(
-            port,
-            "the running VMs were told this port: free it, or stop them with `castra down`",
-        );
-    }
-    match choice {
-        PortChoice::Exactly(port) => exactly(
-            port,
-            "free the port, or set another `port` under [broker], or 0 for a free one",
-        ),
-        PortChoice::Preferred => match listen(PREFERRED_PORT) {
-            Ok(listener) => Ok(listener),
-            Err(_) => exactly(0, "free some ports"),
-        },
-        PortChoice::Free => exactly(0, "free some ports"),
-    }
-}
-
-fn any_vm_runs(paths: &StateRoot) -> bool {
-    let Ok(entries) = fs::read_dir(paths.vms()) else {
-        return false;
-    };
-    entries.flatten().any(|entry| {
-        matches!(
-            host::lock_holder(&entry.path().join(vm_file::QEMU_PID)),
-            Holder::Process(_)
-        )
-    })
-}
-
-/// The host's socket, mode 0600 before anybody can connect: it is made under another name.
-fn bind_host(paths: &StateRoot, root: &File) -> Result<UnixListener> {
-    const HIDDEN: &str = ".broker.sock-";
-    let path = paths.broker_sock();
-    let cant = |error: io::Error| Failure::io("create", &path, &error);
-    // What a broker killed in between has left; we hold the lock, so nobody is at it.
-    for entry in fs::read_dir(paths.dir()).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(HIDDEN) {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
-    let hidden = host::short_path(root, &format!("{HIDDEN}{}", std::process::id()));
-    let listener = UnixListener::bind(&hidden).map_err(cant)?;
-    fs::set_permissions(&hidden, std::os::unix::fs::PermissionsExt::from_mode(0o600))
-        .and_then(|()| fs::rename(&hidden, host::short_path(root, "broker.sock")))
-        .map_err(|error| {
-            let _ = fs::remove_file(&hidden);
-            cant(error)
-        })?;
-    Ok(listener)
 }

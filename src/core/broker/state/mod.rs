@@ -1,170 +1,26 @@
 //! The broker's whole state, and `step`: what one input does to it (DESIGN §2).
 //!
-//! Here: connections and their places, who may come, the freshness window, when records and
-//! lines are due. Not here: sockets and threads (`broker::listen`), files (`broker::edges`),
-//! words on the wire (`broker::protocol`). Nothing in this module blocks, fails or asks a clock.
+//! Here: connections and their places, who may come, what each is answered; in the submodules
+//! the words ([`input`]) and the guests that were heard (`heard`). Not here: sockets and threads
+//! (`broker::listen`), files (`broker::edges`), words on the wire (`broker::protocol`). Nothing in
+//! this module blocks, fails or asks a clock.
+
+mod heard;
+pub mod input;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::core::config::AuthMode;
-use crate::core::events::Event;
 use crate::core::name::VmName;
-use crate::core::reporter::wall_clock;
 
-use super::attempts::{Attempt, Attempts, line_head};
-use super::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_MS, admit};
+use super::attempts::{Attempt, Attempts};
+use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit};
 use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply};
 use super::record::HandshakeRecord;
 
+pub use input::{At, ConnId, Effect, Input, Plane, Rules};
+
 /// Until a record that couldn't be written is tried again.
 const RETRY_MS: u64 = 1000;
-
-/// A connection, numbered from 1 in the order of accept. Never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(pub u64);
-
-/// When an input came, by both clocks. All deadlines and ages go by `boot_ms`; `wall_ms` is for
-/// people to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
-    /// CLOCK_BOOTTIME.
-    pub boot_ms: u64,
-    /// Since the epoch.
-    pub wall_ms: u64,
-}
-
-/// By which door a connection came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plane {
-    /// TCP on the loopback: guests, and whoever else is there.
-    Guest,
-    /// The Unix socket: the host.
-    Host,
-}
-
-/// Every reason the state thread wakes up. The list is closed on purpose.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Input {
-    /// A connection was accepted.
-    Opened {
-        /// Its number.
-        conn: ConnId,
-        /// Its door.
-        plane: Plane,
-        /// `127.0.0.1:41000`, or `unix`.
-        remote: String,
-    },
-    /// A whole hello came.
-    Hello {
-        /// From whom.
-        conn: ConnId,
-        /// What it says.
-        hello: Hello,
-    },
-    /// No hello came, or none that counts.
-    Refused {
-        /// From whom.
-        conn: ConnId,
-        /// Why.
-        refusal: Refusal,
-        /// It sent at least one byte; otherwise it is told, but is no attempt.
-        attempted: bool,
-    },
-    /// The connection is gone.
-    Closed {
-        /// Which.
-        conn: ConnId,
-    },
-    /// Answer to [`Effect::Record`].
-    Recorded {
-        /// Whose record.
-        vm: VmName,
-        /// The hello that waits for it.
-        asked_by: Option<ConnId>,
-        /// It is on disk now.
-        made: bool,
-    },
-    /// The name of a record's file was taken away.
-    RecordLost {
-        /// Whose.
-        vm: VmName,
-    },
-    /// `guests.json` as it is now; `None`: there is none, names aren't checked.
-    Guests(Option<GuestTable>),
-    /// A record found at start, and whether its VM can still be alive.
-    Restored {
-        /// The record.
-        record: Box<HandshakeRecord>,
-        /// Its VM runs, or nobody knows.
-        alive: bool,
-    },
-    /// QEMU let its pid file go.
-    VmGone {
-        /// Which VM.
-        vm: VmName,
-    },
-    /// Something was due.
-    Tick,
-    /// The broker shall stop: nobody new is let in.
-    Stop,
-    /// It stops now: whatever was held back is due.
-    Finish,
-}
-
-/// Everything `step` may ask of the outside. An effect returns nothing; an answer is a new
-/// [`Input`].
-#[derive(Clone, Debug, PartialEq)]
-pub enum Effect {
-    /// Send this line, then end the sending side.
-    Reply {
-        /// To whom.
-        conn: ConnId,
-        /// With its line end.
-        line: String,
-    },
-    /// End the wait for its hello; its thread answers with [`Input::Refused`].
-    Evict {
-        /// Whom.
-        conn: ConnId,
-        /// Why.
-        reason: DeclineReason,
-    },
-    /// It had its answer and lingers: close it.
-    Drop {
-        /// Which.
-        conn: ConnId,
-    },
-    /// Write this record; answered by [`Input::Recorded`].
-    Record {
-        /// The record.
-        record: Box<HandshakeRecord>,
-        /// The hello that waits for it.
-        asked_by: Option<ConnId>,
-    },
-    /// A line for the log, complete.
-    Log(String),
-    /// A fact for the journal.
-    Tell(Event),
-}
-
-/// What stays the same for a broker's whole life.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// Id of this run.
-    pub run: String,
-    /// This host boot.
-    pub boot_id: String,
-    /// The freshness window.
-    pub freshness_ms: u64,
-    /// Who must show a token.
-    pub auth: AuthMode,
-    /// Guests' connections at once.
-    pub max_connections: usize,
-    /// Host clients at once: places of their own.
-    pub max_host_connections: usize,
-    /// Versions of the bus spoken here.
-    pub bus_versions: &'static [u32],
-}
 
 /// How far a connection is.
 #[derive(Clone, Debug, PartialEq)]
@@ -397,64 +253,6 @@ impl State {
         });
     }
 
-    /// What the record will say after this hello. What was told over the bus in this launch
-    /// stays; a new launch begins empty.
-    fn next_record(&self, at: At, vm: VmName, capabilities: Vec<String>) -> HandshakeRecord {
-        let key = vm.key();
-        let before = self.guests.get(&key).map(|guest| &guest.record);
-        let before = before.filter(|record| self.counts(&key, record));
-        HandshakeRecord {
-            vm,
-            boot_id: self.rules.boot_id.clone(),
-            broker_run: self.rules.run.clone(),
-            handshake_boottime_ms: at.boot_ms,
-            heard_boottime_ms: at.boot_ms,
-            heard_at: wall(at),
-            capabilities,
-            bus_session: false,
-            bus_subscribed: false,
-            last_publish_boottime_ms: before.and_then(|record| record.last_publish_boottime_ms),
-            last_heartbeat_boottime_ms: before.and_then(|record| record.last_heartbeat_boottime_ms),
-            guest_metrics: before.and_then(|record| record.guest_metrics.clone()),
-        }
-    }
-
-    /// A record belongs to one launch: an older hand-shake is another guest's.
-    fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
-        let launched = self
-            .table
-            .as_ref()
-            .and_then(|table| table.get(key)?.launched_boottime_ms);
-        record.boot_id == self.rules.boot_id
-            && launched.is_none_or(|launched| record.handshake_boottime_ms >= launched)
-    }
-
-    /// Takes proof of life in; `written` if it is on disk already.
-    fn heard(&mut self, at: At, record: HandshakeRecord, written: bool, out: &mut Vec<Effect>) {
-        let window = self.rules.freshness_ms;
-        let vm = record.vm.clone();
-        let guest = self.guests.entry(vm.key()).or_insert_with(|| Guest {
-            record: record.clone(),
-            fresh: false,
-            written_ms: None,
-            dirty: false,
-        });
-        guest.record = record;
-        if written {
-            guest.written_ms = Some(at.boot_ms);
-        }
-        guest.dirty = !written;
-        let (entered, leaves_at, writable_at) = (!guest.fresh, guest.leaves_at(window), guest.writable_at());
-        guest.fresh = true;
-        self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
-        if !written {
-            self.write_due = Some(self.write_due.map_or(writable_at, |due| due.min(writable_at)));
-        }
-        if entered {
-            tell_freshness(at, &vm, true, 0, out);
-        }
-    }
-
     /// The one answer of a connection: evidence first, so that who reads `ok` finds it logged.
     fn answer(&mut self, at: At, conn: ConnId, attempt: Attempt, out: &mut Vec<Effect>) {
         let line = match attempt.declined {
@@ -566,130 +364,6 @@ impl State {
         self.answer(at, conn, attempt, out);
     }
 
-    fn on_record_lost(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
-        if let Some(guest) = self.guests.get_mut(&vm.key()) {
-            guest.written_ms = None;
-            guest.dirty = false;
-            out.push(Effect::Log(format!(
-                "{} record of vm:{vm} was taken away, made anew",
-                line_head(at.wall_ms, "WARN")
-            )));
-            out.push(Effect::Record {
-                record: Box::new(guest.record.clone()),
-                asked_by: None,
-            });
-        }
-    }
-
-    fn on_guests(&mut self, at: At, table: Option<GuestTable>, out: &mut Vec<Effect>) {
-        self.table = table;
-        let Some(table) = self.table.as_ref() else {
-            return;
-        };
-        let mut gone = Vec::new();
-        for (key, guest) in &mut self.guests {
-            match table.get(key) {
-                None => gone.push(key.clone()),
-                // The record's file bears the name's spelling.
-                Some(listed) if listed.name != guest.record.vm => {
-                    guest.record.vm = listed.name.clone();
-                    guest.written_ms = None;
-                }
-                Some(_) => {}
-            }
-        }
-        for key in gone {
-            self.leave(at, &key, out);
-            self.guests.remove(&key);
-        }
-        let stale: Vec<String> = self
-            .guests
-            .iter()
-            .filter(|(key, guest)| guest.fresh && !self.counts(key, &guest.record))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in stale {
-            self.leave(at, &key, out);
-        }
-    }
-
-    /// A hand-shake outlives the broker that heard it.
-    fn on_restored(&mut self, at: At, record: HandshakeRecord, alive: bool) {
-        let key = record.vm.key();
-        let unwanted = match &self.table {
-            Some(table) => table.get(&key).is_none_or(|listed| listed.name != record.vm),
-            None => self.guests.len() >= MAX_UNLISTED || self.guests.contains_key(&key),
-        };
-        if unwanted || record.boot_id != self.rules.boot_id || record.heard_boottime_ms > at.boot_ms {
-            return;
-        }
-        let counts = self.counts(&key, &record);
-        let guest = Guest {
-            record,
-            fresh: false,
-            written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
-            dirty: false,
-        };
-        let fresh = alive && counts && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
-        let leaves_at = guest.leaves_at(self.rules.freshness_ms);
-        self.guests.insert(key, Guest { fresh, ..guest });
-        if fresh {
-            self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
-        }
-    }
-
-    fn on_vm_gone(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
-        self.leave(at, &vm.key(), out);
-    }
-
-    fn leave(&mut self, at: At, key: &str, out: &mut Vec<Effect>) {
-        if let Some(guest) = self.guests.get_mut(key)
-            && guest.fresh
-        {
-            guest.fresh = false;
-            let age = guest.age_ms(at.boot_ms);
-            tell_freshness(at, &guest.record.vm, false, age, out);
-        }
-    }
-
-    fn on_tick(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
-        for evidence in self.attempts.flush(at.boot_ms, at.wall_ms, at_once) {
-            out.push(Effect::Log(evidence.line));
-            out.push(Effect::Tell(evidence.event));
-        }
-        if self.leave_due.is_some_and(|due| at.boot_ms >= due) {
-            let window = self.rules.freshness_ms;
-            let late: Vec<String> = self
-                .guests
-                .iter()
-                .filter(|(_, guest)| guest.fresh && at.boot_ms >= guest.leaves_at(window))
-                .map(|(key, _)| key.clone())
-                .collect();
-            for key in late {
-                self.leave(at, &key, out);
-            }
-            let fresh = self.guests.values().filter(|guest| guest.fresh);
-            self.leave_due = fresh.map(|guest| guest.leaves_at(window)).min();
-        }
-        if self.write_due.is_some_and(|due| at_once || at.boot_ms >= due) {
-            let mut next: Option<u64> = None;
-            for guest in self.guests.values_mut().filter(|guest| guest.dirty) {
-                let writable_at = guest.writable_at();
-                if !at_once && writable_at > at.boot_ms {
-                    next = Some(next.map_or(writable_at, |due| due.min(writable_at)));
-                    continue;
-                }
-                guest.dirty = false;
-                guest.written_ms = Some(at.boot_ms);
-                out.push(Effect::Record {
-                    record: Box::new(guest.record.clone()),
-                    asked_by: None,
-                });
-            }
-            self.write_due = next;
-        }
-    }
-
     fn on_stop(&mut self, out: &mut Vec<Effect>) {
         self.stopping = true;
         for places in [&mut self.guest_places, &mut self.host_places] {
@@ -708,23 +382,5 @@ impl State {
     }
 }
 
-fn wall(at: At) -> String {
-    wall_clock(std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.wall_ms))
-}
-
-/// Told once whenever a VM enters or leaves the window: one line, one event.
-fn tell_freshness(at: At, vm: &VmName, reachable: bool, age_ms: u64, out: &mut Vec<Effect>) {
-    out.push(Effect::Log(format!(
-        "{} freshness of vm:{vm} reachable={reachable} last_handshake_age_ms={age_ms}",
-        line_head(at.wall_ms, "INFO")
-    )));
-    out.push(Effect::Tell(Event::BrokerFreshness {
-        vm: vm.clone(),
-        reachable,
-        last_handshake_age_ms: Some(age_ms),
-    }));
-}
-
 #[cfg(test)]
-#[path = "state_tests.rs"]
 mod tests;

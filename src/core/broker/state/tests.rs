@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::core::broker::protocol::parse_hello;
+use crate::core::config::AuthMode;
+use crate::core::events::Event;
 use crate::core::events::HandshakeOutcome;
 use crate::core::records::{GuestRecord, GuestsRecord};
 

@@ -1,0 +1,214 @@
+//! Who was heard: proof of life, the freshness window, records held back and made anew.
+//!
+//! Here: everything the state does about guests once they are let in. Not here: connections and
+//! who is let in (the module above), the guests' own fields (`broker::guests`).
+
+use crate::core::broker::attempts::line_head;
+use crate::core::broker::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_MS};
+use crate::core::broker::record::HandshakeRecord;
+use crate::core::events::Event;
+use crate::core::name::VmName;
+use crate::core::reporter::wall_clock;
+
+use super::{At, Effect, State};
+
+impl State {
+    /// What the record will say after this hello. What was told over the bus in this launch
+    /// stays; a new launch begins empty.
+    pub(super) fn next_record(&self, at: At, vm: VmName, capabilities: Vec<String>) -> HandshakeRecord {
+        let key = vm.key();
+        let before = self.guests.get(&key).map(|guest| &guest.record);
+        let before = before.filter(|record| self.counts(&key, record));
+        HandshakeRecord {
+            vm,
+            boot_id: self.rules.boot_id.clone(),
+            broker_run: self.rules.run.clone(),
+            handshake_boottime_ms: at.boot_ms,
+            heard_boottime_ms: at.boot_ms,
+            heard_at: wall(at),
+            capabilities,
+            bus_session: false,
+            bus_subscribed: false,
+            last_publish_boottime_ms: before.and_then(|record| record.last_publish_boottime_ms),
+            last_heartbeat_boottime_ms: before.and_then(|record| record.last_heartbeat_boottime_ms),
+            guest_metrics: before.and_then(|record| record.guest_metrics.clone()),
+        }
+    }
+
+    /// A record belongs to one launch: an older hand-shake is another guest's.
+    pub(super) fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
+        let launched = self
+            .table
+            .as_ref()
+            .and_then(|table| table.get(key)?.launched_boottime_ms);
+        record.boot_id == self.rules.boot_id
+            && launched.is_none_or(|launched| record.handshake_boottime_ms >= launched)
+    }
+
+    /// Takes proof of life in; `written` if it is on disk already.
+    pub(super) fn heard(&mut self, at: At, record: HandshakeRecord, written: bool, out: &mut Vec<Effect>) {
+        let window = self.rules.freshness_ms;
+        let vm = record.vm.clone();
+        let guest = self.guests.entry(vm.key()).or_insert_with(|| Guest {
+            record: record.clone(),
+            fresh: false,
+            written_ms: None,
+            dirty: false,
+        });
+        guest.record = record;
+        if written {
+            guest.written_ms = Some(at.boot_ms);
+        }
+        guest.dirty = !written;
+        let (entered, leaves_at, writable_at) = (!guest.fresh, guest.leaves_at(window), guest.writable_at());
+        guest.fresh = true;
+        self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+        if !written {
+            self.write_due = Some(self.write_due.map_or(writable_at, |due| due.min(writable_at)));
+        }
+        if entered {
+            tell_freshness(at, &vm, true, 0, out);
+        }
+    }
+
+    pub(super) fn on_record_lost(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
+        if let Some(guest) = self.guests.get_mut(&vm.key()) {
+            guest.written_ms = None;
+            guest.dirty = false;
+            out.push(Effect::Log(format!(
+                "{} record of vm:{vm} was taken away, made anew",
+                line_head(at.wall_ms, "WARN")
+            )));
+            out.push(Effect::Record {
+                record: Box::new(guest.record.clone()),
+                asked_by: None,
+            });
+        }
+    }
+
+    pub(super) fn on_guests(&mut self, at: At, table: Option<GuestTable>, out: &mut Vec<Effect>) {
+        self.table = table;
+        let Some(table) = self.table.as_ref() else {
+            return;
+        };
+        let mut gone = Vec::new();
+        for (key, guest) in &mut self.guests {
+            match table.get(key) {
+                None => gone.push(key.clone()),
+                // The record's file bears the name's spelling.
+                Some(listed) if listed.name != guest.record.vm => {
+                    guest.record.vm = listed.name.clone();
+                    guest.written_ms = None;
+                }
+                Some(_) => {}
+            }
+        }
+        for key in gone {
+            self.leave(at, &key, out);
+            self.guests.remove(&key);
+        }
+        let stale: Vec<String> = self
+            .guests
+            .iter()
+            .filter(|(key, guest)| guest.fresh && !self.counts(key, &guest.record))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in stale {
+            self.leave(at, &key, out);
+        }
+    }
+
+    /// A hand-shake outlives the broker that heard it.
+    pub(super) fn on_restored(&mut self, at: At, record: HandshakeRecord, alive: bool) {
+        let key = record.vm.key();
+        let unwanted = match &self.table {
+            Some(table) => table.get(&key).is_none_or(|listed| listed.name != record.vm),
+            None => self.guests.len() >= MAX_UNLISTED || self.guests.contains_key(&key),
+        };
+        if unwanted || record.boot_id != self.rules.boot_id || record.heard_boottime_ms > at.boot_ms {
+            return;
+        }
+        let counts = self.counts(&key, &record);
+        let guest = Guest {
+            record,
+            fresh: false,
+            written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
+            dirty: false,
+        };
+        let fresh = alive && counts && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
+        let leaves_at = guest.leaves_at(self.rules.freshness_ms);
+        self.guests.insert(key, Guest { fresh, ..guest });
+        if fresh {
+            self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+        }
+    }
+
+    pub(super) fn on_vm_gone(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
+        self.leave(at, &vm.key(), out);
+    }
+
+    pub(super) fn leave(&mut self, at: At, key: &str, out: &mut Vec<Effect>) {
+        if let Some(guest) = self.guests.get_mut(key)
+            && guest.fresh
+        {
+            guest.fresh = false;
+            let age = guest.age_ms(at.boot_ms);
+            tell_freshness(at, &guest.record.vm, false, age, out);
+        }
+    }
+
+    pub(super) fn on_tick(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
+        for evidence in self.attempts.flush(at.boot_ms, at.wall_ms, at_once) {
+            out.push(Effect::Log(evidence.line));
+            out.push(Effect::Tell(evidence.event));
+        }
+        if self.leave_due.is_some_and(|due| at.boot_ms >= due) {
+            let window = self.rules.freshness_ms;
+            let late: Vec<String> = self
+                .guests
+                .iter()
+                .filter(|(_, guest)| guest.fresh && at.boot_ms >= guest.leaves_at(window))
+                .map(|(key, _)| key.clone())
+                .collect();
+            for key in late {
+                self.leave(at, &key, out);
+            }
+            let fresh = self.guests.values().filter(|guest| guest.fresh);
+            self.leave_due = fresh.map(|guest| guest.leaves_at(window)).min();
+        }
+        if self.write_due.is_some_and(|due| at_once || at.boot_ms >= due) {
+            let mut next: Option<u64> = None;
+            for guest in self.guests.values_mut().filter(|guest| guest.dirty) {
+                let writable_at = guest.writable_at();
+                if !at_once && writable_at > at.boot_ms {
+                    next = Some(next.map_or(writable_at, |due| due.min(writable_at)));
+                    continue;
+                }
+                guest.dirty = false;
+                guest.written_ms = Some(at.boot_ms);
+                out.push(Effect::Record {
+                    record: Box::new(guest.record.clone()),
+                    asked_by: None,
+                });
+            }
+            self.write_due = next;
+        }
+    }
+}
+
+fn wall(at: At) -> String {
+    wall_clock(std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.wall_ms))
+}
+
+/// Told once whenever a VM enters or leaves the window: one line, one event.
+fn tell_freshness(at: At, vm: &VmName, reachable: bool, age_ms: u64, out: &mut Vec<Effect>) {
+    out.push(Effect::Log(format!(
+        "{} freshness of vm:{vm} reachable={reachable} last_handshake_age_ms={age_ms}",
+        line_head(at.wall_ms, "INFO")
+    )));
+    out.push(Effect::Tell(Event::BrokerFreshness {
+        vm: vm.clone(),
+        reachable,
+        last_handshake_age_ms: Some(age_ms),
+    }));
+}

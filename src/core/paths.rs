@@ -158,6 +158,11 @@ pub mod vm_file {
 }
 
 impl VmPaths {
+    /// The files of the VM whose directory this is.
+    pub fn at(dir: impl Into<PathBuf>) -> VmPaths {
+        VmPaths(dir.into())
+    }
+
     /// `vms/<vm>` itself, the working directory of QEMU and ssh.
     pub fn dir(&self) -> &Path {
         &self.0

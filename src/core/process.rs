@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub struct Job<'a> {
     deadline: Duration,
     cancel: Option<Cancel>,
     on_stderr_line: Option<OnLine<'a>>,
+    output: Option<File>,
 }
 
 /// What a child left behind, whatever its exit status.
@@ -101,6 +103,7 @@ impl<'a> Job<'a> {
             deadline: Duration::from_secs(60),
             cancel: None,
             on_stderr_line: None,
+            output: None,
         }
     }
 
@@ -148,6 +151,13 @@ impl<'a> Job<'a> {
         self
     }
 
+    /// Lets both its outputs go to this file instead of into the result. For a child that leaves
+    /// another one behind: that one would hold the pipes open, and the job would never end.
+    pub fn output_to(mut self, file: File) -> Self {
+        self.output = Some(file);
+        self
+    }
+
     /// Called with each line of its stderr as it comes, lossy UTF-8, without line end.
     pub fn on_stderr_line(mut self, callback: impl FnMut(&str) + Send + 'a) -> Self {
         self.on_stderr_line = Some(Box::new(callback));
@@ -179,6 +189,10 @@ impl<'a> Job<'a> {
             })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
+        if let Some(file) = &self.output {
+            let copy = || file.try_clone().map_or_else(|_| Stdio::null(), Stdio::from);
+            command.stdout(copy()).stderr(copy());
+        }
         if let Some(dir) = &self.dir {
             command.current_dir(dir);
         }
@@ -188,8 +202,8 @@ impl<'a> Job<'a> {
             error,
         })?;
         let stdin = child.stdin.take();
-        let stdout = child.stdout.take().expect("stdout is piped");
-        let stderr = child.stderr.take().expect("stderr is piped");
+        let stdout = child.stdout.take();
+        let stderr = child.stderr.take();
         let input = std::mem::take(&mut self.stdin);
         let callback = self.on_stderr_line.take();
         thread::scope(|scope| {
@@ -197,8 +211,12 @@ impl<'a> Job<'a> {
                 // A child that doesn't want its input is no fault of the job.
                 scope.spawn(move || stdin.write_all(&input));
             }
-            let out = scope.spawn(move || drain_stdout(stdout));
-            let err = scope.spawn(move || drain_stderr(stderr, callback));
+            let out = scope.spawn(move || stdout.map(drain_stdout).unwrap_or_default());
+            let err = scope.spawn(move || {
+                stderr
+                    .map(|pipe| drain_stderr(pipe, callback))
+                    .unwrap_or_default()
+            });
             let waited = self.wait(&mut child, began);
             let stdout = out.join().unwrap_or_default();
             let stderr_tail = err.join().unwrap_or_default();

@@ -4,11 +4,16 @@
 //! VM leaves behind say about it (`core::status`), or the order in which VMs are brought up
 //! (`core::operations`).
 
+pub mod binary;
 pub mod busy;
+pub mod fault;
+pub mod launch;
 pub mod nocloud;
 pub mod overlay;
-pub mod pipe;
 pub mod plan;
+pub mod ports;
+pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod seed;
+pub mod shutdown;

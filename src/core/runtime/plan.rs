@@ -63,8 +63,8 @@ pub enum PlannedNetwork {
     /// The broker and nothing else.
     Isolated {
         /// A program and its arguments, run once per connection that the guest opens to
-        /// [`ISOLATED_BROKER`], with the connection as stdin and stdout: `castra broker-pipe PORT`
-        /// (see [`super::pipe`]). Never a shell.
+        /// [`ISOLATED_BROKER`], with the connection as stdin, stdout and stderr: `castra pipe PORT`.
+        /// Never a shell.
         broker_pipe: Vec<OsString>,
     },
 }

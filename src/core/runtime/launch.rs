@@ -1,0 +1,242 @@
+//! Starting QEMU and seeing that it answers.
+//!
+//! Here: one launch from clean files to the first QMP answer, ending in a QEMU that runs or in
+//! nothing left at all; and whether a running one has met a fault since. Not here: its command line
+//! ([`super::qemu`]), the disks it needs ([`super::overlay`]), or what the guest does
+//! (`core::bootstrap`).
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::core::cancel::Cancel;
+use crate::core::config::PortForward;
+use crate::core::failure::Failure;
+use crate::core::host;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::process::{Job, show_status};
+use crate::core::records::ForwardRecord;
+
+use super::fault::{LaunchError, StartFault, io_error, own_words};
+use super::plan::LaunchPlan;
+use super::ports::Ports;
+use super::process::{clear_leftovers, qemu_pid, signal_qemu};
+use super::qemu::qemu_argv;
+use super::qmp::{Qmp, QmpError};
+
+/// As much of `qemu.log` as is read for a message.
+const LOG_TAIL: u64 = 4096;
+/// As much of `qmp.log` as is searched for a fault: events are some hundred bytes.
+const QMP_TAIL: u64 = 4096;
+/// How long a QEMU that must go is waited for after SIGKILL.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+/// How often a chosen port may be snatched away before the launch gives up.
+const PORT_TRIES: usize = 5;
+
+/// A QEMU that runs and answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// Its pid, as the lock on its pid file names it.
+    pub pid: u32,
+    /// From the start of QEMU to its answer.
+    pub elapsed: Duration,
+}
+
+/// Starts QEMU and waits until it answers QMP. On failure nothing is left running and no socket
+/// left lying; the logs stay.
+pub fn launch(plan: &LaunchPlan, limit: Duration, cancel: &Cancel) -> Result<Launched, LaunchError> {
+    let paths = VmPaths::at(&plan.dir);
+    if let Some(pid) = qemu_pid(&paths) {
+        return Err(LaunchError::AlreadyRunning(pid));
+    }
+    prepare_files(&paths)?;
+    let began = Instant::now();
+    let launched = start(plan, &paths, began + limit, cancel);
+    if launched.is_err() {
+        abandon(&paths);
+    }
+    launched.map(|pid| Launched {
+        pid,
+        elapsed: began.elapsed(),
+    })
+}
+
+/// [`launch`] with host ports chosen for it. `before` is told the plan with its ports, so that they
+/// are on record before QEMU starts; again if a chosen port was snatched away and others are tried.
+pub fn launch_with_ports(
+    plan: &mut LaunchPlan,
+    ports: &Ports,
+    wanted: &[PortForward],
+    last_time: &[ForwardRecord],
+    limit: Duration,
+    cancel: &Cancel,
+    mut before: impl FnMut(&LaunchPlan) -> Result<(), Failure>,
+) -> Result<Launched, LaunchError> {
+    let mut last_time = last_time;
+    let mut tries = 1;
+    loop {
+        let mut reservation = ports.reserve(wanted, last_time).map_err(LaunchError::Port)?;
+        plan.forwards = reservation.forwards().to_vec();
+        before(plan).map_err(LaunchError::Io)?;
+        reservation.let_go();
+        match launch(plan, limit, cancel) {
+            Err(LaunchError::Refused(StartFault::PortTaken(port)))
+                if tries < PORT_TRIES && reservation.is_automatic(port) =>
+            {
+                log::warn!("vm {}: port {port} was snatched away, trying others", plan.vm);
+                ports.take_back_fixed(&reservation);
+                last_time = &[];
+                tries += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Sockets and pid file of an earlier QEMU are removed, its logs begun anew. QEMU would make them
+/// readable for its group; made beforehand they keep their mode.
+fn prepare_files(paths: &VmPaths) -> Result<(), LaunchError> {
+    host::ensure_private_dir(paths.dir()).map_err(|error| io_error("create", paths.dir(), &error))?;
+    clear_leftovers(paths);
+    for name in [vm_file::QEMU_LOG, vm_file::QMP_LOG, vm_file::SERIAL_LOG] {
+        let path = paths.file(name);
+        let made = host::private_file()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path);
+        made.map_err(|error| io_error("create", &path, &error))?;
+    }
+    Ok(())
+}
+
+fn start(plan: &LaunchPlan, paths: &VmPaths, until: Instant, cancel: &Cancel) -> Result<u32, LaunchError> {
+    let log_path = paths.file(vm_file::QEMU_LOG);
+    let log = host::private_file()
+        .append(true)
+        .open(&log_path)
+        .map_err(|error| io_error("open", &log_path, &error))?;
+    // Not into pipes: a QEMU that hangs after it left for the background would hold them open.
+    let ended = Job::new(&plan.binary)
+        .args(qemu_argv(plan))
+        .dir(&plan.dir)
+        .deadline(until.saturating_duration_since(Instant::now()))
+        .cancel(cancel)
+        .output_to(log)
+        .run_any()?;
+    if !ended.status.success() {
+        let fault = match StartFault::from_words(&qemu_words(paths)) {
+            StartFault::Other(words) if words.is_empty() => {
+                StartFault::Other(format!("it ended with {} and no word", show_status(ended.status)))
+            }
+            fault => fault,
+        };
+        return Err(LaunchError::Refused(fault));
+    }
+    // `-daemonize` returns when QEMU holds its pid file and listens on its sockets.
+    let Some(pid) = qemu_pid(paths) else {
+        return Err(LaunchError::Died(own_words(&qemu_words(paths))));
+    };
+    let answer = Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now()))
+        .and_then(|mut qmp| qmp.query_status(until.saturating_duration_since(Instant::now())));
+    if cancel.is_requested() {
+        return Err(LaunchError::Cancelled);
+    }
+    match answer {
+        Ok(status) if status == "internal-error" => {
+            Err(LaunchError::InternalError(own_words(&qemu_words(paths))))
+        }
+        Ok(_) => Ok(pid),
+        // Gone together with its QMP: what it said last is worth more than a broken socket.
+        Err(QmpError::Gone(_)) if gone_within(paths, Duration::from_millis(200)) => {
+            Err(LaunchError::Died(own_words(&qemu_words(paths))))
+        }
+        Err(error) => Err(LaunchError::Mute(error)),
+    }
+}
+
+fn qemu_words(paths: &VmPaths) -> String {
+    host::tail_of(&paths.file(vm_file::QEMU_LOG), LOG_TAIL)
+}
+
+/// Ends whatever a failed launch has left. It never ran a guest that anybody relied on, so it is
+/// not asked politely.
+fn abandon(paths: &VmPaths) {
+    if signal_qemu(paths, Signal::SIGKILL).is_some() {
+        gone_within(paths, KILL_WAIT);
+    }
+    clear_leftovers(paths);
+}
+
+/// Waits until a VM's QEMU is gone; false if it still lives at the end.
+pub(super) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
+    let until = Instant::now() + limit;
+    while qemu_pid(paths).is_some() {
+        if Instant::now() >= until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// What can end a boot before the guest ever speaks (DESIGN §5).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootFault {
+    /// QMP says `internal-error`: the accelerator met something it can't run. QEMU's words.
+    InternalError(String),
+    /// QEMU is gone; `core::status` tells how it ended. QEMU's words.
+    Gone(String),
+}
+
+/// Looks whether a launched VM has met a fault. Costs a lock query and one small read, so it may be
+/// asked often; QMP is spoken only where its log shows that the virtual CPUs were stopped.
+pub fn boot_fault(paths: &VmPaths) -> Option<BootFault> {
+    if qemu_pid(paths).is_none() {
+        return Some(BootFault::Gone(own_words(&qemu_words(paths))));
+    }
+    let tail = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
+    if !is_stopped(&tail) {
+        return None;
+    }
+    let limit = Duration::from_secs(1);
+    let status = Qmp::connect(paths.dir(), limit).and_then(|mut qmp| qmp.query_status(limit));
+    matches!(status.as_deref(), Ok("internal-error"))
+        .then(|| BootFault::InternalError(own_words(&qemu_words(paths))))
+}
+
+/// Whether the last of QEMU's STOP and RESUME events is a STOP.
+fn is_stopped(qmp_log: &str) -> bool {
+    let event = |line: &str| -> Option<String> {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(message.get("event")?.as_str()?.to_owned())
+    };
+    let last = qmp_log
+        .lines()
+        .rev()
+        .filter_map(event)
+        .find(|name| name == "STOP" || name == "RESUME");
+    last.as_deref() == Some("STOP")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_stop_and_resume_counts() {
+        let stop = "{\"event\": \"STOP\"}\n";
+        let resume = "{\"event\": \"RESUME\"}\n";
+        let other = "{\"return\": {\"status\": \"running\"}}\n{\"event\": \"RTC_CHANGE\"}\n";
+        for (log, stopped) in [
+            (String::new(), false),
+            (format!("{resume}{other}"), false),
+            (format!("{resume}{stop}{other}"), true),
+            (format!("{stop}{resume}"), false),
+            (format!("EVENT\": \"STOP\"}}\n{other}"), false),
+        ] {
+            assert_eq!(is_stopped(&log), stopped, "{log}");
+        }
+    }
+}

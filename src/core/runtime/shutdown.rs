@@ -1,0 +1,250 @@
+//! Stopping a VM: asked politely, then told, then made to.
+//!
+//! Here: the ladder QMP `system_powerdown`, SIGTERM, SIGKILL, each rung with its deadline and its
+//! events in a fixed order. Not here: `stop.json`, locks, overlays (`core::operations`), or how a
+//! VM ended that nobody stopped (`core::status`).
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::core::cancel::Cancel;
+use crate::core::config::LifecycleConfig;
+use crate::core::events::Event;
+use crate::core::name::VmName;
+use crate::core::paths::VmPaths;
+use crate::core::reporter::Emitter;
+
+use super::fault::ms;
+use super::process::{clear_leftovers, qemu_pid, signal_qemu};
+use super::qmp::Qmp;
+
+/// The polite rung's name in events.
+const METHOD: &str = "qmp-system-powerdown";
+/// How long QMP may take to answer; part of the polite rung's deadline.
+const QMP_LIMIT: Duration = Duration::from_secs(2);
+/// How often the power button is pressed again: a guest that was still booting didn't hear it.
+const PRESS_AGAIN: Duration = Duration::from_secs(3);
+/// How often the lock is looked at: a guest takes 30 to 70 ms to power off.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How a VM was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShutdownEnding {
+    /// There was nothing to stop.
+    AlreadyStopped,
+    /// The guest powered itself off.
+    Graceful,
+    /// SIGTERM ended QEMU.
+    Terminated,
+    /// SIGKILL did.
+    Killed,
+    /// QEMU outlived even that.
+    Failed,
+}
+
+impl ShutdownEnding {
+    /// The word in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ShutdownEnding::AlreadyStopped => "already-stopped",
+            ShutdownEnding::Graceful => "graceful",
+            ShutdownEnding::Terminated => "terminated",
+            ShutdownEnding::Killed => "killed",
+            ShutdownEnding::Failed => "failed",
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShutdownOutcome {
+    /// How.
+    pub ending: ShutdownEnding,
+    /// How long it took.
+    pub elapsed: Duration,
+    /// Whether something ran before that doesn't now.
+    pub changed: bool,
+}
+
+/// Stops a VM's QEMU and removes its sockets. A second request to stop skips the remaining
+/// patience and goes straight to SIGKILL.
+pub fn shutdown(
+    vm: &VmName,
+    paths: &VmPaths,
+    lifecycle: &LifecycleConfig,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> ShutdownOutcome {
+    let ladder = Ladder {
+        vm,
+        paths,
+        lifecycle,
+        emitter,
+        cancel,
+        began: Instant::now(),
+    };
+    let ending = ladder.descend();
+    clear_leftovers(paths);
+    let outcome = ShutdownOutcome {
+        ending,
+        elapsed: ladder.began.elapsed(),
+        changed: !matches!(ending, ShutdownEnding::AlreadyStopped | ShutdownEnding::Failed),
+    };
+    emitter.emit(Event::ShutdownComplete {
+        vm: vm.clone(),
+        outcome: ending.as_str().to_owned(),
+        elapsed_ms: ms(outcome.elapsed),
+        changed: outcome.changed,
+    });
+    outcome
+}
+
+struct Ladder<'a, 'e> {
+    vm: &'a VmName,
+    paths: &'a VmPaths,
+    lifecycle: &'a LifecycleConfig,
+    emitter: &'a Emitter<'e>,
+    cancel: &'a Cancel,
+    began: Instant,
+}
+
+impl Ladder<'_, '_> {
+    fn descend(&self) -> ShutdownEnding {
+        let Some(pid) = qemu_pid(self.paths) else {
+            return ShutdownEnding::AlreadyStopped;
+        };
+        self.emitter.emit(Event::ShutdownRequested {
+            vm: self.vm.clone(),
+            pid,
+        });
+        if self.ask() {
+            return ShutdownEnding::Graceful;
+        }
+        for (signal, wait, ending) in [
+            (
+                Signal::SIGTERM,
+                self.lifecycle.sigterm_wait,
+                ShutdownEnding::Terminated,
+            ),
+            (
+                Signal::SIGKILL,
+                self.lifecycle.sigkill_wait,
+                ShutdownEnding::Killed,
+            ),
+        ] {
+            if signal == Signal::SIGTERM && self.is_impatient() {
+                continue;
+            }
+            if self.escalate(signal, wait) {
+                return ending;
+            }
+        }
+        ShutdownEnding::Failed
+    }
+
+    /// The polite rung. True if the guest powered off.
+    fn ask(&self) -> bool {
+        let limit = self.lifecycle.graceful_shutdown_wait;
+        self.emitter.emit(Event::CooperativeAttempted {
+            vm: self.vm.clone(),
+            method: METHOD.to_owned(),
+            timeout_ms: ms(limit),
+        });
+        let began = Instant::now();
+        let detail = match self.press_and_wait(began + limit) {
+            Ok(true) => {
+                self.emitter.emit(Event::CooperativeSucceeded {
+                    vm: self.vm.clone(),
+                    method: METHOD.to_owned(),
+                    elapsed_ms: ms(began.elapsed()),
+                });
+                return true;
+            }
+            Ok(false) if self.is_impatient() => "not waited for any longer: asked to stop at once".to_owned(),
+            Ok(false) => "the guest ignored the power button".to_owned(),
+            Err(why) => why,
+        };
+        self.emitter.emit(Event::CooperativeTimedOut {
+            vm: self.vm.clone(),
+            method: METHOD.to_owned(),
+            elapsed_ms: ms(began.elapsed()),
+            detail: Some(detail),
+        });
+        false
+    }
+
+    /// Presses the power button until the guest is gone; false: it isn't by the deadline. An error
+    /// says why it couldn't be asked at all.
+    fn press_and_wait(&self, until: Instant) -> Result<bool, String> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let mut qmp = match Qmp::connect(self.paths.dir(), left().min(QMP_LIMIT)) {
+            Ok(qmp) => qmp,
+            // It may just be going by itself.
+            Err(_) if self.is_gone() => return Ok(true),
+            Err(error) => return Err(error.to_string()),
+        };
+        let status = qmp.query_status(left().min(QMP_LIMIT)).unwrap_or_default();
+        if matches!(status.as_str(), "internal-error" | "io-error" | "paused") {
+            return Err(format!("the guest can't hear it: QMP says `{status}`"));
+        }
+        loop {
+            if let Err(error) = qmp.system_powerdown(left().min(QMP_LIMIT)) {
+                return match self.wait_gone(left().min(QMP_LIMIT)) {
+                    true => Ok(true),
+                    false => Err(error.to_string()),
+                };
+            }
+            if self.wait_gone(left().min(PRESS_AGAIN)) {
+                return Ok(true);
+            }
+            if left().is_zero() || self.is_impatient() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// One rung with a signal. True if QEMU is gone.
+    fn escalate(&self, signal: Signal, wait: Duration) -> bool {
+        let Some(pid) = qemu_pid(self.paths) else {
+            return true;
+        };
+        self.emitter.emit(Event::Escalated {
+            vm: self.vm.clone(),
+            pid,
+            signal: signal.as_str().to_owned(),
+            timeout_ms: ms(wait),
+        });
+        signal_qemu(self.paths, signal);
+        let until = Instant::now() + wait;
+        while !self.is_gone() {
+            // The last rung has no next one to hurry to.
+            let hurry = signal != Signal::SIGKILL && self.is_impatient();
+            if hurry || Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        true
+    }
+
+    fn wait_gone(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        while !self.is_gone() {
+            if self.is_impatient() || Instant::now() >= until {
+                return false;
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+        true
+    }
+
+    fn is_gone(&self) -> bool {
+        qemu_pid(self.paths).is_none()
+    }
+
+    fn is_impatient(&self) -> bool {
+        self.cancel.requests() >= 2
+    }
+}

@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""A stand-in for qemu-system-*: no guest, but all that castra relies on around one.
+
+Here: -daemonize, the record lock on -pidfile, -D, QMP and the console with their log files, forwarded
+ports bound for real, exit by signal, power button and quit. Not here: a guest. Faults are asked for
+by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU:
+
+  refuse=TEXT         says TEXT and doesn't start        snatch=N        N starts find a port taken
+  refuse-kvm          doesn't start under KVM            hang            never gets ready
+  die                 gone before it answers             mute            QMP never greets
+  die-greeted         gone during the negotiation        die-after=SECS  gone later, without a word
+  internal-error      stopped by the accelerator         panic           the guest panics, then ends
+  ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
+  console=TEXT        written to the console             off-after=SECS  the guest powers itself off
+  busy                uses a whole core
+"""
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+
+def options(argv):
+    """Every option with its values; one without a value is there with ''."""
+    found, index = {}, 1
+    while index < len(argv):
+        value = ""
+        if index + 1 < len(argv) and not argv[index + 1].startswith("-"):
+            value = argv[index + 1]
+        found.setdefault(argv[index], []).append(value)
+        index += 2 if value else 1
+    return found
+
+
+OPTIONS = options(sys.argv)
+FAKE = dict(
+    word.split("=", 1) if "=" in word else (word, "")
+    for text in OPTIONS.get("-fake", []) + [os.environ.get("CASTRA_FAKE_QEMU", "")]
+    for word in text.split(",")
+    if word
+)
+
+
+def chardev(name):
+    for text in OPTIONS.get("-chardev", []):
+        if f"id={name}," in text:
+            return dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    return None
+
+
+def refuse(text):
+    log = OPTIONS.get("-D")
+    if log and "-daemonize" in OPTIONS:
+        with open(log[0], "a") as file:
+            file.write(f"qemu-system-fake: {text}\n")
+    else:
+        sys.stderr.write(f"qemu-system-fake: {text}\n")
+    sys.exit(1)
+
+
+def bind_forwards():
+    sockets = []
+    for part in ",".join(OPTIONS.get("-netdev", [])).split(","):
+        if not part.startswith("hostfwd="):
+            continue
+        rule = part[len("hostfwd="):]
+        kind, host, rest = rule.split(":", 2)
+        port = int(rest.split("-:")[0])
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, port))
+            if kind == "tcp":
+                sock.listen(1)
+        except OSError:
+            refuse(f"-netdev user: Could not set up host forwarding rule '{rule}'")
+        sockets.append(sock)
+        if int(FAKE.get("snatch", 0)) > count("snatched"):
+            refuse(f"-netdev user: Could not set up host forwarding rule '{rule}'")
+    return sockets
+
+
+def count(name):
+    """How often it was asked before; kept beside the pid file, over several starts."""
+    with open(name, "a+") as file:
+        file.seek(0)
+        before = len(file.read())
+        file.write("x")
+    return before
+
+
+class Machine:
+    def __init__(self):
+        self.pid_path = os.path.abspath(OPTIONS["-pidfile"][0]) if "-pidfile" in OPTIONS else None
+        self.qmp = chardev("qmp")
+        self.serial = chardev("serial")
+        self.qmp_log = open(self.qmp["logfile"], "w") if self.qmp else open(os.devnull, "w")
+        self.console = open(self.serial["logfile"], "w") if self.serial else open(os.devnull, "w")
+        self.log = os.fdopen(os.dup(2), "w")
+        self.client = None
+        self.negotiated = False
+        self.status = "running"
+
+    def listen(self, device):
+        sock = socket.socket(socket.AF_UNIX)
+        if os.path.exists(device["path"]):
+            os.unlink(device["path"])
+        sock.bind(device["path"])
+        sock.listen(1)
+        return sock
+
+    def send(self, message):
+        line = json.dumps(message) + "\r\n"
+        self.qmp_log.write(line)
+        self.qmp_log.flush()
+        if self.client:
+            try:
+                self.client.sendall(line.encode())
+            except OSError:
+                self.client = None
+
+    def event(self, name, **data):
+        if self.negotiated:
+            now = time.time()
+            stamp = {"seconds": int(now), "microseconds": int(now % 1 * 1e6)}
+            self.send({"timestamp": stamp, "event": name, "data": data})
+
+    def say(self, text):
+        self.console.write(text + "\r\n")
+        self.console.flush()
+
+    def end(self, reason, guest):
+        self.event("SHUTDOWN", guest=guest, reason=reason)
+        if self.pid_path:
+            os.unlink(self.pid_path)
+        os._exit(0)
+
+    def on_term(self, number):
+        if "ignore-term" not in FAKE:
+            self.log.write(f"qemu-system-fake: terminating on signal {number} from pid 1 (somebody)\n")
+            self.log.flush()
+            self.end("host-signal", False)
+
+    def on_command(self, text):
+        asked = json.loads(text)
+        command, answer = asked["execute"], {}
+        if command == "qmp_capabilities":
+            if "die-greeted" in FAKE:
+                os._exit(1)
+            self.negotiated = True
+        elif command == "query-status":
+            answer = {"status": self.status, "running": self.status == "running"}
+        self.send({"return": answer, "id": asked.get("id")})
+        if command == "qmp_capabilities" and "internal-error" in FAKE:
+            self.log.write("KVM internal error. Suberror: 1\nemulation failure\n")
+            self.log.flush()
+            self.status = "internal-error"
+            self.event("STOP")
+        elif command == "quit":
+            self.end("host-qmp-quit", False)
+        elif command == "system_powerdown":
+            self.event("POWERDOWN")
+            if "ignore-powerdown" not in FAKE:
+                self.end("guest-shutdown", True)
+
+    def run(self, ready):
+        listener = self.listen(self.qmp) if self.qmp else None
+        console = self.listen(self.serial) if self.serial else None
+        self.say(FAKE.get("console", "fake guest boots"))
+        woken, wake = os.pipe()
+        os.set_blocking(wake, False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(wake)
+        if "hang" in FAKE:
+            signal.pause()
+        ready()
+        if "die" in FAKE:
+            os._exit(1)
+        began, pending = time.monotonic(), b""
+        while True:
+            after = time.monotonic() - began
+            if "die-after" in FAKE and after >= float(FAKE["die-after"]):
+                os._exit(1)
+            if "off-after" in FAKE and after >= float(FAKE["off-after"]) and self.negotiated:
+                self.end("guest-shutdown", True)
+            if "panic" in FAKE and self.negotiated:
+                self.say("[    0.9] Kernel panic - not syncing: fake")
+                self.end("guest-reset", True)
+            watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
+            wait = 0 if "busy" in FAKE else 0.02 if {"die-after", "off-after", "panic"} & FAKE.keys() else None
+            for got in select.select(watched, [], [], wait)[0]:
+                if got is woken:
+                    self.on_term(os.read(woken, 1)[0])
+                elif got is listener:
+                    self.client, _ = listener.accept()
+                    pending = b""
+                    self.negotiated = False
+                    if "mute" not in FAKE:
+                        version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "fake"}
+                        self.send({"QMP": {"version": version, "capabilities": []}})
+                else:
+                    data = got.recv(4096)
+                    if not data:
+                        self.client = None
+                        continue
+                    *lines, pending = (pending + data).split(b"\n")
+                    for line in lines:
+                        self.on_command(line)
+
+
+def take_pid_file(path):
+    """As QEMU: a record lock for life, on the whole file, then the pid."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    except OSError:
+        refuse(f"cannot create PID file: Cannot lock pid file: Resource temporarily unavailable")
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+
+
+def main():
+    if "--version" in OPTIONS or "-version" in OPTIONS:
+        print("QEMU emulator version 7.2.0 (fake)")
+        return
+    if "refuse" in FAKE:
+        refuse(FAKE["refuse"])
+    if "refuse-kvm" in FAKE and any(text.startswith("kvm") for text in OPTIONS.get("-accel", [])):
+        refuse("-accel kvm: failed to initialize kvm: Permission denied")
+    forwards = bind_forwards()
+    ready = lambda: None
+    if "-daemonize" in OPTIONS:
+        told, tell = os.pipe()
+        if os.fork():
+            os.close(tell)
+            os._exit(0 if os.read(told, 1) == b"0" else 1)
+        os.close(told)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        log = os.open(OPTIONS["-D"][0], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+        def ready():
+            os.chdir("/")
+            for target, source in ((0, null), (1, null), (2, log)):
+                os.dup2(source, target)
+            os.write(tell, b"0")
+            os.close(tell)
+
+    if "-pidfile" in OPTIONS:
+        take_pid_file(OPTIONS["-pidfile"][0])
+    machine = Machine()
+    if "-daemonize" in OPTIONS:
+        machine.log = os.fdopen(os.dup(log), "w")
+    machine.forwards = forwards
+    machine.run(ready)
+
+
+main()

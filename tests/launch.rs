@@ -343,7 +343,7 @@ fn a_fixed_port_is_never_replaced() {
         protocol: Protocol::Tcp,
     }];
     let mut vm = Vm::faked("");
-    let mut go = |vm: &mut Vm| {
+    let go = |vm: &mut Vm| {
         launch_with_ports(
             &mut vm.plan,
             &Ports::new(),

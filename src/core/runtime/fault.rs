@@ -242,10 +242,12 @@ pub(super) fn ms(elapsed: Duration) -> u64 {
 mod tests {
     use super::*;
 
+    type Expected = fn(&StartFault) -> bool;
+
     #[test]
     fn words_of_real_qemus_are_sorted() {
         // Copied from QEMU 7.2.
-        let cases: [(&str, fn(&StartFault) -> bool); 8] = [
+        let cases: [(&str, Expected); 8] = [
             (
                 "qemu-system-x86_64: -netdev user,id=n,hostfwd=tcp:127.0.0.1:22-:22,hostfwd=tcp:127.0.0.1:7777-:23: \
                  Could not set up host forwarding rule 'tcp:127.0.0.1:7777-:23'",

@@ -10,6 +10,7 @@ pub mod fault;
 pub mod launch;
 pub mod nocloud;
 pub mod overlay;
+pub mod pipe;
 pub mod plan;
 pub mod ports;
 pub mod process;

@@ -1,0 +1,541 @@
+//! The main job on real guests: up, reachable, bootstrapped, down; and what happens when it is
+//! disturbed. Run by `make test`; each test has a project of its own, all share the cache of guest
+//! images. Without a KVM that is shown to work these guests run under plain emulation.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Generous: under emulation on a busy machine a boot may take half a minute.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// A project in a fresh directory, taken down and removed at the end of its test.
+struct Project {
+    dir: PathBuf,
+}
+
+impl Project {
+    fn new(label: &str, vms: &str) -> Project {
+        let dir = std::env::temp_dir().join(format!("castra-guests-{label}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let head = format!(
+            "version = \"0.2.0\"\n[project]\nname = \"{label}\"\nstate_dir = \"state\"\n[broker]\nport = 0\n"
+        );
+        fs::write(dir.join("castra.toml"), head + vms).unwrap();
+        Project { dir }
+    }
+
+    fn file(&self, name: &str, text: &str) {
+        let path = self.dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn state(&self, name: &str) -> PathBuf {
+        self.dir.join("state").join(name)
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
+        command
+            .args(args)
+            .current_dir(&self.dir)
+            .env("CASTRA_HOME", home())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs it and expects this exit code; its stdout.
+    fn expect(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "castra {args:?}\n--- stdout\n{out}\n--- stderr\n{err}"
+        );
+        out
+    }
+
+    /// Runs it with `--json`, expects this exit code; the objects on stdout.
+    fn events(&self, code: i32, args: &[&str]) -> Vec<Value> {
+        let args = [args, &["--json"]].concat();
+        self.expect(code, &args)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    fn status(&self) -> Value {
+        serde_json::from_str(&self.expect(0, &["status", "--json"])).unwrap()
+    }
+
+    fn vm(&self, name: &str) -> Value {
+        let status = self.status();
+        status["vms"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|vm| vm["name"] == name)
+            .unwrap()
+            .clone()
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        let _ = self.command(&["down", "--quiet"]).output();
+        if std::thread::panicking() {
+            eprintln!("what the test left is in {}", self.dir.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Where guest images are kept between runs.
+fn home() -> PathBuf {
+    match std::env::var_os("CASTRA_TEST_HOME") {
+        Some(home) => home.into(),
+        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("castra-home"),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "waited {PATIENCE:?} for {what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+fn of_type<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
+    events.iter().filter(|event| event["type"] == kind).collect()
+}
+
+fn steps_of(events: &[Value], vm: &str) -> Vec<(String, String)> {
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    of_type(events, "bootstrap.step")
+        .into_iter()
+        .filter(|step| step["vm"] == vm)
+        .map(|step| (word(&step["step"]), word(&step["status"])))
+        .collect()
+}
+
+/// QEMUs and ssh masters whose working directory lies in the project.
+fn processes_in(dir: &Path) -> Vec<String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir)))
+        .map(|entry| text(&fs::read(entry.path().join("cmdline")).unwrap_or_default()))
+        .collect()
+}
+
+/// Processes that have this text in their command line.
+fn processes_named(needle: &str) -> Vec<String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .map(|entry| text(&fs::read(entry.path().join("cmdline")).unwrap_or_default()))
+        .filter(|line| line.contains(needle))
+        .collect()
+}
+
+#[test]
+fn up_reachable_bootstrapped_down() {
+    let project = Project::new(
+        "main-job",
+        r#"
+[[vms]]
+name = "web"
+  [[vms.port_forwards]]
+  host = 0
+  guest = 80
+  [vms.bootstrap]
+  script = "web.sh"
+  payload = "site"
+  env = { GREETING = "it's \"fine\" $HOME" }
+  verify_path = "done"
+
+[[vms]]
+name = "db"
+"#,
+    );
+    project.file(
+        "web.sh",
+        "#!/bin/sh\nset -eu\n[ -f done ] && { echo Castra:noop; exit 0; }\nmkdir -p /srv\ncp -r \"$CASTRA_PAYLOAD_DIR/.\" /srv\n\
+         printf '%s\\n' \"$GREETING\" >/srv/greeting\nhttpd -h /srv\necho \"configured $CASTRA_VM\"\ntouch done\n",
+    );
+    project.file("site/index.html", "hello from the payload\n");
+    project.file("site/with space/q'uote", "odd name\n");
+
+    let events = project.events(0, &["up"]);
+    for (index, event) in events
+        .iter()
+        .enumerate()
+        .filter(|(_, event)| event["type"] == "command.accepted")
+    {
+        assert_eq!(index, 0, "{event}");
+    }
+    assert_eq!(events.last().unwrap()["type"], "summary");
+    let steps = [
+        "wait-handshake",
+        "vizier-install",
+        "vizier-enable",
+        "vizier-handshake",
+        "connect",
+        "transfer",
+        "apply",
+        "verify",
+    ];
+    let of_web = steps_of(&events, "web");
+    assert_eq!(
+        of_web.iter().map(|(step, _)| step.as_str()).collect::<Vec<_>>(),
+        steps
+    );
+    assert!(
+        of_web
+            .iter()
+            .all(|(step, status)| step.starts_with("vizier") == (status == "skipped")),
+        "{of_web:?}"
+    );
+    assert_eq!(of_type(&events, "bootstrap.completed").len(), 2);
+    let launched = events.iter().find(|event| event["phase"] == "launched").unwrap();
+    eprintln!(
+        "guests run under {}: {}",
+        launched["accel"], launched["accel_reason"]
+    );
+
+    let status = project.status();
+    assert_eq!(status["reachable"], true);
+    assert_eq!(status["broker"]["state"], "running");
+    for vm in status["vms"].as_array().unwrap() {
+        assert_eq!(
+            (&vm["state"], &vm["broker"]),
+            (&"running".into(), &"reachable".into()),
+            "{vm}"
+        );
+        assert_eq!(vm["bootstrap"]["status"], "success");
+    }
+
+    // The forward leads to what the script set up; the payload and the variable arrived whole.
+    let forwards = project.vm("web")["forwards"].clone();
+    let web = forwards
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|forward| forward["guest"] == 80)
+        .unwrap()["host"]
+        .as_u64()
+        .unwrap();
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(("127.0.0.1", u16::try_from(web).unwrap())).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /{path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(get("").ends_with("hello from the payload\n"));
+    assert!(get("with%20space/q'uote").ends_with("odd name\n"));
+    assert!(get("greeting").ends_with("it's \"fine\" $HOME\n"));
+
+    assert_eq!(
+        project.expect(3, &["exec", "db", "--", "sh", "-c", "hostname; exit 3"]),
+        "db\n"
+    );
+    assert!(
+        project
+            .expect(0, &["ssh", "db", "--", "uname", "-s"])
+            .contains("Linux")
+    );
+
+    // Again: all is up already, and the script says that there is nothing to do.
+    let again = project.events(0, &["up"]);
+    assert!(!again.iter().any(|event| event["phase"] == "launched"));
+    let web_again = of_type(&again, "bootstrap.completed")
+        .into_iter()
+        .find(|event| event["vm"] == "web")
+        .unwrap();
+    assert_eq!(web_again["status"], "NoOp");
+    assert_eq!(project.vm("web")["bootstrap"]["noop"], true);
+
+    let down = project.events(0, &["down"]);
+    let phases: Vec<&str> = down
+        .iter()
+        .filter(|event| event["vm"] == "db")
+        .filter_map(|event| event["phase"].as_str())
+        .collect();
+    assert_eq!(
+        phases,
+        [
+            "shutdown-requested",
+            "cooperative-attempted",
+            "cooperative-succeeded",
+            "shutdown-complete",
+            "overlay-discarded"
+        ]
+    );
+    assert!(down.last().unwrap()["bytes"].as_u64().unwrap() > 0);
+    assert_eq!(processes_in(&project.dir), [""; 0], "a process is left");
+    assert_eq!(
+        processes_named(&project.dir.display().to_string()),
+        [""; 0],
+        "a process is left"
+    );
+    assert_eq!(
+        fs::read_dir(project.state("overlays")).unwrap().count(),
+        0,
+        "an overlay is left"
+    );
+    for vm in ["web", "db"] {
+        for entry in fs::read_dir(project.state("vms").join(vm)).unwrap().flatten() {
+            let name = entry.file_name().into_string().unwrap();
+            assert!(
+                !name.ends_with(".sock") && !name.ends_with(".ctl") && !name.ends_with(".pid"),
+                "{name} is left"
+            );
+        }
+    }
+    assert!(!project.state("broker.sock").exists());
+    let status = project.status();
+    assert_eq!(
+        (&status["broker"]["state"], &status["reachable"]),
+        (&"offline".into(), &false.into())
+    );
+    assert_eq!(status["vms"][0]["state"], "stopped");
+}
+
+#[test]
+fn a_failing_script_fails_its_vm_alone() {
+    let project = Project::new(
+        "one-fails",
+        "[[vms]]\nname = \"good\"\n[[vms]]\nname = \"bad\"\n  [vms.bootstrap]\n  script = \"bad.sh\"\n",
+    );
+    project.file("bad.sh", "#!/bin/sh\necho all is lost >&2\nexit 7\n");
+    let events = project.events(1, &["up"]);
+    let failed = of_type(&events, "bootstrap.failed");
+    assert_eq!(failed.len(), 1);
+    assert_eq!(failed[0]["vm"], "bad");
+    let apply = of_type(&events, "bootstrap.step")
+        .into_iter()
+        .find(|step| step["step"] == "apply" && step["vm"] == "bad")
+        .unwrap();
+    let detail = apply["detail"].as_str().unwrap();
+    assert!(detail.contains('7') && detail.contains("all is lost"), "{detail}");
+    assert_eq!(project.vm("good")["bootstrap"]["status"], "success");
+    assert_eq!(project.vm("bad")["bootstrap"]["status"], "failed");
+    let log = fs::read_dir(project.state("logs/bootstrap"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| {
+            path.to_string_lossy().contains("/bad-") && path.extension().is_some_and(|kind| kind == "json")
+        })
+        .unwrap();
+    let log: Value = serde_json::from_slice(&fs::read(log).unwrap()).unwrap();
+    assert_eq!(log["status"], "failed");
+    assert_eq!(log["steps"].as_array().unwrap().last().unwrap()["step"], "error");
+}
+
+#[test]
+fn a_killed_qemu_a_powered_off_guest_and_a_killed_broker_are_seen() {
+    let project = Project::new("disturbed", "[[vms]]\nname = \"a\"\n[[vms]]\nname = \"b\"\n");
+    project.expect(0, &["up"]);
+    let kill = |pid: &Value| {
+        assert!(
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
+    };
+
+    // The broker dies: everything reads offline, the VMs go on, and the next `up` starts one again
+    // on the same port, which the guests find by themselves.
+    let before = project.status();
+    kill(&before["broker"]["pid"]);
+    eventually("the broker to read offline", || {
+        project.status()["broker"]["state"] == "offline"
+    });
+    assert_eq!(
+        (&project.vm("a")["state"], &project.vm("a")["reachable"]),
+        (&"running".into(), &false.into())
+    );
+    project.expect(0, &["up", "--bootstrap", "skip"]);
+    assert_eq!(project.status()["broker"]["port"], before["broker"]["port"]);
+    eventually("both guests to come back", || {
+        project.status()["vms"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|vm| vm["reachable"] == true)
+    });
+
+    // A guest switches itself off, a QEMU is killed: told apart, by evidence.
+    project.expect(0, &["exec", "a", "--", "poweroff"]);
+    kill(&project.vm("b")["pid"]);
+    eventually("a to be gone", || project.vm("a")["state"] != "running");
+    eventually("b to be gone", || project.vm("b")["state"] != "running");
+    let (a, b) = (project.vm("a"), project.vm("b"));
+    assert_eq!(
+        (&a["state"], &a["ended"]["reason"]),
+        (&"stopped".into(), &"guest-shutdown".into()),
+        "{a}"
+    );
+    assert_eq!(b["state"], "crashed", "{b}");
+    assert_eq!((&a["reachable"], &b["reachable"]), (&false.into(), &false.into()));
+
+    // `up` starts both anew.
+    project.expect(0, &["up"]);
+    assert_eq!(project.vm("b")["state"], "running");
+}
+
+#[test]
+fn ctrl_c_during_up_leaves_nothing_unreported() {
+    let project = Project::new(
+        "interrupted",
+        "[[vms]]\nname = \"vm\"\n  [vms.bootstrap]\n  script = \"wait.sh\"\n",
+    );
+    project.file("wait.sh", "#!/bin/sh\necho waiting\nsleep 1000\n");
+    let mut up = project
+        .command(&["up", "--json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut seen = Vec::new();
+    for line in BufReader::new(up.stdout.take().unwrap()).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if event["text"]
+            .as_str()
+            .is_some_and(|text| text.contains("waiting"))
+            && event["source"] == "bootstrap"
+        {
+            interrupt(&up);
+        }
+        seen.push(event);
+    }
+    assert_eq!(up.wait().unwrap().code(), Some(130));
+    assert_eq!(of_type(&seen, "bootstrap.failed").len(), 1, "{seen:#?}");
+    assert_eq!(seen.last().unwrap()["exit_status"], 130);
+    assert_eq!(
+        project.vm("vm")["state"],
+        "running",
+        "what was started goes on until `down`"
+    );
+    assert_eq!(project.vm("vm")["bootstrap"]["status"], "failed");
+    let left = project.run(&["exec", "vm", "--", "sh", "-c", "ps | grep -c '[s]leep 1000'"]);
+    assert_eq!(
+        text(&left.stdout).trim(),
+        "0",
+        "the script's children were ended in the guest"
+    );
+}
+
+fn interrupt(child: &Child) {
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &child.id().to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+#[test]
+fn an_isolated_guest_reaches_the_broker_and_nothing_else() {
+    let project = Project::new("isolated", "[[vms]]\nname = \"cell\"\nnetwork = \"isolated\"\n");
+    project.expect(0, &["up"]);
+    assert_eq!(project.vm("cell")["reachable"], true);
+    let port = project.status()["broker"]["port"].to_string();
+    let dial = format!("nc -w 3 10.0.2.2 {port} </dev/null");
+    let output = project.run(&["exec", "cell", "--", "sh", "-c", &dial]);
+    assert!(
+        !text(&output.stdout).contains("castra-broker"),
+        "the host's loopback is out of reach"
+    );
+    project.expect(0, &["down"]);
+    assert_eq!(processes_in(&project.dir), [""; 0]);
+}
+
+#[test]
+fn init_up_status_ssh_down_in_an_empty_folder() {
+    let project = Project::new("tour", "");
+    fs::remove_file(project.dir.join("castra.toml")).unwrap();
+    project.expect(0, &["init"]);
+    project.expect(0, &["up"]);
+    let status = project.status();
+    let name = status["vms"][0]["name"].as_str().unwrap().to_owned();
+    assert!(project.expect(0, &["status"]).contains(&name));
+    assert!(
+        project
+            .expect(0, &["ssh", &name, "--", "uname", "-a"])
+            .starts_with("Linux ")
+    );
+    project.expect(0, &["down"]);
+}
+
+#[test]
+fn a_disk_and_a_mount_persist() {
+    let project = Project::new(
+        "persist",
+        "[[vms]]\nname = \"keep\"\npersist = true\n  [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/share\"\n  \
+         [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/frozen\"\n  readonly = true\n",
+    );
+    project.file("share/from-host", "seen\n");
+    project.expect(0, &["up"]);
+    assert_eq!(
+        project.expect(0, &["exec", "keep", "--", "cat", "/mnt/share/from-host"]),
+        "seen\n"
+    );
+    project.expect(
+        0,
+        &[
+            "exec",
+            "keep",
+            "--",
+            "sh",
+            "-c",
+            "echo back >/mnt/share/from-guest; echo kept >/var/kept",
+        ],
+    );
+    assert_eq!(
+        fs::read_to_string(project.dir.join("share/from-guest")).unwrap(),
+        "back\n"
+    );
+    assert_ne!(
+        project
+            .run(&["exec", "keep", "--", "touch", "/mnt/frozen/x"])
+            .status
+            .code(),
+        Some(0)
+    );
+    project.expect(0, &["down"]);
+    project.expect(0, &["up"]);
+    assert_eq!(
+        project.expect(0, &["exec", "keep", "--", "cat", "/var/kept"]),
+        "kept\n"
+    );
+    project.expect(0, &["down", "--discard"]);
+    assert_eq!(fs::read_dir(project.state("overlays")).unwrap().count(), 0);
+}

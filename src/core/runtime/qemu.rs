@@ -132,7 +132,8 @@ fn disk_args(plan: &LaunchPlan) -> Vec<OsString> {
             &no_flush,
         ]),
         "-device".into(),
-        "virtio-blk-pci,drive=disk0,bootindex=0".into(),
+        // A kernel given by `-kernel` has the first place in the boot order.
+        "virtio-blk-pci,drive=disk0,bootindex=1".into(),
     ]
 }
 

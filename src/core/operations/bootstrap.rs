@@ -1,0 +1,133 @@
+//! `bootstrap`: runs the pipeline again on VMs that run, without restarting them.
+//!
+//! Here: which VMs, and the order of things. Not here: the pipeline (`core::bootstrap`), or one
+//! VM's way through it (`operations::start`, which `up` shares).
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use crate::core::bootstrap::overrides::Overrides;
+use crate::core::broker::launcher::BrokerLauncher;
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, VmConfig};
+use crate::core::events::VmCounts;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::operations::relay::Relay;
+use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::select;
+use crate::core::operations::start::{self, Fleet, Task};
+use crate::core::operations::up::{self, UpOutcome, VmUp};
+use crate::core::reporter::{Emitter, Reporter};
+
+/// What `bootstrap` is asked for.
+pub struct BootstrapOptions<'a> {
+    /// The project.
+    pub config: Config,
+    /// `CASTRA_HOME`.
+    pub home: PathBuf,
+    /// Names of the VMs; empty: all that run.
+    pub vms: Vec<String>,
+    /// `--bootstrap` arguments as typed.
+    pub bootstrap: Vec<String>,
+    /// Say what would happen, touch nothing.
+    pub plan: bool,
+    /// How a missing broker is started.
+    pub broker: &'a dyn BrokerLauncher,
+    /// Raised to stop early.
+    pub cancel: Cancel,
+}
+
+/// Bootstraps running VMs. A VM that was named and doesn't run is refused before anything starts.
+pub fn bootstrap(options: BootstrapOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+    let config = &options.config;
+    let mut selected = select::vms_of(config, &options.vms)?;
+    let overrides = Overrides::parse(&options.bootstrap, config)?;
+    refuse_stopped(config, &selected, &options.vms)?;
+    selected.retain(|vm| start::runs(config, vm));
+    let plans = up::plans_of(config, &selected, &overrides);
+    if options.plan {
+        return Ok(up::show_plans(plans, reporter));
+    }
+    up::refuse_bad_plans(&plans)?;
+    run::check_project_free(config)?;
+
+    let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
+    let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
+    match run_again(&options, &selected, &overrides, operation.emitter()) {
+        Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
+        Err(failure) => {
+            let total = selected.len();
+            Err(operation.fail(
+                failure,
+                VmCounts {
+                    total,
+                    failed: total,
+                    ..VmCounts::default()
+                },
+            ))
+        }
+    }
+}
+
+fn run_again(
+    options: &BootstrapOptions<'_>,
+    selected: &[&VmConfig],
+    overrides: &Overrides,
+    emitter: &Emitter<'_>,
+) -> Result<(Vec<VmUp>, u16)> {
+    let config = &options.config;
+    let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
+    let locks = start::lock_vms(config, selected, "castra bootstrap")?;
+    let broker_port = up::ensure_broker(config, options.broker, emitter, &options.cancel)?;
+    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    let tasks: Vec<Task<'_>> = selected
+        .iter()
+        .zip(locks)
+        .map(|(vm, lock)| Task {
+            vm,
+            lock,
+            identity: None,
+        })
+        .collect();
+    let fleet = Fleet {
+        config,
+        home: &options.home,
+        overrides,
+        emitter,
+        cancel: &options.cancel,
+        broker_port,
+        gate: Gate::new(project, tasks.len()),
+        slots: Slots::new(1),
+        launching: None,
+    };
+    Ok((fleet.run(tasks, relay), broker_port))
+}
+
+pub(crate) fn names_of(vms: &[&VmConfig]) -> HashSet<String> {
+    vms.iter().map(|vm| vm.name.key()).collect()
+}
+
+fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> Result<()> {
+    let stopped: Vec<&str> = selected
+        .iter()
+        .filter(|vm| !start::runs(config, vm))
+        .map(|vm| vm.name.as_str())
+        .collect();
+    let nothing_runs = stopped.len() == selected.len();
+    if stopped.is_empty() || (named.is_empty() && !nothing_runs) {
+        return Ok(());
+    }
+    let what = if named.is_empty() {
+        format!("no VM of project `{}` runs", config.project)
+    } else {
+        format!("not running: {}", stopped.join(", "))
+    };
+    let next = if named.is_empty() {
+        "castra up".to_owned()
+    } else {
+        format!("castra up {}", stopped.join(" "))
+    };
+    Err(Failure::new(Exit::Failed, what)
+        .because("a bootstrap needs a running VM")
+        .advice(next))
+}

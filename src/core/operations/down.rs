@@ -1,0 +1,314 @@
+//! `down`: takes VMs down by the shutdown ladder, discards their overlays, and stops the broker
+//! when no VM of the project is left.
+//!
+//! Here: the order of things. Not here: the ladder (`core::runtime::shutdown`), or how a broker
+//! is stopped (`core::broker::launcher`).
+
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::Serialize;
+
+use crate::core::broker::launcher::{self, BrokerStop};
+use crate::core::cancel::Cancel;
+use crate::core::config::LifecycleConfig;
+use crate::core::events::{Event, Severity, VmCounts};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{FileLock, LockError};
+use crate::core::journal::Rotation;
+use crate::core::name::VmName;
+use crate::core::operations::run::{self, Operation};
+use crate::core::operations::select;
+use crate::core::paths::{StateRoot, VmPaths};
+use crate::core::records::{self, RunRecord, StopRecord};
+use crate::core::reporter::{Emitter, Reporter, wall_clock};
+use crate::core::runtime::overlay::discard_overlay;
+use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::seed;
+use crate::core::runtime::shutdown::{self, ShutdownEnding};
+
+/// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
+const LOCK_DEADLINE: Duration = Duration::from_secs(15);
+/// How long the broker may take to stop in order.
+const BROKER_DEADLINE: Duration = Duration::from_secs(5);
+/// How often a wait for a lock looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What `down` is asked for. It goes by the state root alone, so a project whose config was
+/// changed, moved or deleted can still be stopped.
+#[derive(Clone, Debug)]
+pub struct DownOptions {
+    /// The project's name, for messages.
+    pub project: String,
+    /// Where its state is.
+    pub state: StateRoot,
+    /// Names of the VMs; empty: all.
+    pub vms: Vec<String>,
+    /// Names that the config has, though they may never have run.
+    pub declared: Vec<VmName>,
+    /// The ladder's deadlines.
+    pub lifecycle: LifecycleConfig,
+    /// Rotation of the journal.
+    pub rotation: Rotation,
+    /// Discard persistent overlays too.
+    pub discard: bool,
+    /// Raised to skip the rungs that wait for the guest.
+    pub cancel: Cancel,
+}
+
+/// What `down` left behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct DownOutcome {
+    /// The VMs asked for, by name.
+    pub vms: Vec<VmDown>,
+    /// The broker was stopped.
+    pub broker_stopped: bool,
+    /// Bytes of all overlays that were discarded.
+    pub reclaimed_bytes: u64,
+    /// How it all ended.
+    pub exit: Exit,
+    /// How long it took, ms.
+    pub elapsed_ms: u64,
+}
+
+/// One VM after `down`.
+#[derive(Clone, Debug, Serialize)]
+pub struct VmDown {
+    /// The VM.
+    pub vm: VmName,
+    /// It ran and doesn't any more.
+    pub stopped: bool,
+    /// graceful, terminated, killed, already-stopped or failed.
+    pub outcome: String,
+    /// Bytes its overlay took; 0 if it stays or there was none.
+    pub reclaimed_bytes: u64,
+    /// Why it is not as asked for.
+    pub error: Option<Failure>,
+}
+
+/// Takes VMs down. A failure is returned only where nothing could be begun.
+pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOutcome> {
+    let state = &options.state;
+    let declared: Vec<&str> = options.declared.iter().map(VmName::as_str).collect();
+    let selected = select::launched_vms(state, &options.vms, &declared)?;
+    if !state.dir().exists() {
+        return Ok(nothing_there(&options, reporter));
+    }
+    let project = run::lock_project(&options.project, state, "castra down")?;
+
+    let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
+    let operation = Operation::accept("down", detail, state, options.rotation, reporter);
+    let emitter = operation.emitter();
+    let vms: Vec<VmDown> = thread::scope(|scope| {
+        let threads: Vec<_> = selected
+            .iter()
+            .map(|vm| run::spawn(scope, &format!("down {vm}"), || take_down(vm, &options, emitter)))
+            .collect();
+        let joined = threads.into_iter().zip(&selected);
+        joined
+            .map(|(thread, vm)| thread.join().unwrap_or_else(|_| panicked(vm)))
+            .collect()
+    });
+    let (broker_stopped, broker_error) = stop_broker_if_last(&options, emitter);
+    drop(project);
+
+    let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
+    let changed = vms
+        .iter()
+        .filter(|vm| vm.error.is_none() && (vm.stopped || vm.reclaimed_bytes > 0))
+        .count();
+    let counts = VmCounts {
+        total: vms.len(),
+        changed,
+        unchanged: vms.len() - changed - failed,
+        failed,
+    };
+    let reclaimed_bytes = vms.iter().map(|vm| vm.reclaimed_bytes).sum();
+    let exit = if failed > 0 || broker_error.is_some() {
+        Exit::Failed
+    } else {
+        Exit::Done
+    };
+    let detail = broker_error
+        .map(|failure| failure.to_string())
+        .or_else(|| failed_names(&vms));
+    let elapsed_ms = emitter.elapsed_ms();
+    operation.end(exit, detail, counts, reclaimed_bytes);
+    Ok(DownOutcome {
+        vms,
+        broker_stopped,
+        reclaimed_bytes,
+        exit,
+        elapsed_ms,
+    })
+}
+
+/// A project that has never been up: there is no state root, and none is made.
+fn nothing_there(options: &DownOptions, reporter: &mut dyn Reporter) -> DownOutcome {
+    let emitter = Emitter::new(reporter);
+    let text = format!(
+        "project `{}` has never been up: there is nothing to take down",
+        options.project
+    );
+    emitter.emit(Event::message(Severity::Info, None, text));
+    DownOutcome {
+        vms: Vec::new(),
+        broker_stopped: false,
+        reclaimed_bytes: 0,
+        exit: Exit::Done,
+        elapsed_ms: emitter.elapsed_ms(),
+    }
+}
+
+fn panicked(vm: &VmName) -> VmDown {
+    let failure = Failure::new(
+        Exit::Internal,
+        format!("castra failed while it took vm `{vm}` down"),
+    )
+    .because("a thread panicked")
+    .advice("run it again with CASTRA_LOG=debug and report what it says");
+    VmDown {
+        vm: vm.clone(),
+        stopped: false,
+        outcome: "failed".into(),
+        reclaimed_bytes: 0,
+        error: Some(failure),
+    }
+}
+
+fn failed_names(vms: &[VmDown]) -> Option<String> {
+    let failed: Vec<&str> = vms
+        .iter()
+        .filter(|vm| vm.error.is_some())
+        .map(|vm| vm.vm.as_str())
+        .collect();
+    (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
+}
+
+/// One VM: says that it is to stop, shuts it down, waits for whoever works on it, discards its
+/// overlay.
+fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDown {
+    let paths = options.state.vm(vm);
+    let mut done = VmDown {
+        vm: vm.clone(),
+        stopped: false,
+        outcome: "already-stopped".into(),
+        reclaimed_bytes: 0,
+        error: None,
+    };
+    let record: Option<RunRecord> = match records::load(&paths.run()) {
+        Ok(record) => record,
+        Err(failure) => {
+            // A damaged record doesn't keep a VM alive: the lock on its pid file says what runs.
+            emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+            None
+        }
+    };
+    if let Err(failure) = say_stop(&paths, record.as_ref()) {
+        emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+    }
+    if qemu_pid(&paths).is_some() {
+        let shut = shutdown::shutdown(vm, &paths, &options.lifecycle, emitter, &options.cancel);
+        done.outcome = shut.ending.as_str().to_owned();
+        done.stopped = shut.changed;
+        if shut.ending == ShutdownEnding::Failed {
+            let failure = Failure::new(Exit::Failed, format!("vm `{vm}` could not be stopped"))
+                .because("its QEMU outlived SIGKILL, so the kernel has it in its hands")
+                .advice("look at `dmesg`, then run castra down again");
+            done.error = Some(failure);
+            return done;
+        }
+    }
+    let lock = match wait_for_lock(&paths) {
+        Ok(lock) => lock,
+        Err(failure) => {
+            done.error = Some(failure);
+            return done;
+        }
+    };
+    if let Some(record) = record.filter(|record| options.discard || !record.persist) {
+        match discard(&record, emitter) {
+            Ok(bytes) => done.reclaimed_bytes = bytes,
+            Err(failure) => done.error = Some(failure),
+        }
+    }
+    if let Err(failure) = seed::discard_seed(&paths.seed()) {
+        emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+    }
+    drop(lock);
+    done
+}
+
+/// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.
+fn say_stop(paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
+    let (Some(record), Some(_)) = (record, qemu_pid(paths)) else {
+        return Ok(());
+    };
+    let stop = StopRecord {
+        launch_id: record.launch_id.clone(),
+        by: format!("castra down (pid {})", std::process::id()),
+        at: wall_clock(SystemTime::now()),
+    };
+    records::save(&paths.stop(), &stop)
+}
+
+/// The VM's lock, once whoever had it has seen that QEMU is gone.
+fn wait_for_lock(paths: &VmPaths) -> Result<FileLock> {
+    let began = Instant::now();
+    loop {
+        match FileLock::try_take(&paths.lock(), "castra down") {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held(holder)) if began.elapsed() >= LOCK_DEADLINE => {
+                return Err(run::busy(&format!("{}", paths.lock().display()), &holder));
+            }
+            Err(LockError::Held(_)) => thread::sleep(LOOK_EVERY),
+            Err(LockError::Io(error)) => return Err(Failure::io("create", &paths.lock(), &error)),
+        }
+    }
+}
+
+fn discard(record: &RunRecord, emitter: &Emitter<'_>) -> Result<u64> {
+    let Some(path) = record.overlay.as_ref().filter(|path| path.exists()) else {
+        return Ok(0);
+    };
+    let bytes = discard_overlay(path)?;
+    emitter.emit(Event::OverlayDiscarded {
+        vm: record.vm.clone(),
+        path: path.clone(),
+        reclaimed_bytes: bytes,
+    });
+    emitter.emit(Event::Cleanup {
+        path: path.clone(),
+        category: "overlay".into(),
+        bytes,
+        dry_run: false,
+    });
+    Ok(bytes)
+}
+
+/// The broker stops last, and only when no VM of the project runs any more.
+fn stop_broker_if_last(options: &DownOptions, emitter: &Emitter<'_>) -> (bool, Option<Failure>) {
+    let state = &options.state;
+    let running = select::launched_vms(state, &[], &[]).unwrap_or_default();
+    if running.iter().any(|vm| qemu_pid(&state.vm(vm)).is_some()) {
+        return (false, None);
+    }
+    let stopped = launcher::stop_broker(state, BROKER_DEADLINE);
+    let failure = match stopped {
+        Ok(BrokerStop::NotRunning) => return (false, None),
+        Ok(BrokerStop::Stopped { .. }) => return (true, None),
+        Ok(BrokerStop::Killed { pid }) => {
+            let text = format!("the broker (pid {pid}) didn't stop in order and was killed");
+            emitter.emit(Event::message(Severity::Warn, None, text));
+            return (true, None);
+        }
+        Ok(BrokerStop::Embedded { pid }) => {
+            let text = format!("the broker is a thread of pid {pid}, which alone can stop it");
+            emitter.emit(Event::message(Severity::Info, None, text));
+            return (false, None);
+        }
+        Err(failure) => failure,
+    };
+    emitter.emit(Event::message(Severity::Error, None, failure.to_string()));
+    (false, Some(failure))
+}

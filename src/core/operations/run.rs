@@ -1,0 +1,287 @@
+//! The frame around every operation that changes something: it is accepted, it ends, it is
+//! summed up, and all of that is kept in the journal (DESIGN §8).
+//!
+//! Here: that frame, and the slots that bound how much goes on at once. Not here: what any
+//! operation does.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+use crate::core::cancel::Cancel;
+use crate::core::config::Config;
+use crate::core::events::{Event, Severity, VmCounts};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock, LockError};
+use crate::core::journal::{Journal, Rotation};
+use crate::core::paths::StateRoot;
+use crate::core::reporter::{Emitter, Reporter};
+
+/// Who asked for an operation, as `command.*` events name it.
+const SOURCE: &str = "cli";
+
+/// One run of a changing operation.
+pub(crate) struct Operation<'a> {
+    command: &'static str,
+    emitter: Emitter<'a>,
+}
+
+impl<'a> Operation<'a> {
+    /// Begins: `command.accepted` goes to the reporter and, if the state root can take one, to
+    /// the journal.
+    pub(crate) fn accept(
+        command: &'static str,
+        detail: Option<String>,
+        state: &StateRoot,
+        rotation: Rotation,
+        reporter: &'a mut dyn Reporter,
+    ) -> Operation<'a> {
+        let emitter = Emitter::new(reporter);
+        let unwritable = match Journal::open(state.events(), rotation) {
+            Ok(journal) => {
+                emitter.attach_journal(journal);
+                None
+            }
+            Err(error) => Some(error),
+        };
+        emitter.emit(Event::CommandAccepted {
+            command: command.to_owned(),
+            detail,
+            source: SOURCE.to_owned(),
+            thread: None,
+            turn: None,
+        });
+        if let Some(error) = unwritable {
+            emitter.emit(Event::advice(
+                Severity::Warn,
+                None,
+                format!("events can't be kept in {}: {error}", state.events().display()),
+                "the operation goes on; make the journal writable to keep its history",
+            ));
+        }
+        Operation { command, emitter }
+    }
+
+    /// Where its events go.
+    pub(crate) fn emitter(&self) -> &Emitter<'a> {
+        &self.emitter
+    }
+
+    /// Ends: `command.completed` or `.failed`, then `summary`.
+    pub(crate) fn end(self, exit: Exit, detail: Option<String>, vms: VmCounts, bytes: u64) {
+        let command = self.command.to_owned();
+        let duration_ms = Some(self.emitter.elapsed_ms());
+        let exit_status = Some(i32::from(exit.code()));
+        let source = SOURCE.to_owned();
+        let (thread, turn) = (None, None);
+        self.emitter.emit(if exit == Exit::Done {
+            Event::CommandCompleted {
+                command,
+                detail,
+                duration_ms,
+                exit_status,
+                source,
+                thread,
+                turn,
+            }
+        } else {
+            let detail = detail.unwrap_or_else(|| exit.meaning().to_owned());
+            Event::CommandFailed {
+                command,
+                detail,
+                duration_ms,
+                exit_status,
+                source,
+                thread,
+                turn,
+            }
+        });
+        self.emitter.emit(Event::Summary {
+            operation: self.command.to_owned(),
+            duration_ms: self.emitter.elapsed_ms(),
+            exit_status: i32::from(exit.code()),
+            vms,
+            bytes,
+            verdict: None,
+        });
+    }
+
+    /// Ends with a failure of the operation as a whole, and hands it back.
+    pub(crate) fn fail(self, failure: Failure, vms: VmCounts) -> Failure {
+        self.end(failure.exit, Some(failure.to_string()), vms, 0);
+        failure
+    }
+}
+
+/// The failure of finding `what` locked; `holder` is what its holder wrote into the lock file.
+pub(crate) fn busy(what: &str, holder: &str) -> Failure {
+    let who = match holder.split_once(' ') {
+        Some((pid, command)) => format!("{command} (pid {pid})"),
+        None if holder.is_empty() => "another castra".to_owned(),
+        None => format!("pid {holder}"),
+    };
+    Failure::new(Exit::Busy, format!("{what} is busy"))
+        .because(format!("{who} is at work on it"))
+        .advice("try again when that has ended")
+}
+
+/// Takes the project's lock, making the state root if needed. Never waits.
+pub(crate) fn lock_project(config_name: &str, state: &StateRoot, command: &str) -> Result<FileLock> {
+    ensure_state_root(state)?;
+    FileLock::try_take(&state.lock(), command).map_err(|error| match error {
+        LockError::Held(holder) => busy(&format!("project `{config_name}`"), &holder),
+        LockError::Io(error) => Failure::io("create", &state.lock(), &error),
+    })
+}
+
+/// Fails if somebody holds the project's lock now; takes nothing.
+pub(crate) fn check_project_free(config: &Config) -> Result<()> {
+    let path = config.state.lock();
+    if host::lock_holder(&path) == host::Holder::Nobody {
+        return Ok(());
+    }
+    Err(busy(
+        &format!("project `{}`", config.project),
+        host::tail_of(&path, 512).trim(),
+    ))
+}
+
+/// Makes the state root, mode 0700.
+pub(crate) fn ensure_state_root(state: &StateRoot) -> Result<()> {
+    host::ensure_private_dir(state.dir()).map_err(|error| Failure::io("create", state.dir(), &error))
+}
+
+/// Starts a thread with a name, so that a panic is attributed.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> ScopedJoinHandle<'scope, T> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn_scoped(scope, work)
+        .expect("the system starts a few threads more")
+}
+
+/// The project's lock, given up as soon as the last of several has passed.
+#[derive(Debug)]
+pub(crate) struct Gate(Mutex<(Option<FileLock>, usize)>);
+
+/// One who has yet to pass the gate; dropping it is passing.
+#[derive(Debug)]
+pub(crate) struct Passage<'a>(&'a Gate);
+
+impl Gate {
+    pub(crate) fn new(lock: FileLock, count: usize) -> Gate {
+        Gate(Mutex::new(((count > 0).then_some(lock), count)))
+    }
+
+    /// Whether all have passed.
+    pub(crate) fn is_open(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1 == 0
+    }
+
+    /// For each of the `count`, once.
+    pub(crate) fn passage(&self) -> Passage<'_> {
+        Passage(self)
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        let mut gate = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gate.1 = gate.1.saturating_sub(1);
+        if gate.1 == 0 {
+            gate.0 = None;
+        }
+    }
+}
+
+/// So many things may go on at once.
+#[derive(Debug)]
+pub(crate) struct Slots {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+/// One of the slots, taken until dropped.
+#[derive(Debug)]
+pub(crate) struct Slot<'a>(&'a Slots);
+
+impl Slots {
+    pub(crate) fn new(count: usize) -> Slots {
+        Slots {
+            free: Mutex::new(count.max(1)),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits for a slot; `None` when somebody asks to stop.
+    pub(crate) fn take(&self, cancel: &Cancel) -> Option<Slot<'_>> {
+        // A request to stop doesn't reach this condition, so the wait looks up now and then.
+        const LOOK_EVERY: Duration = Duration::from_millis(100);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        while *free == 0 {
+            if cancel.is_requested() {
+                return None;
+            }
+            free = self
+                .changed
+                .wait_timeout(free, LOOK_EVERY)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        if cancel.is_requested() {
+            return None;
+        }
+        *free -= 1;
+        Some(Slot(self))
+    }
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn no_more_than_the_slots_go_on_at_once() {
+        let slots = Slots::new(2);
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let _slot = slots.take(&Cancel::new());
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    now.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        assert!(most.load(Ordering::SeqCst) <= 2);
+    }
+
+    #[test]
+    fn a_request_to_stop_ends_the_wait() {
+        let (slots, cancel) = (Slots::new(1), Cancel::new());
+        let _held = slots.take(&cancel);
+        cancel.request();
+        assert!(slots.take(&cancel).is_none());
+    }
+
+    #[test]
+    fn who_is_at_work_is_named() {
+        assert!(
+            busy("project `x`", "12 castra up")
+                .to_string()
+                .contains("castra up (pid 12)")
+        );
+    }
+}

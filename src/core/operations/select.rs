@@ -1,0 +1,54 @@
+//! Which VMs an operation is about.
+
+use crate::core::config::{Config, VmConfig};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::logs;
+use crate::core::name::VmName;
+use crate::core::paths::StateRoot;
+
+/// The named VMs in config order; no name: all. An unknown one is refused, naming what exists.
+pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c VmConfig>> {
+    for name in names {
+        if config.vm(name).is_none() {
+            let known: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
+            return Err(unknown(name, &known));
+        }
+    }
+    let wanted = |vm: &&VmConfig| names.is_empty() || names.iter().any(|name| same(name, &vm.name));
+    Ok(config.vms.iter().filter(wanted).collect())
+}
+
+/// The named VMs among those that were ever launched under a state root, by name; no name: all.
+/// This is what `down` goes by: a config may have changed or gone since.
+pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&str]) -> Result<Vec<VmName>> {
+    let mut launched = logs::launched_vms(state);
+    launched.retain(|vm| state.vm(vm).run().exists());
+    for name in names {
+        let known = launched.iter().any(|vm| same(name, vm))
+            || also_known.iter().any(|vm| vm.eq_ignore_ascii_case(name));
+        if !known {
+            let mut all: Vec<&str> = launched
+                .iter()
+                .map(VmName::as_str)
+                .chain(also_known.iter().copied())
+                .collect();
+            all.sort_unstable();
+            all.dedup();
+            return Err(unknown(name, &all));
+        }
+    }
+    launched.retain(|vm| names.is_empty() || names.iter().any(|name| same(name, vm)));
+    Ok(launched)
+}
+
+fn same(name: &str, vm: &VmName) -> bool {
+    vm.as_str().eq_ignore_ascii_case(name)
+}
+
+fn unknown(name: &str, known: &[&str]) -> Failure {
+    let failure = Failure::new(Exit::Usage, format!("there is no VM `{name}` in this project"));
+    if known.is_empty() {
+        return failure.because("it has none");
+    }
+    failure.because(format!("its VMs are {}", known.join(", ")))
+}

@@ -1,0 +1,566 @@
+//! One VM's way in `up`: overlay, seed, QEMU, its first proof of life, its bootstrap.
+//!
+//! Here: the order of one VM's steps and what is left when one fails. Not here: the fleet
+//! (`operations::up`), or what each step does (`core::runtime`, `core::bootstrap`).
+
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::core::bootstrap::keys;
+use crate::core::bootstrap::overrides::Overrides;
+use crate::core::bootstrap::pipeline::{self, BootstrapEnd, Context, Launch};
+use crate::core::bootstrap::plan::{self, Known};
+use crate::core::broker::protocol::heartbeat_secs;
+use crate::core::broker::record::{RecordRead, read_record};
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, Network, VmConfig};
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock, LockError};
+use crate::core::images::artifact::artifact_hash;
+use crate::core::name::VmName;
+use crate::core::operations::accelerator::AccelDecision;
+use crate::core::operations::boot::{self, Boot, Boots};
+use crate::core::operations::identity::Identity;
+use crate::core::operations::relay::Relay;
+use crate::core::operations::run::{self, Gate, Slot, Slots};
+use crate::core::operations::select;
+use crate::core::operations::up::VmUp;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::records::{self, ForwardRecord, RunPhase, RunRecord};
+use crate::core::reporter::{Emitter, wall_clock};
+use crate::core::runtime::busy::Busy;
+use crate::core::runtime::launch;
+use crate::core::runtime::overlay::{self, OverlaySpec};
+use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
+use crate::core::runtime::ports::Ports;
+use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
+use crate::core::status::ending;
+
+/// A launch slot is free again after this at the latest (DESIGN §9).
+const SLOT_LIMIT: Duration = Duration::from_secs(10);
+/// How often the holder of a slot looks at its guest.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+/// QEMU answers within 60 ms on an idle machine (FACTS); this is for one under siege.
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
+
+/// What all VMs of one `up` share.
+pub(crate) struct Fleet<'f, 'e> {
+    pub config: &'f Config,
+    /// `CASTRA_HOME`.
+    pub home: &'f Path,
+    pub overrides: &'f Overrides,
+    pub emitter: &'f Emitter<'e>,
+    pub cancel: &'f Cancel,
+    pub broker_port: u16,
+    pub gate: Gate,
+    pub slots: Slots,
+    /// What launching takes; `None` where nothing is launched.
+    pub launching: Option<Launching<'f>>,
+}
+
+/// What only launching takes.
+pub(crate) struct Launching<'f> {
+    pub boots: &'f Boots,
+    pub qemu: PathBuf,
+    /// A castra binary, through which isolated guests reach the broker.
+    pub cli: &'f Path,
+    pub accel: AccelDecision,
+    pub ports: Ports,
+}
+
+/// One VM's part.
+pub(crate) struct Task<'f> {
+    pub vm: &'f VmConfig,
+    /// The VM's lock, held until its bootstrap has ended.
+    pub lock: FileLock,
+    /// Of the launch; `None`: it runs already.
+    pub identity: Option<Identity>,
+}
+
+/// Whether a VM's QEMU runs.
+pub(crate) fn runs(config: &Config, vm: &VmConfig) -> bool {
+    qemu_pid(&config.state.vm(&vm.name)).is_some()
+}
+
+/// The locks of these VMs, by name as DESIGN §4 orders; each goes back to its VM's place.
+pub(crate) fn lock_vms(config: &Config, vms: &[&VmConfig], command: &str) -> Result<Vec<FileLock>> {
+    let mut by_name: Vec<usize> = (0..vms.len()).collect();
+    by_name.sort_by(|a, b| vms[*a].name.cmp(&vms[*b].name));
+    let mut locks: Vec<Option<FileLock>> = vms.iter().map(|_| None).collect();
+    for index in by_name {
+        locks[index] = Some(lock_vm(config, &vms[index].name, command)?);
+    }
+    Ok(locks.into_iter().flatten().collect())
+}
+
+fn lock_vm(config: &Config, vm: &VmName, command: &str) -> Result<FileLock> {
+    let paths = config.state.vm(vm);
+    host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
+    FileLock::try_take(&paths.lock(), command).map_err(|error| match error {
+        LockError::Held(holder) => run::busy(&format!("vm `{vm}`"), &holder),
+        LockError::Io(error) => Failure::io("create", &paths.lock(), &error),
+    })
+}
+
+/// What a plan can know of a VM from its last launch, if that still runs.
+pub(crate) fn known_of(config: &Config, vm: &VmConfig) -> Known {
+    let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
+    match record.filter(|_| runs(config, vm)) {
+        Some(record) => Known {
+            ssh_port: ssh_forward(&record.forwards),
+            accel: Some(record.accel),
+        },
+        None => Known::default(),
+    }
+}
+
+fn ssh_forward(forwards: &[ForwardRecord]) -> Option<u16> {
+    forwards
+        .iter()
+        .find(|forward| forward.guest == 22)
+        .map(|forward| forward.host)
+}
+
+/// The records of all VMs of the project that run.
+pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
+    let names = select::launched_vms(&config.state, &[], &[]).unwrap_or_default();
+    names
+        .iter()
+        .map(|vm| config.state.vm(vm))
+        .filter(|paths| qemu_pid(paths).is_some())
+        .filter_map(|paths| records::load(&paths.run()).ok().flatten())
+        .collect()
+}
+
+impl Fleet<'_, '_> {
+    /// Brings all of them up, each in a thread of its own, passing on what the broker says of them.
+    /// The outcomes stand in the order of the tasks.
+    pub(crate) fn run(&self, tasks: Vec<Task<'_>>, relay: Relay) -> Vec<VmUp> {
+        let relayed = Cancel::new();
+        thread::scope(|scope| {
+            let follower = run::spawn(scope, "events", || relay.follow(self.emitter, &relayed));
+            let threads: Vec<_> = tasks
+                .into_iter()
+                .map(|task| {
+                    let name = task.vm.name.clone();
+                    let thread = run::spawn(scope, &format!("up {name}"), || self.bring_up(task));
+                    (name, thread)
+                })
+                .collect();
+            let done = threads
+                .into_iter()
+                .map(|(name, thread)| thread.join().unwrap_or_else(|_| panicked(name)))
+                .collect();
+            relayed.request();
+            let _ = follower.join();
+            done
+        })
+    }
+
+    /// Starts the VM if need be, and bootstraps it.
+    pub(crate) fn bring_up(&self, task: Task<'_>) -> VmUp {
+        let passage = self.gate.passage();
+        let name = &task.vm.name;
+        let mut done = VmUp {
+            vm: name.clone(),
+            started: false,
+            forwards: Vec::new(),
+            bootstrap: None,
+            error: None,
+        };
+        let began = match (&task.identity, &self.launching) {
+            (Some(identity), Some(launching)) => self
+                .start(task.vm, identity, launching)
+                .map(|(record, slot)| (record, Some(slot))),
+            _ => self.running_record(name).map(|record| (record, None)),
+        };
+        drop(passage);
+        let (record, slot) = match began {
+            Ok(began) => began,
+            Err(failure) => {
+                self.emitter.emit(failed(name, &failure));
+                done.error = Some(failure);
+                return done;
+            }
+        };
+        done.started = slot.is_some();
+        done.forwards.clone_from(&record.forwards);
+        let slot = Mutex::new(slot);
+        let release = || {
+            drop(
+                slot.lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                    .take(),
+            )
+        };
+        let alive = AtomicBool::new(false);
+        thread::scope(|scope| {
+            if done.started {
+                run::spawn(scope, &format!("slot {name}"), || {
+                    self.watch_start(&record, &alive);
+                    release();
+                });
+            }
+            let end = self.bootstrap(task.vm, &record, done.started, &|| {
+                alive.store(true, Ordering::Relaxed)
+            });
+            done.error = end.err();
+        });
+        let record: Option<RunRecord> = records::load(&self.config.state.vm(name).run()).ok().flatten();
+        done.bootstrap = record.and_then(|record| record.bootstrap);
+        drop(task.lock);
+        done
+    }
+
+    fn running_record(&self, vm: &VmName) -> Result<RunRecord> {
+        let path = self.config.state.vm(vm).run();
+        records::load(&path)?.ok_or_else(|| {
+            Failure::new(
+                Exit::Io,
+                format!("vm `{vm}` runs, but {} is gone", path.display()),
+            )
+            .because("somebody removed it, so castra doesn't know how to reach the VM")
+            .advice(format!("castra down {vm}, then castra up {vm}"))
+        })
+    }
+
+    /// Everything until QEMU answers. What was made for a launch that failed is removed again.
+    fn start(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+    ) -> Result<(RunRecord, Slot<'_>)> {
+        let interrupted = || {
+            Failure::new(Exit::Interrupted, format!("vm `{}` was not started", vm.name))
+                .because("interrupted before its turn")
+        };
+        let slot = self.slots.take(self.cancel).ok_or_else(interrupted)?;
+        let paths = self.config.state.vm(&vm.name);
+        let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
+        self.clear_leftovers(vm, &paths, earlier.as_ref())?;
+        let boot = with.boots.get(&vm.name).cloned().unwrap_or_default();
+        let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
+        let launched = self.launch(vm, identity, with, &boot, &overlay, earlier.as_ref());
+        if launched.is_err() && !vm.persist {
+            // Best effort: the failure at hand is the one to tell.
+            let _ = overlay::discard_overlay(&overlay);
+        }
+        Ok((launched?, slot))
+    }
+
+    /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it
+    /// left.
+    fn clear_leftovers(&self, vm: &VmConfig, paths: &VmPaths, earlier: Option<&RunRecord>) -> Result<()> {
+        let remove = |path: PathBuf| {
+            host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
+        };
+        let meant = remove(paths.stop())?;
+        let unexplained = !meant && earlier.is_some_and(|record| record.boot_id == host::boot_id());
+        if let Some(found) = unexplained.then(|| ending::read(paths)).flatten() {
+            self.emitter.emit(Event::VmExited {
+                vm: vm.name.clone(),
+                pid: None,
+                reason: found.ended.reason,
+                outcome: found.state.as_str().to_owned(),
+                last_words: found.ended.last_words,
+            });
+        }
+        if !vm.persist {
+            // A fresh disk brings fresh host keys.
+            remove(paths.file(vm_file::KNOWN_HOSTS))?;
+        }
+        Ok(())
+    }
+
+    fn make_overlay(&self, vm: &VmConfig, boot: &Boot, earlier: Option<&RunRecord>) -> Result<PathBuf> {
+        let path = vm
+            .overlay
+            .clone()
+            .unwrap_or_else(|| self.config.state.overlay(&vm.name));
+        if let Some(dir) = path.parent() {
+            host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
+        }
+        let began = Instant::now();
+        let ours =
+            vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_ref() == Some(&path));
+        let spec = OverlaySpec {
+            path: &path,
+            base: boot.base.as_ref(),
+            disk_size: vm.disk_size,
+            persist: vm.persist,
+            ours,
+        };
+        let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
+        self.emitter.emit(Event::OverlayPrepared {
+            vm: vm.name.clone(),
+            path: prepared.path.clone(),
+            base: prepared.base,
+            reused: prepared.reused,
+            elapsed_ms: millis(began.elapsed()),
+        });
+        Ok(prepared.path)
+    }
+
+    /// Seed, `run.json`, QEMU, in this order: whatever ends castra, the next command finds what it began.
+    fn launch(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+        boot: &Boot,
+        overlay: &Path,
+        earlier: Option<&RunRecord>,
+    ) -> Result<RunRecord> {
+        let began = Instant::now();
+        let paths = self.config.state.vm(&vm.name);
+        let seed = self.write_seed(vm, identity, &paths)?;
+        let last_time = earlier.map_or(&[][..], |record| &record.forwards);
+        let mut plan = self.launch_plan(vm, with, boot, &seed, overlay);
+        let mut record = self.record_of(vm, identity, with, overlay);
+        let launched = launch::launch_with_ports(
+            &mut plan,
+            &with.ports,
+            &vm.port_forwards,
+            last_time,
+            LAUNCH_DEADLINE,
+            self.cancel,
+            |plan| {
+                record.forwards.clone_from(&plan.forwards);
+                record.ssh = plan::ssh_plan(vm, self.config, ssh_forward(&plan.forwards));
+                records::save(&paths.run(), &record)
+            },
+        )
+        .map_err(|error| error.into_failure(&vm.name))?;
+        record.phase = RunPhase::Running;
+        records::save(&paths.run(), &record)?;
+        self.emitter.emit(Event::VmLaunched {
+            vm: vm.name.clone(),
+            pid: launched.pid,
+            accel: record.accel,
+            accel_reason: record.accel_reason.clone(),
+            elapsed_ms: millis(began.elapsed()),
+        });
+        Ok(record)
+    }
+
+    fn write_seed(&self, vm: &VmConfig, identity: &Identity, paths: &VmPaths) -> Result<seed::Seed> {
+        let keys = keys::public_key(vm, self.config, self.cancel)?;
+        let inputs = SeedInputs {
+            vm: &vm.name,
+            launch_id: &identity.launch_id,
+            broker: &broker_address(vm.network, self.broker_port),
+            token: identity.token.as_deref(),
+            heartbeat_secs: heartbeat_secs(self.config.broker.freshness, self.config.bus.session_idle),
+            authorized_keys: &keys,
+            user: &vm.ssh.user,
+            mounts: &vm.mounts,
+            user_data: vm.user_data.as_deref(),
+        };
+        seed::write_seed(SeedKind::of(vm), &paths.seed(), &inputs)
+    }
+
+    fn record_of(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+        overlay: &Path,
+    ) -> RunRecord {
+        RunRecord {
+            vm: vm.name.clone(),
+            role: vm.role.clone(),
+            launch_id: identity.launch_id.clone(),
+            phase: RunPhase::Starting,
+            launched_boottime_ms: identity.launched_boottime_ms,
+            launched_at: wall_clock(SystemTime::now()),
+            boot_id: host::boot_id().to_owned(),
+            accel: with.accel.accel,
+            accel_reason: with.accel.reason.clone(),
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            forwards: Vec::new(),
+            ssh: plan::ssh_plan(vm, self.config, None),
+            overlay: Some(overlay.to_owned()),
+            persist: vm.persist,
+            bootstrap: None,
+        }
+    }
+
+    fn launch_plan(
+        &self,
+        vm: &VmConfig,
+        with: &Launching<'_>,
+        boot: &Boot,
+        seed: &seed::Seed,
+        overlay: &Path,
+    ) -> LaunchPlan {
+        let network = match vm.network {
+            Network::User => PlannedNetwork::User,
+            Network::Isolated => PlannedNetwork::Isolated {
+                broker_pipe: vec![
+                    with.cli.into(),
+                    "broker-pipe".into(),
+                    self.broker_port.to_string().into(),
+                ],
+            },
+        };
+        LaunchPlan {
+            vm: vm.name.clone(),
+            dir: self.config.state.vm(&vm.name).dir().to_owned(),
+            binary: with.qemu.clone(),
+            accel: with.accel.accel,
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            kernel: boot.kernel.clone(),
+            disk: Some(Disk {
+                path: overlay.to_owned(),
+                persist: vm.persist,
+            }),
+            seed_dir: seed.nocloud_dir.clone(),
+            network,
+            forwards: Vec::new(),
+            fw_cfg: seed.fw_cfg.clone(),
+            mounts: vm.mounts.clone(),
+            qemu_args: vm.qemu_args.clone(),
+        }
+    }
+
+    /// Returns when the VM's launch slot can be given up: at its first proof of life, when its QEMU
+    /// rests or is gone, after a while, or when nobody needs slots any more.
+    fn watch_start(&self, record: &RunRecord, alive: &AtomicBool) {
+        let paths = self.config.state.vm(&record.vm);
+        let handshake = self.config.state.handshake(&record.vm);
+        let began = Instant::now();
+        let mut busy = Busy::new();
+        while began.elapsed() < SLOT_LIMIT && !self.gate.is_open() && !alive.load(Ordering::Relaxed) {
+            let used = qemu_pid(&paths).and_then(host::cpu_time);
+            let rests = used.is_none_or(|used| busy.rests(began.elapsed(), used));
+            if rests || has_shaken_hands(&handshake, record) || self.cancel.pause(LOOK_EVERY) {
+                return;
+            }
+        }
+    }
+
+    fn bootstrap(
+        &self,
+        vm: &VmConfig,
+        record: &RunRecord,
+        started_now: bool,
+        on_alive: &(dyn Fn() + Sync),
+    ) -> Result<()> {
+        let config = self.config;
+        let known = Known {
+            ssh_port: ssh_forward(&record.forwards),
+            accel: Some(record.accel),
+        };
+        let plan = plan::plan(vm, config, self.overrides.mode_for(vm), known);
+        let paths = config.state.vm(&vm.name);
+        let why_ended = || match ending::read(&paths) {
+            Some(found) => match found.ended.last_words {
+                Some(words) => format!("{} ({words})", found.ended.reason),
+                None => found.ended.reason,
+            },
+            None => host::tail_of(&paths.file(vm_file::QEMU_LOG), 512)
+                .trim()
+                .to_owned(),
+        };
+        let boot = match self
+            .launching
+            .as_ref()
+            .and_then(|launching| launching.boots.get(&vm.name))
+        {
+            Some(boot) => Ok(boot.clone()),
+            None => boot::expected(vm, self.home, self.cancel),
+        };
+        let bootstrap = &vm.bootstrap;
+        let context = Context {
+            vm,
+            config,
+            launch: Launch {
+                launch_id: record.launch_id.clone(),
+                launched_boottime_ms: record.launched_boottime_ms,
+                started_now,
+            },
+            broker_address: Some(broker_address(vm.network, self.broker_port)),
+            emitter: self.emitter,
+            cancel: self.cancel,
+            base_hash: Mutex::new(Some(Box::new(move || {
+                boot::base_hash(&boot?, config, self.cancel)
+            }))),
+            artifact_hash: Mutex::new(Some(Box::new(|| {
+                artifact_hash(
+                    bootstrap.script.as_deref(),
+                    bootstrap.payload.as_deref(),
+                    &bootstrap.env,
+                    bootstrap.metadata_path.as_deref(),
+                )
+            }))),
+            why_ended: &why_ended,
+            on_alive,
+        };
+        let what =
+            |text: &str| Failure::new(Exit::Failed, format!("the bootstrap of vm `{}` {text}", vm.name));
+        let outcome = pipeline::run(plan, &context);
+        match outcome.end {
+            BootstrapEnd::Success | BootstrapEnd::NoOp | BootstrapEnd::Skipped => Ok(()),
+            BootstrapEnd::Interrupted => {
+                Err(what("was interrupted").advice("it runs again with the next castra up"))
+            }
+            BootstrapEnd::Failed(error) => {
+                let failure = what("failed").because(error);
+                Err(match outcome.log {
+                    Some(log) => failure.advice(format!("its log is {}", log.display())),
+                    None => failure,
+                })
+            }
+        }
+    }
+}
+
+fn panicked(vm: VmName) -> VmUp {
+    let failure = Failure::new(
+        Exit::Internal,
+        format!("castra failed while it worked on vm `{vm}`"),
+    )
+    .because("a thread panicked")
+    .advice("run it again with CASTRA_LOG=debug and report what it says");
+    VmUp {
+        vm,
+        started: false,
+        forwards: Vec::new(),
+        bootstrap: None,
+        error: Some(failure),
+    }
+}
+
+/// Whether the broker has heard from this launch of the VM.
+fn has_shaken_hands(path: &Path, launch: &RunRecord) -> bool {
+    match read_record(path) {
+        RecordRead::Record(record) => {
+            record.boot_id == launch.boot_id && record.handshake_boottime_ms >= launch.launched_boottime_ms
+        }
+        RecordRead::Absent | RecordRead::Unreadable(_) => false,
+    }
+}
+
+/// What people and scripts are told of a VM that can't be brought up.
+fn failed(vm: &VmName, failure: &Failure) -> Event {
+    let text = match &failure.why {
+        Some(why) => format!("{}: {why}", failure.what),
+        None => failure.what.clone(),
+    };
+    match &failure.next {
+        Some(next) => Event::advice(Severity::Error, Some(vm), text, next.clone()),
+        None => Event::message(Severity::Error, Some(vm), text),
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,337 @@
+//! `up`: brings the VMs of a project to life, each through overlay, QEMU, hand-shake and
+//! bootstrap.
+//!
+//! Here: the order of things for the fleet. Not here: one VM's way (`operations::start`), or
+//! what each step does (`core::runtime`, `core::broker`, `core::bootstrap`).
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::core::bootstrap::keys;
+use crate::core::bootstrap::overrides::Overrides;
+use crate::core::bootstrap::plan;
+use crate::core::broker::launcher::{self, BrokerLauncher};
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, VmConfig, workspace};
+use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity, VmCounts};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::name::VmName;
+use crate::core::operations::accelerator;
+use crate::core::operations::boot;
+use crate::core::operations::bootstrap::names_of;
+use crate::core::operations::identity;
+use crate::core::operations::relay::Relay;
+use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::select;
+use crate::core::operations::start::{self, Fleet, Launching, Task};
+use crate::core::records::{BootstrapRecord, ForwardRecord};
+use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::binary::find_qemu;
+use crate::core::runtime::ports::Ports;
+
+/// How long a broker may take until it listens.
+const BROKER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What `up` is asked for.
+pub struct UpOptions<'a> {
+    /// The project.
+    pub config: Config,
+    /// `CASTRA_HOME`: where images and answers shared by all projects are kept.
+    pub home: PathBuf,
+    /// Names of the VMs; empty: all.
+    pub vms: Vec<String>,
+    /// `--bootstrap` arguments as typed: `MODE` or `VM=MODE[,VM=MODE…]`.
+    pub bootstrap: Vec<String>,
+    /// Say what would happen, touch nothing.
+    pub plan: bool,
+    /// Write `guests.json`, start the broker, no VM.
+    pub broker_only: bool,
+    /// How a missing broker is started.
+    pub broker: &'a dyn BrokerLauncher,
+    /// A castra binary, through which isolated guests reach the broker.
+    pub cli: &'a Path,
+    /// Raised to stop early.
+    pub cancel: Cancel,
+}
+
+/// What `up` left behind.
+#[derive(Clone, Debug, Serialize)]
+pub struct UpOutcome {
+    /// The VMs asked for, in config order.
+    pub vms: Vec<VmUp>,
+    /// The bootstrap plans, when only a plan was asked for.
+    pub plans: Vec<BootstrapPlan>,
+    /// The broker's port.
+    pub broker_port: Option<u16>,
+    /// How it all ended.
+    pub exit: Exit,
+    /// How long it took, ms.
+    pub elapsed_ms: u64,
+}
+
+/// One VM after `up` or `bootstrap`.
+#[derive(Clone, Debug, Serialize)]
+pub struct VmUp {
+    /// The VM.
+    pub vm: VmName,
+    /// This run started it; false: it ran already, or failed before it did.
+    pub started: bool,
+    /// Forwards as allocated.
+    pub forwards: Vec<ForwardRecord>,
+    /// Its bootstrap, if one ran.
+    pub bootstrap: Option<BootstrapRecord>,
+    /// Why it is not as asked for.
+    pub error: Option<Failure>,
+}
+
+/// Brings VMs up. A failure is returned only where the operation as a whole can't go on; a VM
+/// that fails is told of in the outcome, whose `exit` is then [`Exit::Failed`].
+pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+    let config = &options.config;
+    let selected = select::vms_of(config, &options.vms)?;
+    let overrides = Overrides::parse(&options.bootstrap, config)?;
+    let plans = plans_of(config, &selected, &overrides);
+    if options.plan {
+        return Ok(show_plans(plans, reporter));
+    }
+    if !options.broker_only {
+        refuse_bad_plans(&plans)?;
+    }
+    let qemu = if options.broker_only {
+        None
+    } else {
+        Some(find_qemu(&config.qemu)?)
+    };
+    run::check_project_free(config)?;
+    run::ensure_state_root(&config.state)?;
+
+    let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
+    let operation = Operation::accept("up", detail, &config.state, config.bus.rotation, reporter);
+    for warning in &config.warnings {
+        operation
+            .emitter()
+            .emit(Event::message(Severity::Warn, None, warning.clone()));
+    }
+    let raised = match qemu {
+        None => start_broker(&options, operation.emitter()).map(|port| (Vec::new(), port)),
+        Some(qemu) => raise(&options, &selected, &overrides, qemu, operation.emitter()),
+    };
+    match raised {
+        Ok((vms, port)) => Ok(finish(operation, vms, port, &options.cancel)),
+        Err(failure) => {
+            let total = selected.len();
+            Err(operation.fail(
+                failure,
+                VmCounts {
+                    total,
+                    failed: total,
+                    ..VmCounts::default()
+                },
+            ))
+        }
+    }
+}
+
+/// Ends the operation by what became of its VMs.
+pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel: &Cancel) -> UpOutcome {
+    let exit = exit_of(&vms, cancel);
+    let elapsed_ms = operation.emitter().elapsed_ms();
+    operation.end(exit, failed_names(&vms), count(&vms), 0);
+    UpOutcome {
+        vms,
+        plans: Vec::new(),
+        broker_port: Some(port),
+        exit,
+        elapsed_ms,
+    }
+}
+
+/// `up --broker-only`: identities without tokens, a broker, no VM.
+fn start_broker(options: &UpOptions<'_>, emitter: &Emitter<'_>) -> Result<u16> {
+    let config = &options.config;
+    let _project = run::lock_project(&config.project, &config.state, "castra up --broker-only")?;
+    record_workspace(config, emitter)?;
+    identity::issue(config, &[])?;
+    ensure_broker(config, options.broker, emitter, &options.cancel)
+}
+
+/// Without its entry in the registry the project is found by its config alone: worth a warning.
+fn record_workspace(config: &Config, emitter: &Emitter<'_>) -> Result<()> {
+    if let Some(unregistered) = workspace::record_workspace(config)? {
+        emitter.emit(Event::advice(
+            Severity::Warn,
+            None,
+            unregistered.to_string(),
+            "`--workspace` and `--all` won't find this project; its config still does",
+        ));
+    }
+    Ok(())
+}
+
+pub(crate) fn ensure_broker(
+    config: &Config,
+    launcher: &dyn BrokerLauncher,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<u16> {
+    let broker = launcher::ensure_broker(config, launcher, BROKER_DEADLINE, cancel)?;
+    let text = if broker.started {
+        format!("broker listens on 127.0.0.1:{} (pid {})", broker.port, broker.pid)
+    } else {
+        format!(
+            "broker runs already on 127.0.0.1:{} (pid {})",
+            broker.port, broker.pid
+        )
+    };
+    emitter.emit(Event::message(Severity::Info, None, text));
+    Ok(broker.port)
+}
+
+/// Everything that makes something: images, keys, identities, the broker, the VMs.
+fn raise(
+    options: &UpOptions<'_>,
+    selected: &[&VmConfig],
+    overrides: &Overrides,
+    qemu: PathBuf,
+    emitter: &Emitter<'_>,
+) -> Result<(Vec<VmUp>, u16)> {
+    let config = &options.config;
+    let cancel = &options.cancel;
+    // What can take minutes comes first and needs no lock of the project.
+    let missing: Vec<&VmConfig> = selected
+        .iter()
+        .copied()
+        .filter(|vm| !start::runs(config, vm))
+        .collect();
+    let boots = boot::prepare(&missing, config, &options.home, emitter, cancel)?;
+    let accel = accelerator::decide(config);
+    keys::ensure_project_key(config, cancel)?;
+
+    let project = run::lock_project(&config.project, &config.state, "castra up")?;
+    record_workspace(config, emitter)?;
+    let locks = start::lock_vms(config, selected, "castra up")?;
+    // Asked again under the locks: another `up` may have started some since.
+    let missing: Vec<&VmConfig> = missing
+        .into_iter()
+        .filter(|vm| !start::runs(config, vm))
+        .collect();
+    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    let mut identities = identity::issue(config, &missing)?;
+    let port = ensure_broker(config, options.broker, emitter, cancel)?;
+    tell_who_runs_already(selected, &missing, emitter);
+
+    let ports = Ports::new();
+    for record in start::running_records(config) {
+        ports.note_running(&record.forwards);
+    }
+    let tasks: Vec<Task<'_>> = selected
+        .iter()
+        .zip(locks)
+        .map(|(vm, lock)| Task {
+            vm,
+            lock,
+            identity: identities.remove(&vm.name),
+        })
+        .collect();
+    let fleet = Fleet {
+        config,
+        home: &options.home,
+        overrides,
+        emitter,
+        cancel,
+        broker_port: port,
+        gate: Gate::new(project, tasks.len()),
+        slots: Slots::new(host::cores()),
+        launching: Some(Launching {
+            boots: &boots,
+            qemu,
+            cli: options.cli,
+            accel,
+            ports,
+        }),
+    };
+    Ok((fleet.run(tasks, relay), port))
+}
+fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter: &Emitter<'_>) {
+    for vm in selected
+        .iter()
+        .filter(|vm| !missing.iter().any(|other| other.name == vm.name))
+    {
+        emitter.emit(Event::message(Severity::Info, Some(&vm.name), "runs already"));
+    }
+}
+
+pub(crate) fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
+    let plan_of =
+        |vm: &&VmConfig| plan::plan(vm, config, overrides.mode_for(vm), start::known_of(config, vm));
+    selected.iter().map(plan_of).collect()
+}
+
+/// A plan that can't run is found before anything starts.
+pub(crate) fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
+    let bad: Vec<String> = plans
+        .iter()
+        .filter(|plan| plan.action == BootstrapPlanAction::Error)
+        .map(|plan| format!("vm `{}`: {}", plan.vm, plan.reason))
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(
+        Failure::new(Exit::Config, "the bootstrap can't run as configured")
+            .because(bad.join("; "))
+            .advice("correct castra.toml, or go on without with --bootstrap skip"),
+    )
+}
+
+pub(crate) fn show_plans(plans: Vec<BootstrapPlan>, reporter: &mut dyn Reporter) -> UpOutcome {
+    let emitter = Emitter::new(reporter);
+    for plan in &plans {
+        emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));
+    }
+    let bad = plans.iter().any(|plan| plan.action == BootstrapPlanAction::Error);
+    let exit = if bad { Exit::Failed } else { Exit::Done };
+    UpOutcome {
+        vms: Vec::new(),
+        plans,
+        broker_port: None,
+        exit,
+        elapsed_ms: emitter.elapsed_ms(),
+    }
+}
+
+fn exit_of(vms: &[VmUp], cancel: &Cancel) -> Exit {
+    if cancel.is_requested() {
+        Exit::Interrupted
+    } else if vms.iter().any(|vm| vm.error.is_some()) {
+        Exit::Failed
+    } else {
+        Exit::Done
+    }
+}
+
+fn failed_names(vms: &[VmUp]) -> Option<String> {
+    let failed: Vec<&str> = vms
+        .iter()
+        .filter(|vm| vm.error.is_some())
+        .map(|vm| vm.vm.as_str())
+        .collect();
+    (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
+}
+
+fn count(vms: &[VmUp]) -> VmCounts {
+    let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
+    let changed = vms
+        .iter()
+        .filter(|vm| vm.error.is_none() && (vm.started || vm.bootstrap.is_some()))
+        .count();
+    VmCounts {
+        total: vms.len(),
+        changed,
+        unchanged: vms.len() - changed - failed,
+        failed,
+    }
+}

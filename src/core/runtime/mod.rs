@@ -4,6 +4,7 @@
 //! VM leaves behind say about it (`core::status`), or the order in which VMs are brought up
 //! (`core::operations`).
 
+pub mod accel;
 pub mod binary;
 pub mod busy;
 pub mod fault;
@@ -13,6 +14,8 @@ pub mod overlay;
 pub mod pipe;
 pub mod plan;
 pub mod ports;
+pub mod probe;
+pub mod probe_guest;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

@@ -1,0 +1,328 @@
+//! The accelerator, by evidence: KVM only where a guest has really run under it (DESIGN §5).
+//!
+//! Here: the decision, its reason in words, and the memory of it in `accel.json`. Not here: the boot
+//! that proves it ([`super::probe`]). A `/dev/kvm` that opens proves nothing: on some hosts every
+//! stock kernel hangs or dies behind it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use nix::unistd::{Gid, Group};
+use serde::{Deserialize, Serialize};
+
+use crate::core::cancel::Cancel;
+use crate::core::config::AccelChoice;
+use crate::core::events::Accel;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::records;
+use crate::core::reporter::wall_clock;
+
+use super::binary::qemu_version;
+use super::probe::{Verdict, probe};
+
+/// What a decision goes by.
+#[derive(Clone, Debug)]
+pub struct AccelQuestion<'a> {
+    /// What the config says.
+    pub choice: AccelChoice,
+    /// The QEMU that will run.
+    pub binary: &'a Path,
+    /// A kernel to prove KVM with.
+    pub kernel: Option<ProbeKernel<'a>>,
+    /// Where answers are remembered; `None`: nowhere.
+    pub home: Option<&'a Path>,
+    /// `/dev/kvm`; tests name another file.
+    pub device: &'a Path,
+}
+
+/// A kernel to prove KVM with.
+#[derive(Clone, Copy, Debug)]
+pub struct ProbeKernel<'a> {
+    /// bzImage or PVH vmlinux.
+    pub path: &'a Path,
+    /// It is castra's own, known to boot the test guest. With any other one silence under KVM
+    /// counts only if the same kernel speaks under the translator.
+    pub known_good: bool,
+}
+
+/// The kernel's KVM device.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+
+/// Which accelerator runs, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The accelerator.
+    pub accel: Accel,
+    /// Why, for people.
+    pub reason: String,
+    /// False: KVM is taken on trust, for want of a kernel to try. Its first guest is the proof:
+    /// tell [`note_proof`] or [`note_failure`].
+    pub proven: bool,
+}
+
+/// Decides, probing if it has to (once per host boot and QEMU). `accel = "kvm"` without a usable
+/// KVM is a failure that says what is missing.
+pub fn decide(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
+    let decision = match known(question) {
+        Some(decision) => decision,
+        None => ask_a_guest(question, cancel)?,
+    };
+    if question.choice == AccelChoice::Kvm && decision.accel == Accel::Tcg {
+        return Err(no_kvm(question, decision.reason));
+    }
+    Ok(decision)
+}
+
+/// What can be said without starting anything or writing a file; `None`: it takes a probe.
+pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
+    let tcg = |reason: String| Decision {
+        accel: Accel::Tcg,
+        reason,
+        proven: true,
+    };
+    if question.choice == AccelChoice::Tcg {
+        return Some(tcg("`accel = \"tcg\"` in castra.toml".into()));
+    }
+    // Asked each time: it is cheap, and whoever joined the group must not be told old news.
+    if let Err(error) = open_device(question.device) {
+        return Some(tcg(why_not_open(question.device, &error)));
+    }
+    let answer = load_answers(question.home)
+        .into_iter()
+        .find(|answer| answer.is_about(question.binary))?;
+    Some(Decision {
+        accel: answer.accel,
+        reason: answer.reason,
+        proven: true,
+    })
+}
+
+/// A guest on this QEMU has run under KVM: the decision is proven from now on.
+pub fn note_proof(home: &Path, binary: &Path, cancel: &Cancel) {
+    remember(
+        Some(home),
+        binary,
+        Accel::Kvm,
+        "a guest has run under KVM since the host booted",
+        cancel,
+    );
+}
+
+/// A guest on this QEMU died of KVM: the next one gets the translator.
+pub fn note_failure(home: &Path, binary: &Path, words: &str, cancel: &Cancel) {
+    let reason = format!("KVM can't run guests here: {words}");
+    remember(Some(home), binary, Accel::Tcg, &reason, cancel);
+}
+
+/// Forgets all answers, so that the next decision probes again. True if there was one.
+pub fn forget(home: &Path) -> Result<bool> {
+    let path = file(home);
+    host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
+}
+
+// --- evidence ---------------------------------------------------------------------------------
+
+fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
+    let trusted = |why: &str| {
+        // Whoever wrote `kvm` may know what castra can't find out.
+        let hinted = has_hardware_module() || question.choice == AccelChoice::Kvm;
+        Decision {
+            accel: if hinted { Accel::Kvm } else { Accel::Tcg },
+            reason: if hinted {
+                format!("KVM opens; unproven: {why}")
+            } else {
+                format!(
+                    "KVM opens, but neither kvm_intel nor kvm_amd is behind it, and it is unproven: {why}"
+                )
+            },
+            proven: !hinted,
+        }
+    };
+    let Some(kernel) = question.kernel else {
+        return Ok(trusted("no kernel at hand to try it with"));
+    };
+    let verdict = match probe(question.binary, Accel::Kvm, kernel.path, cancel) {
+        Verdict::Fails(why) if !kernel.known_good => {
+            match probe(question.binary, Accel::Tcg, kernel.path, cancel) {
+                Verdict::Lives(_) => Verdict::Fails(why),
+                _ => Verdict::Unknown(format!(
+                    "{} doesn't boot castra's test guest under any accelerator",
+                    kernel.path.display()
+                )),
+            }
+        }
+        verdict => verdict,
+    };
+    if cancel.is_requested() {
+        return Err(Failure::new(Exit::Interrupted, "interrupted").because("while KVM was being tried"));
+    }
+    let (accel, reason) = match verdict {
+        Verdict::Lives(after) => (
+            Accel::Kvm,
+            format!("a test guest ran under KVM after {} ms", after.as_millis()),
+        ),
+        Verdict::Fails(why) => (Accel::Tcg, format!("under KVM {why}{}", module_note())),
+        Verdict::Unknown(why) => return Ok(trusted(&why)),
+    };
+    remember(question.home, question.binary, accel, &reason, cancel);
+    Ok(Decision {
+        accel,
+        reason,
+        proven: true,
+    })
+}
+
+fn open_device(device: &Path) -> io::Result<()> {
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(device)
+        .map(drop)
+}
+
+fn why_not_open(device: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("there is no {}", device.display()),
+        io::ErrorKind::PermissionDenied => match group_of(device) {
+            Some(group) => format!(
+                "{} may be used by group `{group}` alone, which you are not in",
+                device.display()
+            ),
+            None => format!("you may not open {}", device.display()),
+        },
+        _ => format!("{} can't be opened: {error}", device.display()),
+    }
+}
+
+/// The group that a device belongs to, unless that is root's.
+fn group_of(device: &Path) -> Option<String> {
+    let gid = fs::metadata(device).ok()?.gid();
+    if gid == 0 {
+        return None;
+    }
+    Some(Group::from_gid(Gid::from_raw(gid)).ok()??.name)
+}
+
+/// Whether one of the modules that need real hardware support is loaded. A hint, no more; other
+/// architectures have it in the kernel itself.
+fn has_hardware_module() -> bool {
+    std::env::consts::ARCH != "x86_64"
+        || ["kvm_intel", "kvm_amd"]
+            .iter()
+            .any(|module| Path::new("/sys/module").join(module).exists())
+}
+
+/// Names a paravirtual KVM, which is what most often lies behind a silent guest.
+fn module_note() -> &'static str {
+    if Path::new("/sys/module/kvm_pvm").exists() && !has_hardware_module() {
+        " (this host's KVM is a paravirtual one, kvm_pvm)"
+    } else {
+        ""
+    }
+}
+
+fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
+    let device = question.device;
+    let next = match open_device(device) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match group_of(device) {
+            Some(group) => format!("`sudo usermod -aG {group} $USER`, then log in again"),
+            None => format!("give yourself access to {}", device.display()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            "switch on virtualisation in the firmware (or nested virtualisation in the VM's host) and load kvm_intel or \
+             kvm_amd; or set `accel = \"auto\"` under [qemu]"
+                .into()
+        }
+        _ => "set `accel = \"auto\"` under [qemu]".into(),
+    };
+    Failure::new(Exit::Unavailable, "`accel = \"kvm\"`, but KVM can't be used")
+        .because(reason)
+        .advice(next)
+}
+
+// --- memory -----------------------------------------------------------------------------------
+
+/// `$CASTRA_HOME/accel.json`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Answers {
+    answers: Vec<Answer>,
+}
+
+/// One answer, for one boot of the host and one QEMU.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Answer {
+    boot_id: String,
+    /// The binary, its links resolved, and what tells an upgraded one.
+    binary: PathBuf,
+    binary_bytes: u64,
+    binary_mtime: i64,
+    /// The version it reports.
+    version: String,
+    accel: Accel,
+    reason: String,
+    decided_at: String,
+}
+
+impl Answer {
+    fn is_about(&self, binary: &Path) -> bool {
+        let Some((path, bytes, mtime)) = identity(binary) else {
+            return false;
+        };
+        self.boot_id == host::boot_id()
+            && self.binary == path
+            && self.binary_bytes == bytes
+            && self.binary_mtime == mtime
+    }
+}
+
+/// What tells one QEMU from another without running it.
+fn identity(binary: &Path) -> Option<(PathBuf, u64, i64)> {
+    let path = fs::canonicalize(binary).ok()?;
+    let meta = fs::metadata(&path).ok()?;
+    Some((path, meta.len(), meta.mtime()))
+}
+
+fn file(home: &Path) -> PathBuf {
+    home.join("accel.json")
+}
+
+/// Answers of this boot. A file that can't be understood counts as none: a probe makes it anew.
+fn load_answers(home: Option<&Path>) -> Vec<Answer> {
+    let answers = home.and_then(|home| records::load::<Answers>(&file(home)).ok().flatten());
+    let mut answers = answers.unwrap_or_default().answers;
+    answers.retain(|answer| answer.boot_id == host::boot_id());
+    answers
+}
+
+/// Keeps an answer. That it can't be kept costs the next `up` a probe, no more.
+fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, cancel: &Cancel) {
+    let (Some(home), Some((path, bytes, mtime))) = (home, identity(binary)) else {
+        return;
+    };
+    let mut answers = load_answers(Some(home));
+    answers.retain(|answer| answer.binary != path);
+    answers.push(Answer {
+        boot_id: host::boot_id().to_owned(),
+        binary: path,
+        binary_bytes: bytes,
+        binary_mtime: mtime,
+        version: qemu_version(binary, cancel).unwrap_or_default(),
+        accel,
+        reason: reason.to_owned(),
+        decided_at: wall_clock(SystemTime::now()),
+    });
+    let kept = host::ensure_private_dir(home)
+        .map_err(|error| Failure::io("create", home, &error))
+        .and_then(|()| records::save(&file(home), &Answers { answers }));
+    if let Err(failure) = kept {
+        log::warn!("the answer on KVM can't be remembered: {failure}");
+    }
+}
+
+#[cfg(test)]
+#[path = "accel_tests.rs"]
+mod tests;

@@ -1,0 +1,222 @@
+//! Proof of an accelerator: a throw-away QEMU boots a kernel, and either its guest speaks or not.
+//!
+//! Here: one such boot, under a budget. Not here: what follows from it and who remembers it
+//! ([`super::accel`]), or the guest ([`super::probe_guest`]).
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::core::cancel::Cancel;
+use crate::core::events::Accel;
+use crate::core::host;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::process::{Job, JobError};
+
+use super::fault::own_words;
+use super::probe_guest::{MARKER, initramfs};
+use super::process::qemu_pid;
+use super::qemu::machine_type;
+
+/// CPU time a guest may use before it must have spoken. Under KVM a kernel needs well under half a
+/// second to its first program; under the translator, which is what castra falls back to, 2 s. So
+/// whoever needs more isn't worth having. CPU time, because a busy host must not spoil the answer.
+const KVM_CPU_BUDGET: Duration = Duration::from_millis(2500);
+const TCG_CPU_BUDGET: Duration = Duration::from_secs(30);
+/// Wall-clock time without any CPU time used that counts as stuck: a guest stopped by
+/// `internal-error`, or waiting for an interrupt that never comes.
+const STUCK_AFTER: Duration = Duration::from_secs(3);
+/// CPU time within [`STUCK_AFTER`] that is none.
+const STUCK_CPU: Duration = Duration::from_millis(300);
+/// No probe takes longer, whatever the host's load.
+const LIMIT: Duration = Duration::from_secs(20);
+/// How often console and CPU time are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What a probe found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The guest ran a program; so long it took.
+    Lives(Duration),
+    /// It didn't; why, as the end of a sentence that begins with "under KVM".
+    Fails(String),
+    /// The probe itself couldn't be done; why.
+    Unknown(String),
+}
+
+/// Boots `kernel` under `accel` and waits for the guest's word.
+pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Verdict {
+    let Some(initramfs) = initramfs() else {
+        return Verdict::Unknown("castra has no test guest for this architecture".into());
+    };
+    let place = match Place::new(&initramfs) {
+        Ok(place) => place,
+        Err(error) => return Verdict::Unknown(format!("no room for a test guest: {error}")),
+    };
+    let enough = Cancel::new();
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let qemu = scope.spawn(|| run(binary, accel, kernel, &place, &enough));
+        let verdict = watch(&place, accel, began, || qemu.is_finished(), cancel);
+        enough.request();
+        let ended = qemu.join();
+        // A QEMU that ended by itself tells why.
+        match (verdict, ended) {
+            (Some(verdict), _) => verdict,
+            (None, Ok(Err(JobError::NotStarted { program, error }))) => {
+                Verdict::Unknown(format!("`{program}` can't be started: {error}"))
+            }
+            (None, _) => match own_words(&place.read(vm_file::QEMU_LOG)) {
+                words if words.is_empty() => Verdict::Fails("QEMU ended without a word".into()),
+                words => Verdict::Fails(format!("QEMU ended: {words}")),
+            },
+        }
+    })
+}
+
+/// Watches until something is certain; `None`: QEMU ended before the guest spoke.
+fn watch(
+    place: &Place,
+    accel: Accel,
+    began: Instant,
+    ended: impl Fn() -> bool,
+    cancel: &Cancel,
+) -> Option<Verdict> {
+    let budget = match accel {
+        Accel::Kvm => KVM_CPU_BUDGET,
+        Accel::Tcg => TCG_CPU_BUDGET,
+    };
+    let mut moved = (began, Duration::ZERO);
+    loop {
+        // Asked first: what a QEMU wrote that has ended since is read below.
+        let has_ended = ended();
+        if place.read(vm_file::SERIAL_LOG).contains(MARKER) {
+            return Some(Verdict::Lives(began.elapsed()));
+        }
+        if place.read(vm_file::QEMU_LOG).contains("internal error") {
+            let words = own_words(&place.read(vm_file::QEMU_LOG));
+            return Some(Verdict::Fails(format!(
+                "a test guest was stopped: {}",
+                first_words(&words)
+            )));
+        }
+        if has_ended {
+            return None;
+        }
+        if cancel.is_requested() {
+            return Some(Verdict::Unknown("interrupted".into()));
+        }
+        let now = Instant::now();
+        let used = qemu_pid(&place.paths).and_then(host::cpu_time).unwrap_or(moved.1);
+        if used >= moved.1 + STUCK_CPU {
+            moved = (now, used);
+        }
+        let silent = if place.read(vm_file::SERIAL_LOG).is_empty() {
+            "wrote nothing"
+        } else {
+            "never ran a program"
+        };
+        if used >= budget {
+            return Some(Verdict::Fails(format!(
+                "a test guest {silent} in {:.1} s of CPU time",
+                used.as_secs_f32()
+            )));
+        }
+        if now - moved.0 >= STUCK_AFTER {
+            return Some(Verdict::Fails(format!("a test guest got stuck and {silent}")));
+        }
+        if began.elapsed() >= LIMIT {
+            return Some(Verdict::Unknown(format!(
+                "the host is too busy: a test guest {silent} in {} s",
+                LIMIT.as_secs()
+            )));
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// As much of QEMU's words as a reason needs; a register dump follows them.
+fn first_words(words: &str) -> String {
+    words.split("; ").take(2).collect::<Vec<_>>().join("; ")
+}
+
+fn run(binary: &Path, accel: Accel, kernel: &Path, place: &Place, enough: &Cancel) -> Result<(), JobError> {
+    let log = host::private_file()
+        .append(true)
+        .create(true)
+        .open(place.paths.file(vm_file::QEMU_LOG))
+        .map_err(|error| JobError::NotStarted {
+            program: vm_file::QEMU_LOG.into(),
+            error,
+        })?;
+    let model = match accel {
+        Accel::Kvm => "host",
+        Accel::Tcg => "max",
+    };
+    // Behind `timeout`, because a guest that spins must not outlive a castra that was killed.
+    Job::new("timeout")
+        .args(["-k", "1", "60"])
+        .arg(binary)
+        .args([
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-machine",
+            machine_type(),
+        ])
+        .args([
+            "-accel",
+            accel.as_str(),
+            "-cpu",
+            model,
+            "-m",
+            "256M",
+            "-no-reboot",
+        ])
+        .arg("-kernel")
+        .arg(kernel)
+        .args(["-initrd", Place::INITRD, "-append"])
+        .arg("console=ttyS0 console=ttyAMA0 panic=-1 rdinit=/init")
+        .args(["-pidfile", vm_file::QEMU_PID, "-serial"])
+        .arg(format!("file:{}", vm_file::SERIAL_LOG))
+        .dir(place.paths.dir())
+        .deadline(LIMIT * 2)
+        .cancel(enough)
+        .output_to(log)
+        .run_any()
+        .map(drop)
+}
+
+/// A temporary directory for one probe.
+struct Place {
+    dir: PathBuf,
+    paths: VmPaths,
+}
+
+impl Place {
+    const INITRD: &str = "initramfs.cpio";
+
+    fn new(initramfs: &[u8]) -> io::Result<Place> {
+        let dir = std::env::temp_dir().join(format!("castra-probe-{}", host::random_hex(8)?));
+        host::ensure_private_dir(&dir)?;
+        let place = Place {
+            paths: VmPaths::at(&dir),
+            dir,
+        };
+        fs::write(place.dir.join(Place::INITRD), initramfs)?;
+        Ok(place)
+    }
+
+    fn read(&self, name: &str) -> String {
+        host::tail_of(&self.paths.file(name), 64 * 1024)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}

@@ -7,11 +7,13 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::protocol::DeclineReason;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::protocol::{DeclineReason, GREETING};
 use super::state::ConnId;
 
 /// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
@@ -43,6 +45,8 @@ pub struct Link {
     stream: Stream,
     /// 0, or one more than the index of the reason it was told to go.
     verdict: AtomicU8,
+    /// The greeting has not been sent yet.
+    greeting_owed: AtomicBool,
     open: Arc<Open>,
 }
 
@@ -60,6 +64,7 @@ impl Link {
             id,
             stream,
             verdict: AtomicU8::new(0),
+            greeting_owed: AtomicBool::new(true),
             open,
         }
     }
@@ -84,11 +89,27 @@ impl Link {
         self.stream.as_fd()
     }
 
-    /// Sends a line. That the client isn't there any more is its own business.
-    pub fn send(&self, line: &str) {
+    /// Sends the greeting, unless the client's first bytes are here already: then greeting and
+    /// answer go out together, which saves a write and wakes the client once instead of twice.
+    pub fn greet_unless_heard(&self) {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut asked, PollTimeout::ZERO) == Ok(0) {
+            self.greet();
+        }
+    }
+
+    /// Sends the greeting if it is still owed.
+    pub fn greet(&self) {
+        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+            self.send(GREETING);
+        }
+    }
+
+    /// Sends text. That the client isn't there any more is its own business.
+    fn send(&self, text: &str) {
         let _ = match &self.stream {
-            Stream::Tcp(tcp) => (&*tcp).write_all(line.as_bytes()),
-            Stream::Unix(unix) => (&*unix).write_all(line.as_bytes()),
+            Stream::Tcp(tcp) => (&*tcp).write_all(text.as_bytes()),
+            Stream::Unix(unix) => (&*unix).write_all(text.as_bytes()),
         };
     }
 
@@ -101,7 +122,11 @@ impl Link {
 
     /// Sends the last line there will be.
     pub fn answer(&self, line: &str) {
-        self.send(line);
+        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+            self.send(&format!("{GREETING}{line}"));
+        } else {
+            self.send(line);
+        }
         self.shutdown(Shutdown::Write);
     }
 
@@ -148,6 +173,11 @@ impl Open {
     pub fn remove(&self, number: usize) {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= number;
         self.changed.notify_all();
+    }
+
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until fewer than `limit` are open; false if it took longer than `patience`.

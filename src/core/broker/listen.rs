@@ -23,9 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::core::escape::escape_line;
 
 use super::link::{Link, Open, Stream};
-use super::protocol::{
-    DeclineReason, GREETING, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress,
-};
+use super::protocol::{DeclineReason, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress};
 use super::state::{ConnId, Input, Plane};
 
 /// Stack of a connection thread. Only touched pages count as memory; a debug build touches most.
@@ -47,15 +45,8 @@ pub const SLACK: usize = 32;
 
 /// What wakes the state thread.
 pub enum Wake {
-    /// A new connection, with the handle to answer it.
-    Opened {
-        /// The handle.
-        link: Arc<Link>,
-        /// Its door.
-        plane: Plane,
-        /// Where it comes from.
-        remote: String,
-    },
+    /// A door is full: somebody must make room.
+    Full,
     /// What a connection thread has to say.
     Input(Input),
     /// Something that the operator should find in the log.
@@ -64,9 +55,22 @@ pub enum Wake {
     Stop,
 }
 
+/// A new connection, with the handle to answer it.
+pub struct Arrival {
+    /// The handle.
+    pub link: Arc<Link>,
+    /// Its door.
+    pub plane: Plane,
+    /// Where it comes from.
+    pub remote: String,
+}
+
 /// What all doors share.
 pub struct Reception {
     to_state: Sender<Wake>,
+    /// Connections the state thread has not looked at. They wake nobody: it takes them in before
+    /// anything their threads have to say, and until then nothing is to be decided about them.
+    arrivals: Mutex<Vec<Arrival>>,
     hello_timeout: Duration,
     next_id: AtomicU64,
     threads: Arc<Open>,
@@ -86,12 +90,18 @@ impl Reception {
     pub fn new(to_state: Sender<Wake>, hello_timeout: Duration) -> Arc<Reception> {
         Arc::new(Reception {
             to_state,
+            arrivals: Mutex::default(),
             hello_timeout,
             next_id: AtomicU64::new(1),
             threads: Arc::default(),
             jobs: Mutex::default(),
             job_came: Condvar::new(),
         })
+    }
+
+    /// Connections that came since the last call. Ask for them after receiving what threads said.
+    pub fn arrivals(&self) -> Vec<Arrival> {
+        std::mem::take(&mut *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Ends the idle threads and waits for the busy ones; true if all ended in time.
@@ -105,17 +115,19 @@ impl Reception {
         let came = Instant::now();
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let link = Arc::new(Link::new(id, stream, Arc::clone(links)));
-        let opened = Wake::Opened {
-            link: Arc::clone(&link),
-            plane,
-            remote,
-        };
-        if self.to_state.send(opened).is_err() {
-            return;
-        }
+        self.arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arrival {
+                link: Arc::clone(&link),
+                plane,
+                remote,
+            });
         let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if jobs.idle > jobs.waiting.len() {
             jobs.waiting.push_back((link, came));
+            // Unlocked first: the woken thread would only wait for the lock.
+            drop(jobs);
             self.job_came.notify_one();
             return;
         }
@@ -200,7 +212,7 @@ impl Drop for Closing<'_> {
 /// left without a byte, which is no attempt.
 fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
     let conn = link.id;
-    link.send(GREETING);
+    link.greet_unless_heard();
     // A hello and its CR LF; what a client sends beyond is not read before it is answered.
     let mut bytes = [0; HELLO_BYTES + 2];
     let mut length = 0;
@@ -232,7 +244,10 @@ fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
         let parsed = match progress(&bytes[..length]) {
             Progress::Partial => match link.verdict() {
                 Some(reason) => Err(Refusal::unnamed(reason)),
-                None => continue,
+                None => {
+                    link.greet();
+                    continue;
+                }
             },
             Progress::Hopeless => Err(Refusal::unnamed(DeclineReason::ProtocolError)),
             Progress::Line { line, .. } => parse_hello(&bytes[..line]),
@@ -327,7 +342,7 @@ impl Door {
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || accept_all(&listener, &quit_seen, &reception, places + SLACK))?;
+            .spawn(move || accept_all(&listener, &quit_seen, &reception, places))?;
         Ok(Door {
             thread: Some(thread),
             quit: Some(quit),
@@ -345,7 +360,7 @@ impl Drop for Door {
     }
 }
 
-fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Reception>, most: usize) {
+fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Reception>, places: usize) {
     // Given back for a moment when descriptors run out, so that the client can be told.
     let mut spare = std::fs::File::open("/dev/null").ok();
     // Each door counts its own, so that guests can't take the host's places.
@@ -360,11 +375,16 @@ fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Recept
             return;
         }
         // Victims of the cap are on their way out; the kernel's backlog holds the newcomers.
-        if !links.wait_below(most, Duration::from_millis(20)) {
+        if !links.wait_below(places + SLACK, Duration::from_millis(20)) {
             continue;
         }
         match listener.accept() {
-            Ok((stream, plane, remote)) => reception.welcome(&links, stream, plane, remote),
+            Ok((stream, plane, remote)) => {
+                reception.welcome(&links, stream, plane, remote);
+                if links.count() > places {
+                    let _ = reception.to_state.send(Wake::Full);
+                }
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {
                 }

@@ -29,9 +29,9 @@ use crate::core::reporter::wall_clock;
 use super::attempts::line_head;
 use super::claim::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
 use super::edges::Edges;
-use super::listen::{Door, Listener, Reception, Wake};
+use super::listen::{Arrival, Door, Listener, Reception, Wake};
 use super::protocol::BUS_VERSIONS;
-use super::state::{At, Input, Plane, Rules, State, step};
+use super::state::{At, Input, Rules, State, step};
 
 /// Inputs taken in one turn, so that one write serves many.
 const BATCH: usize = 256;
@@ -251,9 +251,13 @@ impl Broker {
                 let changed = self.edges.changed_guests(at);
                 self.take(at, changed);
             }
+            // After the batch was received: whoever speaks in it has arrived before.
+            for arrival in self.reception.arrivals() {
+                self.on_arrival(at, arrival);
+            }
             for wake in batch {
                 match wake {
-                    Wake::Opened { link, plane, remote } => self.on_opened(at, link, plane, remote),
+                    Wake::Full => {}
                     Wake::Input(input) => {
                         let closed = match &input {
                             Input::Closed { conn } => Some(*conn),
@@ -291,7 +295,8 @@ impl Broker {
         self.end();
     }
 
-    fn on_opened(&mut self, at: At, link: Arc<super::link::Link>, plane: Plane, remote: String) {
+    fn on_arrival(&mut self, at: At, arrival: Arrival) {
+        let Arrival { link, plane, remote } = arrival;
         let conn = link.id;
         self.edges.adopt(link);
         self.take(at, [Input::Opened { conn, plane, remote }]);
@@ -302,6 +307,9 @@ impl Broker {
         self.edges.log(at, "INFO", "broker stopping");
         self.guest_door = None;
         self.host_door = None;
+        for arrival in self.reception.arrivals() {
+            self.on_arrival(at, arrival);
+        }
         self.take(at, [Input::Stop]);
     }
 

@@ -144,6 +144,41 @@ fn started_found_and_stopped() {
 }
 
 #[test]
+fn who_waits_is_told_when_it_stops() {
+    let project = Project::new("waiting", "port = 0");
+    let port = project.start();
+    let mut silent: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
+        .collect();
+    let mut half = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    half.write_all(b"hello vm:we").unwrap();
+    let mut greeting = [0; 22];
+    for stream in silent.iter_mut().chain([&mut half]) {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.read_exact(&mut greeting).unwrap();
+    }
+    let began = Instant::now();
+    stop_broker(&project.config.state, SOON).unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?} to stop",
+        began.elapsed()
+    );
+    for mut stream in silent.into_iter().chain([half]) {
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        assert_eq!(said, "declined reason=shutting-down\n");
+    }
+    let log = project.log();
+    assert_eq!(
+        log.matches("hello from").count(),
+        1,
+        "only who had begun is an attempt: {log}"
+    );
+    assert!(log.contains("vm:- outcome=declined reason=shutting-down"));
+}
+
+#[test]
 fn two_starters_end_with_one_broker() {
     let project = Project::new("race", "port = 0");
     let handles: Vec<_> = thread::scope(|scope| {
@@ -361,6 +396,12 @@ fn an_embedded_broker_is_signalled_by_nobody() {
     assert_eq!(
         stop_broker(&project.config.state, SOON).unwrap(),
         BrokerStop::Embedded { pid: broker.pid }
+    );
+    fs::remove_file(project.config.state.broker_json()).unwrap();
+    assert_eq!(
+        stop_broker(&project.config.state, SOON).unwrap(),
+        BrokerStop::Embedded { pid: broker.pid },
+        "whatever became of broker.json"
     );
     launcher.stop();
     assert!(find_broker(&project.config.state).is_none());

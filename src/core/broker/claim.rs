@@ -32,9 +32,11 @@ const DESCRIPTORS_APART: u64 = 32 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
 const DESCRIPTORS_WANTED: u64 = 65_536;
 
 /// The lock that a broker holds for life; `Busy` names who has it.
-pub fn take_lock(paths: &StateRoot, run: &str) -> Result<FileLock> {
+pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLock> {
     let path = paths.broker_pid();
-    match FileLock::try_take(&path, &format!("castra broker {run}")) {
+    // Who finds the lock held must know at once whose it is: `broker.json` comes later.
+    let kind = if embedded { " embedded" } else { "" };
+    match FileLock::try_take(&path, &format!("castra broker {run}{kind}")) {
         Ok(lock) => Ok(lock),
         Err(LockError::Held(who)) => {
             let pid = who.split_whitespace().next().unwrap_or("unknown").to_owned();

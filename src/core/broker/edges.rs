@@ -140,6 +140,13 @@ impl Edges {
         self.links.remove(&conn);
     }
 
+    /// Ends all connections.
+    pub fn close_all(&mut self) {
+        for (_, link) in self.links.drain() {
+            link.close();
+        }
+    }
+
     /// Performs one effect; lines, events and answers wait for [`Edges::flush`].
     pub fn perform(&mut self, at: At, effect: Effect) -> Option<Input> {
         match effect {

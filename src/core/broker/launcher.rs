@@ -301,7 +301,8 @@ pub fn stop_broker(state: &StateRoot, limit: Duration) -> Result<BrokerStop> {
         }
         return Err(foreign(state, "it names no process"));
     };
-    if record.is_some_and(|record| record.embedded) {
+    let note = host::tail_of(&path, 512);
+    if record.is_some_and(|record| record.embedded) || note.split_whitespace().nth(4) == Some("embedded") {
         return Ok(BrokerStop::Embedded { pid });
     }
     signal(state, pid, Signal::SIGTERM)?;

@@ -113,7 +113,7 @@ impl Broker {
         host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
         let run = host::random_hex(8)
             .map_err(|error| Failure::new(Exit::Io, "can't read /dev/urandom").because(error))?;
-        let lock = take_lock(paths, &run)?;
+        let lock = take_lock(paths, &run, options.embedded)?;
         let (log, rotation) = (paths.broker_log(), options.rotation);
         Broker::start_locked(options, run, lock).inspect_err(|failure| {
             let line = format!("{} broker didn't start: {failure}", line_head(wall_ms(), "ERROR"));
@@ -321,6 +321,8 @@ impl Broker {
             .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));
         self.edges.tell(at, Event::BrokerStopped { pid, port });
         self.edges.flush(at);
+        // Everybody has had an answer; whoever lingers needn't.
+        self.edges.close_all();
         self.reception.close(Duration::from_millis(STOP_GRACE_MS * 2));
         let Some(lock) = self.lock.take().filter(FileLock::still_named) else {
             // Another broker has our place and our files.
@@ -341,7 +343,7 @@ impl Broker {
             self.take(at, [Input::VmGone { vm }]);
         }
         if self.lock.as_ref().is_none_or(|lock| !lock.still_named()) {
-            match take_lock(&self.options.state, &self.ready.run) {
+            match take_lock(&self.options.state, &self.ready.run, self.options.embedded) {
                 Ok(lock) => {
                     self.lock = Some(lock);
                     self.edges.log(at, "WARN", "broker.pid was taken away, made anew");

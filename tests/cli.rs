@@ -510,3 +510,103 @@ fn ssh_and_exec_become_ssh() {
     assert_eq!(output.status.code(), Some(69));
     assert!(String::from_utf8_lossy(&output.stderr).contains("openssh-client"));
 }
+
+const BROKER_ONLY: &str = "[project]\nname = \"demo\"\n[broker]\nport = 0\n[[vms]]\nname = \"web\"\n";
+
+#[test]
+fn a_broker_is_started_found_from_anywhere_and_stopped() {
+    let castra = Castra::new("anywhere");
+    castra.write("demo/castra.toml", BROKER_ONLY);
+    let up = castra.run(&["--config", "demo", "up", "--broker-only"]).exits(0);
+    assert!(up.stdout.starts_with("broker on 127.0.0.1:"), "{up:?}");
+    assert!(up.stderr.contains("`castra down` stops it"), "{up:?}");
+
+    for command in ["status", "down", "logs"] {
+        let ran = castra.run(&[command]).exits(66);
+        assert!(ran.stderr.contains("elsewhere something runs"), "{ran:?}");
+        assert!(ran.stderr.contains(&format!(" {command}\n")), "{ran:?}");
+        assert!(ran.stderr.contains("try: castra --workspace demo-"), "{ran:?}");
+    }
+    let listed = &castra.run(&["workspaces", "--json"]).exits(0).objects()[0]["workspaces"][0];
+    assert_eq!(
+        (&listed["project"], &listed["broker_running"]),
+        (&"demo".into(), &true.into())
+    );
+    let id = listed["workspace"].as_str().unwrap().to_owned();
+    assert!(castra.run(&["workspaces"]).stdout.contains("a broker runs"));
+
+    // The project's folder is gone; what runs can still be seen and stopped.
+    fs::remove_dir_all(castra.project().join("demo")).unwrap();
+    let status = &castra
+        .run(&["--workspace", &id, "status", "--json"])
+        .exits(0)
+        .objects()[0];
+    assert_eq!(status["broker"]["state"], "running");
+    let refused = castra.run(&["--workspace", &id, "up"]).exits(66);
+    assert!(
+        refused.stderr.contains(&format!("castra --workspace {id} down")),
+        "{refused:?}"
+    );
+    let down = castra.run(&["--workspace", &id, "down"]).exits(0);
+    assert!(down.stdout.contains("broker stopped"), "{down:?}");
+    let status = &castra
+        .run(&["--workspace", &id, "status", "--json"])
+        .exits(0)
+        .objects()[0];
+    assert_eq!(status["broker"]["state"], "offline");
+}
+
+#[test]
+fn a_reader_of_events_who_leaves_stops_nothing() {
+    let castra = Castra::new("events-pipe");
+    castra.write("castra.toml", BROKER_ONLY);
+    let mut child = castra
+        .command(&["--json", "up", "--broker-only"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    assert_eq!(status["broker"]["state"], "running");
+}
+
+#[test]
+fn events_of_a_command_frame_it_and_are_kept() {
+    let castra = Castra::new("frame");
+    castra.write("castra.toml", BROKER_ONLY);
+    let up = castra.run(&["up", "--broker-only", "--json"]).exits(0);
+    let types: Vec<String> = up
+        .objects()
+        .iter()
+        .map(|object| object["type"].to_string())
+        .collect();
+    assert_eq!(types.first().unwrap(), "\"command.accepted\"");
+    assert_eq!(types.last().unwrap(), "\"summary\"");
+    let kept = castra.run(&["events", "--json"]).exits(0).stdout;
+    for line in up.stdout.lines() {
+        assert!(kept.contains(line), "{line} wasn't kept");
+    }
+    let unknown = castra.run(&["--json", "up", "nobody"]).exits(64);
+    assert_eq!(unknown.objects()[0]["type"], "command.rejected");
+    let quiet = castra.run(&["--quiet", "down"]).exits(0);
+    assert_eq!((quiet.stdout.as_str(), quiet.stderr.as_str()), ("", ""));
+}
+
+#[test]
+fn a_plan_changes_nothing() {
+    let castra = Castra::new("plan");
+    castra.write("castra.toml", BROKER_ONLY);
+    let plan = castra.run(&["up", "--plan", "--bootstrap", "skip"]).exits(0);
+    assert!(plan.stdout.starts_with("web: skip, "), "{plan:?}");
+    assert!(plan.stderr.contains("nothing was changed"), "{plan:?}");
+    let plan = castra.run(&["up", "--plan", "--json"]).exits(0).objects();
+    assert_eq!((plan.len(), &plan[0]["type"]), (1, &"bootstrap.planned".into()));
+    castra
+        .run(&["up", "--plan", "--bootstrap", "nobody=skip"])
+        .exits(64);
+    assert!(!castra.home().exists(), "a plan makes nothing");
+}

@@ -3,10 +3,12 @@
 //! Here: what the commands share: the context they print through, dispatch, exit codes. Not here:
 //! any decision about VMs (`core`).
 
+mod bootstrap;
 mod broker;
 mod broker_pipe;
 mod completions;
 mod context;
+mod down;
 mod events;
 mod failure;
 mod human;
@@ -24,6 +26,7 @@ mod ssh;
 mod status;
 mod style;
 mod typed;
+mod up;
 mod vm_names;
 mod workspaces;
 
@@ -63,6 +66,9 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::BrokerPipe => broker_pipe::run(raw),
         Command::Broker => broker::run(context, raw),
         Command::Status => status::run(context, raw),
+        Command::Bootstrap => bootstrap::run(context, raw),
+        Command::Down => down::run(context, raw),
+        Command::Up => up::run(context, raw),
         Command::Events => events::run(context, raw),
         Command::ImageBuild => image::build(context, raw),
         Command::ImageList => image::list(context),
@@ -72,9 +78,5 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),
-        other => Err(castra::core::failure::Failure::new(
-            Exit::Internal,
-            format!("`castra {}` is not connected yet", other.row().words),
-        )),
     }
 }

@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use castra::core::escape::escape_line;
 use castra::core::events::contract::Stamped;
-use castra::core::events::{BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity};
+use castra::core::events::{
+    BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
+};
 use castra::core::reporter::Reporter;
 
 use super::human;
@@ -17,6 +20,8 @@ use super::screen::{LiveLine, Screen};
 use super::sentence::{Sentence, sentence, step_name};
 use super::style::Style;
 
+/// Of a script's last line so much is shown beside its step.
+const HEARD_BYTES: usize = 40;
 /// Narrower names are padded to this, so that lines begin alike.
 const NAME_COLUMN: usize = 8;
 
@@ -35,7 +40,15 @@ pub struct PeopleReporter {
 #[derive(Default)]
 struct Doing {
     general: Option<String>,
-    vms: BTreeMap<String, (String, Instant)>,
+    vms: BTreeMap<String, Task>,
+}
+
+/// What one VM does.
+struct Task {
+    what: String,
+    since: Instant,
+    /// The last that was heard of it: a line of its script, as a rule.
+    heard: Option<String>,
 }
 
 impl PeopleReporter {
@@ -112,8 +125,12 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
 }
 
 /// The frame of an operation is for scripts; people see its beginning and end by themselves.
-/// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`.
+/// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`. Steps with
+/// nothing to do are no news, except the connection, which every bootstrap needs.
 fn is_told(event: &Event) -> bool {
+    if let Event::BootstrapPlanned(plan) = event {
+        return plan.action != BootstrapPlanAction::Run;
+    }
     !matches!(
         event,
         Event::CommandAccepted { .. }
@@ -122,6 +139,16 @@ fn is_told(event: &Event) -> bool {
             | Event::Summary { .. }
             | Event::Cleanup { .. }
             | Event::BrokerSession { .. }
+            | Event::BootstrapStep {
+                step: BootstrapStepKind::VizierInstall
+                    | BootstrapStepKind::VizierEnable
+                    | BootstrapStepKind::VizierHandshake
+                    | BootstrapStepKind::Transfer
+                    | BootstrapStepKind::Apply
+                    | BootstrapStepKind::Verify,
+                status: BootstrapStepStatus::Skipped,
+                ..
+            }
             | Event::BrokerHandshake {
                 outcome: HandshakeOutcome::Ok,
                 ..
@@ -137,11 +164,24 @@ impl Doing {
                 text,
                 vm: None,
                 ..
-            } => self.general = Some(castra::core::escape::escape_line(text, 200)),
+            } => self.general = Some(escape_line(text, 200)),
+            Event::Message {
+                severity: Severity::Progress,
+                text,
+                vm: Some(vm),
+                ..
+            } => {
+                if let Some(task) = self.vms.get_mut(vm.as_str()) {
+                    task.heard = Some(escape_line(text, HEARD_BYTES));
+                }
+            }
             Event::OverlayPrepared { vm, .. } => self.set(vm.as_str(), "starts QEMU".to_owned()),
             Event::VmLaunched { vm, .. } => self.end(vm.as_str()),
             Event::BootstrapStarted { vm, .. } => {
-                self.set(vm.as_str(), "waits for a hand-shake or an SSH banner".to_owned());
+                self.set(
+                    vm.as_str(),
+                    step_name(BootstrapStepKind::WaitHandshake).to_owned(),
+                );
             }
             Event::BootstrapStep {
                 vm,
@@ -176,7 +216,12 @@ impl Doing {
     }
 
     fn set(&mut self, vm: &str, what: String) {
-        self.vms.insert(vm.to_owned(), (what, Instant::now()));
+        let task = Task {
+            what,
+            since: Instant::now(),
+            heard: None,
+        };
+        self.vms.insert(vm.to_owned(), task);
     }
 
     fn end(&mut self, vm: &str) {
@@ -206,10 +251,15 @@ fn live_text(doing: &Doing) -> String {
     let parts: Vec<String> = doing
         .vms
         .iter()
-        .map(|(vm, (what, since))| {
-            let elapsed = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        .map(|(vm, task)| {
             // Whole seconds: a line that changes ten times a second can't be read.
-            format!("{vm} {what} {} s", elapsed / 1000)
+            let secs = task.since.elapsed().as_secs();
+            let heard = task
+                .heard
+                .as_deref()
+                .map(|heard| format!(" ({heard})"))
+                .unwrap_or_default();
+            format!("{vm} {} {secs} s{heard}", task.what)
         })
         .collect();
     match (parts.is_empty(), &doing.general) {

@@ -159,7 +159,7 @@ fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
     let running = running_anywhere();
     let failure = none_found(here, raw);
     if running.is_empty() {
-        return failure.because("and nothing of castra's runs on this machine");
+        return failure.because("nothing of castra's runs on this machine");
     }
     let lines: Vec<String> = running
         .iter()

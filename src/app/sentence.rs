@@ -156,7 +156,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             vm, reclaimed_bytes, ..
         } => info(vm, format!("disk discarded, {} freed", bytes(*reclaimed_bytes))),
         Event::BootstrapPlanned(plan) => planned(plan),
-        Event::BootstrapStarted { vm, .. } => info(vm, "bootstrap begins".to_owned()),
+        Event::BootstrapStarted { vm, .. } => info(
+            vm,
+            "bootstrap begins: waits for a hand-shake or an SSH banner".to_owned(),
+        ),
         Event::BootstrapStep {
             vm,
             step,

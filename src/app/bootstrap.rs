@@ -1,0 +1,44 @@
+//! `castra bootstrap`.
+
+use castra::core::failure::{Exit, Result};
+use castra::core::operations::bootstrap::{BootstrapOptions, bootstrap};
+use castra::core::reporter::Silent;
+
+use super::context::Context;
+use super::{human, select, typed, up};
+use crate::cli::Raw;
+
+/// Bootstraps running VMs again.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let broker = up::launcher()?;
+    let options = BootstrapOptions {
+        config: select::config(raw)?,
+        home: select::home()?,
+        vms: typed::names(&raw.operands)?,
+        bootstrap: raw.bootstrap.clone(),
+        plan: raw.plan,
+        broker: &broker,
+        cancel: context.cancel_on_signals(),
+    };
+    let outcome = match raw.plan && !context.json {
+        true => bootstrap(options, &mut Silent)?,
+        false => context.reporting(|reporter| bootstrap(options, reporter))?,
+    };
+    if context.json {
+        return Ok(outcome.exit);
+    }
+    if raw.plan {
+        up::show_plans(context, &outcome.plans);
+    } else if !context.quiet {
+        let well = outcome.vms.iter().filter(|vm| vm.error.is_none()).count();
+        let took = human::duration(outcome.elapsed_ms);
+        context.out.line(match outcome.vms.len() {
+            all if all == well => format!("{} done, in {took}", human::plural(all, "VM")),
+            all => format!("{well} of {} done, in {took}", human::plural(all, "VM")),
+        });
+        up::show_vms(context, &outcome.vms);
+        context.out.flush();
+        up::next(context, &outcome.vms, outcome.exit);
+    }
+    Ok(outcome.exit)
+}

@@ -610,3 +610,26 @@ fn a_plan_changes_nothing() {
         .exits(64);
     assert!(!castra.home().exists(), "a plan makes nothing");
 }
+
+#[test]
+fn a_project_somebody_works_on_is_busy() {
+    let castra = Castra::new("busy");
+    castra.write(
+        "castra.toml",
+        &BROKER_ONLY.replace("[broker]", "state_dir = \"state\"\n[broker]"),
+    );
+    let state = castra.project().join("state");
+    fs::create_dir(&state).unwrap();
+    let lock = castra::core::host::FileLock::try_take(&state.join("lock"), "castra up").unwrap();
+    for command in [&["--json", "up", "--broker-only"][..], &["--json", "down"]] {
+        let ran = castra.run(command).exits(75);
+        let last = ran.objects().pop().unwrap();
+        assert_eq!(last["type"], "command.rejected");
+        assert_eq!(last["exit_status"], 75);
+        let me = format!("castra up (pid {})", std::process::id());
+        assert!(ran.stderr.contains(&me), "{}", ran.stderr);
+    }
+    drop(lock);
+    castra.run(&["up", "--broker-only"]).exits(0);
+    castra.run(&["down"]).exits(0);
+}

@@ -3,12 +3,15 @@
 //! Here: turning signals into requests to stop. Not here: what stops, and how (`core`).
 
 use castra::core::cancel::Cancel;
+use castra::core::host;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::screen::Screen;
 
 /// From now on the first signal asks to stop in order, the second to stop at once. Without
 /// handlers (the system refused) signals end castra as they end any program.
 pub fn cancel_on_signals(screen: &Screen) -> Cancel {
+    keep_ignoring();
     let cancel = Cancel::new();
     let (raised, screen) = (cancel.clone(), screen.clone());
     let installed = ctrlc::set_handler(move || {
@@ -23,4 +26,19 @@ pub fn cancel_on_signals(screen: &Screen) -> Cancel {
         log::warn!("no signal handlers: {error}");
     }
     cancel
+}
+
+/// What whoever started castra told it to ignore stays ignored: `nohup castra up` outlives its
+/// terminal. The handlers to be installed would change that, so these signals are blocked, in this
+/// thread and in all that it starts.
+fn keep_ignoring() {
+    let mut ignored = SigSet::empty();
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {
+        if host::ignores_signal(signal as i32) {
+            ignored.add(signal);
+        }
+    }
+    if let Err(error) = ignored.thread_block() {
+        log::warn!("signals can't be blocked: {error}");
+    }
 }

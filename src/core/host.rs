@@ -362,6 +362,24 @@ pub fn file_users(path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Whether this process ignores a signal, as whoever started it may have wished (`nohup`, a job in
+/// the background of a script).
+pub fn ignores_signal(number: i32) -> bool {
+    let Some(bit) = u32::try_from(number)
+        .ok()
+        .and_then(|number| number.checked_sub(1))
+    else {
+        return false;
+    };
+    fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|text| {
+            let mask = text.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+            u64::from_str_radix(mask.trim(), 16).ok()
+        })
+        .is_some_and(|mask| mask.checked_shr(bit).is_some_and(|mask| mask & 1 == 1))
+}
+
 /// CPU time a process has used so far, all its threads together.
 pub fn cpu_time(pid: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -508,6 +526,8 @@ mod tests {
         assert_eq!(boot_id().len(), 36);
         assert!(memory_available().unwrap() > 0);
         assert!(cpu_time(std::process::id()).is_some());
+        // Rust programs ignore SIGPIPE (13) from the start.
+        assert!(ignores_signal(13) && !ignores_signal(15) && !ignores_signal(0) && !ignores_signal(99));
         assert_eq!(hex(&[0, 255, 16]), "00ff10");
     }
 }

@@ -207,7 +207,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SECS"),
         scope: DOWN,
         brief: "how long a guest may take to power off",
-        manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. 0 skips the request.",
+        manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. With 0 it is asked, but not waited for.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.graceful_wait = Some(seconds(value)?);

@@ -4,8 +4,8 @@
 //! (`operations::up`), or what each step does (`core::runtime`, `core::bootstrap`).
 
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -22,7 +22,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
-use crate::core::operations::accelerator::AccelDecision;
+use crate::core::operations::accelerator::KvmWatch;
 use crate::core::operations::boot::{self, Boot, Boots};
 use crate::core::operations::identity::Identity;
 use crate::core::operations::relay::Relay;
@@ -32,6 +32,7 @@ use crate::core::operations::up::VmUp;
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::records::{self, ForwardRecord, RunPhase, RunRecord};
 use crate::core::reporter::{Emitter, wall_clock};
+use crate::core::runtime::accel::Decision;
 use crate::core::runtime::busy::Busy;
 use crate::core::runtime::launch;
 use crate::core::runtime::overlay::{self, OverlaySpec};
@@ -69,7 +70,7 @@ pub(crate) struct Launching<'f> {
     pub qemu: PathBuf,
     /// A castra binary, through which isolated guests reach the broker.
     pub cli: &'f Path,
-    pub accel: AccelDecision,
+    pub accel: Decision,
     pub ports: Ports,
 }
 
@@ -137,7 +138,7 @@ pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
         .collect()
 }
 
-impl Fleet<'_, '_> {
+impl<'e> Fleet<'_, 'e> {
     /// Brings all of them up, each in a thread of its own, passing on what the broker says of them.
     /// The outcomes stand in the order of the tasks.
     pub(crate) fn run(&self, tasks: Vec<Task<'_>>, relay: Relay) -> Vec<VmUp> {
@@ -191,30 +192,46 @@ impl Fleet<'_, '_> {
         done.started = slot.is_some();
         done.forwards.clone_from(&record.forwards);
         let slot = Mutex::new(slot);
-        let release = || {
-            drop(
-                slot.lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                    .take(),
-            )
-        };
+        let release = || drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         let alive = AtomicBool::new(false);
+        let over = AtomicBool::new(false);
+        let fault = Mutex::new(None);
         thread::scope(|scope| {
+            if let Some(watch) = self.kvm_watch(task.vm).filter(|_| done.started) {
+                let (alive, over, fault) = (&alive, &over, &fault);
+                run::spawn(scope, &format!("kvm {name}"), move || {
+                    watch.watch(alive, over, fault);
+                });
+            }
             if done.started {
                 run::spawn(scope, &format!("slot {name}"), || {
                     self.watch_start(&record, &alive);
                     release();
                 });
             }
-            let end = self.bootstrap(task.vm, &record, done.started, &|| {
-                alive.store(true, Ordering::Relaxed)
+            let end = self.bootstrap(task.vm, &record, done.started, &fault, &|| {
+                alive.store(true, Ordering::Release)
             });
+            over.store(true, Ordering::Release);
             done.error = end.err();
         });
         let record: Option<RunRecord> = records::load(&self.config.state.vm(name).run()).ok().flatten();
         done.bootstrap = record.and_then(|record| record.bootstrap);
         drop(task.lock);
         done
+    }
+
+    fn kvm_watch<'w>(&'w self, vm: &'w VmConfig) -> Option<KvmWatch<'w, 'e>> {
+        let launching = self.launching.as_ref()?;
+        Some(KvmWatch {
+            vm: &vm.name,
+            paths: self.config.state.vm(&vm.name),
+            home: self.home,
+            qemu: &launching.qemu,
+            decision: &launching.accel,
+            emitter: self.emitter,
+            cancel: self.cancel,
+        })
     }
 
     fn running_record(&self, vm: &VmName) -> Result<RunRecord> {
@@ -452,6 +469,7 @@ impl Fleet<'_, '_> {
         vm: &VmConfig,
         record: &RunRecord,
         started_now: bool,
+        fault: &Mutex<Option<String>>,
         on_alive: &(dyn Fn() + Sync),
     ) -> Result<()> {
         let config = self.config;
@@ -461,7 +479,12 @@ impl Fleet<'_, '_> {
         };
         let plan = plan::plan(vm, config, self.overrides.mode_for(vm), known);
         let paths = config.state.vm(&vm.name);
+        let found_wrong = || {
+            let fault = fault.lock().unwrap_or_else(PoisonError::into_inner);
+            fault.clone()
+        };
         let why_ended = || match ending::read(&paths) {
+            _ if found_wrong().is_some() => found_wrong().unwrap_or_default(),
             Some(found) => match found.ended.last_words {
                 Some(words) => format!("{} ({words})", found.ended.reason),
                 None => found.ended.reason,

@@ -207,7 +207,7 @@ fn raise(
         .filter(|vm| !start::runs(config, vm))
         .collect();
     let boots = boot::prepare(&missing, config, &options.home, emitter, cancel)?;
-    let accel = accelerator::decide(config);
+    let accel = accelerator::decide(config, &qemu, &boots, &options.home, emitter, cancel)?;
     keys::ensure_project_key(config, cancel)?;
 
     let project = run::lock_project(&config.project, &config.state, "castra up")?;

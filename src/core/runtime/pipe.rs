@@ -1,6 +1,6 @@
 //! The hole in an isolated network: one connection from the guest, carried to the broker.
 //!
-//! Here: what `castra pipe PORT` does, which QEMU starts once per connection that the guest
+//! Here: what `castra broker-pipe PORT` does, which QEMU starts once per connection that the guest
 //! opens to the broker's address. Not here: how QEMU is told to ([`super::qemu`]). It must say
 //! nothing of its own: libslirp connects stdin, stdout *and* stderr to the guest.
 

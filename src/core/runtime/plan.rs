@@ -63,7 +63,7 @@ pub enum PlannedNetwork {
     /// The broker and nothing else.
     Isolated {
         /// A program and its arguments, run once per connection that the guest opens to
-        /// [`ISOLATED_BROKER`], with the connection as stdin, stdout and stderr: `castra pipe PORT`.
+        /// [`ISOLATED_BROKER`], with the connection as stdin, stdout and stderr: `castra broker-pipe PORT`.
         /// Never a shell.
         broker_pipe: Vec<OsString>,
     },

@@ -109,7 +109,7 @@ fn a_stock_image_under_kvm() {
 fn an_isolated_network() {
     let mut plan = plan();
     plan.network = PlannedNetwork::Isolated {
-        broker_pipe: vec!["/opt/my tools/castra".into(), "pipe".into(), "7071".into()],
+        broker_pipe: vec!["/opt/my tools/castra".into(), "broker-pipe".into(), "7071".into()],
     };
     golden::check("argv/isolated.txt", &shown(&plan));
 }

@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::core::bootstrap::lines::LineCutter;
 use crate::core::bootstrap::ssh::error::SshError;
-use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
 use crate::core::bootstrap::watch::{Stop, Watch};
 use crate::core::process::{end_group, show_status};
 
@@ -117,68 +117,81 @@ pub fn run(
     let (tell, heard) = bounded(QUEUE_LINES);
     let (release, released) = bounded::<()>(0);
     let (feed, hold) = (exec.feed, exec.hold_stdin);
+    let vm = &target.vm;
+    let (tell_out, tell_err) = (tell.clone(), tell.clone());
+    master.adopt([
+        spawn_reader(&format!("ssh-out {vm}"), move || {
+            read_lines(stdout, Stream::Out, &tell_out)
+        }),
+        spawn_reader(&format!("ssh-err {vm}"), move || {
+            read_lines(stderr, Stream::Err, &tell_err)
+        }),
+    ]);
     thread::scope(|scope| {
-        let named = |role: &str| thread::Builder::new().name(format!("ssh-{role} {}", target.vm));
-        let tell_fed = tell.clone();
-        named("feed")
-            .spawn_scoped(scope, move || feed_stdin(stdin, feed, hold, &released, &tell_fed))
-            .expect("a thread can be started");
-        let tell_err = tell.clone();
-        named("err")
-            .spawn_scoped(scope, move || read_lines(stderr, Stream::Err, &tell_err))
-            .expect("a thread can be started");
-        named("out")
-            .spawn_scoped(scope, move || read_lines(stdout, Stream::Out, &tell))
+        thread::Builder::new()
+            .name(format!("ssh-feed {vm}"))
+            .spawn_scoped(scope, move || feed_stdin(stdin, feed, hold, &released, &tell))
             .expect("a thread can be started");
         let mut conversation = Conversation {
             child: &mut child,
-            heard: &heard,
+            heard,
             release: Some(release),
             eofs: 0,
             code: None,
             fed: None,
             mark: exec.end_mark.as_deref(),
         };
-        let waited = conversation.wait(exec.limit, watch, on_line, tick);
-        let ended = match waited {
+        let result = match conversation.wait(exec.limit, watch, on_line, tick) {
             Ok(()) => conversation.finish(),
             Err(why) => {
-                let hurried = watch.is_hurried()
-                    || matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::StoppedByDown));
-                conversation.end(hold && !hurried, on_line);
+                let guest_is_gone = matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::StoppedByDown));
+                conversation.end(hold && !guest_is_gone && !watch.is_hurried(), on_line);
                 Err(why)
             }
         };
         let (code, fed) = (conversation.code, conversation.fed.take());
-        // Whatever still waits for us must not wait for ever: the queue is read to its end.
         drop(conversation);
-        for _ in heard.iter() {}
-        let status = ended?;
-        match code.or(status.code()) {
-            Some(255) if code.is_none() => match master.lost(MASTER_PATIENCE) {
-                Some(lost) => Err(ExecError::Ssh(lost)),
-                None => Ok(255),
-            },
-            Some(0) => match fed {
-                Some(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Feed(error)),
-                _ => Ok(0),
-            },
-            Some(code) => match fed {
-                // A file that can't be read breaks the stream, and then the guest complains too.
-                Some(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(ExecError::Feed(error)),
-                _ => Ok(code),
-            },
-            None => Err(ExecError::Ssh(master.lost(MASTER_PATIENCE).unwrap_or_else(
-                || SshError::Lost(format!("ssh ended with {}", show_status(status))),
-            ))),
+        let result = result.and_then(|status| judge(master, code, status, fed));
+        if result.is_err() {
+            // The master holds this channel's pipes: as long as it lives, a feed that the guest
+            // doesn't read would wait. A pipeline never goes on after this.
+            master.end();
         }
+        result
     })
+}
+
+/// What the end of a command means.
+fn judge(
+    master: &mut Master,
+    code: Option<i32>,
+    status: ExitStatus,
+    fed: Option<io::Result<()>>,
+) -> Result<i32, ExecError> {
+    if let Some(Err(error)) = fed
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // A file that can't be read breaks the stream, and the guest's complaint about that is
+        // not the reason. A broken pipe is the other way round.
+        return Err(ExecError::Feed(error));
+    }
+    match code.or(status.code()) {
+        // ssh's own failures have this code, and so may a remote command.
+        Some(255) if code.is_none() => match master.lost(MASTER_PATIENCE) {
+            Some(lost) => Err(ExecError::Ssh(lost)),
+            None => Ok(255),
+        },
+        Some(code) => Ok(code),
+        None => Err(ExecError::Ssh(master.lost(MASTER_PATIENCE).unwrap_or_else(
+            || SshError::Lost(format!("ssh ended with {}", show_status(status))),
+        ))),
+    }
 }
 
 /// One command under way.
 struct Conversation<'a> {
     child: &'a mut Child,
-    heard: &'a Receiver<Heard>,
+    heard: Receiver<Heard>,
     /// Dropped: stdin is closed.
     release: Option<Sender<()>>,
     eofs: u8,

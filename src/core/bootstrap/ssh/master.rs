@@ -163,6 +163,24 @@ impl Master {
         }
     }
 
+    /// Takes over the readers of a channel. ssh hands a channel's pipes to the master, which
+    /// holds them as long as anything in the guest does: the readers may outlive the channel.
+    pub(super) fn adopt(&mut self, readers: impl IntoIterator<Item = JoinHandle<()>>) {
+        self.readers.extend(readers);
+    }
+
+    /// Ends the connection and everything that runs through it.
+    pub fn end(&mut self) {
+        // The closed pipe ends the remote side, SIGTERM the local one without another round trip.
+        drop(self.stdin.take());
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
+            let _ = killpg(group, Signal::SIGTERM);
+        }
+        self.reap(TERM_GRACE);
+        let _ = host::remove_if_there(&self.target.dir.join(vm_file::SSH_CTL));
+    }
+
     /// Waits for the child, ends it if it takes too long, and says how it ended.
     fn reap(&mut self, patience: Duration) -> String {
         let until = Instant::now() + patience;
@@ -191,18 +209,11 @@ impl Master {
 
 impl Drop for Master {
     fn drop(&mut self) {
-        // The closed pipe ends the remote side, SIGTERM the local one without another round trip.
-        drop(self.stdin.take());
-        if matches!(self.child.try_wait(), Ok(None)) {
-            let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
-            let _ = killpg(group, Signal::SIGTERM);
-        }
-        self.reap(TERM_GRACE);
-        let _ = host::remove_if_there(&self.target.dir.join(vm_file::SSH_CTL));
+        self.end();
     }
 }
 
-fn spawn_reader(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+pub(super) fn spawn_reader(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     thread::Builder::new()
         .name(name.to_owned())
         .spawn(work)

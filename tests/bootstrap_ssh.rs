@@ -1,0 +1,698 @@
+//! The whole bootstrap pipeline against a real sshd on this machine: everything but the guest.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[path = "support/sshd.rs"]
+mod sshd;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use castra::core::bootstrap::keys;
+use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome, Context, Launch};
+use castra::core::bootstrap::plan::{self, Known};
+use castra::core::bootstrap::runlog::RunLog;
+use castra::core::broker::record::{HandshakeRecord, RecordWriter};
+use castra::core::cancel::Cancel;
+use castra::core::config::{Config, load_with_home};
+use castra::core::events::contract::Stamped;
+use castra::core::events::{Accel, BootstrapStatus, BootstrapStepStatus, Event};
+use castra::core::host::{self, FileLock};
+use castra::core::records::{self, StopRecord};
+use castra::core::reporter::Emitter;
+use serde_json::Value;
+use sshd::{Sshd, keygen};
+use support::eventually;
+
+const SOON: Duration = Duration::from_secs(30);
+const LAUNCH: &str = "launch-1";
+
+/// A project with one VM, `web`, whose QEMU is a lock and whose SSH server is this machine's.
+struct Fixture {
+    dir: PathBuf,
+    config: Config,
+    sshd: Option<Sshd>,
+    qemu: Mutex<Option<FileLock>>,
+    cancel: Cancel,
+    port: u16,
+}
+
+struct Ran {
+    outcome: BootstrapOutcome,
+    events: Vec<Stamped>,
+}
+
+impl Fixture {
+    /// `bootstrap` are lines below [vms.bootstrap]; `script` becomes run.sh if there is one.
+    fn new(label: &str, bootstrap: &str, script: Option<&str>) -> Fixture {
+        Fixture::with_path(
+            label,
+            bootstrap,
+            script,
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        )
+    }
+
+    fn with_path(label: &str, bootstrap: &str, script: Option<&str>, path: &str) -> Fixture {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("castra-bootstrap {label}-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(dir.join("project")).unwrap();
+        let dir = fs::canonicalize(dir).unwrap();
+        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
+            .unwrap()
+            .unwrap()
+            .name;
+        let script_line = script.map_or("", |_| "script = \"run it.sh\"");
+        let remote = if bootstrap.contains("remote_dir") {
+            String::new()
+        } else {
+            format!("remote_dir = \"{}\"", dir.join("guest's dir").display())
+        };
+        let toml = format!(
+            "[project]\nname = \"demo\"\nstate_dir = \"state 50% of it\"\n[ssh]\nuser = \"{user}\"\n\
+             [[vms]]\nname = \"web\"\n[vms.bootstrap]\n{script_line}\n{remote}\n{bootstrap}\n"
+        );
+        let project = dir.join("project");
+        fs::write(project.join("castra.toml"), toml).unwrap();
+        if let Some(script) = script {
+            fs::write(project.join("run it.sh"), script).unwrap();
+        }
+        let config = load_with_home(&project.join("castra.toml"), Some(&dir.join("home")))
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        let cancel = Cancel::new();
+        keys::ensure_project_key(&config, &cancel).unwrap();
+        let mut authorized = config.state.ssh_key().into_os_string();
+        authorized.push(".pub");
+        let sshd = Sshd::start(&dir.join("sshd"), Path::new(&authorized), path);
+        let vm = config.state.vm(&config.vms[0].name);
+        fs::create_dir_all(vm.dir()).unwrap();
+        let qemu = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
+        Fixture {
+            port: sshd.port(),
+            dir,
+            config,
+            sshd: Some(sshd),
+            qemu: Mutex::new(Some(qemu)),
+            cancel,
+        }
+    }
+
+    fn remote(&self) -> PathBuf {
+        PathBuf::from(&self.config.vms[0].bootstrap.remote_dir)
+    }
+
+    fn shake_hands(&self) {
+        let now = host::boottime_ms();
+        let vm = &self.config.vms[0].name;
+        let record = HandshakeRecord {
+            vm: vm.clone(),
+            boot_id: host::boot_id().to_owned(),
+            broker_run: "run".into(),
+            handshake_boottime_ms: now,
+            heard_boottime_ms: now,
+            heard_at: "2026-11-21T10:00:00.000Z".into(),
+            capabilities: Vec::new(),
+            bus_session: false,
+            bus_subscribed: false,
+            last_publish_boottime_ms: None,
+            last_heartbeat_boottime_ms: None,
+            guest_metrics: None,
+        };
+        RecordWriter::new(self.config.state.handshake(vm))
+            .write(&record)
+            .unwrap();
+    }
+
+    fn run(&self) -> Ran {
+        self.run_watched(&|_| ())
+    }
+
+    /// Runs the pipeline; `on_event` sees every event as it comes.
+    fn run_watched(&self, on_event: &(dyn Fn(&Event) + Sync)) -> Ran {
+        let vm = &self.config.vms[0];
+        let known = Known {
+            ssh_port: Some(self.port),
+            accel: Some(Accel::Tcg),
+        };
+        let plan = plan::plan(vm, &self.config, vm.bootstrap.mode, known);
+        let mut reporter = Watching {
+            events: Vec::new(),
+            on_event,
+        };
+        let hash = |text: &'static str| -> pipeline::HashJob<'_> {
+            Mutex::new(Some(Box::new(move || Ok(text.to_owned()))))
+        };
+        let outcome = {
+            let emitter = Emitter::new(&mut reporter);
+            let context = Context {
+                vm,
+                config: &self.config,
+                launch: Launch {
+                    launch_id: LAUNCH.into(),
+                    launched_boottime_ms: 0,
+                    started_now: false,
+                },
+                broker_address: Some("10.0.2.2:7070".into()),
+                emitter: &emitter,
+                cancel: &self.cancel,
+                base_hash: hash("base"),
+                artifact_hash: hash("artifact"),
+                why_ended: &|| "guest-panic".to_owned(),
+                on_alive: &|| (),
+            };
+            pipeline::run(plan, &context)
+        };
+        let left = self.config.state.vm(&vm.name).file("ssh.ctl");
+        assert!(!left.exists(), "the master's socket is left over");
+        Ran {
+            outcome,
+            events: reporter.events,
+        }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.sshd = None;
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+struct Watching<'a> {
+    events: Vec<Stamped>,
+    on_event: &'a (dyn Fn(&Event) + Sync),
+}
+
+impl castra::core::reporter::Reporter for Watching<'_> {
+    fn report(&mut self, event: &Stamped) {
+        (self.on_event)(&event.event);
+        self.events.push(event.clone());
+    }
+}
+
+impl Ran {
+    /// `step:status` in order.
+    fn steps(&self) -> String {
+        let words: Vec<String> = self
+            .outcome
+            .steps
+            .iter()
+            .map(|step| format!("{}:{}", step.step, status_word(step.status)))
+            .collect();
+        words.join(" ")
+    }
+
+    #[track_caller]
+    fn error(&self) -> &str {
+        match &self.outcome.end {
+            BootstrapEnd::Failed(error) => error,
+            other => panic!("{other:?}; {}", self.steps()),
+        }
+    }
+
+    fn detail(&self, step: &str) -> &str {
+        self.outcome
+            .steps
+            .iter()
+            .find(|record| record.step == step)
+            .and_then(|record| record.detail.as_deref())
+            .unwrap_or_default()
+    }
+
+    fn log(&self) -> RunLog {
+        serde_json::from_slice(&fs::read(self.outcome.log.as_ref().unwrap()).unwrap()).unwrap()
+    }
+
+    /// Lines of the script's output, as events.
+    fn output(&self) -> Vec<&str> {
+        self.events
+            .iter()
+            .filter_map(|event| match &event.event {
+                Event::Message {
+                    text,
+                    source: Some(source),
+                    data: Some(data),
+                    ..
+                } if source == "bootstrap" && data.get("stream").is_some() => Some(text.as_str()),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+fn status_word(status: BootstrapStepStatus) -> &'static str {
+    match status {
+        BootstrapStepStatus::Success => "ok",
+        BootstrapStepStatus::Skipped => "skipped",
+        BootstrapStepStatus::Failed => "failed",
+    }
+}
+
+fn is_alive(pid: &str) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+const VIZIER: &str = "vizier-install:skipped vizier-enable:skipped vizier-handshake:skipped";
+
+fn whole_pipeline(fixture: &Fixture) {
+    let payload = fixture.dir.join("project/pay load");
+    fs::create_dir_all(payload.join("empty dir")).unwrap();
+    fs::write(payload.join("it's \"odd\"\n$HOME"), "odd").unwrap();
+    fs::write(payload.join("big"), vec![42; 3 << 20]).unwrap();
+    fs::write(payload.join("tool"), "#!/bin/sh\n").unwrap();
+    fs::set_permissions(payload.join("tool"), fs::Permissions::from_mode(0o750)).unwrap();
+    symlink("../elsewhere", payload.join("link")).unwrap();
+
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(
+        ran.steps(),
+        format!("wait-handshake:ok {VIZIER} connect:ok transfer:ok apply:ok verify:ok")
+    );
+    assert!(
+        ran.detail("wait-handshake").starts_with("SSH banner SSH-2.0-"),
+        "{}",
+        ran.detail("wait-handshake")
+    );
+    let remote = fixture.remote();
+    let there = remote.join("payload");
+    assert_eq!(fs::read(there.join("big")).unwrap().len(), 3 << 20);
+    assert_eq!(
+        fs::read_to_string(there.join("it's \"odd\"\n$HOME")).unwrap(),
+        "odd"
+    );
+    assert_eq!(
+        fs::read_link(there.join("link")).unwrap(),
+        Path::new("../elsewhere")
+    );
+    assert!(there.join("empty dir").is_dir());
+    assert_eq!(
+        fs::metadata(there.join("tool")).unwrap().permissions().mode() & 0o777,
+        0o750
+    );
+    let mut names: Vec<_> = fs::read_dir(&remote)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["payload", "run it.sh", "seen", "state"],
+        "nothing else is left"
+    );
+
+    let log = ran.log();
+    let seen = fs::read_to_string(remote.join("seen")).unwrap();
+    let expected = format!(
+        "web|{}|{}|10.0.2.2:7070|it's \"a\"\n$HOME `id` Grüße|{}",
+        log.run_id,
+        there.display(),
+        remote.display()
+    );
+    assert_eq!(seen, expected);
+    assert_eq!(ran.output(), ["first \\x1b[2J", "to stderr", "no line end"]);
+    let out = ran.outcome.log.as_ref().unwrap().with_extension("out");
+    assert_eq!(
+        fs::read_to_string(out).unwrap(),
+        "first \\x1b[2J\nto stderr\nno line end\n"
+    );
+
+    assert_eq!(
+        (log.status.as_str(), log.noop, log.error.as_deref()),
+        ("success", false, None)
+    );
+    assert_eq!(
+        (log.base_hash.as_deref(), log.artifact_hash.as_deref()),
+        (Some("base"), Some("artifact"))
+    );
+    assert_eq!(log.steps, ran.outcome.steps);
+    let kinds: Vec<String> = ran
+        .events
+        .iter()
+        .filter(|event| !matches!(event.event, Event::Message { .. }))
+        .map(|event| serde_json::from_str::<Value>(&event.contract_line()).unwrap()["type"].to_string())
+        .collect();
+    let mut order = vec!["\"bootstrap.planned\"", "\"bootstrap.started\""];
+    order.extend(["\"bootstrap.step\""; 8]);
+    order.push("\"bootstrap.completed\"");
+    assert_eq!(kinds, order);
+
+    let again = fixture.run();
+    assert_eq!(
+        again.outcome.end,
+        BootstrapEnd::Success,
+        "a second run on a warm guest"
+    );
+}
+
+const WHOLE: &str = "payload = \"pay load\"\nverify_command = \"test -f state/ready && test \\\"$APP\\\"\"\n\
+    verify_path = \"state/ready\"\nenv = { APP = \"it's \\\"a\\\"\\n$HOME `id` Grüße\" }";
+const WHOLE_SCRIPT: &str = "#!/bin/sh\nprintf 'first \\033[2J\\n'\nsleep 0.2\necho to stderr >&2\nsleep 0.2\n\
+    mkdir -p state; : > state/ready\n\
+    printf '%s|%s|%s|%s|%s|%s' \"$CASTRA_VM\" \"$CASTRA_RUN_ID\" \"$CASTRA_PAYLOAD_DIR\" \"$CASTRA_BROKER\" \"$APP\" \"$PWD\" > seen\n\
+    printf 'no line end'\n";
+
+#[test]
+fn the_whole_pipeline() {
+    whole_pipeline(&Fixture::new("whole", WHOLE, Some(WHOLE_SCRIPT)));
+}
+
+#[test]
+fn the_whole_pipeline_with_nothing_but_busybox() {
+    let tools = std::env::temp_dir().join(format!("castra-busybox-{}", std::process::id()));
+    fs::create_dir_all(&tools).unwrap();
+    let installed = Command::new("busybox")
+        .args(["--install", "-s"])
+        .arg(&tools)
+        .status();
+    assert!(
+        installed
+            .expect("busybox is needed: install the package busybox-static")
+            .success()
+    );
+    let fixture = Fixture::with_path("busybox", WHOLE, Some(WHOLE_SCRIPT), tools.to_str().unwrap());
+    whole_pipeline(&fixture);
+    fs::remove_dir_all(&tools).unwrap();
+}
+
+#[test]
+fn a_noop_is_a_success_that_says_so() {
+    let fixture = Fixture::new(
+        "noop",
+        "",
+        Some("echo nothing to do; echo '  Castra:noop'; exit 0"),
+    );
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::NoOp);
+    assert_eq!(
+        ran.detail("verify"),
+        "neither verify_command nor verify_path is set"
+    );
+    let log = ran.log();
+    assert_eq!((log.status.as_str(), log.noop), ("success", true));
+    assert!(matches!(
+        ran.events.last().unwrap().event,
+        Event::BootstrapCompleted {
+            status: BootstrapStatus::NoOp,
+            stamp: None,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn an_exit_code_and_the_last_words_are_reported() {
+    let fixture = Fixture::new("exit", "", Some("#!/bin/sh\necho going wrong >&2\nexit 3\n"));
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("exit status 3") && ran.error().contains("going wrong"),
+        "{}",
+        ran.error()
+    );
+    assert!(ran.steps().ends_with("apply:failed"), "{}", ran.steps());
+    let log = ran.log();
+    assert_eq!(log.status, "failed");
+    let last = log.steps.last().unwrap();
+    assert_eq!(
+        (last.step.as_str(), last.status, last.duration_ms),
+        ("error", BootstrapStepStatus::Failed, 0)
+    );
+    assert!(matches!(
+        ran.events.last().unwrap().event,
+        Event::BootstrapFailed { .. }
+    ));
+    // 255 is ssh's own word for its failures, but a script may end with it too.
+    let fixture = Fixture::new("exit-255", "", Some("#!/bin/sh\nexit 255\n"));
+    assert!(fixture.run().error().contains("exit status 255"));
+    let fixture = Fixture::new("no-interpreter", "", Some("#!/no/such/interpreter\n"));
+    let ran = fixture.run();
+    assert!(ran.error().contains("exit status 12"), "{}", ran.error());
+}
+
+#[test]
+fn a_hanging_script_ends_at_its_deadline_with_its_children() {
+    let script = "#!/bin/sh\nsleep 600 &\necho $! $$ > pids\necho hanging\nwait\nsleep 600\n";
+    let fixture = Fixture::new("hang", "apply_timeout_secs = 1", Some(script));
+    let began = Instant::now();
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("within 1 s") && ran.error().contains("hanging"),
+        "{}",
+        ran.error()
+    );
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
+    eventually(SOON, "script and child to end", || {
+        (!pids.split_whitespace().any(is_alive)).then_some(())
+    });
+}
+
+#[test]
+fn ctrl_c_ends_the_script_and_closes_the_log() {
+    let script = "#!/bin/sh\nsleep 600 &\necho $! $$ > pids\necho ready\nwait\n";
+    let fixture = Fixture::new("cancel", "", Some(script));
+    let ran = fixture.run_watched(&|event| {
+        if matches!(event, Event::Message { text, .. } if text == "ready") {
+            fixture.cancel.request();
+        }
+    });
+    assert_eq!(ran.outcome.end, BootstrapEnd::Interrupted);
+    assert_eq!(ran.log().error.as_deref(), Some("interrupted"));
+    let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
+    eventually(SOON, "script and child to end", || {
+        (!pids.split_whitespace().any(is_alive)).then_some(())
+    });
+}
+
+#[test]
+fn a_process_left_in_the_background_holds_nobody_up() {
+    let script = "#!/bin/sh\nsleep 600 &\necho $! > pid\necho done\n";
+    let fixture = Fixture::new("daemon", "", Some(script));
+    let began = Instant::now();
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let pid = fs::read_to_string(fixture.remote().join("pid")).unwrap();
+    assert!(is_alive(pid.trim()), "it goes on");
+    Command::new("kill").arg(pid.trim()).status().unwrap();
+}
+
+#[test]
+fn a_broken_connection_is_told_and_ends_the_script() {
+    let script = "#!/bin/sh\necho $$ > pids\necho ready\nsleep 600\n";
+    let fixture = Fixture::new("cut", "", Some(script));
+    let ran = fixture.run_watched(&|event| {
+        if matches!(event, Event::Message { text, .. } if text == "ready") {
+            fixture.sshd.as_ref().unwrap().cut();
+        }
+    });
+    assert!(
+        ran.error().contains("the SSH connection broke"),
+        "{}",
+        ran.error()
+    );
+    let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
+    eventually(SOON, "the script to end", || {
+        (!is_alive(pids.trim())).then_some(())
+    });
+}
+
+#[test]
+fn the_end_of_the_vm_ends_it() {
+    for (by_down, expected) in [
+        (true, "stopped by castra down"),
+        (false, "the VM ended: guest-panic"),
+    ] {
+        let fixture = Fixture::new("down", "", Some("#!/bin/sh\necho ready\nsleep 600\n"));
+        let vm = fixture.config.state.vm(&fixture.config.vms[0].name);
+        let ran = fixture.run_watched(&|event| {
+            if matches!(event, Event::Message { text, .. } if text == "ready") {
+                if by_down {
+                    let stop = StopRecord {
+                        launch_id: LAUNCH.into(),
+                        by: "castra down".into(),
+                        at: "2026-11-21T10:00:00.000Z".into(),
+                    };
+                    records::save(&vm.stop(), &stop).unwrap();
+                }
+                fixture.qemu.lock().unwrap().take();
+            }
+        });
+        assert_eq!(ran.error(), expected);
+    }
+}
+
+#[test]
+fn verify_failures_name_what_was_missed() {
+    let fixture = Fixture::new(
+        "verify",
+        "verify_command = \"echo not there >&2; test -f state/ready\"",
+        Some("true"),
+    );
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("exit status 1") && ran.error().contains("not there"),
+        "{}",
+        ran.error()
+    );
+    assert!(ran.steps().ends_with("apply:ok verify:failed"));
+    let fixture = Fixture::new("verify-path", "verify_path = \"state/ready\"", Some("true"));
+    assert!(fixture.run().error().contains("state/ready doesn't exist in"),);
+    let fixture = Fixture::new(
+        "verify-hang",
+        "step_timeout_secs = 1\nverify_command = \"sleep 600\"",
+        Some("true"),
+    );
+    assert!(fixture.run().error().contains("within 1 s"));
+}
+
+#[test]
+fn a_key_the_guest_does_not_know() {
+    let mut fixture = Fixture::new("key", "step_timeout_secs = 3", Some("true"));
+    let other = fixture.dir.join("other key");
+    keygen(&other);
+    fixture.config.vms[0].ssh.identity = Some(other.clone());
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("refused the SSH key") && ran.error().contains("other key.pub"),
+        "{}",
+        ran.error()
+    );
+    assert!(ran.steps().ends_with("connect:failed"));
+    fixture.config.vms[0].ssh.identity = Some(fixture.dir.join("missing"));
+    assert!(
+        fixture.run().error().contains("SSH key"),
+        "a key that isn't there"
+    );
+}
+
+#[test]
+fn another_host_key_than_before() {
+    let fixture = Fixture::new("host-key", "", Some("true"));
+    let other = fixture.dir.join("other");
+    keygen(&other);
+    let public = fs::read_to_string(other.with_extension("pub")).unwrap();
+    let known = fixture
+        .config
+        .state
+        .vm(&fixture.config.vms[0].name)
+        .file("known_hosts");
+    fs::write(&known, format!("# launch {LAUNCH}\ncastra-web {public}")).unwrap();
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("another host key") && ran.error().contains("known_hosts"),
+        "{}",
+        ran.error()
+    );
+    // A launch later the disposable guest has new host keys, and that is no news.
+    fs::write(&known, format!("# launch earlier\ncastra-web {public}")).unwrap();
+    assert_eq!(fixture.run().outcome.end, BootstrapEnd::Success);
+}
+
+#[test]
+fn a_place_that_cannot_be_written() {
+    let fixture = Fixture::new("remote-dir", "remote_dir = \"/dev/null/castra\"", Some("true"));
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("can't use /dev/null/castra") && ran.error().contains("remote_dir"),
+        "{}",
+        ran.error()
+    );
+    let fixture = Fixture::new("in-the-way", "", Some("true"));
+    fs::create_dir_all(fixture.remote().join("run it.sh")).unwrap();
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("a directory lies where the script goes"),
+        "{}",
+        ran.error()
+    );
+}
+
+#[test]
+fn a_transfer_that_stalls() {
+    let tools = std::env::temp_dir().join(format!("castra-stall-{}", std::process::id()));
+    fs::create_dir_all(&tools).unwrap();
+    let tar = format!(
+        "#!/bin/sh\necho $$ > '{}'\nexec sleep 600\n",
+        tools.join("pid").display()
+    );
+    fs::write(tools.join("tar"), tar).unwrap();
+    fs::set_permissions(tools.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", tools.display());
+    let fixture = Fixture::with_path("stall", "step_timeout_secs = 1", Some("true"), &path);
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("the transfer") && ran.steps().ends_with("transfer:failed"),
+        "{}",
+        ran.error()
+    );
+    let pid = fs::read_to_string(tools.join("pid")).unwrap();
+    Command::new("kill").arg(pid.trim()).status().unwrap();
+    fs::remove_dir_all(&tools).unwrap();
+}
+
+#[test]
+fn auto_without_a_script_only_connects() {
+    let fixture = Fixture::new("auto", "", None);
+    fixture.shake_hands();
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert_eq!(
+        ran.steps(),
+        format!("wait-handshake:ok {VIZIER} connect:ok transfer:skipped apply:skipped verify:skipped")
+    );
+    assert_eq!(ran.detail("wait-handshake"), "hand-shake");
+    assert!(fixture.remote().is_dir(), "the place for later is there");
+}
+
+#[test]
+fn a_guest_without_an_ssh_server() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let mut fixture = Fixture::new("no-sshd", "step_timeout_secs = 1", None);
+    fixture.port = port;
+    fixture.shake_hands();
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert_eq!(ran.detail("connect"), "no SSH server answered within 1 s");
+    assert!(
+        ran.steps()
+            .ends_with("connect:skipped transfer:skipped apply:skipped verify:skipped")
+    );
+
+    let mut fixture = Fixture::new("no-sshd-script", "step_timeout_secs = 1", Some("true"));
+    fixture.port = port;
+    fixture.shake_hands();
+    assert!(fixture.run().error().contains("no SSH server answered"));
+
+    let mut fixture = Fixture::new("nothing", "handshake_timeout_secs = 1", Some("true"));
+    fixture.port = port;
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("no proof of life within 1 s"),
+        "{}",
+        ran.error()
+    );
+    assert_eq!(ran.steps(), "wait-handshake:failed");
+}
+
+#[test]
+fn a_flood_of_output_stays_bounded_in_the_events() {
+    let script = "#!/bin/sh\ni=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done; head -c 20000 /dev/zero | tr '\\0' x\n";
+    let fixture = Fixture::new("flood", "", Some(script));
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert!(ran.output().len() < 3000, "{}", ran.output().len());
+    assert!(ran.output().iter().all(|line| line.len() <= 2048));
+    let out = fs::read_to_string(ran.outcome.log.as_ref().unwrap().with_extension("out")).unwrap();
+    assert!(out.contains("line 29999\n") && out.ends_with("xxx\n"));
+}

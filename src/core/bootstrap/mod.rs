@@ -16,5 +16,5 @@ pub mod runlog;
 pub mod ssh;
 mod steps;
 mod transfer;
-mod wait;
+pub(crate) mod wait;
 mod watch;

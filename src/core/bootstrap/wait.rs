@@ -88,16 +88,15 @@ fn left_of(limit: Duration, context: &Context<'_, '_>) -> Duration {
 }
 
 fn is_proof(path: &Path, identity: &VmName, context: &Context<'_, '_>) -> bool {
+    let launched = (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms);
+    has_been_heard(path, launched, context.config.broker.freshness)
+}
+
+/// Whether the record at `path` proves life now: of this host boot, not before the launch, fresh.
+pub(crate) fn has_been_heard(path: &Path, launched_ms: Option<u64>, window: Duration) -> bool {
     match read_record(path) {
         RecordRead::Record(record) => {
-            let launched = (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms);
-            counts(
-                &record,
-                launched,
-                context.config.broker.freshness,
-                host::boot_id(),
-                host::boottime_ms(),
-            )
+            counts(&record, launched_ms, window, host::boot_id(), host::boottime_ms())
         }
         RecordRead::Absent | RecordRead::Unreadable(_) => false,
     }

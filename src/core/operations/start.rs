@@ -13,8 +13,8 @@ use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::pipeline::{self, BootstrapEnd, Context, Launch};
 use crate::core::bootstrap::plan::{self, Known};
+use crate::core::bootstrap::wait::has_been_heard;
 use crate::core::broker::protocol::heartbeat_secs;
-use crate::core::broker::record::{RecordRead, read_record};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, Network, VmConfig};
 use crate::core::events::{Event, Severity};
@@ -453,12 +453,16 @@ impl<'e> Fleet<'_, 'e> {
     fn watch_start(&self, record: &RunRecord, alive: &AtomicBool) {
         let paths = self.config.state.vm(&record.vm);
         let handshake = self.config.state.handshake(&record.vm);
+        let since = Some(record.launched_boottime_ms);
         let began = Instant::now();
         let mut busy = Busy::new();
         while began.elapsed() < SLOT_LIMIT && !self.gate.is_open() && !alive.load(Ordering::Relaxed) {
             let used = qemu_pid(&paths).and_then(host::cpu_time);
             let rests = used.is_none_or(|used| busy.rests(began.elapsed(), used));
-            if rests || has_shaken_hands(&handshake, record) || self.cancel.pause(LOOK_EVERY) {
+            if rests
+                || has_been_heard(&handshake, since, self.config.broker.freshness)
+                || self.cancel.pause(LOOK_EVERY)
+            {
                 return;
             }
         }
@@ -559,16 +563,6 @@ fn panicked(vm: VmName) -> VmUp {
         forwards: Vec::new(),
         bootstrap: None,
         error: Some(failure),
-    }
-}
-
-/// Whether the broker has heard from this launch of the VM.
-fn has_shaken_hands(path: &Path, launch: &RunRecord) -> bool {
-    match read_record(path) {
-        RecordRead::Record(record) => {
-            record.boot_id == launch.boot_id && record.handshake_boottime_ms >= launch.launched_boottime_ms
-        }
-        RecordRead::Absent | RecordRead::Unreadable(_) => false,
     }
 }
 

@@ -207,7 +207,17 @@ fn raise(
         .filter(|vm| !start::runs(config, vm))
         .collect();
     let boots = boot::prepare(&missing, config, &options.home, emitter, cancel)?;
-    let accel = accelerator::decide(config, &qemu, &boots, &options.home, emitter, cancel)?;
+    let accel = match missing.is_empty() {
+        true => None,
+        false => Some(accelerator::decide(
+            config,
+            &qemu,
+            &boots,
+            &options.home,
+            emitter,
+            cancel,
+        )?),
+    };
     keys::ensure_project_key(config, cancel)?;
 
     let project = run::lock_project(&config.project, &config.state, "castra up")?;
@@ -245,7 +255,7 @@ fn raise(
         broker_port: port,
         gate: Gate::new(project, tasks.len()),
         slots: Slots::new(host::cores()),
-        launching: Some(Launching {
+        launching: accel.map(|accel| Launching {
             boots: &boots,
             qemu,
             cli: options.cli,

@@ -23,7 +23,7 @@ use crate::core::paths::{StateRoot, VmPaths};
 use crate::core::records::{self, RunRecord, StopRecord};
 use crate::core::reporter::{Emitter, Reporter, wall_clock};
 use crate::core::runtime::overlay::discard_overlay;
-use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::process::{clear_leftovers, qemu_pid};
 use crate::core::runtime::seed;
 use crate::core::runtime::shutdown::{self, ShutdownEnding};
 
@@ -226,6 +226,8 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
             return done;
         }
     };
+    // A QEMU that was killed leaves its sockets and pid file.
+    clear_leftovers(&paths);
     if let Some(record) = record.filter(|record| options.discard || !record.persist) {
         match discard(&record, emitter) {
             Ok(bytes) => done.reclaimed_bytes = bytes,

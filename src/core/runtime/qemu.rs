@@ -77,13 +77,23 @@ fn machine_args(plan: &LaunchPlan) -> Vec<OsString> {
         Accel::Kvm => words(&["-accel", "kvm", "-cpu", "host"]),
         // One thread per virtual CPU. `max` has everything the translator can do: images built for
         // x86-64-v2 and later don't start on QEMU's default model.
-        Accel::Tcg => words(&["-accel", "tcg,thread=multi", "-cpu", "max"]),
+        Accel::Tcg => {
+            let tcg = format!("tcg,thread=multi,tb-size={}", code_cache_mib(plan.memory_bytes));
+            words(&["-accel", &tcg, "-cpu", "max"])
+        }
     });
     args.extend(words(&["-smp", &plan.cpus.to_string()]));
     args.extend(words(&["-m", &memory(plan.memory_bytes)]));
     // A guest that panics or reboots ends, so that its end is seen.
     args.extend(words(&["-no-reboot"]));
     args
+}
+
+/// How much translated code QEMU may keep, MiB. Left to itself it takes up to 1 GiB per guest in the
+/// long run, whatever the guest's own size. The default guest's boot fills less than 64 MiB; below
+/// 32 the cache is emptied again and again.
+fn code_cache_mib(memory_bytes: u64) -> u64 {
+    (memory_bytes / 2 / (1 << 20)).clamp(64, 512)
 }
 
 /// The machine type that fits the host's architecture.

@@ -84,8 +84,8 @@ impl Vm {
     /// Stops it with short waits; the ending, the phases told, and the details in them.
     fn stop(&self, cancel: &Cancel) -> (ShutdownEnding, Vec<String>) {
         let waits = LifecycleConfig {
-            graceful_shutdown_wait: Duration::from_millis(400),
-            sigterm_wait: Duration::from_millis(400),
+            graceful_shutdown_wait: Duration::from_secs(1),
+            sigterm_wait: Duration::from_secs(1),
             sigkill_wait: AMPLE,
         };
         self.stop_within(&waits, cancel)

@@ -206,7 +206,10 @@ class Machine:
                         version = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "fake"}
                         self.send({"QMP": {"version": version, "capabilities": []}})
                 else:
-                    data = got.recv(4096)
+                    try:
+                        data = got.recv(4096)
+                    except OSError:  # it left without reading all
+                        data = b""
                     if not data:
                         self.client = None
                         continue

@@ -247,6 +247,24 @@ fn a_guest_that_cannot_hear_is_not_waited_for() {
 }
 
 #[test]
+fn a_guest_that_the_accelerator_stops_later_is_noticed() {
+    let vm = Vm::faked("internal-error=0.2");
+    vm.launch().unwrap();
+    eventually("the fault", || boot_fault(&vm.paths).is_some());
+    match boot_fault(&vm.paths) {
+        Some(BootFault::InternalError(words)) => assert!(words.contains("KVM internal error"), "{words}"),
+        other => panic!("{other:?}"),
+    }
+    // Its power button is dead: nobody waits for it.
+    let (ending, phases) = vm.stop_within(&LifecycleConfig::default(), &Cancel::new());
+    assert_eq!(ending, ShutdownEnding::Terminated);
+    assert_eq!(
+        phases[2],
+        "timed out: the guest can't hear it: QMP says `internal-error`"
+    );
+}
+
+#[test]
 fn refusals_keep_qemus_words() {
     let vm = Vm::faked("refuse=-m 1: cannot set up guest memory 'pc.ram': Cannot allocate memory");
     let error = vm.launch().unwrap_err();

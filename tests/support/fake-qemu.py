@@ -9,7 +9,8 @@ by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU
   refuse-kvm          doesn't start under KVM            hang            never gets ready
   die                 gone before it answers             mute            QMP never greets
   die-greeted         gone during the negotiation        die-after=SECS  gone later, without a word
-  internal-error      stopped by the accelerator         panic           the guest panics, then ends
+  internal-error      stopped by the accelerator at once, or `=SECS` later
+  panic               the guest panics, then ends
   ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
   console=TEXT        written to the console             off-after=SECS  the guest powers itself off
   busy                uses a whole core
@@ -147,6 +148,13 @@ class Machine:
             self.log.flush()
             self.end("host-signal", False)
 
+    def internal_error(self):
+        if self.status == "running":
+            self.log.write("KVM internal error. Suberror: 1\nemulation failure\n")
+            self.log.flush()
+            self.status = "internal-error"
+            self.event("STOP")
+
     def on_command(self, text):
         asked = json.loads(text)
         command, answer = asked["execute"], {}
@@ -157,11 +165,8 @@ class Machine:
         elif command == "query-status":
             answer = {"status": self.status, "running": self.status == "running"}
         self.send({"return": answer, "id": asked.get("id")})
-        if command == "qmp_capabilities" and "internal-error" in FAKE:
-            self.log.write("KVM internal error. Suberror: 1\nemulation failure\n")
-            self.log.flush()
-            self.status = "internal-error"
-            self.event("STOP")
+        if command == "qmp_capabilities" and FAKE.get("internal-error") == "":
+            self.internal_error()
         elif command == "quit":
             self.end("host-qmp-quit", False)
         elif command == "system_powerdown":
@@ -190,11 +195,13 @@ class Machine:
                 os._exit(1)
             if "off-after" in FAKE and after >= float(FAKE["off-after"]) and self.negotiated:
                 self.end("guest-shutdown", True)
+            if self.negotiated and FAKE.get("internal-error") and after >= float(FAKE["internal-error"]):
+                self.internal_error()
             if "panic" in FAKE and self.negotiated:
                 self.say("[    0.9] Kernel panic - not syncing: fake")
                 self.end("guest-reset", True)
             watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
-            wait = 0 if "busy" in FAKE else 0.02 if {"die-after", "off-after", "panic"} & FAKE.keys() else None
+            wait = 0 if "busy" in FAKE else 0.02 if {"die-after", "off-after", "panic", "internal-error"} & FAKE.keys() else None
             for got in select.select(watched, [], [], wait)[0]:
                 if got is woken:
                     self.on_term(os.read(woken, 1)[0])

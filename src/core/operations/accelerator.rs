@@ -110,3 +110,85 @@ impl KvmWatch<'_, '_> {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::config::AccelChoice;
+    use crate::core::reporter::Silent;
+    use crate::core::runtime::launch::{gone_within, launch};
+    use crate::core::runtime::plan::{LaunchPlan, PlannedNetwork};
+    use crate::core::scratch::Scratch;
+
+    /// A guest of the stand-in for QEMU, "under KVM", watched to the watch's end; what was found wrong,
+    /// and what is decided afterwards.
+    fn watched(fake: &str, lives: bool) -> (Option<String>, Option<Decision>) {
+        let scratch = Scratch::new("kvm-watch");
+        let paths = VmPaths::at(scratch.path("vm"));
+        let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
+        let plan = LaunchPlan {
+            vm: "web".parse().unwrap(),
+            dir: paths.dir().to_owned(),
+            binary: qemu.clone(),
+            accel: Accel::Kvm,
+            cpus: 1,
+            memory_bytes: 64 << 20,
+            kernel: None,
+            disk: None,
+            seed_dir: None,
+            network: PlannedNetwork::User,
+            forwards: Vec::new(),
+            fw_cfg: Vec::new(),
+            mounts: Vec::new(),
+            qemu_args: vec!["-fake".into(), fake.into()],
+        };
+        let cancel = Cancel::new();
+        launch(&plan, Duration::from_secs(60), &cancel).unwrap();
+        let mut silent = Silent;
+        let decision = Decision {
+            accel: Accel::Kvm,
+            reason: "on trust".into(),
+            proven: false,
+        };
+        let watch = KvmWatch {
+            vm: &plan.vm,
+            paths,
+            home: scratch.dir(),
+            qemu: &qemu,
+            decision: &decision,
+            emitter: &Emitter::new(&mut silent),
+            cancel: &cancel,
+        };
+        let fault = Mutex::new(None);
+        watch.watch(&AtomicBool::new(lives), &AtomicBool::new(false), &fault);
+        if lives {
+            signal_qemu(&watch.paths, Signal::SIGKILL).expect("a guest that lives runs on");
+        }
+        assert!(gone_within(&watch.paths, Duration::from_secs(60)));
+        let device = scratch.path("kvm");
+        std::fs::write(&device, "").unwrap();
+        let question = AccelQuestion {
+            choice: AccelChoice::Auto,
+            binary: &qemu,
+            kernel: None,
+            home: Some(scratch.dir()),
+            device: &device,
+        };
+        (fault.into_inner().unwrap(), accel::known(&question))
+    }
+
+    #[test]
+    fn a_guest_that_kvm_cannot_run_is_ended_and_remembered() {
+        let (fault, known) = watched("internal-error=0.1", false);
+        assert!(fault.unwrap().contains("KVM internal error"));
+        assert_eq!(known.unwrap().accel, Accel::Tcg);
+    }
+
+    #[test]
+    fn the_first_guest_that_lives_is_the_proof() {
+        let (fault, known) = watched("busy", true);
+        assert_eq!(fault, None);
+        assert_eq!(known.unwrap().accel, Accel::Kvm);
+    }
+}

@@ -32,8 +32,9 @@ use crate::core::operations::up::VmUp;
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::records::{self, ForwardRecord, RunPhase, RunRecord};
 use crate::core::reporter::{Emitter, wall_clock};
-use crate::core::runtime::accel::Decision;
+use crate::core::runtime::accel::{self, Decision};
 use crate::core::runtime::busy::Busy;
+use crate::core::runtime::fault::LaunchError;
 use crate::core::runtime::launch;
 use crate::core::runtime::overlay::{self, OverlaySpec};
 use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
@@ -353,7 +354,12 @@ impl<'e> Fleet<'_, 'e> {
                 records::save(&paths.run(), &record)
             },
         )
-        .map_err(|error| error.into_failure(&vm.name))?;
+        .map_err(|error| {
+            if let LaunchError::InternalError(words) = &error {
+                accel::note_failure(self.home, &with.qemu, words, self.cancel);
+            }
+            error.into_failure(&vm.name)
+        })?;
         record.phase = RunPhase::Running;
         records::save(&paths.run(), &record)?;
         self.emitter.emit(Event::VmLaunched {

@@ -170,7 +170,7 @@ fn abandon(paths: &VmPaths) {
 }
 
 /// Waits until a VM's QEMU is gone; false if it still lives at the end.
-pub(super) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
+pub(crate) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while qemu_pid(paths).is_some() {
         if Instant::now() >= until {

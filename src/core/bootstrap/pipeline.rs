@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::plan::NO_VIZIER;
-use crate::core::bootstrap::runlog::{OpenLog, StepRecord, step_word};
+use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord, step_word};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::ExecError;
 use crate::core::bootstrap::ssh::error::SshError;
@@ -173,6 +173,7 @@ enum StepEnd {
 /// Runs the pipeline of a plan. `BootstrapPlanned` is emitted here, once, before anything else
 /// of this VM; a failure is an outcome, not an error.
 pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
+    runlog::close_abandoned_and_tell(&context.config.state, &context.vm.name, context.emitter);
     match plan.action {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {

@@ -15,13 +15,16 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
-use crate::core::events::{BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger};
+use crate::core::events::{BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, Severity};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
-use crate::core::reporter::wall_clock;
+use crate::core::records::{self, RunRecord};
+use crate::core::reporter::{Emitter, wall_clock};
 
+/// Why an abandoned bootstrap failed.
+const ABANDONED: &str = "castra ended before the bootstrap did";
 /// Length of `20261121T100000.123Z`.
 const TIMESTAMP_BYTES: usize = 20;
 /// Most bytes kept of a script's output.
@@ -194,13 +197,49 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
         let Ok(mut log) = serde_json::from_slice::<RunLog>(&read) else {
             continue;
         };
-        close(&mut log, Some("castra ended before the bootstrap did"));
+        // How long the rest took, nobody knows.
+        log.duration_ms = log.steps.iter().map(|step| step.duration_ms).sum();
+        close(&mut log, Some(ABANDONED));
+        settle_record(state, &log);
         let path = open.with_extension("json");
         save_final(&open, &path, &log)?;
         closed.push(path);
     }
     closed.sort();
     Ok(closed)
+}
+
+/// The same, telling of each; what can't be closed is told too and stops nobody.
+pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitter<'_>) {
+    let text = match close_abandoned(state, vm) {
+        Ok(closed) if closed.is_empty() => return,
+        Ok(closed) => {
+            let names: Vec<String> = closed.iter().map(|path| path.display().to_string()).collect();
+            format!(
+                "an earlier bootstrap had no end and counts as failed: {}",
+                names.join(", ")
+            )
+        }
+        Err(failure) => failure.to_string(),
+    };
+    emitter.emit(Event::message(Severity::Warn, Some(vm), text));
+}
+
+/// `run.json` must not say `running` for ever.
+fn settle_record(state: &StateRoot, log: &RunLog) {
+    let path = state.vm(&log.vm).run();
+    let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
+        return;
+    };
+    let Some(bootstrap) = &mut record.bootstrap else {
+        return;
+    };
+    if record.launch_id == log.launch_id && bootstrap.status == "running" {
+        bootstrap.status = "failed".into();
+        bootstrap.duration_ms = Some(log.duration_ms);
+        // What can't be written now is written by the next bootstrap.
+        let _ = records::save(&path, &record);
+    }
 }
 
 /// Whether a file name is an open log of exactly this VM: `web-0-…` is none of `web`.

@@ -10,10 +10,10 @@ use crate::core::bootstrap::pipeline::{Context, Trouble};
 use crate::core::bootstrap::plan::{self, PAYLOAD_NAME};
 use crate::core::bootstrap::remote::{self, Program};
 use crate::core::bootstrap::runlog::OpenLog;
+use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::ssh::{self, SshTarget};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
@@ -70,9 +70,7 @@ pub(super) fn connect(
         }
     }
     *banner = None;
-    let keeps = ssh::keeps_host_keys(context.vm);
-    ssh::prepare_known_hosts(&target.dir, &context.launch.launch_id, keeps)
-        .map_err(|error| Trouble::because(format!("known_hosts can't be written: {error}")))?;
+    let answered = began.elapsed();
     let mut refused: Option<Instant> = None;
     let master = loop {
         let left = limit.saturating_sub(began.elapsed());
@@ -107,7 +105,13 @@ pub(super) fn connect(
             escape_line(&master.complaints().replace('\n', "; "), 400)
         )));
     }
-    let detail = format!("{}@{}:{}", target.user, target.host, target.port);
+    let detail = format!(
+        "{}@{}:{}; its SSH server answered after {} ms",
+        target.user,
+        target.host,
+        target.port,
+        answered.as_millis()
+    );
     Ok(Connected::Open(Box::new(master), detail))
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
+use crate::core::bootstrap::runlog;
 use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
 use crate::core::config::LifecycleConfig;
@@ -228,6 +229,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
     };
     // A QEMU that was killed leaves its sockets and pid file.
     clear_leftovers(&paths);
+    runlog::close_abandoned_and_tell(&options.state, vm, emitter);
     if let Some(record) = record.filter(|record| options.discard || !record.persist) {
         match discard(&record, emitter) {
             Ok(bytes) => done.reclaimed_bytes = bytes,

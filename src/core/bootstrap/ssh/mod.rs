@@ -12,12 +12,10 @@ pub mod error;
 pub mod master;
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::BootstrapPlanSsh;
-use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::paths::vm_file;
 
@@ -168,29 +166,10 @@ fn option_path(path: &Path) -> String {
     format!("\"{text}\"")
 }
 
-/// Makes `known_hosts` fit this launch. A disposable guest makes new host keys at every launch,
-/// so keys seen in an earlier launch say nothing; those of a guest whose disk survives
-/// (`keeps_keys`) stay. The launch is noted in a comment, which ssh ignores.
-pub fn prepare_known_hosts(dir: &Path, launch_id: &str, keeps_keys: bool) -> io::Result<()> {
-    let path = dir.join(vm_file::KNOWN_HOSTS);
-    let note = format!("# launch {launch_id}\n");
-    match std::fs::read_to_string(&path) {
-        Ok(text) if keeps_keys || text.starts_with(&note) => Ok(()),
-        _ => host::replace_file(&path, note.as_bytes()),
-    }
-}
-
-/// Whether this VM's sshd still has its host keys after `down` and `up`: its disk survives, and
-/// it isn't the default guest, which runs from memory.
-pub fn keeps_host_keys(vm: &VmConfig) -> bool {
-    vm.persist && !vm.is_default_guest()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::scratch::Scratch;
 
     fn target() -> SshTarget {
         SshTarget {
@@ -260,21 +239,5 @@ true"#;
             "{argv}"
         );
         assert!(!argv.contains("-M\n"));
-    }
-
-    #[test]
-    fn known_hosts_follow_the_launch_of_a_disposable_guest() {
-        let scratch = Scratch::new("ssh-known-hosts");
-        let path = scratch.path(vm_file::KNOWN_HOSTS);
-        let add = |text: &str| std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + text).unwrap();
-        let read = || std::fs::read_to_string(&path).unwrap();
-        prepare_known_hosts(scratch.dir(), "one", false).unwrap();
-        add("castra-web ssh-ed25519 AAAA\n");
-        prepare_known_hosts(scratch.dir(), "one", false).unwrap();
-        assert!(read().contains("AAAA"), "the same launch keeps its keys");
-        prepare_known_hosts(scratch.dir(), "two", true).unwrap();
-        assert!(read().contains("AAAA"), "a surviving disk keeps its keys");
-        prepare_known_hosts(scratch.dir(), "two", false).unwrap();
-        assert!(!read().contains("AAAA"));
     }
 }

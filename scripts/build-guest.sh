@@ -27,7 +27,8 @@ not at all; a guest that is there already is replaced.
   --source DIR     the files that become part of the guest; default: guest/ beside this script
   --mounts         use a kernel that can mount folders of the host (9p). Debian's small one for virtual machines
                    can't: with it a guest is up 0.2 s sooner and takes 35 MB less, so it is the default.
-                   "mounts" in the manifest says whether this guest can
+                   "mounts" in the manifest says whether this guest can, "plain" whether it is also as good as
+                   the one made without --mounts
   --built-by TEXT  what the manifest says in "built_by"; default: castra
   --help           this text
 
@@ -225,6 +226,9 @@ resolve() {
     # Not all libraries that packages depend on are needed by the programs we take; that is seen later.
     # shellcheck disable=SC2086
     libraries=$(closure '^(lib|zlib1g)' $programs)
+    # Where there is no smaller kernel without 9p, the guest with mounts is the only one there is.
+    plain=true
+    [ "$mounts" = no ] || [ "$(closure '^linux-image-[0-9]' linux-image-cloud-amd64)" = ' ' ] || plain=false
     case $libraries in *" libc6 "*) ;; *) return 1 ;; esac
     kernel_packages=$(for name in $kernel_packages; do case $name in linux-modules-extra-*) ;; *) echo "$name" ;; esac done)
     packages="$kernel_packages $programs $scp_package $libraries"
@@ -289,11 +293,12 @@ dropbear=$(first_of "$pkg/usr/sbin/dropbear" "$pkg/usr/bin/dropbear") || unexpec
 sftp_server=$(first_of "$pkg/usr/lib/openssh/sftp-server") || unexpected 'openssh-sftp-server holds no sftp-server'
 scp=$(first_of "$pkg/usr/bin/scp") || unexpected 'openssh-client holds no scp'
 mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fsprogs holds no mke2fs'
+resize2fs=$(first_of "$pkg/sbin/resize2fs" "$pkg/usr/sbin/resize2fs") || unexpected 'e2fsprogs holds no resize2fs'
 # Not by /lib64: that may be an absolute link, which would lead to the host's own.
 loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
     unexpected 'libc6 holds no ld-linux-x86-64.so.2'
 library_path=$pkg/lib/x86_64-linux-gnu:$pkg/usr/lib/x86_64-linux-gnu
-for applet in acpid ash dd ifconfig init modprobe mount nc poweroff renice route timeout tr umount usleep wc; do
+for applet in acpid ash dd ifconfig init modprobe mount nc od poweroff renice route timeout tr umount usleep wc; do
     "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
 done
 
@@ -488,11 +493,12 @@ cp "$sftp_server" usr/lib/openssh/sftp-server
 ln -s openssh/sftp-server usr/lib/sftp-server
 cp "$scp" usr/bin/scp
 cp "$mke2fs" usr/sbin/mke2fs
+cp "$resize2fs" usr/sbin/resize2fs
 rm -f sbin/mke2fs
 ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
 
 # Exactly the libraries these programs load, found by their own loader among the unpacked packages.
-for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/bin/scp usr/sbin/mke2fs; do
+for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/bin/scp usr/sbin/mke2fs usr/sbin/resize2fs; do
     "$loader" --inhibit-cache --library-path "$library_path" --list "$program" >"$work/libraries" 2>>"$log" ||
         unexpected "$program: $(tail -n 1 "$log")"
     if grep -q 'not found' "$work/libraries"; then
@@ -555,7 +561,7 @@ PRETTY_NAME="castra default guest (Linux $kernel_version)"
 ID=castra
 EOF
 find . -type f \( -path './lib/*' -o -path './lib64/*' \) -exec chmod 644 {} +
-chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/bin/scp usr/lib/openssh/sftp-server
+chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/sbin/resize2fs usr/bin/scp usr/lib/openssh/sftp-server
 
 # --- the archive --------------------------------------------------------------------------------
 # Written here rather than by cpio, which may be absent, would store our user id, and can't make device nodes
@@ -614,7 +620,7 @@ cmdline='console=ttyS0 quiet panic=-1 8250.nr_uarts=1 cryptomgr.notests noreplac
             separator=,
         done
     }
-    printf '\n  },\n  "mounts": %s,\n  "cmdline": "%s",\n  "built_by": "%s"\n}\n' "$mounts" "$cmdline" "$built_by"
+    printf '\n  },\n  "mounts": %s,\n  "plain": %s,\n  "cmdline": "%s",\n  "built_by": "%s"\n}\n' "$mounts" "$plain" "$cmdline" "$built_by"
 } >"$out/manifest.json"
 
 # --- done ---------------------------------------------------------------------------------------

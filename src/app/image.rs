@@ -2,6 +2,7 @@
 
 use castra::core::cancel::Cancel;
 use castra::core::failure::{Exit, Result};
+use castra::core::images::default_guest::GuestKind;
 use castra::core::operations::image::{ImageAction, ImageOptions, ImageOutcome, image};
 use castra::core::reporter::Silent;
 
@@ -13,7 +14,10 @@ use crate::cli::Raw;
 pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = ImageOptions {
         home: select::home()?,
-        action: ImageAction::Build { force: raw.force },
+        action: ImageAction::Build {
+            force: raw.force,
+            kind: GuestKind::with_mounts(raw.mounts),
+        },
         cancel: context.cancel_on_signals(),
     };
     let outcome = context.reporting(|reporter| image(options, reporter))?;
@@ -68,8 +72,10 @@ pub fn list(context: &mut Context) -> Result<Exit> {
 }
 
 /// Prints the default guest's place; exit code 1 if it isn't there.
-pub fn path(context: &mut Context) -> Result<Exit> {
-    let outcome = look(ImageAction::Path)?;
+pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let outcome = look(ImageAction::Path {
+        kind: GuestKind::with_mounts(raw.mounts),
+    })?;
     let ImageOutcome::Path { dir, present } = &outcome else {
         return Ok(Exit::Done);
     };
@@ -82,7 +88,10 @@ pub fn path(context: &mut Context) -> Result<Exit> {
     if *present {
         return Ok(Exit::Done);
     }
-    context.say("it isn't built yet; `castra image build` does it");
+    context.say(match raw.mounts {
+        true => "it isn't built yet; `castra image build --mounts` does it",
+        false => "it isn't built yet; `castra image build` does it",
+    });
     Ok(Exit::Failed)
 }
 

@@ -72,7 +72,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Events => events::run(context, raw),
         Command::ImageBuild => image::build(context, raw),
         Command::ImageList => image::list(context),
-        Command::ImagePath => image::path(context),
+        Command::ImagePath => image::path(context, raw),
         Command::Init => init::run(context, raw),
         Command::Logs => logs::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),

@@ -81,6 +81,8 @@ pub struct Raw {
     pub vms: Vec<String>,
     /// `--force`.
     pub force: bool,
+    /// `--mounts`.
+    pub mounts: bool,
     /// `--project-name NAME`.
     pub project_name: Option<String>,
     /// `--output PATH`.

@@ -401,8 +401,9 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "build the default guest now",
         manual: "Builds the guest that VMs boot which name no image, from this distribution's own packages, \
-                 without root. `castra up` does it when it is needed.",
-        examples: &["castra image build"],
+                 without root. `castra up` does it when it is needed. VMs with mounts boot another one where \
+                 the small kernel can't mount folders of the host (Debian's can't): --mounts builds that.",
+        examples: &["castra image build", "castra image build --mounts"],
     },
     CommandRow {
         command: Command::ImageList,

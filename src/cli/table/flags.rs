@@ -131,6 +131,19 @@ pub const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        long: "mounts",
+        short: None,
+        value: None,
+        scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
+        brief: "the one for VMs with mounts",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.mounts = true;
+            Ok(())
+        },
+    },
+    Flag {
         long: "project-name",
         short: None,
         value: Some("NAME"),

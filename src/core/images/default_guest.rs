@@ -1,4 +1,5 @@
-//! The default guest: what a VM boots that names neither image nor kernel.
+//! The default guest: what a VM boots that names neither image nor kernel. There are two kinds of
+//! it, because Debian's small kernel for virtual machines can't mount folders of the host.
 //!
 //! Here: building it on demand and keeping it under `$CASTRA_HOME/images/`. Not here: what goes
 //! into it (`scripts/build-guest.sh`, carried by `images::embedded`), or what it is told at boot
@@ -8,7 +9,10 @@
 //! images/guest-x86_64-<id>/           vmlinux, initramfs.cpio, manifest.json, complete.json
 //! images/guest-x86_64-<id>.lock       held by whoever builds it
 //! images/guest-x86_64-<id>.building/  half of one; the next builder removes it
+//! images/guest-x86_64-mounts-<id>…    the same for the kind that mounts folders
 //! ```
+//!
+//! Where both kinds would have the same kernel (Ubuntu), whichever is built first serves as both.
 //!
 //! A guest appears by one rename, and only with `complete.json` in it, which holds length and
 //! SHA-256 of the files. The lengths are compared at every use, for after a power cut a file may be
@@ -38,11 +42,41 @@ const MANIFEST: &str = "manifest.json";
 /// Written last by castra: length and SHA-256 of the three.
 const COMPLETE: &str = "complete.json";
 
-/// A build takes 10 s and up to 50 MB of downloads; this is for slow mirrors.
+/// A build takes 10 s and up to 50 MB of downloads, for mounts 20 s and 80 MB; this is for slow mirrors.
 const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
 /// With less than this left a build failed because of it.
 const FULL: u64 = 4 << 20;
+
+/// Which of the two default guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GuestKind {
+    /// The smallest and quickest that this distribution has.
+    Plain,
+    /// The one that can mount folders of the host.
+    Mounts,
+}
+
+impl GuestKind {
+    /// Both.
+    pub const ALL: [GuestKind; 2] = [GuestKind::Plain, GuestKind::Mounts];
+
+    /// What a VM needs, by whether it mounts anything.
+    pub fn with_mounts(mounts: bool) -> GuestKind {
+        match mounts {
+            true => GuestKind::Mounts,
+            false => GuestKind::Plain,
+        }
+    }
+
+    /// What sets its directory's name apart.
+    fn infix(self) -> &'static str {
+        match self {
+            GuestKind::Plain => "",
+            GuestKind::Mounts => "mounts-",
+        }
+    }
+}
 
 /// A default guest, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +91,19 @@ pub struct DefaultGuest {
     pub dir: PathBuf,
     /// What `images::digest::base_hash` says of these three, taken when the guest was built.
     pub base_hash: String,
+    /// It can mount folders of the host.
+    pub mounts: bool,
+    /// It is as good as the one made without mounts in mind: its kernel is the same.
+    pub plain: bool,
+}
+
+impl DefaultGuest {
+    fn serves_as(&self, kind: GuestKind) -> bool {
+        match kind {
+            GuestKind::Plain => self.plain,
+            GuestKind::Mounts => self.mounts,
+        }
+    }
 }
 
 /// What `complete.json` holds about one file.
@@ -79,32 +126,62 @@ pub enum Freshness {
 #[derive(Deserialize)]
 struct Manifest {
     cmdline: String,
+    mounts: bool,
+    plain: bool,
 }
 
-/// Where this castra's default guest lies or will lie.
-pub fn default_guest_dir(home: &Path) -> PathBuf {
-    dir_of(&RECIPE, home)
+/// Where this castra builds the default guest of that kind. One that lies elsewhere may serve in
+/// its stead: `find_default_guest` says which.
+pub fn default_guest_dir(home: &Path, kind: GuestKind) -> PathBuf {
+    dir_of(&RECIPE, kind, home)
 }
 
-/// The default guest, if it is there and whole. Reads only.
-pub fn find_default_guest(home: &Path) -> Option<DefaultGuest> {
-    load(&default_guest_dir(home)).ok()
+/// The default guest of that kind, if it is there and whole. Reads only.
+pub fn find_default_guest(home: &Path, kind: GuestKind) -> Option<DefaultGuest> {
+    find(&RECIPE, kind, home).ok()
+}
+
+/// Whether what lies in the kind's own place is a whole guest of that kind. Reads only.
+pub fn is_whole(home: &Path, kind: GuestKind) -> bool {
+    load_as(&default_guest_dir(home, kind), kind).is_ok()
 }
 
 /// The default guest, built if it isn't there. Another process that builds it is waited for, so
 /// it is built once however many ask. Progress is told as `message` events with source `image`.
-pub fn ensure_default_guest(home: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
-    ensure(&RECIPE, home, Freshness::AsCached, emitter, cancel)
+pub fn ensure_default_guest(
+    home: &Path,
+    kind: GuestKind,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<DefaultGuest> {
+    ensure(&RECIPE, kind, home, Freshness::AsCached, emitter, cancel)
 }
 
 /// Builds the default guest even if it is there; the old one serves until the new one is whole.
-pub fn rebuild_default_guest(home: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
-    ensure(&RECIPE, home, Freshness::Rebuild, emitter, cancel)
+pub fn rebuild_default_guest(
+    home: &Path,
+    kind: GuestKind,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<DefaultGuest> {
+    ensure(&RECIPE, kind, home, Freshness::Rebuild, emitter, cancel)
 }
 
-fn dir_of(recipe: &Recipe<'_>, home: &Path) -> PathBuf {
+fn dir_of(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> PathBuf {
     // The builder knows this one architecture; it refuses on others with the reason.
-    images_dir(home).join(format!("guest-x86_64-{}", recipe.id()))
+    images_dir(home).join(format!("guest-x86_64-{}{}", kind.infix(), recipe.id()))
+}
+
+/// The guest in the kind's own place, else the other kind's if it serves as well. The damage told
+/// is that of the own place.
+fn find(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> Result<DefaultGuest, Damage> {
+    load_as(&dir_of(recipe, kind, home), kind).or_else(|damage| {
+        GuestKind::ALL
+            .iter()
+            .filter(|other| **other != kind)
+            .find_map(|other| load_as(&dir_of(recipe, *other, home), kind).ok())
+            .ok_or(damage)
+    })
 }
 
 fn beside(dir: &Path, extension: &str) -> PathBuf {
@@ -115,14 +192,15 @@ fn beside(dir: &Path, extension: &str) -> PathBuf {
 
 fn ensure(
     recipe: &Recipe<'_>,
+    kind: GuestKind,
     home: &Path,
     freshness: Freshness,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    let dir = dir_of(recipe, home);
+    let dir = dir_of(recipe, kind, home);
     let reuse = freshness == Freshness::AsCached;
-    if reuse && let Ok(guest) = load(&dir) {
+    if reuse && let Ok(guest) = find(recipe, kind, home) {
         return Ok(guest);
     }
     let images = images_dir(home);
@@ -133,7 +211,7 @@ fn ensure(
         emitter,
         cancel,
     )?;
-    match load(&dir) {
+    match find(recipe, kind, home) {
         // Whoever held the lock has built it.
         Ok(guest) if reuse => return Ok(guest),
         Err(Damage::Broken(why)) => emitter.emit(said(
@@ -145,13 +223,23 @@ fn ensure(
         )),
         Ok(_) | Err(Damage::Absent) => {}
     }
-    build(recipe, &dir, emitter, cancel)
+    build(recipe, kind, &dir, emitter, cancel)
 }
 
 /// Why there is no guest to be had from a directory.
 enum Damage {
     Absent,
     Broken(String),
+}
+
+fn load_as(dir: &Path, kind: GuestKind) -> Result<DefaultGuest, Damage> {
+    let guest = load(dir)?;
+    match guest.serves_as(kind) {
+        true => Ok(guest),
+        false => Err(Damage::Broken(format!(
+            "{MANIFEST}: it is a guest of the other kind"
+        ))),
+    }
 }
 
 fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
@@ -187,11 +275,19 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
         initrd: dir.join(INITRD),
         cmdline: manifest.cmdline,
         dir: dir.to_owned(),
+        mounts: manifest.mounts,
+        plain: manifest.plain,
     })
 }
 
 /// Runs the builder in a directory of its own and moves the result into place. The lock is held.
-fn build(recipe: &Recipe<'_>, dir: &Path, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<DefaultGuest> {
+fn build(
+    recipe: &Recipe<'_>,
+    kind: GuestKind,
+    dir: &Path,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> Result<DefaultGuest> {
     let staging = beside(dir, ".building");
     let remove = |path: &Path| match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io("remove", path, &error)),
@@ -199,11 +295,11 @@ fn build(recipe: &Recipe<'_>, dir: &Path, emitter: &Emitter<'_>, cancel: &Cancel
     };
     // Left by a builder that was killed: its lock is free, so nobody works there.
     remove(&staging)?;
-    let built = run_builder(recipe, &staging, emitter, cancel)
+    let built = run_builder(recipe, kind, &staging, emitter, cancel)
         .and_then(|out| put_in_place(&out, dir, &staging, cancel));
     remove(&staging)?;
     built?;
-    load(dir).map_err(|damage| {
+    load_as(dir, kind).map_err(|damage| {
         let why = match damage {
             Damage::Absent => "it is gone again".to_owned(),
             Damage::Broken(why) => why,
@@ -214,6 +310,7 @@ fn build(recipe: &Recipe<'_>, dir: &Path, emitter: &Emitter<'_>, cancel: &Cancel
 
 fn run_builder(
     recipe: &Recipe<'_>,
+    kind: GuestKind,
     staging: &Path,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
@@ -229,9 +326,13 @@ fn run_builder(
     for (name, contents) in recipe.files {
         write(&source.join(name), contents)?;
     }
+    let (which, cost, flags): (_, _, &[&str]) = match kind {
+        GuestKind::Plain => ("the default guest", "10 s and 50 MB", &[]),
+        GuestKind::Mounts => ("the default guest with mounts", "20 s and 80 MB", &["--mounts"]),
+    };
     emitter.emit(said(
         Severity::Info,
-        "building the default guest from this system's packages (once; about 10 s and 50 MB of downloads)",
+        format!("building {which} from this system's packages (once; about {cost} of downloads)"),
     ));
     let ended = Job::new("sh")
         .arg(&script)
@@ -239,6 +340,7 @@ fn run_builder(
         .arg(&out)
         .arg("--source")
         .arg(&source)
+        .args(flags)
         .deadline(BUILD_DEADLINE)
         .cancel(cancel)
         .on_stderr_line(|line| {

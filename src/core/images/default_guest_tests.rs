@@ -11,7 +11,8 @@ use crate::core::events::contract::Stamped;
 use crate::core::scratch::Scratch;
 
 /// Makes a guest whose kernel holds what was in the file `seen`, counts its runs beside the cache,
-/// and waits for a file `go` if there is a file `slow`.
+/// waits for a file `go` if there is a file `slow`, and has one kernel for both kinds if there is a
+/// file `one-kernel`.
 const STAND_IN: &str = r#"
 set -eu
 out=$2 source=$4
@@ -25,7 +26,10 @@ fi
 mkdir "$out"
 cp "$source/word" "$out/vmlinux"
 echo i >"$out/initramfs.cpio"
-echo '{ "kernel_version": "1", "cmdline": "console=ttyS0 quiet", "built_by": "test" }' >"$out/manifest.json"
+plain=true mounts=false
+if [ "${5:-}" = --mounts ]; then mounts=true plain=false; fi
+if [ -e "$home/one-kernel" ]; then mounts=true plain=true; fi
+echo "{ \"mounts\": $mounts, \"plain\": $plain, \"cmdline\": \"console=ttyS0 quiet\" }" >"$out/manifest.json"
 "#;
 
 const FILES: &[(&str, &str)] = &[("word", "hello")];
@@ -40,8 +44,19 @@ fn run(
     freshness: Freshness,
     cancel: &Cancel,
 ) -> (Result<DefaultGuest>, Vec<String>) {
+    run_kind(script, GuestKind::Plain, home, freshness, cancel)
+}
+
+fn run_kind(
+    script: &str,
+    kind: GuestKind,
+    home: &Path,
+    freshness: Freshness,
+    cancel: &Cancel,
+) -> (Result<DefaultGuest>, Vec<String>) {
     let mut seen: Vec<Stamped> = Vec::new();
-    let result = ensure(&recipe(script), home, freshness, &Emitter::new(&mut seen), cancel);
+    let emitter = Emitter::new(&mut seen);
+    let result = ensure(&recipe(script), kind, home, freshness, &emitter, cancel);
     let texts = seen
         .into_iter()
         .filter_map(|stamped| match stamped.event {
@@ -137,6 +152,68 @@ fn another_recipe_is_another_guest() {
     assert!(one.kernel.exists(), "a guest of another castra stays");
 }
 
+fn ensured(home: &Path, kind: GuestKind) -> DefaultGuest {
+    run_kind(STAND_IN, kind, home, Freshness::AsCached, &Cancel::new())
+        .0
+        .unwrap()
+}
+
+#[test]
+fn the_guest_with_mounts_is_another_one() {
+    let scratch = Scratch::new("guest-mounts");
+    let home = scratch.dir();
+    let mounts = ensured(home, GuestKind::Mounts);
+    assert!(mounts.mounts && !mounts.plain);
+    assert!(find(&recipe(STAND_IN), GuestKind::Plain, home).is_err());
+    let plain = ensured(home, GuestKind::Plain);
+    assert!(plain.plain && !plain.mounts);
+    let id = recipe(STAND_IN).id();
+    let expected = [
+        format!("guest-x86_64-{id}"),
+        format!("guest-x86_64-{id}.lock"),
+        format!("guest-x86_64-mounts-{id}"),
+        format!("guest-x86_64-mounts-{id}.lock"),
+    ];
+    assert_eq!(names(home), expected);
+    assert_eq!(ensured(home, GuestKind::Mounts), mounts);
+    assert_eq!(ensured(home, GuestKind::Plain), plain);
+    assert_eq!(runs(home), 2);
+}
+
+#[test]
+fn one_guest_serves_as_both_where_the_kernel_is_the_same() {
+    for [first, second] in [GuestKind::ALL, [GuestKind::Mounts, GuestKind::Plain]] {
+        let scratch = Scratch::new("guest-one-kernel");
+        let home = scratch.dir();
+        fs::write(home.join("one-kernel"), "").unwrap();
+        let guest = ensured(home, first);
+        assert_eq!(ensured(home, second), guest);
+        assert_eq!(runs(home), 1);
+        // Its own place goes first once there is something in it.
+        let own = run_kind(STAND_IN, second, home, Freshness::Rebuild, &Cancel::new())
+            .0
+            .unwrap();
+        assert_ne!(own.dir, guest.dir);
+        assert_eq!(ensured(home, second), own);
+        assert_eq!(ensured(home, first), guest);
+    }
+}
+
+#[test]
+fn a_builder_that_makes_the_other_kind_has_failed() {
+    let scratch = Scratch::new("guest-wrong-kind");
+    let script = STAND_IN.replace("mounts=true", "mounts=false");
+    let (failed, _) = run_kind(
+        &script,
+        GuestKind::Mounts,
+        scratch.dir(),
+        Freshness::AsCached,
+        &Cancel::new(),
+    );
+    let failure = failed.unwrap_err();
+    assert!(failure.why.clone().unwrap().contains("other kind"), "{failure}");
+}
+
 #[test]
 fn a_rebuild_replaces_it() {
     let scratch = Scratch::new("guest-force");
@@ -230,7 +307,7 @@ fn a_failed_build_leaves_nothing_and_says_why() {
 fn what_a_killed_builder_left_is_cleared() {
     let scratch = Scratch::new("guest-leftover");
     let home = scratch.dir();
-    let staging = beside(&dir_of(&recipe(STAND_IN), home), ".building");
+    let staging = beside(&dir_of(&recipe(STAND_IN), GuestKind::Plain, home), ".building");
     fs::create_dir_all(staging.join("out")).unwrap();
     run(STAND_IN, home, Freshness::AsCached, &Cancel::new())
         .0
@@ -247,7 +324,7 @@ fn two_at_once_build_it_once() {
         let first = scope.spawn(|| run(STAND_IN, home, Freshness::AsCached, &Cancel::new()));
         eventually("the first builder to start", || runs(home) == 1);
         assert!(
-            !dir_of(&recipe(STAND_IN), home).exists(),
+            !dir_of(&recipe(STAND_IN), GuestKind::Plain, home).exists(),
             "half a guest can be seen"
         );
         let second = scope.spawn(|| run(STAND_IN, home, Freshness::AsCached, &Cancel::new()));

@@ -14,7 +14,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::events::{Accel, Event, Severity};
 use crate::core::failure::Result;
-use crate::core::images::default_guest::find_default_guest;
+use crate::core::images::default_guest::{GuestKind, find_default_guest};
 use crate::core::name::VmName;
 use crate::core::operations::boot::Boots;
 use crate::core::paths::VmPaths;
@@ -35,7 +35,8 @@ pub(crate) fn decide(
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<Decision> {
-    let default_guest = find_default_guest(home).map(|guest| guest.kernel);
+    let found = |kind: &GuestKind| find_default_guest(home, *kind);
+    let default_guest = GuestKind::ALL.iter().find_map(found).map(|guest| guest.kernel);
     let own = || boots.values().find_map(|boot| boot.kernel.as_ref());
     let kernel = match &default_guest {
         Some(path) => Some(ProbeKernel {

@@ -12,7 +12,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::{Config, DirectKernel, VmConfig};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::base::{self, ResolvedBase, resolve_base_image};
-use crate::core::images::default_guest::{DefaultGuest, ensure_default_guest, find_default_guest};
+use crate::core::images::default_guest::{DefaultGuest, GuestKind, ensure_default_guest, find_default_guest};
 use crate::core::images::digest::{self, BootSource, DigestCache};
 use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
@@ -52,11 +52,20 @@ pub(crate) fn prepare(
 }
 
 fn boots_alike(vms: &[&VmConfig], boots: &Boots, vm: &VmConfig) -> Option<Boot> {
-    let same = |other: &&&VmConfig| other.base_image == vm.base_image && other.kernel == vm.kernel;
+    let same = |other: &&&VmConfig| {
+        other.base_image == vm.base_image
+            && other.kernel == vm.kernel
+            && (!vm.is_default_guest() || kind_for(other) == kind_for(vm))
+    };
     vms.iter()
         .filter(same)
         .find_map(|other| boots.get(&other.name))
         .cloned()
+}
+
+/// The default guest that this VM needs.
+fn kind_for(vm: &VmConfig) -> GuestKind {
+    GuestKind::with_mounts(!vm.mounts.is_empty())
 }
 
 fn prepare_one(
@@ -67,7 +76,7 @@ fn prepare_one(
     cancel: &Cancel,
 ) -> Result<Boot> {
     if vm.is_default_guest() {
-        let guest = ensure_default_guest(home, emitter, cancel)?;
+        let guest = ensure_default_guest(home, kind_for(vm), emitter, cancel)?;
         return Ok(boot_of(guest));
     }
     let base = match &vm.base_image {
@@ -99,7 +108,12 @@ fn boot_of(guest: DefaultGuest) -> Boot {
 pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Boot> {
     if vm.is_default_guest() {
         let missing = || Failure::new(Exit::Failed, "the default guest is no longer in the image cache");
-        return find_default_guest(home).map(boot_of).ok_or_else(missing);
+        // The other one if its mounts were added or removed in castra.toml since it was launched.
+        let other = GuestKind::with_mounts(vm.mounts.is_empty());
+        return find_default_guest(home, kind_for(vm))
+            .or_else(|| find_default_guest(home, other))
+            .map(boot_of)
+            .ok_or_else(missing);
     }
     let base = match &vm.base_image {
         Some(image) => Some(base::inspect(&base::expected_path(image, home), cancel)?),

@@ -14,7 +14,7 @@ use crate::core::cancel::Cancel;
 use crate::core::events::{Event, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::images::default_guest::{self, DefaultGuest};
+use crate::core::images::default_guest::{self, DefaultGuest, GuestKind};
 use crate::core::images::images_dir;
 use crate::core::reporter::{Emitter, Reporter};
 
@@ -36,11 +36,16 @@ pub enum ImageAction {
     Build {
         /// Even if it is there.
         force: bool,
+        /// Which of the two.
+        kind: GuestKind,
     },
     /// What lies in the cache.
     List,
     /// Where the default guest lies.
-    Path,
+    Path {
+        /// Which of the two.
+        kind: GuestKind,
+    },
 }
 
 /// What came of it.
@@ -91,6 +96,8 @@ pub struct CachedImage {
 pub enum CachedKind {
     /// This castra's default guest.
     DefaultGuest,
+    /// This castra's default guest for VMs with mounts.
+    MountsGuest,
     /// This castra's default guest with a file missing or cut short; the next use builds it anew.
     Damaged,
     /// A default guest of another castra.
@@ -108,6 +115,7 @@ impl CachedKind {
     pub fn as_str(self) -> &'static str {
         match self {
             CachedKind::DefaultGuest => "default guest",
+            CachedKind::MountsGuest => "default guest for mounts",
             CachedKind::Damaged => "default guest, damaged",
             CachedKind::OtherGuest => "guest of another castra",
             CachedKind::Download => "download",
@@ -120,22 +128,41 @@ impl CachedKind {
 /// Does it. `build` tells its progress as messages and ends with the usual events.
 pub fn image(options: ImageOptions, reporter: &mut dyn Reporter) -> Result<ImageOutcome> {
     match options.action {
-        ImageAction::Build { force } => build(&options, force, reporter),
+        ImageAction::Build { force, kind } => build(&options, force, kind, reporter),
         ImageAction::List => Ok(ImageOutcome::List {
             dir: images_dir(&options.home),
             images: list(&options.home)?,
         }),
-        ImageAction::Path => Ok(ImageOutcome::Path {
-            dir: default_guest::default_guest_dir(&options.home),
-            present: default_guest::find_default_guest(&options.home).is_some(),
-        }),
+        ImageAction::Path { kind } => {
+            let found = default_guest::find_default_guest(&options.home, kind);
+            Ok(ImageOutcome::Path {
+                present: found.is_some(),
+                dir: place(found.as_ref(), &options.home, kind),
+            })
+        }
     }
 }
 
-fn build(options: &ImageOptions, force: bool, reporter: &mut dyn Reporter) -> Result<ImageOutcome> {
+/// Where a guest lies, or will lie.
+fn place(guest: Option<&DefaultGuest>, home: &Path, kind: GuestKind) -> PathBuf {
+    guest.map_or_else(
+        || default_guest::default_guest_dir(home, kind),
+        |guest| guest.dir.clone(),
+    )
+}
+
+fn build(
+    options: &ImageOptions,
+    force: bool,
+    kind: GuestKind,
+    reporter: &mut dyn Reporter,
+) -> Result<ImageOutcome> {
     const COMMAND: &str = "image build";
     let emitter = Emitter::new(reporter);
-    let dir = default_guest::default_guest_dir(&options.home);
+    let found = default_guest::find_default_guest(&options.home, kind);
+    let was_there = found.is_some();
+    // A forced build makes the kind's own, even where another one serves as it.
+    let dir = place(found.as_ref().filter(|_| !force), &options.home, kind);
     emitter.emit(Event::CommandAccepted {
         command: COMMAND.to_owned(),
         detail: Some(dir.display().to_string()),
@@ -143,10 +170,9 @@ fn build(options: &ImageOptions, force: bool, reporter: &mut dyn Reporter) -> Re
         thread: None,
         turn: None,
     });
-    let was_there = default_guest::find_default_guest(&options.home).is_some();
     let guest = match force {
-        true => default_guest::rebuild_default_guest(&options.home, &emitter, &options.cancel),
-        false => default_guest::ensure_default_guest(&options.home, &emitter, &options.cancel),
+        true => default_guest::rebuild_default_guest(&options.home, kind, &emitter, &options.cancel),
+        false => default_guest::ensure_default_guest(&options.home, kind, &emitter, &options.cancel),
     };
     let duration_ms = emitter.elapsed_ms();
     let exit = guest.as_ref().map_or_else(|failure| failure.exit, |_| Exit::Done);
@@ -190,17 +216,24 @@ fn build(options: &ImageOptions, force: bool, reporter: &mut dyn Reporter) -> Re
 
 fn list(home: &Path) -> Result<Vec<CachedImage>> {
     let root = images_dir(home);
-    let current = default_guest::default_guest_dir(home);
-    let whole = default_guest::find_default_guest(home).is_some();
+    let current = GuestKind::ALL.map(|kind| {
+        let whole = default_guest::is_whole(home, kind);
+        let found = match kind {
+            _ if !whole => CachedKind::Damaged,
+            GuestKind::Plain => CachedKind::DefaultGuest,
+            GuestKind::Mounts => CachedKind::MountsGuest,
+        };
+        (default_guest::default_guest_dir(home, kind), found)
+    });
     let mut images = Vec::new();
     for name in names_in(&root)? {
         let path = root.join(&name);
-        let kind = match name.as_str() {
-            _ if path == current && whole => CachedKind::DefaultGuest,
-            _ if path == current => CachedKind::Damaged,
+        let ours = current.iter().find(|(dir, _)| path == *dir);
+        let kind = match (ours, name.as_str()) {
+            (Some((_, kind)), _) => *kind,
             _ if !path.is_dir() => continue,
-            name if name.ends_with(".building") => CachedKind::Building,
-            name if name.starts_with("guest-") => CachedKind::OtherGuest,
+            (_, name) if name.ends_with(".building") => CachedKind::Building,
+            (_, name) if name.starts_with("guest-") => CachedKind::OtherGuest,
             _ => continue,
         };
         let bytes = bytes_in(&path);
@@ -277,7 +310,12 @@ mod tests {
             panic!("list answers with a list");
         };
         assert_eq!(images, []);
-        let ImageOutcome::Path { dir, present } = run(scratch.dir(), ImageAction::Path) else {
+        let ImageOutcome::Path { dir, present } = run(
+            scratch.dir(),
+            ImageAction::Path {
+                kind: GuestKind::Plain,
+            },
+        ) else {
             panic!("path answers with a path");
         };
         assert!(!present && dir.starts_with(scratch.path("images")));
@@ -287,7 +325,7 @@ mod tests {
     #[test]
     fn everything_in_the_cache_has_its_kind() {
         let scratch = Scratch::new("image-list");
-        let current = default_guest::default_guest_dir(scratch.dir());
+        let current = default_guest::default_guest_dir(scratch.dir(), GuestKind::Mounts);
         fs::create_dir_all(&current).unwrap();
         fs::create_dir_all(scratch.path("images/guest-x86_64-0123456789ab")).unwrap();
         fs::create_dir_all(scratch.path("images/guest-x86_64-0123456789ab.building")).unwrap();

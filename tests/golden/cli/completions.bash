@@ -44,9 +44,9 @@ _castra() {
         'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'events') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --type --vm' -- "$cur")); else :;  fi ;;
         'workspaces') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
-        'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force' -- "$cur")); else :;  fi ;;
+        'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --mounts' -- "$cur")); else :;  fi ;;
         'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
-        'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --mounts' -- "$cur")); else :;  fi ;;
         'broker') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'completions') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); fi ;;
         'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;

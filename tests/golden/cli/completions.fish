@@ -25,6 +25,7 @@ complete -c castra -l color -x -a 'auto always never' -d 'colour the text: auto,
 complete -c castra -s h -l help -d 'print help; -h in short, --help in full'
 complete -c castra -s V -l version -d 'print the version'
 complete -c castra -n '__fish_seen_subcommand_from init image build' -l force -d 'make anew what is there already'
+complete -c castra -n '__fish_seen_subcommand_from image build image path' -l mounts -d 'the one for VMs with mounts'
 complete -c castra -n '__fish_seen_subcommand_from init' -l project-name -x -d 'name the project (default: the folder\'s name)'
 complete -c castra -n '__fish_seen_subcommand_from init' -l output -r -F -d 'write this file instead of castra.toml'
 complete -c castra -n '__fish_seen_subcommand_from up bootstrap' -l bootstrap -x -a 'auto skip always' -d 'override when VMs are bootstrapped: auto, skip, always'

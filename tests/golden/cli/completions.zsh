@@ -108,7 +108,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[make anew what is there already]'
+                _arguments $globals '1:word: ' '--force[make anew what is there already]' '--mounts[the one for VMs with mounts]'
             fi ;;
         esac ;;
     esac

@@ -115,52 +115,97 @@ impl BootstrapOutcome {
 #[derive(Debug)]
 pub(super) enum Trouble {
     /// In words.
-    Words(String),
+    Words {
+        /// The reason, on one line.
+        why: String,
+        /// The last lines of what the failing command said.
+        tail: String,
+        /// What to do about it.
+        advice: Option<String>,
+    },
     /// The operation or the VM is over.
     Stopped(Stop),
 }
 
 impl Trouble {
-    pub(super) fn because(words: impl Into<String>) -> Trouble {
-        Trouble::Words(words.into())
+    pub(super) fn because(why: impl Into<String>) -> Trouble {
+        Trouble::Words {
+            why: why.into(),
+            tail: String::new(),
+            advice: None,
+        }
+    }
+
+    pub(super) fn with_tail(mut self, text: &str) -> Trouble {
+        if let Trouble::Words { tail, .. } = &mut self {
+            *tail = text.to_owned();
+        }
+        self
+    }
+
+    pub(super) fn advise(mut self, text: impl Into<String>) -> Trouble {
+        if let Trouble::Words { advice, .. } = &mut self {
+            *advice = Some(text.into());
+        }
+        self
     }
 
     pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> Trouble {
         if let SshError::Stopped(stop) = error {
             return Trouble::Stopped(stop);
         }
-        let advice = error
-            .advice(target)
-            .map(|advice| format!(" ({advice})"))
-            .unwrap_or_default();
-        Trouble::Words(format!("{error}{advice}"))
+        let trouble = Trouble::because(error.to_string());
+        match error.advice(target) {
+            Some(advice) => trouble.advise(advice),
+            None => trouble,
+        }
     }
 
     /// A command that has no exit code; `tail` is the end of its output.
     pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> Trouble {
-        let shown = if tail.is_empty() {
+        match error {
+            ExecError::Ssh(error) => Trouble::of_ssh(error, target).with_tail(tail),
+            ExecError::Stopped(stop) => Trouble::Stopped(stop),
+            ExecError::TimedOut(after) => Trouble::because(format!(
+                "{what} made no end within {} s and was ended with its children",
+                after.as_secs_f32()
+            ))
+            .with_tail(tail),
+            ExecError::Feed(error) => Trouble::because(format!("{what} can't be sent: {error}")),
+        }
+    }
+
+    fn in_words(&self, tail: &str) -> String {
+        let (why, advice) = match self {
+            Trouble::Words { why, advice, .. } => (why.clone(), advice.as_deref()),
+            Trouble::Stopped(stop) => (stop.to_string(), None),
+        };
+        let tail = if tail.is_empty() {
             String::new()
         } else {
-            format!(":\n{tail}")
+            format!(": {tail}")
         };
-        match error {
-            ExecError::Ssh(error) => Trouble::of_ssh(error, target),
-            ExecError::Stopped(stop) => Trouble::Stopped(stop),
-            ExecError::TimedOut(after) => Trouble::Words(format!(
-                "{what} made no end within {} s and was ended with its children{shown}",
-                after.as_secs_f32()
-            )),
-            ExecError::Feed(error) => Trouble::Words(format!("{what} can't be sent: {error}")),
+        let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
+        format!("{why}{tail}{advice}")
+    }
+
+    fn tail(&self) -> &str {
+        match self {
+            Trouble::Words { tail, .. } => tail,
+            Trouble::Stopped(_) => "",
         }
+    }
+
+    /// For the step: all that is known, on one line.
+    pub(super) fn detail(&self) -> String {
+        self.in_words(&self.tail().replace('\n', " | "))
     }
 }
 
 impl fmt::Display for Trouble {
+    /// For the whole bootstrap: the reason and the very last words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Trouble::Words(words) => f.write_str(words),
-            Trouble::Stopped(stop) => write!(f, "{stop}"),
-        }
+        f.write_str(&self.in_words(self.tail().lines().last().unwrap_or_default()))
     }
 }
 
@@ -276,7 +321,7 @@ fn finish(
             context.emitter.emit(Event::advice(
                 Severity::Warn,
                 Some(vm),
-                format!("{vm}: the bootstrap's log can't be kept: {failure}"),
+                format!("the bootstrap's log can't be kept: {failure}"),
                 "make room or the place writable; the bootstrap itself is not affected",
             ));
             None
@@ -354,7 +399,7 @@ fn keep_outcome(context: &Context<'_, '_>, status: &str, noop: bool, duration_ms
         context.emitter.emit(Event::message(
             Severity::Warn,
             Some(&context.vm.name),
-            format!("{}: the outcome can't be noted: {failure}", context.vm.name),
+            format!("the bootstrap's outcome can't be noted: {failure}"),
         ));
     }
 }
@@ -417,9 +462,8 @@ impl Pipeline<'_, '_, '_> {
         let mut skip_rest = (!has_script).then(|| "there is no script".to_owned());
         self.step(BootstrapStepKind::Connect, |pipeline| {
             let Some(target) = target else {
-                return Err(Trouble::because(
-                    "no port of the host leads to the guest's SSH (forward its port 22, or give [ssh] `port` in bootstrap.toml)",
-                ));
+                return Err(Trouble::because("no port of the host leads to the guest's SSH")
+                    .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"));
             };
             match steps::connect(context, &pipeline.watch, target, &mut banner)? {
                 Connected::Open(master, detail) => {
@@ -430,10 +474,12 @@ impl Pipeline<'_, '_, '_> {
                     let waited = context.vm.bootstrap.step_timeout.as_secs();
                     let words = format!("no SSH server answered within {waited} s");
                     if has_script || reached_by_ssh {
-                        return Err(Trouble::because(format!(
-                            "{words}, though the guest has shaken hands (see whether one runs in it: castra logs {})",
-                            context.vm.name
-                        )));
+                        return Err(
+                            Trouble::because(format!("{words}, though the guest lives")).advise(format!(
+                                "see whether one runs in it: castra logs {}",
+                                context.vm.name
+                            )),
+                        );
                     }
                     skip_rest = Some(words.clone());
                     Ok(StepEnd::Skipped(words))
@@ -495,7 +541,7 @@ impl Pipeline<'_, '_, '_> {
         let (status, detail) = match &result {
             Ok(StepEnd::Success(detail)) => (BootstrapStepStatus::Success, detail.clone()),
             Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
-            Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.to_string())),
+            Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.detail())),
         };
         // Planned and started come before any step, also where the hashes took longer than the
         // guest, or where they failed.

@@ -120,7 +120,9 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
         "if command -v setsid >/dev/null 2>&1; then setsid {argv} 3<&- &\nelse set -m 2>/dev/null; {argv} 3<&- &\nfi\n"
     ));
     text.push_str(
+        // From here on nothing of ours belongs into the script's output, such as "Terminated".
         "p=$!\n\
+         exec 2>/dev/null\n\
          (\n\
          IFS= read -r x <&3\n\
          trap '' TERM\n\
@@ -136,9 +138,7 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
          wait $p\n\
          c=$?\n",
     );
-    text.push_str(&format!(
-        "echo {mark} $c\nexec 2>/dev/null 3<&-\nkill $w\nexit $c\n}}\n"
-    ));
+    text.push_str(&format!("echo {mark} $c\nexec 3<&-\nkill $w\nexit $c\n}}\n"));
     text
 }
 

@@ -37,8 +37,8 @@ const LINES_AT_ONCE: u32 = 2000;
 const LINES_PER_SECOND: u32 = 20;
 /// Longest text of a line in an event.
 const LINE_BYTES: usize = 2048;
-/// Lines of output in the detail of a failed step.
-const DETAIL_BYTES: usize = 2000;
+/// Longest text of a line in the detail of a failed step, which has up to twenty.
+const DETAIL_BYTES: usize = 400;
 
 /// How `connect` went.
 pub(super) enum Connected {
@@ -98,12 +98,13 @@ pub(super) fn connect(
         }
     };
     if !master.answer().iter().any(|line| line == remote::DIR_OK) {
-        return Err(Trouble::because(format!(
-            "user `{}` can't use {} in the guest: {} (name another place with `remote_dir`, or another user under [ssh])",
-            target.user,
-            bootstrap.remote_dir,
-            escape_line(&master.complaints().replace('\n', "; "), 400)
-        )));
+        let complaints = escape_line(&master.complaints().replace('\n', "; "), 400);
+        let (user, dir) = (&target.user, &bootstrap.remote_dir);
+        return Err(
+            Trouble::because(format!("user `{user}` can't use {dir} in the guest"))
+                .with_tail(&complaints)
+                .advise("name another place with `remote_dir`, or another user under [ssh]"),
+        );
     }
     let detail = format!(
         "{}@{}:{}; its SSH server answered after {} ms",
@@ -168,16 +169,17 @@ pub(super) fn apply(
     let tail = output.tail.text();
     match code {
         Ok(0) => Ok(Applied { noop, detail: None }),
-        Ok(code) => Err(Trouble::because(format!(
-            "the script ended with {}{}{}",
-            code_word(code),
-            shown_tail(&tail),
-            match code {
-                126 => " (the guest may have mounted `remote_dir` noexec, or lack the script's interpreter)",
-                127 => " (the guest lacks a program: perhaps the script's interpreter)",
-                _ => "",
-            }
-        ))),
+        Ok(code) => {
+            let trouble =
+                Trouble::because(format!("the script ended with {}", code_word(code))).with_tail(&tail);
+            Err(match code {
+                126 => {
+                    trouble.advise("is `remote_dir` mounted noexec, or the script's interpreter no program?")
+                }
+                127 => trouble.advise("the guest lacks a program, perhaps the script's interpreter"),
+                _ => trouble,
+            })
+        }
         Err(error) => Err(Trouble::of_exec(error, &tail, "the script", master.target())),
     }
 }
@@ -196,16 +198,16 @@ pub(super) fn verify(
         let mut tail = Tail::default();
         let program = Program::Command(command);
         let code = run_session(context, watch, master, run, program, limit, &mut |_, line| {
-            tail.push(&escape_line(line, LINE_BYTES));
+            tail.push(&escape_line(line, DETAIL_BYTES));
         })
         .map_err(|error| Trouble::of_exec(error, &tail.text(), "the verify command", master.target()))?;
         if code != 0 {
             return Err(Trouble::because(format!(
-                "`{}` ended with {}{}",
+                "`{}` ended with {}",
                 escape_line(command, 200),
-                code_word(code),
-                shown_tail(&tail.text())
-            )));
+                code_word(code)
+            ))
+            .with_tail(&tail.text()));
         }
         done.push(format!("`{}` succeeded", escape_line(command, 200)));
     }
@@ -283,18 +285,6 @@ fn code_word(code: i32) -> String {
     }
 }
 
-/// The end of some output, for a detail: `: line; line`.
-fn shown_tail(tail: &str) -> String {
-    if tail.is_empty() {
-        return String::new();
-    }
-    let mut from = tail.len().saturating_sub(DETAIL_BYTES);
-    while !tail.is_char_boundary(from) {
-        from += 1;
-    }
-    format!(":\n{}", &tail[from..])
-}
-
 /// Turns a script's output into events.
 struct Output<'a, 'c, 'e> {
     context: &'a Context<'c, 'e>,
@@ -317,7 +307,7 @@ impl<'a, 'c, 'e> Output<'a, 'c, 'e> {
 
     fn line(&mut self, stream: Stream, line: &str) {
         let text = escape_line(line, LINE_BYTES);
-        self.tail.push(&text);
+        self.tail.push(&escape_line(line, DETAIL_BYTES));
         if self.refilled.elapsed() >= Duration::from_secs(1) {
             self.refilled = Instant::now();
             self.allowance = self.allowance.max(LINES_PER_SECOND);

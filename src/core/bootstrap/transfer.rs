@@ -86,12 +86,15 @@ pub(super) fn transfer(
     )
     .map_err(|error| Trouble::of_exec(error, &tail.text(), "the transfer", master.target()))?;
     if code != 0 {
-        return Err(Trouble::because(format!(
-            "the guest could not unpack into {}: {}{}",
-            bootstrap.remote_dir,
-            tail.text(),
-            advice_for(&tail.text())
-        )));
+        let trouble = Trouble::because(format!(
+            "the guest could not unpack into {}",
+            bootstrap.remote_dir
+        ))
+        .with_tail(&tail.text());
+        return Err(match advice_for(&tail.text()) {
+            Some(advice) => trouble.advise(advice),
+            None => trouble,
+        });
     }
     Ok(format!(
         "{} of {}",
@@ -105,13 +108,13 @@ pub(super) fn transfer(
     ))
 }
 
-fn advice_for(complaint: &str) -> &'static str {
+fn advice_for(complaint: &str) -> Option<&'static str> {
     if complaint.contains("No space left") {
-        " (free some space in the guest, or give it a larger `disk_size`)"
+        Some("free some space in the guest, or give it a larger `disk_size`")
     } else if complaint.contains("tar: not found") || complaint.contains("tar: command not found") {
-        " (install `tar` in the guest)"
+        Some("install `tar` in the guest")
     } else {
-        ""
+        None
     }
 }
 
@@ -119,12 +122,12 @@ fn say_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
     let vm = &context.vm.name;
     let text = match expected.filter(|expected| *expected > 0) {
         Some(expected) => format!(
-            "{vm}: {} of {} sent ({} %)",
+            "{} of {} sent ({} %)",
             bytes_word(sent.min(expected)),
             bytes_word(expected),
             (sent.saturating_mul(100) / expected).min(100)
         ),
-        None => format!("{vm}: {} sent", bytes_word(sent)),
+        None => format!("{} sent", bytes_word(sent)),
     };
     let mut event = Event::message(Severity::Progress, Some(vm), text);
     if let Event::Message { source, data, .. } = &mut event {

@@ -63,12 +63,12 @@ pub(super) fn wait_for_life(
         }
         each()?;
         if Instant::now() >= deadline {
-            return Err(Trouble::because(no_life(context, identity, limit)));
+            return Err(no_life(context, identity, limit));
         }
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
             let text = format!(
-                "{vm}: waiting for a hand-shake of {identity} or an SSH banner for {} s",
+                "waiting for a hand-shake of {identity} or an SSH banner for {} s",
                 began.elapsed().as_secs()
             );
             context
@@ -115,7 +115,7 @@ fn counts(
         && u128::from(now_ms.saturating_sub(record.heard_boottime_ms)) <= window.as_millis()
 }
 
-fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> String {
+fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Trouble {
     let vm = &context.vm.name;
     let console = host::tail_of(
         &context.config.state.vm(vm).file(vm_file::SERIAL_LOG),
@@ -123,13 +123,17 @@ fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Str
     );
     let last = console.lines().map(str::trim).rfind(|line| !line.is_empty());
     let words = match last {
-        Some(line) => format!("; last on its console: {}", escape_line(line, 200)),
-        None => "; its console shows nothing".to_owned(),
+        Some(line) => format!("last on its console: {}", escape_line(line, 200)),
+        None => "its console shows nothing".to_owned(),
     };
-    format!(
-        "no proof of life within {} s: neither a hand-shake of {identity} nor an SSH banner came{words} (look at `castra logs {vm}`, or raise `handshake_timeout_secs`)",
+    Trouble::because(format!(
+        "no proof of life within {} s: neither a hand-shake of {identity} nor an SSH banner came",
         limit.as_secs()
-    )
+    ))
+    .with_tail(&words)
+    .advise(format!(
+        "look at `castra logs {vm}`, or raise `handshake_timeout_secs`"
+    ))
 }
 
 #[cfg(test)]

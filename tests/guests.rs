@@ -499,7 +499,7 @@ fn init_up_status_ssh_down_in_an_empty_folder() {
 fn a_disk_and_a_mount_persist() {
     let project = Project::new(
         "persist",
-        "[[vms]]\nname = \"keep\"\npersist = true\n  [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/share\"\n  \
+        "[[vms]]\nname = \"keep\"\npersist = true\ndisk_size = \"1 GiB\"\n  [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/share\"\n  readonly = false\n  \
          [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/frozen\"\n  readonly = true\n",
     );
     project.file("share/from-host", "seen\n");
@@ -516,7 +516,7 @@ fn a_disk_and_a_mount_persist() {
             "--",
             "sh",
             "-c",
-            "echo back >/mnt/share/from-guest; echo kept >/var/kept",
+            "echo back >/mnt/share/from-guest && echo kept >/var/kept",
         ],
     );
     assert_eq!(
@@ -531,10 +531,19 @@ fn a_disk_and_a_mount_persist() {
         Some(0)
     );
     project.expect(0, &["down"]);
+    let config = project.dir.join("castra.toml");
+    let larger = fs::read_to_string(&config).unwrap().replace("1 GiB", "3 GiB");
+    fs::write(&config, larger).unwrap();
     project.expect(0, &["up"]);
     assert_eq!(
         project.expect(0, &["exec", "keep", "--", "cat", "/var/kept"]),
         "kept\n"
+    );
+    let blocks = project.expect(0, &["exec", "keep", "--", "stat", "-f", "-c", "%b", "/var"]);
+    let blocks: u64 = blocks.trim().parse().unwrap();
+    assert!(
+        blocks > (2 << 30) / 4096,
+        "the file system grows with its disk: {blocks} blocks"
     );
     project.expect(0, &["down", "--discard"]);
     assert_eq!(fs::read_dir(project.state("overlays")).unwrap().count(), 0);

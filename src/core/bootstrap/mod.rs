@@ -16,5 +16,6 @@ pub mod runlog;
 pub mod ssh;
 mod steps;
 mod transfer;
+mod trouble;
 pub(crate) mod wait;
 mod watch;

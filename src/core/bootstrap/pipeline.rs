@@ -4,7 +4,6 @@
 //! each step does (`bootstrap::steps`, `transfer`, `wait`), or running several VMs at once
 //! (`core::operations`).
 
-use std::fmt;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +14,10 @@ use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::plan::NO_VIZIER;
 use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord, step_word};
 use crate::core::bootstrap::ssh::SshTarget;
-use crate::core::bootstrap::ssh::channel::ExecError;
-use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::steps::{self, Connected};
 use crate::core::bootstrap::transfer;
+use crate::core::bootstrap::trouble::Trouble;
 use crate::core::bootstrap::wait::{self, Life};
 use crate::core::bootstrap::watch::{Stop, Watch};
 use crate::core::cancel::Cancel;
@@ -108,104 +106,6 @@ impl BootstrapOutcome {
     /// Whether it failed or was interrupted.
     pub fn is_failure(&self) -> bool {
         matches!(self.end, BootstrapEnd::Failed(_) | BootstrapEnd::Interrupted)
-    }
-}
-
-/// Why a step failed.
-#[derive(Debug)]
-pub(super) enum Trouble {
-    /// In words.
-    Words {
-        /// The reason, on one line.
-        why: String,
-        /// The last lines of what the failing command said.
-        tail: String,
-        /// What to do about it.
-        advice: Option<String>,
-    },
-    /// The operation or the VM is over.
-    Stopped(Stop),
-}
-
-impl Trouble {
-    pub(super) fn because(why: impl Into<String>) -> Trouble {
-        Trouble::Words {
-            why: why.into(),
-            tail: String::new(),
-            advice: None,
-        }
-    }
-
-    pub(super) fn with_tail(mut self, text: &str) -> Trouble {
-        if let Trouble::Words { tail, .. } = &mut self {
-            *tail = text.to_owned();
-        }
-        self
-    }
-
-    pub(super) fn advise(mut self, text: impl Into<String>) -> Trouble {
-        if let Trouble::Words { advice, .. } = &mut self {
-            *advice = Some(text.into());
-        }
-        self
-    }
-
-    pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> Trouble {
-        if let SshError::Stopped(stop) = error {
-            return Trouble::Stopped(stop);
-        }
-        let trouble = Trouble::because(error.to_string());
-        match error.advice(target) {
-            Some(advice) => trouble.advise(advice),
-            None => trouble,
-        }
-    }
-
-    /// A command that has no exit code; `tail` is the end of its output.
-    pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> Trouble {
-        match error {
-            ExecError::Ssh(error) => Trouble::of_ssh(error, target).with_tail(tail),
-            ExecError::Stopped(stop) => Trouble::Stopped(stop),
-            ExecError::TimedOut(after) => Trouble::because(format!(
-                "{what} made no end within {} s and was ended with its children",
-                after.as_secs_f32()
-            ))
-            .with_tail(tail),
-            ExecError::Feed(error) => Trouble::because(format!("{what} can't be sent: {error}")),
-        }
-    }
-
-    fn in_words(&self, tail: &str) -> String {
-        let (why, advice) = match self {
-            Trouble::Words { why, advice, .. } => (why.clone(), advice.as_deref()),
-            Trouble::Stopped(stop) => (stop.to_string(), None),
-        };
-        let tail = if tail.is_empty() {
-            String::new()
-        } else {
-            format!(": {tail}")
-        };
-        let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
-        format!("{why}{tail}{advice}")
-    }
-
-    fn tail(&self) -> &str {
-        match self {
-            Trouble::Words { tail, .. } => tail,
-            Trouble::Stopped(_) => "",
-        }
-    }
-
-    /// For the step: all that is known, on one line.
-    pub(super) fn detail(&self) -> String {
-        self.in_words(&self.tail().replace('\n', " | "))
-    }
-}
-
-impl fmt::Display for Trouble {
-    /// For the whole bootstrap: the reason and the very last words.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.in_words(self.tail().lines().last().unwrap_or_default()))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
-use crate::core::bootstrap::pipeline::{Context, Trouble};
+use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::plan::{self, PAYLOAD_NAME};
 use crate::core::bootstrap::remote::{self, Program};
 use crate::core::bootstrap::runlog::OpenLog;
@@ -14,6 +14,7 @@ use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::trouble::Trouble;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};

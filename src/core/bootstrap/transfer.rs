@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::archive;
-use crate::core::bootstrap::pipeline::{Context, Trouble};
+use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::plan::PAYLOAD_NAME;
 use crate::core::bootstrap::remote;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
 use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::trouble::Trouble;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
-use crate::core::bootstrap::pipeline::{Context, Trouble};
+use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::trouble::Trouble;
 use crate::core::broker::record::{HandshakeRecord, RecordRead, read_record};
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};

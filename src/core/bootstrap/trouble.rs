@@ -1,0 +1,110 @@
+//! Why a step of a bootstrap failed, as its step and as the whole bootstrap tell it.
+//!
+//! Here: the reason, the last words of the failing command, the advice. Not here: what ssh's
+//! complaints mean (`ssh::error`), or who is told (`bootstrap::pipeline`).
+
+use std::fmt;
+
+use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::channel::ExecError;
+use crate::core::bootstrap::ssh::error::SshError;
+use crate::core::bootstrap::watch::Stop;
+
+/// Why a step failed.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// In words.
+    Words {
+        /// The reason, on one line.
+        why: String,
+        /// The last lines of what the failing command said.
+        tail: String,
+        /// What to do about it.
+        advice: Option<String>,
+    },
+    /// The operation or the VM is over.
+    Stopped(Stop),
+}
+
+impl Trouble {
+    pub(super) fn because(why: impl Into<String>) -> Trouble {
+        Trouble::Words {
+            why: why.into(),
+            tail: String::new(),
+            advice: None,
+        }
+    }
+
+    pub(super) fn with_tail(mut self, text: &str) -> Trouble {
+        if let Trouble::Words { tail, .. } = &mut self {
+            *tail = text.to_owned();
+        }
+        self
+    }
+
+    pub(super) fn advise(mut self, text: impl Into<String>) -> Trouble {
+        if let Trouble::Words { advice, .. } = &mut self {
+            *advice = Some(text.into());
+        }
+        self
+    }
+
+    pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> Trouble {
+        if let SshError::Stopped(stop) = error {
+            return Trouble::Stopped(stop);
+        }
+        let trouble = Trouble::because(error.to_string());
+        match error.advice(target) {
+            Some(advice) => trouble.advise(advice),
+            None => trouble,
+        }
+    }
+
+    /// A command that has no exit code; `tail` is the end of its output.
+    pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> Trouble {
+        match error {
+            ExecError::Ssh(error) => Trouble::of_ssh(error, target).with_tail(tail),
+            ExecError::Stopped(stop) => Trouble::Stopped(stop),
+            ExecError::TimedOut(after) => Trouble::because(format!(
+                "{what} made no end within {} s and was ended with its children",
+                after.as_secs_f32()
+            ))
+            .with_tail(tail),
+            ExecError::Feed(error) => Trouble::because(format!("{what} can't be sent: {error}")),
+        }
+    }
+
+    /// The parts put together, with this much of the tail.
+    fn in_words(&self, tail: &str) -> String {
+        let (why, advice) = match self {
+            Trouble::Words { why, advice, .. } => (why.clone(), advice.as_deref()),
+            Trouble::Stopped(stop) => (stop.to_string(), None),
+        };
+        let tail = if tail.is_empty() {
+            String::new()
+        } else {
+            format!(": {tail}")
+        };
+        let advice = advice.map(|advice| format!(" ({advice})")).unwrap_or_default();
+        format!("{why}{tail}{advice}")
+    }
+
+    fn tail(&self) -> &str {
+        match self {
+            Trouble::Words { tail, .. } => tail,
+            Trouble::Stopped(_) => "",
+        }
+    }
+
+    /// For the step: all that is known, on one line.
+    pub(super) fn detail(&self) -> String {
+        self.in_words(&self.tail().replace('\n', " | "))
+    }
+}
+
+impl fmt::Display for Trouble {
+    /// For the whole bootstrap: the reason and the very last words.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.in_words(self.tail().lines().last().unwrap_or_default()))
+    }
+}

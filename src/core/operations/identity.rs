@@ -53,6 +53,15 @@ pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<
     Ok(issued)
 }
 
+/// Whether one of these VMs was launched before, as far as `guests.json` tells.
+pub(crate) fn was_launched(config: &Config, mut vms: impl Iterator<Item = VmName>) -> bool {
+    let before: GuestsRecord = records::load(&config.state.guests())
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    vms.any(|vm| earlier(&before, &vm).is_some_and(|guest| guest.launch_id.is_some()))
+}
+
 fn new_identity(vm: &VmConfig) -> Result<Identity> {
     let random = |bytes| {
         host::random_hex(bytes)

@@ -14,7 +14,7 @@ use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::plan;
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
-use crate::core::config::{Config, VmConfig, workspace};
+use crate::core::config::{Config, Network, VmConfig, workspace};
 use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
@@ -30,6 +30,7 @@ use crate::core::operations::start::{self, Fleet, Launching, Task};
 use crate::core::records::{BootstrapRecord, ForwardRecord};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::binary::find_qemu;
+use crate::core::runtime::plan::GATEWAY;
 use crate::core::runtime::ports::Ports;
 
 /// How long a broker may take until it listens.
@@ -228,6 +229,7 @@ fn raise(
         .into_iter()
         .filter(|vm| !start::runs(config, vm))
         .collect();
+    tell_what_user_networking_opens(config, &missing, emitter);
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
     let mut identities = identity::issue(config, &missing)?;
     let port = ensure_broker(config, options.broker, emitter, cancel)?;
@@ -265,6 +267,28 @@ fn raise(
     };
     Ok((fleet.run(tasks, relay), port))
 }
+
+/// What a guest on user networking can reach surprises whoever doesn't know it, and bores whoever
+/// does: it is said before the first such guest of a project is launched, and never again.
+/// Called before this launch is noted in `guests.json`.
+fn tell_what_user_networking_opens(config: &Config, launching: &[&VmConfig], emitter: &Emitter<'_>) {
+    let is_open = |vm: &VmConfig| vm.network == Network::User;
+    let open_before = config
+        .vms
+        .iter()
+        .filter(|vm| is_open(vm))
+        .map(|vm| vm.name.clone());
+    if !launching.iter().any(|vm| is_open(vm)) || identity::was_launched(config, open_before) {
+        return;
+    }
+    emitter.emit(Event::advice(
+        Severity::Info,
+        None,
+        format!("guests with `network = \"user\"` reach all services on this host's loopback, at {GATEWAY}"),
+        "`network = \"isolated\"` leaves a guest castra's broker alone; docs/SECURITY.md says more",
+    ));
+}
+
 fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter: &Emitter<'_>) {
     for vm in selected
         .iter()
@@ -343,5 +367,36 @@ fn count(vms: &[VmUp]) -> VmCounts {
         changed,
         unchanged: vms.len() - changed - failed,
         failed,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::bootstrap::plan::tests::config_of;
+    use crate::core::paths::StateRoot;
+    use crate::core::scratch::Scratch;
+
+    /// Launches these VMs as far as identities go; how often user networking was explained.
+    fn said(config: &Config, launching: &[&str]) -> usize {
+        let launching: Vec<&VmConfig> = launching.iter().map(|name| config.vm(name).unwrap()).collect();
+        let mut events = Vec::new();
+        tell_what_user_networking_opens(config, &launching, &Emitter::new(&mut events));
+        identity::issue(config, &launching).unwrap();
+        events.len()
+    }
+
+    #[test]
+    fn user_networking_is_explained_at_its_first_launch_alone() {
+        let scratch = Scratch::new("up-user-network");
+        let mut config = config_of(&["web", "db", "vault"]);
+        config.state = StateRoot::new(scratch.dir());
+        config.vms[2].network = Network::Isolated;
+        assert_eq!(said(&config, &[]), 0, "only a broker");
+        assert_eq!(said(&config, &["vault"]), 0, "an isolated guest");
+        assert_eq!(said(&config, &["web", "vault"]), 1);
+        assert_eq!(said(&config, &["web"]), 0);
+        assert_eq!(said(&config, &["db"]), 0, "known from web");
     }
 }

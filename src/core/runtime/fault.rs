@@ -198,7 +198,7 @@ impl LaunchError {
                 "start it again, or set `host = 0` in that forward to have a free port chosen".into()
             }
             LaunchError::Refused(StartFault::NoKvm(_)) => {
-                "set `accel = \"tcg\"` under [qemu], or `castra doctor` for what KVM lacks".into()
+                "set `accel = \"tcg\"` or `accel = \"auto\"` under [qemu]".into()
             }
             LaunchError::Refused(StartFault::DiskInUse(_)) => {
                 "stop whoever uses that image; another project may name the same `overlay`".into()

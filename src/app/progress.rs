@@ -17,7 +17,7 @@ use castra::core::reporter::Reporter;
 use super::human;
 use super::output::Output;
 use super::screen::{LiveLine, Screen};
-use super::sentence::{Sentence, sentence, step_name};
+use super::sentence::{Sentence, sentence};
 use super::style::Style;
 
 /// Of a script's last line so much is shown beside its step.
@@ -178,10 +178,7 @@ impl Doing {
             Event::OverlayPrepared { vm, .. } => self.set(vm.as_str(), "starts QEMU".to_owned()),
             Event::VmLaunched { vm, .. } => self.end(vm.as_str()),
             Event::BootstrapStarted { vm, .. } => {
-                self.set(
-                    vm.as_str(),
-                    step_name(BootstrapStepKind::WaitHandshake).to_owned(),
-                );
+                self.set(vm.as_str(), BootstrapStepKind::WaitHandshake.as_str().to_owned());
             }
             Event::BootstrapStep {
                 vm,
@@ -189,7 +186,7 @@ impl Doing {
                 status: BootstrapStepStatus::Success | BootstrapStepStatus::Skipped,
                 ..
             } => match step_after(*step) {
-                Some(next) => self.set(vm.as_str(), step_name(next).to_owned()),
+                Some(next) => self.set(vm.as_str(), next.as_str().to_owned()),
                 None => self.end(vm.as_str()),
             },
             Event::BootstrapCompleted { vm, .. }
@@ -230,21 +227,8 @@ impl Doing {
 }
 
 fn step_after(step: BootstrapStepKind) -> Option<BootstrapStepKind> {
-    use BootstrapStepKind::{
-        Apply, Connect, Transfer, Verify, VizierEnable, VizierHandshake, VizierInstall, WaitHandshake,
-    };
-    const ORDER: [BootstrapStepKind; 8] = [
-        WaitHandshake,
-        VizierInstall,
-        VizierEnable,
-        VizierHandshake,
-        Connect,
-        Transfer,
-        Apply,
-        Verify,
-    ];
-    let at = ORDER.iter().position(|known| *known == step)?;
-    ORDER.get(at + 1).copied()
+    let at = BootstrapStepKind::ALL.iter().position(|known| *known == step)?;
+    BootstrapStepKind::ALL.get(at + 1).copied()
 }
 
 fn live_text(doing: &Doing) -> String {

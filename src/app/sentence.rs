@@ -6,8 +6,8 @@
 
 use castra::core::escape::escape_line;
 use castra::core::events::{
-    BootstrapPlan, BootstrapPlanAction, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event,
-    HandshakeOutcome, SessionPhase, Severity,
+    BootstrapPlan, BootstrapPlanAction, BootstrapStatus, BootstrapStepStatus, Event, HandshakeOutcome,
+    SessionPhase, Severity,
 };
 use castra::core::name::VmName;
 
@@ -171,7 +171,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 .as_deref()
                 .map(|text| format!(": {text}"))
                 .unwrap_or_default();
-            let step = step_name(*step);
+            let step = step.as_str();
             let (severity, text) = match status {
                 BootstrapStepStatus::Success => {
                     (Info, format!("{step} in {}{detail}", duration(*duration_ms)))
@@ -349,20 +349,6 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 vms.failed
             ),
         ),
-    }
-}
-
-/// The step's name as spec and journal spell it.
-pub fn step_name(step: BootstrapStepKind) -> &'static str {
-    match step {
-        BootstrapStepKind::WaitHandshake => "wait-handshake",
-        BootstrapStepKind::VizierInstall => "vizier-install",
-        BootstrapStepKind::VizierEnable => "vizier-enable",
-        BootstrapStepKind::VizierHandshake => "vizier-handshake",
-        BootstrapStepKind::Connect => "connect",
-        BootstrapStepKind::Transfer => "transfer",
-        BootstrapStepKind::Apply => "apply",
-        BootstrapStepKind::Verify => "verify",
     }
 }
 

@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::plan::NO_VIZIER;
-use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord, step_word};
+use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::steps::{self, Connected};
@@ -447,7 +447,7 @@ impl Pipeline<'_, '_, '_> {
         // guest, or where they failed.
         let hashed = self.await_hashes(result.is_err());
         self.log.step(StepRecord {
-            step: step_word(kind).to_owned(),
+            step: kind.as_str().to_owned(),
             status,
             duration_ms,
             detail: detail.clone(),

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
-use crate::core::events::{BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, Severity};
+use crate::core::events::{BootstrapStepStatus, BootstrapTrigger, Event, Severity};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
@@ -75,20 +75,6 @@ pub struct StepRecord {
     /// More about it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub detail: Option<String>,
-}
-
-/// The contract's word for a step.
-pub fn step_word(step: BootstrapStepKind) -> &'static str {
-    match step {
-        BootstrapStepKind::WaitHandshake => "wait-handshake",
-        BootstrapStepKind::VizierInstall => "vizier-install",
-        BootstrapStepKind::VizierEnable => "vizier-enable",
-        BootstrapStepKind::VizierHandshake => "vizier-handshake",
-        BootstrapStepKind::Connect => "connect",
-        BootstrapStepKind::Transfer => "transfer",
-        BootstrapStepKind::Apply => "apply",
-        BootstrapStepKind::Verify => "verify",
-    }
 }
 
 /// The log of a bootstrap under way.
@@ -348,7 +334,7 @@ mod tests {
         let mut log = begin(&state, "web.x-0");
         log.output("a\x1b[2Jb");
         log.step(StepRecord {
-            step: step_word(BootstrapStepKind::Connect).into(),
+            step: BootstrapStepKind::Connect.as_str().into(),
             status: BootstrapStepStatus::Success,
             duration_ms: 5,
             detail: None,

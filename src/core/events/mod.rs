@@ -146,6 +146,34 @@ pub enum BootstrapStepKind {
     Verify,
 }
 
+impl BootstrapStepKind {
+    /// All stages, in their order.
+    pub const ALL: [BootstrapStepKind; 8] = [
+        BootstrapStepKind::WaitHandshake,
+        BootstrapStepKind::VizierInstall,
+        BootstrapStepKind::VizierEnable,
+        BootstrapStepKind::VizierHandshake,
+        BootstrapStepKind::Connect,
+        BootstrapStepKind::Transfer,
+        BootstrapStepKind::Apply,
+        BootstrapStepKind::Verify,
+    ];
+
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BootstrapStepKind::WaitHandshake => "wait-handshake",
+            BootstrapStepKind::VizierInstall => "vizier-install",
+            BootstrapStepKind::VizierEnable => "vizier-enable",
+            BootstrapStepKind::VizierHandshake => "vizier-handshake",
+            BootstrapStepKind::Connect => "connect",
+            BootstrapStepKind::Transfer => "transfer",
+            BootstrapStepKind::Apply => "apply",
+            BootstrapStepKind::Verify => "verify",
+        }
+    }
+}
+
 /// How a stage ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -1,0 +1,388 @@
+//! The event contract as scripts and embedders meet it: one sample of every fact in both
+//! encodings, and docs/EVENTS.md held to what the code says.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+#[allow(dead_code)]
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use castra::core::events::contract::{FACTS, Stamped};
+use castra::core::events::{
+    Accel, BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapPlanSsh, BootstrapPlanVerify,
+    BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, HandshakeOutcome,
+    SessionPhase, Severity, VizierPlanStatus, VmCounts,
+};
+use castra::core::name::VmName;
+use support::golden;
+
+const HASH: &str = "7ee110f5bffdaf2362b0aa752aea307619f11fe712a9861677f77a1425f22f4d";
+
+/// One of each fact, in the order of [`FACTS`].
+fn samples() -> Vec<Event> {
+    let mut samples = vec![Event::Message {
+        severity: Severity::Blocker,
+        text: "the guest can't be reached".into(),
+        vm: Some(vm()),
+        remediation: Some("castra logs web-0".into()),
+        source: Some("bootstrap".into()),
+        thread: Some("t-1".into()),
+        turn: Some(2),
+        data: Some(serde_json::json!({ "stream": "stderr" })),
+    }];
+    samples.extend(lifecycle());
+    samples.extend(bootstrap());
+    samples.extend(broker());
+    samples.extend(commands());
+    samples
+}
+
+fn vm() -> VmName {
+    "web-0".parse().unwrap()
+}
+
+fn lifecycle() -> Vec<Event> {
+    let vm = vm();
+    let overlay = "/home/u/.castra/projects/demo-1a2b3c4d/overlays/web-0.qcow2";
+    let method = "qmp-system-powerdown";
+    vec![
+        Event::OverlayPrepared {
+            vm: vm.clone(),
+            path: overlay.into(),
+            base: Some("/images/debian.qcow2".into()),
+            reused: false,
+            elapsed_ms: 11,
+        },
+        Event::VmLaunched {
+            vm: vm.clone(),
+            pid: 4712,
+            accel: Accel::Tcg,
+            accel_reason: "there is no /dev/kvm".into(),
+            elapsed_ms: 58,
+        },
+        Event::VmExited {
+            vm: vm.clone(),
+            pid: Some(4712),
+            reason: "guest-reset".into(),
+            outcome: "crashed".into(),
+            last_words: Some("Kernel panic - not syncing".into()),
+        },
+        Event::ShutdownRequested {
+            vm: vm.clone(),
+            pid: 4712,
+        },
+        Event::CooperativeAttempted {
+            vm: vm.clone(),
+            method: method.into(),
+            timeout_ms: 20_000,
+        },
+        Event::CooperativeSucceeded {
+            vm: vm.clone(),
+            method: method.into(),
+            elapsed_ms: 82,
+        },
+        Event::CooperativeTimedOut {
+            vm: vm.clone(),
+            method: method.into(),
+            elapsed_ms: 20_000,
+            detail: Some("the guest ignored the power button".into()),
+        },
+        Event::Escalated {
+            vm: vm.clone(),
+            pid: 4712,
+            signal: "SIGTERM".into(),
+            timeout_ms: 10_000,
+        },
+        Event::ShutdownComplete {
+            vm: vm.clone(),
+            outcome: "terminated".into(),
+            elapsed_ms: 20_011,
+            changed: true,
+        },
+        Event::OverlayDiscarded {
+            vm,
+            path: overlay.into(),
+            reclaimed_bytes: 4_136_960,
+        },
+    ]
+}
+
+fn bootstrap() -> Vec<Event> {
+    let vm = vm();
+    let plan = BootstrapPlan {
+        vm: vm.clone(),
+        mode: BootstrapMode::Auto,
+        action: BootstrapPlanAction::Run,
+        reason: "mode `auto` runs it on every `up`".into(),
+        trigger: Some(BootstrapTrigger::Auto),
+        script_path: Some("/home/u/demo/bootstrap/run.sh".into()),
+        payload_path: Some("/home/u/demo/bootstrap/payload".into()),
+        payload_bytes: Some(20),
+        handshake_timeout_secs: Some(240),
+        remote_dir: Some("/var/tmp/castra".into()),
+        ssh: Some(BootstrapPlanSsh {
+            user: "root".into(),
+            host: "127.0.0.1".into(),
+            port: Some(2222),
+            identity: Some("/home/u/.castra/projects/demo-1a2b3c4d/id_ed25519".into()),
+            options: vec!["ServerAliveInterval=5".into()],
+        }),
+        env_keys: vec!["GREETING".into()],
+        verify: Some(BootstrapPlanVerify {
+            command: Some("test -f ready".into()),
+            path: None,
+        }),
+        artifact_hash: Some(HASH.into()),
+        metadata_path: None,
+        warnings: vec!["`CASTRA_VM` under `env` has no effect: castra sets it".into()],
+        vizier_status: Some(VizierPlanStatus::Disabled),
+        vizier_log_path: None,
+        vizier_remediation: None,
+    };
+    vec![
+        Event::BootstrapPlanned(Box::new(plan)),
+        Event::BootstrapStarted {
+            vm: vm.clone(),
+            base_hash: HASH.into(),
+            artifact_hash: HASH.into(),
+            trigger: BootstrapTrigger::Always,
+        },
+        Event::BootstrapStep {
+            vm: vm.clone(),
+            step: BootstrapStepKind::WaitHandshake,
+            status: BootstrapStepStatus::Success,
+            duration_ms: 2286,
+            detail: Some("hand-shake".into()),
+        },
+        Event::BootstrapCompleted {
+            vm: vm.clone(),
+            status: BootstrapStatus::NoOp,
+            duration_ms: 3421,
+            stamp: None,
+        },
+        Event::BootstrapFailed {
+            vm,
+            duration_ms: 276,
+            error: "the script ended with exit status 3".into(),
+        },
+    ]
+}
+
+fn broker() -> Vec<Event> {
+    let vm = vm();
+    vec![
+        Event::BrokerStarted {
+            pid: 4711,
+            port: 7070,
+        },
+        Event::BrokerStopped {
+            pid: 4711,
+            port: 7070,
+        },
+        Event::BrokerHandshake {
+            vm: None,
+            capabilities: vec!["bus-v1".into(), "x-demo".into()],
+            outcome: HandshakeOutcome::Declined,
+            reason: Some("unknown-vm".into()),
+            session: None,
+            remote: "127.0.0.1:41002".into(),
+            repeated: Some(12),
+        },
+        Event::BrokerSession {
+            vm: vm.clone(),
+            session: "s-17".into(),
+            phase: SessionPhase::Closed,
+            reason: Some("idle".into()),
+        },
+        Event::BrokerFreshness {
+            vm: vm.clone(),
+            reachable: false,
+            last_handshake_age_ms: Some(45_001),
+        },
+        Event::BrokerBackpressure {
+            vm: Some(vm),
+            session: Some("s-17".into()),
+            reason: "slow-consumer".into(),
+            queued_bytes: Some(4_194_304),
+        },
+    ]
+}
+
+fn commands() -> Vec<Event> {
+    let (command, source) = (|| "up".to_owned(), || "cli".to_owned());
+    let (thread, turn) = (None, None);
+    vec![
+        Event::Cleanup {
+            path: "/home/u/.castra/projects/demo-1a2b3c4d/overlays/web-0.qcow2".into(),
+            category: "overlay".into(),
+            bytes: 4_136_960,
+            dry_run: false,
+        },
+        Event::CommandAccepted {
+            command: command(),
+            detail: Some("web-0".into()),
+            source: source(),
+            thread: thread.clone(),
+            turn,
+        },
+        Event::CommandRejected {
+            command: command(),
+            detail: "project `demo` is busy".into(),
+            remediation: Some("try again when that has ended".into()),
+            exit_status: Some(75),
+            source: source(),
+            thread: thread.clone(),
+            turn,
+        },
+        Event::CommandCompleted {
+            command: command(),
+            detail: None,
+            duration_ms: Some(11_333),
+            exit_status: Some(0),
+            source: source(),
+            thread: thread.clone(),
+            turn,
+        },
+        Event::CommandFailed {
+            command: command(),
+            detail: "failed: web-0".into(),
+            duration_ms: Some(11_333),
+            exit_status: Some(1),
+            source: source(),
+            thread,
+            turn,
+        },
+        Event::Usage {
+            source: "codex".into(),
+            scope: "turn".into(),
+            turn: Some(2),
+            prompt_tokens: 1200,
+            cached_tokens: 800,
+            completion_tokens: 90,
+            thread: Some("t-1".into()),
+        },
+        Event::Summary {
+            operation: command(),
+            duration_ms: 11_333,
+            exit_status: 0,
+            vms: VmCounts {
+                total: 2,
+                changed: 1,
+                unchanged: 1,
+                failed: 0,
+            },
+            bytes: 0,
+            verdict: None,
+        },
+    ]
+}
+
+fn stamped(seq: usize, event: Event) -> Stamped {
+    Stamped {
+        ts: "2026-11-21T10:00:00.123Z".into(),
+        offset_ms: 412,
+        seq: seq as u64,
+        run: "e25632fb95f3f609".into(),
+        event,
+    }
+}
+
+#[test]
+fn every_fact_has_a_sample_in_both_encodings_and_reads_back() {
+    let samples = samples();
+    let mut lines = String::new();
+    for (seq, event) in samples.iter().enumerate() {
+        let stamped = stamped(seq, event.clone());
+        lines.push_str(&format!(
+            "{}\n{}\n",
+            stamped.contract_line(),
+            serde_json::to_string(event).unwrap()
+        ));
+    }
+    golden("events.jsonl", &lines);
+
+    // From what is kept, not from what was just made: an old line must be read for ever.
+    let kept = fs::read_to_string(path("tests/golden/events.jsonl")).unwrap();
+    let kept: Vec<&str> = kept.lines().collect();
+    assert_eq!(samples.len(), FACTS.len(), "a fact has no sample");
+    for (seq, (event, fact)) in samples.into_iter().zip(FACTS).enumerate() {
+        assert_eq!(event.fact(), fact);
+        let (line, tagged) = (kept[2 * seq], kept[2 * seq + 1]);
+        assert!(
+            tagged.starts_with(&format!("{{\"{}\":", fact.variant)),
+            "{tagged}"
+        );
+        assert_eq!(serde_json::from_str::<Event>(tagged).unwrap(), event);
+        assert_eq!(Stamped::from_contract_line(line), Some(stamped(seq, event)));
+    }
+}
+
+#[test]
+fn fields_of_a_later_castra_are_passed_over() {
+    for (seq, event) in samples().into_iter().enumerate() {
+        let stamped = stamped(seq, event);
+        let mut later = stamped.contract_object();
+        later["added_later"] = serde_json::json!({ "any": ["thing"] });
+        assert_eq!(
+            Stamped::from_contract_line(&later.to_string()),
+            Some(stamped),
+            "{later}"
+        );
+    }
+}
+
+#[test]
+fn the_page_names_every_fact_and_every_field() {
+    let page = fs::read_to_string(path("docs/EVENTS.md")).unwrap();
+    let named = |word: &str| page.contains(&format!("`{word}`"));
+    let mut missing = BTreeSet::new();
+    for fact in FACTS {
+        missing.extend([fact.variant, fact.kind].into_iter().filter(|word| !named(word)));
+        missing.extend(fact.phase.filter(|word| !named(word)));
+    }
+    let mut fields = BTreeSet::new();
+    for (seq, event) in samples().into_iter().enumerate() {
+        let object = stamped(seq, event).contract_object();
+        fields.extend(object.as_object().unwrap().keys().cloned());
+    }
+    let unnamed: Vec<&String> = fields.iter().filter(|field| !named(field)).collect();
+    assert!(
+        missing.is_empty() && unnamed.is_empty(),
+        "docs/EVENTS.md lacks {missing:?} {unnamed:?}"
+    );
+}
+
+#[test]
+fn every_sample_on_the_page_is_a_valid_event() {
+    let page = fs::read_to_string(path("docs/EVENTS.md")).unwrap();
+    let mut kinds = BTreeSet::new();
+    for line in json_lines(&page) {
+        let event = Stamped::from_contract_line(line)
+            .map(|stamped| stamped.event)
+            .or_else(|| serde_json::from_str(line).ok());
+        let event = event.unwrap_or_else(|| panic!("no event: {line}"));
+        kinds.insert(event.fact().variant);
+    }
+    let all: BTreeSet<&str> = FACTS.iter().map(|fact| fact.variant).collect();
+    assert_eq!(kinds, all, "each fact has a sample on the page");
+}
+
+/// The lines of all fenced blocks that are marked as JSON.
+fn json_lines(page: &str) -> Vec<&str> {
+    let mut inside = false;
+    let mut lines = Vec::new();
+    for line in page.lines() {
+        if line.starts_with("```") {
+            inside = line == "```json";
+        } else if inside && !line.trim().is_empty() {
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+fn path(below: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(below)
+}

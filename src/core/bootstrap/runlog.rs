@@ -310,6 +310,7 @@ impl OutFile {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::events::BootstrapStepKind;
     use crate::core::scratch::Scratch;
     use serde_json::Value;
 

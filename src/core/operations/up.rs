@@ -285,7 +285,7 @@ fn tell_what_user_networking_opens(config: &Config, launching: &[&VmConfig], emi
         Severity::Info,
         None,
         format!("guests with `network = \"user\"` reach all services on this host's loopback, at {GATEWAY}"),
-        "`network = \"isolated\"` leaves a guest castra's broker alone; docs/SECURITY.md says more",
+        "set `network = \"isolated\"` for guests that need castra's broker alone; docs/SECURITY.md says more",
     ));
 }
 

@@ -2,7 +2,6 @@
 //! encodings, and docs/EVENTS.md held to what the code says.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code)]
 mod support;
 
 use std::collections::BTreeSet;

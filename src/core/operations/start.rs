@@ -289,9 +289,10 @@ impl<'e> Fleet<'_, 'e> {
                 last_words: found.ended.last_words,
             });
         }
-        if !vm.persist {
-            // A fresh disk brings fresh host keys.
-            remove(paths.file(vm_file::KNOWN_HOSTS))?;
+        // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
+        let known = paths.file(vm_file::KNOWN_HOSTS);
+        if !vm.persist || !known.exists() {
+            host::replace_file(&known, b"").map_err(|error| Failure::io("create", &known, &error))?;
         }
         Ok(())
     }

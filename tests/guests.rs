@@ -479,6 +479,30 @@ fn an_isolated_guest_reaches_the_broker_and_nothing_else() {
 }
 
 #[test]
+fn the_default_guest_is_the_same_bytes_each_time() {
+    let project = Project::new("reproducible", "");
+    let built = |home: &str| {
+        let home = project.dir.join(home);
+        let output = project
+            .command(&["image", "build", "--json"])
+            .env("CASTRA_HOME", &home)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let dir = fs::read_dir(home.join("images"))
+            .unwrap()
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.join("manifest.json").exists())
+            .unwrap();
+        ["vmlinux", "initramfs.cpio", "manifest.json"].map(|name| fs::read(dir.join(name)).unwrap())
+    };
+    let (one, two) = (built("home-1"), built("home-2"));
+    assert!(one == two, "two builds from the same packages differ");
+    assert!(one.iter().all(|file| !file.is_empty()));
+}
+
+#[test]
 fn init_up_status_ssh_down_in_an_empty_folder() {
     let project = Project::new("tour", "");
     fs::remove_file(project.dir.join("castra.toml")).unwrap();

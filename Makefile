@@ -40,7 +40,7 @@ demo:
 
 bench:
 	scripts/install-deps.sh bench
-	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked --bins --examples
 	scripts/bench.sh $(RELEASE)
 
 install: build

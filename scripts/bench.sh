@@ -11,4 +11,5 @@ here=$(CDPATH='' cd "$(dirname "$0")" && pwd)
 export CASTRA_HOME="${CASTRA_TEST_HOME:-$here/../target/castra-home}"
 "$castra" image build
 python3 "$here/bench_up.py" "$castra" --rounds "$rounds"
-"$here/bench-status.sh" "$castra"
+python3 "$here/bench-broker.py" "$castra" --rounds "$rounds"
+"$here/bench-status.sh" "$castra" 200 2000

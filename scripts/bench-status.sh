@@ -1,7 +1,7 @@
 #!/bin/sh
 # What `castra status --json` costs for a fleet, and whether a storm of hand-shakes slows it down.
 #
-#   scripts/bench-status.sh CASTRA [VMS [POLLS]]
+#   scripts/bench-status.sh CASTRA [VMS [POLLS [JSON_FILE]]]
 #
 # The fleet is as real as it can be without guests: a broker, a hello by TCP for every VM, and pid
 # files that another process holds the record locks of, as QEMU does. Prints
@@ -9,22 +9,28 @@
 #   cpu     user + system time of one call, median, with user and system apart
 #   quiet   time of one call from start to end while nobody says anything, p50 and p99
 #   storm   the same while every VM shakes hands once a second
+#
+# Every answer must be whole, with all VMs reachable, none older than the storm allows and nothing on
+# stderr; and the quiet calls must have left every file of the project as it was.
 set -eu
 
 castra=${1:?usage: scripts/bench-status.sh CASTRA [VMS [POLLS]]}
 case $castra in /*) ;; *) castra=$PWD/$castra ;; esac
 command -v python3 >/dev/null || { echo "bench-status: python3 is needed" >&2; exit 69; }
 
-exec python3 - "$castra" "${2:-200}" "${3:-500}" <<'PYTHON'
+exec python3 - "$castra" "${2:-200}" "${3:-500}" "${4:-}" <<'PYTHON'
 import fcntl, json, os, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 
-castra, vms, polls = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+castra, vms, polls, json_file = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+# Wide enough that the quiet calls fit: what leaves the window is told in the broker's log.
+WINDOW_MS = 600_000
 work = tempfile.mkdtemp(prefix="castra-bench-status-")
 env = dict(os.environ, CASTRA_HOME=work + "/home")
 project = work + "/project"
 os.mkdir(project)
 with open(project + "/castra.toml", "w") as config:
-    config.write('[project]\nname = "bench"\n[broker]\nport = 0\n[[vms]]\nname = "web"\ncount = %d\n' % vms)
+    config.write('[project]\nname = "bench"\n[broker]\nport = 0\nfreshness_secs = %d\n'
+                 '[[vms]]\nname = "web"\ncount = %d\n' % (WINDOW_MS / 1000, vms))
 
 
 def status():
@@ -79,18 +85,34 @@ def hello(port, name):
             answer += piece
 
 
-def poll(count):
+def poll(count, oldest_ms):
     """Runs status again and again: seconds (user, system, from start to end) of each call."""
-    calls = []
+    calls, told, wrong = [], work + "/told", work + "/wrong"
     for _ in range(count):
         began = time.monotonic()
-        pid = os.posix_spawn(castra, [castra, "status", "--json", "--config", project], env,
-                             file_actions=[(os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0)])
+        pid = os.posix_spawn(castra, [castra, "status", "--json", "--config", project], env, file_actions=[
+            (os.POSIX_SPAWN_OPEN, 1, told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600),
+            (os.POSIX_SPAWN_OPEN, 2, wrong, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)])
         _, code, usage = os.wait4(pid, 0)
-        if code:
-            raise SystemExit("bench-status: castra status failed")
         calls.append((usage.ru_utime, usage.ru_stime, time.monotonic() - began))
+        if code or os.path.getsize(wrong):
+            raise SystemExit("bench-status: castra status failed, or met a torn record: " + open(wrong).read())
+        with open(told) as file:
+            for vm in json.load(file)["vms"]:
+                if not vm["reachable"] or not 0 <= vm["last_handshake_age_ms"] <= oldest_ms:
+                    raise SystemExit("bench-status: what was told of a VM can't be: %s" % json.dumps(vm))
     return calls
+
+
+def files():
+    """What would show that a file was written, replaced, made or removed."""
+    seen = {}
+    for folder in (project, env["CASTRA_HOME"], root):
+        for parent, _, names in os.walk(folder):
+            for path in [parent] + [parent + "/" + name for name in names]:
+                stat = os.lstat(path)
+                seen[path] = (stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_mode)
+    return seen
 
 
 def at(part, values):
@@ -130,25 +152,42 @@ try:
             raise SystemExit("bench-status: not every VM became reachable")
         time.sleep(0.05)
 
-    poll(10)
-    quiet = poll(polls)
+    # The lines of so many hellos at once are merged, and told a second later.
+    time.sleep(2.5)
+    poll(10, WINDOW_MS)
+    before = files()
+    quiet = poll(polls, WINDOW_MS)
+    changed = [path for path, seen in files().items() if before.pop(path, None) != seen] + list(before)
+    if changed:
+        raise SystemExit("bench-status: status changed " + ", ".join(changed))
+    for name in names:
+        hello(port, name)
     stop = threading.Event()
     guests = threading.Thread(target=storm, args=(port, names, stop))
     guests.start()
-    stormy = poll(polls)
+    # A second between two hellos of a VM, a quarter until a record follows, and slack for two busy cores.
+    stormy = poll(polls, 5000)
     stop.set()
     guests.join()
 
-    cpu = at(0.5, [user + system for user, system, _ in quiet])
-    print("castra status --json, %d running VMs, %d calls each" % (vms, polls))
-    print("cpu    %.2f ms a call (user %.2f, system %.2f)"
-          % (cpu, at(0.5, [call[0] for call in quiet]), at(0.5, [call[1] for call in quiet])))
+    figures = {"vms": vms, "polls": polls}
     for word, calls in (("quiet", quiet), ("storm", stormy)):
         took = [call[2] for call in calls]
-        print("%s  p50 %.2f ms, p99 %.2f ms" % (word, at(0.5, took), at(0.99, took)))
-    print("storm / quiet  p50 %.2f, p99 %.2f" % (
-        at(0.5, [call[2] for call in stormy]) / at(0.5, [call[2] for call in quiet]),
-        at(0.99, [call[2] for call in stormy]) / at(0.99, [call[2] for call in quiet])))
+        figures[word] = {"p50_ms": at(0.5, took), "p99_ms": at(0.99, took), "user_ms": at(0.5, [call[0] for call in calls]),
+                         "system_ms": at(0.5, [call[1] for call in calls]),
+                         "cpu_ms": at(0.5, [call[0] + call[1] for call in calls])}
+    calm, busy = figures["quiet"], figures["storm"]
+    figures["p50_ratio"] = busy["p50_ms"] / calm["p50_ms"]
+    figures["p99_ratio"] = busy["p99_ms"] / calm["p99_ms"]
+    print("castra status --json, %d running VMs, %d calls each" % (vms, polls))
+    print("cpu    %.2f ms a call (user %.2f, system %.2f)" % (calm["cpu_ms"], calm["user_ms"], calm["system_ms"]))
+    for word in ("quiet", "storm"):
+        print("%s  p50 %.2f ms, p99 %.2f ms" % (word, figures[word]["p50_ms"], figures[word]["p99_ms"]))
+    print("storm / quiet  p50 %.2f, p99 %.2f (wanted <= 2)" % (figures["p50_ratio"], figures["p99_ratio"]))
+    print("every answer whole, no file changed by the quiet ones")
+    if json_file:
+        with open(json_file, "w") as file:
+            json.dump(figures, file, indent=2)
 finally:
     if broker:
         broker.terminate()

@@ -410,6 +410,111 @@ fn a_killed_qemu_a_powered_off_guest_and_a_killed_broker_are_seen() {
     assert_eq!(project.vm("b")["state"], "running");
 }
 
+/// `broker.freshness` as the journal has it: the VM's reachability, told once at each change.
+fn freshness_told(project: &Project) -> Vec<bool> {
+    project
+        .events(0, &["events", "--type", "broker.freshness"])
+        .iter()
+        .filter(|event| event["vm"] == "a")
+        .map(|event| event["reachable"].as_bool().unwrap())
+        .collect()
+}
+
+#[test]
+fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
+    let project = Project::new("silence", "freshness_secs = 6\n[[vms]]\nname = \"a\"\n");
+    project.expect(0, &["up"]);
+    assert!(project.vm("a")["last_handshake_age_ms"].as_u64().unwrap() <= 6000);
+    let told_before = freshness_told(&project);
+    assert_eq!(told_before.last(), Some(&true));
+
+    // The agent stops, the guest goes on: its age grows past the window, then it is waited for.
+    let agent = |signal: &str| {
+        let command = format!("kill -{signal} $(pidof hello)");
+        project.expect(0, &["exec", "a", "--", "sh", "-c", &command]);
+    };
+    agent("STOP");
+    let mut age = 0;
+    eventually("the silent guest to leave the window", || {
+        let vm = project.vm("a");
+        age = vm["last_handshake_age_ms"].as_u64().unwrap();
+        assert_eq!(vm["reachable"], age <= 6000, "{vm}");
+        assert_eq!(vm["broker"], if age <= 6000 { "reachable" } else { "waiting" });
+        vm["broker"] == "waiting"
+    });
+    assert_eq!(project.vm("a")["state"], "running");
+    assert!(project.vm("a")["last_handshake_age_ms"].as_u64().unwrap() >= age);
+    eventually("its leave to be told", || {
+        freshness_told(&project).len() > told_before.len()
+    });
+    agent("CONT");
+    eventually("the guest to be heard again", || {
+        project.vm("a")["broker"] == "reachable"
+    });
+    eventually("its return to be told", || {
+        freshness_told(&project).len() > told_before.len() + 1
+    });
+    assert_eq!(freshness_told(&project)[told_before.len()..], [false, true]);
+
+    // QEMU dies within the window: what was heard before proves nothing any more.
+    let token = [
+        "exec",
+        "a",
+        "--",
+        "cat",
+        "/sys/firmware/qemu_fw_cfg/by_name/opt/castra/token/raw",
+    ];
+    let old_token = project.expect(0, &token).trim().to_owned();
+    assert!(
+        Command::new("kill")
+            .args(["-9", &project.vm("a")["pid"].to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+    eventually("the VM to be gone", || project.vm("a")["state"] != "running");
+    let crashed = project.vm("a");
+    assert_eq!(
+        (&crashed["state"], &crashed["broker"]),
+        (&"crashed".into(), &"waiting".into()),
+        "{crashed}"
+    );
+
+    // Nor does it for the next launch, at any moment of it.
+    let mut up = project.command(&["up"]).stdout(Stdio::null()).spawn().unwrap();
+    eventually("the next launch to be up", || {
+        let vm = project.vm("a");
+        if let (Some(age), Some(uptime)) = (vm["last_handshake_age_ms"].as_u64(), vm["uptime_ms"].as_u64()) {
+            assert!(age <= uptime, "an older launch's hand-shake counts: {vm}");
+        }
+        up.try_wait().unwrap().is_some()
+    });
+    assert!(up.wait().unwrap().success());
+    assert_eq!(project.vm("a")["reachable"], true);
+
+    // The token of the launch before is nobody's, even from within the guest.
+    assert_ne!(project.expect(0, &token).trim(), old_token);
+    let with_old_token = format!("CASTRA_TOKEN={old_token} sh /usr/sbin/castra-hello");
+    let declined = project.run(&["exec", "a", "--", "sh", "-c", &with_old_token]);
+    assert_eq!(declined.status.code(), Some(1));
+    assert!(
+        text(&declined.stderr).contains("bad-token"),
+        "{}",
+        text(&declined.stderr)
+    );
+    let told = project.events(0, &["events", "--type", "broker.handshake"]);
+    assert_eq!(
+        told.iter().filter(|event| event["reason"] == "bad-token").count(),
+        1
+    );
+    let log = project.expect(0, &["logs"]);
+    assert!(
+        log.lines().any(|line| line.contains("[host-broker]")
+            && line.contains("hello from vm:a outcome=declined reason=bad-token")),
+        "{log}"
+    );
+}
+
 #[test]
 fn ctrl_c_during_up_leaves_nothing_unreported() {
     let project = Project::new(

@@ -49,6 +49,7 @@ pub fn bootstrap(options: BootstrapOptions<'_>, reporter: &mut dyn Reporter) -> 
         return Ok(up::show_plans(plans, reporter));
     }
     up::refuse_bad_plans(&plans)?;
+    up::require_ssh(&plans)?;
     run::check_project_free(config)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));

@@ -4,6 +4,8 @@
 //! Here: the order of things. Not here: the ladder (`core::runtime::shutdown`), or how a broker
 //! is stopped (`core::broker::launcher`).
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,7 +17,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::LifecycleConfig;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{FileLock, LockError};
+use crate::core::host::{self, FileLock, LockError};
 use crate::core::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::operations::run::{self, Operation};
@@ -230,11 +232,12 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
     // A QEMU that was killed leaves its sockets and pid file.
     clear_leftovers(&paths);
     runlog::close_abandoned_and_tell(&options.state, vm, emitter);
-    if let Some(record) = record.filter(|record| options.discard || !record.persist) {
-        match discard(&record, emitter) {
+    match what_to_discard(vm, record, options, emitter) {
+        None => {}
+        Some(path) => match discard(vm, &path, emitter) {
             Ok(bytes) => done.reclaimed_bytes = bytes,
             Err(failure) => done.error = Some(failure),
-        }
+        },
     }
     if let Err(failure) = seed::discard_seed(&paths.seed()) {
         emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
@@ -271,18 +274,45 @@ fn wait_for_lock(paths: &VmPaths) -> Result<FileLock> {
     }
 }
 
-fn discard(record: &RunRecord, emitter: &Emitter<'_>) -> Result<u64> {
-    let Some(path) = record.overlay.as_ref().filter(|path| path.exists()) else {
-        return Ok(0);
-    };
+/// The overlay to discard, if any. Without a record nobody knows whether it was to be kept, so it
+/// is, and that is said.
+fn what_to_discard(
+    vm: &VmName,
+    record: Option<RunRecord>,
+    options: &DownOptions,
+    emitter: &Emitter<'_>,
+) -> Option<PathBuf> {
+    if let Some(record) = record {
+        return record.overlay.filter(|_| options.discard || !record.persist);
+    }
+    let path = options.state.overlay(vm);
+    if options.discard {
+        return Some(path);
+    }
+    if path.exists() {
+        let text = format!(
+            "overlay {} is kept: without run.json nobody knows whether it was to be",
+            path.display()
+        );
+        let next = format!("castra down --discard {vm} removes it, castra up {vm} uses or replaces it");
+        emitter.emit(Event::advice(Severity::Warn, Some(vm), text, next));
+    }
+    None
+}
+
+fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
+    let was_there = path.exists();
     let bytes = discard_overlay(path)?;
+    if !was_there {
+        return Ok(bytes);
+    }
     emitter.emit(Event::OverlayDiscarded {
-        vm: record.vm.clone(),
-        path: path.clone(),
+        vm: vm.clone(),
+        path: path.to_owned(),
         reclaimed_bytes: bytes,
     });
     emitter.emit(Event::Cleanup {
-        path: path.clone(),
+        path: path.to_owned(),
         category: "overlay".into(),
         bytes,
         dry_run: false,
@@ -299,9 +329,13 @@ fn stop_broker_if_last(options: &DownOptions, emitter: &Emitter<'_>) -> (bool, O
     }
     let stopped = launcher::stop_broker(state, BROKER_DEADLINE);
     let failure = match stopped {
-        Ok(BrokerStop::NotRunning) => return (false, None),
+        Ok(BrokerStop::NotRunning) => {
+            clear_broker_socket(state);
+            return (false, None);
+        }
         Ok(BrokerStop::Stopped { .. }) => return (true, None),
         Ok(BrokerStop::Killed { pid }) => {
+            clear_broker_socket(state);
             let text = format!("the broker (pid {pid}) didn't stop in order and was killed");
             emitter.emit(Event::message(Severity::Warn, None, text));
             return (true, None);
@@ -315,4 +349,16 @@ fn stop_broker_if_last(options: &DownOptions, emitter: &Emitter<'_>) -> (bool, O
     };
     emitter.emit(Event::message(Severity::Error, None, failure.to_string()));
     (false, Some(failure))
+}
+
+/// A broker that was killed leaves its socket. It goes under the broker's own lock, so that one
+/// somebody starts just now keeps its own.
+fn clear_broker_socket(state: &StateRoot) {
+    let path = state.broker_sock();
+    if fs::symlink_metadata(&path).is_err() {
+        return;
+    }
+    if let Ok(_lock) = FileLock::try_take(&state.broker_pid(), "castra down") {
+        let _ = host::remove_if_there(&path);
+    }
 }

@@ -148,7 +148,15 @@ pub(crate) fn check_project_free(config: &Config) -> Result<()> {
 
 /// Makes the state root, mode 0700.
 pub(crate) fn ensure_state_root(state: &StateRoot) -> Result<()> {
-    host::ensure_private_dir(state.dir()).map_err(|error| Failure::io("create", state.dir(), &error))
+    host::ensure_private_dir(state.dir()).map_err(|error| {
+        let failure = Failure::io("create", state.dir(), &error);
+        match failure.next {
+            Some(_) => failure,
+            None => {
+                failure.advice("move away what is in the way, or set another `state_dir` under [project]")
+            }
+        }
+    })
 }
 
 /// Starts a thread with a name, so that a panic is attributed.

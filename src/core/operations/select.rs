@@ -4,7 +4,9 @@ use crate::core::config::{Config, VmConfig};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::logs;
 use crate::core::name::VmName;
+use crate::core::nearest::nearest;
 use crate::core::paths::StateRoot;
+use crate::core::runtime::process::qemu_pid;
 
 /// The named VMs in config order; no name: all. An unknown one is refused, naming what exists.
 pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c VmConfig>> {
@@ -22,7 +24,11 @@ pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c
 /// This is what `down` goes by: a config may have changed or gone since.
 pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&str]) -> Result<Vec<VmName>> {
     let mut launched = logs::launched_vms(state);
-    launched.retain(|vm| state.vm(vm).run().exists());
+    // A run record that somebody removed hides neither a QEMU nor a disk.
+    launched.retain(|vm| {
+        let paths = state.vm(vm);
+        paths.run().exists() || qemu_pid(&paths).is_some() || state.overlay(vm).exists()
+    });
     for name in names {
         let known = launched.iter().any(|vm| same(name, vm))
             || also_known.iter().any(|vm| vm.eq_ignore_ascii_case(name));
@@ -48,7 +54,13 @@ fn same(name: &str, vm: &VmName) -> bool {
 fn unknown(name: &str, known: &[&str]) -> Failure {
     let failure = Failure::new(Exit::Usage, format!("there is no VM `{name}` in this project"));
     if known.is_empty() {
-        return failure.because("it has none");
+        return failure
+            .because("it has none")
+            .advice("declare one under [[vms]] in castra.toml");
     }
-    failure.because(format!("its VMs are {}", known.join(", ")))
+    let failure = failure.because(format!("its VMs are {}", known.join(", ")));
+    match nearest(name, known.iter().copied()) {
+        Some(near) => failure.advice(format!("did you mean `{near}`?")),
+        None => failure.advice("`castra status` shows them"),
+    }
 }

@@ -237,13 +237,15 @@ impl<'e> Fleet<'_, 'e> {
 
     fn running_record(&self, vm: &VmName) -> Result<RunRecord> {
         let path = self.config.state.vm(vm).run();
-        records::load(&path)?.ok_or_else(|| {
+        let again = format!("castra down {vm}, then castra up {vm}");
+        let record = records::load(&path).map_err(|failure| failure.advice(again.clone()))?;
+        record.ok_or_else(|| {
             Failure::new(
                 Exit::Io,
                 format!("vm `{vm}` runs, but {} is gone", path.display()),
             )
             .because("somebody removed it, so castra doesn't know how to reach the VM")
-            .advice(format!("castra down {vm}, then castra up {vm}"))
+            .advice(again)
         })
     }
 
@@ -263,13 +265,31 @@ impl<'e> Fleet<'_, 'e> {
         let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
         self.clear_leftovers(vm, &paths, earlier.as_ref())?;
         let boot = with.boots.get(&vm.name).cloned().unwrap_or_default();
+        if vm.overlay.is_none() {
+            // On record before it is there, so that `down` finds it whatever ends this castra. An
+            // overlay elsewhere is put on record once it is made: till then the file there, if any,
+            // isn't castra's to discard.
+            let path = self.config.state.overlay(&vm.name);
+            records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
+        }
         let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
         let launched = self.launch(vm, identity, with, &boot, &overlay, earlier.as_ref());
         if launched.is_err() && !vm.persist {
-            // Best effort: the failure at hand is the one to tell.
-            let _ = overlay::discard_overlay(&overlay);
+            self.take_back(&vm.name, &overlay);
         }
         Ok((launched?, slot))
+    }
+
+    /// Removes the overlay of a launch that failed, and says so.
+    fn take_back(&self, vm: &VmName, overlay: &Path) {
+        self.emitter.emit(match overlay::discard_overlay(overlay) {
+            Ok(reclaimed_bytes) => Event::OverlayDiscarded {
+                vm: vm.clone(),
+                path: overlay.to_owned(),
+                reclaimed_bytes,
+            },
+            Err(failure) => Event::message(Severity::Warn, Some(vm), failure.to_string()),
+        });
     }
 
     /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it

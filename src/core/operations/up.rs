@@ -29,7 +29,7 @@ use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task};
 use crate::core::records::{BootstrapRecord, ForwardRecord};
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::runtime::binary::find_qemu;
+use crate::core::runtime::binary::{find_qemu, require_tool};
 use crate::core::runtime::plan::GATEWAY;
 use crate::core::runtime::ports::Ports;
 
@@ -104,7 +104,12 @@ pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutco
     let qemu = if options.broker_only {
         None
     } else {
-        Some(find_qemu(&config.qemu)?)
+        let qemu = find_qemu(&config.qemu)?;
+        if selected.iter().any(|vm| !start::runs(config, vm)) {
+            require_tool("qemu-img", "qemu-utils")?;
+        }
+        require_ssh(&plans)?;
+        Some(qemu)
     };
     run::check_project_free(config)?;
     run::ensure_state_root(&config.state)?;
@@ -321,6 +326,14 @@ pub(crate) fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
     )
 }
 
+/// A bootstrap that can't reach its guest is found before anything starts.
+pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
+    if plans.iter().any(|plan| plan.action == BootstrapPlanAction::Run) {
+        require_tool("ssh", keys::SSH_PACKAGE)?;
+    }
+    Ok(())
+}
+
 pub(crate) fn show_plans(plans: Vec<BootstrapPlan>, reporter: &mut dyn Reporter) -> UpOutcome {
     let emitter = Emitter::new(reporter);
     for plan in &plans {
@@ -356,11 +369,16 @@ fn failed_names(vms: &[VmUp]) -> Option<String> {
     (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
 }
 
+/// Whether a bootstrap has done anything to its guest.
+fn changes(bootstrap: &BootstrapRecord) -> bool {
+    bootstrap.status != "skipped" && !bootstrap.noop
+}
+
 fn count(vms: &[VmUp]) -> VmCounts {
     let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
     let changed = vms
         .iter()
-        .filter(|vm| vm.error.is_none() && (vm.started || vm.bootstrap.is_some()))
+        .filter(|vm| vm.error.is_none() && (vm.started || vm.bootstrap.as_ref().is_some_and(changes)))
         .count();
     VmCounts {
         total: vms.len(),

@@ -61,6 +61,17 @@ fn find_in(config: &QemuConfig, path: &OsStr) -> Result<PathBuf> {
 }
 
 /// What to install, by distribution.
+/// Fails unless a program is on PATH; `package` has it on Debian and Ubuntu.
+pub fn require_tool(name: &str, package: &str) -> Result<()> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|dir| is_executable(&dir.join(name))) {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Unavailable, format!("can't find {name}"))
+        .because("it is not on PATH")
+        .advice(format!("install it: `apt install {package}` (Debian, Ubuntu)")))
+}
+
 fn packages() -> &'static str {
     match env::consts::ARCH {
         "x86_64" => {

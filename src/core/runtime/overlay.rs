@@ -82,6 +82,8 @@ pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<Overlay
 /// Removes an overlay; the bytes it took on disk, 0 if there was none. One that a process still
 /// has open is refused: its QEMU would go on writing to a file nobody can find.
 pub fn discard_overlay(path: &Path) -> Result<u64> {
+    // What a castra that was killed while it made one has left.
+    let _ = host::remove_if_there(&temporary_name(path));
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
         Err(error) => return Err(Failure::io("read", path, &error)),

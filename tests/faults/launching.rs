@@ -1,0 +1,164 @@
+//! A QEMU that doesn't start, dies, hangs or won't stop.
+
+use nix::sys::signal::Signal;
+
+use crate::project::{ONE, Project, TWO, is_phase, of_type};
+
+#[test]
+fn a_qemu_that_fails_is_told_with_its_own_words() {
+    let project = Project::new("fails", ONE);
+    for (fake, words) in [
+        (
+            "refuse=-m 1: cannot set up guest memory 'pc.ram': Cannot allocate memory",
+            "Cannot allocate memory",
+        ),
+        ("refuse=no such thing as a q35", "no such thing as a q35"),
+        ("die", "QEMU"),
+        ("die-greeted", "QEMU"),
+        ("internal-error", "KVM internal error"),
+    ] {
+        let ran = project.run_faking(fake, &["up", "--json"]).exits(1);
+        let events = ran.objects();
+        let errors: Vec<String> = events
+            .iter()
+            .filter(|event| event["severity"] == "error" && event["vm"] == "web")
+            .map(|event| format!("{} {}", event["text"], event["remediation"]))
+            .collect();
+        assert_eq!(errors.len(), 1, "{fake}: {events:#?}");
+        assert!(
+            errors[0].contains(words) && !errors[0].contains("null"),
+            "{fake}: {errors:?}"
+        );
+        assert_eq!(of_type(&events, "command.failed")[0]["detail"], "failed: web");
+        assert_eq!(events.last().unwrap()["vms"]["failed"], 1);
+        // What was made for it is gone at once, and that is told.
+        assert!(!project.state("overlays/web.qcow2").exists(), "{fake}");
+        let made = events
+            .iter()
+            .filter(|event| is_phase(event, "overlay-prepared"))
+            .count();
+        let gone = events
+            .iter()
+            .filter(|event| is_phase(event, "overlay-discarded"))
+            .count();
+        assert_eq!((made, gone), (1, 1), "{fake}: {events:#?}");
+        let vm = project.vm("web");
+        assert!(
+            vm["state"] == "stopped" || vm["state"] == "crashed",
+            "{fake}: {vm}"
+        );
+        let human = project.run_faking(fake, &["up"]).exits(1);
+        assert!(human.stderr.contains(words), "{fake}: {human:?}");
+    }
+    project.down();
+    project.run(&["up"]).exits(0);
+    project.down();
+}
+
+#[test]
+fn one_that_fails_keeps_no_other_from_starting() {
+    let vms = TWO.replacen(
+        "kernel",
+        "qemu_args = [\"-fake\", \"refuse=not today\"]\nkernel",
+        1,
+    );
+    let project = Project::new("one-of-two", &vms);
+    let ran = project.run(&["up"]).exits(1);
+    assert!(ran.stdout.contains("1 of 2"), "{ran:?}");
+    assert!(ran.stderr.contains("not today"), "{ran:?}");
+    project.pid("db");
+    assert_ne!(project.vm("web")["state"], "running");
+    project.down();
+}
+
+#[test]
+fn a_qemu_that_never_gets_ready_is_ended_by_ctrl_c() {
+    for fake in ["hang", "mute"] {
+        let project = Project::new("hang", ONE);
+        let mut up = project.begin(fake, &["up"]);
+        up.until("an overlay", |event| is_phase(event, "overlay-prepared"));
+        let status = project.vm("web");
+        assert!(status["state"] != "running" || fake == "mute", "{status}");
+        up.signal(Signal::SIGINT);
+        let (code, events) = up.end();
+        assert_eq!(code, Some(130), "{events:#?}");
+        assert_eq!(events.last().unwrap()["type"], "summary");
+        assert!(!project.state("overlays/web.qcow2").exists());
+        assert_ne!(project.vm("web")["state"], "running");
+        project.down();
+    }
+}
+
+#[test]
+fn a_qemu_that_dies_later_is_seen_and_started_anew() {
+    let project = Project::new("dies", ONE);
+    project.run_faking("die-after=0.1", &["up"]).exits(0);
+    crate::support::eventually(crate::project::AMPLE, "its death", || {
+        (project.vm("web")["state"] == "crashed").then_some(())
+    });
+    let up = project.run(&["up", "--json"]).exits(0).objects();
+    assert!(up.iter().any(|event| is_phase(event, "exited")), "{up:#?}");
+    project.pid("web");
+    project.down();
+}
+
+#[test]
+fn the_ladder_is_climbed_for_those_who_will_not_go() {
+    let project = Project::new("ladder", ONE);
+    for (fake, outcome) in [
+        ("", "graceful"),
+        ("ignore-powerdown", "terminated"),
+        ("ignore-powerdown,ignore-term", "killed"),
+    ] {
+        project.run_faking(fake, &["up"]).exits(0);
+        let events = project.down().objects();
+        let done = events
+            .iter()
+            .find(|event| is_phase(event, "shutdown-complete"))
+            .unwrap();
+        assert_eq!(done["outcome"], outcome);
+        let gone = events
+            .iter()
+            .find(|event| is_phase(event, "overlay-discarded"))
+            .unwrap();
+        assert!(gone["reclaimed_bytes"].as_u64().unwrap() > 0);
+        assert_eq!(of_type(&events, "cleanup").len(), 1);
+        assert_eq!(project.vm("web")["state"], "stopped");
+    }
+}
+
+#[test]
+fn a_second_ctrl_c_skips_the_patience_of_down() {
+    let project = Project::new("impatient", ONE);
+    let path = project.castra().project().join("castra.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let patient = text.replace(
+        "graceful_shutdown_wait_secs = 1",
+        "graceful_shutdown_wait_secs = 600",
+    );
+    std::fs::write(&path, patient).unwrap();
+    project
+        .run_faking("ignore-powerdown,ignore-term", &["up"])
+        .exits(0);
+    let mut down = project.begin("", &["down"]);
+    down.until("the power button", |event| {
+        is_phase(event, "cooperative-attempted")
+    });
+    down.signal(Signal::SIGINT);
+    down.signal(Signal::SIGTERM);
+    let (_, events) = down.end();
+    let done = events
+        .iter()
+        .find(|event| is_phase(event, "shutdown-complete"))
+        .unwrap();
+    assert_eq!(done["changed"], true, "{events:#?}");
+    project.down();
+}
+
+#[test]
+fn a_snatched_port_is_replaced() {
+    let project = Project::new("snatched", ONE);
+    project.run_faking("snatch=2", &["up"]).exits(0);
+    project.pid("web");
+    project.down();
+}

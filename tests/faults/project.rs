@@ -1,0 +1,357 @@
+//! A project whose VMs run on the stand-in for QEMU, and what tests ask of it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::support::{Castra, Ran, eventually};
+
+/// Ample for a loaded machine; nothing waits this long unless it is about to fail.
+pub const AMPLE: Duration = Duration::from_secs(60);
+
+/// Two VMs that need no image.
+pub const TWO: &str =
+    "[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n[[vms]]\nname = \"db\"\nkernel = \"vmlinuz\"\n";
+/// One VM that needs no image.
+pub const ONE: &str = "[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n";
+/// To be put behind [`ONE`]: a bootstrap, which no guest will ever answer.
+pub const SCRIPT: &str =
+    "[vms.bootstrap]\nmode = \"auto\"\nscript = \"run.sh\"\nhandshake_timeout_secs = 600\n";
+
+/// A castra with a project. At its end nothing of it may be left running.
+pub struct Project {
+    castra: Castra,
+}
+
+impl Project {
+    /// A project with these VMs; its QEMU is the stand-in.
+    pub fn new(name: &str, vms: &str) -> Project {
+        let project = Project {
+            castra: Castra::new(name),
+        };
+        project.castra.write("vmlinuz", "not really a kernel");
+        project.castra.write("run.sh", "#!/bin/sh\n");
+        project.config(vms);
+        project
+    }
+
+    /// Replaces the VMs of the config.
+    pub fn config(&self, vms: &str) {
+        self.config_with("[broker]\nport = 0\n", vms);
+    }
+
+    /// Replaces the VMs of the config, and what stands before them.
+    pub fn config_with(&self, head: &str, vms: &str) {
+        let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
+        let text = format!(
+            "version = \"0.2.0\"\n[project]\nname = \"faults\"\nstate_dir = \"state\"\n\
+             [qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
+             [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\nsigterm_wait_secs = 1\n{head}{vms}",
+            qemu.display()
+        );
+        self.castra.write("castra.toml", &text);
+    }
+
+    pub fn castra(&self) -> &Castra {
+        &self.castra
+    }
+
+    /// A file of the state root.
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.castra.project().join("state").join(name)
+    }
+
+    /// Writes a file of the state root.
+    pub fn write_state(&self, name: &str, text: &str) {
+        self.castra.write(&format!("state/{name}"), text);
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ran {
+        self.castra.run(args)
+    }
+
+    /// Runs it with the stand-in told to do `fake`.
+    pub fn run_faking(&self, fake: &str, args: &[&str]) -> Ran {
+        self.run_with(&[("CASTRA_FAKE_QEMU", fake)], args)
+    }
+
+    /// Runs it with these variables in its environment.
+    pub fn run_with<V: AsRef<OsStr>>(&self, env: &[(&str, V)], args: &[&str]) -> Ran {
+        let mut command = self.castra.command(args);
+        for (name, value) in env {
+            command.env(name, value);
+        }
+        finish(command, args)
+    }
+
+    /// The one line with which `--json` tells of a refusal.
+    #[track_caller]
+    pub fn refused(&self, code: i32, args: &[&str]) -> Refusal {
+        Refusal::of(self.run(&[&["--json"], args].concat()).exits(code))
+    }
+
+    /// Begins a run; its events are read as they come.
+    pub fn begin(&self, fake: &str, args: &[&str]) -> Running {
+        let mut child = self
+            .castra
+            .command(&[args, &["--json"]].concat())
+            .env("CASTRA_FAKE_QEMU", fake)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Running {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
+    }
+
+    pub fn status(&self) -> Value {
+        let ran = self.run(&["status", "--json"]).exits(0);
+        serde_json::from_str(&ran.stdout).unwrap()
+    }
+
+    /// What `status` says of one VM.
+    pub fn vm(&self, name: &str) -> Value {
+        let status = self.status();
+        let vms = status["vms"].as_array().unwrap();
+        vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
+    }
+
+    /// The pid of a VM that runs.
+    #[track_caller]
+    pub fn pid(&self, vm: &str) -> u32 {
+        let vm = self.vm(vm);
+        assert_eq!(vm["state"], "running", "{vm}");
+        vm["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// Takes all down and asserts that nothing which only a living project may have is left.
+    #[track_caller]
+    pub fn down(&self) -> Ran {
+        let ran = self.run(&["down", "--json"]).exits(0);
+        self.assert_nothing_left();
+        ran
+    }
+
+    /// No process, socket, pid file or overlay; and a journal of whole lines.
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        self.assert_no_process();
+        let left: Vec<PathBuf> = files_below(&self.state(""))
+            .into_iter()
+            .filter(|path| {
+                let name = path.file_name().unwrap().to_string_lossy();
+                name.ends_with(".sock") || name.ends_with(".qcow2") || name == "qemu.pid" || name == "ssh.ctl"
+            })
+            .collect();
+        assert_eq!(left, Vec::<PathBuf>::new());
+        self.assert_journal_whole();
+    }
+
+    /// A broker gives up its lock, which is what `down` waits for, a moment before it is gone.
+    #[track_caller]
+    pub fn assert_no_process(&self) {
+        let what = format!("the end of {:?}", self.processes());
+        eventually(Duration::from_secs(5), &what, || {
+            self.processes().is_empty().then_some(())
+        });
+    }
+
+    #[track_caller]
+    pub fn assert_journal_whole(&self) {
+        let kept = fs::read_to_string(self.state("logs/events.jsonl")).unwrap_or_default();
+        assert!(kept.is_empty() || kept.ends_with('\n'), "a torn line at the end");
+        for line in kept.lines() {
+            serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        }
+    }
+
+    /// Command lines of what this project has running: stand-ins, brokers, masters.
+    pub fn processes(&self) -> Vec<String> {
+        let mark = self.castra.dir().to_string_lossy().into_owned();
+        let me = std::process::id().to_string();
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name == me || !name.bytes().all(|byte| byte.is_ascii_digit()) {
+                continue;
+            }
+            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
+            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let environ = String::from_utf8_lossy(&environ);
+            let ours = environ.contains(&format!("CASTRA_HOME={mark}/"));
+            if !cmdline.is_empty() && (ours || cmdline.contains(&mark)) {
+                found.push(cmdline);
+            }
+        }
+        found
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        let _ = self.run(&["--quiet", "down"]);
+        if std::thread::panicking() {
+            let kept = fs::read_to_string(self.state("logs/events.jsonl")).unwrap_or_default();
+            eprintln!("--- the journal\n{kept}");
+        }
+    }
+}
+
+/// Runs a command that isn't plainly [`Castra::run`].
+pub fn finish(mut command: Command, args: &[&str]) -> Ran {
+    let output = command.output().unwrap();
+    Ran {
+        args: args.join(" "),
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A refusal as scripts see it.
+#[derive(Debug)]
+pub struct Refusal {
+    pub detail: String,
+    pub remediation: String,
+    /// What people see.
+    pub stderr: String,
+    /// The lines before it.
+    pub before: Vec<Value>,
+}
+
+impl Refusal {
+    /// The refusal that a run with `--json` ended with.
+    #[track_caller]
+    pub fn of(ran: Ran) -> Refusal {
+        let mut before = ran.objects();
+        let last = before.pop().unwrap_or_else(|| panic!("{ran:?}"));
+        assert_eq!(last["type"], "command.rejected", "{ran:?}");
+        assert_eq!(last["exit_status"].as_i64(), ran.code.map(i64::from), "{ran:?}");
+        let text = |key: &str| {
+            last[key]
+                .as_str()
+                .unwrap_or_else(|| panic!("no {key}: {last}"))
+                .to_owned()
+        };
+        assert!(
+            !before.iter().any(|line| line["type"] == "command.rejected"),
+            "two refusals: {ran:?}"
+        );
+        Refusal {
+            detail: text("detail"),
+            remediation: text("remediation"),
+            stderr: ran.stderr.clone(),
+            before,
+        }
+    }
+
+    /// Its detail holds all of these.
+    #[track_caller]
+    pub fn tells(self, words: &[&str]) -> Refusal {
+        for word in words {
+            assert!(self.detail.contains(word), "no {word:?} in {self:#?}");
+        }
+        self
+    }
+
+    /// Its remediation holds this.
+    #[track_caller]
+    pub fn advises(self, word: &str) -> Refusal {
+        assert!(self.remediation.contains(word), "no {word:?} in {self:#?}");
+        self
+    }
+
+    /// Nothing ran before it.
+    #[track_caller]
+    pub fn alone(self) -> Refusal {
+        assert!(self.before.is_empty(), "{self:#?}");
+        self
+    }
+}
+
+/// A castra at work.
+pub struct Running {
+    pub child: Child,
+    lines: BufReader<ChildStdout>,
+    pub seen: Vec<Value>,
+}
+
+impl Running {
+    /// Reads on to the first event like this.
+    #[track_caller]
+    pub fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if self.lines.read_line(&mut line).unwrap() == 0 {
+                panic!("it ended before {what}: {:#?}", self.seen);
+            }
+            let event: Value = serde_json::from_str(&line).unwrap();
+            self.seen.push(event.clone());
+            if is(&event) {
+                return event;
+            }
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap());
+        kill(pid, signal).unwrap();
+    }
+
+    /// Waits for its end; its code (none after a signal) and all its events.
+    pub fn end(mut self) -> (Option<i32>, Vec<Value>) {
+        let mut line = String::new();
+        while self.lines.read_line(&mut line).unwrap() > 0 {
+            self.seen.push(serde_json::from_str(&line).unwrap());
+            line.clear();
+        }
+        let status = eventually(AMPLE, "its end", || self.child.try_wait().unwrap());
+        (status.code(), std::mem::take(&mut self.seen))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Events of one kind.
+pub fn of_type<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
+    events.iter().filter(|event| event["type"] == kind).collect()
+}
+
+/// Whether an event is this step of one VM's life.
+pub fn is_phase(event: &Value, phase: &str) -> bool {
+    event["type"] == "vm.lifecycle" && event["phase"] == phase
+}
+
+/// Whether an event says that a bootstrap has begun; its first step waits for a guest that never speaks.
+pub fn is_waiting(event: &Value) -> bool {
+    event["type"] == "bootstrap.started"
+}
+
+fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => found.extend(files_below(&entry.path())),
+            false => found.push(entry.path()),
+        }
+    }
+    found
+}

@@ -1,13 +1,13 @@
 //! What is asked for can't be had: tools, images, ports, names, places to write.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::project::{ONE, Project, Refusal, SCRIPT, TWO, finish};
-use crate::support::eventually;
 
 /// A PATH with these programs alone.
 fn path_with(project: &Project, programs: &[&str]) -> PathBuf {
@@ -82,14 +82,18 @@ fn base_images_that_cannot_be_used_are_refused_before_anything_starts() {
     // qemu-io is a writer as any QEMU is; reading its answer shows that it has the lock.
     let mut writer = Command::new("qemu-io")
         .arg(&image)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    eventually(crate::project::AMPLE, "the image's lock", || {
-        let info = Command::new("qemu-img").arg("info").arg(&image).output().unwrap();
-        (!info.status.success()).then_some(())
-    });
+    let mut ask = writer.stdin.take().unwrap();
+    ask.write_all(b"length\n").unwrap();
+    let mut answer = [0; 16];
+    writer.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+    assert!(
+        answer.ends_with(b"1 MiB\n") || answer.starts_with(b"qemu-io> 1"),
+        "{answer:?}"
+    );
     let locked = project.run(&["--json", "up", "--bootstrap", "skip"]);
     writer.kill().unwrap();
     writer.wait().unwrap();

@@ -60,7 +60,6 @@ fn find_in(config: &QemuConfig, path: &OsStr) -> Result<PathBuf> {
     })
 }
 
-/// What to install, by distribution.
 /// Fails unless a program is on PATH; `package` has it on Debian and Ubuntu.
 pub fn require_tool(name: &str, package: &str) -> Result<()> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -72,6 +71,7 @@ pub fn require_tool(name: &str, package: &str) -> Result<()> {
         .advice(format!("install it: `apt install {package}` (Debian, Ubuntu)")))
 }
 
+/// What to install, by distribution.
 fn packages() -> &'static str {
     match env::consts::ARCH {
         "x86_64" => {

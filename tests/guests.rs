@@ -422,9 +422,11 @@ fn freshness_told(project: &Project) -> Vec<bool> {
 
 #[test]
 fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
-    let project = Project::new("silence", "freshness_secs = 6\n[[vms]]\nname = \"a\"\n");
+    // A hello every 4 s: on a machine where other guests boot, one may come late.
+    const WINDOW_MS: u64 = 12_000;
+    let project = Project::new("silence", "freshness_secs = 12\n[[vms]]\nname = \"a\"\n");
     project.expect(0, &["up"]);
-    assert!(project.vm("a")["last_handshake_age_ms"].as_u64().unwrap() <= 6000);
+    assert!(project.vm("a")["last_handshake_age_ms"].as_u64().unwrap() <= WINDOW_MS);
     let told_before = freshness_told(&project);
     assert_eq!(told_before.last(), Some(&true));
 
@@ -438,8 +440,11 @@ fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
     eventually("the silent guest to leave the window", || {
         let vm = project.vm("a");
         age = vm["last_handshake_age_ms"].as_u64().unwrap();
-        assert_eq!(vm["reachable"], age <= 6000, "{vm}");
-        assert_eq!(vm["broker"], if age <= 6000 { "reachable" } else { "waiting" });
+        assert_eq!(vm["reachable"], age <= WINDOW_MS, "{vm}");
+        assert_eq!(
+            vm["broker"],
+            if age <= WINDOW_MS { "reachable" } else { "waiting" }
+        );
         vm["broker"] == "waiting"
     });
     assert_eq!(project.vm("a")["state"], "running");

@@ -1,6 +1,8 @@
 //! The broker over real sockets: every bad input, crowds of bad clients, files taken away.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -22,17 +24,7 @@ use castra::core::journal::Rotation;
 use castra::core::paths::StateRoot;
 use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
-/// The suite's only sleep.
-fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + limit;
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < until, "waited {limit:?} in vain for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
+use support::eventually;
 
 const SOON: Duration = Duration::from_secs(20);
 

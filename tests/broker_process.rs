@@ -1,6 +1,8 @@
 //! The broker as a process of its own: started, raced for, killed, short of descriptors, stopped.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -21,19 +23,9 @@ use castra::core::failure::Exit;
 use castra::core::host::{self, Holder};
 use castra::core::records::{self, BrokerRecord};
 
-const SOON: Duration = Duration::from_secs(20);
+use support::eventually;
 
-/// The suite's only sleep.
-fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + limit;
-    loop {
-        if let Some(seen) = look() {
-            return seen;
-        }
-        assert!(Instant::now() < until, "waited {limit:?} in vain for {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
+const SOON: Duration = Duration::from_secs(20);
 
 /// A project in a directory of its own; its broker is stopped at the end.
 struct Project {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,8 @@ use castra::core::runtime::process::{qemu_pid, signal_qemu};
 use castra::core::runtime::qmp::Qmp;
 use castra::core::runtime::shutdown::{ShutdownEnding, shutdown};
 use castra::core::status::{VmState, ending};
+
+use support::eventually;
 
 /// Ample for a loaded machine; nothing waits this long unless it is about to fail.
 const AMPLE: Duration = Duration::from_secs(60);
@@ -138,15 +142,6 @@ fn phase(event: &Event) -> String {
     }
 }
 
-/// The suite's one poll.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + AMPLE;
-    while !holds() {
-        assert!(Instant::now() < until, "waited in vain for {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
 const IGNORED: &str = "timed out: the guest ignored the power button";
 
 // --- the stand-in -----------------------------------------------------------------------------
@@ -218,8 +213,8 @@ fn a_second_request_skips_the_patience() {
     let began = Instant::now();
     let phases = thread::scope(|scope| {
         let stopping = scope.spawn(|| vm.stop_within(&LifecycleConfig::default(), &cancel));
-        eventually("the power button", || {
-            vm.file(vm_file::QMP_LOG).contains("POWERDOWN")
+        eventually(AMPLE, "the power button", || {
+            vm.file(vm_file::QMP_LOG).contains("POWERDOWN").then_some(())
         });
         cancel.request();
         stopping.join().unwrap()
@@ -250,7 +245,7 @@ fn a_guest_that_cannot_hear_is_not_waited_for() {
 fn a_guest_that_the_accelerator_stops_later_is_noticed() {
     let vm = Vm::faked("internal-error=0.2");
     vm.launch().unwrap();
-    eventually("the fault", || boot_fault(&vm.paths).is_some());
+    eventually(AMPLE, "the fault", || boot_fault(&vm.paths));
     match boot_fault(&vm.paths) {
         Some(BootFault::InternalError(words)) => assert!(words.contains("KVM internal error"), "{words}"),
         other => panic!("{other:?}"),
@@ -311,14 +306,14 @@ fn a_qemu_that_never_gets_ready_is_ended() {
 fn deaths_after_the_launch_are_told() {
     let vm = Vm::faked("die-after=0.3");
     vm.launch().unwrap();
-    eventually("its death", || {
-        matches!(boot_fault(&vm.paths), Some(BootFault::Gone(_)))
+    eventually(AMPLE, "its death", || {
+        (matches!(boot_fault(&vm.paths), Some(BootFault::Gone(_)))).then_some(())
     });
     assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Crashed);
 
     let vm = Vm::faked("panic");
     let launched = vm.launch();
-    eventually("the panic", || qemu_pid(&vm.paths).is_none());
+    eventually(AMPLE, "the panic", || qemu_pid(&vm.paths).is_none().then_some(()));
     drop(launched);
     let ended = ending::read(&vm.paths).unwrap();
     assert_eq!(ended.state, VmState::Crashed);

@@ -97,28 +97,23 @@ fn a_run_record_that_is_gone_hides_no_vm_from_down() {
 #[test]
 fn other_damaged_files_are_no_obstacle() {
     let project = Project::new("damaged", ONE);
-    project.run(&["up"]).exits(0);
-    let id = fs::read_to_string(project.state("vms/web/run.json")).unwrap();
-    assert!(id.contains("launch_id"));
-    for file in [
+    const FILES: [&str; 5] = [
         "guests.json",
         "broker.json",
         "handshakes/web.json",
         "vms/web/stop.json",
         "workspace.json",
-    ] {
+    ];
+    project.run(&["up"]).exits(0);
+    let id = fs::read_to_string(project.state("vms/web/run.json")).unwrap();
+    assert!(id.contains("launch_id"));
+    for file in FILES {
         project.write_state(file, "{\"torn");
         project.run(&["status"]).exits(0);
         project.pid("web");
     }
     project.down();
-    for file in [
-        "guests.json",
-        "broker.json",
-        "handshakes/web.json",
-        "vms/web/stop.json",
-        "workspace.json",
-    ] {
+    for file in FILES {
         project.write_state(file, "{\"torn");
     }
     project.run(&["up"]).exits(0);

@@ -236,7 +236,7 @@ impl Stamped {
         self.contract_object().to_string()
     }
 
-    /// The contract object: envelope first, then the family's fields.
+    /// The contract object: the envelope and the family's fields, in alphabetical order.
     pub fn contract_object(&self) -> Value {
         let Fact { kind, phase, .. } = self.event.fact();
         let mut object = Map::new();

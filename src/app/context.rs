@@ -99,8 +99,12 @@ impl Context {
         }
     }
 
+    /// With `--json` a refusal has one `command.rejected`: the operation's own, or this, which is the
+    /// only line where nothing ran. Neither does a script read nothing at all where what was asked
+    /// for could not even begin for another reason.
     fn show(&mut self, raw: &Raw, failure: &Failure) {
-        if self.json && failure::is_refusal(failure.exit) && !self.trace.rejected {
+        let silent = self.trace.last.is_none() && failure.exit != Exit::Interrupted;
+        if self.json && !self.trace.rejected && (failure.exit.is_refusal() || silent) {
             let command = raw.command.map_or("castra", |command| command.row().words);
             self.out
                 .line(failure::rejected(command, failure, &self.trace).contract_line());

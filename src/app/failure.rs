@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use castra::core::escape::escape_line;
 use castra::core::events::Event;
 use castra::core::events::contract::Stamped;
-use castra::core::failure::{Exit, Failure};
+use castra::core::failure::Failure;
 use castra::core::host;
 use castra::core::reporter::wall_clock;
 
@@ -43,11 +43,6 @@ fn lines(text: &str, indent: &str) -> String {
         .join(&format!("\n{indent}"))
 }
 
-/// Whether the contract calls this a refusal (DESIGN §8).
-pub fn is_refusal(exit: Exit) -> bool {
-    (64..=75).contains(&exit.code())
-}
-
 /// The refusal's contract line: behind what an operation has told, or alone.
 pub fn rejected(command: &str, failure: &Failure, trace: &Trace) -> Stamped {
     let (run, seq, offset_ms) = match &trace.last {
@@ -58,30 +53,19 @@ pub fn rejected(command: &str, failure: &Failure, trace: &Trace) -> Stamped {
             0,
         ),
     };
-    let detail = match &failure.why {
-        Some(why) => format!("{}: {why}", failure.what),
-        None => failure.what.clone(),
-    };
     Stamped {
         ts: wall_clock(SystemTime::now()),
         offset_ms,
         seq,
         run,
-        event: Event::CommandRejected {
-            command: command.to_owned(),
-            detail,
-            remediation: failure.next.clone(),
-            exit_status: Some(i32::from(failure.exit.code())),
-            source: "cli".to_owned(),
-            thread: None,
-            turn: None,
-        },
+        event: Event::rejected(command, failure, "cli"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use castra::core::failure::Exit;
 
     #[test]
     fn what_why_and_next_on_lines_of_their_own() {
@@ -105,6 +89,6 @@ mod tests {
         };
         let stamped = rejected("up", &failure, &trace);
         assert_eq!((stamped.run.as_str(), stamped.seq), ("r", 5));
-        assert!(is_refusal(Exit::Busy) && !is_refusal(Exit::Failed) && !is_refusal(Exit::Interrupted));
+        assert!(Exit::Busy.is_refusal() && !Exit::Failed.is_refusal() && !Exit::Interrupted.is_refusal());
     }
 }

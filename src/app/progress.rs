@@ -126,14 +126,19 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
 
 /// The frame of an operation is for scripts; people see its beginning and end by themselves.
 /// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`. Steps with
-/// nothing to do are no news, except the connection, which every bootstrap needs.
+/// nothing to do are no news, except the connection, which every bootstrap needs. A blocker is what
+/// the operation then fails with, and that is shown at its end with cause and advice.
 fn is_told(event: &Event) -> bool {
     if let Event::BootstrapPlanned(plan) = event {
         return plan.action != BootstrapPlanAction::Run;
     }
     !matches!(
         event,
-        Event::CommandAccepted { .. }
+        Event::Message {
+            severity: Severity::Blocker,
+            ..
+        } | Event::CommandAccepted { .. }
+            | Event::CommandRejected { .. }
             | Event::CommandCompleted { .. }
             | Event::CommandFailed { .. }
             | Event::Summary { .. }
@@ -277,6 +282,10 @@ impl<'a> JsonReporter<'a> {
 
 impl Reporter for JsonReporter<'_> {
     fn report(&mut self, stamped: &Stamped) {
+        self.report_line(stamped, &stamped.contract_line());
+    }
+
+    fn report_line(&mut self, stamped: &Stamped, line: &str) {
         // The broker's events pass through in between; they are of another run.
         let own = self
             .trace
@@ -287,7 +296,7 @@ impl Reporter for JsonReporter<'_> {
             self.trace.last = Some((stamped.run.clone(), stamped.seq, stamped.offset_ms));
         }
         self.trace.rejected |= matches!(stamped.event, Event::CommandRejected { .. });
-        self.output.line(stamped.contract_line());
+        self.output.line(line);
         self.output.flush();
     }
 }

@@ -71,6 +71,22 @@ impl Exit {
         }
     }
 
+    /// Whether the contract calls this a refusal (exit codes 64 to 75, DESIGN §8).
+    pub fn is_refusal(self) -> bool {
+        (64..=75).contains(&self.code())
+    }
+
+    /// Whether the same will happen again until somebody acts: something is missing, wrong or
+    /// full. A lock that somebody holds is not of that kind.
+    pub fn blocks(self) -> bool {
+        match self {
+            Exit::Config | Exit::NoInput | Exit::Unavailable | Exit::CantCreate | Exit::Io => true,
+            Exit::Done | Exit::Failed | Exit::Usage | Exit::Internal | Exit::Busy | Exit::Interrupted => {
+                false
+            }
+        }
+    }
+
     /// What the code means, one line for the man page.
     pub fn meaning(self) -> &'static str {
         match self {
@@ -117,6 +133,14 @@ impl Failure {
         }
     }
 
+    /// What happened and why, on one line, without what to do about it.
+    pub fn cause(&self) -> String {
+        match &self.why {
+            Some(why) => format!("{}: {why}", self.what),
+            None => self.what.clone(),
+        }
+    }
+
     /// Adds the cause.
     pub fn because(mut self, why: impl fmt::Display) -> Failure {
         self.why = Some(why.to_string());
@@ -152,10 +176,7 @@ impl Failure {
 impl fmt::Display for Failure {
     /// One line: `what: why (next)`. The several-line form for a terminal is `app`'s.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.what)?;
-        if let Some(why) = &self.why {
-            write!(f, ": {why}")?;
-        }
+        write!(f, "{}", self.cause())?;
         if let Some(next) = &self.next {
             write!(f, " ({next})")?;
         }

@@ -9,6 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::core::host;
@@ -31,12 +32,27 @@ impl Default for Rotation {
     }
 }
 
+/// Room for lines that is kept from one append to the next, bytes.
+const MOST_KEPT: usize = 64 * 1024;
+
+/// Where the next line belongs.
+enum Room {
+    /// Into the open file.
+    Here,
+    /// Into the next, when this one has been rotated.
+    TooLarge,
+    /// Into another file: the path doesn't lead to the open one any more.
+    Elsewhere,
+}
+
 /// A line file open for appending.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
     file: File,
     rotation: Rotation,
+    /// What is being appended; kept for its room.
+    bytes: Vec<u8>,
 }
 
 impl Journal {
@@ -47,7 +63,12 @@ impl Journal {
             host::ensure_private_dir(dir)?;
         }
         let file = open_for_append(&path)?;
-        let mut journal = Journal { path, file, rotation };
+        let mut journal = Journal {
+            path,
+            file,
+            rotation,
+            bytes: Vec::new(),
+        };
         journal.settle()?;
         Ok(journal)
     }
@@ -59,48 +80,74 @@ impl Journal {
 
     /// Appends one line (without line end) or several joined by line feeds, whole, with one `write`.
     pub fn append(&mut self, lines: &str) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(lines.len() + 1);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
         bytes.extend_from_slice(lines.as_bytes());
         bytes.push(b'\n');
+        let outcome = self.append_bytes(&bytes);
+        // One long batch shouldn't hold its room for ever.
+        if bytes.capacity() <= MOST_KEPT {
+            self.bytes = bytes;
+        }
+        outcome
+    }
+
+    fn append_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
             host::lock_open_file(&self.file, false)?;
-            if !host::names_this_file(&self.path, &self.file) {
-                // Somebody rotated it, or removed it.
-                self.file = match open_for_append(&self.path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        if let Some(dir) = self.path.parent() {
-                            host::ensure_private_dir(dir)?;
-                        }
-                        open_for_append(&self.path)?
-                    }
-                    other => other?,
-                };
-                self.settle()?;
-                continue;
-            }
-            if self.file.metadata()?.len() >= self.rotation.max_bytes {
-                host::unlock_open_file(&self.file);
-                self.settle()?;
-                continue;
-            }
-            let written = self.write_whole(&bytes);
+            let outcome = match self.room() {
+                Ok(Room::Here) => self.write_whole(bytes).map(Some),
+                Ok(Room::TooLarge) => Ok(None),
+                Ok(Room::Elsewhere) => self.reopen().map(|()| None),
+                Err(error) => Err(error),
+            };
+            // A lock on a file that was reopened went with its descriptor.
             host::unlock_open_file(&self.file);
-            return written;
+            match outcome? {
+                Some(written) if written == bytes.len() => return Ok(()),
+                // A full disk cut it short: what of it is there must not stay.
+                Some(_) => {
+                    self.settle()?;
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                None => self.settle()?,
+            }
         }
     }
 
-    /// One `write` under O_APPEND. What a full disk cut short ends in a line end of its own as
-    /// soon as there is room: `settle` of the next opener cuts it, and so do we at once.
-    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<()> {
-        match self.file.write(bytes) {
-            Ok(written) if written == bytes.len() => Ok(()),
-            Ok(_) => {
-                host::unlock_open_file(&self.file);
-                self.settle()?;
-                Err(io::ErrorKind::StorageFull.into())
+    /// Under the shared lock: whether the next line belongs into the open file.
+    fn room(&self) -> io::Result<Room> {
+        let open = self.file.metadata()?;
+        let named = fs::metadata(&self.path);
+        let here = named.is_ok_and(|named| named.ino() == open.ino() && named.dev() == open.dev());
+        Ok(match here {
+            false => Room::Elsewhere,
+            true if open.len() >= self.rotation.max_bytes => Room::TooLarge,
+            true => Room::Here,
+        })
+    }
+
+    /// Somebody rotated the file, or removed it or the directory it was in.
+    fn reopen(&mut self) -> io::Result<()> {
+        self.file = match open_for_append(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(dir) = self.path.parent() {
+                    host::ensure_private_dir(dir)?;
+                }
+                open_for_append(&self.path)?
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.write_whole(bytes),
-            Err(error) => Err(error),
+            other => other?,
+        };
+        Ok(())
+    }
+
+    /// One `write` under O_APPEND.
+    fn write_whole(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.file.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
         }
     }
 

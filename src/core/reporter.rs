@@ -5,6 +5,8 @@
 //! (`app`), the journal's files (`core::journal`).
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
@@ -17,6 +19,12 @@ use crate::core::journal::Journal;
 pub trait Reporter: Send {
     /// One event. Called under a lock: return soon.
     fn report(&mut self, event: &Stamped);
+
+    /// The same event, with its contract line where that has been made already: for reporters
+    /// that hand on the line.
+    fn report_line(&mut self, event: &Stamped, _line: &str) {
+        self.report(event);
+    }
 }
 
 /// A reporter that drops everything.
@@ -37,6 +45,10 @@ impl<R: Reporter + ?Sized> Reporter for &mut R {
     fn report(&mut self, event: &Stamped) {
         (**self).report(event);
     }
+
+    fn report_line(&mut self, event: &Stamped, line: &str) {
+        (**self).report_line(event, line);
+    }
 }
 
 /// Stamps events and hands them on; shared by the threads of one operation.
@@ -50,6 +62,7 @@ struct Inner<'a> {
     seq: u64,
     reporter: &'a mut dyn Reporter,
     journal: Option<Journal>,
+    said_not_kept: bool,
 }
 
 impl fmt::Debug for Emitter<'_> {
@@ -65,6 +78,16 @@ pub fn wall_clock(now: SystemTime) -> String {
     humantime::format_rfc3339_millis(now).to_string()
 }
 
+/// What is said about a journal that can't be opened or written, once a run.
+pub fn not_kept(path: &Path, error: &io::Error) -> Event {
+    Event::advice(
+        Severity::Warn,
+        None,
+        format!("events can't be kept in {}: {error}", path.display()),
+        "the operation goes on; make the journal writable to keep its history",
+    )
+}
+
 impl<'a> Emitter<'a> {
     /// An emitter for a new run. Without a journal, events reach the reporter alone.
     pub fn new(reporter: &'a mut dyn Reporter) -> Emitter<'a> {
@@ -76,6 +99,7 @@ impl<'a> Emitter<'a> {
                 seq: 0,
                 reporter,
                 journal: None,
+                said_not_kept: false,
             }),
         }
     }
@@ -95,30 +119,30 @@ impl<'a> Emitter<'a> {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Tells one fact. A journal that can't be written is reported once and given up; the
-    /// operation goes on.
+    /// Tells one fact: kept first, so that whoever hears of it finds it in the journal. A journal
+    /// that can't be written is spoken of once; the operation goes on, and so do the tries: when a
+    /// disk was full for a while, only the lines of that while are missing.
     pub fn emit(&self, event: Event) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let stamped = self.stamp(&mut inner, event);
-        inner.reporter.report(&stamped);
-        let Some(journal) = inner.journal.as_mut() else {
+        let Inner {
+            reporter, journal, ..
+        } = &mut *inner;
+        let Some(journal) = journal else {
+            reporter.report(&stamped);
             return;
         };
-        let Err(error) = journal.append(&stamped.contract_line()) else {
+        let line = stamped.contract_line();
+        let kept = journal.append(&line);
+        reporter.report_line(&stamped, &line);
+        let Err(error) = kept else {
             return;
         };
-        let text = format!("events can't be kept in {}: {error}", journal.path().display());
-        inner.journal = None;
-        let notice = self.stamp(
-            &mut inner,
-            Event::advice(
-                Severity::Warn,
-                None,
-                text,
-                "the operation goes on; make the journal writable to keep its history",
-            ),
-        );
-        inner.reporter.report(&notice);
+        let notice = not_kept(journal.path(), &error);
+        if !std::mem::replace(&mut inner.said_not_kept, true) {
+            let notice = self.stamp(&mut inner, notice);
+            inner.reporter.report(&notice);
+        }
     }
 
     /// Hands on an event that somebody else has stamped and kept, unchanged.

@@ -3,6 +3,9 @@
 //! Here: the `type` and `phase` words and the envelope. Not here: the events themselves
 //! (`core::events`), or writing lines anywhere (`core::reporter`, `core::journal`).
 
+use std::fmt;
+use std::io::Write;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -231,33 +234,41 @@ impl Event {
 }
 
 impl Stamped {
-    /// The contract line, without its line end.
+    /// The contract line, without its line end: the envelope, then the family's fields in the
+    /// order in which [`Event`] declares them, `phase` behind `vm`.
     pub fn contract_line(&self) -> String {
-        self.contract_object().to_string()
+        let Fact { variant, kind, phase } = self.event.fact();
+        // Longer than nearly every line; a plan or a script's long line grows it once.
+        let mut line = Vec::with_capacity(512);
+        let _ = write!(
+            line,
+            r#"{{"type":"{kind}","v":{CONTRACT_VERSION},"ts":{},"offset_ms":{},"seq":{},"run":{}"#,
+            Quoted(&self.ts),
+            self.offset_ms,
+            self.seq,
+            Quoted(&self.run)
+        );
+        // The embedders' encoding is `{"Variant":{fields}}`: without its wrapping it is the rest
+        // of the line. So no field can be in one and not in the other.
+        let envelope = line.len();
+        serde_json::to_writer(&mut line, &self.event).expect("events are plain data with text keys");
+        let wrapping = r#"{"":{"#.len() + variant.len();
+        line.drain(envelope + 1..envelope + wrapping);
+        line[envelope] = b',';
+        line.pop();
+        if let Some(phase) = phase {
+            // `vm` comes first in this family, and no comma is in a VM's name.
+            let fields = envelope + 1;
+            let vm = line[fields..].iter().position(|byte| *byte == b',');
+            let behind = vm.map_or(fields, |comma| fields + comma + 1);
+            line.splice(behind..behind, format!(r#""phase":"{phase}","#).into_bytes());
+        }
+        String::from_utf8(line).expect("JSON is UTF-8")
     }
 
-    /// The contract object: the envelope and the family's fields, in alphabetical order.
+    /// The contract line as an object.
     pub fn contract_object(&self) -> Value {
-        let Fact { kind, phase, .. } = self.event.fact();
-        let mut object = Map::new();
-        object.insert("type".into(), kind.into());
-        object.insert("v".into(), CONTRACT_VERSION.into());
-        object.insert("ts".into(), self.ts.as_str().into());
-        object.insert("offset_ms".into(), self.offset_ms.into());
-        object.insert("seq".into(), self.seq.into());
-        object.insert("run".into(), self.run.as_str().into());
-        if let Some(phase) = phase {
-            object.insert("phase".into(), phase.into());
-        }
-        let tagged = serde_json::to_value(&self.event).expect("events are plain data with text keys");
-        if let Value::Object(tagged) = tagged {
-            for fields in tagged.into_iter().map(|(_, fields)| fields) {
-                if let Value::Object(fields) = fields {
-                    object.extend(fields);
-                }
-            }
-        }
-        Value::Object(object)
+        serde_json::from_str(&self.contract_line()).expect("a contract line is JSON")
     }
 
     /// Reads a contract line back; `None` for types of a later castra and for lines that are
@@ -290,6 +301,19 @@ impl Stamped {
     }
 }
 
+/// A text of the envelope as JSON. Ours need no escapes; one that was read from a file might.
+struct Quoted<'a>(&'a str);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+        match self.0.bytes().all(plain) {
+            true => write!(f, "\"{}\"", self.0),
+            false => Value::from(self.0).fmt(f),
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -315,6 +339,38 @@ mod tests {
             Stamped::from_contract_line(&stamped.contract_line()),
             Some(stamped)
         );
+    }
+
+    #[test]
+    fn keys_stand_in_the_documented_order() {
+        let stamped = Stamped {
+            ts: "2026-11-21T10:00:00.000Z".into(),
+            offset_ms: 12,
+            seq: 3,
+            run: "r1".into(),
+            event: Event::ShutdownRequested {
+                vm: "web-0".parse().unwrap(),
+                pid: 7,
+            },
+        };
+        assert_eq!(
+            stamped.contract_line(),
+            r#"{"type":"vm.lifecycle","v":1,"ts":"2026-11-21T10:00:00.000Z","offset_ms":12,"seq":3,"run":"r1","vm":"web-0","phase":"shutdown-requested","pid":7}"#
+        );
+    }
+
+    #[test]
+    fn an_odd_run_id_read_from_a_file_stays_json() {
+        let stamped = Stamped {
+            ts: "\"\\\n".into(),
+            offset_ms: 0,
+            seq: 0,
+            run: "r\"}\u{1b}".into(),
+            event: Event::message(Severity::Info, None, "a \"b\" c, d"),
+        };
+        let line = stamped.contract_line();
+        assert!(!line.contains('\n'), "{line}");
+        assert_eq!(Stamped::from_contract_line(&line), Some(stamped));
     }
 
     #[test]

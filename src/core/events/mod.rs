@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::core::failure::Failure;
 use crate::core::name::VmName;
 
 /// How much attention a message asks for (the Attention Model, DESIGN §8).
@@ -520,5 +521,18 @@ impl Event {
             *slot = Some(remediation.into());
         }
         event
+    }
+
+    /// A refusal: what happened and why, what to do, and the exit code it means.
+    pub fn rejected(command: &str, failure: &Failure, source: &str) -> Event {
+        Event::CommandRejected {
+            command: command.to_owned(),
+            detail: failure.cause(),
+            remediation: failure.next.clone(),
+            exit_status: Some(i32::from(failure.exit.code())),
+            source: source.to_owned(),
+            thread: None,
+            turn: None,
+        }
     }
 }

@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::core::cancel::Cancel;
-use crate::core::events::{Event, VmCounts};
+use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::default_guest::{self, DefaultGuest, GuestKind};
 use crate::core::images::images_dir;
-use crate::core::reporter::{Emitter, Reporter};
+use crate::core::operations::run::Operation;
+use crate::core::reporter::Reporter;
 
 /// What to do with the cache.
 #[derive(Clone, Debug)]
@@ -157,57 +158,26 @@ fn build(
     kind: GuestKind,
     reporter: &mut dyn Reporter,
 ) -> Result<ImageOutcome> {
-    const COMMAND: &str = "image build";
-    let emitter = Emitter::new(reporter);
     let found = default_guest::find_default_guest(&options.home, kind);
     let was_there = found.is_some();
     // A forced build makes the kind's own, even where another one serves as it.
     let dir = place(found.as_ref().filter(|_| !force), &options.home, kind);
-    emitter.emit(Event::CommandAccepted {
-        command: COMMAND.to_owned(),
-        detail: Some(dir.display().to_string()),
-        source: "cli".to_owned(),
-        thread: None,
-        turn: None,
-    });
+    let operation = Operation::accept_unkept("image build", Some(dir.display().to_string()), reporter);
+    let emitter = operation.emitter();
     let guest = match force {
-        true => default_guest::rebuild_default_guest(&options.home, kind, &emitter, &options.cancel),
-        false => default_guest::ensure_default_guest(&options.home, kind, &emitter, &options.cancel),
+        true => default_guest::rebuild_default_guest(&options.home, kind, emitter, &options.cancel),
+        false => default_guest::ensure_default_guest(&options.home, kind, emitter, &options.cancel),
+    };
+    let guest = match guest {
+        Ok(guest) => guest,
+        Err(failure) => return Err(operation.fail(failure, VmCounts::default())),
     };
     let duration_ms = emitter.elapsed_ms();
-    let exit = guest.as_ref().map_or_else(|failure| failure.exit, |_| Exit::Done);
-    let exit_status = i32::from(exit.code());
-    emitter.emit(match &guest {
-        Ok(_) => Event::CommandCompleted {
-            command: COMMAND.to_owned(),
-            detail: Some(dir.display().to_string()),
-            duration_ms: Some(duration_ms),
-            exit_status: Some(exit_status),
-            source: "cli".to_owned(),
-            thread: None,
-            turn: None,
-        },
-        Err(failure) => Event::CommandFailed {
-            command: COMMAND.to_owned(),
-            detail: failure.to_string(),
-            duration_ms: Some(duration_ms),
-            exit_status: Some(exit_status),
-            source: "cli".to_owned(),
-            thread: None,
-            turn: None,
-        },
-    });
     let bytes = bytes_in(&dir);
-    emitter.emit(Event::Summary {
-        operation: COMMAND.to_owned(),
-        duration_ms,
-        exit_status,
-        vms: VmCounts::default(),
-        bytes,
-        verdict: None,
-    });
+    let detail = Some(dir.display().to_string());
+    operation.end(Exit::Done, detail, VmCounts::default(), bytes);
     Ok(ImageOutcome::Build {
-        guest: guest?,
+        guest,
         built: force || !was_there,
         bytes,
         duration_ms,

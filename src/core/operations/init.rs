@@ -1,16 +1,19 @@
 //! `init`: a castra.toml to start from.
 //!
 //! Here: the starter file and writing it without taking anybody's place. Not here: the schema it
-//! follows (`core::config`, docs/CONFIG.md). There is no project yet, so nothing is journaled.
+//! follows (`core::config`, docs/CONFIG.md).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::core::config::{CONFIG_FILE, workspace};
-use crate::core::events::{Event, VmCounts};
+use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::reporter::{Emitter, Reporter};
+use crate::core::journal::Rotation;
+use crate::core::operations::run::Operation;
+use crate::core::paths::{StateRoot, castra_home};
+use crate::core::reporter::Reporter;
 
 /// The starter, with `@PROJECT@` in the place of the name.
 const TEMPLATE: &str = include_str!("init.toml");
@@ -54,48 +57,24 @@ pub fn init(options: InitOptions, reporter: &mut dyn Reporter) -> Result<InitOut
         None => folder_project(folder),
     };
 
-    let emitter = Emitter::new(reporter);
-    emitter.emit(Event::CommandAccepted {
-        command: "init".to_owned(),
-        detail: Some(path.display().to_string()),
-        source: "cli".to_owned(),
-        thread: None,
-        turn: None,
-    });
-    let written = write(&path, &starter(&project), options.force);
-    let exit = written
-        .as_ref()
-        .map_or_else(|failure| failure.exit, |()| Exit::Done);
-    let (duration_ms, exit_status) = (emitter.elapsed_ms(), i32::from(exit.code()));
-    emitter.emit(match &written {
-        Ok(()) => Event::CommandCompleted {
-            command: "init".to_owned(),
-            detail: Some(path.display().to_string()),
-            duration_ms: Some(duration_ms),
-            exit_status: Some(exit_status),
-            source: "cli".to_owned(),
-            thread: None,
-            turn: None,
-        },
-        Err(failure) => Event::CommandFailed {
-            command: "init".to_owned(),
-            detail: failure.to_string(),
-            duration_ms: Some(duration_ms),
-            exit_status: Some(exit_status),
-            source: "cli".to_owned(),
-            thread: None,
-            turn: None,
-        },
-    });
-    emitter.emit(Event::Summary {
-        operation: "init".to_owned(),
-        duration_ms,
-        exit_status,
-        vms: VmCounts::default(),
-        bytes: 0,
-        verdict: None,
-    });
-    written.map(|()| InitOutcome { path, project })
+    let detail = Some(path.display().to_string());
+    let operation = match state_root_of(&project, folder) {
+        Some(state) => Operation::accept("init", detail.clone(), &state, Rotation::default(), reporter),
+        None => Operation::accept_unkept("init", detail.clone(), reporter),
+    };
+    if let Err(failure) = write(&path, &starter(&project), options.force) {
+        return Err(operation.fail(failure, VmCounts::default()));
+    }
+    operation.end(Exit::Done, detail, VmCounts::default(), 0);
+    Ok(InitOutcome { path, project })
+}
+
+/// The state root that the new config will have, if it is there: where a project that has been up
+/// gets a new config, its journal tells of it. `init` makes none, so that it leaves one file.
+fn state_root_of(project: &str, folder: &Path) -> Option<StateRoot> {
+    let folder = fs::canonicalize(folder).ok()?;
+    let root = workspace::projects_dir(&castra_home()?).join(workspace::id(project, &folder));
+    root.is_dir().then(|| StateRoot::new(root))
 }
 
 /// The text of a starter for a project of this name.

@@ -15,7 +15,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::journal::{Journal, Rotation};
 use crate::core::paths::StateRoot;
-use crate::core::reporter::{Emitter, Reporter};
+use crate::core::reporter::{Emitter, Reporter, not_kept};
 
 /// Who asked for an operation, as `command.*` events name it.
 const SOURCE: &str = "cli";
@@ -36,14 +36,32 @@ impl<'a> Operation<'a> {
         rotation: Rotation,
         reporter: &'a mut dyn Reporter,
     ) -> Operation<'a> {
+        Operation::begin(command, detail, Some((state, rotation)), reporter)
+    }
+
+    /// Begins an operation that belongs to no state root: nothing keeps its events.
+    pub(crate) fn accept_unkept(
+        command: &'static str,
+        detail: Option<String>,
+        reporter: &'a mut dyn Reporter,
+    ) -> Operation<'a> {
+        Operation::begin(command, detail, None, reporter)
+    }
+
+    fn begin(
+        command: &'static str,
+        detail: Option<String>,
+        kept_in: Option<(&StateRoot, Rotation)>,
+        reporter: &'a mut dyn Reporter,
+    ) -> Operation<'a> {
         let emitter = Emitter::new(reporter);
-        let unwritable = match Journal::open(state.events(), rotation) {
-            Ok(journal) => {
-                emitter.attach_journal(journal);
-                None
+        let mut trouble = None;
+        if let Some((state, rotation)) = kept_in {
+            match Journal::open(state.events(), rotation) {
+                Ok(journal) => emitter.attach_journal(journal),
+                Err(error) => trouble = Some(not_kept(&state.events(), &error)),
             }
-            Err(error) => Some(error),
-        };
+        }
         emitter.emit(Event::CommandAccepted {
             command: command.to_owned(),
             detail,
@@ -51,13 +69,8 @@ impl<'a> Operation<'a> {
             thread: None,
             turn: None,
         });
-        if let Some(error) = unwritable {
-            emitter.emit(Event::advice(
-                Severity::Warn,
-                None,
-                format!("events can't be kept in {}: {error}", state.events().display()),
-                "the operation goes on; make the journal writable to keep its history",
-            ));
+        if let Some(trouble) = trouble {
+            emitter.emit(trouble);
         }
         Operation { command, emitter }
     }
@@ -106,8 +119,19 @@ impl<'a> Operation<'a> {
         });
     }
 
-    /// Ends with a failure of the operation as a whole, and hands it back.
+    /// Ends with a failure of the operation as a whole, and hands it back. What nothing can go on
+    /// without is a `blocker`, and a refusal one `command.rejected`; the frame's end follows as
+    /// always.
     pub(crate) fn fail(self, failure: Failure, vms: VmCounts) -> Failure {
+        if failure.exit.blocks() {
+            let next = failure.next.clone();
+            let next = next.unwrap_or_else(|| format!("mend that, then run `castra {}` again", self.command));
+            self.emitter
+                .emit(Event::advice(Severity::Blocker, None, failure.cause(), next));
+        }
+        if failure.exit.is_refusal() {
+            self.emitter.emit(Event::rejected(self.command, &failure, SOURCE));
+        }
         self.end(failure.exit, Some(failure.to_string()), vms, 0);
         failure
     }

@@ -5,6 +5,7 @@
 
 pub mod bootstrap;
 pub mod broker;
+pub mod bus;
 pub mod cancel;
 pub mod config;
 pub mod escape;

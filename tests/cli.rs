@@ -26,6 +26,7 @@ const COMMANDS: &[&[&str]] = &[
     &["status"],
     &["logs"],
     &["events"],
+    &["ports"],
     &["workspaces"],
     &["image", "build"],
     &["image", "list"],

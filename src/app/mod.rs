@@ -18,6 +18,7 @@ mod interrupt;
 mod logs;
 mod man;
 mod output;
+mod ports;
 mod progress;
 mod screen;
 mod select;
@@ -75,6 +76,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::ImagePath => image::path(context, raw),
         Command::Init => init::run(context, raw),
         Command::Logs => logs::run(context, raw),
+        Command::Ports => ports::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),

@@ -48,6 +48,12 @@ pub fn launcher() -> Result<ProcessBrokerLauncher> {
 fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
     if raw.plan {
         show_plans(context, &outcome.plans);
+        for conflict in &outcome.port_conflicts {
+            let error = context.err_style.bad("error:");
+            let next = context.err_style.strong("try:");
+            let line = format!("{error} {conflict}\n  {next} {}", conflict.advice());
+            context.screen.say(&line);
+        }
         return;
     }
     if context.quiet {

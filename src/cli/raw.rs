@@ -69,6 +69,10 @@ pub struct Raw {
     pub discard: bool,
     /// `--all`.
     pub all: bool,
+    /// `--active`.
+    pub active: bool,
+    /// `--verbose`.
+    pub verbose: bool,
     /// `--watch`.
     pub watch: bool,
     /// `--source SOURCE`, in the order given.

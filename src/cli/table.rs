@@ -20,6 +20,7 @@ pub enum Command {
     Down,
     Bootstrap,
     Status,
+    Ports,
     Ssh,
     Exec,
     Logs,
@@ -359,6 +360,30 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra status",
             "castra status --json | jq .reachable",
             "castra status --all",
+        ],
+    },
+    CommandRow {
+        command: Command::Ports,
+        words: "ports",
+        section: Section::Looking,
+        operands: &[],
+        brief: "show which host ports are wanted, in use or in conflict",
+        manual: "Lists the port of the broker and the forwards of every VM. Nothing is bound or changed for \
+                 it.\n\n\
+                 STATE is active (a running VM has it), declared (wanted, and nobody is in the way), \
+                 conflicting (a VM of any project of yours, or another program, has it: it is named) or \
+                 broker-reserved (it is a broker's; while VMs run their broker's port stays reserved even if no \
+                 broker runs, because the guests were told it). PORT is `auto` where a free one will be chosen. \
+                 `castra up` refuses to start VMs whose ports conflict.\n\n\
+                 With --json one object, `schema` castra.ports.v1: `project`, `workspace`, `config_path`, \
+                 `state_root`, `conflicts` (a count), and `ports` with, for each: `vm` (null: the broker), \
+                 `port` (null: chosen at launch), `guest`, `protocol`, `state`, `pid`, `owner` (who else has it: \
+                 `kind` vm, broker or process, with `vm`, `project`, `workspace`, `pid` or `name`) and \
+                 `also_declared_by`, the idle VMs of other projects that want the same port.",
+        examples: &[
+            "castra ports",
+            "castra ports --active --all",
+            "castra ports --json | jq .conflicts",
         ],
     },
     CommandRow {

@@ -32,7 +32,7 @@ pub enum Exit {
     CantCreate,
     /// Input or output failed.
     Io,
-    /// Somebody else holds the lock; try again.
+    /// Somebody else holds the lock or the port; try again.
     Busy,
     /// Ended by Ctrl-C or SIGTERM.
     Interrupted,
@@ -99,7 +99,7 @@ impl Exit {
             Exit::Internal => "internal error",
             Exit::CantCreate => "a file can't be created",
             Exit::Io => "input or output failed",
-            Exit::Busy => "busy, somebody else holds the lock: try again",
+            Exit::Busy => "busy, somebody else holds the lock or the port: try again",
             Exit::Interrupted => "interrupted",
         }
     }

@@ -403,10 +403,98 @@ pub fn memory_available() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Transport of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// TCP, listening.
+    Tcp,
+    /// UDP, bound.
+    Udp,
+}
+
+/// A socket that keeps others from a port of 127.0.0.1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundPort {
+    /// Transport.
+    pub transport: Transport,
+    /// The port.
+    pub port: u16,
+    inode: String,
+}
+
+impl BoundPort {
+    /// Who has it, as `name (pid N)`, where `/proc` shows it; processes of other users stay hidden
+    /// to all but root. It looks through all of `/proc`.
+    pub fn owner(&self) -> Option<String> {
+        socket_owner(&HashSet::from([self.inode.clone()]))
+    }
+}
+
+/// Every socket that keeps others from a port of 127.0.0.1: bound to it, or to all addresses.
+/// Opens nothing but the kernel's tables (proc(5)), so nobody else's bind can fail of it.
+pub fn bound_ports() -> Vec<BoundPort> {
+    const TABLES: [(&str, Transport); 4] = [
+        ("/proc/net/tcp", Transport::Tcp),
+        ("/proc/net/tcp6", Transport::Tcp),
+        ("/proc/net/udp", Transport::Udp),
+        ("/proc/net/udp6", Transport::Udp),
+    ];
+    let mut found = Vec::new();
+    for (path, transport) in TABLES {
+        let table = fs::read_to_string(path).unwrap_or_default();
+        found.extend(
+            table
+                .lines()
+                .skip(1)
+                .filter_map(|line| bound_port(line, transport)),
+        );
+    }
+    found
+}
+
+/// One line of such a table: `sl local_address rem_address st … inode`.
+fn bound_port(line: &str, transport: Transport) -> Option<BoundPort> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_whitespace();
+    let (address, port) = fields.nth(1)?.split_once(':')?;
+    let listens = fields.nth(1)? == LISTEN;
+    let inode = fields.nth(5)?.to_owned();
+    (stands_before_loopback(address) && (listens || transport == Transport::Udp)).then_some(BoundPort {
+        transport,
+        port: u16::from_str_radix(port, 16).ok()?,
+        inode,
+    })
+}
+
+/// Whether a socket at this address keeps others from 127.0.0.1. The kernel prints addresses as
+/// words of the host's own byte order.
+fn stands_before_loopback(address: &str) -> bool {
+    let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
+    let v4 = match address.len() {
+        8 => address,
+        // An IPv4 address in an IPv6 socket. One bound to `::` takes IPv4 too, as a rule.
+        32 if address.bytes().all(|digit| digit == b'0') => return true,
+        32 if address.starts_with(&format!("{}{}", "0".repeat(16), word([0, 0, 0xff, 0xff]))) => {
+            &address[24..]
+        }
+        _ => return false,
+    };
+    v4 == word([127, 0, 0, 1]) || v4 == word([0; 4])
+}
+
 /// Who listens on a TCP port of the loopback or of all addresses, as `name (pid N)`, where
 /// `/proc` shows it; processes of other users stay hidden to all but root.
 pub fn port_owner(port: u16) -> Option<String> {
-    let inodes = listening_inodes(port);
+    let inodes: HashSet<String> = bound_ports()
+        .into_iter()
+        .filter(|bound| bound.port == port && bound.transport == Transport::Tcp)
+        .map(|bound| bound.inode)
+        .collect();
+    socket_owner(&inodes)
+}
+
+/// The process that has one of these sockets, as `name (pid N)`.
+fn socket_owner(inodes: &HashSet<String>) -> Option<String> {
     if inodes.is_empty() {
         return None;
     }
@@ -436,27 +524,6 @@ pub fn port_owner(port: u16) -> Option<String> {
         }
     }
     None
-}
-
-/// The socket inodes listening on a port, from `/proc/net/tcp` and `tcp6` (proc(5)).
-fn listening_inodes(port: u16) -> HashSet<String> {
-    const LISTEN: &str = "0A";
-    let wanted = format!(":{port:04X}");
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|table| {
-            table
-                .lines()
-                .skip(1)
-                .filter_map(|line| {
-                    let fields: Vec<&str> = line.split_whitespace().collect();
-                    let listening = fields.get(3) == Some(&LISTEN) && fields.get(1)?.ends_with(&wanted);
-                    listening.then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
-                })
-                .collect::<Vec<_>>()
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -503,6 +570,55 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let owner = port_owner(listener.local_addr().unwrap().port()).unwrap();
         assert!(owner.contains(&format!("pid {}", std::process::id())), "{owner}");
+    }
+
+    #[test]
+    fn what_keeps_others_from_a_loopback_port_is_known() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let any = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let elsewhere = std::net::TcpListener::bind("127.0.0.2:0").unwrap();
+        let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let me = format!("pid {}", std::process::id());
+        let bound = bound_ports();
+        let owner = |transport: Transport, port: u16| {
+            let found = bound
+                .iter()
+                .find(|bound| (bound.transport, bound.port) == (transport, port))?;
+            Some(found.owner().unwrap_or_default())
+        };
+        for (transport, port) in [
+            (Transport::Tcp, tcp.local_addr().unwrap().port()),
+            (Transport::Tcp, any.local_addr().unwrap().port()),
+            (Transport::Udp, udp.local_addr().unwrap().port()),
+        ] {
+            assert!(
+                owner(transport, port).unwrap().contains(&me),
+                "{transport:?} {port}"
+            );
+        }
+        let port = elsewhere.local_addr().unwrap().port();
+        if tcp.local_addr().unwrap().port() != port && any.local_addr().unwrap().port() != port {
+            assert_eq!(owner(Transport::Tcp, port), None);
+        }
+    }
+
+    #[test]
+    fn addresses_as_the_kernel_prints_them() {
+        if cfg!(target_endian = "big") {
+            return;
+        }
+        for (address, stands) in [
+            ("0100007F", true),
+            ("00000000", true),
+            ("0200007F", false),
+            ("0101A8C0", false),
+            ("00000000000000000000000000000000", true),
+            ("00000000000000000000000001000000", false),
+            ("0000000000000000FFFF00000100007F", true),
+            ("0000000000000000FFFF00000200007F", false),
+        ] {
+            assert_eq!(stands_before_loopback(address), stands, "{address}");
+        }
     }
 
     #[test]

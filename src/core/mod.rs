@@ -21,6 +21,7 @@ pub mod name;
 pub mod nearest;
 pub mod operations;
 pub mod paths;
+pub mod ports;
 pub mod process;
 pub mod records;
 pub mod reporter;

@@ -114,14 +114,16 @@ fn ports_in_use_name_their_owner() {
     let forward = format!("[[vms.port_forwards]]\nhost = {port}\nguest = 80\n");
     let project = Project::new("ports", &format!("{ONE}{forward}"));
     let me = format!("pid {}", std::process::id());
-    let ran = project.run(&["up", "--json"]).exits(1);
-    let said = ran.objects();
-    let error = said.iter().find(|event| event["severity"] == "error").unwrap();
+    project
+        .refused(75, &["up"])
+        .alone()
+        .tells(&[&port.to_string(), &me]);
+    assert!(!project.state("").exists(), "something was made");
+    let plan = project.run(&["up", "--plan", "--json"]).exits(1).objects();
+    let error = plan.iter().find(|event| event["severity"] == "error").unwrap();
     let text = error["text"].as_str().unwrap();
     assert!(text.contains(&port.to_string()) && text.contains(&me), "{text}");
     assert!(error["remediation"].is_string(), "{error}");
-    assert_eq!(project.vm("web")["state"], "stopped");
-    project.down();
 
     project.config_with(&format!("[broker]\nport = {port}\n"), ONE);
     project.refused(75, &["up"]).tells(&[&port.to_string(), &me]);

@@ -15,6 +15,7 @@ const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
 const DOWN: Scope = Scope::Only(&[Command::Down]);
 const UP: Scope = Scope::Only(&[Command::Up]);
 const STATUS: Scope = Scope::Only(&[Command::Status]);
+const PORTS: Scope = Scope::Only(&[Command::Ports]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
 const EVENTS: Scope = Scope::Only(&[Command::Events]);
@@ -283,12 +284,38 @@ pub const FLAGS: &[Flag] = &[
         long: "all",
         short: None,
         value: None,
-        scope: STATUS,
+        scope: Scope::Only(&[Command::Status, Command::Ports]),
         brief: "show every project castra knows",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.all = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "active",
+        short: None,
+        value: None,
+        scope: PORTS,
+        brief: "only ports in use now",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.active = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "verbose",
+        short: None,
+        value: None,
+        scope: PORTS,
+        brief: "with processes, and who else wants the same port",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.verbose = true;
             Ok(())
         },
     },

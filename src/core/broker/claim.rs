@@ -10,10 +10,11 @@ use std::os::unix::net::UnixListener;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::core::config::PortChoice;
+use crate::core::config::{PortChoice, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, LockError};
-use crate::core::paths::{StateRoot, vm_file};
+use crate::core::paths::{StateRoot, castra_home, vm_file};
+use crate::core::ports::read::owner_of;
 use crate::core::records::{self, BrokerRecord};
 
 use super::listen::SLACK;
@@ -74,7 +75,10 @@ pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
     let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
     let exactly = |port: u16, advice: &str| {
         listen(port).map_err(|error| {
-            let why = match (error.kind(), host::port_owner(port)) {
+            let why = match (
+                error.kind(),
+                owner_of(Protocol::Tcp, port, castra_home().as_deref()),
+            ) {
                 (io::ErrorKind::AddrInUse, Some(owner)) => format!("it is used by {owner}"),
                 (io::ErrorKind::AddrInUse, None) => "it is used by another process".to_owned(),
                 _ => error.to_string(),

@@ -46,7 +46,7 @@ pub fn bootstrap(options: BootstrapOptions<'_>, reporter: &mut dyn Reporter) -> 
     selected.retain(|vm| start::runs(config, vm));
     let plans = up::plans_of(config, &selected, &overrides);
     if options.plan {
-        return Ok(up::show_plans(plans, reporter));
+        return Ok(up::show_plans(plans, Vec::new(), reporter));
     }
     up::refuse_bad_plans(&plans)?;
     up::require_ssh(&plans)?;

@@ -11,6 +11,7 @@ pub mod events;
 mod identity;
 pub mod image;
 pub mod init;
+pub mod ports;
 mod relay;
 mod run;
 mod select;

@@ -27,6 +27,8 @@ use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task};
+use crate::core::ports::PortConflict;
+use crate::core::ports::read;
 use crate::core::records::{BootstrapRecord, ForwardRecord};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::binary::{find_qemu, require_tool};
@@ -65,6 +67,8 @@ pub struct UpOutcome {
     pub vms: Vec<VmUp>,
     /// The bootstrap plans, when only a plan was asked for.
     pub plans: Vec<BootstrapPlan>,
+    /// Ports that would keep VMs from starting, when only a plan was asked for.
+    pub port_conflicts: Vec<PortConflict>,
     /// The broker's port.
     pub broker_port: Option<u16>,
     /// How it all ended.
@@ -95,17 +99,24 @@ pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutco
     let selected = select::vms_of(config, &options.vms)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let plans = plans_of(config, &selected, &overrides);
+    let missing: Vec<&VmConfig> = selected
+        .iter()
+        .copied()
+        .filter(|vm| !options.broker_only && !start::runs(config, vm))
+        .collect();
+    let conflicts = read::conflicts(config, &missing, &options.home);
     if options.plan {
-        return Ok(show_plans(plans, reporter));
+        return Ok(show_plans(plans, conflicts, reporter));
     }
     if !options.broker_only {
         refuse_bad_plans(&plans)?;
     }
+    refuse_conflicts(&conflicts)?;
     let qemu = if options.broker_only {
         None
     } else {
         let qemu = find_qemu(&config.qemu)?;
-        if selected.iter().any(|vm| !start::runs(config, vm)) {
+        if !missing.is_empty() {
             require_tool("qemu-img", "qemu-utils")?;
         }
         require_ssh(&plans)?;
@@ -149,6 +160,7 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
     UpOutcome {
         vms,
         plans: Vec::new(),
+        port_conflicts: Vec::new(),
         broker_port: Some(port),
         exit,
         elapsed_ms,
@@ -326,6 +338,22 @@ pub(crate) fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
     )
 }
 
+/// A port that somebody else has is found before anything starts. Nothing is wrong with the config,
+/// and the same command works once the port is free: so it is `Busy`, as for the broker's port.
+fn refuse_conflicts(conflicts: &[PortConflict]) -> Result<()> {
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    let all: Vec<String> = conflicts.iter().map(PortConflict::to_string).collect();
+    let what = match conflicts.len() {
+        1 => "a host port is taken".to_owned(),
+        count => format!("{count} host ports are taken"),
+    };
+    Err(Failure::new(Exit::Busy, what)
+        .because(all.join("; "))
+        .advice(first.advice()))
+}
+
 /// A bootstrap that can't reach its guest is found before anything starts.
 pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
     if plans.iter().any(|plan| plan.action == BootstrapPlanAction::Run) {
@@ -334,16 +362,33 @@ pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn show_plans(plans: Vec<BootstrapPlan>, reporter: &mut dyn Reporter) -> UpOutcome {
+pub(crate) fn show_plans(
+    plans: Vec<BootstrapPlan>,
+    conflicts: Vec<PortConflict>,
+    reporter: &mut dyn Reporter,
+) -> UpOutcome {
     let emitter = Emitter::new(reporter);
+    for conflict in &conflicts {
+        emitter.emit(Event::advice(
+            Severity::Error,
+            Some(&conflict.vm),
+            conflict.to_string(),
+            conflict.advice(),
+        ));
+    }
     for plan in &plans {
         emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));
     }
     let bad = plans.iter().any(|plan| plan.action == BootstrapPlanAction::Error);
-    let exit = if bad { Exit::Failed } else { Exit::Done };
+    let exit = if bad || !conflicts.is_empty() {
+        Exit::Failed
+    } else {
+        Exit::Done
+    };
     UpOutcome {
         vms: Vec::new(),
         plans,
+        port_conflicts: conflicts,
         broker_port: None,
         exit,
         elapsed_ms: emitter.elapsed_ms(),

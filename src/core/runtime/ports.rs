@@ -6,16 +6,12 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use crate::core::config::{PortForward, Protocol, workspace};
-use crate::core::host;
-use crate::core::name::VmName;
-use crate::core::paths::{StateRoot, castra_home};
-use crate::core::records::{self, BrokerRecord, ForwardRecord, RunRecord};
-
-use super::process::qemu_pid;
+use crate::core::config::{PortForward, Protocol};
+use crate::core::paths::castra_home;
+use crate::core::ports::read::owner_of;
+use crate::core::records::ForwardRecord;
 
 /// The guest's SSH port: every VM has a forward to it.
 pub const SSH_PORT: u16 = 22;
@@ -93,6 +89,20 @@ impl PortTaken {
     }
 }
 
+/// These forwards, and one to the guest's SSH port if none of them is.
+pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
+    let mut all = wanted.to_vec();
+    let to_ssh = |forward: &PortForward| forward.guest == SSH_PORT && forward.protocol == Protocol::Tcp;
+    if !wanted.iter().any(to_ssh) {
+        all.push(PortForward {
+            host: 0,
+            guest: SSH_PORT,
+            protocol: Protocol::Tcp,
+        });
+    }
+    all
+}
+
 impl Ports {
     /// Nothing given yet.
     pub fn new() -> Ports {
@@ -107,15 +117,7 @@ impl Ports {
         wanted: &[PortForward],
         last_time: &[ForwardRecord],
     ) -> Result<Reservation, PortTaken> {
-        let mut all = wanted.to_vec();
-        let to_ssh = |forward: &PortForward| forward.guest == SSH_PORT && forward.protocol == Protocol::Tcp;
-        if !wanted.iter().any(to_ssh) {
-            all.push(PortForward {
-                host: 0,
-                guest: SSH_PORT,
-                protocol: Protocol::Tcp,
-            });
-        }
+        let all = with_ssh(wanted);
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reservation = Reservation {
             forwards: Vec::new(),
@@ -241,37 +243,10 @@ fn take_fixed(protocol: Protocol, port: u16, given: &[(Protocol, u16)]) -> Resul
     }
     bind(protocol, port).map_err(|error| {
         let owner = (error.kind() == io::ErrorKind::AddrInUse)
-            .then(|| port_user(port, castra_home().as_deref()))
-            .flatten();
+            .then(|| owner_of(protocol, port, castra_home().as_deref()))
+            .flatten()
+            .map(|owner| owner.to_string());
         taken(owner, error.to_string())
-    })
-}
-
-/// Who uses a port, in castra's own terms where it is one of its VMs or brokers: `vm `web` of
-/// project `demo``; else as the system names it.
-pub fn port_user(port: u16, home: Option<&Path>) -> Option<String> {
-    home.and_then(|home| port_user_of_castra(port, home))
-        .or_else(|| host::port_owner(port))
-}
-
-fn port_user_of_castra(port: u16, home: &Path) -> Option<String> {
-    workspace::list_workspaces(home).into_iter().find_map(|record| {
-        let state = StateRoot::new(&record.state_root);
-        let broker = records::load::<BrokerRecord>(&state.broker_json()).ok().flatten();
-        if broker.is_some_and(|broker| broker.port == port) && host::locked_pid(&state.broker_pid()).is_some()
-        {
-            return Some(format!("the broker of castra project `{}`", record.project));
-        }
-        let vms = std::fs::read_dir(state.vms()).ok()?;
-        vms.flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<VmName>().ok())
-            .find(|vm| {
-                let paths = state.vm(vm);
-                let run = records::load::<RunRecord>(&paths.run()).ok().flatten();
-                let has_it = run.is_some_and(|run| run.forwards.iter().any(|forward| forward.host == port));
-                has_it && qemu_pid(&paths).is_some()
-            })
-            .map(|vm| format!("vm `{vm}` of castra project `{}`", record.project))
     })
 }
 

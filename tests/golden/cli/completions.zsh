@@ -31,6 +31,7 @@ _castra() {
             'ssh:open a shell in a VM, or run a command there'
             'exec:run a command in a VM, without a terminal'
             'status:show which VMs run and which are reachable'
+            'ports:show which host ports are wanted, in use or in conflict'
             'logs:show the logs of VMs and broker'
             'events:show what castra and the broker have reported'
             'workspaces:list the projects castra knows, wherever they are'
@@ -76,6 +77,12 @@ _castra() {
             _arguments $globals \
                 '--watch[print again every 2 s until Ctrl-C]' \
                 '--all[show every project castra knows]' \
+                ;;
+        ports)
+            _arguments $globals \
+                '--all[show every project castra knows]' \
+                '--active[only ports in use now]' \
+                '--verbose[with processes, and who else wants the same port]' \
                 ;;
         logs)
             _arguments $globals \

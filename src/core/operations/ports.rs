@@ -1,0 +1,75 @@
+//! `ports`: which host ports a project wants and has, and who is in the way.
+//!
+//! Here: one project or all of them. Not here: the contract and its rules (`core::ports`), or what
+//! `up` does about a conflict (`operations::up`).
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::core::config::{self, workspace};
+use crate::core::failure::Result;
+use crate::core::ports::read::ports_of;
+use crate::core::ports::{PortRow, PortState, PortsOutcome, PortsProject};
+use crate::core::records::WorkspaceRecord;
+use crate::core::reporter::Reporter;
+
+/// Whose ports are asked about.
+#[derive(Clone, Debug)]
+pub struct PortsOptions {
+    /// The project: `PortsProject::from(&config)`, or from its workspace record.
+    pub project: PortsProject,
+    /// `CASTRA_HOME`, where the other projects are found.
+    pub home: PathBuf,
+    /// Only those in use now.
+    pub active: bool,
+}
+
+/// Tells which ports a project wants and has. Reads, binds nothing and changes nothing.
+pub fn ports(options: PortsOptions, _reporter: &mut dyn Reporter) -> Result<PortsOutcome> {
+    let mut outcome = ports_of(&options.project, &options.home);
+    if options.active {
+        outcome.ports.retain(in_use);
+    }
+    Ok(outcome)
+}
+
+fn in_use(row: &PortRow) -> bool {
+    row.state == PortState::Active || row.pid.is_some()
+}
+
+/// A project on record, with its config if that still is where the record says and belongs to this
+/// state root.
+pub fn ports_project_on_record(record: &WorkspaceRecord) -> PortsProject {
+    match config::load(&record.config_path) {
+        Ok(config) if config.state.dir() == record.state_root => PortsProject::from(&config),
+        _ => PortsProject::from(record),
+    }
+}
+
+/// Every project there is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PortsAllOutcome {
+    /// By id.
+    pub projects: Vec<PortsOutcome>,
+}
+
+/// Tells of the ports of every project under a castra home.
+pub fn ports_all(home: PathBuf, active: bool, reporter: &mut dyn Reporter) -> Result<PortsAllOutcome> {
+    let records = workspace::list_workspaces(&home);
+    let all = records.iter().map(|record| {
+        let project = ports_project_on_record(record);
+        let home = home.clone();
+        ports(
+            PortsOptions {
+                project,
+                home,
+                active,
+            },
+            reporter,
+        )
+    });
+    Ok(PortsAllOutcome {
+        projects: all.collect::<Result<_>>()?,
+    })
+}

@@ -1,0 +1,9 @@
+//! Commands of every day, with the real binary and the stand-in for QEMU.
+#![allow(clippy::unwrap_used)]
+
+mod ports;
+#[allow(dead_code)]
+#[path = "../faults/project.rs"]
+mod project;
+#[path = "../support/mod.rs"]
+mod support;

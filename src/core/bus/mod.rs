@@ -1,5 +1,15 @@
-//! The bus as its clients see it (DESIGN §6).
+//! The bus as its clients see it: messages with a topic and any JSON, in one order, kept in a log
+//! (DESIGN §6, docs/PROTOCOL.md).
 //!
-//! Here: topics. Not here: the broker that carries messages (`core::broker`).
+//! Here: what a message is, topics, frames as a client writes and reads them, a client of the
+//! broker's host socket, and reading the logs. Not here: the broker that carries and keeps
+//! messages (`core::broker`), or what `castra bus …` does with them (`core::operations::bus`).
 
+pub mod client;
+pub mod frame;
+
+pub mod message;
 pub mod topic;
+
+pub use client::{BusError, Client};
+pub use message::Message;

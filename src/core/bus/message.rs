@@ -1,0 +1,104 @@
+//! One message of the bus, as its line in the log and its delivery have it.
+//!
+//! Here: reading it, and its JSON again. Not here: frames (`bus::frame`), files (`bus::log`).
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+/// What somebody has published. Its JSON form is its line in the log: these keys in this order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Message {
+    /// Its number: rises by one per message, never given twice.
+    pub seq: u64,
+    /// When the broker took it, milliseconds since the epoch.
+    pub ts: u64,
+    /// Who published it: a VM, `host`, or `broker`.
+    pub vm: String,
+    /// What it is about.
+    pub topic: String,
+    /// Any JSON, as its sender wrote it, on one line.
+    #[serde(deserialize_with = "on_one_line")]
+    pub payload: Box<RawValue>,
+}
+
+impl Message {
+    /// Reads a line of the log, without line end, or the body of a delivery.
+    pub fn parse(bytes: &[u8]) -> Result<Message, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// The message as a line of the log has it, without line end.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("a message is numbers, text and JSON")
+    }
+}
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Message) -> bool {
+        let fields = |message: &Message| (message.seq, message.ts);
+        fields(self) == fields(other)
+            && self.vm == other.vm
+            && self.topic == other.topic
+            && self.payload.get() == other.payload.get()
+    }
+}
+
+fn on_one_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<RawValue>, D::Error> {
+    let raw = Box::<RawValue>::deserialize(deserializer)?;
+    match one_line(raw.get()) {
+        Cow::Borrowed(_) => Ok(raw),
+        Cow::Owned(text) => RawValue::from_string(text).map_err(serde::de::Error::custom),
+    }
+}
+
+/// Valid JSON without line ends. Inside of strings JSON writes them out, so those that stand
+/// there separate tokens, and a blank does as well.
+pub fn one_line(json: &str) -> Cow<'_, str> {
+    if json.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
+        Cow::Owned(json.replace(['\n', '\r'], " "))
+    } else {
+        Cow::Borrowed(json)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_read_and_written_is_the_same() {
+        for line in [
+            r#"{"seq":1,"ts":1763719200000,"vm":"web-0","topic":"broadcast","payload":{"a": 1.50,"b":[1e400]}}"#,
+            r#"{"seq":18446744073709551615,"ts":0,"vm":"host","topic":"a/b","payload":null}"#,
+            r#"{"seq":2,"ts":3,"vm":"x","topic":"t","payload":"\ud83d\u001b é"}"#,
+        ] {
+            assert_eq!(Message::parse(line.as_bytes()).unwrap().to_json(), line);
+        }
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for line in [
+            "",
+            "{}",
+            "[]",
+            r#"{"seq":1,"ts":2,"vm":"x","topic":"t"}"#,
+            r#"{"seq":-1,"ts":2,"vm":"x","topic":"t","payload":1}"#,
+            r#"{"seq":1,"ts":2,"vm":"x","topic":"t","payload":1}x"#,
+            r#"{"seq":1,"ts":2,"vm":"x","topic":"t","payload":1"#,
+        ] {
+            assert!(Message::parse(line.as_bytes()).is_err(), "{line}");
+        }
+        assert!(Message::parse(b"\xff\xfe").is_err());
+    }
+
+    #[test]
+    fn a_payload_over_several_lines_comes_on_one() {
+        let line = "{\"seq\":1,\"ts\":2,\"vm\":\"x\",\"topic\":\"t\",\"payload\":{\"a\":\r\n1}}";
+        let message = Message::parse(line.as_bytes()).unwrap();
+        assert_eq!(message.payload.get(), "{\"a\":  1}");
+    }
+}

@@ -215,7 +215,7 @@ impl Client {
     fn acked(&mut self, id: u64, within: Duration) -> Result<Ack, BusError> {
         let until = Instant::now() + within;
         loop {
-            match self.from_broker(until, None)? {
+            match self.receive(until, None)? {
                 Woken::Frame(Frame::Ack(ack)) if ack.id == Some(id) => {
                     return match ack.refused {
                         None => Ok(ack),
@@ -242,11 +242,11 @@ impl Client {
     pub fn wait(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
         match self.early.pop_front() {
             Some(frame) => Ok(Woken::Frame(frame)),
-            None => self.from_broker(until, other),
+            None => self.receive(until, other),
         }
     }
 
-    fn from_broker(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
+    fn receive(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
         }

@@ -10,7 +10,7 @@ use castra::core::failure::{Exit, Failure, Result};
 use castra::core::reporter::Reporter;
 
 use super::failure;
-use super::interrupt::cancel_on_signals;
+use super::interrupt::{cancel_on_signals, end_on_signals};
 use super::output::Output;
 use super::progress::{JsonReporter, PeopleReporter, Trace};
 use super::screen::Screen;
@@ -64,6 +64,11 @@ impl Context {
     /// Signals ask to stop from now on.
     pub fn cancel_on_signals(&self) -> Cancel {
         cancel_on_signals(&self.screen)
+    }
+
+    /// Signals end the looking on.
+    pub fn end_on_signals(&self) -> Cancel {
+        end_on_signals()
     }
 
     /// Runs an operation with the reporter that fits: contract lines on stdout with `--json`,

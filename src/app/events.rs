@@ -1,47 +1,87 @@
 //! `castra events`.
 
-use castra::core::failure::{Exit, Result};
-use castra::core::operations::events::{EventsOptions, Kept, events};
+use castra::core::cancel::Cancel;
+use castra::core::events::kept::Kept;
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::operations::events::{EventsOptions, EventsOutcome, Told, events};
 
 use super::context::Context;
 use super::progress::render;
-use super::select;
 use super::sentence::sentence;
+use super::{human, select};
 use crate::cli::Raw;
 
 /// Names are padded to this width.
 const NAME_COLUMN: usize = 8;
 
-/// Prints what the journals hold.
+/// Prints what the journals hold, and what is added to them.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    if raw.after.is_some() && raw.run.is_none() {
+        return Err(Failure::new(Exit::Usage, "--after needs --run")
+            .because("the events of each run are counted from 0")
+            .advice("castra events --run ID --after SEQ"));
+    }
     let options = EventsOptions {
         state: select::project(raw)?.state(),
         types: raw.types.clone(),
         vms: raw.vms.clone(),
+        run: raw.run.clone(),
+        after: raw.after,
+        since: raw.since,
+        tail: raw.tail,
+        follow: raw.follow,
+        // History ends by itself, and Ctrl-C ends it at once.
+        cancel: match raw.follow {
+            true => context.end_on_signals(),
+            false => Cancel::new(),
+        },
     };
-    let mut printed = 0;
-    events(&options, |kept| {
-        printed += 1;
-        if context.json {
-            context.out.line(&kept.line);
-        } else {
-            let line = in_words(&kept, context);
-            context.out.line(line);
+    let outcome = events(&options, |told| {
+        match told {
+            Told::Event(kept) if context.json => context.out.line(&kept.line),
+            Told::Event(kept) => {
+                let line = in_words(&kept, context);
+                context.out.line(line);
+            }
+            Told::CaughtUp => {
+                context.out.flush();
+                if options.follow {
+                    context.out.look_for_reader();
+                }
+            }
         }
         context.out.is_open()
     })?;
     context.out.flush();
-    if printed == 0 && !context.json {
+    say_what_was_missing(context, &outcome);
+    if outcome.told == 0 && !context.json && !options.follow {
         context.say("no such event has been kept here");
     }
-    Ok(Exit::Done)
+    Ok(match options.cancel.is_requested() {
+        true => Exit::Interrupted,
+        false => Exit::Done,
+    })
+}
+
+/// On stderr, with `--json` too: nothing but events is on stdout.
+fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
+    if outcome.corrupt > 0 {
+        context.warn(&format!(
+            "{} skipped: no events",
+            human::plural(outcome.corrupt as usize, "corrupt line")
+        ));
+    }
+    if outcome.missed {
+        context.warn("files were rotated away while this read them: events may be missing");
+    }
 }
 
 fn in_words(kept: &Kept, context: &Context) -> String {
-    let words = match &kept.event {
+    let words = match kept.event() {
         Some(stamped) => render(&sentence(&stamped.event), context.style, NAME_COLUMN),
         // Of a later castra: the name is all we can say.
         None => castra::core::escape::escape_line(&kept.kind, 200),
     };
-    format!("{}  {words}", context.style.faint(&kept.ts))
+    let ts = castra::core::escape::escape_line(&kept.ts, 40);
+    format!("{}  {words}", context.style.faint(&ts))
 }

@@ -11,16 +11,26 @@ use super::screen::Screen;
 /// From now on the first signal asks to stop in order, the second to stop at once. Without
 /// handlers (the system refused) signals end castra as they end any program.
 pub fn cancel_on_signals(screen: &Screen) -> Cancel {
+    let screen = screen.clone();
+    on_signals(move |requests| match requests {
+        1 => screen.say("stopping in order; once more stops at once"),
+        2 => screen.say("stopping at once"),
+        _ => {}
+    })
+}
+
+/// The same for what only looks on: there is nothing to stop, and nothing is said.
+pub fn end_on_signals() -> Cancel {
+    on_signals(|_| {})
+}
+
+fn on_signals(then: impl Fn(u32) + Send + 'static) -> Cancel {
     keep_ignoring();
     let cancel = Cancel::new();
-    let (raised, screen) = (cancel.clone(), screen.clone());
+    let raised = cancel.clone();
     let installed = ctrlc::set_handler(move || {
         raised.request();
-        match raised.requests() {
-            1 => screen.say("stopping in order; once more stops at once"),
-            2 => screen.say("stopping at once"),
-            _ => {}
-        }
+        then(raised.requests());
     });
     if let Err(error) = installed {
         log::warn!("no signal handlers: {error}");

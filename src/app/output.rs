@@ -7,6 +7,7 @@
 use std::io::{self, Write};
 
 use castra::core::failure::{Exit, Failure, Result};
+use castra::core::host;
 use serde::Serialize;
 
 /// Text is handed to the system in pieces of about this size.
@@ -57,6 +58,14 @@ impl Output {
     /// Whether anybody still reads. Commands that go on printing end when this turns false.
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Open)
+    }
+
+    /// Looks whether the reader has gone, for commands that may have nothing to print for long:
+    /// `castra events -f | head -1` ends with `head`, not with the next event.
+    pub fn look_for_reader(&mut self) {
+        if self.is_open() && host::reader_has_gone(io::stdout().lock()) {
+            self.state = State::Closed;
+        }
     }
 
     /// Hands over what is buffered.

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::table::{Command, LogSource, Shell};
 
@@ -83,6 +83,14 @@ pub struct Raw {
     pub types: Vec<String>,
     /// `--vm VM`, in the order given.
     pub vms: Vec<String>,
+    /// `--follow`.
+    pub follow: bool,
+    /// `--run ID`.
+    pub run: Option<String>,
+    /// `--after SEQ`.
+    pub after: Option<u64>,
+    /// `--since WHEN`, a time by now.
+    pub since: Option<SystemTime>,
     /// `--force`.
     pub force: bool,
     /// `--mounts`.

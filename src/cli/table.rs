@@ -403,9 +403,11 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "show what castra and the broker have reported",
         manual: "Reads the journals of the operators' commands and of the broker, merged by time. With --json one \
-                 contract line each, as they were kept.",
+                 contract line each, as they were kept. Lines that are no events (a writer was killed) are skipped, \
+                 and how many is said on stderr at the end.",
         examples: &[
             "castra events --type 'bootstrap.*' --vm web-0",
+            "castra events --follow --since 10m",
             "castra events --json | jq -r .type",
         ],
     },

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
@@ -313,6 +314,16 @@ pub fn names_this_file(path: &Path, file: &File) -> bool {
         (Ok(named), Ok(open)) => named.dev() == open.dev() && named.ino() == open.ino(),
         _ => false,
     }
+}
+
+/// Whether the other end of a pipe or socket that we write to is closed. Files and terminals have
+/// no such end.
+pub fn reader_has_gone(writer: impl AsFd) -> bool {
+    // Errors and hang-ups are reported whatever was asked for.
+    let mut asked = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+    let answered = poll(&mut asked, PollTimeout::ZERO);
+    let gone = PollFlags::POLLERR | PollFlags::POLLHUP;
+    answered.is_ok() && asked[0].revents().is_some_and(|events| events.intersects(gone))
 }
 
 /// A path to `name` in an open directory that is short whatever the directory's own length:

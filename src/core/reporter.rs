@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
@@ -73,8 +73,11 @@ impl fmt::Debug for Emitter<'_> {
     }
 }
 
-/// Wall clock as RFC 3339 with milliseconds, UTC.
+/// Wall clock as RFC 3339 with milliseconds, UTC. A time outside the years 1970 to 9999, which a
+/// clock set wrong or a typed time can be, is told as the nearest there is.
 pub fn wall_clock(now: SystemTime) -> String {
+    const LAST: Duration = Duration::from_millis(253_402_300_799_999);
+    let now = now.clamp(UNIX_EPOCH, UNIX_EPOCH + LAST);
     humantime::format_rfc3339_millis(now).to_string()
 }
 
@@ -161,5 +164,62 @@ impl<'a> Emitter<'a> {
             run: self.run.clone(),
             event,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::core::journal::Rotation;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn every_clock_has_a_text() {
+        assert_eq!(wall_clock(UNIX_EPOCH), "1970-01-01T00:00:00.000Z");
+        let second = Duration::from_secs(1);
+        assert_eq!(wall_clock(UNIX_EPOCH - second), "1970-01-01T00:00:00.000Z");
+        let far = UNIX_EPOCH + Duration::from_secs(1 << 40);
+        assert_eq!(wall_clock(far), "9999-12-31T23:59:59.999Z");
+    }
+
+    /// The journal's place is taken by a link to the device that is always full.
+    #[test]
+    fn a_journal_that_cant_be_written_is_spoken_of_once() {
+        let scratch = Scratch::new("reporter-full");
+        let path = scratch.path("events.jsonl");
+        let mut told: Vec<Stamped> = Vec::new();
+        let emitter = Emitter::new(&mut told);
+        emitter.attach_journal(Journal::open(&path, Rotation::default()).unwrap());
+        let say = |text: &str| emitter.emit(Event::message(Severity::Info, None, text));
+        say("kept");
+        fs::rename(&path, scratch.path("before")).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        say("lost");
+        say("lost too");
+        fs::remove_file(&path).unwrap();
+        fs::rename(scratch.path("before"), &path).unwrap();
+        say("kept again");
+        drop(emitter);
+
+        let texts = |event: &Event| match event {
+            Event::Message { text, severity, .. } => format!("{severity:?} {text}"),
+            _ => String::new(),
+        };
+        let told_texts: Vec<String> = told.iter().map(|stamped| texts(&stamped.event)).collect();
+        assert!(
+            told_texts[2].starts_with("Warn events can't be kept in "),
+            "{told_texts:?}"
+        );
+        assert_eq!(told_texts[3..], ["Info lost too", "Info kept again"]);
+        assert!(told.iter().map(|stamped| stamped.seq).eq(0..5));
+        let kept = fs::read_to_string(&path).unwrap();
+        let kept: Vec<u64> = kept
+            .lines()
+            .map(|line| Stamped::from_contract_line(line).unwrap().seq)
+            .collect();
+        assert_eq!(kept, [0, 4]);
     }
 }

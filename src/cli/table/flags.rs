@@ -3,7 +3,9 @@
 //! Here: each flag's row and how its value is typed. Not here: what it does (`app`).
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use castra::core::operations::events::parse_since;
 
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
 use crate::cli::raw::HelpKind;
@@ -341,9 +343,10 @@ pub const FLAGS: &[Flag] = &[
         long: "tail",
         short: None,
         value: Some("N"),
-        scope: LOGS,
-        brief: "so many last lines of each log (default: 50)",
-        manual: "",
+        scope: Scope::Only(&[Command::Logs, Command::Events]),
+        brief: "only so many last lines",
+        manual: "`logs` prints so many of each log, 50 unless told otherwise; `events` prints so many of those that \
+                 are asked for, all unless told otherwise.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.tail = Some(
@@ -359,8 +362,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("PATTERN"),
         scope: EVENTS,
-        brief: "only events of this type; a `*` at the end matches any",
-        manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'.",
+        brief: "only events of this type; `*` stands for any letters",
+        manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'. `?` stands for any \
+                 one letter.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.types.push(text(value)?);
@@ -377,6 +381,63 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::VmName,
         apply: |raw, value| {
             raw.vms.push(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "run",
+        short: None,
+        value: Some("ID"),
+        scope: EVENTS,
+        brief: "only events of this run",
+        manual: "Each operation is a run, and the broker is one; `run` of its events is the id.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.run = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "after",
+        short: None,
+        value: Some("SEQ"),
+        scope: EVENTS,
+        brief: "only events of --run with a higher number than this",
+        manual: "A reader that was cut off goes on behind the last event it has seen.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            let seq = text(value)?.parse();
+            raw.after = Some(seq.map_err(|_| BadValue("use the `seq` of an event, such as 12".to_owned()))?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "since",
+        short: None,
+        value: Some("WHEN"),
+        scope: EVENTS,
+        brief: "only from this time on: 10m ago, or 2026-11-21T10:00:00Z",
+        manual: "So long ago, such as 90s, 10m, 2h or 1day, or a time as RFC 3339 has it, with Z or an offset such \
+                 as +02:00. What is older isn't read, so this is quick on large journals too.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            let since = parse_since(&text(value)?, SystemTime::now());
+            raw.since = Some(since.ok_or_else(|| {
+                BadValue("use a span such as 10m or 2h, or a time such as 2026-11-21T10:00:00Z".to_owned())
+            })?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "follow",
+        short: Some('f'),
+        value: None,
+        scope: EVENTS,
+        brief: "then wait for more and print it as it comes",
+        manual: "With --tail 0 only what comes from now on. Ctrl-C ends it, and so does a reader that goes.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.follow = true;
             Ok(())
         },
     },

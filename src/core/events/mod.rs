@@ -6,6 +6,7 @@
 //! (`core::journal`).
 
 pub mod contract;
+pub mod kept;
 
 use std::path::PathBuf;
 

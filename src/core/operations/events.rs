@@ -1,153 +1,262 @@
-//! `events`: what the two journals of a project hold, merged by time.
+//! `events`: what the two journals of a project hold, merged by time, and what is added to them.
 //!
-//! Here: reading them, rotated files included, and picking by type and VM. Not here: writing them
-//! (`core::journal`), or words for people (`app`). A reading command: nothing is journaled.
+//! Here: what is picked, where to begin, merging, waiting for more. Not here: the journals' files
+//! (`core::events::kept`), writing them (`core::journal`), or words for people (`app`). A reading
+//! command: nothing is journaled.
 
-use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-
-use crate::core::events::contract::Stamped;
-use crate::core::failure::{Failure, Result};
+use crate::core::cancel::Cancel;
+use crate::core::events::kept::trail::{Place, Reverse, Trail};
+use crate::core::events::kept::{Head, Kept};
+use crate::core::failure::Result;
 use crate::core::paths::StateRoot;
+use crate::core::reporter::wall_clock;
 
-/// Rotated files beyond this number are not looked for: `log_keep` is never that large.
-const MOST_ROTATED: u32 = 1000;
+/// How long a pause is before we look for more: what a watcher feels as "at once".
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Two writers at once may append lines of about the same time in the other order, one of them
+/// having waited in between: so much before a time its lines are looked for.
+const SLACK: Duration = Duration::from_secs(10);
 
 /// What is wanted.
 #[derive(Clone, Debug)]
 pub struct EventsOptions {
     /// Whose journals.
     pub state: StateRoot,
-    /// Types, a `*` at the end matching any rest; none: all.
+    /// Types; `*` stands for any letters, `?` for any one. None: all.
     pub types: Vec<String>,
     /// VMs, compared without case; none: all events, those about no VM too.
     pub vms: Vec<String>,
+    /// Events of this run alone.
+    pub run: Option<String>,
+    /// Only those with a higher `seq`: how a reader who knows the last one it saw goes on.
+    pub after: Option<u64>,
+    /// Only events of this time and later.
+    pub since: Option<SystemTime>,
+    /// Of all these only so many last ones.
+    pub tail: Option<usize>,
+    /// Then wait for more, until `cancel` is raised.
+    pub follow: bool,
+    /// Ends the waiting.
+    pub cancel: Cancel,
 }
 
-/// One line of a journal.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Kept {
-    /// The contract line as it was kept.
-    pub line: String,
-    /// Its time.
-    pub ts: String,
-    /// Its type; a later castra may have kept some that this one doesn't know.
-    pub kind: String,
-    /// What it says, if this castra knows the type.
-    pub event: Option<Stamped>,
+impl EventsOptions {
+    /// Everything that a state root's journals hold.
+    pub fn all(state: StateRoot) -> EventsOptions {
+        EventsOptions {
+            state,
+            types: Vec::new(),
+            vms: Vec::new(),
+            run: None,
+            after: None,
+            since: None,
+            tail: None,
+            follow: false,
+            cancel: Cancel::new(),
+        }
+    }
 }
 
-/// Hands over every line that is wanted, in order of time, until `take` returns false. Lines that
-/// are no contract lines (a torn tail) are passed over.
-pub fn events(options: &EventsOptions, mut take: impl FnMut(Kept) -> bool) -> Result<()> {
-    let mut streams = [
-        Lines::of(&options.state.events())?,
-        Lines::of(&options.state.broker_events())?,
+/// What is handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// An event, in order of time among those that are there.
+    Event(Kept),
+    /// That was all for now: a good moment to empty a buffer and to see whether anybody still
+    /// listens. With `follow` it comes every 50 ms while nothing happens.
+    CaughtUp,
+}
+
+/// What was met besides events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventsOutcome {
+    /// Events handed over.
+    pub told: u64,
+    /// Lines, or pieces of lines, that are no events and were passed over: of a writer that
+    /// died, as a rule.
+    pub corrupt: u64,
+    /// While following, files may have been rotated away before they had been read.
+    pub missed: bool,
+}
+
+/// Hands over every event that is wanted, until `take` returns false. Types and fields of a later
+/// castra are handed over like any others.
+pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Result<EventsOutcome> {
+    let pick = Pick::of(options);
+    let mut trails = [
+        Trail::open(&options.state.events())?,
+        Trail::open(&options.state.broker_events())?,
     ];
-    let mut heads = [streams[0].next_kept(options)?, streams[1].next_kept(options)?];
+    if let Some(since) = options.since {
+        let earlier = wall_clock(since.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH));
+        for trail in &mut trails {
+            trail.skip_before(&earlier)?;
+        }
+    }
+    if let Some(count) = options.tail {
+        let places = last(&trails, count, &pick, options.follow)?;
+        for (trail, place) in trails.iter_mut().zip(places) {
+            trail.go_to(place);
+        }
+    }
+
+    let mut told = 0;
+    let mut heads: [Option<Kept>; 2] = [None, None];
     loop {
-        // RFC 3339 in UTC with milliseconds: the order of the text is the order of time.
-        let first = match &heads {
-            [None, None] => return Ok(()),
+        for (head, trail) in heads.iter_mut().zip(&mut trails) {
+            if head.is_none() {
+                *head = trail.next(options.follow, |line, head| pick.kept(line, &head))?;
+            }
+        }
+        let next = first(
+            heads
+                .each_ref()
+                .map(|head| head.as_ref().map(|kept| kept.ts.as_str())),
+        );
+        let listening = match next.and_then(|number| heads[number].take()) {
+            Some(kept) => {
+                told += 1;
+                take(Told::Event(kept))
+            }
+            None => take(Told::CaughtUp) && options.follow && !options.cancel.pause(LOOK_EVERY),
+        };
+        if !listening || options.cancel.is_requested() {
+            return Ok(EventsOutcome {
+                told,
+                corrupt: trails.iter().map(|trail| trail.corrupt).sum(),
+                missed: trails.iter().any(|trail| trail.missed),
+            });
+        }
+    }
+}
+
+/// Which of two is first. RFC 3339 in UTC with milliseconds: the order of the text is the order of
+/// time. Of the same time the operators' is first, because the broker acts on what they ask for.
+fn first(times: [Option<&str>; 2]) -> Option<usize> {
+    match times {
+        [None, None] => None,
+        [Some(_), None] => Some(0),
+        [None, Some(_)] => Some(1),
+        [Some(own), Some(broker)] => Some(usize::from(broker < own)),
+    }
+}
+
+/// Where the last `count` events that are wanted begin, in each journal. Nothing but the places is
+/// kept, so any count will do.
+fn last(trails: &[Trail; 2], count: usize, pick: &Pick<'_>, follow: bool) -> Result<[Place; 2]> {
+    let mut reverses = [trails[0].backward(follow)?, trails[1].backward(follow)?];
+    let mut places = [reverses[0].end()?, reverses[1].end()?];
+    let step = |reverse: &mut Reverse<'_>| {
+        reverse.next(|_, head| pick.wants(&head).then(|| head.ts.clone().into_owned()))
+    };
+    let mut heads = [step(&mut reverses[0])?, step(&mut reverses[1])?];
+    for _ in 0..count {
+        let latest = match &heads {
+            [None, None] => break,
             [Some(_), None] => 0,
             [None, Some(_)] => 1,
-            [Some(own), Some(broker)] => usize::from(broker.ts < own.ts),
+            [Some((own, _)), Some((broker, _))] => usize::from(broker >= own),
         };
-        let next = streams[first].next_kept(options)?;
-        if let Some(kept) = std::mem::replace(&mut heads[first], next)
-            && !take(kept)
-        {
-            return Ok(());
+        let next = step(&mut reverses[latest])?;
+        if let Some((_, place)) = std::mem::replace(&mut heads[latest], next) {
+            places[latest] = place;
         }
+    }
+    Ok(places)
+}
+
+/// What is wanted, ready to be compared.
+struct Pick<'o> {
+    options: &'o EventsOptions,
+    since: Option<String>,
+}
+
+impl Pick<'_> {
+    fn of(options: &EventsOptions) -> Pick<'_> {
+        Pick {
+            since: options.since.map(wall_clock),
+            options,
+        }
+    }
+
+    fn wants(&self, head: &Head<'_>) -> bool {
+        let options = self.options;
+        self.since.as_deref().is_none_or(|since| *head.ts >= *since)
+            && (options.types.is_empty() || options.types.iter().any(|glob| matches(glob, &head.kind)))
+            && (options.vms.is_empty()
+                || head
+                    .vm()
+                    .is_some_and(|vm| options.vms.iter().any(|name| name.eq_ignore_ascii_case(vm))))
+            && options
+                .run
+                .as_deref()
+                .is_none_or(|run| head.run.as_deref() == Some(run))
+            && options
+                .after
+                .is_none_or(|after| head.seq.is_some_and(|seq| seq > after))
+    }
+
+    fn kept(&self, line: &str, head: &Head<'_>) -> Option<Kept> {
+        self.wants(head).then(|| Kept {
+            line: line.to_owned(),
+            ts: head.ts.clone().into_owned(),
+            kind: head.kind.clone().into_owned(),
+        })
     }
 }
 
-/// The fields that lines are picked by.
-#[derive(Deserialize)]
-struct Head {
-    #[serde(rename = "type")]
-    kind: String,
-    ts: String,
-    vm: Option<String>,
-}
-
-/// The lines of one journal, oldest file first.
-struct Lines {
-    files: Vec<(PathBuf, BufReader<File>)>,
-}
-
-impl Lines {
-    /// The newest is opened first: a rotation in between gives a file a higher number, so it is
-    /// met twice at worst, and told by its inode.
-    fn of(path: &Path) -> Result<Lines> {
-        let mut files = Vec::new();
-        let mut seen = HashSet::new();
-        for number in 0..MOST_ROTATED {
-            let mut name = path.as_os_str().to_owned();
-            if number > 0 {
-                name.push(format!(".{number}"));
+/// Whether a pattern fits the whole word: `*` stands for any letters, `?` for any one.
+fn matches(glob: &str, word: &str) -> bool {
+    let (glob, word) = (glob.as_bytes(), word.as_bytes());
+    let (mut at, mut behind) = (0, 0);
+    // Where the last `*` stands, and how much of the word it has taken so far.
+    let mut star: Option<(usize, usize)> = None;
+    while behind < word.len() {
+        match glob.get(at) {
+            Some(b'*') => {
+                star = Some((at, behind));
+                at += 1;
             }
-            let name = PathBuf::from(name);
-            let opened = File::open(&name).and_then(|file| Ok((file.metadata()?, file)));
-            let (meta, file) = match opened {
-                Ok(opened) => opened,
-                // Right after a rotation there is no newest file yet.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(Failure::io("read", &name, &error)),
-            };
-            if meta.is_file() && seen.insert((meta.dev(), meta.ino())) {
-                files.push((name, BufReader::new(file)));
+            Some(letter) if *letter == b'?' || *letter == word[behind] => {
+                at += 1;
+                behind += 1;
             }
+            _ => match &mut star {
+                None => return false,
+                Some((place, taken)) => {
+                    *taken += 1;
+                    (at, behind) = (*place + 1, *taken);
+                }
+            },
         }
-        Ok(Lines { files })
     }
-
-    fn next_kept(&mut self, options: &EventsOptions) -> Result<Option<Kept>> {
-        while let Some((path, reader)) = self.files.last_mut() {
-            let mut bytes = Vec::new();
-            let read = reader
-                .read_until(b'\n', &mut bytes)
-                .map_err(|error| Failure::io("read", path, &error))?;
-            if read == 0 {
-                self.files.pop();
-                continue;
-            }
-            let kept = std::str::from_utf8(&bytes)
-                .ok()
-                .and_then(|line| kept(line.trim_end(), options));
-            if kept.is_some() {
-                return Ok(kept);
-            }
-        }
-        Ok(None)
-    }
+    glob[at..].iter().all(|letter| *letter == b'*')
 }
 
-fn kept(line: &str, options: &EventsOptions) -> Option<Kept> {
-    let head: Head = serde_json::from_str(line).ok()?;
-    let typed = options.types.is_empty() || options.types.iter().any(|pattern| matches(pattern, &head.kind));
-    let about = options.vms.is_empty()
-        || head
-            .vm
-            .is_some_and(|vm| options.vms.iter().any(|name| name.eq_ignore_ascii_case(&vm)));
-    (typed && about).then(|| Kept {
-        line: line.to_owned(),
-        ts: head.ts,
-        kind: head.kind,
-        event: Stamped::from_contract_line(line),
-    })
-}
-
-fn matches(pattern: &str, kind: &str) -> bool {
-    match pattern.strip_suffix('*') {
-        Some(prefix) => kind.starts_with(prefix),
-        None => pattern == kind,
+/// `--since`: so long ago (`90s`, `10m`, `2h`, `1day`), or a time as RFC 3339 has it.
+pub fn parse_since(text: &str, now: SystemTime) -> Option<SystemTime> {
+    let text = text.trim();
+    if let Ok(ago) = humantime::parse_duration(text) {
+        return now.checked_sub(ago);
+    }
+    let upper = text.to_ascii_uppercase();
+    // An offset from UTC stands behind the time of day; humantime reads UTC alone.
+    let offset = upper.rfind(['+', '-']).filter(|at| upper[..*at].contains(':'));
+    let Some(at) = offset else {
+        return humantime::parse_rfc3339_weak(&upper).ok();
+    };
+    let time = humantime::parse_rfc3339_weak(&upper[..at]).ok()?;
+    let (hours, minutes) = upper[at + 1..].split_once(':')?;
+    let part = |part: &str, most: u64| {
+        let digits = part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_digit());
+        part.parse::<u64>().ok().filter(|value| digits && *value <= most)
+    };
+    let ahead = Duration::from_secs(part(hours, 23)? * 3600 + part(minutes, 59)? * 60);
+    match upper.as_bytes()[at] {
+        b'+' => time.checked_sub(ahead),
+        _ => time.checked_add(ahead),
     }
 }
 
@@ -155,24 +264,44 @@ fn matches(pattern: &str, kind: &str) -> bool {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
+    use std::io::Write;
+    use std::path::Path;
 
     use super::*;
     use crate::core::scratch::Scratch;
 
     fn line(ts: u32, kind: &str, vm: &str) -> String {
-        format!("{{\"type\":\"{kind}\",\"v\":1,\"ts\":\"2026-11-21T10:00:00.{ts:03}Z\",\"vm\":{vm}}}\n")
+        format!(
+            "{{\"type\":\"{kind}\",\"v\":1,\"ts\":\"2026-11-21T10:00:00.{ts:03}Z\",\"seq\":{ts},\"run\":\"r{}\",\"vm\":{vm}}}\n",
+            ts % 2
+        )
     }
 
-    fn ask(state: &StateRoot, types: &[&str], vms: &[&str]) -> Vec<String> {
-        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
-        let options = EventsOptions {
-            state: state.clone(),
-            types: owned(types),
-            vms: owned(vms),
-        };
+    /// A state root with five events in four files.
+    fn five(scratch: &Scratch) -> EventsOptions {
+        let state = StateRoot::new(scratch.dir());
+        fs::create_dir_all(state.logs()).unwrap();
+        let logs = state.logs();
+        let oldest = line(1, "summary", "null") + "{\"torn";
+        fs::write(logs.join("events.jsonl.2"), oldest).unwrap();
+        fs::write(
+            logs.join("events.jsonl.1"),
+            line(3, "bootstrap.step", "\"Web-0\""),
+        )
+        .unwrap();
+        fs::write(state.events(), line(5, "vm.teleported", "\"db\"")).unwrap();
+        let broker = line(2, "broker.started", "null") + &line(4, "broker.handshake", "\"web-0\"");
+        fs::write(state.broker_events(), broker).unwrap();
+        EventsOptions::all(state)
+    }
+
+    /// The milliseconds of what is handed over.
+    fn ask(options: &EventsOptions) -> Vec<String> {
         let mut seen = Vec::new();
-        events(&options, |kept| {
-            seen.push(kept.ts[20..23].to_owned());
+        events(options, |told| {
+            if let Told::Event(kept) = told {
+                seen.push(kept.ts[20..23].to_owned());
+            }
             true
         })
         .unwrap();
@@ -182,48 +311,149 @@ mod tests {
     #[test]
     fn both_journals_and_their_rotated_files_in_order_of_time() {
         let scratch = Scratch::new("events");
-        let state = StateRoot::new(scratch.dir());
-        assert!(ask(&state, &[], &[]).is_empty(), "no journal yet");
-        fs::create_dir_all(state.logs()).unwrap();
-        fs::write(
-            state.logs().join("events.jsonl.2"),
-            line(1, "summary", "null") + "{\"torn",
-        )
+        let all = EventsOptions::all(StateRoot::new(scratch.dir()));
+        assert!(ask(&all).is_empty(), "no journal yet");
+        let all = five(&scratch);
+        assert_eq!(ask(&all), ["001", "002", "003", "004", "005"]);
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let types = |types: &[&str]| EventsOptions {
+            types: words(types),
+            ..all.clone()
+        };
+        assert_eq!(ask(&types(&["broker.*", "summary"])), ["001", "002", "004"]);
+        assert_eq!(ask(&types(&["*.st??*"])), ["002", "003"]);
+        assert_eq!(ask(&types(&["bootstrap"])), [""; 0]);
+        let vms = EventsOptions {
+            vms: words(&["WEB-0"]),
+            ..all.clone()
+        };
+        assert_eq!(ask(&vms), ["003", "004"]);
+        let run = EventsOptions {
+            run: Some("r1".into()),
+            ..all.clone()
+        };
+        assert_eq!(ask(&run), ["001", "003", "005"]);
+        let after = EventsOptions {
+            after: Some(3),
+            ..run
+        };
+        assert_eq!(ask(&after), ["005"]);
+        let outcome = events(&all, |_| true).unwrap();
+        assert_eq!((outcome.told, outcome.corrupt, outcome.missed), (5, 1, false));
+    }
+
+    #[test]
+    fn since_and_tail_leave_out_what_is_before() {
+        let scratch = Scratch::new("events-since");
+        let all = five(&scratch);
+        for first in 0..7 {
+            let since = humantime::parse_rfc3339(&format!("2026-11-21T10:00:00.{first:03}Z")).unwrap();
+            let since = EventsOptions {
+                since: Some(since),
+                ..all.clone()
+            };
+            let wanted: Vec<String> = (first.max(1)..6).map(|ts| format!("{ts:03}")).collect();
+            assert_eq!(ask(&since), wanted);
+            for count in 0..7 {
+                let tail = EventsOptions {
+                    tail: Some(count),
+                    ..since.clone()
+                };
+                let from = wanted.len().saturating_sub(count);
+                assert_eq!(ask(&tail), wanted[from..], "{first} {count}");
+            }
+        }
+        let two_of_a_run = EventsOptions {
+            run: Some("r1".into()),
+            tail: Some(2),
+            ..all
+        };
+        assert_eq!(ask(&two_of_a_run), ["003", "005"]);
+    }
+
+    #[test]
+    fn what_is_added_follows_until_somebody_ends_it() {
+        let scratch = Scratch::new("events-follow");
+        let options = EventsOptions {
+            follow: true,
+            tail: Some(1),
+            ..five(&scratch)
+        };
+        let append = |path: &Path, text: &str| {
+            let mut file = fs::File::options().append(true).open(path).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        };
+        let (mut seen, mut caught_up) = (Vec::new(), 0);
+        let outcome = events(&options, |told| {
+            match told {
+                Told::Event(kept) => seen.push(kept.ts[20..23].to_owned()),
+                Told::CaughtUp => {
+                    caught_up += 1;
+                    match caught_up {
+                        1 => append(&options.state.broker_events(), &line(6, "broker.stopped", "null")),
+                        2 => append(&options.state.events(), "{\"type\":\"mes"),
+                        // The torn piece is never cut, and what follows it isn't lost.
+                        3 => append(&options.state.events(), &line(7, "summary", "null")),
+                        _ => options.cancel.request(),
+                    }
+                }
+            }
+            true
+        })
         .unwrap();
-        fs::write(
-            state.logs().join("events.jsonl.1"),
-            line(3, "bootstrap.step", "\"Web-0\""),
-        )
-        .unwrap();
-        fs::write(state.events(), line(5, "vm.teleported", "\"db\"")).unwrap();
-        fs::write(
-            state.broker_events(),
-            line(2, "broker.started", "null") + &line(4, "broker.handshake", "\"web-0\""),
-        )
-        .unwrap();
-        assert_eq!(ask(&state, &[], &[]), ["001", "002", "003", "004", "005"]);
-        assert_eq!(ask(&state, &["broker.*", "summary"], &[]), ["001", "002", "004"]);
-        assert_eq!(ask(&state, &[], &["WEB-0"]), ["003", "004"]);
-        assert_eq!(ask(&state, &["bootstrap"], &[]), [""; 0]);
+        assert_eq!(seen, ["005", "006", "007"]);
+        assert_eq!((outcome.told, outcome.corrupt), (3, 1));
     }
 
     #[test]
     fn whoever_takes_may_stop() {
         let scratch = Scratch::new("events-stop");
-        let state = StateRoot::new(scratch.dir());
-        fs::create_dir_all(state.logs()).unwrap();
-        fs::write(state.events(), line(1, "summary", "null").repeat(3)).unwrap();
-        let options = EventsOptions {
-            state,
-            types: Vec::new(),
-            vms: Vec::new(),
-        };
-        let mut count = 0;
-        events(&options, |_| {
-            count += 1;
-            false
-        })
-        .unwrap();
-        assert_eq!(count, 1);
+        let outcome = events(&five(&scratch), |_| false).unwrap();
+        assert_eq!(outcome.told, 1);
+    }
+
+    #[test]
+    fn patterns_fit_whole_types() {
+        for (glob, word, fits) in [
+            ("*", "", true),
+            ("*", "summary", true),
+            ("summary", "summary", true),
+            ("summary", "summary.x", false),
+            ("boot*", "bootstrap.step", true),
+            ("*.step", "bootstrap.step", true),
+            ("*s*p", "bootstrap.step", true),
+            ("*s*q", "bootstrap.step", false),
+            ("b?otstrap.*", "bootstrap.step", true),
+            ("?", "", false),
+            ("", "", true),
+            ("", "x", false),
+            ("a*b*c", "a.b.b.c", true),
+            ("**", "x", true),
+        ] {
+            assert_eq!(matches(glob, word), fits, "{glob} {word}");
+        }
+    }
+
+    #[test]
+    fn since_is_a_time_or_so_long_ago() {
+        let at = |text: &str| humantime::parse_rfc3339(text).unwrap();
+        let now = at("2026-11-21T10:00:00Z");
+        for (text, wanted) in [
+            ("10m", Some(at("2026-11-21T09:50:00Z"))),
+            ("1h 30m", Some(at("2026-11-21T08:30:00Z"))),
+            ("2026-11-21T09:00:00Z", Some(at("2026-11-21T09:00:00Z"))),
+            ("2026-11-21t09:00:00.25z", Some(at("2026-11-21T09:00:00.25Z"))),
+            ("2026-11-21 09:00:00", Some(at("2026-11-21T09:00:00Z"))),
+            ("2026-11-21T09:00:00+02:30", Some(at("2026-11-21T06:30:00Z"))),
+            ("2026-11-21T09:00:00.5-01:00", Some(at("2026-11-21T10:00:00.5Z"))),
+            ("2026-11-21T09:00:00+2", None),
+            ("2026-11-21T09:00:00+99:00", None),
+            ("yesterday", None),
+            ("", None),
+            ("10", None),
+            ("-10m", None),
+        ] {
+            assert_eq!(parse_since(text, now), wanted, "{text}");
+        }
     }
 }

@@ -87,12 +87,17 @@ _castra() {
         logs)
             _arguments $globals \
                 '*--source=[only this log\: serial, qemu or broker]:SOURCE:(serial qemu broker)' \
-                '*--tail=[so many last lines of each log (default\: 50)]:N: ' \
+                '*--tail=[only so many last lines]:N: ' \
                 '*:VM:_castra_vms';;
         events)
             _arguments $globals \
-                '*--type=[only events of this type; a `*` at the end matches any]:PATTERN: ' \
+                '*--tail=[only so many last lines]:N: ' \
+                '*--type=[only events of this type; `*` stands for any letters]:PATTERN: ' \
                 '*--vm=[only events about this VM]:VM:_castra_vms' \
+                '*--run=[only events of this run]:ID: ' \
+                '*--after=[only events of --run with a higher number than this]:SEQ: ' \
+                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '--follow[then wait for more and print it as it comes]' \
                 ;;
         workspaces)
             _arguments $globals \

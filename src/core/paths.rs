@@ -121,6 +121,21 @@ impl StateRoot {
         self.logs().join("events-broker.jsonl")
     }
 
+    /// The folder of the logs of the bus.
+    pub fn bus_logs(&self) -> PathBuf {
+        self.logs().join("bus")
+    }
+
+    /// The log of the bus: the one truth.
+    pub fn bus_log(&self) -> PathBuf {
+        self.bus_logs().join("bus.log")
+    }
+
+    /// What one sender published: a VM, `host` or `broker`.
+    pub fn bus_log_of(&self, sender: &str) -> PathBuf {
+        self.bus_logs().join(format!("{sender}.log"))
+    }
+
     /// The folder of the bootstrap run logs.
     pub fn bootstrap_logs(&self) -> PathBuf {
         self.logs().join("bootstrap")

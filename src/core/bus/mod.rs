@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod frame;
+pub mod log;
 
 pub mod message;
 pub mod topic;

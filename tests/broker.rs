@@ -17,10 +17,9 @@ use std::time::{Duration, Instant};
 use castra::core::broker::record::{RecordRead, read_record};
 use castra::core::broker::{BrokerOptions, Ready, run_announced};
 use castra::core::cancel::Cancel;
-use castra::core::config::{AuthMode, BrokerConfig, PortChoice};
+use castra::core::config::{AuthMode, BrokerConfig, BusConfig, PortChoice};
 use castra::core::failure::{Exit, Failure};
 use castra::core::host;
-use castra::core::journal::Rotation;
 use castra::core::paths::StateRoot;
 use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
@@ -59,7 +58,7 @@ impl Fixture {
         BrokerOptions {
             state: self.state.clone(),
             config: self.config.clone(),
-            rotation: Rotation::default(),
+            bus: BusConfig::default(),
             embedded: true,
         }
     }
@@ -309,8 +308,11 @@ fn odd_but_right_hellos_are_accepted() {
     half_closed.write_all(b"hello vm:half\n").unwrap();
     half_closed.shutdown(Shutdown::Write).unwrap();
     assert_eq!(answer(half_closed), "ok\n");
-    // A bus this broker doesn't speak: the guest is alive all the same.
-    assert_eq!(broker.say(b"hello vm:rider capabilities=bus-v9\n"), "ok\n");
+    // A bus this broker doesn't speak: the guest is told which one it may ask for.
+    assert_eq!(
+        broker.say(b"hello vm:rider capabilities=bus-v9\n"),
+        "declined reason=unsupported-capability supported=bus-v1\n"
+    );
     let mut cut = broker.connect();
     cut.write_all(b"hello vm:cut").unwrap();
     cut.shutdown(Shutdown::Write).unwrap();
@@ -648,7 +650,7 @@ fn whatever_comes_is_answered() {
     broker.config.hello_timeout = Duration::from_millis(100);
     broker.guests(&[("web-0", None)]);
     let port = broker.start();
-    let whole = b"hello vm:web-0 token=abc capabilities=bus-v1,x-demo later=1\r\n";
+    let whole = b"hello vm:web-0 token=abc capabilities=vizier-v1,x-demo later=1\r\n";
     let mangle = |seed: u64| {
         let mut dice = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let mut roll = |sides: usize| {
@@ -665,7 +667,10 @@ fn whatever_comes_is_answered() {
                 1 => bytes.insert(at, [b'\n', b'\r', 0, 0x1b, b' ', b'=', b',', 0xff][roll(8)]),
                 2 => bytes.truncate(at.max(1)),
                 3 => bytes.extend_from_within(at..),
-                _ => bytes.rotate_left(roll(3)),
+                _ => {
+                    let by = roll(3).min(bytes.len());
+                    bytes.rotate_left(by);
+                }
             }
         }
         let mut stream = broker.connect();

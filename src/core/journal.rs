@@ -204,7 +204,7 @@ fn open_for_append(path: &Path) -> io::Result<File> {
 }
 
 /// Where the last whole line ends: the length up to and with the last line feed.
-fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> {
+pub(crate) fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> {
     const PIECE: u64 = 64 * 1024;
     let mut end = length;
     while end > 0 {

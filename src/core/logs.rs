@@ -7,7 +7,9 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::paths::{StateRoot, vm_file};
@@ -16,6 +18,18 @@ use crate::core::paths::{StateRoot, vm_file};
 const MOST_READ: u64 = 16 * 1024 * 1024;
 /// Read in pieces of this size, from the end.
 const PIECE: u64 = 64 * 1024;
+
+/// Longest line of a guest that is kept, bytes.
+const LINE_BYTES: usize = 4096;
+
+/// Appends what a guest says to a log of its own, line by line, escaped.
+pub fn append_escaped(path: &Path, rotation: Rotation, text: &str) -> io::Result<()> {
+    let lines: Vec<String> = text.lines().map(|line| escape_line(line, LINE_BYTES)).collect();
+    if lines.is_empty() {
+        return Ok(());
+    }
+    Journal::open(path, rotation)?.append(&lines.join("\n"))
+}
 
 /// What a log is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -157,6 +157,10 @@ pub struct BrokerRecord {
     pub embedded: bool,
     /// The freshness window in force, ms.
     pub freshness_window_ms: u64,
+    /// The last number of the bus when its log was last rotated or the broker stopped, in case
+    /// no line of the log tells it any more.
+    #[serde(default)]
+    pub bus_seq: u64,
 }
 
 /// Loads a record; `None` if there is no such file. A file that isn't what it should be is a

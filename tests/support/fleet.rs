@@ -128,6 +128,7 @@ impl Fleet {
             clean_stop: false,
             embedded: false,
             freshness_window_ms: 45_000,
+            bus_seq: 0,
         };
         records::save(&self.state.broker_json(), &record).unwrap();
     }

@@ -4,7 +4,6 @@
 //! Here: the deterministic line, and the count that decides whether an attempt gets a line of
 //! its own. Not here: who may come (`broker::state`), or writing anything (`broker::edges`).
 
-use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::core::events::{Event, HandshakeOutcome};
@@ -12,10 +11,7 @@ use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 
 use super::protocol::DeclineReason;
-
-/// Attempts a second that get a line of their own.
-const LINES_PER_SECOND: u32 = 20;
-const SECOND_MS: u64 = 1000;
+use super::throttle::Throttle;
 
 /// One attempt, decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,52 +33,43 @@ pub struct Attempt {
 /// A log line and the event that says the same.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evidence {
+    /// The VM, where the project knows it.
+    pub known: Option<VmName>,
     /// The line, complete, without line end.
     pub line: String,
     /// The event.
     pub event: Event,
 }
 
+/// Whose attempts are merged, and what came of them.
+type Kind = (Option<VmName>, Option<DeclineReason>);
+
 /// Counts attempts and merges those beyond 20 a second.
 #[derive(Debug, Default)]
-pub struct Attempts {
-    /// When the current second began, and how many lines it had.
-    second: Option<(u64, u32)>,
-    merged: BTreeMap<(Option<VmName>, Option<DeclineReason>), (Attempt, u64)>,
-}
+pub struct Attempts(Throttle<Kind, Attempt>);
 
 impl Attempts {
     /// Takes an attempt in: its evidence, or `None` if it will be part of a merged line.
     pub fn note(&mut self, boot_ms: u64, wall_ms: u64, attempt: Attempt) -> Option<Evidence> {
-        let (_, lines) = self.second.get_or_insert((boot_ms, 0));
-        if *lines < LINES_PER_SECOND {
-            *lines += 1;
-            return Some(evidence(wall_ms, &attempt, None));
-        }
-        let mut attempt = attempt;
-        if !attempt.listed {
-            attempt.vm = None;
-        }
-        let key = (attempt.vm.clone(), attempt.declined);
-        let slot = self.merged.entry(key).or_insert_with(|| (attempt.clone(), 0));
-        slot.0 = attempt;
-        slot.1 += 1;
-        None
+        let told = self.0.note(boot_ms, attempt, |attempt| {
+            if !attempt.listed {
+                attempt.vm = None;
+            }
+            (attempt.vm.clone(), attempt.declined)
+        });
+        told.map(|attempt| evidence(wall_ms, &attempt, None))
     }
 
     /// When [`Attempts::flush`] is next worth a call.
     pub fn due(&self) -> Option<u64> {
-        self.second.map(|(began, _)| began + SECOND_MS)
+        self.0.due()
     }
 
     /// The merged lines of the second that is over; of an unfinished one too if `at_once`.
     pub fn flush(&mut self, boot_ms: u64, wall_ms: u64, at_once: bool) -> Vec<Evidence> {
-        if !at_once && self.due().is_none_or(|due| boot_ms < due) {
-            return Vec::new();
-        }
-        self.second = None;
-        std::mem::take(&mut self.merged)
-            .into_values()
+        let merged = self.0.flush(boot_ms, at_once);
+        merged
+            .into_iter()
             .map(|(attempt, count)| evidence(wall_ms, &attempt, Some(count)))
             .collect()
     }
@@ -135,7 +122,11 @@ fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence 
         remote: attempt.remote.clone(),
         repeated,
     };
-    Evidence { line, event }
+    Evidence {
+        known: attempt.vm.clone().filter(|_| attempt.listed),
+        line,
+        event,
+    }
 }
 
 #[cfg(test)]

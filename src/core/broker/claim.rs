@@ -27,7 +27,7 @@ pub const HOST_CONNECTIONS: usize = 64;
 
 /// Descriptors kept for everything that is no guest's connection: listeners, locks, logs, the
 /// files a turn opens for a moment, host clients.
-const DESCRIPTORS_APART: u64 = 32 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
+const DESCRIPTORS_APART: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
 
 /// The most descriptors we ask for; a limit of a million is no reason to use it.
 const DESCRIPTORS_WANTED: u64 = 65_536;

@@ -7,8 +7,9 @@
 //! and said as soon as there is room again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::host::{self, Holder};
 use crate::core::journal::{Journal, Rotation};
+use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
@@ -25,10 +27,16 @@ use crate::core::reporter::wall_clock;
 use crate::core::status::{VmState, ending};
 
 use super::attempts::line_head;
+use super::buslog::{BusLog, last_seq, parse_line};
+use super::converse::Sessions;
 use super::guests::GuestTable;
 use super::link::Link;
+use super::outbox::Sent;
 use super::record::{RecordRead, RecordWriter, read_record};
-use super::state::{At, ConnId, Effect, Input};
+use super::state::{At, ConnId, Effect, Input, Part};
+
+/// Senders' own logs that are kept open.
+const OPEN_SHELVES: usize = 64;
 
 /// Records read at start. More files than this in that folder are not all guests.
 const MAX_RESTORED: usize = 4096;
@@ -84,6 +92,14 @@ impl LineFile {
     }
 }
 
+/// A line that waits until its evidence is written.
+enum Reply {
+    /// The last one.
+    Answer(Arc<Link>, String),
+    /// Frames follow.
+    Grant(Arc<Link>, String),
+}
+
 /// What a file looked like when it was last read: replaced or changed means read again.
 type Seen = Option<(u64, i64, i64, u64)>;
 
@@ -93,7 +109,11 @@ pub struct Edges {
     run: String,
     began: Instant,
     seq: u64,
+    rotation: Rotation,
     links: HashMap<ConnId, Arc<Link>>,
+    sessions: Arc<Sessions>,
+    bus: BusLog,
+    shelves: BTreeMap<VmName, LineFile>,
     log: LineFile,
     events: LineFile,
     writers: BTreeMap<VmName, RecordWriter>,
@@ -103,14 +123,24 @@ pub struct Edges {
     ended: BTreeMap<VmName, String>,
     lines: Vec<String>,
     told: Vec<String>,
-    replies: Vec<(Arc<Link>, String)>,
+    replies: Vec<Reply>,
     trouble_said: Option<u64>,
 }
 
 impl Edges {
     /// Edges of one broker run. Opens nothing yet.
-    pub fn new(paths: StateRoot, run: String, rotation: Rotation) -> Edges {
+    pub fn new(
+        paths: StateRoot,
+        run: String,
+        rotation: Rotation,
+        bus: BusLog,
+        sessions: Arc<Sessions>,
+    ) -> Edges {
         Edges {
+            rotation,
+            sessions,
+            bus,
+            shelves: BTreeMap::new(),
             log: LineFile::new(paths.broker_log(), rotation),
             events: LineFile::new(paths.broker_events(), rotation),
             paths,
@@ -143,7 +173,7 @@ impl Edges {
     /// Ends all connections.
     pub fn close_all(&mut self) {
         for (_, link) in self.links.drain() {
-            link.close();
+            link.close(&self.sessions.budget);
         }
     }
 
@@ -152,8 +182,37 @@ impl Edges {
         match effect {
             Effect::Reply { conn, line } => {
                 if let Some(link) = self.links.get(&conn) {
-                    self.replies.push((Arc::clone(link), line));
+                    self.replies.push(Reply::Answer(Arc::clone(link), line));
                 }
+                None
+            }
+            Effect::Grant { conn, line } => {
+                if let Some(link) = self.links.get(&conn) {
+                    self.replies.push(Reply::Grant(Arc::clone(link), line));
+                }
+                None
+            }
+            Effect::Send { conn, parts } => self.send(conn, &parts),
+            Effect::Order { conn, order } => {
+                if let Some(link) = self.links.get(&conn) {
+                    link.give_order(order);
+                }
+                None
+            }
+            Effect::End { conn, last } => {
+                let full = self.send(conn, &[Part::Own(last)]);
+                if let Some(link) = self.links.get(&conn) {
+                    link.finish();
+                }
+                full
+            }
+            Effect::Append(lines) => Some(self.append(at, &lines)),
+            Effect::Shelve { vm, lines, ranges } => {
+                self.shelve(at, vm, &lines, &ranges);
+                None
+            }
+            Effect::ServiceLog { vm, payload } => {
+                self.service_log(at, &vm, &payload);
                 None
             }
             Effect::Evict { conn, reason } => {
@@ -164,7 +223,7 @@ impl Edges {
             }
             Effect::Drop { conn } => {
                 if let Some(link) = self.links.get(&conn) {
-                    link.close();
+                    link.close(&self.sessions.budget);
                 }
                 None
             }
@@ -190,6 +249,166 @@ impl Edges {
                 self.tell(at, event);
                 None
             }
+        }
+    }
+
+    /// Sends to one session. Whoever can't take more, and the one with the longest queue when all
+    /// queues together are too long, is the state's to cut off.
+    fn send(&mut self, conn: ConnId, parts: &[Part]) -> Option<Input> {
+        let link = self.links.get(&conn)?;
+        let sent = self.sessions.send(link, parts);
+        if let Sent::Full(queued) = sent {
+            let queued_bytes = queued as u64;
+            return Some(Input::Full { conn, queued_bytes });
+        }
+        if sent == Sent::Waits || self.sessions.budget.is_exceeded() {
+            return self.longest_queue();
+        }
+        None
+    }
+
+    fn longest_queue(&self) -> Option<Input> {
+        if !self.sessions.budget.is_exceeded() {
+            return None;
+        }
+        let waiting = self.links.iter().map(|(conn, link)| (link.waiting(), *conn));
+        let (queued, conn) = waiting.max()?;
+        let queued_bytes = queued as u64;
+        Some(Input::Full { conn, queued_bytes })
+    }
+
+    /// The state thread has dealt with so many bytes of this connection.
+    pub fn refund(&self, conn: ConnId, bytes: usize) {
+        if let Some(link) = self.links.get(&conn) {
+            link.refund(bytes);
+        }
+    }
+
+    /// Opens the log of the bus if it isn't open. `floor`: numbers up to this were given before.
+    /// `torn`: the last broker didn't stop in order, so senders' own logs may lack their ends.
+    pub fn open_bus(&mut self, at: At, floor: impl FnOnce(u64) -> u64, torn: bool) -> Option<Input> {
+        if self.bus.is_open() {
+            return None;
+        }
+        match self.bus.open() {
+            Ok(opened) => {
+                if opened.cut_bytes > 0 {
+                    let text = format!(
+                        "{}: cut a torn tail of {} bytes, which nobody was told was kept",
+                        self.bus.path().display(),
+                        opened.cut_bytes
+                    );
+                    self.log(at, "WARN", &text);
+                }
+                if torn {
+                    self.complete_shelves(at);
+                }
+                Some(Input::LogOpened {
+                    last: floor(opened.last),
+                })
+            }
+            Err(error) => {
+                let text = format!(
+                    "can't open {}: {error}; publishes are refused",
+                    self.bus.path().display()
+                );
+                self.trouble(at, &text);
+                None
+            }
+        }
+    }
+
+    fn append(&mut self, at: At, lines: &[u8]) -> Input {
+        let kept = self.bus.append(lines);
+        if let Err(error) = &kept {
+            let text = format!("can't write {}: {error}", self.bus.path().display());
+            self.trouble(at, &text);
+        }
+        Input::Appended {
+            kept: kept.is_ok(),
+            open: self.bus.is_open(),
+        }
+    }
+
+    /// Once a second.
+    pub fn sync_bus(&mut self) {
+        self.bus.sync_soon();
+    }
+
+    /// True once after each rotation of the log of the bus.
+    pub fn bus_rotated(&mut self) -> bool {
+        self.bus.take_rotated()
+    }
+
+    fn shelf(&mut self, vm: &VmName) -> &mut LineFile {
+        // A name that isn't used costs nothing but its file; a thousand open ones cost descriptors.
+        if self.shelves.len() >= OPEN_SHELVES && !self.shelves.contains_key(vm) {
+            self.shelves.clear();
+        }
+        let path = self.paths.bus_log_of(vm.as_str());
+        let rotation = self.rotation;
+        self.shelves
+            .entry(vm.clone())
+            .or_insert_with(|| LineFile::new(path, rotation))
+    }
+
+    fn shelve(&mut self, at: At, vm: VmName, lines: &[u8], ranges: &[Range<usize>]) {
+        let mut own = Vec::with_capacity(ranges.iter().map(Range::len).sum());
+        for range in ranges {
+            own.extend_from_slice(&lines[range.clone()]);
+        }
+        own.pop();
+        let Ok(text) = String::from_utf8(own) else {
+            return;
+        };
+        let outcome = self.shelf(&vm).append(&[text]);
+        if let Err(error) = outcome {
+            let path = self.paths.bus_log_of(vm.as_str());
+            self.trouble(at, &format!("can't write {}: {error}", path.display()));
+        }
+    }
+
+    /// Copies what a killed broker had acked but not yet copied: each sender's lines behind the
+    /// last one in its own log. Only the newest file can hold such.
+    fn complete_shelves(&mut self, at: At) {
+        let Ok(file) = File::open(self.bus.path()) else {
+            return;
+        };
+        let mut known: BTreeMap<String, u64> = BTreeMap::new();
+        let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
+            let Some(parsed) = parse_line(&line) else {
+                continue;
+            };
+            let last = known.entry(parsed.vm.to_owned()).or_insert_with(|| {
+                let last = File::open(self.paths.bus_log_of(parsed.vm)).and_then(|mut file| {
+                    let length = file.metadata()?.len();
+                    last_seq(&mut file, length)
+                });
+                last.ok().flatten().unwrap_or(0)
+            });
+            if parsed.seq > *last {
+                let text = String::from_utf8_lossy(&line).into_owned();
+                missing.entry(parsed.vm.to_owned()).or_default().push(text);
+            }
+        }
+        for (vm, lines) in missing {
+            let Ok(vm) = vm.parse::<VmName>() else {
+                continue;
+            };
+            if let Err(error) = self.shelf(&vm).append(&lines) {
+                let path = self.paths.bus_log_of(vm.as_str());
+                self.trouble(at, &format!("can't write {}: {error}", path.display()));
+            }
+        }
+    }
+
+    /// What a Vizier says of itself: text, or whatever else as JSON.
+    fn service_log(&mut self, at: At, vm: &VmName, payload: &str) {
+        let text = serde_json::from_str::<String>(payload).unwrap_or_else(|_| payload.to_owned());
+        let path = self.paths.vizier_log(vm);
+        if let Err(error) = logs::append_escaped(&path, self.rotation, &text) {
+            self.trouble(at, &format!("can't write {}: {error}", path.display()));
         }
     }
 
@@ -237,8 +456,11 @@ impl Edges {
                 let _ = self.log.append(&lines);
             }
         }
-        for (link, line) in self.replies.drain(..) {
-            link.answer(&line);
+        for reply in self.replies.drain(..) {
+            match reply {
+                Reply::Answer(link, line) => link.answer(&line),
+                Reply::Grant(link, line) => link.grant(&line, &self.sessions.budget),
+            }
         }
     }
 
@@ -401,6 +623,7 @@ impl Edges {
     pub fn check_files<'a>(&mut self, recorded: impl Iterator<Item = &'a VmName>) -> Vec<Input> {
         self.log.check();
         self.events.check();
+        self.bus.check();
         recorded
             .filter(|vm| {
                 self.writers

@@ -4,10 +4,12 @@
 //! Not here: connections (`broker::state`), the files themselves (`broker::edges`).
 
 use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::core::config::AuthMode;
 use crate::core::name::VmName;
 use crate::core::records::GuestsRecord;
+use crate::core::reporter::wall_clock;
 
 use super::protocol::{DeclineReason, Hello};
 use super::record::HandshakeRecord;
@@ -119,9 +121,19 @@ pub struct Guest {
     pub written_ms: Option<u64>,
     /// The record on disk is older than `record`.
     pub dirty: bool,
+    /// Wall clock of the newest proof of life; the record gets it as text when it is written.
+    pub heard_wall_ms: u64,
 }
 
 impl Guest {
+    /// The record with all it is to say.
+    pub fn record_to_write(&self) -> HandshakeRecord {
+        HandshakeRecord {
+            heard_at: wall_clock(UNIX_EPOCH + Duration::from_millis(self.heard_wall_ms)),
+            ..self.record.clone()
+        }
+    }
+
     /// Age of the newest proof of life.
     pub fn age_ms(&self, now_ms: u64) -> u64 {
         now_ms.saturating_sub(self.record.heard_boottime_ms)

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::escape::escape_line;
 
+use super::converse::{Sessions, converse};
 use super::link::{Link, Open, Stream};
 use super::protocol::{DeclineReason, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress};
 use super::state::{ConnId, Input, Plane};
@@ -73,6 +75,7 @@ pub struct Reception {
     arrivals: Mutex<Vec<Arrival>>,
     hello_timeout: Duration,
     next_id: AtomicU64,
+    sessions: Arc<Sessions>,
     threads: Arc<Open>,
     jobs: Mutex<Jobs>,
     job_came: Condvar,
@@ -87,11 +90,12 @@ struct Jobs {
 
 impl Reception {
     /// A reception that hands everything to the state thread.
-    pub fn new(to_state: Sender<Wake>, hello_timeout: Duration) -> Arc<Reception> {
+    pub fn new(to_state: Sender<Wake>, hello_timeout: Duration, sessions: Arc<Sessions>) -> Arc<Reception> {
         Arc::new(Reception {
             to_state,
             arrivals: Mutex::default(),
             hello_timeout,
+            sessions,
             next_id: AtomicU64::new(1),
             threads: Arc::default(),
             jobs: Mutex::default(),
@@ -161,10 +165,16 @@ impl Reception {
                     conn: link.id,
                     to_state: &self.to_state,
                 };
-                let said = listen_for_hello(&link, came + self.hello_timeout);
-                if let Some(said) = said {
+                let mut bytes = [0; HELLO_BYTES + 2];
+                let said = listen_for_hello(&link, came + self.hello_timeout, &mut bytes);
+                if let Some((said, behind)) = said {
+                    let wants_bus = wants_bus(&said);
                     let _ = self.to_state.send(Wake::Input(said));
-                    linger(&link);
+                    if wants_bus && link.await_verdict() {
+                        converse(&link, &bytes[behind], &self.sessions, &self.to_state);
+                    } else {
+                        linger(&link);
+                    }
                 }
             }
             drop(link);
@@ -208,39 +218,53 @@ impl Drop for Closing<'_> {
     }
 }
 
+/// Whether a hello offers any version of the bus: then its thread waits for the verdict.
+fn wants_bus(said: &Input) -> bool {
+    match said {
+        Input::Hello { hello, .. } => hello.capabilities.iter().any(|word| word.starts_with("bus-")),
+        _ => false,
+    }
+}
+
 /// Greets and reads until there is a hello, something else, or no time left. `None`: the client
-/// left without a byte, which is no attempt.
-fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
+/// left without a byte, which is no attempt. With it comes where in `bytes` lies what was sent
+/// behind the hello.
+fn listen_for_hello(
+    link: &Link,
+    deadline: Instant,
+    bytes: &mut [u8; HELLO_BYTES + 2],
+) -> Option<(Input, Range<usize>)> {
     let conn = link.id;
     link.greet_unless_heard();
     // A hello and its CR LF; what a client sends beyond is not read before it is answered.
-    let mut bytes = [0; HELLO_BYTES + 2];
     let mut length = 0;
     let refused = |length: usize, refusal: Refusal| Input::Refused {
         conn,
         refusal,
         attempted: length > 0,
     };
+    let over = |length: usize, refusal: Refusal| Some((refused(length, refusal), 0..0));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Some(refused(length, Refusal::unnamed(DeclineReason::Timeout)));
+            return over(length, Refusal::unnamed(DeclineReason::Timeout));
         }
         match link.read(&mut bytes[length..], left) {
             Ok(0) => {
                 return match (link.verdict(), length) {
-                    (Some(reason), _) => Some(refused(length, Refusal::unnamed(reason))),
+                    (Some(reason), _) => over(length, Refusal::unnamed(reason)),
                     (None, 0) => None,
-                    (None, _) => Some(refused(length, Refusal::unnamed(DeclineReason::ProtocolError))),
+                    (None, _) => over(length, Refusal::unnamed(DeclineReason::ProtocolError)),
                 };
             }
             Ok(more) => length += more,
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted => continue,
                 _ if length == 0 => return None,
-                _ => return Some(refused(length, Refusal::unnamed(DeclineReason::ProtocolError))),
+                _ => return over(length, Refusal::unnamed(DeclineReason::ProtocolError)),
             },
         }
+        let mut behind = 0..0;
         let parsed = match progress(&bytes[..length]) {
             Progress::Partial => match link.verdict() {
                 Some(reason) => Err(Refusal::unnamed(reason)),
@@ -250,16 +274,20 @@ fn listen_for_hello(link: &Link, deadline: Instant) -> Option<Input> {
                 }
             },
             Progress::Hopeless => Err(Refusal::unnamed(DeclineReason::ProtocolError)),
-            Progress::Line { line, .. } => parse_hello(&bytes[..line]),
+            Progress::Line { line, used } => {
+                behind = used..length;
+                parse_hello(&bytes[..line])
+            }
         };
-        return Some(match parsed {
+        let said = match parsed {
             Ok(hello) => Input::Hello { conn, hello },
             Err(refusal) => {
                 let said = escape_line(&String::from_utf8_lossy(&bytes[..length]), 80);
                 log::debug!("connection {}: refused {said}", conn.0);
                 refused(length, refusal)
             }
-        });
+        };
+        return Some((said, behind));
     }
 }
 

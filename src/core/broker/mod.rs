@@ -5,18 +5,24 @@
 //! when (`core::operations`).
 
 pub mod attempts;
+mod buslog;
 mod claim;
+mod converse;
 mod edges;
+pub mod frame;
 pub mod guests;
 pub mod launcher;
 mod link;
 mod listen;
+mod outbox;
 pub mod process;
 pub mod protocol;
 pub mod record;
+mod replay;
 pub mod serve;
 mod signals;
 pub mod state;
+mod throttle;
 
 pub use launcher::{
     BrokerHandle, BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker,

@@ -43,7 +43,7 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     let stop = Cancel::new();
     let mut starter = starter();
     let log = options.state.broker_log();
-    let rotation = options.rotation;
+    let rotation = options.bus.rotation;
     let outcome = Signals::watch(stop.clone())
         .map_err(|error| Failure::new(Exit::Internal, "can't wait for signals").because(error))
         .and_then(|_signals| {

@@ -22,9 +22,8 @@ pub const HELLO_BYTES: usize = 512;
 const MAX_CAPABILITIES: usize = 64;
 const CAPABILITY_BYTES: usize = 64;
 
-/// Versions of the bus this broker speaks. Empty: it speaks none, and a guest that offers one is
-/// answered as handshake-only, because being alive is worth more to it than being told no.
-pub const BUS_VERSIONS: &[u32] = &[];
+/// Versions of the bus this broker speaks.
+pub const BUS_VERSIONS: &[u32] = &[1];
 
 /// A hello that keeps to the grammar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,6 +230,11 @@ pub fn negotiate(offered: &[String], spoken: &[u32]) -> Result<Option<u32>, Decl
 /// The answer to a hello that gets no session.
 pub fn ok_reply() -> String {
     "ok\n".to_owned()
+}
+
+/// The answer to a hello that gets a session.
+pub fn session_reply(session: &str, heartbeat_secs: u64) -> String {
+    format!("ok session={session} heartbeat_secs={heartbeat_secs}\n")
 }
 
 /// The answer to a hello that is declined.

@@ -17,24 +17,30 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use crate::core::cancel::Cancel;
-use crate::core::config::{BrokerConfig, Config};
+use crate::core::config::{BrokerConfig, BusConfig, Config, SyncMode};
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
-use crate::core::journal::{Journal, Rotation};
+use crate::core::journal::Journal;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, BrokerRecord};
 use crate::core::reporter::wall_clock;
 
 use super::attempts::line_head;
+use super::buslog::BusLog;
 use super::claim::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
+use super::converse::Sessions;
 use super::edges::Edges;
 use super::listen::{Arrival, Door, Listener, Reception, Wake};
-use super::protocol::BUS_VERSIONS;
-use super::state::{At, Input, Rules, State, step};
+use super::outbox::{Budget, Drainer};
+use super::protocol::{BUS_VERSIONS, heartbeat_secs};
+use super::state::{At, BusRules, Input, Rules, State, step};
 
 /// Inputs taken in one turn, so that one write serves many.
 const BATCH: usize = 256;
+
+/// A group of this size is committed at once.
+const GROUP_BYTES: usize = 1024 * 1024;
 
 /// How often the files and the VMs' locks are looked at.
 const LOOK_EVERY_MS: u64 = 1000;
@@ -49,8 +55,8 @@ pub struct BrokerOptions {
     pub state: StateRoot,
     /// `[broker]`.
     pub config: BrokerConfig,
-    /// Rotation of its log and its journal.
-    pub rotation: Rotation,
+    /// `[bus]`; its rotation holds for every file the broker writes.
+    pub bus: BusConfig,
     /// It is a thread of somebody's process: that one's embedder alone ends it.
     pub embedded: bool,
 }
@@ -61,7 +67,7 @@ impl BrokerOptions {
         BrokerOptions {
             state: config.state.clone(),
             config: config.broker.clone(),
-            rotation: config.bus.rotation,
+            bus: config.bus.clone(),
             embedded: false,
         }
     }
@@ -103,6 +109,10 @@ struct Broker {
     to_state: Sender<Wake>,
     guest_door: Option<Door>,
     host_door: Option<Door>,
+    /// The broker before this one didn't stop in order.
+    torn: bool,
+    /// Nor has the host, since.
+    rebooted: bool,
     /// Keeps the state root open, for socket names that are short whatever its path.
     root: File,
 }
@@ -114,7 +124,7 @@ impl Broker {
         let run = host::random_hex(8)
             .map_err(|error| Failure::new(Exit::Io, "can't read /dev/urandom").because(error))?;
         let lock = take_lock(paths, &run, options.embedded)?;
-        let (log, rotation) = (paths.broker_log(), options.rotation);
+        let (log, rotation) = (paths.broker_log(), options.bus.rotation);
         Broker::start_locked(options, run, lock).inspect_err(|failure| {
             let line = format!("{} broker didn't start: {failure}", line_head(wall_ms(), "ERROR"));
             if let Ok(mut journal) = Journal::open(log, rotation) {
@@ -134,6 +144,7 @@ impl Broker {
         let root = File::open(paths.dir()).map_err(|error| Failure::io("open", paths.dir(), &error))?;
         let host_listener = bind_host(paths, &root)?;
         let boot_ms = host::boottime_ms();
+        let before = records::load::<BrokerRecord>(&paths.broker_json()).ok().flatten();
         let record = BrokerRecord {
             port,
             run: run.clone(),
@@ -143,9 +154,27 @@ impl Broker {
             clean_stop: false,
             embedded: options.embedded,
             freshness_window_ms: millis(options.config.freshness),
+            bus_seq: before.as_ref().map_or(0, |before| before.bus_seq),
         };
         let (to_state, inbox) = unbounded();
-        let reception = Reception::new(to_state.clone(), options.config.hello_timeout);
+        let bus = &options.bus;
+        let budget = Budget::new(bus.outbound_queue_bytes, bus.total_queue_bytes);
+        let drainer = Drainer::start(Arc::clone(&budget)).map_err(|error| {
+            Failure::new(Exit::Internal, "can't start the broker's threads").because(error)
+        })?;
+        let sessions = Arc::new(Sessions {
+            max_frame: bus.max_frame_bytes,
+            log: paths.bus_log(),
+            keep: bus.rotation.keep,
+            budget,
+            drainer,
+        });
+        let reception = Reception::new(
+            to_state.clone(),
+            options.config.hello_timeout,
+            Arc::clone(&sessions),
+        );
+        let bus_log = BusLog::new(paths.bus_log(), bus.rotation, bus.sync);
         let mut broker = Broker {
             state: State::new(Rules {
                 run: run.clone(),
@@ -155,8 +184,17 @@ impl Broker {
                 max_connections,
                 max_host_connections: HOST_CONNECTIONS,
                 bus_versions: BUS_VERSIONS,
+                bus: BusRules {
+                    idle_ms: millis(bus.session_idle),
+                    sessions_per_vm: bus.sessions_per_vm,
+                    subscriptions_per_session: bus.subscriptions_per_session,
+                    publishes_per_sec_per_vm: bus.publishes_per_sec_per_vm,
+                    heartbeat_secs: heartbeat_secs(options.config.freshness, bus.session_idle),
+                },
             }),
-            edges: Edges::new(paths.clone(), run.clone(), options.rotation),
+            edges: Edges::new(paths.clone(), run.clone(), bus.rotation, bus_log, sessions),
+            torn: before.as_ref().is_some_and(|before| !before.clean_stop),
+            rebooted: before.is_some_and(|before| before.boot_id != host::boot_id() && !before.clean_stop),
             ready: Ready {
                 pid: std::process::id(),
                 port,
@@ -193,12 +231,46 @@ impl Broker {
             self.edges.log(at, "WARN", &text);
         }
         self.edges.tell(at, Event::BrokerStarted { pid, port });
+        self.open_bus(at);
         let guests = self.edges.changed_guests(at);
         self.take(at, guests);
         let restored = self.edges.restored();
         self.take(at, restored);
         let _ = self.edges.gone_vms(at, true);
+        self.commit(at);
         self.edges.flush(at);
+    }
+
+    /// Finds the last number given, if the log can be read. After a loss of power the last lines
+    /// may be missing, so numbering goes on where nobody can have been.
+    fn open_bus(&mut self, at: At) {
+        let jump = self.rebooted && self.options.bus.sync != SyncMode::Batch;
+        let floor = self.record.bus_seq;
+        let resume = |last: u64| {
+            let last = last.max(floor);
+            if jump && last > 0 {
+                ((last >> 32) + 1) << 32
+            } else {
+                last
+            }
+        };
+        let opened = self.edges.open_bus(at, resume, self.torn);
+        if opened.is_some() {
+            // What the log lacks from now on is our own doing.
+            (self.torn, self.rebooted) = (false, false);
+        }
+        self.take(at, opened);
+    }
+
+    /// Everything that waits for the log is kept, answered and delivered.
+    fn commit(&mut self, at: At) {
+        while self.state.uncommitted() {
+            self.take(at, [Input::Commit]);
+        }
+        if self.edges.bus_rotated() {
+            self.record.bus_seq = self.state.last_kept();
+            let _ = records::save(&self.options.state.broker_json(), &self.record);
+        }
     }
 
     fn open_doors(&mut self, guests: TcpListener, host: UnixListener, places: usize) -> Result<()> {
@@ -258,16 +330,7 @@ impl Broker {
             for wake in batch {
                 match wake {
                     Wake::Full => {}
-                    Wake::Input(input) => {
-                        let closed = match &input {
-                            Input::Closed { conn } => Some(*conn),
-                            _ => None,
-                        };
-                        self.take(at, [input]);
-                        if let Some(conn) = closed {
-                            self.edges.forget(conn);
-                        }
-                    }
+                    Wake::Input(input) => self.on_input(at, input),
                     Wake::Trouble(text) => self.edges.trouble(at, &text),
                     Wake::Stop if stopping.is_none() => {
                         stopping = Some(at.boot_ms + STOP_GRACE_MS);
@@ -286,6 +349,7 @@ impl Broker {
                     self.begin_stop(at);
                 }
             }
+            self.commit(at);
             self.edges.flush(at);
             if stopping.is_some_and(|until| at.boot_ms >= until || self.state.all_answered()) {
                 break;
@@ -293,6 +357,25 @@ impl Broker {
         }
         over.store(true, Ordering::Relaxed);
         self.end();
+    }
+
+    fn on_input(&mut self, at: At, input: Input) {
+        let (closed, spent) = match &input {
+            Input::Closed { conn } => (Some(*conn), None),
+            Input::Frames { conn, burst } => (None, Some((*conn, burst.wire_bytes))),
+            _ => (None, None),
+        };
+        self.take(at, [input]);
+        if let Some((conn, bytes)) = spent {
+            self.edges.refund(conn, bytes);
+        }
+        if let Some(conn) = closed {
+            // What it said last is answered before its socket is let go.
+            self.edges.forget(conn);
+        }
+        if self.state.uncommitted_bytes() >= GROUP_BYTES {
+            self.commit(at);
+        }
     }
 
     fn on_arrival(&mut self, at: At, arrival: Arrival) {
@@ -316,6 +399,7 @@ impl Broker {
     fn end(mut self) {
         let at = now();
         self.take(at, [Input::Finish]);
+        self.commit(at);
         let (pid, port) = (self.ready.pid, self.ready.port);
         self.edges
             .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));
@@ -330,6 +414,7 @@ impl Broker {
         };
         let _ = host::remove_if_there(&self.options.state.broker_sock());
         self.record.clean_stop = true;
+        self.record.bus_seq = self.state.last_kept();
         let _ = records::save(&self.options.state.broker_json(), &self.record);
         drop(lock);
     }
@@ -372,6 +457,8 @@ impl Broker {
         }
         let lost = self.edges.check_files(self.state.recorded());
         self.take(at, lost);
+        self.open_bus(at);
+        self.edges.sync_bus();
         true
     }
 

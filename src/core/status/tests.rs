@@ -119,6 +119,7 @@ fn healthy() -> Snapshot {
             clean_stop: false,
             embedded: false,
             freshness_window_ms: WINDOW,
+            bus_seq: 0,
         }),
         guests: Found::Absent,
         vms: vec![VmEvidence {

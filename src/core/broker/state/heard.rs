@@ -3,6 +3,8 @@
 //! Here: everything the state does about guests once they are let in. Not here: connections and
 //! who is let in (the module above), the guests' own fields (`broker::guests`).
 
+use serde_json::Value;
+
 use crate::core::broker::attempts::line_head;
 use crate::core::broker::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_MS};
 use crate::core::broker::record::HandshakeRecord;
@@ -15,10 +17,17 @@ use super::{At, Effect, State};
 impl State {
     /// What the record will say after this hello. What was told over the bus in this launch
     /// stays; a new launch begins empty.
-    pub(super) fn next_record(&self, at: At, vm: VmName, capabilities: Vec<String>) -> HandshakeRecord {
+    pub(super) fn next_record(
+        &self,
+        at: At,
+        vm: VmName,
+        capabilities: Vec<String>,
+        session: bool,
+    ) -> HandshakeRecord {
         let key = vm.key();
         let before = self.guests.get(&key).map(|guest| &guest.record);
         let before = before.filter(|record| self.counts(&key, record));
+        let (has_session, subscribed) = self.bus_flags(&key);
         HandshakeRecord {
             vm,
             boot_id: self.rules.boot_id.clone(),
@@ -27,8 +36,8 @@ impl State {
             heard_boottime_ms: at.boot_ms,
             heard_at: wall(at),
             capabilities,
-            bus_session: false,
-            bus_subscribed: false,
+            bus_session: session || has_session,
+            bus_subscribed: subscribed,
             last_publish_boottime_ms: before.and_then(|record| record.last_publish_boottime_ms),
             last_heartbeat_boottime_ms: before.and_then(|record| record.last_heartbeat_boottime_ms),
             guest_metrics: before.and_then(|record| record.guest_metrics.clone()),
@@ -54,8 +63,10 @@ impl State {
             fresh: false,
             written_ms: None,
             dirty: false,
+            heard_wall_ms: at.wall_ms,
         });
         guest.record = record;
+        guest.heard_wall_ms = at.wall_ms;
         if written {
             guest.written_ms = Some(at.boot_ms);
         }
@@ -71,6 +82,65 @@ impl State {
         }
     }
 
+    /// A burst of a session proves life like a hello; its record follows a few times a second.
+    pub(super) fn heard_on_bus(
+        &mut self,
+        at: At,
+        key: &str,
+        published: bool,
+        beat: Option<Option<Value>>,
+        out: &mut Vec<Effect>,
+    ) {
+        let window = self.rules.freshness_ms;
+        let Some(guest) = self.guests.get_mut(key) else {
+            return;
+        };
+        guest.record.heard_boottime_ms = at.boot_ms;
+        guest.heard_wall_ms = at.wall_ms;
+        if published {
+            guest.record.last_publish_boottime_ms = Some(at.boot_ms);
+        }
+        if let Some(metrics) = beat {
+            guest.record.last_heartbeat_boottime_ms = Some(at.boot_ms);
+            if metrics.is_some() {
+                guest.record.guest_metrics = metrics;
+            }
+        }
+        let (entered, leaves_at) = (!guest.fresh, guest.leaves_at(window));
+        guest.fresh = true;
+        self.note_dirty(key);
+        if entered {
+            self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+            if let Some(guest) = self.guests.get(key) {
+                tell_freshness(at, &guest.record.vm, true, 0, out);
+            }
+        }
+    }
+
+    /// What a record says of the bus has changed.
+    pub(super) fn refresh_record(&mut self, at: At, key: &str) {
+        let (session, subscribed) = self.bus_flags(key);
+        let Some(guest) = self.guests.get_mut(key) else {
+            return;
+        };
+        debug_assert!(guest.record.heard_boottime_ms <= at.boot_ms);
+        if (guest.record.bus_session, guest.record.bus_subscribed) != (session, subscribed) {
+            guest.record.bus_session = session;
+            guest.record.bus_subscribed = subscribed;
+            self.note_dirty(key);
+        }
+    }
+
+    fn note_dirty(&mut self, key: &str) {
+        if let Some(guest) = self.guests.get_mut(key)
+            && !guest.dirty
+        {
+            guest.dirty = true;
+            let writable_at = guest.writable_at();
+            self.write_due = Some(self.write_due.map_or(writable_at, |due| due.min(writable_at)));
+        }
+    }
+
     pub(super) fn on_record_lost(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
         if let Some(guest) = self.guests.get_mut(&vm.key()) {
             guest.written_ms = None;
@@ -80,7 +150,7 @@ impl State {
                 line_head(at.wall_ms, "WARN")
             )));
             out.push(Effect::Record {
-                record: Box::new(guest.record.clone()),
+                record: Box::new(guest.record_to_write()),
                 asked_by: None,
             });
         }
@@ -116,6 +186,7 @@ impl State {
         for key in stale {
             self.leave(at, &key, out);
         }
+        self.end_superseded(at, out);
     }
 
     /// A hand-shake outlives the broker that heard it.
@@ -129,8 +200,10 @@ impl State {
             return;
         }
         let counts = self.counts(&key, &record);
+        let heard_wall_ms = at.wall_ms.saturating_sub(at.boot_ms - record.heard_boottime_ms);
         let guest = Guest {
             record,
+            heard_wall_ms,
             fresh: false,
             written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
             dirty: false,
@@ -159,9 +232,14 @@ impl State {
 
     pub(super) fn on_tick(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
         for evidence in self.attempts.flush(at.boot_ms, at.wall_ms, at_once) {
+            if let Some(vm) = &evidence.known {
+                self.announce(at, "handshake", vm, &evidence.event);
+            }
             out.push(Effect::Log(evidence.line));
             out.push(Effect::Tell(evidence.event));
         }
+        self.flush_merged(at, at_once, out);
+        self.end_idle(at, out);
         if self.leave_due.is_some_and(|due| at.boot_ms >= due) {
             let window = self.rules.freshness_ms;
             let late: Vec<String> = self
@@ -187,7 +265,7 @@ impl State {
                 guest.dirty = false;
                 guest.written_ms = Some(at.boot_ms);
                 out.push(Effect::Record {
-                    record: Box::new(guest.record.clone()),
+                    record: Box::new(guest.record_to_write()),
                     asked_by: None,
                 });
             }

@@ -4,12 +4,19 @@
 //! above), who makes inputs (`broker::listen`, `broker::serve`) or performs effects
 //! (`broker::edges`).
 
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::core::broker::frame::Burst;
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::protocol::{DeclineReason, Hello, Refusal};
 use crate::core::broker::record::HandshakeRecord;
+use crate::core::bus::topic::Pattern;
 use crate::core::config::AuthMode;
 use crate::core::events::Event;
 use crate::core::name::VmName;
+
+use super::topics::Reader;
 
 /// A connection, numbered from 1 in the order of accept. Never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,6 +68,46 @@ pub enum Input {
         refusal: Refusal,
         /// It sent at least one byte; otherwise it is told, but is no attempt.
         attempted: bool,
+    },
+    /// What one read of a session brought.
+    Frames {
+        /// From whom.
+        conn: ConnId,
+        /// Its frames.
+        burst: Burst,
+    },
+    /// A session's client has ended its side of the connection.
+    Ended {
+        /// Which.
+        conn: ConnId,
+    },
+    /// A session that is behind has read the log as far as it was told.
+    AtEnd {
+        /// Which.
+        conn: ConnId,
+        /// The first number it has not read.
+        next: u64,
+    },
+    /// A session's queue can't take what it was sent.
+    Full {
+        /// Which.
+        conn: ConnId,
+        /// What is in the queue.
+        queued_bytes: u64,
+    },
+    /// The log of the bus can be written; the last number in it.
+    LogOpened {
+        /// 0: it is empty.
+        last: u64,
+    },
+    /// What has come since the last commit is to be kept, answered and delivered.
+    Commit,
+    /// Answer to [`Effect::Append`].
+    Appended {
+        /// All lines are in the log; otherwise none is.
+        kept: bool,
+        /// The log can take more.
+        open: bool,
     },
     /// The connection is gone.
     Closed {
@@ -126,6 +173,52 @@ pub enum Effect {
         /// Which.
         conn: ConnId,
     },
+    /// Send this line; what follows are frames.
+    Grant {
+        /// To whom.
+        conn: ConnId,
+        /// With its line end.
+        line: String,
+    },
+    /// Send these frames to a session; a full queue answers with [`Input::Full`].
+    Send {
+        /// To whom.
+        conn: ConnId,
+        /// In this order.
+        parts: Vec<Part>,
+    },
+    /// Tell a session's thread how to go on.
+    Order {
+        /// Whose.
+        conn: ConnId,
+        /// What.
+        order: Order,
+    },
+    /// Send this frame (none if empty), then end the sending side; the session is over.
+    End {
+        /// Whose.
+        conn: ConnId,
+        /// The last frame.
+        last: Vec<u8>,
+    },
+    /// Append these lines to the log of the bus, all or none; answered by [`Input::Appended`].
+    Append(Arc<Vec<u8>>),
+    /// Append lines that are in the log of the bus to their sender's own.
+    Shelve {
+        /// The sender.
+        vm: VmName,
+        /// The lines of a group.
+        lines: Arc<Vec<u8>>,
+        /// Which of them.
+        ranges: Vec<Range<usize>>,
+    },
+    /// Append what a Vizier said to its service log.
+    ServiceLog {
+        /// Whose.
+        vm: VmName,
+        /// JSON of the message.
+        payload: String,
+    },
     /// Write this record; answered by [`Input::Recorded`].
     Record {
         /// The record.
@@ -137,6 +230,73 @@ pub enum Effect {
     Log(String),
     /// A fact for the journal.
     Tell(Event),
+}
+
+/// Bytes for a session: its own, or a piece of what many get.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Part {
+    /// For it alone.
+    Own(Vec<u8>),
+    /// A piece of a group's deliveries.
+    Shared(Arc<Vec<u8>>, Range<usize>),
+}
+
+impl Part {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Part::Own(bytes) => bytes,
+            Part::Shared(bytes, range) => &bytes[range.clone()],
+        }
+    }
+}
+
+/// How a session's thread goes on after it has asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Order {
+    /// Deliveries come from the state thread.
+    Attached,
+    /// Deliver from the log.
+    Replay(Plan),
+}
+
+/// What a session that is behind delivers itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Everything up to this number is in the log.
+    pub upto: u64,
+    /// What it may read.
+    pub reader: Reader,
+    /// Its subscriptions.
+    pub wanted: Vec<Wanted>,
+}
+
+/// One subscription of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// To what.
+    pub pattern: Pattern,
+    /// Tells it from another one of the same pattern.
+    pub number: u64,
+    /// The first message it is for.
+    pub first: u64,
+    /// The first one not dealt with yet.
+    pub next: u64,
+}
+
+/// What `[bus]` allows.
+#[derive(Clone, Debug)]
+pub struct BusRules {
+    /// No frame for this long ends a session.
+    pub idle_ms: u64,
+    /// Sessions of one VM at once.
+    pub sessions_per_vm: usize,
+    /// Subscriptions of one session.
+    pub subscriptions_per_session: usize,
+    /// 0: no limit.
+    pub publishes_per_sec_per_vm: u32,
+    /// What a session's client is told.
+    pub heartbeat_secs: u64,
 }
 
 /// What stays the same for a broker's whole life.
@@ -156,4 +316,6 @@ pub struct Rules {
     pub max_host_connections: usize,
     /// Versions of the bus spoken here.
     pub bus_versions: &'static [u32],
+    /// Sessions.
+    pub bus: BusRules,
 }

@@ -5,19 +5,28 @@
 //! (`broker::listen`), files (`broker::edges`), words on the wire (`broker::protocol`). Nothing in
 //! this module blocks, fails or asks a clock.
 
+pub mod bus;
+mod group;
 mod heard;
 pub mod input;
+pub mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::core::name::VmName;
 
 use super::attempts::{Attempt, Attempts};
+use super::frame::Refused;
 use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit};
-use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply};
+use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply, session_reply};
 use super::record::HandshakeRecord;
+use super::throttle::Throttle;
+use bus::{Allowance, Cause, Change, Session};
+use group::Group;
+use topics::Index;
 
-pub use input::{At, ConnId, Effect, Input, Plane, Rules};
+pub use input::{At, BusRules, ConnId, Effect, Input, Order, Part, Plan, Plane, Rules, Wanted};
 
 /// Until a record that couldn't be written is tried again.
 const RETRY_MS: u64 = 1000;
@@ -31,7 +40,9 @@ enum Phase {
     Storing(Box<Pending>),
     /// Told to go; its thread will say what it had sent.
     Evicted,
-    /// Answered; it may linger until it has read that.
+    /// It speaks frames.
+    Session(Box<Session>),
+    /// Answered, or its session is over; it may linger until it has read that.
     Answered,
 }
 
@@ -39,6 +50,7 @@ enum Phase {
 struct Pending {
     attempt: Attempt,
     record: HandshakeRecord,
+    session: Option<Session>,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +65,8 @@ struct Conn {
 struct Places {
     waiting: BTreeSet<ConnId>,
     answered: BTreeSet<ConnId>,
+    /// Sessions are never evicted; how many there are is all that counts.
+    sessions: usize,
 }
 
 /// All the broker knows.
@@ -70,6 +84,25 @@ pub struct State {
     /// No record held back is due before this.
     write_due: Option<u64>,
     stopping: bool,
+    /// Open sessions by their VM's name in lower case.
+    vm_sessions: BTreeMap<String, BTreeSet<ConnId>>,
+    index: Index,
+    group: Group,
+    committing: Option<(Group, Arc<Vec<u8>>)>,
+    /// Sessions whose threads wait for the group to be settled.
+    asking: Vec<ConnId>,
+    /// The last number in the log.
+    kept: u64,
+    /// The last number given, which may not be in the log yet.
+    given: u64,
+    log_open: bool,
+    /// No session is idle for too long before this.
+    idle_due: Option<u64>,
+    allowances: BTreeMap<String, Allowance>,
+    refusals: Throttle<(VmName, Refused), bus::Refusal>,
+    changes: Throttle<(VmName, Option<Cause>), Change>,
+    /// Who the broker's own messages come from.
+    broker: VmName,
 }
 
 /// What one input does. Pure: the same state, time and input give the same effects.
@@ -84,14 +117,21 @@ pub fn step(state: &mut State, at: At, input: Input) -> Vec<Effect> {
             refusal,
             attempted,
         } => state.on_refused(at, conn, refusal, attempted, out),
-        Input::Closed { conn } => state.on_closed(conn),
+        Input::Frames { conn, burst } => state.on_frames(at, conn, burst, out),
+        Input::Ended { conn } => state.on_ended(conn),
+        Input::AtEnd { conn, next } => state.on_at_end(conn, next, out),
+        Input::Full { conn, queued_bytes } => state.on_full(at, conn, queued_bytes, out),
+        Input::LogOpened { last } => state.on_log_opened(last),
+        Input::Commit => state.on_commit(at, out),
+        Input::Appended { kept, open } => state.on_appended(at, kept, open, out),
+        Input::Closed { conn } => state.on_closed(at, conn, out),
         Input::Recorded { vm, asked_by, made } => state.on_recorded(at, &vm, asked_by, made, out),
         Input::RecordLost { vm } => state.on_record_lost(at, &vm, out),
         Input::Guests(table) => state.on_guests(at, table, out),
         Input::Restored { record, alive } => state.on_restored(at, *record, alive),
         Input::VmGone { vm } => state.on_vm_gone(at, &vm, out),
         Input::Tick => state.on_tick(at, false, out),
-        Input::Stop => state.on_stop(out),
+        Input::Stop => state.on_stop(at, out),
         Input::Finish => state.on_tick(at, true, out),
     }
     effects
@@ -111,13 +151,28 @@ impl State {
             leave_due: None,
             write_due: None,
             stopping: false,
+            vm_sessions: BTreeMap::new(),
+            index: Index::default(),
+            group: Group::default(),
+            committing: None,
+            asking: Vec::new(),
+            kept: 0,
+            given: 0,
+            log_open: false,
+            idle_due: None,
+            allowances: BTreeMap::new(),
+            refusals: Throttle::default(),
+            changes: Throttle::default(),
+            broker: "broker".parse().expect("a valid name"),
         }
     }
 
     /// When [`Input::Tick`] is next worth a call.
     pub fn due(&self) -> Option<u64> {
-        [self.attempts.due(), self.leave_due, self.write_due]
+        let throttled = [self.attempts.due(), self.refusals.due(), self.changes.due()];
+        [self.leave_due, self.write_due, self.idle_due]
             .into_iter()
+            .chain(throttled)
             .flatten()
             .min()
     }
@@ -164,7 +219,7 @@ impl State {
             Plane::Host => self.rules.max_host_connections,
         };
         let places = self.places(plane);
-        if places.waiting.len() + places.answered.len() <= max {
+        if places.waiting.len() + places.answered.len() + places.sessions <= max {
             return;
         }
         if let Some(conn) = places.answered.pop_first() {
@@ -187,10 +242,12 @@ impl State {
             return;
         };
         let (plane, remote) = (known.plane, known.remote.clone());
+        // Told to go, but its hello was on its way already: it needs no place any more, unless
+        // it wants to stay.
+        let leaving = known.phase == Phase::Evicted;
         match known.phase {
-            // Told to go, but its hello was on its way already: it needs no place any more.
             Phase::AwaitingHello | Phase::Evicted => {}
-            Phase::Storing(_) | Phase::Answered => return,
+            Phase::Storing(_) | Phase::Session(_) | Phase::Answered => return,
         }
         let admitted = match plane {
             Plane::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
@@ -201,9 +258,14 @@ impl State {
         let verdict = match admitted {
             Err(reason) => Err(reason),
             Ok(()) if self.stopping => Err(DeclineReason::ShuttingDown),
-            Ok(()) => negotiate(&hello.capabilities, self.rules.bus_versions).map(|_| ()),
+            Ok(()) => negotiate(&hello.capabilities, self.rules.bus_versions),
         };
         let key = hello.vm.key();
+        let crowded = plane == Plane::Guest && self.sessions_of(&key) >= self.rules.bus.sessions_per_vm;
+        let verdict = match verdict {
+            Ok(Some(_)) if crowded || leaving => Err(DeclineReason::SessionLimit),
+            other => other,
+        };
         let listed = self.table.as_ref().and_then(|table| table.get(&key));
         // As the project spells it; without a project, as whoever came first under that name.
         let spelled = match (listed, self.guests.get(&key)) {
@@ -219,32 +281,38 @@ impl State {
             capabilities: hello.capabilities,
             remote,
         };
+        let run: String = self.rules.run.chars().take(8).collect();
+        let session = matches!(verdict, Ok(Some(_)))
+            .then(|| Session::new(format!("s-{}.{run}", conn.0), spelled.clone(), plane, at.boot_ms));
+        attempt.session = session.as_ref().map(|session| session.id.clone());
         let vm = match verdict {
             Err(reason) => {
                 attempt.declined = Some(reason);
-                return self.answer(at, conn, attempt, out);
+                return self.answer(at, conn, attempt, None, out);
             }
-            Ok(()) if plane == Plane::Host => return self.answer(at, conn, attempt, out),
-            Ok(()) => spelled,
+            Ok(_) if plane == Plane::Host => return self.answer(at, conn, attempt, session, out),
+            Ok(_) => spelled,
         };
         let full = self.table.is_none() && self.guests.len() >= MAX_UNLISTED;
         if full && !self.guests.contains_key(&key) {
             attempt.declined = Some(DeclineReason::StorageError);
-            return self.answer(at, conn, attempt, out);
+            attempt.session = None;
+            return self.answer(at, conn, attempt, None, out);
         }
-        let record = self.next_record(at, vm, attempt.capabilities.clone());
+        let record = self.next_record(at, vm, attempt.capabilities.clone(), session.is_some());
         if let Some(guest) = self.guests.get(&key)
             && guest.written_ms.is_some()
             && guest.writable_at() > at.boot_ms
         {
             // Written a moment ago: the file is there, the newer time follows.
             self.heard(at, record, false, out);
-            return self.answer(at, conn, attempt, out);
+            return self.answer(at, conn, attempt, session, out);
         }
         if let Some(known) = self.conns.get_mut(&conn) {
             known.phase = Phase::Storing(Box::new(Pending {
                 attempt,
                 record: record.clone(),
+                session,
             }));
         }
         out.push(Effect::Record {
@@ -254,10 +322,18 @@ impl State {
     }
 
     /// The one answer of a connection: evidence first, so that who reads `ok` finds it logged.
-    fn answer(&mut self, at: At, conn: ConnId, attempt: Attempt, out: &mut Vec<Effect>) {
-        let line = match attempt.declined {
-            Some(reason) => declined_reply(reason, self.rules.bus_versions),
-            None => ok_reply(),
+    fn answer(
+        &mut self,
+        at: At,
+        conn: ConnId,
+        attempt: Attempt,
+        session: Option<Session>,
+        out: &mut Vec<Effect>,
+    ) {
+        let line = match (attempt.declined, &session) {
+            (Some(reason), _) => declined_reply(reason, self.rules.bus_versions),
+            (None, Some(session)) => session_reply(&session.id, self.rules.bus.heartbeat_secs),
+            (None, None) => ok_reply(),
         };
         if let Some(evidence) = self.attempts.note(at.boot_ms, at.wall_ms, attempt) {
             // The attempt's line comes before what it led to (a VM entering the window).
@@ -265,12 +341,21 @@ impl State {
                 .iter()
                 .position(|effect| matches!(effect, Effect::Log(_) | Effect::Tell(_)))
                 .unwrap_or(out.len());
+            if let Some(vm) = &evidence.known {
+                self.announce(at, "handshake", vm, &evidence.event);
+            }
             out.splice(
                 position..position,
                 [Effect::Log(evidence.line), Effect::Tell(evidence.event)],
             );
         }
-        self.reply(conn, line, out);
+        match session {
+            Some(session) => {
+                self.open_session(at, conn, session, out);
+                out.push(Effect::Grant { conn, line });
+            }
+            None => self.reply(conn, line, out),
+        }
     }
 
     fn reply(&mut self, conn: ConnId, line: String, out: &mut Vec<Effect>) {
@@ -308,10 +393,11 @@ impl State {
             capabilities: Vec::new(),
             remote: known.remote.clone(),
         };
-        self.answer(at, conn, attempt, out);
+        self.answer(at, conn, attempt, None, out);
     }
 
-    fn on_closed(&mut self, conn: ConnId) {
+    fn on_closed(&mut self, at: At, conn: ConnId, out: &mut Vec<Effect>) {
+        self.end_session(at, conn, Cause::Disconnected, out);
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
@@ -348,24 +434,33 @@ impl State {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
+        if !matches!(known.phase, Phase::Storing(_)) {
+            return;
+        }
         let Phase::Storing(pending) = std::mem::replace(&mut known.phase, Phase::AwaitingHello) else {
-            known.phase = Phase::Answered;
             return;
         };
-        let Pending { mut attempt, record } = *pending;
+        let Pending {
+            mut attempt,
+            record,
+            mut session,
+        } = *pending;
         if made {
             self.heard(at, record, true, out);
         } else {
             attempt.declined = Some(DeclineReason::StorageError);
+            attempt.session = None;
+            session = None;
             if let Some(guest) = self.guests.get_mut(&vm.key()) {
                 guest.written_ms = None;
             }
         }
-        self.answer(at, conn, attempt, out);
+        self.answer(at, conn, attempt, session, out);
     }
 
-    fn on_stop(&mut self, out: &mut Vec<Effect>) {
+    fn on_stop(&mut self, at: At, out: &mut Vec<Effect>) {
         self.stopping = true;
+        self.end_all(at, out);
         for places in [&mut self.guest_places, &mut self.host_places] {
             for conn in std::mem::take(&mut places.waiting) {
                 if let Some(known) = self.conns.get_mut(&conn)

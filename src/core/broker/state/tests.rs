@@ -20,7 +20,14 @@ fn rules() -> Rules {
         auth: AuthMode::Auto,
         max_connections: 3,
         max_host_connections: 2,
-        bus_versions: &[],
+        bus_versions: &[1],
+        bus: BusRules {
+            idle_ms: 60_000,
+            sessions_per_vm: 2,
+            subscriptions_per_session: 3,
+            publishes_per_sec_per_vm: 0,
+            heartbeat_secs: 15,
+        },
     }
 }
 
@@ -131,10 +138,35 @@ impl Script {
     }
 }
 
+/// Frames as their JSON.
+fn frames_in(bytes: &[u8]) -> Vec<String> {
+    let mut frames = Vec::new();
+    let mut rest = bytes;
+    while let Some((head, more)) = rest.split_first_chunk::<4>() {
+        let (body, more) = more.split_at(u32::from_be_bytes(*head) as usize);
+        frames.push(String::from_utf8(body.to_vec()).unwrap());
+        rest = more;
+    }
+    frames
+}
+
 /// An effect in a few words; log lines by their event, which says the same.
 fn show(effect: &Effect) -> Option<String> {
     let text = match effect {
         Effect::Reply { conn, line } => format!("reply {} {}", conn.0, line.trim_end()),
+        Effect::Grant { conn, line } => format!("grant {} {}", conn.0, line.trim_end()),
+        Effect::Send { conn, parts } => {
+            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
+            format!("send {} {}", conn.0, frames_in(&bytes).join(" "))
+        }
+        Effect::Order { conn, order } => match order {
+            Order::Attached => format!("attach {}", conn.0),
+            Order::Replay(plan) => format!("replay {} upto {}", conn.0, plan.upto),
+        },
+        Effect::End { conn, last } => format!("end {} {}", conn.0, frames_in(last).join(" ")),
+        Effect::Append(lines) => format!("append {}", lines.iter().filter(|byte| **byte == b'\n').count()),
+        Effect::Shelve { vm, .. } => format!("shelve {vm}"),
+        Effect::ServiceLog { vm, payload } => format!("service {vm} {payload}"),
         Effect::Evict { conn, reason } => format!("evict {} {reason}", conn.0),
         Effect::Drop { conn } => format!("drop {}", conn.0),
         Effect::Record { record, .. } => format!("record {} {}", record.vm, record.heard_boottime_ms),

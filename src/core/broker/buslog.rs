@@ -1,0 +1,405 @@
+//! `logs/bus/bus.log`: the one truth of the bus, appended in groups (DESIGN §6).
+//!
+//! Here: appending all or nothing, rotation, syncing, what an earlier broker left. Not here: what
+//! a line says (`broker::state`), reading it for those who fell behind (`broker::replay`), the
+//! senders' own logs (`broker::edges`).
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::core::config::SyncMode;
+use crate::core::host;
+use crate::core::journal::{Rotation, end_of_last_line};
+
+/// Longest piece read at once when looking for a line.
+const PIECE: u64 = 64 * 1024;
+
+/// The log as the state thread writes it.
+#[derive(Debug)]
+pub struct BusLog {
+    path: PathBuf,
+    rotation: Rotation,
+    sync: SyncMode,
+    file: Option<File>,
+    /// Length of the whole lines in it.
+    length: u64,
+    unsynced: bool,
+    rotated: bool,
+    syncer: Option<Syncer>,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The last number in it; 0: none.
+    pub last: u64,
+    /// Bytes of a torn tail that were cut off.
+    pub cut_bytes: u64,
+}
+
+impl BusLog {
+    /// A log at `path`. Touches nothing yet.
+    pub fn new(path: PathBuf, rotation: Rotation, sync: SyncMode) -> BusLog {
+        BusLog {
+            path,
+            rotation,
+            sync,
+            file: None,
+            length: 0,
+            unsynced: false,
+            rotated: false,
+            syncer: None,
+        }
+    }
+
+    /// It can take lines.
+    pub fn is_open(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes or opens it, cuts a torn tail off and finds the last number.
+    pub fn open(&mut self) -> io::Result<Opened> {
+        if let Some(dir) = self.path.parent() {
+            host::ensure_private_dir(dir)?;
+        }
+        let mut file = host::private_file()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&self.path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is no regular file",
+            ));
+        }
+        let length = file.metadata()?.len();
+        let whole = end_of_last_line(&mut file, length)?;
+        if whole < length {
+            file.set_len(whole)?;
+        }
+        let mut last = last_seq(&mut file, whole)?;
+        for number in 1..=self.rotation.keep {
+            if last.is_some() {
+                break;
+            }
+            last = match File::open(rotated(&self.path, number)) {
+                Ok(mut older) => {
+                    let length = older.metadata()?.len();
+                    last_seq(&mut older, length)?
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => return Err(error),
+            };
+        }
+        self.length = whole;
+        self.file = Some(file);
+        Ok(Opened {
+            last: last.unwrap_or(0),
+            cut_bytes: length - whole,
+        })
+    }
+
+    /// Appends whole lines: all of them, or none and why. With `sync = "batch"` they are on disk
+    /// when this returns.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.length >= self.rotation.max_bytes {
+            self.rotate()?;
+        }
+        let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let mut written = file.write_all(lines);
+        if written.is_ok() && self.sync == SyncMode::Batch {
+            written = file.sync_data();
+        }
+        match written {
+            Ok(()) => {
+                self.length += lines.len() as u64;
+                self.unsynced = true;
+                Ok(())
+            }
+            Err(error) => {
+                // What is not whole was never acked and must not be found by anybody.
+                if file.set_len(self.length).is_err() {
+                    self.file = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Once a second: writes to disk what is not there yet, by a thread of its own; a disk that
+    /// takes its time delays nobody.
+    pub fn sync_soon(&mut self) {
+        if self.sync == SyncMode::Interval && std::mem::take(&mut self.unsynced) {
+            self.sync_now_or_soon();
+        }
+    }
+
+    fn sync_now_or_soon(&mut self) {
+        let Some(copy) = self.file.as_ref().and_then(|file| file.try_clone().ok()) else {
+            return;
+        };
+        if self.syncer.is_none() {
+            self.syncer = Syncer::start();
+        }
+        if let Some(syncer) = &self.syncer {
+            // It is busy with the last one: the next second covers this one too.
+            self.unsynced |= syncer.to_sync.try_send(copy).is_err();
+        }
+    }
+
+    /// True once after each rotation: the last number is to be noted elsewhere, in case nothing
+    /// comes after it.
+    pub fn take_rotated(&mut self) -> bool {
+        std::mem::take(&mut self.rotated)
+    }
+
+    /// Whether the name still leads to the file; if not, it has to be opened anew.
+    pub fn check(&mut self) -> bool {
+        let named = self
+            .file
+            .as_ref()
+            .is_some_and(|file| host::names_this_file(&self.path, file));
+        if !named {
+            self.file = None;
+        }
+        named
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.sync == SyncMode::Interval && self.unsynced {
+            self.sync_now_or_soon();
+        }
+        for number in (1..self.rotation.keep).rev() {
+            match fs::rename(rotated(&self.path, number), rotated(&self.path, number + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if self.rotation.keep == 0 {
+            fs::remove_file(&self.path)?;
+        } else {
+            fs::rename(&self.path, rotated(&self.path, 1))?;
+        }
+        self.rotated = true;
+        self.file = None;
+        self.open().map(|_| ())
+    }
+}
+
+/// `bus.log.3`.
+pub fn rotated(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(format!(".{number}"));
+    PathBuf::from(name)
+}
+
+/// The thread that waits for the disk.
+#[derive(Debug)]
+struct Syncer {
+    to_sync: Sender<File>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Syncer {
+    fn start() -> Option<Syncer> {
+        let (to_sync, files) = bounded::<File>(2);
+        let sync = move || {
+            for file in files {
+                if let Err(error) = file.sync_data() {
+                    log::error!("can't sync the log of the bus: {error}");
+                }
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("broker-sync".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(sync);
+        Some(Syncer {
+            to_sync,
+            thread: Some(spawned.ok()?),
+        })
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        let (closed, _) = bounded(0);
+        drop(std::mem::replace(&mut self.to_sync, closed));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The parts of a line that others go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// Its number.
+    pub seq: u64,
+    /// Its sender.
+    pub vm: &'a str,
+    /// Its topic.
+    pub topic: &'a str,
+}
+
+/// Reads a line as this broker writes it; `None` for anything else.
+pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
+    let (seq, rest) = number(line.strip_prefix(b"{\"seq\":")?)?;
+    let (_, rest) = number(rest.strip_prefix(b",\"ts\":")?)?;
+    let (vm, rest) = text(rest.strip_prefix(b",\"vm\":\"")?)?;
+    let (topic, rest) = text(rest.strip_prefix(b",\"topic\":\"")?)?;
+    rest.strip_prefix(b",\"payload\":")?;
+    Some(Line { seq, vm, topic })
+}
+
+/// The number of a line alone.
+pub fn seq_of(line: &[u8]) -> Option<u64> {
+    number(line.strip_prefix(b"{\"seq\":")?).map(|(seq, _)| seq)
+}
+
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let value = std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()?;
+    Some((value, &bytes[digits..]))
+}
+
+/// Names and topics hold nothing that JSON would have to escape.
+fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == b'"')?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
+}
+
+/// The number of the last line that has one, within the last `length` bytes of a file that ends
+/// with a whole line.
+pub fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
+    let mut end = length;
+    while end > 0 {
+        let start = end_of_last_line(file, end - 1)?;
+        // The number stands in the first bytes of a line, however long it is.
+        let mut head = Vec::new();
+        file.seek(SeekFrom::Start(start))?;
+        (&*file).take((end - start).min(PIECE)).read_to_end(&mut head)?;
+        if let Some(seq) = seq_of(&head) {
+            return Ok(Some(seq));
+        }
+        end = start;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    fn line(seq: u64) -> String {
+        format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"a/b\",\"payload\":\"x\"}}\n")
+    }
+
+    fn small(keep: u32) -> Rotation {
+        Rotation { max_bytes: 100, keep }
+    }
+
+    #[test]
+    fn numbers_are_found_again_across_rotation_and_torn_tails() {
+        let scratch = Scratch::new("buslog");
+        let path = scratch.path("logs/bus/bus.log");
+        let mut log = BusLog::new(path.clone(), small(3), SyncMode::Batch);
+        assert!(!log.is_open());
+        assert_eq!(
+            log.open().unwrap(),
+            Opened {
+                last: 0,
+                cut_bytes: 0
+            }
+        );
+        for seq in 1..=7 {
+            log.append(line(seq).as_bytes()).unwrap();
+        }
+        assert!(log.take_rotated() && !log.take_rotated());
+        // Two lines a file: 7 | 5 6 | 3 4 | 1 2.
+        assert_eq!(fs::read_to_string(rotated(&path, 3)).unwrap(), line(1) + &line(2));
+        let reopened = |tail: &str| {
+            let mut file = File::options().append(true).open(&path).unwrap();
+            file.write_all(tail.as_bytes()).unwrap();
+            BusLog::new(path.clone(), small(3), SyncMode::None)
+                .open()
+                .unwrap()
+        };
+        assert_eq!(
+            reopened(""),
+            Opened {
+                last: 7,
+                cut_bytes: 0
+            }
+        );
+        assert_eq!(
+            reopened("{\"seq\":8,\"ts"),
+            Opened {
+                last: 7,
+                cut_bytes: 12
+            }
+        );
+        assert_eq!(
+            reopened("somebody's line\n"),
+            Opened {
+                last: 7,
+                cut_bytes: 0
+            }
+        );
+        fs::write(&path, "").unwrap();
+        assert_eq!(reopened("").last, 6, "the rotated files count too");
+    }
+
+    #[test]
+    fn a_failed_append_leaves_nothing() {
+        let scratch = Scratch::new("buslog-full");
+        let path = scratch.path("bus.log");
+        let mut log = BusLog::new(path.clone(), Rotation::default(), SyncMode::None);
+        log.open().unwrap();
+        log.append(line(1).as_bytes()).unwrap();
+        // A descriptor that can't be written stands for a disk that is full.
+        log.file = Some(File::open(&path).unwrap());
+        assert!(log.append(line(2).as_bytes()).is_err());
+        assert!(!log.is_open(), "what can't be cut back is opened anew");
+        assert_eq!(log.open().unwrap().last, 1);
+        log.append(line(2).as_bytes()).unwrap();
+        assert!(log.check());
+        fs::remove_file(&path).unwrap();
+        assert!(!log.check());
+        assert_eq!(log.open().unwrap().last, 0);
+    }
+
+    #[test]
+    fn lines_are_read_as_they_are_written() {
+        let text = line(12);
+        assert_eq!(
+            parse_line(text.as_bytes()),
+            Some(Line {
+                seq: 12,
+                vm: "web-0",
+                topic: "a/b"
+            })
+        );
+        for bad in [
+            "",
+            "{}",
+            "{\"seq\":x",
+            "{\"seq\":1,\"ts\":1,\"vm\":\"a",
+            "{\"seq\":99999999999999999999",
+        ] {
+            assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

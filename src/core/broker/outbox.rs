@@ -1,0 +1,437 @@
+//! What waits to be sent to a session, and the thread that sends it when its client is ready.
+//!
+//! Here: sending without ever waiting, bounded queues, the one thread that empties them.
+//! Not here: what becomes of a client that doesn't keep up (`broker::state`).
+//!
+//! Sockets of sessions don't block. What a socket doesn't take at once lies in its session's
+//! queue, bounded in bytes, and one thread for all of them sends it on as clients read. So a
+//! slow client costs memory within its bound, and delays neither the state thread nor another
+//! client.
+
+use std::io::{self, IoSlice, Write};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::link::Link;
+use super::state::Part;
+
+/// Sent to one client before the next has its turn.
+const TURN_BYTES: usize = 256 * 1024;
+
+/// Slices of one write; the kernel takes 1024.
+const SLICES: usize = 256;
+
+/// How much may wait, for one session and for all.
+#[derive(Debug)]
+pub struct Budget {
+    /// Bytes for one session.
+    pub per_session: usize,
+    /// Bytes for all.
+    pub all: usize,
+    waiting: AtomicUsize,
+}
+
+impl Budget {
+    /// Nothing waits.
+    pub fn new(per_session: usize, all: usize) -> Arc<Budget> {
+        Arc::new(Budget {
+            per_session,
+            all,
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// More waits than may.
+    pub fn is_exceeded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > self.all
+    }
+}
+
+/// What became of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// The kernel has it all, or the queue has it and is being emptied.
+    Done,
+    /// The queue has it, and somebody must begin to empty it.
+    Waits,
+    /// It is too much: the stream is broken off. So much was waiting.
+    Full(usize),
+}
+
+/// The queue of one session.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    waiting: Mutex<Waiting>,
+    emptied: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    /// So many of them are sent.
+    sent: usize,
+    /// Somebody empties it.
+    watched: bool,
+    /// Nothing more is sent.
+    over: bool,
+    /// When it is empty the sending side ends.
+    last: bool,
+}
+
+impl Waiting {
+    fn length(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    fn forget(&mut self, budget: &Budget) {
+        budget.waiting.fetch_sub(self.length(), Ordering::Relaxed);
+        self.bytes = Vec::new();
+        self.sent = 0;
+    }
+}
+
+impl Outbox {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes that wait.
+    pub fn length(&self) -> usize {
+        self.lock().length()
+    }
+
+    /// Sends these in order, behind what waits already.
+    pub fn send(&self, mut socket: impl Write, parts: &[Part], budget: &Budget) -> Sent {
+        let mut waiting = self.lock();
+        if waiting.over || waiting.last {
+            return Sent::Done;
+        }
+        let (mut part, mut offset) = (0, 0);
+        if waiting.length() == 0 {
+            (part, offset) = match send_now(&mut socket, parts) {
+                Ok(position) => position,
+                Err(_) => {
+                    // Its thread sees the end and says so.
+                    waiting.over = true;
+                    return Sent::Done;
+                }
+            };
+        }
+        let rest = parts.get(part..).unwrap_or_default();
+        let more: usize = rest.iter().map(|part| part.bytes().len()).sum::<usize>() - offset;
+        if more == 0 {
+            return Sent::Done;
+        }
+        if waiting.length() + more > budget.per_session {
+            let length = waiting.length() + more;
+            waiting.over = true;
+            waiting.forget(budget);
+            self.emptied.notify_all();
+            return Sent::Full(length);
+        }
+        for part in rest {
+            waiting.bytes.extend_from_slice(&part.bytes()[offset..]);
+            offset = 0;
+        }
+        budget.waiting.fetch_add(more, Ordering::Relaxed);
+        if std::mem::replace(&mut waiting.watched, true) {
+            Sent::Done
+        } else {
+            Sent::Waits
+        }
+    }
+
+    /// Sends on what waits, as far as the client takes it. False: there is nothing left to do.
+    pub fn send_on(&self, mut socket: impl Write, budget: &Budget) -> bool {
+        let mut waiting = self.lock();
+        let mut turn = TURN_BYTES;
+        while waiting.length() > 0 && turn > 0 {
+            let end = waiting.bytes.len().min(waiting.sent + turn);
+            match socket.write(&waiting.bytes[waiting.sent..end]) {
+                Ok(written) if written > 0 => {
+                    waiting.sent += written;
+                    turn -= written;
+                    budget.waiting.fetch_sub(written, Ordering::Relaxed);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => {
+                    waiting.over = true;
+                    waiting.forget(budget);
+                }
+            }
+        }
+        if waiting.length() > 0 && !waiting.over {
+            // What is sent needn't be carried along.
+            if waiting.sent > TURN_BYTES {
+                let sent = std::mem::take(&mut waiting.sent);
+                waiting.bytes.drain(..sent);
+            }
+            return true;
+        }
+        waiting.bytes = Vec::new();
+        waiting.sent = 0;
+        waiting.watched = false;
+        self.emptied.notify_all();
+        false
+    }
+
+    /// Nothing comes after what waits. True: it is sent already.
+    pub fn finish(&self) -> bool {
+        let mut waiting = self.lock();
+        waiting.last = true;
+        waiting.length() == 0
+    }
+
+    /// It was told that nothing comes any more.
+    pub fn is_finished(&self) -> bool {
+        self.lock().last
+    }
+
+    /// Nothing more is sent, and what waits is forgotten.
+    pub fn end(&self, budget: &Budget) {
+        let mut waiting = self.lock();
+        waiting.over = true;
+        waiting.forget(budget);
+        self.emptied.notify_all();
+    }
+
+    /// Waits until everything is sent; false if that takes too long or won't happen.
+    pub fn wait_until_sent(&self, patience: Duration) -> bool {
+        let waits = |waiting: &mut Waiting| waiting.length() > 0 && !waiting.over;
+        let (waiting, _) = self
+            .emptied
+            .wait_timeout_while(self.lock(), patience, waits)
+            .unwrap_or_else(PoisonError::into_inner);
+        waiting.length() == 0 && !waiting.over
+    }
+}
+
+/// Writes as much as the kernel takes now: the part and the offset in it where it stopped.
+fn send_now(socket: &mut impl Write, parts: &[Part]) -> io::Result<(usize, usize)> {
+    let (mut part, mut offset) = (0, 0);
+    while part < parts.len() {
+        let mut slices = Vec::with_capacity((parts.len() - part).min(SLICES));
+        for (index, part) in parts[part..].iter().take(SLICES).enumerate() {
+            slices.push(IoSlice::new(&part.bytes()[if index == 0 { offset } else { 0 }..]));
+        }
+        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut written = match socket.write_vectored(&slices) {
+            Ok(0) if wanted > 0 => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        while part < parts.len() {
+            let left = parts[part].bytes().len() - offset;
+            if written < left {
+                offset += written;
+                break;
+            }
+            written -= left;
+            offset = 0;
+            part += 1;
+            if written == 0 {
+                break;
+            }
+        }
+    }
+    Ok((part, offset))
+}
+
+/// The thread that empties queues.
+#[derive(Debug)]
+pub struct Drainer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    newcomers: Mutex<Vec<Arc<Link>>>,
+    called: AtomicBool,
+    bell: Mutex<Option<io::PipeWriter>>,
+}
+
+impl Drainer {
+    /// Starts the thread.
+    pub fn start(budget: Arc<Budget>) -> io::Result<Drainer> {
+        let (heard, bell) = io::pipe()?;
+        let shared = Arc::new(Shared {
+            newcomers: Mutex::default(),
+            called: AtomicBool::new(false),
+            bell: Mutex::new(Some(bell)),
+        });
+        let its = Arc::clone(&shared);
+        let thread = thread::Builder::new()
+            .name("broker-drain".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(move || drain_all(&its, heard, &budget))?;
+        Ok(Drainer {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// Empties this one's queue from now on.
+    pub fn watch(&self, link: Arc<Link>) {
+        self.shared
+            .newcomers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(link);
+        if !self.shared.called.swap(true, Ordering::AcqRel)
+            && let Some(bell) = &mut *self.shared.bell.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            let _ = bell.write(&[0]);
+        }
+    }
+}
+
+impl Drop for Drainer {
+    fn drop(&mut self) {
+        // The thread hears the end of the pipe.
+        self.shared
+            .bell
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn drain_all(shared: &Shared, mut heard: io::PipeReader, budget: &Budget) {
+    let mut links: Vec<Arc<Link>> = Vec::new();
+    loop {
+        let ready: Vec<bool> = {
+            let mut asked = vec![PollFd::new(heard.as_fd(), PollFlags::POLLIN)];
+            asked.extend(
+                links
+                    .iter()
+                    .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLOUT)),
+            );
+            if poll(&mut asked, PollTimeout::NONE).is_err() {
+                continue;
+            }
+            asked.iter().map(|fd| fd.any().unwrap_or(true)).collect()
+        };
+        let mut at = 0;
+        links.retain(|link| {
+            at += 1;
+            !ready[at] || link.drain(budget)
+        });
+        if ready[0] {
+            let mut rings = [0; 16];
+            match io::Read::read(&mut heard, &mut rings) {
+                Ok(0) => return,
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
+                _ => {}
+            }
+            shared.called.store(false, Ordering::Release);
+            links.append(&mut shared.newcomers.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    /// A socket with so much room.
+    struct Socket {
+        room: usize,
+        got: Vec<u8>,
+    }
+
+    impl Write for Socket {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.room == 0 {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            let taken = bytes.len().min(self.room);
+            self.room -= taken;
+            self.got.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn parts() -> Vec<Part> {
+        vec![
+            Part::Own(vec![1; 10]),
+            Part::Own(Vec::new()),
+            Part::Shared(Arc::new((0..100).collect()), 20..40),
+        ]
+    }
+
+    #[test]
+    fn nothing_is_lost_or_swapped_however_little_the_client_takes() {
+        let whole: Vec<u8> = parts().iter().flat_map(|part| part.bytes().to_vec()).collect();
+        let twice = [whole.clone(), whole.clone()].concat();
+        for room in 0..=60 {
+            let budget = Budget::new(1000, 1000);
+            let outbox = Outbox::default();
+            let mut socket = Socket {
+                room,
+                got: Vec::new(),
+            };
+            let first = outbox.send(&mut socket, &parts(), &budget);
+            assert_eq!(first, if room < 30 { Sent::Waits } else { Sent::Done }, "{room}");
+            let _ = outbox.send(&mut socket, &parts(), &budget);
+            assert_eq!(outbox.length(), 60 - room);
+            while outbox.length() > 0 {
+                socket.room = 7;
+                outbox.send_on(&mut socket, &budget);
+            }
+            assert_eq!(socket.got, twice);
+            assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
+            assert!(outbox.wait_until_sent(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn too_much_breaks_the_stream_off() {
+        let budget = Budget::new(50, 40);
+        let outbox = Outbox::default();
+        let mut socket = Socket {
+            room: 0,
+            got: Vec::new(),
+        };
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Waits);
+        assert!(!budget.is_exceeded());
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Full(60));
+        assert_eq!((outbox.length(), budget.waiting.load(Ordering::Relaxed)), (0, 0));
+        socket.room = 1000;
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Done);
+        assert!(socket.got.is_empty(), "nothing follows a broken stream");
+        assert!(!outbox.wait_until_sent(Duration::ZERO));
+    }
+
+    #[test]
+    fn nothing_follows_the_last() {
+        let budget = Budget::new(1000, 1000);
+        let outbox = Outbox::default();
+        let mut socket = Socket {
+            room: 5,
+            got: Vec::new(),
+        };
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Waits);
+        assert!(!outbox.finish());
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Done);
+        socket.room = 1000;
+        assert!(!outbox.send_on(&mut socket, &budget));
+        assert_eq!(socket.got.len(), 30);
+    }
+}

@@ -1,0 +1,392 @@
+//! Messages of the past for a session that is behind: read from the log by its own thread
+//! (DESIGN §6).
+//!
+//! Here: finding a number in the rotated files, which lines a session gets, gaps. Not here: when
+//! a session is behind or has caught up (`broker::state`), sending (`broker::converse`).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::buslog::{parse_line, rotated, seq_of};
+use super::frame;
+use super::state::{Plan, Wanted};
+
+/// Deliveries of one piece, bytes, give or take a message (DESIGN §6).
+const PIECE: usize = 64 * 1024;
+
+/// Read without finding anything for the session before its client is listened to again.
+const SCAN: usize = 4 * 1024 * 1024;
+
+/// Bytes read at once.
+const READ: usize = 64 * 1024;
+
+/// How often a number that must be in the log is looked for again; rotation moves files about
+/// for some microseconds.
+const LOOKS: u32 = 50;
+
+/// What one step brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Frames to send; there is more.
+    Frames(Vec<u8>),
+    /// Frames to send, and the first number that was not read: the end as it was known.
+    End(Vec<u8>, u64),
+}
+
+/// The place of one session in the log.
+#[derive(Debug)]
+pub struct Replay {
+    path: PathBuf,
+    keep: u32,
+    plan: Plan,
+    /// The first number not read.
+    next: u64,
+    source: Option<Source>,
+}
+
+#[derive(Debug)]
+struct Source {
+    file: File,
+    /// Where the unread part of `bytes` lies in the file.
+    offset: u64,
+    bytes: Vec<u8>,
+}
+
+impl Replay {
+    /// A reader for a session that fell behind, of the log at `path` and `keep` rotated files.
+    pub fn new(path: PathBuf, keep: u32, plan: Plan) -> Replay {
+        Replay {
+            next: first_of(&plan.wanted),
+            path,
+            keep,
+            plan,
+            source: None,
+        }
+    }
+
+    /// Goes on by a newer plan. Subscriptions that it knew have come as far as it has read.
+    pub fn update(&mut self, mut plan: Plan) {
+        for wanted in &mut plan.wanted {
+            let known = self
+                .plan
+                .wanted
+                .iter()
+                .find(|known| known.number == wanted.number);
+            if let Some(known) = known {
+                wanted.next = known.next.max(self.next);
+            }
+        }
+        let first = first_of(&plan.wanted);
+        if first < self.next {
+            self.source = None;
+        }
+        if !plan.wanted.is_empty() {
+            self.next = first;
+        }
+        self.plan = plan;
+    }
+
+    /// The next frames.
+    pub fn piece(&mut self) -> io::Result<Piece> {
+        let mut out = Vec::new();
+        let mut scanned = 0;
+        let mut looks = 0;
+        if self.plan.wanted.is_empty() {
+            self.next = self.next.max(self.plan.upto + 1);
+        }
+        while self.next <= self.plan.upto {
+            if out.len() >= PIECE || scanned >= SCAN {
+                return Ok(Piece::Frames(out));
+            }
+            if self.source.is_none() && !self.find(&mut out)? {
+                looks += 1;
+                self.missing(looks, &mut out);
+                continue;
+            }
+            let Some(source) = self.source.as_mut() else {
+                continue;
+            };
+            let Some(line) = source.line()? else {
+                // The end of this file: a rotated one is followed by another.
+                self.source = None;
+                looks += 1;
+                if looks > 2 {
+                    self.missing(looks, &mut out);
+                }
+                continue;
+            };
+            scanned += line.len() + 1;
+            let Some(parsed) = parse_line(&line) else {
+                continue;
+            };
+            if parsed.seq < self.next {
+                continue;
+            }
+            if parsed.seq > self.plan.upto {
+                self.next = self.plan.upto + 1;
+                // It is read again when it is wanted.
+                self.source = None;
+                break;
+            }
+            looks = 0;
+            if self.plan.wants(parsed.seq, parsed.topic) {
+                frame::delivery(&line, &mut out);
+            }
+            self.next = parsed.seq + 1;
+        }
+        Ok(Piece::End(out, self.next))
+    }
+
+    /// What should be there and can't be found: first it may be on its way, then it is gone.
+    fn missing(&mut self, looks: u32, out: &mut Vec<u8>) {
+        if looks < LOOKS {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            return;
+        }
+        out.extend_from_slice(&frame::gap(self.next, self.plan.upto));
+        self.next = self.plan.upto + 1;
+    }
+
+    /// Opens the file that holds the next number. False: there is none.
+    fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        let mut oldest: Option<(u64, File)> = None;
+        for number in 0..=self.keep {
+            let path = match number {
+                0 => self.path.clone(),
+                number => rotated(&self.path, number),
+            };
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let Some((_, first)) = line_at(&file, 0)? else {
+                continue;
+            };
+            if first <= self.next {
+                self.source = Some(Source::at(file, self.next)?);
+                return Ok(true);
+            }
+            oldest = Some((first, file));
+        }
+        let Some((first, file)) = oldest else {
+            return Ok(false);
+        };
+        let to = (first - 1).min(self.plan.upto);
+        out.extend_from_slice(&frame::gap(self.next, to));
+        self.next = to + 1;
+        self.source = Some(Source::at(file, self.next)?);
+        Ok(true)
+    }
+}
+
+fn first_of(wanted: &[Wanted]) -> u64 {
+    wanted
+        .iter()
+        .map(|wanted| wanted.next.max(wanted.first))
+        .min()
+        .unwrap_or(0)
+}
+
+impl Plan {
+    /// Whether a session gets this message now: a subscription wants it that hasn't dealt with
+    /// it, and none has that did.
+    pub fn wants(&self, seq: u64, topic: &str) -> bool {
+        let mut wanted = false;
+        for one in &self.wanted {
+            if seq < one.first || !one.pattern.matches(topic) {
+                continue;
+            }
+            if seq < one.next {
+                return false;
+            }
+            wanted = true;
+        }
+        wanted && self.reader.may_read(topic)
+    }
+}
+
+impl Source {
+    /// At the line of this number, or the next one after it, found by halving.
+    fn at(file: File, seq: u64) -> io::Result<Source> {
+        let (mut low, mut high) = (0, file.metadata()?.len());
+        // `low` is the start of a line that comes before the number; `high` is not before it.
+        while high - low > READ as u64 {
+            let middle = low + (high - low) / 2;
+            match line_at(&file, middle)? {
+                Some((start, found)) if start < high && found < seq => low = start,
+                _ => high = middle,
+            }
+        }
+        Ok(Source {
+            file,
+            offset: low,
+            bytes: Vec::new(),
+        })
+    }
+
+    /// The next whole line, without its end; `None` at the end of the file.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut searched = 0;
+        loop {
+            if let Some(found) = self.bytes[searched..].iter().position(|byte| *byte == b'\n') {
+                let end = searched + found;
+                let line = self.bytes[..end].to_vec();
+                self.bytes.drain(..=end);
+                self.offset += end as u64 + 1;
+                return Ok(Some(line));
+            }
+            searched = self.bytes.len();
+            self.bytes.resize(searched + READ, 0);
+            let more = self
+                .file
+                .read_at(&mut self.bytes[searched..], self.offset + searched as u64)?;
+            self.bytes.truncate(searched + more);
+            if more == 0 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The first line that starts at or after `offset` (at 0: the first) and has a number: where it
+/// starts, and the number.
+fn line_at(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
+    let mut source = Source {
+        file: file.try_clone()?,
+        offset: offset.saturating_sub(1),
+        bytes: Vec::new(),
+    };
+    if offset > 0 && source.line()?.is_none() {
+        return Ok(None);
+    }
+    loop {
+        let start = source.offset;
+        match source.line()? {
+            None => return Ok(None),
+            Some(line) => {
+                if let Some(seq) = seq_of(&line) {
+                    return Ok(Some((start, seq)));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::broker::state::Plane;
+    use crate::core::broker::state::topics::Reader;
+    use crate::core::scratch::Scratch;
+    use std::fs;
+
+    fn line(seq: u64) -> String {
+        let topic = ["a", "b", "vm:db"][usize::try_from(seq % 3).unwrap()];
+        format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"{topic}\",\"payload\":{seq}}}\n")
+    }
+
+    fn plan(upto: u64, wanted: &[(&str, u64, u64)]) -> Plan {
+        Plan {
+            upto,
+            reader: Reader {
+                plane: Plane::Guest,
+                key: "web-0".into(),
+            },
+            wanted: wanted
+                .iter()
+                .enumerate()
+                .map(|(number, (pattern, first, next))| Wanted {
+                    pattern: pattern.parse().unwrap(),
+                    number: number as u64,
+                    first: *first,
+                    next: *next,
+                })
+                .collect(),
+        }
+    }
+
+    /// Frames as `5 6 gap1-4`.
+    fn said(frames: &[u8]) -> String {
+        let mut words = Vec::new();
+        let mut rest = frames;
+        while let Some((head, body)) = rest.split_first_chunk::<4>() {
+            let (body, more) = body.split_at(usize::try_from(u32::from_be_bytes(*head)).unwrap());
+            let value: serde_json::Value = serde_json::from_slice(body).unwrap();
+            words.push(match value["type"].as_str().unwrap() {
+                "gap" => format!("gap{}-{}", value["from"], value["to"]),
+                _ => value["seq"].to_string(),
+            });
+            rest = more;
+        }
+        words.join(" ")
+    }
+
+    fn all(replay: &mut Replay) -> (String, u64) {
+        let mut frames = Vec::new();
+        loop {
+            match replay.piece().unwrap() {
+                Piece::Frames(more) => frames.extend(more),
+                Piece::End(more, next) => {
+                    frames.extend(more);
+                    return (said(&frames), next);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_is_found_in_every_file() {
+        let scratch = Scratch::new("replay");
+        let path = scratch.path("bus.log");
+        let text = |range: std::ops::RangeInclusive<u64>| range.map(line).collect::<String>();
+        fs::write(rotated(&path, 2), text(10..=3000)).unwrap();
+        fs::write(rotated(&path, 1), text(3001..=6000)).unwrap();
+        fs::write(&path, text(6001..=9000)).unwrap();
+        let expected = |from: u64, upto: u64| -> String {
+            let wanted = (from..=upto).filter(|seq| seq % 3 == 0);
+            wanted.map(|seq| seq.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        for from in [10, 11, 12, 2999, 3000, 3001, 4321, 6000, 6001, 8998, 9000] {
+            let mut replay = Replay::new(path.clone(), 4, plan(9000, &[("a", from, from)]));
+            assert_eq!(all(&mut replay), (expected(from, 9000), 9001), "from {from}");
+        }
+        let mut replay = Replay::new(path.clone(), 4, plan(20, &[("*", 1, 1)]));
+        let (told, next) = all(&mut replay);
+        assert_eq!(
+            (told.as_str(), next),
+            ("gap1-9 10 12 13 15 16 18 19", 21),
+            "nothing of another VM's"
+        );
+        replay.update(plan(24, &[("*", 1, 1)]));
+        assert_eq!(
+            all(&mut replay),
+            ("21 22 24".into(), 25),
+            "it goes on where it was"
+        );
+    }
+
+    #[test]
+    fn what_one_subscription_had_another_does_not_bring_again() {
+        let plan = plan(100, &[("a", 10, 50), ("*", 1, 1)]);
+        let got: Vec<bool> = [(9, "a"), (10, "a"), (10, "b"), (49, "a"), (50, "a")]
+            .iter()
+            .map(|(seq, topic)| plan.wants(*seq, topic))
+            .collect();
+        assert_eq!(got, [true, false, true, false, true]);
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_a_gap() {
+        let scratch = Scratch::new("replay-gone");
+        let mut replay = Replay::new(scratch.path("bus.log"), 4, plan(7, &[("*", 3, 3)]));
+        assert_eq!(all(&mut replay), ("gap3-7".into(), 8));
+        let empty = Replay::new(scratch.path("bus.log"), 4, plan(7, &[]))
+            .piece()
+            .unwrap();
+        assert_eq!(empty, Piece::End(Vec::new(), 8));
+    }
+}

@@ -28,6 +28,8 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --no-default-features --lib --quiet
+	$(CARGO) clippy --locked --no-default-features --lib -- -D warnings
 
 # Rewrites the golden files; review the diff.
 bless:

@@ -682,3 +682,74 @@ fn a_disk_and_a_mount_persist() {
     project.expect(0, &["down", "--discard"]);
     assert_eq!(fs::read_dir(project.state("overlays")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_guest_attached_to_an_embedding_program_is_its_child_to_the_end() {
+    use castra::core::config::{self, Environment};
+    use castra::core::operations::{
+        self, DownOptions, StatusOptions, ThreadBrokerLauncher, UpOptions, VmLaunchMode, collect,
+    };
+    use castra::core::reporter::Silent;
+    use std::os::unix::process::ExitStatusExt;
+
+    let project = Project::new("attached", "[[vms]]\nname = \"web\"\n");
+    let environment = Environment {
+        castra_home: Some(home()),
+        user_home: None,
+    };
+    let config = config::load_in(&project.dir.join("castra.toml"), &environment).unwrap();
+    let broker = ThreadBrokerLauncher::new();
+    let up = || {
+        let options = UpOptions {
+            launch_mode: VmLaunchMode::Attached,
+            ..UpOptions::new(config.clone(), home())
+        };
+        let up = collect(|reporter| operations::up_with_launcher(options, &broker, reporter));
+        let outcome = up.value.unwrap();
+        assert!(
+            outcome.vms[0].error.is_none(),
+            "{:?}\n{:?}",
+            outcome.vms[0],
+            up.diagnostics
+        );
+        outcome.vms[0].attached.clone().unwrap()
+    };
+    let status = || {
+        let options = StatusOptions {
+            project: (&config).into(),
+            cancel: Default::default(),
+        };
+        operations::status(options, &mut Silent).unwrap()
+    };
+
+    let qemu = up();
+    let seen = status();
+    assert!(seen.reachable && seen.vms[0].pid == Some(qemu.pid()), "{seen:?}");
+    assert_eq!(seen.broker.pid, Some(std::process::id()));
+    let stat = fs::read_to_string(format!("/proc/{}/stat", qemu.pid())).unwrap();
+    let parent = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .to_owned();
+    assert_eq!(parent, std::process::id().to_string());
+    let down = operations::down(DownOptions::of(&config), &mut Silent).unwrap();
+    assert_eq!(down.vms[0].outcome, "graceful", "{down:?}");
+    assert!(qemu.wait(PATIENCE).unwrap().success());
+
+    // One that is killed is reaped at once, and its end is known from its status.
+    let qemu = up();
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(qemu.pid()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(qemu.wait(PATIENCE).unwrap().signal(), Some(9));
+    assert!(
+        !Path::new(&format!("/proc/{}", qemu.pid())).exists(),
+        "a zombie is left"
+    );
+    assert_eq!(format!("{:?}", status().vms[0].state), "Crashed");
+    operations::down(DownOptions::of(&config), &mut Silent).unwrap();
+    broker.stop();
+}

@@ -23,7 +23,7 @@ use castra::core::reporter::Emitter;
 use castra::core::runtime::binary::{find_qemu, qemu_version};
 use castra::core::runtime::fault::{LaunchError, StartFault};
 use castra::core::runtime::launch::{BootFault, Launched, boot_fault, launch, launch_with_ports};
-use castra::core::runtime::plan::{LaunchPlan, PlannedNetwork};
+use castra::core::runtime::plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
 use castra::core::runtime::ports::Ports;
 use castra::core::runtime::process::{qemu_pid, signal_qemu};
 use castra::core::runtime::qmp::Qmp;
@@ -77,6 +77,7 @@ impl Vm {
             fw_cfg: Vec::new(),
             mounts: Vec::new(),
             qemu_args: Vec::new(),
+            mode: VmLaunchMode::Daemonize,
         };
         Vm { root, paths, plan }
     }
@@ -318,6 +319,120 @@ fn deaths_after_the_launch_are_told() {
     let ended = ending::read(&vm.paths).unwrap();
     assert_eq!(ended.state, VmState::Crashed);
     assert!(ended.ended.last_words.unwrap().contains("Kernel panic"));
+}
+
+// --- the stand-in as our own child --------------------------------------------------------------
+
+/// The same VM, whose QEMU stays our child.
+fn attached(fake: &str) -> Vm {
+    let mut vm = Vm::faked(fake);
+    vm.plan.mode = VmLaunchMode::Attached;
+    vm
+}
+
+/// The state letter in `/proc/PID/stat`; `None`: there is no such process, not even a zombie.
+fn process_state(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let state = stat.rsplit_once(')')?.1.split_whitespace().next()?;
+    Some(state.to_owned())
+}
+
+#[test]
+fn an_attached_qemu_is_our_child_and_is_reaped() {
+    let vm = attached("");
+    let launched = vm.launch().unwrap();
+    let qemu = launched.attached.unwrap();
+    assert_eq!(
+        (qemu_pid(&vm.paths), qemu.pid()),
+        (Some(launched.pid), launched.pid)
+    );
+    let stat = fs::read_to_string(format!("/proc/{}/stat", qemu.pid())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    assert_eq!(
+        fields[1],
+        std::process::id().to_string(),
+        "it has another parent: {stat}"
+    );
+    assert_eq!(fields[2], qemu.pid().to_string(), "Ctrl-C would reach it: {stat}");
+    assert_eq!(qemu.ended(), None);
+    assert_eq!(qemu.wait(Duration::from_millis(1)), None);
+    let (ending, _) = vm.stop_within(&LifecycleConfig::default(), &Cancel::new());
+    assert_eq!(ending, ShutdownEnding::Graceful);
+    assert!(qemu.wait(AMPLE).unwrap().success());
+    assert_eq!(process_state(qemu.pid()), None, "a zombie is left");
+    vm.assert_nothing_left();
+    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Stopped);
+}
+
+#[test]
+fn the_end_of_an_attached_qemu_is_noticed_with_its_status_and_last_words() {
+    let vm = attached("die-after=0.1");
+    let qemu = vm.launch().unwrap().attached.unwrap();
+    assert_eq!(qemu.wait(AMPLE).unwrap().code(), Some(1));
+    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Crashed);
+
+    let vm = attached("");
+    let qemu = vm.launch().unwrap().attached.unwrap();
+    signal_qemu(&vm.paths, nix::sys::signal::Signal::SIGTERM);
+    qemu.wait(AMPLE).unwrap();
+    assert!(vm.file(vm_file::QEMU_LOG).contains("terminating on signal 15"));
+
+    let vm = attached("ignore-powerdown,ignore-term");
+    let qemu = vm.launch().unwrap().attached.unwrap();
+    assert_eq!(vm.stop(&Cancel::new()).0, ShutdownEnding::Killed);
+    assert_eq!(qemu.wait(AMPLE).unwrap().code(), None, "a signal ended it");
+    vm.assert_nothing_left();
+}
+
+#[test]
+fn an_attached_qemu_that_fails_is_gone_and_reaped() {
+    let children = || {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+        tasks
+            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+            .collect::<String>()
+    };
+    for (fake, expected) in [
+        (
+            "refuse=-m 1: cannot set up guest memory 'pc.ram': Cannot allocate memory",
+            "pc.ram",
+        ),
+        ("die", "gone before it answered"),
+        ("die-greeted", "gone before it answered"),
+        ("internal-error", "KVM internal error"),
+    ] {
+        let vm = attached(fake);
+        let error = vm.launch().unwrap_err();
+        assert!(error.to_string().contains(expected), "{fake}: {error}");
+        vm.assert_nothing_left();
+    }
+    let vm = attached("mute");
+    let error = launch(&vm.plan, Duration::from_secs(1), &Cancel::new()).unwrap_err();
+    assert!(matches!(error, LaunchError::Mute(_)), "{error}");
+    vm.assert_nothing_left();
+    let cancel = Cancel::new();
+    cancel.request();
+    let vm = attached("");
+    let error = launch(&vm.plan, AMPLE, &cancel).unwrap_err();
+    assert!(matches!(error, LaunchError::Cancelled), "{error}");
+    vm.assert_nothing_left();
+    let mut vm = attached("");
+    vm.plan.binary = "/nonexistent/qemu".into();
+    let error = vm.launch().unwrap_err();
+    assert!(matches!(error, LaunchError::Job(_)), "{error}");
+    // Those of other tests come and go; none of them stays a zombie.
+    eventually(AMPLE, "no zombie", || {
+        let zombie = |pid: &str| process_state(pid.parse().unwrap()).as_deref() == Some("Z");
+        (!children().split_whitespace().any(zombie)).then_some(())
+    });
+}
+
+#[test]
+fn an_attached_qemu_tries_other_ports_too() {
+    let mut vm = attached("snatch=1");
+    let ports = Ports::new();
+    let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], AMPLE, &Cancel::new(), |_| Ok(()));
+    assert!(launched.unwrap().attached.is_some());
 }
 
 #[test]

@@ -10,14 +10,13 @@ use crate::cli::Raw;
 
 /// Bootstraps running VMs again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let broker = up::launcher()?;
     let options = BootstrapOptions {
         config: select::config(raw)?,
         home: select::home()?,
         vms: typed::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
         plan: raw.plan,
-        broker: &broker,
+        cli: Some(up::own_binary()?),
         cancel: context.cancel_on_signals(),
     };
     let outcome = match raw.plan && !context.json {

@@ -1,13 +1,14 @@
 //! `castra up`.
 
 use std::env;
+use std::path::PathBuf;
 
-use castra::core::broker::ProcessBrokerLauncher;
 use castra::core::events::{BootstrapPlan, BootstrapPlanAction};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::up::{UpOptions, UpOutcome, VmUp, up};
 use castra::core::records::ForwardRecord;
 use castra::core::reporter::Silent;
+use castra::core::runtime::plan::VmLaunchMode;
 
 use super::context::Context;
 use super::{human, select, typed};
@@ -15,7 +16,6 @@ use crate::cli::Raw;
 
 /// Brings VMs up.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let broker = launcher()?;
     let options = UpOptions {
         config: select::config(raw)?,
         home: select::home()?,
@@ -23,8 +23,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         bootstrap: raw.bootstrap.clone(),
         plan: raw.plan,
         broker_only: raw.broker_only,
-        broker: &broker,
-        cli: &broker.cli,
+        cli: Some(own_binary()?),
+        launch_mode: VmLaunchMode::Daemonize,
         cancel: context.cancel_on_signals(),
     };
     let outcome = match raw.plan && !context.json {
@@ -38,11 +38,10 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(outcome.exit)
 }
 
-/// Starts brokers as processes of this very binary.
-pub fn launcher() -> Result<ProcessBrokerLauncher> {
-    let cli = env::current_exe()
-        .map_err(|error| Failure::new(Exit::Internal, "castra can't find its own binary").because(error))?;
-    Ok(ProcessBrokerLauncher { cli })
+/// This very binary, by which brokers and the pipes of isolated guests are started.
+pub fn own_binary() -> Result<PathBuf> {
+    env::current_exe()
+        .map_err(|error| Failure::new(Exit::Internal, "castra can't find its own binary").because(error))
 }
 
 fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {

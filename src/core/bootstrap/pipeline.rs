@@ -123,7 +123,10 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {
             context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
-            keep_outcome(context, "skipped", false, None);
+            // What an earlier bootstrap of this launch came to still holds.
+            if !has_outcome(context) {
+                keep_outcome(context, "skipped", false, None);
+            }
             return BootstrapOutcome::without_steps(context, BootstrapEnd::Skipped);
         }
         BootstrapPlanAction::Error => {
@@ -278,6 +281,13 @@ impl BootstrapOutcome {
             log: None,
         }
     }
+}
+
+/// Whether a bootstrap of this launch is on record.
+fn has_outcome(context: &Context<'_, '_>) -> bool {
+    let path = context.config.state.vm(&context.vm.name).run();
+    let record: Option<RunRecord> = records::load(&path).ok().flatten();
+    record.is_some_and(|record| record.launch_id == context.launch.launch_id && record.bootstrap.is_some())
 }
 
 /// Notes the outcome in `run.json`, where `status` finds it. Only in the record of this launch:

@@ -51,16 +51,15 @@ pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLoc
     }
 }
 
-/// Raises the soft limit of open files and says how many guests fit into it.
-pub fn fit_descriptors(wanted: usize) -> usize {
+/// Raises the soft limit of open files and says how many guests fit into it. The limit of a program
+/// that embeds the broker is that program's to set: it stays, and fewer guests may fit.
+pub fn fit_descriptors(wanted: usize, embedded: bool) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return wanted;
     };
     let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
-    let limit = match setrlimit(Resource::RLIMIT_NOFILE, goal, hard) {
-        Ok(()) => goal,
-        Err(_) => soft,
-    };
+    let raised = !embedded && setrlimit(Resource::RLIMIT_NOFILE, goal, hard).is_ok();
+    let limit = if raised { goal } else { soft };
     let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
     wanted.min(usize::try_from(room).unwrap_or(wanted))
 }

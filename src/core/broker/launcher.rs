@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
@@ -38,6 +38,12 @@ pub trait BrokerLauncher: Send + Sync {
     /// Starts one and returns when it listens, or with the reason why it doesn't. `Exit::Busy`
     /// with a broker running: somebody else was faster.
     fn launch(&self, config: &Config) -> Result<()>;
+}
+
+impl<L: BrokerLauncher + ?Sized> BrokerLauncher for &L {
+    fn launch(&self, config: &Config) -> Result<()> {
+        (**self).launch(config)
+    }
 }
 
 /// Starts `castra broker` as a process that outlives us.
@@ -79,6 +85,29 @@ impl BrokerLauncher for ProcessBrokerLauncher {
                 .because(why)
                 .advice(format!("see {}", config.state.broker_log().display()))),
         }
+    }
+}
+
+/// The launcher that runs this castra binary; without one a missing broker can't be started.
+pub fn of_cli(cli: Option<&Path>) -> Box<dyn BrokerLauncher> {
+    match cli {
+        Some(cli) => Box::new(ProcessBrokerLauncher { cli: cli.to_owned() }),
+        None => Box::new(NoBrokerLauncher),
+    }
+}
+
+/// Starts none: whoever asks gave neither a castra binary nor a launcher.
+#[derive(Clone, Copy, Debug)]
+struct NoBrokerLauncher;
+
+impl BrokerLauncher for NoBrokerLauncher {
+    fn launch(&self, config: &Config) -> Result<()> {
+        Err(Failure::new(
+            Exit::Usage,
+            format!("no broker can be started for project `{}`", config.project),
+        )
+        .because("no castra binary was given to run one")
+        .advice("give its path in the options' `cli`, or use an operation `…_with_launcher`"))
     }
 }
 

@@ -135,7 +135,7 @@ impl Broker {
 
     fn start_locked(options: BrokerOptions, run: String, lock: FileLock) -> Result<Broker> {
         let paths = &options.state;
-        let max_connections = fit_descriptors(options.config.max_connections);
+        let max_connections = fit_descriptors(options.config.max_connections, options.embedded);
         let listener = bind(paths, options.config.port)?;
         let port = listener
             .local_addr()

@@ -119,7 +119,7 @@ mod tests {
     use crate::core::config::AccelChoice;
     use crate::core::reporter::Silent;
     use crate::core::runtime::launch::{gone_within, launch};
-    use crate::core::runtime::plan::{LaunchPlan, PlannedNetwork};
+    use crate::core::runtime::plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
     use crate::core::scratch::Scratch;
 
     /// A guest of the stand-in for QEMU, "under KVM", watched to the watch's end; what was found wrong,
@@ -143,6 +143,7 @@ mod tests {
             fw_cfg: Vec::new(),
             mounts: Vec::new(),
             qemu_args: vec!["-fake".into(), fake.into()],
+            mode: VmLaunchMode::Daemonize,
         };
         let cancel = Cancel::new();
         launch(&plan, Duration::from_secs(60), &cancel).unwrap();

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::core::bootstrap::overrides::Overrides;
-use crate::core::broker::launcher::BrokerLauncher;
+use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
@@ -20,7 +21,8 @@ use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
 
 /// What `bootstrap` is asked for.
-pub struct BootstrapOptions<'a> {
+#[derive(Clone, Debug)]
+pub struct BootstrapOptions {
     /// The project.
     pub config: Config,
     /// `CASTRA_HOME`.
@@ -31,30 +33,55 @@ pub struct BootstrapOptions<'a> {
     pub bootstrap: Vec<String>,
     /// Say what would happen, touch nothing.
     pub plan: bool,
-    /// How a missing broker is started.
-    pub broker: &'a dyn BrokerLauncher,
+    /// A castra binary, by which [`bootstrap`] starts a missing broker.
+    pub cli: Option<PathBuf>,
     /// Raised to stop early.
     pub cancel: Cancel,
 }
 
+impl BootstrapOptions {
+    /// All running VMs of a project, as its config says; without a castra binary.
+    pub fn new(config: Config, home: impl Into<PathBuf>) -> BootstrapOptions {
+        BootstrapOptions {
+            config,
+            home: home.into(),
+            vms: Vec::new(),
+            bootstrap: Vec::new(),
+            plan: false,
+            cli: None,
+            cancel: Cancel::new(),
+        }
+    }
+}
+
 /// Bootstraps running VMs. A VM that was named and doesn't run is refused before anything starts.
-pub fn bootstrap(options: BootstrapOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+pub fn bootstrap(options: BootstrapOptions, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+    let launcher = launcher::of_cli(options.cli.as_deref());
+    bootstrap_with_launcher(options, &*launcher, reporter)
+}
+
+/// [`bootstrap`] with a broker launcher of the caller's.
+pub fn bootstrap_with_launcher(
+    options: BootstrapOptions,
+    broker: &dyn BrokerLauncher,
+    reporter: &mut dyn Reporter,
+) -> Result<UpOutcome> {
     let config = &options.config;
     let mut selected = select::vms_of(config, &options.vms)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
     selected.retain(|vm| start::runs(config, vm));
-    let plans = up::plans_of(config, &selected, &overrides);
+    let plans = preflight::plans_of(config, &selected, &overrides);
     if options.plan {
-        return Ok(up::show_plans(plans, Vec::new(), reporter));
+        return Ok(preflight::show_plans(plans, Vec::new(), reporter));
     }
-    up::refuse_bad_plans(&plans)?;
-    up::require_ssh(&plans)?;
+    preflight::refuse_bad_plans(&plans)?;
+    preflight::require_ssh(&plans)?;
     run::check_project_free(config)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
-    match run_again(&options, &selected, &overrides, operation.emitter()) {
+    match run_again(&options, broker, &selected, &overrides, operation.emitter()) {
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
         Err(failure) => {
             let total = selected.len();
@@ -71,7 +98,8 @@ pub fn bootstrap(options: BootstrapOptions<'_>, reporter: &mut dyn Reporter) -> 
 }
 
 fn run_again(
-    options: &BootstrapOptions<'_>,
+    options: &BootstrapOptions,
+    broker: &dyn BrokerLauncher,
     selected: &[&VmConfig],
     overrides: &Overrides,
     emitter: &Emitter<'_>,
@@ -79,7 +107,7 @@ fn run_again(
     let config = &options.config;
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
     let locks = start::lock_vms(config, selected, "castra bootstrap")?;
-    let broker_port = up::ensure_broker(config, options.broker, emitter, &options.cancel)?;
+    let broker_port = up::ensure_broker(config, broker, emitter, &options.cancel)?;
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
     let tasks: Vec<Task<'_>> = selected
         .iter()

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::core::bootstrap::runlog;
 use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
-use crate::core::config::LifecycleConfig;
+use crate::core::config::{Config, LifecycleConfig};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
@@ -57,6 +57,22 @@ pub struct DownOptions {
     pub discard: bool,
     /// Raised to skip the rungs that wait for the guest.
     pub cancel: Cancel,
+}
+
+impl DownOptions {
+    /// All VMs of a project, as its config says; persistent overlays stay.
+    pub fn of(config: &Config) -> DownOptions {
+        DownOptions {
+            project: config.project.clone(),
+            state: config.state.clone(),
+            vms: Vec::new(),
+            declared: config.vms.iter().map(|vm| vm.name.clone()).collect(),
+            lifecycle: config.lifecycle,
+            rotation: config.bus.rotation,
+            discard: false,
+            cancel: Cancel::new(),
+        }
+    }
 }
 
 /// What `down` left behind.

@@ -1,7 +1,42 @@
 //! The verbs: one function for each thing castra does, and the way in for programs that embed it.
 //!
-//! Here: `pub fn NAME(options, reporter) -> Result<outcome, Failure>`, one module each. Not here:
-//! how any of it is asked for (`cli`) or shown (`app`).
+//! Here: `pub fn NAME(options, reporter) -> Result<outcome, Failure>`, one module each, and all of
+//! them by one path: `operations::up` is the function, `operations::up::UpOutcome` what its module
+//! defines. Not here: how any of it is asked for (`cli`) or shown (`app`), or keeping what an
+//! operation tells (`core::outcome`).
+//!
+//! No operation prints, exits, reads the command line, or changes the working directory, the
+//! environment or the signal handlers of the program it runs in. Whoever calls one decides who hears
+//! of it (`core::reporter::Reporter`), what stops it (`core::cancel::Cancel`) and how a broker is
+//! started ([`BrokerLauncher`]).
+//!
+//! ```no_run
+//! use castra::core::config;
+//! use castra::core::events::contract::Stamped;
+//! use castra::core::operations::{self, DownOptions, ThreadBrokerLauncher, UpOptions};
+//! use castra::core::reporter::Reporter;
+//!
+//! struct Lines;
+//!
+//! impl Reporter for Lines {
+//!     fn report(&mut self, event: &Stamped) {
+//!         eprintln!("{}", event.contract_line());
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), castra::core::failure::Failure> {
+//! let config = config::load("castra.toml".as_ref())?;
+//! let broker = ThreadBrokerLauncher::new();
+//! let options = UpOptions::new(config.clone(), "/var/lib/me/castra");
+//! let outcome = operations::up_with_launcher(options, &broker, &mut Lines)?;
+//! for vm in &outcome.vms {
+//!     println!("{}: {:?}", vm.vm, vm.forwards);
+//! }
+//! operations::down(DownOptions::of(&config), &mut Lines)?;
+//! broker.stop();
+//! # Ok(())
+//! # }
+//! ```
 
 mod accelerator;
 mod boot;
@@ -11,10 +46,24 @@ pub mod events;
 mod identity;
 pub mod image;
 pub mod init;
+mod launching;
 pub mod ports;
+mod preflight;
 mod relay;
 mod run;
 mod select;
 mod start;
 pub mod status;
 pub mod up;
+
+pub use crate::core::broker::launcher::{BrokerLauncher, ProcessBrokerLauncher, ThreadBrokerLauncher};
+pub use crate::core::outcome::{OperationOutput, collect, collect_with};
+pub use crate::core::runtime::plan::VmLaunchMode;
+pub use bootstrap::{BootstrapOptions, bootstrap, bootstrap_with_launcher};
+pub use down::{DownOptions, DownOutcome, down};
+pub use events::{EventsOptions, events};
+pub use image::{ImageOptions, ImageOutcome, image};
+pub use init::{InitOptions, InitOutcome, init};
+pub use ports::{PortsOptions, ports};
+pub use status::{StatusOptions, status};
+pub use up::{UpOptions, UpOutcome, up, up_with_launcher};

@@ -1,54 +1,47 @@
-//! One VM's way in `up`: overlay, seed, QEMU, its first proof of life, its bootstrap.
+//! One VM's way in `up`: its launch, its first proof of life, its bootstrap.
 //!
-//! Here: the order of one VM's steps and what is left when one fails. Not here: the fleet
-//! (`operations::up`), or what each step does (`core::runtime`, `core::bootstrap`).
+//! Here: the threads of the VMs, each VM's steps in their order, and its outcome. Not here: the
+//! order of things for the fleet (`operations::up`), the launch (`operations::launching`), or what a
+//! bootstrap does (`core::bootstrap`).
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::pipeline::{self, BootstrapEnd, Context, Launch};
 use crate::core::bootstrap::plan::{self, Known};
 use crate::core::bootstrap::wait::has_been_heard;
-use crate::core::broker::protocol::heartbeat_secs;
 use crate::core::cancel::Cancel;
-use crate::core::config::{Config, Network, VmConfig};
+use crate::core::config::{Config, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
 use crate::core::operations::accelerator::KvmWatch;
-use crate::core::operations::boot::{self, Boot, Boots};
+use crate::core::operations::boot::{self, Boots};
 use crate::core::operations::identity::Identity;
 use crate::core::operations::relay::Relay;
-use crate::core::operations::run::{self, Gate, Slot, Slots};
+use crate::core::operations::run::{self, Gate, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::VmUp;
-use crate::core::paths::{VmPaths, vm_file};
-use crate::core::records::{self, ForwardRecord, RunPhase, RunRecord};
-use crate::core::reporter::{Emitter, wall_clock};
-use crate::core::runtime::accel::{self, Decision};
+use crate::core::paths::vm_file;
+use crate::core::records::{self, BootstrapRecord, ForwardRecord, RunRecord};
+use crate::core::reporter::Emitter;
+use crate::core::runtime::accel::Decision;
 use crate::core::runtime::busy::Busy;
-use crate::core::runtime::fault::LaunchError;
-use crate::core::runtime::launch;
-use crate::core::runtime::overlay::{self, OverlaySpec};
-use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
+use crate::core::runtime::plan::{VmLaunchMode, broker_address};
 use crate::core::runtime::ports::Ports;
 use crate::core::runtime::process::qemu_pid;
-use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 use crate::core::status::ending;
 
 /// A launch slot is free again after this at the latest (DESIGN §9).
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
 /// How often the holder of a slot looks at its guest.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
-/// QEMU answers within 60 ms on an idle machine (FACTS); this is for one under siege.
-const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What all VMs of one `up` share.
 pub(crate) struct Fleet<'f, 'e> {
@@ -70,7 +63,8 @@ pub(crate) struct Launching<'f> {
     pub boots: &'f Boots,
     pub qemu: PathBuf,
     /// A castra binary, through which isolated guests reach the broker.
-    pub cli: &'f Path,
+    pub cli: Option<&'f Path>,
+    pub mode: VmLaunchMode,
     pub accel: Decision,
     pub ports: Ports,
 }
@@ -121,7 +115,7 @@ pub(crate) fn known_of(config: &Config, vm: &VmConfig) -> Known {
     }
 }
 
-fn ssh_forward(forwards: &[ForwardRecord]) -> Option<u16> {
+pub(crate) fn ssh_forward(forwards: &[ForwardRecord]) -> Option<u16> {
     forwards
         .iter()
         .find(|forward| forward.guest == 22)
@@ -173,16 +167,17 @@ impl<'e> Fleet<'_, 'e> {
             started: false,
             forwards: Vec::new(),
             bootstrap: None,
+            attached: None,
             error: None,
         };
         let began = match (&task.identity, &self.launching) {
             (Some(identity), Some(launching)) => self
                 .start(task.vm, identity, launching)
-                .map(|(record, slot)| (record, Some(slot))),
-            _ => self.running_record(name).map(|record| (record, None)),
+                .map(|started| (started.record, Some(started.slot), started.attached)),
+            _ => self.running_record(name).map(|record| (record, None, None)),
         };
         drop(passage);
-        let (record, slot) = match began {
+        let (record, slot, attached) = match began {
             Ok(began) => began,
             Err(failure) => {
                 self.emitter.emit(failed(name, &failure));
@@ -191,6 +186,7 @@ impl<'e> Fleet<'_, 'e> {
             }
         };
         done.started = slot.is_some();
+        done.attached = attached;
         done.forwards.clone_from(&record.forwards);
         let slot = Mutex::new(slot);
         let release = || drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -214,10 +210,15 @@ impl<'e> Fleet<'_, 'e> {
                 alive.store(true, Ordering::Release)
             });
             over.store(true, Ordering::Release);
-            done.error = end.err();
+            match end {
+                Ok(ended) => done.bootstrap = Some(ended),
+                Err(failure) => done.error = Some(failure),
+            }
         });
-        let record: Option<RunRecord> = records::load(&self.config.state.vm(name).run()).ok().flatten();
-        done.bootstrap = record.and_then(|record| record.bootstrap);
+        if done.error.is_some() {
+            let record: Option<RunRecord> = records::load(&self.config.state.vm(name).run()).ok().flatten();
+            done.bootstrap = record.and_then(|record| record.bootstrap);
+        }
         drop(task.lock);
         done
     }
@@ -249,232 +250,6 @@ impl<'e> Fleet<'_, 'e> {
         })
     }
 
-    /// Everything until QEMU answers. What was made for a launch that failed is removed again.
-    fn start(
-        &self,
-        vm: &VmConfig,
-        identity: &Identity,
-        with: &Launching<'_>,
-    ) -> Result<(RunRecord, Slot<'_>)> {
-        let interrupted = || {
-            Failure::new(Exit::Interrupted, format!("vm `{}` was not started", vm.name))
-                .because("interrupted before its turn")
-        };
-        let slot = self.slots.take(self.cancel).ok_or_else(interrupted)?;
-        let paths = self.config.state.vm(&vm.name);
-        let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
-        self.clear_leftovers(vm, &paths, earlier.as_ref())?;
-        let boot = with.boots.get(&vm.name).cloned().unwrap_or_default();
-        if vm.overlay.is_none() {
-            // On record before it is there, so that `down` finds it whatever ends this castra. An
-            // overlay elsewhere is put on record once it is made: till then the file there, if any,
-            // isn't castra's to discard.
-            let path = self.config.state.overlay(&vm.name);
-            records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
-        }
-        let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
-        let launched = self.launch(vm, identity, with, &boot, &overlay, earlier.as_ref());
-        if launched.is_err() && !vm.persist {
-            self.take_back(&vm.name, &overlay);
-        }
-        Ok((launched?, slot))
-    }
-
-    /// Removes the overlay of a launch that failed, and says so.
-    fn take_back(&self, vm: &VmName, overlay: &Path) {
-        self.emitter.emit(match overlay::discard_overlay(overlay) {
-            Ok(reclaimed_bytes) => Event::OverlayDiscarded {
-                vm: vm.clone(),
-                path: overlay.to_owned(),
-                reclaimed_bytes,
-            },
-            Err(failure) => Event::message(Severity::Warn, Some(vm), failure.to_string()),
-        });
-    }
-
-    /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it
-    /// left.
-    fn clear_leftovers(&self, vm: &VmConfig, paths: &VmPaths, earlier: Option<&RunRecord>) -> Result<()> {
-        let remove = |path: PathBuf| {
-            host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
-        };
-        let meant = remove(paths.stop())?;
-        let unexplained = !meant && earlier.is_some_and(|record| record.boot_id == host::boot_id());
-        if let Some(found) = unexplained.then(|| ending::read(paths)).flatten() {
-            self.emitter.emit(Event::VmExited {
-                vm: vm.name.clone(),
-                pid: None,
-                reason: found.ended.reason,
-                outcome: found.state.as_str().to_owned(),
-                last_words: found.ended.last_words,
-            });
-        }
-        // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
-        let known = paths.file(vm_file::KNOWN_HOSTS);
-        if !vm.persist || !known.exists() {
-            host::replace_file(&known, b"").map_err(|error| Failure::io("create", &known, &error))?;
-        }
-        Ok(())
-    }
-
-    fn make_overlay(&self, vm: &VmConfig, boot: &Boot, earlier: Option<&RunRecord>) -> Result<PathBuf> {
-        let path = vm
-            .overlay
-            .clone()
-            .unwrap_or_else(|| self.config.state.overlay(&vm.name));
-        if let Some(dir) = path.parent() {
-            host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
-        }
-        let began = Instant::now();
-        let ours =
-            vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_ref() == Some(&path));
-        let spec = OverlaySpec {
-            path: &path,
-            base: boot.base.as_ref(),
-            disk_size: vm.disk_size,
-            persist: vm.persist,
-            ours,
-        };
-        let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
-        self.emitter.emit(Event::OverlayPrepared {
-            vm: vm.name.clone(),
-            path: prepared.path.clone(),
-            base: prepared.base,
-            reused: prepared.reused,
-            elapsed_ms: millis(began.elapsed()),
-        });
-        Ok(prepared.path)
-    }
-
-    /// Seed, `run.json`, QEMU, in this order: whatever ends castra, the next command finds what it began.
-    fn launch(
-        &self,
-        vm: &VmConfig,
-        identity: &Identity,
-        with: &Launching<'_>,
-        boot: &Boot,
-        overlay: &Path,
-        earlier: Option<&RunRecord>,
-    ) -> Result<RunRecord> {
-        let began = Instant::now();
-        let paths = self.config.state.vm(&vm.name);
-        let seed = self.write_seed(vm, identity, &paths)?;
-        let last_time = earlier.map_or(&[][..], |record| &record.forwards);
-        let mut plan = self.launch_plan(vm, with, boot, &seed, overlay);
-        let mut record = self.record_of(vm, identity, with, overlay);
-        let launched = launch::launch_with_ports(
-            &mut plan,
-            &with.ports,
-            &vm.port_forwards,
-            last_time,
-            LAUNCH_DEADLINE,
-            self.cancel,
-            |plan| {
-                record.forwards.clone_from(&plan.forwards);
-                record.ssh = plan::ssh_plan(vm, self.config, ssh_forward(&plan.forwards));
-                records::save(&paths.run(), &record)
-            },
-        )
-        .map_err(|error| {
-            if let LaunchError::InternalError(words) = &error {
-                accel::note_failure(self.home, &with.qemu, words, self.cancel);
-            }
-            error.into_failure(&vm.name)
-        })?;
-        record.phase = RunPhase::Running;
-        records::save(&paths.run(), &record)?;
-        self.emitter.emit(Event::VmLaunched {
-            vm: vm.name.clone(),
-            pid: launched.pid,
-            accel: record.accel,
-            accel_reason: record.accel_reason.clone(),
-            elapsed_ms: millis(began.elapsed()),
-        });
-        Ok(record)
-    }
-
-    fn write_seed(&self, vm: &VmConfig, identity: &Identity, paths: &VmPaths) -> Result<seed::Seed> {
-        let keys = keys::public_key(vm, self.config, self.cancel)?;
-        let inputs = SeedInputs {
-            vm: &vm.name,
-            launch_id: &identity.launch_id,
-            broker: &broker_address(vm.network, self.broker_port),
-            token: identity.token.as_deref(),
-            heartbeat_secs: heartbeat_secs(self.config.broker.freshness, self.config.bus.session_idle),
-            authorized_keys: &keys,
-            user: &vm.ssh.user,
-            mounts: &vm.mounts,
-            user_data: vm.user_data.as_deref(),
-        };
-        seed::write_seed(SeedKind::of(vm), &paths.seed(), &inputs)
-    }
-
-    fn record_of(
-        &self,
-        vm: &VmConfig,
-        identity: &Identity,
-        with: &Launching<'_>,
-        overlay: &Path,
-    ) -> RunRecord {
-        RunRecord {
-            vm: vm.name.clone(),
-            role: vm.role.clone(),
-            launch_id: identity.launch_id.clone(),
-            phase: RunPhase::Starting,
-            launched_boottime_ms: identity.launched_boottime_ms,
-            launched_at: wall_clock(SystemTime::now()),
-            boot_id: host::boot_id().to_owned(),
-            accel: with.accel.accel,
-            accel_reason: with.accel.reason.clone(),
-            cpus: vm.cpus,
-            memory_bytes: vm.memory_bytes,
-            forwards: Vec::new(),
-            ssh: plan::ssh_plan(vm, self.config, None),
-            overlay: Some(overlay.to_owned()),
-            persist: vm.persist,
-            bootstrap: None,
-        }
-    }
-
-    fn launch_plan(
-        &self,
-        vm: &VmConfig,
-        with: &Launching<'_>,
-        boot: &Boot,
-        seed: &seed::Seed,
-        overlay: &Path,
-    ) -> LaunchPlan {
-        let network = match vm.network {
-            Network::User => PlannedNetwork::User,
-            Network::Isolated => PlannedNetwork::Isolated {
-                broker_pipe: vec![
-                    with.cli.into(),
-                    "broker-pipe".into(),
-                    self.broker_port.to_string().into(),
-                ],
-            },
-        };
-        LaunchPlan {
-            vm: vm.name.clone(),
-            dir: self.config.state.vm(&vm.name).dir().to_owned(),
-            binary: with.qemu.clone(),
-            accel: with.accel.accel,
-            cpus: vm.cpus,
-            memory_bytes: vm.memory_bytes,
-            kernel: boot.kernel.clone(),
-            disk: Some(Disk {
-                path: overlay.to_owned(),
-                persist: vm.persist,
-            }),
-            seed_dir: seed.nocloud_dir.clone(),
-            network,
-            forwards: Vec::new(),
-            fw_cfg: seed.fw_cfg.clone(),
-            mounts: vm.mounts.clone(),
-            qemu_args: vm.qemu_args.clone(),
-        }
-    }
-
     /// Returns when the VM's launch slot can be given up: at its first proof of life, when its QEMU
     /// rests or is gone, after a while, or when nobody needs slots any more.
     fn watch_start(&self, record: &RunRecord, alive: &AtomicBool) {
@@ -502,7 +277,7 @@ impl<'e> Fleet<'_, 'e> {
         started_now: bool,
         fault: &Mutex<Option<String>>,
         on_alive: &(dyn Fn() + Sync),
-    ) -> Result<()> {
+    ) -> Result<BootstrapRecord> {
         let config = self.config;
         let known = Known {
             ssh_port: ssh_forward(&record.forwards),
@@ -561,8 +336,15 @@ impl<'e> Fleet<'_, 'e> {
         let what =
             |text: &str| Failure::new(Exit::Failed, format!("the bootstrap of vm `{}` {text}", vm.name));
         let outcome = pipeline::run(plan, &context);
+        let ended = |status: &str, noop: bool, duration_ms: Option<u64>| BootstrapRecord {
+            status: status.to_owned(),
+            noop,
+            duration_ms,
+        };
         match outcome.end {
-            BootstrapEnd::Success | BootstrapEnd::NoOp | BootstrapEnd::Skipped => Ok(()),
+            BootstrapEnd::Success => Ok(ended("success", false, Some(outcome.duration_ms))),
+            BootstrapEnd::NoOp => Ok(ended("success", true, Some(outcome.duration_ms))),
+            BootstrapEnd::Skipped => Ok(ended("skipped", false, None)),
             BootstrapEnd::Interrupted => {
                 Err(what("was interrupted").advice("it runs again with the next castra up"))
             }
@@ -589,6 +371,7 @@ fn panicked(vm: VmName) -> VmUp {
         started: false,
         forwards: Vec::new(),
         bootstrap: None,
+        attached: None,
         error: Some(failure),
     }
 }

@@ -4,18 +4,17 @@
 //! Here: the order of things for the fleet. Not here: one VM's way (`operations::start`), or
 //! what each step does (`core::runtime`, `core::broker`, `core::bootstrap`).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
-use crate::core::bootstrap::plan;
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, Network, VmConfig, workspace};
-use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity, VmCounts};
+use crate::core::events::{BootstrapPlan, Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
@@ -23,6 +22,8 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity;
+use crate::core::operations::launching;
+use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
@@ -31,15 +32,17 @@ use crate::core::ports::PortConflict;
 use crate::core::ports::read;
 use crate::core::records::{BootstrapRecord, ForwardRecord};
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::binary::{find_qemu, require_tool};
-use crate::core::runtime::plan::GATEWAY;
+use crate::core::runtime::plan::{GATEWAY, VmLaunchMode};
 use crate::core::runtime::ports::Ports;
 
 /// How long a broker may take until it listens.
 const BROKER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// What `up` is asked for.
-pub struct UpOptions<'a> {
+#[derive(Clone, Debug)]
+pub struct UpOptions {
     /// The project.
     pub config: Config,
     /// `CASTRA_HOME`: where images and answers shared by all projects are kept.
@@ -52,12 +55,30 @@ pub struct UpOptions<'a> {
     pub plan: bool,
     /// Write `guests.json`, start the broker, no VM.
     pub broker_only: bool,
-    /// How a missing broker is started.
-    pub broker: &'a dyn BrokerLauncher,
-    /// A castra binary, through which isolated guests reach the broker.
-    pub cli: &'a Path,
+    /// A castra binary: [`up`] starts a missing broker by it, and isolated guests reach the broker
+    /// through it. castra never looks for one: what runs as `current_exe` is the embedder's program.
+    pub cli: Option<PathBuf>,
+    /// Whose children the QEMUs are.
+    pub launch_mode: VmLaunchMode,
     /// Raised to stop early.
     pub cancel: Cancel,
+}
+
+impl UpOptions {
+    /// All VMs of a project, as its config says; without a castra binary.
+    pub fn new(config: Config, home: impl Into<PathBuf>) -> UpOptions {
+        UpOptions {
+            config,
+            home: home.into(),
+            vms: Vec::new(),
+            bootstrap: Vec::new(),
+            plan: false,
+            broker_only: false,
+            cli: None,
+            launch_mode: VmLaunchMode::default(),
+            cancel: Cancel::new(),
+        }
+    }
 }
 
 /// What `up` left behind.
@@ -86,19 +107,33 @@ pub struct VmUp {
     pub started: bool,
     /// Forwards as allocated.
     pub forwards: Vec<ForwardRecord>,
-    /// Its bootstrap, if one ran.
+    /// Its bootstrap, if one ran or was skipped.
     pub bootstrap: Option<BootstrapRecord>,
+    /// The handle on its QEMU, if this run started it with [`VmLaunchMode::Attached`].
+    #[serde(skip)]
+    pub attached: Option<AttachedQemu>,
     /// Why it is not as asked for.
     pub error: Option<Failure>,
 }
 
-/// Brings VMs up. A failure is returned only where the operation as a whole can't go on; a VM
-/// that fails is told of in the outcome, whose `exit` is then [`Exit::Failed`].
-pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+/// Brings VMs up; a missing broker is started as a process of the castra binary that the options
+/// name. A failure is returned only where the operation as a whole can't go on; a VM that fails is
+/// told of in the outcome, whose `exit` is then [`Exit::Failed`].
+pub fn up(options: UpOptions, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+    let launcher = launcher::of_cli(options.cli.as_deref());
+    up_with_launcher(options, &*launcher, reporter)
+}
+
+/// [`up`] with a broker launcher of the caller's, such as one that runs the broker in a thread.
+pub fn up_with_launcher(
+    options: UpOptions,
+    broker: &dyn BrokerLauncher,
+    reporter: &mut dyn Reporter,
+) -> Result<UpOutcome> {
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
-    let plans = plans_of(config, &selected, &overrides);
+    let plans = preflight::plans_of(config, &selected, &overrides);
     let missing: Vec<&VmConfig> = selected
         .iter()
         .copied()
@@ -106,12 +141,17 @@ pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutco
         .collect();
     let conflicts = read::conflicts(config, &missing, &options.home);
     if options.plan {
-        return Ok(show_plans(plans, conflicts, reporter));
+        return Ok(preflight::show_plans(plans, conflicts, reporter));
     }
     if !options.broker_only {
-        refuse_bad_plans(&plans)?;
+        preflight::refuse_bad_plans(&plans)?;
     }
-    refuse_conflicts(&conflicts)?;
+    preflight::refuse_conflicts(&conflicts)?;
+    if options.cli.is_none()
+        && let Some(vm) = missing.iter().find(|vm| vm.network == Network::Isolated)
+    {
+        return Err(launching::no_cli_for(&vm.name));
+    }
     let qemu = if options.broker_only {
         None
     } else {
@@ -119,7 +159,7 @@ pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutco
         if !missing.is_empty() {
             require_tool("qemu-img", "qemu-utils")?;
         }
-        require_ssh(&plans)?;
+        preflight::require_ssh(&plans)?;
         Some(qemu)
     };
     run::check_project_free(config)?;
@@ -133,8 +173,8 @@ pub fn up(options: UpOptions<'_>, reporter: &mut dyn Reporter) -> Result<UpOutco
             .emit(Event::message(Severity::Warn, None, warning.clone()));
     }
     let raised = match qemu {
-        None => start_broker(&options, operation.emitter()).map(|port| (Vec::new(), port)),
-        Some(qemu) => raise(&options, &selected, &overrides, qemu, operation.emitter()),
+        None => start_broker(&options, broker, operation.emitter()).map(|port| (Vec::new(), port)),
+        Some(qemu) => raise(&options, broker, &selected, &overrides, qemu, operation.emitter()),
     };
     match raised {
         Ok((vms, port)) => Ok(finish(operation, vms, port, &options.cancel)),
@@ -168,12 +208,12 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
 }
 
 /// `up --broker-only`: identities without tokens, a broker, no VM.
-fn start_broker(options: &UpOptions<'_>, emitter: &Emitter<'_>) -> Result<u16> {
+fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emitter<'_>) -> Result<u16> {
     let config = &options.config;
     let _project = run::lock_project(&config.project, &config.state, "castra up --broker-only")?;
     record_workspace(config, emitter)?;
     identity::issue(config, &[])?;
-    ensure_broker(config, options.broker, emitter, &options.cancel)
+    ensure_broker(config, broker, emitter, &options.cancel)
 }
 
 /// Without its entry in the registry the project is found by its config alone: worth a warning.
@@ -210,7 +250,8 @@ pub(crate) fn ensure_broker(
 
 /// Everything that makes something: images, keys, identities, the broker, the VMs.
 fn raise(
-    options: &UpOptions<'_>,
+    options: &UpOptions,
+    broker: &dyn BrokerLauncher,
     selected: &[&VmConfig],
     overrides: &Overrides,
     qemu: PathBuf,
@@ -249,7 +290,7 @@ fn raise(
     tell_what_user_networking_opens(config, &missing, emitter);
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
     let mut identities = identity::issue(config, &missing)?;
-    let port = ensure_broker(config, options.broker, emitter, cancel)?;
+    let port = ensure_broker(config, broker, emitter, cancel)?;
     tell_who_runs_already(selected, &missing, emitter);
 
     let ports = Ports::new();
@@ -277,7 +318,8 @@ fn raise(
         launching: accel.map(|accel| Launching {
             boots: &boots,
             qemu,
-            cli: options.cli,
+            cli: options.cli.as_deref(),
+            mode: options.launch_mode,
             accel,
             ports,
         }),
@@ -312,86 +354,6 @@ fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter:
         .filter(|vm| !missing.iter().any(|other| other.name == vm.name))
     {
         emitter.emit(Event::message(Severity::Info, Some(&vm.name), "runs already"));
-    }
-}
-
-pub(crate) fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
-    let plan_of =
-        |vm: &&VmConfig| plan::plan(vm, config, overrides.mode_for(vm), start::known_of(config, vm));
-    selected.iter().map(plan_of).collect()
-}
-
-/// A plan that can't run is found before anything starts.
-pub(crate) fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
-    let bad: Vec<String> = plans
-        .iter()
-        .filter(|plan| plan.action == BootstrapPlanAction::Error)
-        .map(|plan| format!("vm `{}`: {}", plan.vm, plan.reason))
-        .collect();
-    if bad.is_empty() {
-        return Ok(());
-    }
-    Err(
-        Failure::new(Exit::Config, "the bootstrap can't run as configured")
-            .because(bad.join("; "))
-            .advice("correct castra.toml, or go on without with --bootstrap skip"),
-    )
-}
-
-/// A port that somebody else has is found before anything starts. Nothing is wrong with the config,
-/// and the same command works once the port is free: so it is `Busy`, as for the broker's port.
-fn refuse_conflicts(conflicts: &[PortConflict]) -> Result<()> {
-    let Some(first) = conflicts.first() else {
-        return Ok(());
-    };
-    let all: Vec<String> = conflicts.iter().map(PortConflict::to_string).collect();
-    let what = match conflicts.len() {
-        1 => "a host port is taken".to_owned(),
-        count => format!("{count} host ports are taken"),
-    };
-    Err(Failure::new(Exit::Busy, what)
-        .because(all.join("; "))
-        .advice(first.advice()))
-}
-
-/// A bootstrap that can't reach its guest is found before anything starts.
-pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
-    if plans.iter().any(|plan| plan.action == BootstrapPlanAction::Run) {
-        require_tool("ssh", keys::SSH_PACKAGE)?;
-    }
-    Ok(())
-}
-
-pub(crate) fn show_plans(
-    plans: Vec<BootstrapPlan>,
-    conflicts: Vec<PortConflict>,
-    reporter: &mut dyn Reporter,
-) -> UpOutcome {
-    let emitter = Emitter::new(reporter);
-    for conflict in &conflicts {
-        emitter.emit(Event::advice(
-            Severity::Error,
-            Some(&conflict.vm),
-            conflict.to_string(),
-            conflict.advice(),
-        ));
-    }
-    for plan in &plans {
-        emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));
-    }
-    let bad = plans.iter().any(|plan| plan.action == BootstrapPlanAction::Error);
-    let exit = if bad || !conflicts.is_empty() {
-        Exit::Failed
-    } else {
-        Exit::Done
-    };
-    UpOutcome {
-        vms: Vec::new(),
-        plans,
-        port_conflicts: conflicts,
-        broker_port: None,
-        exit,
-        elapsed_ms: emitter.elapsed_ms(),
     }
 }
 

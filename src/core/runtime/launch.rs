@@ -5,6 +5,8 @@
 //! ([`super::qemu`]), the disks it needs ([`super::overlay`]), or what the guest does
 //! (`core::bootstrap`).
 
+use std::fs::File;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -18,8 +20,9 @@ use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{Job, show_status};
 use crate::core::records::ForwardRecord;
 
+use super::attached::{self, AttachedQemu};
 use super::fault::{LaunchError, StartFault, io_error, own_words};
-use super::plan::LaunchPlan;
+use super::plan::{LaunchPlan, VmLaunchMode};
 use super::ports::Ports;
 use super::process::{clear_leftovers, qemu_pid, signal_qemu};
 use super::qemu::qemu_argv;
@@ -35,12 +38,14 @@ const KILL_WAIT: Duration = Duration::from_secs(5);
 const PORT_TRIES: usize = 5;
 
 /// A QEMU that runs and answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Launched {
     /// Its pid, as the lock on its pid file names it.
     pub pid: u32,
     /// From the start of QEMU to its answer.
     pub elapsed: Duration,
+    /// The handle on it, if it is our own child.
+    pub attached: Option<AttachedQemu>,
 }
 
 /// Starts QEMU and waits until it answers QMP. On failure nothing is left running and no socket
@@ -56,9 +61,10 @@ pub fn launch(plan: &LaunchPlan, limit: Duration, cancel: &Cancel) -> Result<Lau
     if launched.is_err() {
         abandon(&paths);
     }
-    launched.map(|pid| Launched {
+    launched.map(|(pid, attached)| Launched {
         pid,
         elapsed: began.elapsed(),
+        attached,
     })
 }
 
@@ -111,12 +117,32 @@ fn prepare_files(paths: &VmPaths) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn start(plan: &LaunchPlan, paths: &VmPaths, until: Instant, cancel: &Cancel) -> Result<u32, LaunchError> {
+fn start(
+    plan: &LaunchPlan,
+    paths: &VmPaths,
+    until: Instant,
+    cancel: &Cancel,
+) -> Result<(u32, Option<AttachedQemu>), LaunchError> {
     let log_path = paths.file(vm_file::QEMU_LOG);
     let log = host::private_file()
         .append(true)
         .open(&log_path)
         .map_err(|error| io_error("open", &log_path, &error))?;
+    match plan.mode {
+        VmLaunchMode::Daemonize => daemonize(plan, paths, log, until, cancel).map(|pid| (pid, None)),
+        VmLaunchMode::Attached => {
+            attached::start(plan, paths, log, until, cancel).map(|(pid, qemu)| (pid, Some(qemu)))
+        }
+    }
+}
+
+fn daemonize(
+    plan: &LaunchPlan,
+    paths: &VmPaths,
+    log: File,
+    until: Instant,
+    cancel: &Cancel,
+) -> Result<u32, LaunchError> {
     // Not into pipes: a QEMU that hangs after it left for the background would hold them open.
     let ended = Job::new(&plan.binary)
         .args(qemu_argv(plan))
@@ -126,20 +152,35 @@ fn start(plan: &LaunchPlan, paths: &VmPaths, until: Instant, cancel: &Cancel) ->
         .output_to(log)
         .run_any()?;
     if !ended.status.success() {
-        let fault = match StartFault::from_words(&qemu_words(paths)) {
-            StartFault::Other(words) if words.is_empty() => {
-                StartFault::Other(format!("it ended with {} and no word", show_status(ended.status)))
-            }
-            fault => fault,
-        };
-        return Err(LaunchError::Refused(fault));
+        return Err(LaunchError::Refused(refusal(paths, ended.status)));
     }
     // `-daemonize` returns when QEMU holds its pid file and listens on its sockets.
+    let session = Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now()));
+    judge(session, paths, until, cancel)
+}
+
+/// Why a QEMU that ended with this status refused to start.
+pub(super) fn refusal(paths: &VmPaths, status: ExitStatus) -> StartFault {
+    match StartFault::from_words(&qemu_words(paths)) {
+        StartFault::Other(words) if words.is_empty() => {
+            StartFault::Other(format!("it ended with {} and no word", show_status(status)))
+        }
+        fault => fault,
+    }
+}
+
+/// Whether a QEMU whose QMP was connected to can be left to itself; its pid.
+pub(super) fn judge(
+    session: Result<Qmp, QmpError>,
+    paths: &VmPaths,
+    until: Instant,
+    cancel: &Cancel,
+) -> Result<u32, LaunchError> {
     let Some(pid) = qemu_pid(paths) else {
         return Err(LaunchError::Died(own_words(&qemu_words(paths))));
     };
-    let answer = Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now()))
-        .and_then(|mut qmp| qmp.query_status(until.saturating_duration_since(Instant::now())));
+    let answer =
+        session.and_then(|mut qmp| qmp.query_status(until.saturating_duration_since(Instant::now())));
     if cancel.is_requested() {
         return Err(LaunchError::Cancelled);
     }
@@ -156,7 +197,7 @@ fn start(plan: &LaunchPlan, paths: &VmPaths, until: Instant, cancel: &Cancel) ->
     }
 }
 
-fn qemu_words(paths: &VmPaths) -> String {
+pub(super) fn qemu_words(paths: &VmPaths) -> String {
     host::tail_of(&paths.file(vm_file::QEMU_LOG), LOG_TAIL)
 }
 

@@ -5,6 +5,7 @@
 //! (`core::operations`).
 
 pub mod accel;
+pub mod attached;
 pub mod binary;
 pub mod busy;
 pub mod fault;

@@ -43,6 +43,21 @@ pub struct LaunchPlan {
     pub mounts: Vec<Mount>,
     /// Further arguments, verbatim, at the end.
     pub qemu_args: Vec<String>,
+    /// Whose child QEMU is.
+    pub mode: VmLaunchMode,
+}
+
+/// Whose child QEMU is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmLaunchMode {
+    /// Nobody's: it leaves for the background, in a session of its own, and knows nothing of whoever
+    /// started it. What the command line does.
+    #[default]
+    Daemonize,
+    /// That of the program that launches it, which reaps it and is told its exit status
+    /// ([`super::attached`]). For programs that embed castra and supervise what they start. It
+    /// outlives that program too unless it is taken down.
+    Attached,
 }
 
 /// The overlay as a disk.

@@ -15,7 +15,9 @@ use crate::core::events::Accel;
 use crate::core::paths::vm_file;
 use crate::core::process::shell_quote;
 
-use super::plan::{FwCfgValue, ISOLATED_BROKER, ISOLATED_BROKER_PORT, LaunchPlan, PlannedNetwork, mount_tag};
+use super::plan::{
+    FwCfgValue, ISOLATED_BROKER, ISOLATED_BROKER_PORT, LaunchPlan, PlannedNetwork, VmLaunchMode, mount_tag,
+};
 
 /// QEMU's arguments, without the program.
 pub fn qemu_argv(plan: &LaunchPlan) -> Vec<OsString> {
@@ -31,7 +33,7 @@ pub fn qemu_argv(plan: &LaunchPlan) -> Vec<OsString> {
         mount_args(plan),
         console_args(),
         qmp_args(),
-        process_args(),
+        process_args(plan.mode),
         plan.qemu_args.iter().map(OsString::from).collect(),
     ]
     .concat()
@@ -255,16 +257,20 @@ fn qmp_args() -> Vec<OsString> {
 /// leaves its session after the filter is in force) nor the program behind an isolated network's
 /// `guestfwd` needs: with `spawn=deny` QEMU 7.2 dies of SIGSYS, with `elevateprivileges=deny` it
 /// can't start.
-fn process_args() -> Vec<OsString> {
-    words(&[
+///
+/// One that stays our child writes to its stderr, which is `qemu.log` already. `-D` would open that
+/// file a second time, without appending, and the two would overwrite each other.
+fn process_args(mode: VmLaunchMode) -> Vec<OsString> {
+    let mut args = words(&[
         "-sandbox",
         "on,obsolete=deny,resourcecontrol=deny",
         "-pidfile",
         vm_file::QEMU_PID,
-        "-D",
-        vm_file::QEMU_LOG,
-        "-daemonize",
-    ])
+    ]);
+    if mode == VmLaunchMode::Daemonize {
+        args.extend(words(&["-D", vm_file::QEMU_LOG, "-daemonize"]));
+    }
+    args
 }
 
 #[cfg(test)]

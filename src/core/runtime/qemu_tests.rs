@@ -31,6 +31,7 @@ fn plan() -> LaunchPlan {
         fw_cfg: Vec::new(),
         mounts: Vec::new(),
         qemu_args: Vec::new(),
+        mode: VmLaunchMode::Daemonize,
     }
 }
 
@@ -173,4 +174,16 @@ fn paths_that_are_no_text_reach_qemu_unchanged() {
             .any(|bytes| bytes == b"\xff\xfe,,x.qcow")
     });
     assert!(found, "the file's name was changed");
+}
+
+#[test]
+fn one_that_stays_our_child_neither_leaves_nor_opens_its_log_twice() {
+    let mut plan = plan();
+    plan.mode = VmLaunchMode::Attached;
+    let argv = qemu_argv(&plan);
+    assert!(
+        !argv.iter().any(|word| word == "-daemonize" || word == "-D"),
+        "{argv:?}"
+    );
+    assert!(argv.iter().any(|word| word == "-pidfile"), "{argv:?}");
 }

@@ -1,0 +1,285 @@
+//! The launch of one VM in `up`: overlay, seed, `run.json`, QEMU.
+//!
+//! Here: the order of these, and what is taken back when one fails. Not here: what comes before and
+//! after (`operations::start`), or what each of them does (`core::runtime`).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::core::bootstrap::keys;
+use crate::core::bootstrap::plan;
+use crate::core::broker::protocol::heartbeat_secs;
+use crate::core::config::{Network, VmConfig};
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::name::VmName;
+use crate::core::operations::boot::Boot;
+use crate::core::operations::identity::Identity;
+use crate::core::operations::run::Slot;
+use crate::core::operations::start::{Fleet, Launching, millis, ssh_forward};
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::records::{self, RunPhase, RunRecord};
+use crate::core::reporter::wall_clock;
+use crate::core::runtime::accel;
+use crate::core::runtime::attached::AttachedQemu;
+use crate::core::runtime::fault::LaunchError;
+use crate::core::runtime::launch;
+use crate::core::runtime::overlay::{self, OverlaySpec};
+use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
+use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
+use crate::core::status::ending;
+
+/// QEMU answers within 60 ms on an idle machine (FACTS); this is for one under siege.
+const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A VM that was launched.
+pub(crate) struct Started<'s> {
+    /// Its `run.json`.
+    pub record: RunRecord,
+    /// The launch slot it took.
+    pub slot: Slot<'s>,
+    /// The handle on its QEMU, if that is our child.
+    pub attached: Option<AttachedQemu>,
+}
+
+impl Fleet<'_, '_> {
+    /// Everything until QEMU answers. What was made for a launch that failed is removed again.
+    pub(crate) fn start(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+    ) -> Result<Started<'_>> {
+        let interrupted = || {
+            Failure::new(Exit::Interrupted, format!("vm `{}` was not started", vm.name))
+                .because("interrupted before its turn")
+        };
+        let slot = self.slots.take(self.cancel).ok_or_else(interrupted)?;
+        let paths = self.config.state.vm(&vm.name);
+        let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
+        self.clear_leftovers(vm, &paths, earlier.as_ref())?;
+        let boot = with.boots.get(&vm.name).cloned().unwrap_or_default();
+        if vm.overlay.is_none() {
+            // On record before it is there, so that `down` finds it whatever ends this castra. An
+            // overlay elsewhere is put on record once it is made: till then the file there, if any,
+            // isn't castra's to discard.
+            let path = self.config.state.overlay(&vm.name);
+            records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
+        }
+        let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
+        let launched = self.launch(vm, identity, with, &boot, &overlay, earlier.as_ref());
+        if launched.is_err() && !vm.persist {
+            self.take_back(&vm.name, &overlay);
+        }
+        let (record, attached) = launched?;
+        Ok(Started {
+            record,
+            slot,
+            attached,
+        })
+    }
+
+    /// Removes the overlay of a launch that failed, and says so.
+    fn take_back(&self, vm: &VmName, overlay: &Path) {
+        self.emitter.emit(match overlay::discard_overlay(overlay) {
+            Ok(reclaimed_bytes) => Event::OverlayDiscarded {
+                vm: vm.clone(),
+                path: overlay.to_owned(),
+                reclaimed_bytes,
+            },
+            Err(failure) => Event::message(Severity::Warn, Some(vm), failure.to_string()),
+        });
+    }
+
+    /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it
+    /// left.
+    fn clear_leftovers(&self, vm: &VmConfig, paths: &VmPaths, earlier: Option<&RunRecord>) -> Result<()> {
+        let remove = |path: PathBuf| {
+            host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
+        };
+        let meant = remove(paths.stop())?;
+        let unexplained = !meant && earlier.is_some_and(|record| record.boot_id == host::boot_id());
+        if let Some(found) = unexplained.then(|| ending::read(paths)).flatten() {
+            self.emitter.emit(Event::VmExited {
+                vm: vm.name.clone(),
+                pid: None,
+                reason: found.ended.reason,
+                outcome: found.state.as_str().to_owned(),
+                last_words: found.ended.last_words,
+            });
+        }
+        // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
+        let known = paths.file(vm_file::KNOWN_HOSTS);
+        if !vm.persist || !known.exists() {
+            host::replace_file(&known, b"").map_err(|error| Failure::io("create", &known, &error))?;
+        }
+        Ok(())
+    }
+
+    fn make_overlay(&self, vm: &VmConfig, boot: &Boot, earlier: Option<&RunRecord>) -> Result<PathBuf> {
+        let path = vm
+            .overlay
+            .clone()
+            .unwrap_or_else(|| self.config.state.overlay(&vm.name));
+        if let Some(dir) = path.parent() {
+            host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
+        }
+        let began = Instant::now();
+        let ours =
+            vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_ref() == Some(&path));
+        let spec = OverlaySpec {
+            path: &path,
+            base: boot.base.as_ref(),
+            disk_size: vm.disk_size,
+            persist: vm.persist,
+            ours,
+        };
+        let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
+        self.emitter.emit(Event::OverlayPrepared {
+            vm: vm.name.clone(),
+            path: prepared.path.clone(),
+            base: prepared.base,
+            reused: prepared.reused,
+            elapsed_ms: millis(began.elapsed()),
+        });
+        Ok(prepared.path)
+    }
+
+    /// Seed, `run.json`, QEMU, in this order: whatever ends castra, the next command finds what it began.
+    fn launch(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+        boot: &Boot,
+        overlay: &Path,
+        earlier: Option<&RunRecord>,
+    ) -> Result<(RunRecord, Option<AttachedQemu>)> {
+        let began = Instant::now();
+        let paths = self.config.state.vm(&vm.name);
+        let seed = self.write_seed(vm, identity, &paths)?;
+        let last_time = earlier.map_or(&[][..], |record| &record.forwards);
+        let mut plan = self.launch_plan(vm, with, boot, &seed, overlay)?;
+        let mut record = self.record_of(vm, identity, with, overlay);
+        let launched = launch::launch_with_ports(
+            &mut plan,
+            &with.ports,
+            &vm.port_forwards,
+            last_time,
+            LAUNCH_DEADLINE,
+            self.cancel,
+            |plan| {
+                record.forwards.clone_from(&plan.forwards);
+                record.ssh = plan::ssh_plan(vm, self.config, ssh_forward(&plan.forwards));
+                records::save(&paths.run(), &record)
+            },
+        )
+        .map_err(|error| {
+            if let LaunchError::InternalError(words) = &error {
+                accel::note_failure(self.home, &with.qemu, words, self.cancel);
+            }
+            error.into_failure(&vm.name)
+        })?;
+        record.phase = RunPhase::Running;
+        records::save(&paths.run(), &record)?;
+        self.emitter.emit(Event::VmLaunched {
+            vm: vm.name.clone(),
+            pid: launched.pid,
+            accel: record.accel,
+            accel_reason: record.accel_reason.clone(),
+            elapsed_ms: millis(began.elapsed()),
+        });
+        Ok((record, launched.attached))
+    }
+
+    fn write_seed(&self, vm: &VmConfig, identity: &Identity, paths: &VmPaths) -> Result<seed::Seed> {
+        let keys = keys::public_key(vm, self.config, self.cancel)?;
+        let inputs = SeedInputs {
+            vm: &vm.name,
+            launch_id: &identity.launch_id,
+            broker: &broker_address(vm.network, self.broker_port),
+            token: identity.token.as_deref(),
+            heartbeat_secs: heartbeat_secs(self.config.broker.freshness, self.config.bus.session_idle),
+            authorized_keys: &keys,
+            user: &vm.ssh.user,
+            mounts: &vm.mounts,
+            user_data: vm.user_data.as_deref(),
+        };
+        seed::write_seed(SeedKind::of(vm), &paths.seed(), &inputs)
+    }
+
+    fn record_of(
+        &self,
+        vm: &VmConfig,
+        identity: &Identity,
+        with: &Launching<'_>,
+        overlay: &Path,
+    ) -> RunRecord {
+        RunRecord {
+            vm: vm.name.clone(),
+            role: vm.role.clone(),
+            launch_id: identity.launch_id.clone(),
+            phase: RunPhase::Starting,
+            launched_boottime_ms: identity.launched_boottime_ms,
+            launched_at: wall_clock(SystemTime::now()),
+            boot_id: host::boot_id().to_owned(),
+            accel: with.accel.accel,
+            accel_reason: with.accel.reason.clone(),
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            forwards: Vec::new(),
+            ssh: plan::ssh_plan(vm, self.config, None),
+            overlay: Some(overlay.to_owned()),
+            persist: vm.persist,
+            bootstrap: None,
+        }
+    }
+
+    fn launch_plan(
+        &self,
+        vm: &VmConfig,
+        with: &Launching<'_>,
+        boot: &Boot,
+        seed: &seed::Seed,
+        overlay: &Path,
+    ) -> Result<LaunchPlan> {
+        let network = match vm.network {
+            Network::User => PlannedNetwork::User,
+            Network::Isolated => PlannedNetwork::Isolated {
+                broker_pipe: vec![
+                    with.cli.ok_or_else(|| no_cli_for(&vm.name))?.into(),
+                    "broker-pipe".into(),
+                    self.broker_port.to_string().into(),
+                ],
+            },
+        };
+        Ok(LaunchPlan {
+            vm: vm.name.clone(),
+            dir: self.config.state.vm(&vm.name).dir().to_owned(),
+            binary: with.qemu.clone(),
+            accel: with.accel.accel,
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            kernel: boot.kernel.clone(),
+            disk: Some(Disk {
+                path: overlay.to_owned(),
+                persist: vm.persist,
+            }),
+            seed_dir: seed.nocloud_dir.clone(),
+            network,
+            forwards: Vec::new(),
+            fw_cfg: seed.fw_cfg.clone(),
+            mounts: vm.mounts.clone(),
+            qemu_args: vm.qemu_args.clone(),
+            mode: with.mode,
+        })
+    }
+}
+
+/// An isolated guest reaches the broker through a program that QEMU runs, and none was named.
+pub(crate) fn no_cli_for(vm: &VmName) -> Failure {
+    Failure::new(Exit::Usage, format!("vm `{vm}` can't be isolated"))
+        .because("QEMU runs `castra broker-pipe` for it, and no castra binary was given")
+        .advice("give the path of one in `UpOptions::cli`, or set `network = \"user\"`")
+}

@@ -1,0 +1,199 @@
+//! A QEMU that stays our own child: `VmLaunchMode::Attached`.
+//!
+//! Here: starting it without `-daemonize`, seeing it through to its first QMP answer while watching
+//! the process itself, and reaping it whenever it ends. Not here: what comes before and after a
+//! start ([`super::launch`]); stopping it, which goes by the lock on its pid file as for any other
+//! ([`super::shutdown`]).
+//!
+//! It gets a process group of its own, so that a Ctrl-C meant for the program that launched it
+//! doesn't reach it, no stdin, and `qemu.log` as stdout and stderr. One thread waits for its end and
+//! ends with it: no zombie is left, whether or not anybody asks for the exit status. Nothing ties
+//! its life to ours; a program that ends without taking its VMs down leaves them running, for the
+//! next castra to find by their locks.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::core::cancel::Cancel;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::process::{JobError, show_argv, show_status};
+
+use super::fault::{LaunchError, StartFault, own_words};
+use super::launch::{judge, qemu_words, refusal};
+use super::plan::LaunchPlan;
+use super::qemu::qemu_argv;
+use super::qmp::{Qmp, QmpError};
+
+/// Between two looks at a QEMU that doesn't listen yet. It takes some 50 ms until it does.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// A QEMU that is our child. Cloning shares it; dropping every handle neither ends it nor leaves a
+/// zombie.
+#[derive(Clone, Debug)]
+pub struct AttachedQemu {
+    pid: u32,
+    end: Arc<End>,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    status: Mutex<Option<ExitStatus>>,
+    changed: Condvar,
+}
+
+impl AttachedQemu {
+    /// Its pid.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its exit status, once it has ended.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        *self.end.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for its end, at most this long.
+    pub fn wait(&self, limit: Duration) -> Option<ExitStatus> {
+        let status = self.end.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self
+            .end
+            .changed
+            .wait_timeout_while(status, limit, |status| status.is_none());
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Hands a child to the thread that reaps it.
+    fn reap(mut child: Child, name: &str) -> io::Result<AttachedQemu> {
+        let qemu = AttachedQemu {
+            pid: child.id(),
+            end: Arc::default(),
+        };
+        let (end, name) = (Arc::clone(&qemu.end), name.to_owned());
+        thread::Builder::new()
+            .name(format!("qemu {name}"))
+            .spawn(move || {
+                let Ok(status) = child.wait() else {
+                    return;
+                };
+                log::debug!(
+                    "vm {name}: QEMU (pid {}) ended with {}",
+                    child.id(),
+                    show_status(status)
+                );
+                *end.status.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+                end.changed.notify_all();
+            })?;
+        Ok(qemu)
+    }
+}
+
+/// Starts QEMU as our child and waits until it answers QMP. On failure it is gone and reaped.
+pub(super) fn start(
+    plan: &LaunchPlan,
+    paths: &VmPaths,
+    log: File,
+    until: Instant,
+    cancel: &Cancel,
+) -> Result<(u32, AttachedQemu), LaunchError> {
+    let not_started = |error: io::Error| {
+        LaunchError::Job(JobError::NotStarted {
+            program: plan.binary.to_string_lossy().into_owned(),
+            error,
+        })
+    };
+    let as_stdout = log.try_clone().map_err(not_started)?;
+    let began = Instant::now();
+    let mut child = Command::new(&plan.binary)
+        .args(qemu_argv(plan))
+        .current_dir(&plan.dir)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(as_stdout)
+        .stderr(log)
+        .spawn()
+        .map_err(not_started)?;
+    let answered = connect(&mut child, plan, paths, (began, until), cancel)
+        .and_then(|session| judge(session, paths, until, cancel));
+    match answered {
+        Ok(pid) => {
+            let qemu = AttachedQemu::reap(child, plan.vm.as_str()).map_err(not_started)?;
+            Ok((pid, qemu))
+        }
+        Err(error) => {
+            // It never ran a guest that anybody relied on, so it is not asked politely.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// Connects to its QMP as soon as it listens, unless it ends before.
+fn connect(
+    child: &mut Child,
+    plan: &LaunchPlan,
+    paths: &VmPaths,
+    (began, until): (Instant, Instant),
+    cancel: &Cancel,
+) -> Result<Result<Qmp, QmpError>, LaunchError> {
+    loop {
+        if let Ok(Some(status)) = child.try_wait() {
+            return Err(ended(paths, status));
+        }
+        match Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now())) {
+            Err(QmpError::Gone(error)) if listens_not(&error) => {}
+            Err(QmpError::Gone(error)) => {
+                // Gone together with its QMP: what it said last is worth more than a broken socket.
+                return match within(child, Duration::from_millis(200)) {
+                    Some(status) => Err(ended(paths, status)),
+                    None => Ok(Err(QmpError::Gone(error))),
+                };
+            }
+            other => return Ok(other),
+        }
+        if Instant::now() >= until {
+            return Err(LaunchError::Job(JobError::TimedOut {
+                argv: show_argv(plan.binary.as_os_str(), &qemu_argv(plan)),
+                after: until.saturating_duration_since(began),
+                stderr_tail: own_words(&qemu_words(paths)),
+            }));
+        }
+        if cancel.pause(LOOK_EVERY) {
+            return Err(LaunchError::Cancelled);
+        }
+    }
+}
+
+fn listens_not(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// The child's status, if it ends within this time.
+fn within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let until = Instant::now() + limit;
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(status),
+            _ if Instant::now() >= until => return None,
+            _ => thread::sleep(LOOK_EVERY),
+        }
+    }
+}
+
+/// Why one that has ended did: it refused to start, or it died. One that got as far as its socket
+/// and doesn't say what it missed has died.
+fn ended(paths: &VmPaths, status: ExitStatus) -> LaunchError {
+    let got_far = paths.file(vm_file::QMP_SOCK).exists();
+    match refusal(paths, status) {
+        StartFault::Other(_) if got_far => LaunchError::Died(own_words(&qemu_words(paths))),
+        fault => LaunchError::Refused(fault),
+    }
+}

@@ -1,0 +1,397 @@
+//! castra inside another program: nothing of that program is touched, nothing is left behind, and
+//! the example that shows how it is done works. The VMs run on the stand-in for QEMU.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+#[path = "faults/project.rs"]
+mod project;
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use castra::core::config::{self, Config, Environment};
+use castra::core::events::contract::Stamped;
+use castra::core::events::{Event, Severity};
+use castra::core::failure::Exit;
+use castra::core::operations::{
+    self, BrokerLauncher, DownOptions, ProcessBrokerLauncher, StatusOptions, ThreadBrokerLauncher, UpOptions,
+    VmLaunchMode, collect,
+};
+use castra::core::reporter::Silent;
+use castra::core::status::BrokerState;
+use serde_json::Value;
+
+use project::{AMPLE, ONE, Project, TWO};
+use support::eventually;
+
+/// Set for a test that runs again in a process of its own: its project's directory.
+const ALONE: &str = "CASTRA_TEST_ALONE_IN";
+
+/// Runs one test of this file again, alone in a process, with this project; what it printed.
+fn run_alone(test: &str, project: &Project) -> String {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads=1"])
+        .env(ALONE, project.castra().project())
+        .env("CASTRA_HOME", project.castra().home())
+        .env("HOME", project.castra().dir())
+        .output()
+        .unwrap();
+    let (out, err) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert!(output.status.success(), "{out}\n{err}");
+    assert_eq!(err, "", "the library printed to stderr");
+    out
+}
+
+fn alone() -> Option<Config> {
+    let dir = PathBuf::from(std::env::var_os(ALONE)?);
+    Some(config::load(&dir.join("castra.toml")).unwrap())
+}
+
+fn home() -> PathBuf {
+    std::env::var_os("CASTRA_HOME").unwrap().into()
+}
+
+// --- what belongs to the embedding program ----------------------------------------------------
+
+/// Everything of a process that a library has no business with.
+#[derive(Debug, PartialEq)]
+struct Belongings {
+    cwd: PathBuf,
+    env: BTreeMap<std::ffi::OsString, std::ffi::OsString>,
+    /// Blocked, ignored and caught signals.
+    signals: Vec<String>,
+    umask: String,
+    limits: String,
+    descriptors: usize,
+    threads: usize,
+    children: String,
+}
+
+impl Belongings {
+    fn now() -> Belongings {
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let lines = |keys: &[&str]| -> Vec<String> {
+            let wanted = |line: &&str| keys.iter().any(|key| line.starts_with(key));
+            status.lines().filter(wanted).map(str::to_owned).collect()
+        };
+        let tasks: Vec<_> = fs::read_dir("/proc/self/task").unwrap().flatten().collect();
+        Belongings {
+            cwd: std::env::current_dir().unwrap(),
+            env: std::env::vars_os().collect(),
+            signals: lines(&["SigBlk", "SigIgn", "SigCgt"]),
+            umask: lines(&["Umask"]).concat(),
+            limits: fs::read_to_string("/proc/self/limits").unwrap(),
+            descriptors: fs::read_dir("/proc/self/fd").unwrap().count(),
+            children: tasks
+                .iter()
+                .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+                .collect(),
+            threads: tasks.len(),
+        }
+    }
+}
+
+/// One life of a fleet: up, looked at, down.
+fn live_once(config: &Config, broker: &dyn BrokerLauncher, mode: VmLaunchMode) {
+    let options = UpOptions {
+        launch_mode: mode,
+        ..UpOptions::new(config.clone(), home())
+    };
+    let outcome = operations::up_with_launcher(options, broker, &mut Silent).unwrap();
+    assert_eq!(outcome.exit, Exit::Done, "{outcome:?}");
+    assert_eq!(
+        outcome.vms.iter().filter(|vm| vm.attached.is_some()).count(),
+        if mode == VmLaunchMode::Attached {
+            config.vms.len()
+        } else {
+            0
+        }
+    );
+    let status = StatusOptions {
+        project: config.into(),
+        cancel: Default::default(),
+    };
+    let seen = operations::status(status.clone(), &mut Silent).unwrap();
+    assert_eq!(seen.broker.state, BrokerState::Running);
+    assert_eq!(seen.broker.pid, Some(std::process::id()));
+    assert!(seen.vms.iter().all(|vm| vm.pid.is_some()), "{seen:?}");
+    let down = operations::down(DownOptions::of(config), &mut Silent).unwrap();
+    assert_eq!(down.exit, Exit::Done, "{down:?}");
+    assert!(
+        !down.broker_stopped,
+        "a thread of ours was stopped by somebody else"
+    );
+    for vm in outcome.vms {
+        vm.attached.map(|qemu| qemu.wait(AMPLE).unwrap());
+    }
+}
+
+#[test]
+fn five_lives_of_a_fleet_leave_a_program_as_it_was() {
+    let Some(config) = alone() else {
+        let project = Project::new("library-lives", TWO);
+        let out = run_alone("five_lives_of_a_fleet_leave_a_program_as_it_was", &project);
+        let said: Vec<&str> = out.lines().filter(|line| !line.trim().is_empty()).collect();
+        assert_eq!(said.len(), 3, "the library printed: {out}");
+        project.assert_no_process();
+        return;
+    };
+    let before = Belongings::now();
+    for life in 0..5 {
+        let broker = ThreadBrokerLauncher::new();
+        let mode = match life % 2 {
+            0 => VmLaunchMode::Daemonize,
+            _ => VmLaunchMode::Attached,
+        };
+        live_once(&config, &broker, mode);
+        broker.stop();
+        let found = operations::status(
+            StatusOptions {
+                project: (&config).into(),
+                cancel: Default::default(),
+            },
+            &mut Silent,
+        );
+        assert_eq!(found.unwrap().broker.state, BrokerState::Offline);
+        // A thread that was joined is gone from /proc a moment later.
+        let what = format!("a program as it was, in life {life}: {before:?}");
+        eventually(AMPLE, &what, || (Belongings::now() == before).then_some(()));
+    }
+}
+
+#[test]
+fn dropping_the_launcher_ends_its_broker() {
+    let Some(config) = alone() else {
+        let project = Project::new("library-drop", ONE);
+        run_alone("dropping_the_launcher_ends_its_broker", &project);
+        return;
+    };
+    let before = Belongings::now();
+    live_once(&config, &ThreadBrokerLauncher::new(), VmLaunchMode::Daemonize);
+    eventually(AMPLE, "a program as it was", || {
+        (Belongings::now() == before).then_some(())
+    });
+}
+
+// --- what operations yield --------------------------------------------------------------------
+
+/// The project's config, read as if CASTRA_HOME were that of the test.
+fn config_of(project: &Project) -> Config {
+    let environment = Environment {
+        castra_home: Some(project.castra().home()),
+        user_home: Some(project.castra().dir().to_owned()),
+    };
+    config::load_in(&project.castra().project().join("castra.toml"), &environment).unwrap()
+}
+
+#[test]
+fn a_collected_up_holds_value_diagnostics_and_events() {
+    let project = Project::new("library-collect", &format!("{ONE}nonsense = 1\n"));
+    let config = config_of(&project);
+    let broker = ProcessBrokerLauncher {
+        cli: env!("CARGO_BIN_EXE_castra").into(),
+    };
+    let options = UpOptions::new(config.clone(), project.castra().home());
+    let up = collect(|reporter| operations::up_with_launcher(options, &broker, reporter));
+    let unknown = &up.diagnostics[0];
+    assert_eq!(unknown.severity, Severity::Warn);
+    assert!(unknown.text.contains("nonsense"), "{unknown}");
+    assert!(matches!(up.events[0].event, Event::CommandAccepted { .. }));
+    assert!(matches!(up.events.last().unwrap().event, Event::Summary { .. }));
+    let up = up.transpose().unwrap();
+    assert_eq!(up.value.vms[0].vm.as_str(), "web");
+    let journal = fs::read_to_string(project.state("logs/events.jsonl")).unwrap();
+    let lines: Vec<String> = up.events.iter().map(Stamped::contract_line).collect();
+    assert_eq!(
+        journal.lines().collect::<Vec<_>>(),
+        lines,
+        "the journal holds the same lines"
+    );
+    let down = collect(|reporter| operations::down(DownOptions::of(&config), reporter));
+    assert!(down.value.unwrap().broker_stopped);
+    project.assert_nothing_left();
+}
+
+#[test]
+fn without_a_castra_binary_only_a_launcher_starts_brokers() {
+    let project = Project::new("library-no-cli", ONE);
+    let options = || UpOptions::new(config_of(&project), project.castra().home());
+    let refused = operations::up(options(), &mut Silent).unwrap_err();
+    assert_eq!(refused.exit, Exit::Usage);
+    assert!(
+        refused.to_string().contains("no broker can be started"),
+        "{refused}"
+    );
+    let named = UpOptions {
+        cli: Some(env!("CARGO_BIN_EXE_castra").into()),
+        ..options()
+    };
+    operations::up(named, &mut Silent).unwrap();
+    project.down();
+
+    project.config(&format!("{ONE}network = \"isolated\"\n"));
+    let broker = ThreadBrokerLauncher::new();
+    let refused = operations::up_with_launcher(options(), &broker, &mut Silent).unwrap_err();
+    assert!(refused.to_string().contains("broker-pipe"), "{refused}");
+    project.assert_nothing_left();
+}
+
+// --- the example ------------------------------------------------------------------------------
+
+/// The example with these arguments, as a program of its own, in a project.
+fn example(project: &Project, args: &[&str]) -> (Option<i32>, String) {
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--offline",
+            "--locked",
+            "--example",
+            "library_up",
+            "--message-format=json",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(
+        built.status.success(),
+        "{}",
+        String::from_utf8_lossy(&built.stderr)
+    );
+    let binary = String::from_utf8(built.stdout)
+        .unwrap()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .unwrap();
+    let output = Command::new(binary)
+        .args(args)
+        .args(["--cli", env!("CARGO_BIN_EXE_castra")])
+        .current_dir(project.castra().project())
+        .env("CASTRA_HOME", project.castra().home())
+        .env("HOME", project.castra().dir())
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr, "", "{args:?}");
+    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+}
+
+/// The contract lines in what the example printed; every other line is one of its own.
+fn events_in(out: &str) -> Vec<Value> {
+    let mut events = Vec::new();
+    for line in out.lines() {
+        match line.strip_prefix("event ").and_then(|rest| rest.split_once(": ")) {
+            Some((_, json)) => events.push(serde_json::from_str(json).unwrap()),
+            None => assert!(
+                ["plan ", "vm ", "diagnostic: ", "down: "]
+                    .iter()
+                    .any(|own| line.starts_with(own)),
+                "somebody else printed: {line}"
+            ),
+        }
+    }
+    events
+}
+
+#[test]
+fn the_example_plans_without_touching_anything() {
+    let project = Project::new("library-plan", TWO);
+    let (code, out) = example(&project, &["--plan"]);
+    assert_eq!(code, Some(0), "{out}");
+    let types: Vec<Value> = events_in(&out)
+        .iter()
+        .map(|event| event["type"].clone())
+        .collect();
+    assert_eq!(types, ["bootstrap.planned", "bootstrap.planned"]);
+    assert!(out.contains("plan web: Skip"), "{out}");
+    assert!(
+        !project.state("").exists() && !project.castra().home().exists(),
+        "something was made"
+    );
+}
+
+#[test]
+fn the_example_brings_a_fleet_up_and_down() {
+    for how in [&["--execute"][..], &["--execute", "--thread", "--attached"]] {
+        let project = Project::new("library-execute", TWO);
+        let (code, out) = example(&project, how);
+        assert_eq!(code, Some(0), "{out}");
+        let events = events_in(&out);
+        let launched = |event: &&Value| event["phase"] == "launched";
+        assert_eq!(events.iter().filter(launched).count(), 2, "{out}");
+        let gone = |event: &&Value| event["phase"] == "shutdown-complete";
+        assert_eq!(events.iter().filter(gone).count(), 2, "{out}");
+        assert!(out.contains("down: 2 VMs"), "{out}");
+        project.assert_nothing_left();
+    }
+}
+
+// --- what core never does ---------------------------------------------------------------------
+
+/// The code of one file, without its tests, comments and texts.
+fn code_of(text: &str) -> String {
+    let code = text.split("#[cfg(test)]").next().unwrap();
+    code.lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn sources(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// `core` serves whoever embeds it: what would reach into that program stands in one file, which is
+/// the main function of `castra broker` and nobody else's.
+#[test]
+fn core_never_reaches_into_the_program_around_it() {
+    const FORBIDDEN: &[&str] = &[
+        "println!",
+        "print!(",
+        "eprint",
+        "dbg!(",
+        "io::stdout",
+        "io::stderr",
+        "process::exit",
+        "process::abort",
+        "env::args",
+        "current_exe",
+        "set_var",
+        "remove_var",
+        "set_current_dir",
+        "set_hook",
+        "sigaction",
+        "ctrlc::",
+        "umask",
+    ];
+    let own_process = ["broker/process.rs", "broker/signals.rs"];
+    let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core");
+    let mut found = Vec::new();
+    for path in sources(&core) {
+        let name = path.strip_prefix(&core).unwrap().to_str().unwrap();
+        if own_process.contains(&name) || name.ends_with("tests.rs") || name == "golden.rs" {
+            continue;
+        }
+        let code = code_of(&fs::read_to_string(&path).unwrap());
+        for word in FORBIDDEN.iter().filter(|word| code.contains(**word)) {
+            found.push(format!("{name}: {word}"));
+        }
+    }
+    assert_eq!(found, Vec::<String>::new());
+}

@@ -211,8 +211,8 @@ impl Edges {
                 self.shelve(at, vm, &lines, &ranges);
                 None
             }
-            Effect::ServiceLog { vm, payload } => {
-                self.service_log(at, &vm, &payload);
+            Effect::ServiceLog { vm, payloads } => {
+                self.service_log(at, &vm, &payloads);
                 None
             }
             Effect::Evict { conn, reason } => {
@@ -330,6 +330,11 @@ impl Edges {
         }
     }
 
+    /// Every session has been sent what it was to get.
+    pub fn all_sent(&self) -> bool {
+        self.links.values().all(|link| link.waiting() == 0)
+    }
+
     /// Once a second.
     pub fn sync_bus(&mut self) {
         self.bus.sync_soon();
@@ -404,8 +409,10 @@ impl Edges {
     }
 
     /// What a Vizier says of itself: text, or whatever else as JSON.
-    fn service_log(&mut self, at: At, vm: &VmName, payload: &str) {
-        let text = serde_json::from_str::<String>(payload).unwrap_or_else(|_| payload.to_owned());
+    fn service_log(&mut self, at: At, vm: &VmName, payloads: &[String]) {
+        let told =
+            |payload: &String| serde_json::from_str::<String>(payload).unwrap_or_else(|_| payload.clone());
+        let text = payloads.iter().map(told).collect::<Vec<_>>().join("\n");
         let path = self.paths.vizier_log(vm);
         if let Err(error) = logs::append_escaped(&path, self.rotation, &text) {
             self.trouble(at, &format!("can't write {}: {error}", path.display()));

@@ -31,7 +31,7 @@ const MAX_DEPTH: usize = 128;
 const SMALL_BUFFER: usize = 4 * 1024;
 
 /// What it grows to while its client sends faster than it is read.
-const LARGE_BUFFER: usize = 256 * 1024;
+const LARGE_BUFFER: usize = 128 * 1024;
 
 /// Why a frame was refused. The list is closed (DESIGN §6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

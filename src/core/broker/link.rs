@@ -23,7 +23,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Bytes of one session that may wait for the state thread; a client that sends faster finds
 /// its socket full.
-const CREDIT_BYTES: usize = 256 * 1024;
+const CREDIT_BYTES: usize = 128 * 1024;
 
 /// The two kinds of socket.
 #[derive(Debug)]

@@ -39,6 +39,9 @@ use super::state::{At, BusRules, Input, Rules, State, step};
 /// Inputs taken in one turn, so that one write serves many.
 const BATCH: usize = 256;
 
+/// How often a stopping broker looks whether everybody has been told.
+const STOP_LOOK_MS: u64 = 10;
+
 /// A group of this size is committed at once.
 const GROUP_BYTES: usize = 1024 * 1024;
 
@@ -307,6 +310,13 @@ impl Broker {
                 .into_iter()
                 .flatten()
                 .min();
+            let due = due.map(|due| {
+                if stopping.is_some() {
+                    due.min(host::boottime_ms() + STOP_LOOK_MS)
+                } else {
+                    due
+                }
+            });
             let wait = due.map_or(LOOK_EVERY_MS, |due| due.saturating_sub(host::boottime_ms()));
             let first = match self.inbox.recv_timeout(Duration::from_millis(wait)) {
                 Ok(wake) => Some(wake),
@@ -351,7 +361,8 @@ impl Broker {
             }
             self.commit(at);
             self.edges.flush(at);
-            if stopping.is_some_and(|until| at.boot_ms >= until || self.state.all_answered()) {
+            let done = || self.state.all_answered() && self.edges.all_sent();
+            if stopping.is_some_and(|until| at.boot_ms >= until || done()) {
                 break;
             }
         }
@@ -393,6 +404,8 @@ impl Broker {
         for arrival in self.reception.arrivals() {
             self.on_arrival(at, arrival);
         }
+        // What came before the end is answered.
+        self.commit(at);
         self.take(at, [Input::Stop]);
     }
 

@@ -1,7 +1,7 @@
 //! A group: everything that happened on the bus since the last commit, in order.
 //!
 //! Here: messages as lines of the log and as deliveries, and what is to be answered once they
-//! are kept. Not here: who may say what, who gets what (`super::bus`).
+//! are kept. Not here: who may say what, who gets what (`super::publishing`, `super::settle`).
 //!
 //! All messages of a group go to the log with one write. Their answers and deliveries follow in
 //! the order in which the frames came, so a session never sees an effect before its cause.
@@ -74,7 +74,7 @@ pub enum Op {
         /// Which.
         conn: ConnId,
         /// Why.
-        cause: super::bus::Cause,
+        cause: super::session::Cause,
     },
 }
 

@@ -216,8 +216,8 @@ pub enum Effect {
     ServiceLog {
         /// Whose.
         vm: VmName,
-        /// JSON of the message.
-        payload: String,
+        /// JSON of its messages.
+        payloads: Vec<String>,
     },
     /// Write this record; answered by [`Input::Recorded`].
     Record {

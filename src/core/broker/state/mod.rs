@@ -5,10 +5,13 @@
 //! (`broker::listen`), files (`broker::edges`), words on the wire (`broker::protocol`). Nothing in
 //! this module blocks, fails or asks a clock.
 
-pub mod bus;
 mod group;
 mod heard;
 pub mod input;
+mod publishing;
+pub mod session;
+mod settle;
+mod telling;
 pub mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,8 +25,10 @@ use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit};
 use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply, session_reply};
 use super::record::HandshakeRecord;
 use super::throttle::Throttle;
-use bus::{Allowance, Cause, Change, Session};
 use group::Group;
+use publishing::Allowance;
+use session::{Cause, Session};
+use telling::Change;
 use topics::Index;
 
 pub use input::{At, BusRules, ConnId, Effect, Input, Order, Part, Plan, Plane, Rules, Wanted};
@@ -99,7 +104,7 @@ pub struct State {
     /// No session is idle for too long before this.
     idle_due: Option<u64>,
     allowances: BTreeMap<String, Allowance>,
-    refusals: Throttle<(VmName, Refused), bus::Refusal>,
+    refusals: Throttle<(VmName, Refused), telling::Refusal>,
     changes: Throttle<(VmName, Option<Cause>), Change>,
     /// Who the broker's own messages come from.
     broker: VmName,

@@ -166,7 +166,7 @@ fn show(effect: &Effect) -> Option<String> {
         Effect::End { conn, last } => format!("end {} {}", conn.0, frames_in(last).join(" ")),
         Effect::Append(lines) => format!("append {}", lines.iter().filter(|byte| **byte == b'\n').count()),
         Effect::Shelve { vm, .. } => format!("shelve {vm}"),
-        Effect::ServiceLog { vm, payload } => format!("service {vm} {payload}"),
+        Effect::ServiceLog { vm, payloads } => format!("service {vm} {}", payloads.join(" ")),
         Effect::Evict { conn, reason } => format!("evict {} {reason}", conn.0),
         Effect::Drop { conn } => format!("drop {}", conn.0),
         Effect::Record { record, .. } => format!("record {} {}", record.vm, record.heard_boottime_ms),

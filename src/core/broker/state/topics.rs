@@ -1,7 +1,7 @@
 //! Topics: who is subscribed to what, and who may read what (DESIGN §6).
 //!
 //! Here: the index of live and past subscriptions, access. Not here: the grammar of topics
-//! (`core::bus::topic`), when a subscription begins or ends (`super::bus`).
+//! (`core::bus::topic`), when a subscription begins or ends (`super::settle`).
 
 use std::collections::BTreeMap;
 

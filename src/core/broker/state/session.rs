@@ -1,0 +1,315 @@
+//! Sessions of the bus: whose they are, what they are subscribed to, how they end (DESIGN §6).
+//!
+//! Here: a session's own state, opening and ending one, idle and superseded ones. Not here: what
+//! its frames do (`super::publishing`), what it gets (`super::settle`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::core::broker::frame;
+use crate::core::bus::topic::Pattern;
+use crate::core::name::VmName;
+
+use super::group::{Op, head_of};
+use super::input::{Order, Plan, Wanted};
+use super::telling::Change;
+use super::topics::Reader;
+use super::{At, ConnId, Effect, Phase, Plane, State};
+
+/// Why a session ended: the word in log, event and `close` frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// Its client closed the connection.
+    Disconnected,
+    /// No frame for too long.
+    Idle,
+    /// What it sent can't be trusted any more.
+    ProtocolError,
+    /// The broker stops.
+    ShuttingDown,
+    /// It doesn't take what is delivered.
+    SlowConsumer,
+    /// The project has no such VM any more, or has launched it anew.
+    Superseded,
+}
+
+impl Cause {
+    /// The word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Cause::Disconnected => "disconnected",
+            Cause::Idle => "idle",
+            Cause::ProtocolError => "protocol-error",
+            Cause::ShuttingDown => "shutting-down",
+            Cause::SlowConsumer => "slow-consumer",
+            Cause::Superseded => "superseded",
+        }
+    }
+
+    /// Whether the client is told by a `close` frame. One that was cut off in the middle of a
+    /// delivery can't be.
+    fn is_told(self) -> bool {
+        matches!(self, Cause::Idle | Cause::ProtocolError | Cause::ShuttingDown)
+    }
+}
+
+/// One subscription.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sub {
+    /// Its own number, never used twice in a session.
+    pub number: u64,
+    /// The first message it is for.
+    pub first: u64,
+    /// The first message it hasn't dealt with, as of the moment its session fell behind.
+    pub next: u64,
+}
+
+/// A granted session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// Its public id.
+    pub id: String,
+    /// Whose it is, as the project spells it.
+    pub vm: VmName,
+    /// What it may read.
+    pub reader: Reader,
+    /// When its hello came.
+    pub since_ms: u64,
+    /// When its last frame came.
+    pub heard_ms: u64,
+    pub(super) head: Vec<u8>,
+    pub(super) subs: BTreeMap<Pattern, Sub>,
+    pub(super) subs_made: u64,
+    /// Its deliveries come from the log, by its own thread.
+    pub(super) behind: bool,
+    /// Its thread waits for an order.
+    pub(super) asks: bool,
+}
+
+impl Session {
+    /// A session that has said nothing yet.
+    pub fn new(id: String, vm: VmName, plane: Plane, since_ms: u64) -> Session {
+        Session {
+            id,
+            head: head_of(vm.as_str()),
+            reader: Reader { plane, key: vm.key() },
+            vm,
+            since_ms,
+            heard_ms: since_ms,
+            subs: BTreeMap::new(),
+            subs_made: 0,
+            behind: false,
+            asks: false,
+        }
+    }
+
+    /// Whether it has any subscription.
+    pub fn is_subscribed(&self) -> bool {
+        !self.subs.is_empty()
+    }
+
+    pub(super) fn plan(&self, upto: u64) -> Plan {
+        let wanted = self.subs.iter().map(|(pattern, sub)| Wanted {
+            pattern: pattern.clone(),
+            number: sub.number,
+            first: sub.first,
+            next: sub.next,
+        });
+        Plan {
+            upto,
+            reader: self.reader.clone(),
+            wanted: wanted.collect(),
+        }
+    }
+}
+
+impl State {
+    pub(super) fn session(&self, conn: ConnId) -> Option<&Session> {
+        match &self.conns.get(&conn)?.phase {
+            Phase::Session(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    pub(super) fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
+        match &mut self.conns.get_mut(&conn)?.phase {
+            Phase::Session(session) => Some(session),
+            _ => None,
+        }
+    }
+
+    /// The open sessions of a VM.
+    pub(super) fn sessions_of(&self, key: &str) -> usize {
+        self.vm_sessions.get(key).map_or(0, BTreeSet::len)
+    }
+
+    /// Whether a VM has a session, and one with a subscription.
+    pub(super) fn bus_flags(&self, key: &str) -> (bool, bool) {
+        let Some(conns) = self.vm_sessions.get(key) else {
+            return (false, false);
+        };
+        let subscribed = |conn: &ConnId| self.session(*conn).is_some_and(Session::is_subscribed);
+        (!conns.is_empty(), conns.iter().any(subscribed))
+    }
+
+    pub(super) fn open_session(&mut self, at: At, conn: ConnId, session: Session, out: &mut Vec<Effect>) {
+        let Some(known) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        let change = Change {
+            vm: session.vm.clone(),
+            session: session.id.clone(),
+            remote: known.remote.clone(),
+            closed: None,
+        };
+        let (key, plane) = (session.reader.key.clone(), known.plane);
+        known.phase = Phase::Session(Box::new(session));
+        self.vm_sessions.entry(key).or_default().insert(conn);
+        let places = self.places(plane);
+        places.waiting.remove(&conn);
+        places.sessions += 1;
+        let idle = at.boot_ms + self.rules.bus.idle_ms;
+        self.idle_due = Some(self.idle_due.map_or(idle, |due| due.min(idle)));
+        self.tell_change(at, change, out);
+    }
+
+    /// Ends a session: its subscriptions go, and whoever watches is told. What follows for its
+    /// connection is the caller's.
+    pub(super) fn end_session(&mut self, at: At, conn: ConnId, cause: Cause, out: &mut Vec<Effect>) {
+        let Some(known) = self.conns.get_mut(&conn) else {
+            return;
+        };
+        if !matches!(known.phase, Phase::Session(_)) {
+            return;
+        }
+        let Phase::Session(session) = std::mem::replace(&mut known.phase, Phase::Answered) else {
+            return;
+        };
+        let (plane, remote) = (known.plane, known.remote.clone());
+        let places = self.places(plane);
+        places.sessions -= 1;
+        places.answered.insert(conn);
+        for pattern in session.subs.keys() {
+            self.index.remove(conn, pattern);
+        }
+        let key = &session.reader.key;
+        if let Some(conns) = self.vm_sessions.get_mut(key) {
+            conns.remove(&conn);
+            if conns.is_empty() {
+                self.vm_sessions.remove(key);
+            }
+        }
+        self.refresh_record(at, key);
+        let change = Change {
+            vm: session.vm,
+            session: session.id,
+            remote,
+            closed: Some(cause),
+        };
+        self.tell_change(at, change, out);
+    }
+
+    /// Ends a session and its connection.
+    pub(super) fn close_session(&mut self, at: At, conn: ConnId, cause: Cause, out: &mut Vec<Effect>) {
+        if self.session(conn).is_none() {
+            return;
+        }
+        self.end_session(at, conn, cause, out);
+        out.push(match cause {
+            Cause::SlowConsumer | Cause::Superseded => Effect::Drop { conn },
+            _ => Effect::End {
+                conn,
+                last: if cause.is_told() {
+                    frame::close(cause.as_str())
+                } else {
+                    Vec::new()
+                },
+            },
+        });
+    }
+
+    /// The end of its input: what it said before is answered, then it is gone.
+    pub(super) fn on_ended(&mut self, conn: ConnId) {
+        if self.session(conn).is_some() {
+            let cause = Cause::Disconnected;
+            self.group.ops.push(Op::End { conn, cause });
+        }
+    }
+
+    /// A session that was behind has come to the end of the log as it knew it.
+    pub(super) fn on_at_end(&mut self, conn: ConnId, next: u64, out: &mut Vec<Effect>) {
+        let kept = self.kept;
+        let Some(session) = self.session_mut(conn) else {
+            return;
+        };
+        let order = if next > kept {
+            session.behind = false;
+            session.asks = false;
+            Order::Attached
+        } else {
+            Order::Replay(session.plan(kept))
+        };
+        out.push(Effect::Order { conn, order });
+    }
+
+    /// Sessions that must go because of what the project is now.
+    pub(super) fn end_superseded(&mut self, at: At, out: &mut Vec<Effect>) {
+        let Some(table) = self.table.as_ref() else {
+            return;
+        };
+        let mut gone = Vec::new();
+        for (key, conns) in &self.vm_sessions {
+            if key == "host" {
+                continue;
+            }
+            let listed = table.get(key);
+            for conn in conns {
+                let since = self.session(*conn).map_or(0, |session| session.since_ms);
+                if listed.is_none_or(|listed| {
+                    listed
+                        .launched_boottime_ms
+                        .is_some_and(|launched| since < launched)
+                }) {
+                    gone.push(*conn);
+                }
+            }
+        }
+        for conn in gone {
+            self.close_session(at, conn, Cause::Superseded, out);
+        }
+    }
+
+    /// Closes what was silent for too long.
+    pub(super) fn end_idle(&mut self, at: At, out: &mut Vec<Effect>) {
+        if self.idle_due.is_none_or(|due| at.boot_ms < due) {
+            return;
+        }
+        let limit = self.rules.bus.idle_ms;
+        let mut next: Option<u64> = None;
+        let mut idle = Vec::new();
+        for conn in self.vm_sessions.values().flatten() {
+            let Some(session) = self.session(*conn) else {
+                continue;
+            };
+            let due = session.heard_ms + limit;
+            if at.boot_ms >= due {
+                idle.push(*conn);
+            } else {
+                next = Some(next.map_or(due, |known| known.min(due)));
+            }
+        }
+        self.idle_due = next;
+        for conn in idle {
+            self.close_session(at, conn, Cause::Idle, out);
+        }
+        // An allowance that is full again needs no memory.
+        self.allowances
+            .retain(|_, allowance| at.boot_ms < allowance.at_ms + 1000);
+    }
+
+    pub(super) fn end_all(&mut self, at: At, out: &mut Vec<Effect>) {
+        let open: Vec<ConnId> = self.vm_sessions.values().flatten().copied().collect();
+        for conn in open {
+            self.close_session(at, conn, Cause::ShuttingDown, out);
+        }
+    }
+}

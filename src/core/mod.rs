@@ -14,6 +14,7 @@ pub mod events;
 pub mod failure;
 #[cfg(test)]
 pub(crate) mod golden;
+pub mod harness;
 pub mod host;
 pub mod images;
 pub mod journal;

@@ -1,0 +1,159 @@
+//! The harness: a coding agent's stream as castra's events (DESIGN §8, spec 4).
+//!
+//! Here: what every agent's stream is made of ([`AgentEvent`]) and the one trait behind which
+//! agents differ ([`Agent`]); in the submodules the Codex CLI's stream ([`codex`]), what turns an
+//! agent's words into events ([`relay`]), the bytes and lines they come in ([`pump`], [`lines`],
+//! [`json`]), the process that says them ([`run`]), on the host or in a guest ([`guest`]), what it
+//! is told at first ([`preamble`]), and what is kept of it ([`transcript`], [`ledger`]). Not here:
+//! the operations that put these together (`core::operations::harness`).
+//!
+//! Nothing an agent says is trusted: memory is bounded whatever comes, and what isn't understood
+//! is handed on as opaque data.
+
+pub mod codex;
+pub mod json;
+pub mod lines;
+pub mod relay;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::core::events::Severity;
+
+/// An agent whose stream castra understands: one function from a line to events.
+pub trait Agent: Send {
+    /// Its name, the `source` of its events.
+    fn name(&self) -> &'static str;
+
+    /// What one line of its stream says; a line may say nothing, or several things. It may be any
+    /// text of at most [`lines::LONGEST_LINE`] bytes, without line end. Nothing is remembered from
+    /// line to line: that is [`relay::Relay`]'s business.
+    fn read(&self, line: &str) -> Vec<AgentEvent>;
+}
+
+/// What an agent says, in words that fit all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AgentEvent {
+    /// A process begins, or goes on with, the conversation of this name.
+    Thread {
+        /// Its id, as the agent spells it.
+        id: String,
+    },
+    /// The agent begins to answer.
+    TurnStarted,
+    /// It has answered.
+    TurnCompleted,
+    /// It gave up.
+    TurnFailed {
+        /// Why.
+        reason: String,
+    },
+    /// Tokens used so far.
+    Usage {
+        /// How many.
+        tokens: Tokens,
+        /// Since when.
+        since: Since,
+    },
+    /// Text for people, with what it is made of for scripts.
+    Message {
+        /// How much attention it asks for.
+        severity: Severity,
+        /// The text.
+        text: String,
+        /// `kind` and the fields of that kind.
+        data: Value,
+    },
+    /// The agent runs a command.
+    CommandStarted {
+        /// Names it among the commands of one process.
+        item: String,
+        /// The command line.
+        command: String,
+    },
+    /// That command has ended. It counts as started even if that was never said.
+    CommandEnded {
+        /// Names it among the commands of one process.
+        item: String,
+        /// The command line.
+        command: String,
+        /// Whether it ended well.
+        ok: bool,
+        /// Its exit code, if it has one.
+        exit_status: Option<i32>,
+        /// The last it printed.
+        output: String,
+        /// What the agent calls its state, where that says more than `ok`.
+        note: Option<String>,
+    },
+}
+
+/// What a count of tokens began with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Since {
+    /// The conversation, whichever process had its earlier turns.
+    Thread,
+    /// The process that says so.
+    Process,
+}
+
+/// Tokens, as the `usage` event counts them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Read by the model, the cached ones included.
+    #[serde(rename = "prompt_tokens")]
+    pub prompt: u64,
+    /// Of those, read from a cache.
+    #[serde(rename = "cached_tokens")]
+    pub cached: u64,
+    /// Written by the model, its reasoning included.
+    #[serde(rename = "completion_tokens")]
+    pub completion: u64,
+}
+
+impl Tokens {
+    /// These and those.
+    pub fn plus(self, other: Tokens) -> Tokens {
+        Tokens {
+            prompt: self.prompt.saturating_add(other.prompt),
+            cached: self.cached.saturating_add(other.cached),
+            completion: self.completion.saturating_add(other.completion),
+        }
+    }
+
+    /// These without those; `None` if any of those is more.
+    pub fn minus(self, other: Tokens) -> Option<Tokens> {
+        Some(Tokens {
+            prompt: self.prompt.checked_sub(other.prompt)?,
+            cached: self.cached.checked_sub(other.cached)?,
+            completion: self.completion.checked_sub(other.completion)?,
+        })
+    }
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The last turn was completed.
+    Complete,
+    /// The last turn failed, or the agent could not work at all.
+    Failed,
+    /// The stream ended in the middle of a turn, or before the first.
+    Incomplete,
+    /// castra ended it because it took too long.
+    #[serde(rename = "timed out")]
+    TimedOut,
+}
+
+impl Verdict {
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Complete => "complete",
+            Verdict::Failed => "failed",
+            Verdict::Incomplete => "incomplete",
+            Verdict::TimedOut => "timed out",
+        }
+    }
+}

@@ -1,0 +1,522 @@
+//! What an agent says, turned into castra's events.
+//!
+//! Here: what one line can't know: which turn of which thread it is, what came before in tokens,
+//! which commands never ended, and the verdict. Not here: an agent's own format (`codex`), bytes
+//! and files (`pump`, `transcript`).
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::lines::{Line, text_of};
+use super::{Agent, AgentEvent, Since, Tokens, Verdict};
+use crate::core::events::{Event, Severity};
+
+/// More commands than this at once are not followed: the oldest counts as abandoned.
+const MOST_OPEN: usize = 256;
+/// Threads of one stream whose totals are remembered.
+const MOST_THREADS: usize = 1024;
+/// Ids of threads are cut to this in events.
+const ID_LIMIT: usize = 256;
+
+/// What is known of a thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Turns begun.
+    pub turns: u64,
+    /// Tokens of all turns.
+    pub tokens: Tokens,
+}
+
+/// What one stream, or a part of it, added to a thread.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chapter {
+    /// The thread.
+    pub thread: String,
+    /// The agent.
+    pub agent: &'static str,
+    /// When it began.
+    pub began: SystemTime,
+    /// What was known before.
+    pub before: Account,
+    /// What is known now.
+    pub after: Account,
+    /// Messages of the agent.
+    pub messages: u64,
+    /// Commands that ended well.
+    pub commands: u64,
+    /// Commands that didn't.
+    pub commands_failed: u64,
+    /// How it stands.
+    pub verdict: Verdict,
+}
+
+/// Remembers threads from one stream to the next.
+pub trait Keeper {
+    /// What is known of this thread; `None` if it is new.
+    fn begin(&mut self, thread: &str) -> Option<Account>;
+
+    /// What the stream added so far; told at every turn's end and when the chapter ends.
+    fn note(&mut self, chapter: &Chapter, ended: bool);
+}
+
+/// Remembers nothing.
+#[derive(Debug, Default)]
+pub struct Forgetful;
+
+impl Keeper for Forgetful {
+    fn begin(&mut self, _thread: &str) -> Option<Account> {
+        None
+    }
+
+    fn note(&mut self, _chapter: &Chapter, _ended: bool) {}
+}
+
+/// How a stream was expected to be.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// It is read as it is said: commands take the time between their lines.
+    pub live: bool,
+    /// The thread it was asked to go on with.
+    pub resume: Option<String>,
+}
+
+/// One stream on its way to become events.
+pub struct Relay<'a> {
+    agent: &'a dyn Agent,
+    keeper: &'a mut dyn Keeper,
+    expected: Expected,
+    known: HashMap<String, Account>,
+    chapter: Option<Chapter>,
+    /// What this process said it has used, as far as it was booked.
+    process: Tokens,
+    open: VecDeque<Open>,
+    /// `None` before the first turn and after each.
+    in_turn: bool,
+    last_turn: Option<Verdict>,
+    last_message: Option<String>,
+    failure: Option<String>,
+    counts: Counts,
+}
+
+/// A command that has not ended.
+struct Open {
+    item: String,
+    command: String,
+    since: Instant,
+    turn: Option<u64>,
+}
+
+/// What a stream was made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Lines.
+    pub lines: u64,
+    /// Messages of the agent.
+    pub messages: u64,
+    /// Commands that ended well.
+    pub commands: u64,
+    /// Commands that didn't.
+    pub commands_failed: u64,
+    /// Tokens of all its turns.
+    pub tokens: Tokens,
+}
+
+impl<'a> Relay<'a> {
+    /// A relay for one stream.
+    pub fn new(agent: &'a dyn Agent, keeper: &'a mut dyn Keeper, expected: Expected) -> Relay<'a> {
+        Relay {
+            agent,
+            keeper,
+            expected,
+            known: HashMap::new(),
+            chapter: None,
+            process: Tokens::default(),
+            open: VecDeque::new(),
+            in_turn: false,
+            last_turn: None,
+            last_message: None,
+            failure: None,
+            counts: Counts::default(),
+        }
+    }
+
+    /// The thread the stream is in.
+    pub fn thread(&self) -> Option<&str> {
+        self.chapter.as_ref().map(|chapter| chapter.thread.as_str())
+    }
+
+    /// The last the agent said.
+    pub fn last_message(&self) -> Option<&str> {
+        self.last_message.as_deref()
+    }
+
+    /// Why the last turn failed.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// What the stream was made of so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How the stream stands, by its own words.
+    pub fn verdict(&self) -> Verdict {
+        match self.last_turn {
+            Some(verdict) if !self.in_turn => verdict,
+            _ => Verdict::Incomplete,
+        }
+    }
+
+    /// Takes one line.
+    pub fn line(&mut self, line: Line<'_>, emit: &mut dyn FnMut(Event)) {
+        self.counts.lines += 1;
+        match line {
+            Line::Whole(bytes) | Line::Torn(bytes) => {
+                for said in self.agent.read(&text_of(bytes)) {
+                    self.take(said, emit);
+                }
+            }
+            Line::TooLong(head, length) => {
+                let raw = text_of(head).into_owned();
+                self.message(
+                    Severity::Warn,
+                    format!("a line of {length} bytes, which is too long to be understood"),
+                    Some(json!({"kind": "too-long", "bytes": length, "raw": raw})),
+                    emit,
+                );
+            }
+        }
+    }
+
+    /// The stream has ended, with this verdict.
+    pub fn end(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
+        self.abandon("the stream ended before it did", emit);
+        self.end_chapter(verdict);
+    }
+
+    fn take(&mut self, said: AgentEvent, emit: &mut dyn FnMut(Event)) {
+        match said {
+            AgentEvent::Thread { id } => self.begin_thread(&id, emit),
+            AgentEvent::TurnStarted => {
+                self.in_turn = true;
+                self.failure = None;
+                if let Some(chapter) = &mut self.chapter {
+                    chapter.after.turns += 1;
+                }
+                let text = match self.turn() {
+                    Some(turn) => format!("turn {turn} begins"),
+                    None => "a turn begins".to_owned(),
+                };
+                self.message(Severity::Progress, text, Some(json!({"kind": "turn"})), emit);
+            }
+            AgentEvent::Usage { tokens, since } => self.book(tokens, since, emit),
+            AgentEvent::TurnCompleted => self.end_turn(Verdict::Complete, emit),
+            AgentEvent::TurnFailed { reason } => {
+                self.message(
+                    Severity::Error,
+                    format!("the turn failed: {reason}"),
+                    Some(json!({"kind": "turn_failed"})),
+                    emit,
+                );
+                self.failure = Some(reason);
+                self.end_turn(Verdict::Failed, emit);
+            }
+            AgentEvent::Message { severity, text, data } => {
+                if data["kind"] == "agent_message" && severity == Severity::Info {
+                    self.counts.messages += 1;
+                    if let Some(chapter) = &mut self.chapter {
+                        chapter.messages += 1;
+                    }
+                    self.last_message = Some(text.clone());
+                }
+                self.message(severity, text, Some(data), emit);
+            }
+            AgentEvent::CommandStarted { item, command } => self.begin_command(item, command, emit),
+            AgentEvent::CommandEnded {
+                item,
+                command,
+                ok,
+                exit_status,
+                output,
+                note,
+            } => {
+                if !self.open.iter().any(|open| open.item == item) {
+                    self.begin_command(item.clone(), command.clone(), emit);
+                }
+                self.end_command(&item, command, ok, exit_status, output, note, emit);
+            }
+        }
+    }
+
+    fn begin_thread(&mut self, id: &str, emit: &mut dyn FnMut(Event)) {
+        self.abandon("another thread began before it ended", emit);
+        let verdict = self.verdict();
+        self.end_chapter(verdict);
+        self.process = Tokens::default();
+        self.in_turn = false;
+        self.last_turn = None;
+        let before = match self.known.get(id) {
+            Some(account) => Some(*account),
+            None => self.keeper.begin(id),
+        };
+        self.chapter = Some(Chapter {
+            thread: id.to_owned(),
+            agent: self.agent.name(),
+            began: SystemTime::now(),
+            before: before.unwrap_or_default(),
+            after: before.unwrap_or_default(),
+            messages: 0,
+            commands: 0,
+            commands_failed: 0,
+            verdict: Verdict::Incomplete,
+        });
+        let verb = if before.is_some() { "resumed" } else { "begun" };
+        self.message(
+            Severity::Info,
+            format!("thread {} {verb}", super::json::cut(id, ID_LIMIT)),
+            Some(json!({"kind": "thread", "resumed": before.is_some()})),
+            emit,
+        );
+        self.compare_with_wish(id, before.is_some(), emit);
+    }
+
+    /// Asked to go on with a name it doesn't know, Codex begins a new thread without a word.
+    fn compare_with_wish(&mut self, id: &str, known: bool, emit: &mut dyn FnMut(Event)) {
+        let Some(wish) = self.expected.resume.take() else {
+            return;
+        };
+        let agent = self.agent.name();
+        if wish == id {
+            if !known {
+                let text = format!(
+                    "castra has not seen this thread before: what {agent} counts for this turn may hold earlier ones"
+                );
+                self.message(Severity::Info, text, Some(json!({"kind": "thread"})), emit);
+            }
+        } else if !known {
+            let mut event = self.event(
+                Severity::Warn,
+                format!("{agent} was asked to go on with {wish} and began the new thread {id}"),
+                Some(json!({"kind": "thread", "asked": wish})),
+            );
+            if let Event::Message { remediation, .. } = &mut event {
+                *remediation = Some("`castra harness list` names the threads castra knows".to_owned());
+            }
+            emit(event);
+        }
+    }
+
+    fn end_chapter(&mut self, verdict: Verdict) {
+        let Some(mut chapter) = self.chapter.take() else {
+            return;
+        };
+        chapter.verdict = verdict;
+        self.keeper.note(&chapter, true);
+        if self.known.len() >= MOST_THREADS {
+            self.known.clear();
+        }
+        self.known.insert(chapter.thread, chapter.after);
+    }
+
+    fn end_turn(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
+        self.abandon("the turn ended before it did", emit);
+        self.in_turn = false;
+        self.last_turn = Some(verdict);
+        if let Some(chapter) = &mut self.chapter {
+            chapter.verdict = verdict;
+            self.keeper.note(chapter, false);
+        }
+    }
+
+    /// What the agent counts becomes what this turn took: the difference to what was counted
+    /// before, in whichever way its version counts.
+    fn book(&mut self, said: Tokens, since: Since, emit: &mut dyn FnMut(Event)) {
+        let of_process = said.minus(self.process).unwrap_or(said);
+        let before = self.chapter.as_ref().map(|chapter| chapter.after.tokens);
+        let before = before.unwrap_or(self.process);
+        let (turn, total) = match since {
+            // Less than was counted before can't be the whole thread, whatever the version.
+            Since::Thread => match said.minus(before) {
+                Some(turn) => (turn, said),
+                None => (of_process, before.plus(of_process)),
+            },
+            Since::Process => (of_process, before.plus(of_process)),
+        };
+        self.process = match since {
+            Since::Thread => self.process.plus(turn),
+            Since::Process => said,
+        };
+        self.counts.tokens = self.counts.tokens.plus(turn);
+        if let Some(chapter) = &mut self.chapter {
+            chapter.after.tokens = total;
+        }
+        for (scope, number, tokens) in [("turn", self.turn(), turn), ("thread", None, total)] {
+            emit(Event::Usage {
+                source: self.agent.name().to_owned(),
+                scope: scope.to_owned(),
+                turn: number,
+                prompt_tokens: tokens.prompt,
+                cached_tokens: tokens.cached,
+                completion_tokens: tokens.completion,
+                thread: self.thread_id(),
+            });
+        }
+    }
+
+    fn begin_command(&mut self, item: String, command: String, emit: &mut dyn FnMut(Event)) {
+        if let Some(place) = self.open.iter().position(|open| open.item == item) {
+            self.abandon_one(place, "another began under its name", emit);
+        }
+        if self.open.len() >= MOST_OPEN {
+            self.abandon_one(0, "too many run at once", emit);
+        }
+        emit(Event::CommandAccepted {
+            command: command.clone(),
+            detail: None,
+            source: self.agent.name().to_owned(),
+            thread: self.thread_id(),
+            turn: self.turn(),
+        });
+        self.open.push_back(Open {
+            item,
+            command,
+            since: Instant::now(),
+            turn: self.turn(),
+        });
+    }
+
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the fields of one line, named by its caller"
+    )]
+    fn end_command(
+        &mut self,
+        item: &str,
+        command: String,
+        ok: bool,
+        exit_status: Option<i32>,
+        output: String,
+        note: Option<String>,
+        emit: &mut dyn FnMut(Event),
+    ) {
+        let Some(place) = self.open.iter().position(|open| open.item == item) else {
+            return;
+        };
+        let Some(open) = self.open.remove(place) else {
+            return;
+        };
+        // Named as it was when it began, so that the two lines belong together.
+        let command = if open.command.is_empty() {
+            command
+        } else {
+            open.command
+        };
+        let duration_ms = self.expected.live.then(|| millis(open.since));
+        let source = self.agent.name().to_owned();
+        let thread = self.thread_id();
+        self.count_command(ok);
+        let output = output.trim_end().to_owned();
+        emit(if ok {
+            Event::CommandCompleted {
+                command,
+                detail: (!output.is_empty()).then_some(output),
+                duration_ms,
+                exit_status,
+                source,
+                thread,
+                turn: open.turn,
+            }
+        } else {
+            let how = match (note, exit_status) {
+                (Some(note), _) => note,
+                (None, Some(code)) => format!("exit status {code}"),
+                (None, None) => "failed".to_owned(),
+            };
+            Event::CommandFailed {
+                command,
+                detail: if output.is_empty() {
+                    how
+                } else {
+                    format!("{how}: {output}")
+                },
+                duration_ms,
+                exit_status,
+                source,
+                thread,
+                turn: open.turn,
+            }
+        });
+    }
+
+    fn abandon(&mut self, why: &str, emit: &mut dyn FnMut(Event)) {
+        while !self.open.is_empty() {
+            self.abandon_one(0, why, emit);
+        }
+    }
+
+    fn abandon_one(&mut self, place: usize, why: &str, emit: &mut dyn FnMut(Event)) {
+        let Some(open) = self.open.remove(place) else {
+            return;
+        };
+        self.count_command(false);
+        emit(Event::CommandFailed {
+            command: open.command,
+            detail: format!("abandoned: {why}"),
+            duration_ms: self.expected.live.then(|| millis(open.since)),
+            exit_status: None,
+            source: self.agent.name().to_owned(),
+            thread: self.thread_id(),
+            turn: open.turn,
+        });
+    }
+
+    fn count_command(&mut self, ok: bool) {
+        let (of_stream, of_chapter) = match ok {
+            true => (
+                &mut self.counts.commands,
+                self.chapter.as_mut().map(|chapter| &mut chapter.commands),
+            ),
+            false => (
+                &mut self.counts.commands_failed,
+                self.chapter.as_mut().map(|chapter| &mut chapter.commands_failed),
+            ),
+        };
+        *of_stream += 1;
+        if let Some(count) = of_chapter {
+            *count += 1;
+        }
+    }
+
+    fn turn(&self) -> Option<u64> {
+        let turns = self.chapter.as_ref()?.after.turns;
+        (turns > 0).then_some(turns)
+    }
+
+    fn thread_id(&self) -> Option<String> {
+        self.thread().map(|id| super::json::cut(id, ID_LIMIT))
+    }
+
+    fn message(&self, severity: Severity, text: String, data: Option<Value>, emit: &mut dyn FnMut(Event)) {
+        emit(self.event(severity, text, data));
+    }
+
+    fn event(&self, severity: Severity, text: String, data: Option<Value>) -> Event {
+        Event::Message {
+            severity,
+            text,
+            vm: None,
+            remediation: None,
+            source: Some(self.agent.name().to_owned()),
+            thread: self.thread_id(),
+            turn: self.turn(),
+            data,
+        }
+    }
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -373,6 +373,24 @@ pub fn file_users(path: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Processes of this user, ourselves left out, that were started with the variable `name` set to
+/// `value`. Zombies have no environment any more and so don't count.
+pub fn processes_with(name: &str, value: &str) -> Vec<u32> {
+    let wanted = format!("{name}={value}").into_bytes();
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| *pid != std::process::id())
+        .filter(|pid| {
+            fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == wanted))
+        })
+        .collect()
+}
+
 /// Whether this process ignores a signal, as whoever started it may have wished (`nohup`, a job in
 /// the background of a script).
 pub fn ignores_signal(number: i32) -> bool {

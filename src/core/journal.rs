@@ -92,7 +92,8 @@ impl Journal {
         outcome
     }
 
-    fn append_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Appends whole lines as they are, the last line feed included, with one `write`.
+    pub fn append_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
             host::lock_open_file(&self.file, false)?;
             let outcome = match self.room() {

@@ -141,6 +141,12 @@ impl StateRoot {
         self.logs().join("bootstrap")
     }
 
+    /// The folder of the agents' transcripts (`<thread>.jsonl`, `<thread>.json`), written by
+    /// `castra harness`.
+    pub fn harness_logs(&self) -> PathBuf {
+        self.logs().join("harness")
+    }
+
     /// The in-guest service's log, mirrored to the host.
     pub fn vizier_log(&self, vm: &VmName) -> PathBuf {
         self.0.join("state/vizier").join(vm.as_str()).join("service.log")

@@ -64,6 +64,8 @@ impl BrokerLauncher for ProcessBrokerLauncher {
         let mut child = Command::new(&self.cli)
             .args(["broker", "--quiet", "--config"])
             .arg(&config.path)
+            // Started on an agent's behalf it outlives the agent (`core::harness::run`).
+            .env_remove(crate::core::harness::run::MARK)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(as_stderr)))

@@ -11,9 +11,16 @@
 //! is handed on as opaque data.
 
 pub mod codex;
+pub mod guest;
 pub mod json;
+pub mod ledger;
 pub mod lines;
+pub mod preamble;
+pub mod pump;
 pub mod relay;
+pub mod run;
+pub mod transcript;
+pub mod usage;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

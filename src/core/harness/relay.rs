@@ -147,6 +147,13 @@ impl<'a> Relay<'a> {
         self.chapter.as_ref().map(|chapter| chapter.thread.as_str())
     }
 
+    /// What is known of that thread.
+    pub fn account(&self) -> Account {
+        self.chapter
+            .as_ref()
+            .map_or_else(Account::default, |chapter| chapter.after)
+    }
+
     /// The last the agent said.
     pub fn last_message(&self) -> Option<&str> {
         self.last_message.as_deref()
@@ -258,10 +265,8 @@ impl<'a> Relay<'a> {
         self.process = Tokens::default();
         self.in_turn = false;
         self.last_turn = None;
-        let before = match self.known.get(id) {
-            Some(account) => Some(*account),
-            None => self.keeper.begin(id),
-        };
+        let kept = self.keeper.begin(id);
+        let before = self.known.get(id).copied().or(kept);
         self.chapter = Some(Chapter {
             thread: id.to_owned(),
             agent: self.agent.name(),

@@ -43,6 +43,7 @@ mod boot;
 pub mod bootstrap;
 pub mod down;
 pub mod events;
+pub mod harness;
 mod identity;
 pub mod image;
 pub mod init;

@@ -82,6 +82,18 @@ impl<'a> Operation<'a> {
 
     /// Ends: `command.completed` or `.failed`, then `summary`.
     pub(crate) fn end(self, exit: Exit, detail: Option<String>, vms: VmCounts, bytes: u64) {
+        self.end_with(exit, detail, vms, bytes, None);
+    }
+
+    /// As [`Operation::end`], with a verdict on what somebody else did.
+    pub(crate) fn end_with(
+        self,
+        exit: Exit,
+        detail: Option<String>,
+        vms: VmCounts,
+        bytes: u64,
+        verdict: Option<&str>,
+    ) {
         let command = self.command.to_owned();
         let duration_ms = Some(self.emitter.elapsed_ms());
         let exit_status = Some(i32::from(exit.code()));
@@ -115,7 +127,7 @@ impl<'a> Operation<'a> {
             exit_status: i32::from(exit.code()),
             vms,
             bytes,
-            verdict: None,
+            verdict: verdict.map(str::to_owned),
         });
     }
 

@@ -1,0 +1,178 @@
+//! Bytes on their way from an agent to events and transcript.
+//!
+//! Here: reading a stream in a thread of its own, so that whoever waits for it can also watch a
+//! clock, a child and a wish to stop; and handing each line to those who want it. Not here: lines
+//! (`lines`), their meaning (`relay`), processes (`run`).
+
+use std::io::{self, Read};
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
+
+use super::lines::{Line, Lines};
+use super::relay::Relay;
+use super::transcript::Transcript;
+use crate::core::events::{Event, Severity};
+
+/// A pipe holds this much.
+const PIECE: usize = 64 * 1024;
+/// Pieces read ahead: one is being read while another is worked on.
+const AHEAD: usize = 2;
+
+/// A stream that is read by a thread of its own.
+#[derive(Debug)]
+pub struct Source {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    used: Sender<Vec<u8>>,
+}
+
+/// What a look at a source brings.
+#[derive(Debug)]
+pub enum Heard {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// Nothing yet.
+    Nothing,
+    /// The end; or the read failed.
+    End(Option<io::Error>),
+}
+
+impl Source {
+    /// Begins to read. The thread ends with the stream, or at the first read after the source was
+    /// dropped; nobody waits for it, because a read can't be interrupted.
+    pub fn start(mut reader: impl Read + Send + 'static) -> Source {
+        let (full, pieces) = bounded(AHEAD);
+        let (used, empty) = bounded::<Vec<u8>>(AHEAD + 1);
+        let read = move || {
+            loop {
+                let mut piece = empty.try_recv().unwrap_or_default();
+                piece.resize(PIECE, 0);
+                let outcome = match reader.read(&mut piece) {
+                    Ok(0) => return,
+                    Ok(length) => {
+                        piece.truncate(length);
+                        Ok(piece)
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(error) => Err(error),
+                };
+                let failed = outcome.is_err();
+                if full.send(outcome).is_err() || failed {
+                    return;
+                }
+            }
+        };
+        thread::Builder::new()
+            .name("harness-read".to_owned())
+            .spawn(read)
+            .expect("the system starts one thread more");
+        Source { pieces, used }
+    }
+
+    /// What is there already.
+    pub fn look(&self) -> Heard {
+        match self.pieces.try_recv() {
+            Ok(piece) => heard(piece),
+            Err(TryRecvError::Empty) => Heard::Nothing,
+            Err(TryRecvError::Disconnected) => Heard::End(None),
+        }
+    }
+
+    /// What comes within this time.
+    pub fn wait(&self, limit: Duration) -> Heard {
+        match self.pieces.recv_timeout(limit) {
+            Ok(piece) => heard(piece),
+            Err(RecvTimeoutError::Timeout) => Heard::Nothing,
+            Err(RecvTimeoutError::Disconnected) => Heard::End(None),
+        }
+    }
+
+    /// Gives a piece back, so that the next is read into its room.
+    pub fn give_back(&self, piece: Vec<u8>) {
+        let _ = self.used.try_send(piece);
+    }
+}
+
+fn heard(piece: io::Result<Vec<u8>>) -> Heard {
+    match piece {
+        Ok(bytes) => Heard::Bytes(bytes),
+        Err(error) => Heard::End(Some(error)),
+    }
+}
+
+/// Hands each line of a stream to the relay and the transcript.
+pub struct Pump<'a> {
+    /// Makes events of it.
+    pub relay: Relay<'a>,
+    transcript: Option<Transcript>,
+    lines: Lines,
+    bytes: u64,
+}
+
+impl<'a> Pump<'a> {
+    /// A pump at the beginning of a stream.
+    pub fn new(relay: Relay<'a>, transcript: Option<Transcript>) -> Pump<'a> {
+        Pump {
+            relay,
+            transcript,
+            lines: Lines::default(),
+            bytes: 0,
+        }
+    }
+
+    /// Takes the next bytes.
+    pub fn feed(&mut self, bytes: &[u8], emit: &mut dyn FnMut(Event)) {
+        self.bytes += bytes.len() as u64;
+        let Pump {
+            relay,
+            transcript,
+            lines,
+            ..
+        } = self;
+        lines.feed(bytes, |line| take(relay, transcript.as_mut(), line, emit));
+    }
+
+    /// Nothing comes just now: what was heard is written out.
+    pub fn idle(&mut self, emit: &mut dyn FnMut(Event)) {
+        let Some(transcript) = &mut self.transcript else {
+            return;
+        };
+        transcript.flush();
+        if let Some((path, error)) = transcript.trouble() {
+            emit(Event::advice(
+                Severity::Warn,
+                None,
+                format!("the transcript can't be kept in {}: {error}", path.display()),
+                "the agent goes on; make that folder writable to keep what it says",
+            ));
+        }
+    }
+
+    /// The stream has ended: takes the line that was begun.
+    pub fn end(&mut self, emit: &mut dyn FnMut(Event)) {
+        let lines = std::mem::take(&mut self.lines);
+        let Pump {
+            relay, transcript, ..
+        } = self;
+        lines.end(|line| take(relay, transcript.as_mut(), line, emit));
+        self.idle(emit);
+    }
+
+    /// Bytes taken so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+fn take(
+    relay: &mut Relay<'_>,
+    transcript: Option<&mut Transcript>,
+    line: Line<'_>,
+    emit: &mut dyn FnMut(Event),
+) {
+    relay.line(line, emit);
+    if let Some(transcript) = transcript {
+        transcript.line(relay.thread(), line);
+    }
+}

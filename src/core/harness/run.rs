@@ -1,0 +1,451 @@
+//! The process of an agent, from its start until nothing of it is left.
+//!
+//! Here: its process group, its stdin, time limits, the ladder from SIGTERM to SIGKILL, the tail
+//! of its stderr, and the search for what it left behind. Not here: what it says (`pump`), or
+//! which program it is (`core::operations::harness`).
+//!
+//! The agent's own commands may have process groups of their own, so a signal to its group doesn't
+//! reach them all. Everything it starts inherits a mark in the environment, and what carries the
+//! mark at the end is ended too.
+
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::unistd::Pid;
+
+use super::pump::{Heard, Pump, Source};
+use crate::core::cancel::Cancel;
+use crate::core::events::Event;
+use crate::core::host;
+use crate::core::process::Tail;
+
+/// The variable that marks whatever an agent starts; its value is the id of castra's run.
+pub const MARK: &str = "CASTRA_HARNESS_RUN";
+
+/// Between SIGTERM and SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+/// An agent whose stdout has ended should end too.
+const LINGER: Duration = Duration::from_secs(10);
+/// A stdout that outlives the agent is held by something it started.
+const PIPE_GRACE: Duration = Duration::from_secs(1);
+/// After SIGKILL nothing can hold a pipe but what is out of our reach.
+const KILLED_GRACE: Duration = Duration::from_secs(2);
+/// How often the clock, the child and the wish to stop are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Of a line of stderr this much is kept.
+const STDERR_LINE_BYTES: u64 = 4096;
+/// What is left behind has this long between SIGTERM and SIGKILL.
+const LEFT_GRACE: Duration = Duration::from_millis(500);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// The program.
+    pub program: OsString,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its working directory; `None`: castra's.
+    pub dir: Option<PathBuf>,
+    /// Holds its stdin open until it is to end, and closes it for a first sign to end. Otherwise
+    /// stdin is empty: Codex waits for ever on one that stays open.
+    pub stdin_held: bool,
+    /// The value of [`MARK`].
+    pub mark: String,
+    /// It may run this long.
+    pub time_limit: Option<Duration>,
+    /// It may be silent this long.
+    pub idle_limit: Option<Duration>,
+    /// How long it has after the first sign to end.
+    pub grace: Duration,
+}
+
+impl Start {
+    /// A program without limits.
+    pub fn new(program: impl Into<OsString>, args: Vec<OsString>, mark: &str) -> Start {
+        Start {
+            program: program.into(),
+            args,
+            dir: None,
+            stdin_held: false,
+            mark: mark.to_owned(),
+            time_limit: None,
+            idle_limit: None,
+            grace: TERM_GRACE,
+        }
+    }
+}
+
+/// Why castra ended an agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// It ran longer than this.
+    TooLong(Duration),
+    /// It was silent longer than this.
+    TooSilent(Duration),
+    /// Somebody asked to stop.
+    Interrupted,
+    /// Its stdout had ended, and it went on.
+    Lingered,
+}
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its status; `None`: it could not be reaped.
+    pub status: Option<ExitStatus>,
+    /// Why castra ended it, if it did.
+    pub stopped: Option<Stopped>,
+    /// The last lines of its stderr.
+    pub stderr_tail: String,
+    /// Processes it left behind, which were ended.
+    pub left_behind: usize,
+    /// Why its stdout could not be read to the end.
+    pub trouble: Option<std::io::Error>,
+}
+
+/// Where its end stands.
+enum Stage {
+    Running,
+    /// Asked to end; killed at this time.
+    Asked(Instant),
+    /// Killed at this time.
+    Killed(Instant),
+}
+
+/// Runs an agent to its end; what it says goes through the pump. Fails only where it can't be
+/// started.
+pub fn run(
+    start: &Start,
+    cancel: &Cancel,
+    pump: &mut Pump<'_>,
+    emit: &mut dyn FnMut(Event),
+) -> std::io::Result<Ended> {
+    let mut command = Command::new(&start.program);
+    command
+        .args(&start.args)
+        .env(MARK, &start.mark)
+        .process_group(0)
+        .stdin(if start.stdin_held {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if let Some(dir) = &start.dir {
+        command.current_dir(dir);
+    }
+    let mut process = Process::spawn(command, start)?;
+    let (stopped, trouble) = process.attend(start, cancel, pump, emit);
+    let left_behind = end_marked(&start.mark);
+    Ok(Ended {
+        status: process.status,
+        stopped,
+        stderr_tail: process.stderr.end(),
+        left_behind,
+        trouble,
+    })
+}
+
+/// A running agent. Dropped early, by a panic of whoever is told, it is killed.
+struct Process {
+    child: Child,
+    group: Pid,
+    stdin: Option<ChildStdin>,
+    source: Source,
+    stderr: Stderr,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    fn spawn(mut command: Command, start: &Start) -> std::io::Result<Process> {
+        let mut child = command.spawn()?;
+        let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
+        let stderr = child.stderr.take().expect("stderr was asked to be a pipe");
+        debug_assert_eq!(child.stdin.is_some(), start.stdin_held);
+        Ok(Process {
+            group: Pid::from_raw(i32::try_from(child.id()).expect("pids fit in 31 bits")),
+            stdin: child.stdin.take(),
+            source: Source::start(stdout),
+            stderr: Stderr::start(stderr),
+            child,
+            status: None,
+        })
+    }
+
+    fn attend(
+        &mut self,
+        start: &Start,
+        cancel: &Cancel,
+        pump: &mut Pump<'_>,
+        emit: &mut dyn FnMut(Event),
+    ) -> (Option<Stopped>, Option<std::io::Error>) {
+        let began = Instant::now();
+        let mut heard_at = began;
+        let (mut ended_at, mut exited_at) = (None, None);
+        let (mut stopped, mut trouble) = (None, None);
+        let mut stage = Stage::Running;
+        loop {
+            match self.next(ended_at.is_some(), pump, emit) {
+                Heard::Bytes(bytes) => {
+                    heard_at = Instant::now();
+                    pump.feed(&bytes, emit);
+                    self.source.give_back(bytes);
+                }
+                Heard::End(error) if ended_at.is_none() => {
+                    ended_at = Some(Instant::now());
+                    trouble = error;
+                }
+                Heard::End(_) | Heard::Nothing => {}
+            }
+            let now = Instant::now();
+            if self.status.is_none()
+                && let Ok(Some(status)) = self.child.try_wait()
+            {
+                self.status = Some(status);
+                exited_at = Some(now);
+            }
+            if ended_at.is_some() && self.status.is_some() {
+                break;
+            }
+            let since = |moment: Option<Instant>| moment.map(|moment| now.duration_since(moment));
+            let over = |limit: Option<Duration>, from: Instant| limit.filter(|limit| now - from >= *limit);
+            match stage {
+                Stage::Running => {
+                    stopped = if cancel.is_requested() {
+                        Some(Stopped::Interrupted)
+                    } else if let Some(limit) = over(start.time_limit, began) {
+                        Some(Stopped::TooLong(limit))
+                    } else if let Some(limit) = over(start.idle_limit, heard_at) {
+                        Some(Stopped::TooSilent(limit))
+                    } else if since(ended_at).is_some_and(|silent| silent >= LINGER) {
+                        Some(Stopped::Lingered)
+                    } else {
+                        None
+                    };
+                    if stopped.is_some() {
+                        self.ask_to_end();
+                        stage = Stage::Asked(now + start.grace);
+                    } else if since(exited_at).is_some_and(|gone| gone >= PIPE_GRACE) {
+                        // The agent is gone and its stdout is not.
+                        self.kill(&start.mark);
+                        stage = Stage::Killed(now);
+                    }
+                }
+                Stage::Asked(until) => {
+                    let gone = since(exited_at).is_some_and(|gone| gone >= PIPE_GRACE);
+                    if now >= until || gone || cancel.requests() >= 2 {
+                        self.kill(&start.mark);
+                        stage = Stage::Killed(now);
+                    }
+                }
+                Stage::Killed(at) if now - at >= KILLED_GRACE => break,
+                Stage::Killed(_) => {}
+            }
+        }
+        // Whoever is left of the group holds what was the agent's; most often there is nobody.
+        let _ = killpg(self.group, Signal::SIGKILL);
+        (stopped, trouble)
+    }
+
+    /// The next that is heard. Before it waits, what was heard is written out.
+    fn next(&mut self, over: bool, pump: &mut Pump<'_>, emit: &mut dyn FnMut(Event)) -> Heard {
+        if over {
+            thread::sleep(Duration::from_millis(1));
+            return Heard::Nothing;
+        }
+        match self.source.look() {
+            Heard::Nothing => {
+                pump.idle(emit);
+                self.source.wait(LOOK_EVERY)
+            }
+            heard => heard,
+        }
+    }
+
+    fn ask_to_end(&mut self) {
+        // Where stdin is held its end is the sign; the signal would only end the messenger.
+        if self.stdin.take().is_none() {
+            let _ = killpg(self.group, Signal::SIGTERM);
+        }
+    }
+
+    fn kill(&mut self, mark: &str) {
+        let _ = killpg(self.group, Signal::SIGKILL);
+        for pid in host::processes_with(MARK, mark) {
+            signal(pid, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.status.is_none() {
+            let _ = killpg(self.group, Signal::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Ends every process that carries the mark; how many there were.
+fn end_marked(mark: &str) -> usize {
+    let left = host::processes_with(MARK, mark);
+    for pid in &left {
+        signal(*pid, Signal::SIGTERM);
+    }
+    let until = Instant::now() + LEFT_GRACE;
+    while !host::processes_with(MARK, mark).is_empty() {
+        if Instant::now() >= until {
+            for pid in host::processes_with(MARK, mark) {
+                signal(pid, Signal::SIGKILL);
+            }
+            break;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    left.len()
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Ok(pid) = i32::try_from(pid) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
+}
+
+/// The last lines of a stderr, read by a thread of its own.
+struct Stderr {
+    tail: Arc<Mutex<Tail>>,
+    thread: JoinHandle<()>,
+}
+
+impl Stderr {
+    fn start(stderr: impl Read + Send + 'static) -> Stderr {
+        let tail = Arc::new(Mutex::new(Tail::default()));
+        let shared = Arc::clone(&tail);
+        let read = move || {
+            let mut reader = BufReader::new(stderr);
+            let mut line = Vec::new();
+            loop {
+                line.clear();
+                match (&mut reader).take(STDERR_LINE_BYTES).read_until(b'\n', &mut line) {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {
+                        let text = String::from_utf8_lossy(&line);
+                        let mut tail = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                        tail.push(text.trim_end_matches(['\n', '\r']));
+                    }
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("harness-stderr".to_owned())
+            .spawn(read)
+            .expect("the system starts one thread more");
+        Stderr { tail, thread }
+    }
+
+    /// What there is; waits for the rest, but not for a pipe that somebody out of reach holds.
+    fn end(&self) -> String {
+        let until = Instant::now() + PIPE_GRACE;
+        while !self.thread.is_finished() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner).text()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::codex::Codex;
+    use super::super::relay::{Expected, Forgetful, Relay};
+    use super::*;
+
+    fn sh(script: &str, change: impl FnOnce(&mut Start), cancel: &Cancel) -> (Ended, Vec<Event>, String) {
+        let mark = host::random_hex(8).unwrap();
+        let mut start = Start::new("sh", ["-c", script].map(OsString::from).to_vec(), &mark);
+        start.grace = Duration::from_millis(200);
+        change(&mut start);
+        let mut keeper = Forgetful;
+        let relay = Relay::new(&Codex, &mut keeper, Expected::default());
+        let mut pump = Pump::new(relay, None);
+        let mut events = Vec::new();
+        let ended = run(&start, cancel, &mut pump, &mut |event| events.push(event)).unwrap();
+        pump.end(&mut |event| events.push(event));
+        assert!(host::processes_with(MARK, &mark).is_empty(), "something is left");
+        (ended, events, mark)
+    }
+
+    #[test]
+    fn output_status_and_stderr_come_back() {
+        let (ended, events, _) = sh(
+            "cat; printf '{\"type\":\"x\"}\\nno newline'; echo oops >&2; exit 3",
+            |_| {},
+            &Cancel::new(),
+        );
+        assert_eq!(ended.status.unwrap().code(), Some(3));
+        assert_eq!((ended.stopped, ended.stderr_tail.as_str()), (None, "oops"));
+        assert_eq!(events.len(), 2);
+        assert_eq!(ended.left_behind, 0);
+    }
+
+    #[test]
+    fn limits_end_it_with_all_it_started() {
+        for held in [false, true] {
+            let (ended, _, _) = sh(
+                "trap '' TERM; setsid sleep 1000 & sleep 1000 & while :; do echo; sleep 0.01; done",
+                |start| {
+                    start.time_limit = Some(Duration::from_millis(50));
+                    start.stdin_held = held;
+                },
+                &Cancel::new(),
+            );
+            assert_eq!(ended.stopped, Some(Stopped::TooLong(Duration::from_millis(50))));
+            assert!(ended.status.is_some());
+        }
+        let (ended, _, _) = sh(
+            "echo hello; sleep 1000",
+            |start| start.idle_limit = Some(Duration::from_millis(50)),
+            &Cancel::new(),
+        );
+        assert_eq!(ended.stopped, Some(Stopped::TooSilent(Duration::from_millis(50))));
+    }
+
+    #[test]
+    fn a_wish_to_stop_ends_it() {
+        let cancel = Cancel::new();
+        cancel.request();
+        let (ended, _, _) = sh("sleep 1000", |_| {}, &cancel);
+        assert_eq!(ended.stopped, Some(Stopped::Interrupted));
+    }
+
+    #[test]
+    fn what_it_leaves_behind_is_ended_and_counted() {
+        let (ended, _, _) = sh(
+            "setsid sleep 1000 >/dev/null 2>&1 & echo done",
+            |_| {},
+            &Cancel::new(),
+        );
+        assert_eq!((ended.stopped, ended.status.unwrap().code()), (None, Some(0)));
+        assert_eq!(ended.left_behind, 1);
+        // One that holds the stdout would keep it open for ever.
+        let (ended, _, _) = sh("setsid sleep 1000 & echo done", |_| {}, &Cancel::new());
+        assert_eq!(ended.status.unwrap().code(), Some(0));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        let start = Start::new("castra-no-such-agent", Vec::new(), "m");
+        let mut keeper = Forgetful;
+        let relay = Relay::new(&Codex, &mut keeper, Expected::default());
+        let mut pump = Pump::new(relay, None);
+        assert!(run(&start, &Cancel::new(), &mut pump, &mut |_| {}).is_err());
+    }
+}

@@ -1,0 +1,712 @@
+//! `harness run` and `harness relay`: a coding agent's stream as castra's events; and what is kept
+//! of earlier ones.
+//!
+//! Here: putting the parts of `core::harness` together, and the verdict on the whole. Not here: any
+//! of those parts, or words for people (`app`).
+
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+use std::{env, fs, io};
+
+use serde::Serialize;
+
+use super::run::{Operation, ensure_state_root};
+use super::status::{StatusOptions, status};
+use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::cancel::Cancel;
+use crate::core::config::Config;
+use crate::core::events::{Event, Severity, VmCounts};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::harness::codex::{Ask, Codex, argv};
+use crate::core::harness::guest::{self, remote_line, ssh_argv};
+use crate::core::harness::ledger::{self, Ledger, ThreadRecord};
+use crate::core::harness::preamble::{Bootstrapped, View, preamble};
+use crate::core::harness::pump::{Heard, Pump, Source};
+use crate::core::harness::relay::{Counts, Expected, Forgetful, Keeper, Relay};
+use crate::core::harness::run::{self, Start, Stopped};
+use crate::core::harness::transcript::{self, Transcript};
+use crate::core::harness::usage::{Usage, sum, vm_spans};
+use crate::core::harness::{Agent, Verdict};
+use crate::core::host::{self, Holder};
+use crate::core::journal::Rotation;
+use crate::core::name::VmName;
+use crate::core::nearest::nearest;
+use crate::core::paths::StateRoot;
+use crate::core::process::show_status;
+use crate::core::records::{self, RunRecord};
+use crate::core::reporter::{Reporter, Silent};
+use crate::core::status::StatusOutcome;
+use crate::core::status::evidence::Project;
+
+/// The one agent there is so far.
+static AGENT: Codex = Codex;
+/// How often a relayed stream looks for a wish to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// The prompt with what castra puts before it: Linux takes no argument of 128 KiB.
+const LONGEST_PROMPT: usize = 120 * 1024;
+
+/// Where a stream comes from.
+pub enum Input {
+    /// A recorded one.
+    File(PathBuf),
+    /// One that is being said.
+    Stream(Box<dyn Read + Send>),
+}
+
+/// What to relay.
+pub struct RelayOptions {
+    /// The stream.
+    pub input: Input,
+    /// Where transcript and events are kept, if anywhere.
+    pub kept_in: Option<(StateRoot, Rotation)>,
+    /// Ends it early.
+    pub cancel: Cancel,
+}
+
+/// What to run.
+#[derive(Debug)]
+pub struct RunOptions<'c> {
+    /// The project.
+    pub config: &'c Config,
+    /// The program; `None`: `codex`.
+    pub program: Option<PathBuf>,
+    /// What it is asked, without what castra puts before it.
+    pub ask: Ask,
+    /// Its working directory, in the VM if it runs there.
+    pub dir: Option<PathBuf>,
+    /// The VM it runs in; `None`: the host.
+    pub vm: Option<VmName>,
+    /// It may run this long.
+    pub time_limit: Option<Duration>,
+    /// It may be silent this long.
+    pub idle_limit: Option<Duration>,
+    /// This castra, as a shell takes it.
+    pub castra: String,
+    /// Leaves out what castra tells it of the VMs.
+    pub bare: bool,
+    /// Ends it early.
+    pub cancel: Cancel,
+}
+
+/// How a stream ended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HarnessOutcome {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// `Done` exactly for the verdict complete.
+    pub exit: Exit,
+    /// The thread it was in at the end.
+    pub thread: Option<String>,
+    /// The last the agent said.
+    pub last_message: Option<String>,
+    /// Why it isn't complete.
+    pub reason: Option<String>,
+    /// What it was made of.
+    pub counts: Counts,
+}
+
+/// Relays a recorded or piped stream.
+pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<HarnessOutcome> {
+    const NAME: &str = "harness relay";
+    let (reader, live, detail): (Box<dyn Read + Send>, bool, String) = match options.input {
+        Input::File(path) => {
+            let opened = File::open(&path).and_then(|file| match file.metadata()?.is_dir() {
+                true => Err(io::ErrorKind::IsADirectory.into()),
+                false => Ok(file),
+            });
+            let file = opened.map_err(|error| Failure {
+                exit: Exit::NoInput,
+                ..Failure::io("read", &path, &error)
+            })?;
+            (Box::new(file), false, path.display().to_string())
+        }
+        Input::Stream(reader) => (reader, true, "stdin".to_owned()),
+    };
+    let operation = match &options.kept_in {
+        Some((state, rotation)) => {
+            ensure_state_root(state)?;
+            Operation::accept(NAME, Some(detail), state, *rotation, reporter)
+        }
+        None => Operation::accept_unkept(NAME, Some(detail), reporter),
+    };
+    let mut forgetful = Forgetful;
+    let mut ledger = options
+        .kept_in
+        .as_ref()
+        .map(|(state, _)| Ledger::new(state.harness_logs(), &AGENT, operation.emitter().run(), None));
+    let keeper: &mut dyn Keeper = match &mut ledger {
+        Some(ledger) => ledger,
+        None => &mut forgetful,
+    };
+    let expected = Expected { live, resume: None };
+    let transcript = options
+        .kept_in
+        .map(|(state, rotation)| Transcript::new(state.harness_logs(), rotation));
+    let mut pump = Pump::new(Relay::new(&AGENT, keeper, expected), transcript);
+    let mut emit = |event| operation.emitter().emit(event);
+    let trouble = pour(reader, &options.cancel, &mut pump, &mut emit);
+    pump.end(&mut emit);
+    let verdict = match (&trouble, pump.relay.verdict()) {
+        (Poured::Whole, verdict) => verdict,
+        _ => Verdict::Incomplete,
+    };
+    pump.relay.end(verdict, &mut emit);
+    let reason = match (&trouble, verdict) {
+        (Poured::Interrupted, _) => Some("interrupted".to_owned()),
+        (Poured::Broken(error), _) => Some(format!("the stream can't be read: {error}")),
+        (Poured::Whole, Verdict::Complete) => None,
+        (Poured::Whole, Verdict::Failed) => pump.relay.failure().map(str::to_owned),
+        (Poured::Whole, _) => Some(incomplete(&pump.relay)),
+    };
+    let exit = match (&trouble, verdict) {
+        (Poured::Interrupted, _) => Exit::Interrupted,
+        (_, Verdict::Complete) => Exit::Done,
+        _ => Exit::Failed,
+    };
+    let outcome = outcome_of(&pump, verdict, exit, reason);
+    let bytes = pump.bytes();
+    drop(pump);
+    tell_trouble(ledger.as_mut(), &operation);
+    let said = Some(outcome.in_short());
+    operation.end_with(exit, said, VmCounts::default(), bytes, Some(verdict.as_str()));
+    Ok(outcome)
+}
+
+/// How a stream was read.
+enum Poured {
+    Whole,
+    Interrupted,
+    Broken(io::Error),
+}
+
+fn pour(
+    reader: Box<dyn Read + Send>,
+    cancel: &Cancel,
+    pump: &mut Pump<'_>,
+    emit: &mut dyn FnMut(Event),
+) -> Poured {
+    let source = Source::start(reader);
+    loop {
+        if cancel.is_requested() {
+            return Poured::Interrupted;
+        }
+        let mut heard = source.look();
+        if matches!(heard, Heard::Nothing) {
+            pump.idle(emit);
+            heard = source.wait(LOOK_EVERY);
+        }
+        match heard {
+            Heard::Bytes(bytes) => {
+                pump.feed(&bytes, emit);
+                source.give_back(bytes);
+            }
+            Heard::Nothing => {}
+            Heard::End(None) => return Poured::Whole,
+            Heard::End(Some(error)) => return Poured::Broken(error),
+        }
+    }
+}
+
+/// Starts Codex with a preamble on the VMs and relays what it says.
+pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<HarnessOutcome> {
+    const NAME: &str = "harness run";
+    let config = options.config;
+    let project = Project::from(config);
+    let status_options = StatusOptions {
+        project,
+        cancel: options.cancel.clone(),
+    };
+    let fleet = status(status_options, &mut Silent)?;
+    let ask = full_ask(&options, &fleet)?;
+    let place = place_of(&options, &ask)?;
+    ensure_state_root(&config.state)?;
+    let rotation = config.bus.rotation;
+    let detail = match &options.vm {
+        Some(vm) => format!("codex in {vm}"),
+        None => "codex".to_owned(),
+    };
+    let operation = Operation::accept(NAME, Some(detail), &config.state, rotation, reporter);
+    let emitter = operation.emitter();
+    let mut emit = |event| emitter.emit(event);
+    let logs = config.state.harness_logs();
+    let mut ledger = Ledger::new(logs.clone(), &AGENT, emitter.run(), options.vm.clone());
+    let expected = Expected {
+        live: true,
+        resume: ask.resume.clone(),
+    };
+    let relay = Relay::new(&AGENT, &mut ledger, expected);
+    let mut pump = Pump::new(relay, Some(Transcript::new(logs, rotation)));
+    let start = Start {
+        mark: emitter.run().to_owned(),
+        time_limit: options.time_limit,
+        idle_limit: options.idle_limit,
+        ..place
+    };
+    let vms = VmCounts {
+        total: usize::from(options.vm.is_some()),
+        unchanged: usize::from(options.vm.is_some()),
+        ..VmCounts::default()
+    };
+    let ended = match run::run(&start, &options.cancel, &mut pump, &mut emit) {
+        Ok(ended) => ended,
+        Err(error) => {
+            drop(pump);
+            let failure = Failure::new(
+                Exit::Unavailable,
+                format!("`{}` can't be started", start.program.to_string_lossy()),
+            )
+            .because(error)
+            .advice("--codex PATH names another");
+            return Err(operation.fail(failure, vms));
+        }
+    };
+    pump.end(&mut emit);
+    let (verdict, reason) = judge(&ended, &pump.relay);
+    pump.relay.end(verdict, &mut emit);
+    if ended.left_behind > 0 {
+        let text = format!(
+            "ended {} that the agent left behind",
+            plural(ended.left_behind, "process")
+        );
+        emit(Event::message(Severity::Info, None, text));
+    }
+    let exit = match (verdict, ended.stopped) {
+        (Verdict::Complete, _) => Exit::Done,
+        (_, Some(Stopped::Interrupted)) => Exit::Interrupted,
+        _ => Exit::Failed,
+    };
+    let outcome = outcome_of(&pump, verdict, exit, reason);
+    let bytes = pump.bytes();
+    drop(pump);
+    tell_trouble(Some(&mut ledger), &operation);
+    if let Some(vm) = &options.vm
+        && ended.status.and_then(|status| status.code()) == Some(guest::NOT_FOUND)
+        && bytes == 0
+    {
+        let program = program_name(&options).to_string_lossy().into_owned();
+        let failure = Failure::new(Exit::Unavailable, format!("there is no `{program}` in vm `{vm}`"))
+            .because(ended.stderr_tail)
+            .advice(format!(
+                "install it there, as a rule by the bootstrap of `{vm}`, or name it by --codex PATH"
+            ));
+        return Err(operation.fail(failure, vms));
+    }
+    if verdict != Verdict::Complete && !ended.stderr_tail.is_empty() {
+        emitter.emit(stderr_message(&ended.stderr_tail));
+    }
+    let said = Some(outcome.in_short());
+    operation.end_with(exit, said, vms, bytes, Some(verdict.as_str()));
+    Ok(outcome)
+}
+
+impl HarnessOutcome {
+    /// One line: why it isn't complete, or what it was made of.
+    fn in_short(&self) -> String {
+        match &self.reason {
+            Some(reason) => reason.clone(),
+            None => format!(
+                "{}, {} ({} failed)",
+                plural_of(self.counts.messages, "message"),
+                plural_of(self.counts.commands + self.counts.commands_failed, "command"),
+                self.counts.commands_failed
+            ),
+        }
+    }
+}
+
+fn outcome_of(pump: &Pump<'_>, verdict: Verdict, exit: Exit, reason: Option<String>) -> HarnessOutcome {
+    HarnessOutcome {
+        verdict,
+        exit,
+        thread: pump.relay.thread().map(str::to_owned),
+        last_message: pump.relay.last_message().map(str::to_owned),
+        reason,
+        counts: pump.relay.counts(),
+    }
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ if noun.ends_with('s') => format!("{count} {noun}es"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+fn plural_of(count: u64, noun: &str) -> String {
+    plural(usize::try_from(count).unwrap_or(usize::MAX), noun)
+}
+
+fn incomplete(relay: &Relay<'_>) -> String {
+    match (relay.thread(), relay.counts().lines) {
+        (_, 0) => "the stream is empty".to_owned(),
+        (None, _) => "the stream names no thread".to_owned(),
+        (Some(_), _) => "the stream ended before its turn did".to_owned(),
+    }
+}
+
+/// What the agent's end and its words make together, and why it isn't complete.
+fn judge(ended: &run::Ended, relay: &Relay<'_>) -> (Verdict, Option<String>) {
+    let secs = |limit: Duration| format!("{} s", limit.as_secs_f32());
+    match ended.stopped {
+        Some(Stopped::TooLong(limit)) => {
+            return (
+                Verdict::TimedOut,
+                Some(format!(
+                    "it took longer than {} and was ended (--timeout)",
+                    secs(limit)
+                )),
+            );
+        }
+        Some(Stopped::TooSilent(limit)) => {
+            return (
+                Verdict::TimedOut,
+                Some(format!(
+                    "it said nothing for {} and was ended (--idle-timeout)",
+                    secs(limit)
+                )),
+            );
+        }
+        Some(Stopped::Interrupted) => return (Verdict::Incomplete, Some("interrupted".to_owned())),
+        Some(Stopped::Lingered) | None => {}
+    }
+    if let Some(error) = &ended.trouble {
+        return (
+            Verdict::Incomplete,
+            Some(format!("its output can't be read: {error}")),
+        );
+    }
+    let how = match ended.status {
+        Some(status) => show_status(status),
+        None => "no status".to_owned(),
+    };
+    let well = ended.status.is_some_and(|status| status.success()) || ended.stopped.is_some();
+    match relay.verdict() {
+        Verdict::Complete if well => (Verdict::Complete, None),
+        Verdict::Complete => (
+            Verdict::Failed,
+            Some(format!("its turn was completed, but it ended with {how}")),
+        ),
+        Verdict::Failed => (Verdict::Failed, relay.failure().map(str::to_owned)),
+        _ if relay.thread().is_none() => (
+            Verdict::Failed,
+            Some(format!(
+                "it ended with {how} before it began{}",
+                last_line(&ended.stderr_tail)
+            )),
+        ),
+        _ => (
+            Verdict::Incomplete,
+            Some(format!(
+                "it ended with {how} in the middle of a turn{}",
+                last_line(&ended.stderr_tail)
+            )),
+        ),
+    }
+}
+
+fn last_line(tail: &str) -> String {
+    match tail.lines().last() {
+        Some(line) => format!(": {line}"),
+        None => String::new(),
+    }
+}
+
+/// stderr is not empty on success; where the agent failed its end is the best there is to go by.
+fn stderr_message(tail: &str) -> Event {
+    let mut event = Event::message(
+        Severity::Warn,
+        None,
+        format!("the agent's stderr ended in:\n{tail}"),
+    );
+    if let Event::Message { source, data, .. } = &mut event {
+        *source = Some(AGENT.name().to_owned());
+        *data = Some(serde_json::json!({"kind": "stderr"}));
+    }
+    event
+}
+
+fn tell_trouble(ledger: Option<&mut Ledger<'_>>, operation: &Operation<'_>) {
+    if let Some(failure) = ledger.and_then(Ledger::trouble) {
+        operation.emitter().emit(Event::advice(
+            Severity::Warn,
+            None,
+            format!("the thread's record can't be kept: {}", failure.cause()),
+            "the sums are made from the transcript instead; make that folder writable",
+        ));
+    }
+}
+
+/// The prompt with the preamble before it, checked.
+fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<Ask> {
+    let mut ask = options.ask.clone();
+    for (what, text) in [("prompt", Some(&ask.prompt)), ("thread", ask.resume.as_ref())] {
+        let Some(text) = text else {
+            continue;
+        };
+        if text.trim().is_empty() || text.contains('\0') {
+            return Err(Failure::new(Exit::Usage, format!("that is no {what}: {text:?}"))
+                .advice("castra harness run --help"));
+        }
+    }
+    // A resumed thread has heard it, but VMs may have come and gone since.
+    if !options.bare {
+        let view = match &options.vm {
+            Some(vm) => View::Inside(vm.clone()),
+            None => View::Host {
+                castra: options.castra.clone(),
+            },
+        };
+        let told = preamble(fleet, |vm| bootstrapped(options.config, vm), &view);
+        ask.prompt = format!("{told}Your task:\n{}", ask.prompt);
+    }
+    if ask.prompt.len() > LONGEST_PROMPT {
+        return Err(Failure::new(Exit::Usage, "the prompt is too long")
+            .because(format!(
+                "it has {} bytes with what castra puts before it; an argument may have {LONGEST_PROMPT}",
+                ask.prompt.len()
+            ))
+            .advice("put it in a file and ask the agent to read that"));
+    }
+    Ok(ask)
+}
+
+fn bootstrapped(config: &Config, vm: &VmName) -> Option<Bootstrapped> {
+    let vm = config.vm(vm.as_str())?;
+    Some(Bootstrapped {
+        script: vm.bootstrap.script.clone(),
+        payload: vm.bootstrap.payload.clone(),
+        remote_dir: vm.bootstrap.remote_dir.clone(),
+        env_keys: vm.bootstrap.env.keys().cloned().collect(),
+        description: vm.description.clone(),
+    })
+}
+
+fn program_name(options: &RunOptions<'_>) -> OsString {
+    match &options.program {
+        Some(path) => path.clone().into_os_string(),
+        None => "codex".into(),
+    }
+}
+
+/// What is started, on the host or by `ssh` in a VM. Everything that can be known to be missing
+/// is a refusal.
+fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
+    let program = program_name(options);
+    let args = argv(ask);
+    let Some(vm) = &options.vm else {
+        let found = find_program(&program)?;
+        if let Some(dir) = options.dir.as_ref().filter(|dir| !dir.is_dir()) {
+            return Err(
+                Failure::new(Exit::NoInput, format!("there is no directory {}", dir.display()))
+                    .advice("--cwd names the directory that the agent works in"),
+            );
+        }
+        let mut start = Start::new(found, args, "");
+        start.dir.clone_from(&options.dir);
+        return Ok(start);
+    };
+    find_program(OsStr::new("ssh"))?;
+    let target = target(&options.config.state, vm)?;
+    let line = remote_line(&program, &args, options.dir.as_deref().map(Path::as_os_str));
+    if line.len() > guest::LONGEST_LINE {
+        return Err(Failure::new(Exit::Usage, "the prompt is too long")
+            .because("with its quotes it is longer than the guest's shell can be told")
+            .advice("put it in a file there (`castra exec`) and ask the agent to read that"));
+    }
+    let mut start = Start::new("ssh", ssh_argv(&target, line), "");
+    start.stdin_held = true;
+    // The watch in the guest has its own ladder; ours begins when that should be over.
+    start.grace += Duration::from_secs(guest::GRACE_SECS);
+    Ok(start)
+}
+
+/// Where a running VM's sshd answers: the values that `castra exec` uses.
+fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
+    let paths = state.vm(vm);
+    let not_running =
+        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!("castra up {vm}"));
+    if host::lock_holder(&paths.qemu_pid()) == Holder::Nobody {
+        return Err(not_running());
+    }
+    let run: RunRecord = records::load(&paths.run())?.ok_or_else(not_running)?;
+    let own = state.ssh_key();
+    let identity = run.ssh.identity.unwrap_or_else(|| own.clone());
+    Ok(SshTarget {
+        port: run.ssh.port.ok_or_else(|| {
+            Failure::new(Exit::Failed, format!("vm `{vm}` has no port for SSH")).advice("castra status")
+        })?,
+        vm: run.vm,
+        user: run.ssh.user,
+        host: run.ssh.host,
+        own_key: identity == own,
+        identity,
+        options: run.ssh.options,
+        dir: paths.dir().to_owned(),
+    })
+}
+
+/// The program as it will be started, found as the system would.
+fn find_program(program: &OsStr) -> Result<OsString> {
+    let is_program = |path: &Path| {
+        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let path = Path::new(program);
+    let found = if path.components().count() > 1 {
+        std::path::absolute(path).ok().filter(|path| is_program(path))
+    } else {
+        let path = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&path)
+            .map(|dir| dir.join(program))
+            .find(|candidate| is_program(candidate))
+    };
+    found.map(PathBuf::into_os_string).ok_or_else(|| {
+        let shown = program.to_string_lossy();
+        let failure = Failure::new(Exit::Unavailable, format!("there is no program `{shown}`"));
+        match shown.as_ref() {
+            "ssh" => failure.advice("install the package openssh-client"),
+            _ => failure
+                .because("the agent isn't installed here, or not on PATH")
+                .advice("`npm install -g @openai/codex` installs Codex; --codex PATH names one elsewhere; --in VM runs one there"),
+        }
+    })
+}
+
+// --- what is kept -----------------------------------------------------------------------------
+
+/// One thread in a list.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ThreadRow {
+    /// Its id, as the agent spells it.
+    pub thread: String,
+    /// The agent.
+    pub agent: String,
+    /// Wall clock of its beginning, RFC 3339.
+    pub began: String,
+    /// Wall clock of the last that was heard.
+    pub ended: String,
+    /// The VM its last process ran in; null: on the host.
+    pub vm: Option<VmName>,
+    /// Processes that had a part in it.
+    pub sessions: usize,
+    /// Turns begun.
+    pub turns: u64,
+    /// Messages of the agent.
+    pub messages: u64,
+    /// Commands, failed ones included.
+    pub commands: u64,
+    /// Commands that failed.
+    pub commands_failed: u64,
+    /// Tokens of all turns.
+    #[serde(flatten)]
+    pub tokens: crate::core::harness::Tokens,
+    /// How its last process ended.
+    pub verdict: Option<Verdict>,
+    /// Its transcript.
+    pub transcript: PathBuf,
+    /// Bytes of it, rotated files included.
+    pub bytes: u64,
+}
+
+/// The threads of a project, the one heard last at the end. A reading operation.
+pub fn list(state: &StateRoot) -> Result<Vec<ThreadRow>> {
+    let dir = state.harness_logs();
+    let records = ledger::list(&dir, &AGENT)?;
+    Ok(records.into_iter().map(|record| row(&dir, record)).collect())
+}
+
+fn row(dir: &Path, record: ThreadRecord) -> ThreadRow {
+    let account = record.account();
+    let path = transcript::path_of(dir, &record.thread);
+    let total = |of: fn(&ledger::Session) -> u64| record.all().map(of).sum::<u64>();
+    let (first, last) = (record.all().next(), record.all().last());
+    ThreadRow {
+        began: first.map(|session| session.began.clone()).unwrap_or_default(),
+        ended: last.map(|session| session.ended.clone()).unwrap_or_default(),
+        vm: last.and_then(|session| session.vm.clone()),
+        sessions: record.all().count(),
+        turns: account.turns,
+        messages: total(|session| session.messages),
+        commands: total(|session| session.commands + session.commands_failed),
+        commands_failed: total(|session| session.commands_failed),
+        tokens: account.tokens,
+        verdict: record.verdict(),
+        bytes: transcript::size(&path),
+        transcript: path,
+        agent: record.agent,
+        thread: record.thread,
+    }
+}
+
+/// The thread that a word means: its id, or the beginning of exactly one.
+pub fn find(state: &StateRoot, word: &str) -> Result<ThreadRow> {
+    let rows = list(state)?;
+    if let Some(row) = rows.iter().find(|row| row.thread == word) {
+        return Ok(row.clone());
+    }
+    let mut begins = rows
+        .iter()
+        .filter(|row| !word.is_empty() && row.thread.starts_with(word));
+    match (begins.next(), begins.next()) {
+        (Some(row), None) => Ok(row.clone()),
+        (Some(_), Some(_)) => Err(
+            Failure::new(Exit::Usage, format!("several threads begin with {word:?}"))
+                .advice("give more of its id; `castra harness list` shows them"),
+        ),
+        (None, _) => {
+            let failure = Failure::new(
+                Exit::Usage,
+                format!("there is no thread {word:?} in this project"),
+            );
+            Err(match nearest(word, rows.iter().map(|row| row.thread.as_str())) {
+                Some(near) => failure.advice(format!("castra harness show {near}")),
+                None => failure.advice("castra harness list"),
+            })
+        }
+    }
+}
+
+/// Hands over the lines of a thread as the agent said them, lossy UTF-8, until `take` returns
+/// false.
+pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<()> {
+    use crate::core::harness::lines::{Line, text_of};
+    transcript::read(&thread.transcript, |line| match line {
+        Line::Whole(bytes) | Line::Torn(bytes) => take(&text_of(bytes)),
+        Line::TooLong(..) => true,
+    })
+    .map_err(|error| Failure::io("read", &thread.transcript, &error))
+}
+
+/// Hands over the events that a thread's transcript stands for, until `take` returns false.
+pub fn replay(thread: &ThreadRow, mut take: impl FnMut(Event) -> bool) -> Result<()> {
+    let mut keeper = Forgetful;
+    let mut relay = Relay::new(&AGENT, &mut keeper, Expected::default());
+    let mut goes_on = true;
+    let mut hand_over = |event| goes_on = goes_on && take(event);
+    let read = transcript::read(&thread.transcript, |line| {
+        relay.line(line, &mut hand_over);
+        true
+    });
+    relay.end(relay.verdict(), &mut hand_over);
+    read.map_err(|error| Failure::io("read", &thread.transcript, &error))
+}
+
+/// Tokens by thread and day, beside the time VMs ran. A reading operation.
+pub fn usage(project: Project, cancel: Cancel) -> Result<Usage> {
+    let state = project.state.clone();
+    let records = ledger::list(&state.harness_logs(), &AGENT)?;
+    let outcome = status(StatusOptions { project, cancel }, &mut Silent)?;
+    let running: HashSet<VmName> = outcome
+        .vms
+        .iter()
+        .filter(|vm| vm.pid.is_some())
+        .map(|vm| vm.name.clone())
+        .collect();
+    let spans = vm_spans(&state, &running, SystemTime::now())?;
+    Ok(sum(&records, &spans))
+}

@@ -11,6 +11,7 @@ mod context;
 mod down;
 mod events;
 mod failure;
+mod harness;
 mod human;
 mod image;
 mod init;
@@ -71,6 +72,11 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Down => down::run(context, raw),
         Command::Up => up::run(context, raw),
         Command::Events => events::run(context, raw),
+        Command::HarnessRun => harness::run(context, raw),
+        Command::HarnessRelay => harness::relay(context, raw),
+        Command::HarnessList => harness::list(context, raw),
+        Command::HarnessShow => harness::show(context, raw),
+        Command::HarnessUsage => harness::usage(context, raw),
         Command::ImageBuild => image::build(context, raw),
         Command::ImageList => image::list(context),
         Command::ImagePath => image::path(context, raw),

@@ -17,7 +17,7 @@ use castra::core::reporter::Reporter;
 use super::human;
 use super::output::Output;
 use super::screen::{LiveLine, Screen};
-use super::sentence::{Sentence, sentence};
+use super::sentence::{OWN, Sentence, sentence};
 use super::style::Style;
 
 /// Of a script's last line so much is shown beside its step.
@@ -131,6 +131,14 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
 fn is_told(event: &Event) -> bool {
     if let Event::BootstrapPlanned(plan) = event {
         return plan.action != BootstrapPlanAction::Run;
+    }
+    // What an agent runs is what it does.
+    if let Event::CommandAccepted { source, .. }
+    | Event::CommandCompleted { source, .. }
+    | Event::CommandFailed { source, .. } = event
+        && source != OWN
+    {
+        return true;
     }
     !matches!(
         event,

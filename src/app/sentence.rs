@@ -13,6 +13,9 @@ use castra::core::name::VmName;
 
 use super::human::{bytes, duration};
 
+/// The `source` of castra's own commands; those of an agent bear its name.
+pub const OWN: &str = "cli";
+
 /// The longest sentence shown, in bytes.
 const LIMIT: usize = 4096;
 
@@ -57,7 +60,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 Some(source) => format!("{source}: {text}"),
                 None => text.clone(),
             };
-            let mut sentence = Sentence::new(*severity, vm.as_ref(), text);
+            let mut sentence = Sentence::new(*severity, vm.as_ref(), &text);
+            if source.is_some() {
+                sentence.text = escape_lines(&text);
+            }
             sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
             sentence
         }
@@ -284,6 +290,36 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 format!("{verb} {} ({category}, {})", path.display(), bytes(*size)),
             )
         }
+        Event::CommandAccepted { command, source, .. } if source != OWN => Sentence::new(
+            Severity::Progress,
+            None,
+            format!("{source} runs {}", in_short(command)),
+        ),
+        Event::CommandCompleted {
+            command,
+            source,
+            duration_ms,
+            ..
+        } if source != OWN => Sentence::new(
+            Info,
+            None,
+            format!("{source} ran {}{}", in_short(command), within(*duration_ms)),
+        ),
+        Event::CommandFailed {
+            command,
+            source,
+            detail,
+            duration_ms,
+            ..
+        } if source != OWN => Sentence::new(
+            Warn,
+            None,
+            format!(
+                "{source} ran {}{}: {detail}",
+                in_short(command),
+                within(*duration_ms)
+            ),
+        ),
         Event::CommandAccepted { command, detail, .. } => Sentence::new(
             Info,
             None,
@@ -359,6 +395,28 @@ fn planned(plan: &BootstrapPlan) -> Sentence<'_> {
         BootstrapPlanAction::Error => (Severity::Error, format!("can't be bootstrapped: {}", plan.reason)),
     };
     Sentence::new(severity, Some(&plan.vm), text)
+}
+
+/// Several lines as such, those after the first indented.
+fn escape_lines(text: &str) -> String {
+    let mut lines = String::new();
+    for line in text.trim_end().lines() {
+        if !lines.is_empty() {
+            lines.push_str("\n  ");
+        }
+        let room = LIMIT.saturating_sub(lines.len());
+        if room < 80 {
+            lines.push('…');
+            break;
+        }
+        lines.push_str(&escape_line(line, room));
+    }
+    lines
+}
+
+/// A command line that doesn't push everything else off the screen.
+fn in_short(command: &str) -> String {
+    format!("`{}`", escape_line(command, 200))
 }
 
 fn colon(detail: Option<&str>) -> String {

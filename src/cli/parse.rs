@@ -228,7 +228,8 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
         .count();
     let last = row.operands.last().map(|operand| operand.arity);
     let least = ones + usize::from(last == Some(Arity::Rest));
-    let bounded = last.is_none_or(|arity| arity == Arity::One);
+    let most = ones + usize::from(last == Some(Arity::Optional));
+    let bounded = last.is_none_or(|arity| matches!(arity, Arity::One | Arity::Optional));
     if raw.operands.len() < least {
         let missing = row.operands[raw.operands.len()];
         return Err(usage(
@@ -236,8 +237,8 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
             Some(row.command),
         ));
     }
-    if bounded && raw.operands.len() > ones {
-        let extra = raw.operands[ones].to_string_lossy().into_owned();
+    if bounded && raw.operands.len() > most {
+        let extra = raw.operands[most].to_string_lossy().into_owned();
         return Err(usage(
             format!("`castra {}` can't take {extra:?}", row.words),
             Some(row.command),

@@ -99,6 +99,26 @@ pub struct Raw {
     pub project_name: Option<String>,
     /// `--output PATH`.
     pub output: Option<PathBuf>,
+    /// `--codex PATH`.
+    pub codex: Option<PathBuf>,
+    /// `--codex-arg ARG`, in the order given.
+    pub codex_args: Vec<OsString>,
+    /// `--model MODEL`.
+    pub model: Option<String>,
+    /// `--resume THREAD`.
+    pub resume: Option<String>,
+    /// `--cwd DIR`.
+    pub cwd: Option<PathBuf>,
+    /// `--in VM`.
+    pub inside: Option<String>,
+    /// `--timeout TIME`; zero: none.
+    pub time_limit: Option<Duration>,
+    /// `--idle-timeout TIME`; zero: none.
+    pub idle_limit: Option<Duration>,
+    /// `--no-preamble`.
+    pub no_preamble: bool,
+    /// `--no-record`.
+    pub no_record: bool,
     /// The shell of `completions`.
     pub shell: Option<Shell>,
 }

@@ -30,6 +30,11 @@ pub enum Command {
     ImagePath,
     Workspaces,
     Broker,
+    HarnessRun,
+    HarnessRelay,
+    HarnessList,
+    HarnessShow,
+    HarnessUsage,
     Completions,
     Man,
     BrokerPipe,
@@ -73,6 +78,8 @@ pub enum Complete {
 pub enum Arity {
     /// Exactly once.
     One,
+    /// Once or not at all.
+    Optional,
     /// Any number of times, none included.
     Any,
     /// Everything that follows, at least one word.
@@ -102,6 +109,7 @@ impl Operand {
     pub fn usage(&self) -> String {
         match self.arity {
             Arity::One => self.placeholder.to_owned(),
+            Arity::Optional => format!("[{}]", self.placeholder),
             Arity::Any => format!("[{}…]", self.placeholder),
             Arity::Rest => format!("-- {}…", self.placeholder),
             Arity::OptionalRest => format!("[-- {}…]", self.placeholder),
@@ -115,6 +123,7 @@ pub enum Section {
     Fleet,
     Guests,
     Looking,
+    Agents,
     Parts,
     /// Not listed: castra and shells call it, people don't.
     Hidden,
@@ -122,13 +131,20 @@ pub enum Section {
 
 impl Section {
     /// Those with a heading, in the order of the help.
-    pub const LISTED: [Section; 4] = [Section::Fleet, Section::Guests, Section::Looking, Section::Parts];
+    pub const LISTED: [Section; 5] = [
+        Section::Fleet,
+        Section::Guests,
+        Section::Looking,
+        Section::Agents,
+        Section::Parts,
+    ];
 
     pub fn heading(self) -> &'static str {
         match self {
             Section::Fleet => "Bring VMs up and down",
             Section::Guests => "Work in a guest",
             Section::Looking => "See what goes on",
+            Section::Agents => "Let an agent work",
             Section::Parts => "Parts and helpers",
             Section::Hidden => "",
         }
@@ -234,7 +250,13 @@ impl Flag {
 }
 
 /// Words that stand before others, with what they are about.
-pub const GROUPS: &[(&str, &str)] = &[("image", "the default guest, which VMs boot that name no image")];
+pub const GROUPS: &[(&str, &str)] = &[
+    ("image", "the default guest, which VMs boot that name no image"),
+    (
+        "harness",
+        "a coding agent that works with the VMs, and what it did",
+    ),
+];
 
 const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
 const VMS: Operand = Operand::new("VM", Arity::Any, Complete::VmName);
@@ -460,6 +482,74 @@ pub const COMMANDS: &[CommandRow] = &[
                  SIGTERM or Ctrl-C. `castra up` starts one in the background; run it yourself to watch it. There \
                  is never more than one for a project.",
         examples: &["castra broker"],
+    },
+    CommandRow {
+        command: Command::HarnessRun,
+        words: "harness run",
+        section: Section::Agents,
+        operands: &[Operand::new("PROMPT", Arity::Rest, Complete::Nothing)],
+        brief: "let Codex work with the VMs, and tell what it does as events",
+        manual: "Runs `codex exec --json` with the prompt. Before it castra puts which VMs run, how to reach each of \
+                 them and what they were bootstrapped with. What Codex says and does is told as events: its \
+                 messages, its commands with exit code and the end of their output, its use of tokens.\n\n\
+                 The exit code is 0 if its last turn was completed, else 1, and 130 after Ctrl-C; `verdict` in the \
+                 closing `summary` says complete, failed, incomplete or timed out. Whatever Codex started is ended \
+                 with it. Its own lines are kept in logs/harness/ under the project's state. docs/HARNESS.md says \
+                 more.",
+        examples: &[
+            "castra harness run -- find out why the web server in web-0 answers 502",
+            "castra harness run --timeout 30m --json -- run the tests in every VM | jq -r .type",
+            "castra harness run --resume 01a1fc64-62e2-74c2-8c4a-903e855a2f3b -- now mend it",
+            "castra harness run --in web-0 --cwd /srv -- port this to musl",
+        ],
+    },
+    CommandRow {
+        command: Command::HarnessRelay,
+        words: "harness relay",
+        section: Section::Agents,
+        operands: &[Operand::new("FILE", Arity::Optional, Complete::Path)],
+        brief: "tell a recorded or piped stream of Codex as events",
+        manual: "Reads what `codex exec --json` printed, from a file or, with `-` or no word, from stdin. In a project \
+                 transcript and events are kept as by `castra harness run`, unless --no-record is given; without one \
+                 nothing is. The exit code is 0 if the last turn was completed, else 1.",
+        examples: &[
+            "castra harness relay codex.jsonl --json",
+            "codex exec --json 'say hello' </dev/null | castra harness relay",
+        ],
+    },
+    CommandRow {
+        command: Command::HarnessList,
+        words: "harness list",
+        section: Section::Agents,
+        operands: &[],
+        brief: "list the threads agents have had here",
+        manual: "Every thread that has a transcript in this project, the one heard last at the end, with its turns, \
+                 tokens and the verdict of its last process.",
+        examples: &[
+            "castra harness list",
+            "castra harness list --json | jq '.threads[-1].thread'",
+        ],
+    },
+    CommandRow {
+        command: Command::HarnessShow,
+        words: "harness show",
+        section: Section::Agents,
+        operands: &[Operand::new("THREAD", Arity::One, Complete::Nothing)],
+        brief: "show what was said and done in a thread",
+        manual: "The beginning of its id will do. With --json the agent's own lines as they were kept; what is no JSON \
+                 among them is printed as a JSON string.",
+        examples: &["castra harness show 01a1fc64"],
+    },
+    CommandRow {
+        command: Command::HarnessUsage,
+        words: "harness usage",
+        section: Section::Agents,
+        operands: &[],
+        brief: "add up tokens and VM time, by thread and by day",
+        manual: "Tokens by thread and by day (UTC), beside the time agents ran and the time VMs ran, each VM counted; \
+                 for a thread that is the time VMs ran while its processes did. The VM time comes from the journal and \
+                 reaches back as far as that is kept.",
+        examples: &["castra harness usage", "castra harness usage --json | jq .total"],
     },
     CommandRow {
         command: Command::Completions,

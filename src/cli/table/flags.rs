@@ -13,6 +13,9 @@ use crate::cli::raw::HelpKind;
 /// Longest wait a flag may ask for, seconds: a day. More is a typing mistake.
 const LONGEST_WAIT_SECS: u64 = 86_400;
 
+/// Longest time an agent may be given: more is a typing mistake.
+const LONGEST_TIME: Duration = Duration::from_secs(30 * 86_400);
+
 const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
 const DOWN: Scope = Scope::Only(&[Command::Down]);
 const UP: Scope = Scope::Only(&[Command::Up]);
@@ -20,6 +23,7 @@ const STATUS: Scope = Scope::Only(&[Command::Status]);
 const PORTS: Scope = Scope::Only(&[Command::Ports]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
+const HARNESS_RUN: Scope = Scope::Only(&[Command::HarnessRun]);
 const EVENTS: Scope = Scope::Only(&[Command::Events]);
 
 /// All flags.
@@ -441,6 +445,136 @@ pub const FLAGS: &[Flag] = &[
             Ok(())
         },
     },
+    Flag {
+        long: "codex",
+        short: None,
+        value: Some("PATH"),
+        scope: HARNESS_RUN,
+        brief: "the Codex to run (default: `codex` from PATH)",
+        manual: "With --in it is looked for in the VM.",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.codex = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "codex-arg",
+        short: None,
+        value: Some("ARG"),
+        scope: HARNESS_RUN,
+        brief: "give Codex this argument too, as in --codex-arg=--skip-git-repo-check",
+        manual: "May be given several times; the arguments stand before the prompt, in this order.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.codex_args.push(not_empty(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "model",
+        short: None,
+        value: Some("MODEL"),
+        scope: HARNESS_RUN,
+        brief: "the model Codex asks",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.model = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "resume",
+        short: None,
+        value: Some("THREAD"),
+        scope: HARNESS_RUN,
+        brief: "go on with this thread",
+        manual: "Its id, as `castra harness list` shows it, or a name that Codex knows. Asked for one it doesn't know, Codex begins a new thread, which castra warns of.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.resume = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "cwd",
+        short: None,
+        value: Some("DIR"),
+        scope: HARNESS_RUN,
+        brief: "the directory Codex works in (default: this one)",
+        manual: "With --in a directory of the VM.",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.cwd = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "in",
+        short: None,
+        value: Some("VM"),
+        scope: HARNESS_RUN,
+        brief: "run Codex inside this VM, so that the host only relays",
+        manual: "It runs over SSH, with the same connection as `castra exec`, and has to be installed and logged in there.",
+        complete: Complete::VmName,
+        apply: |raw, value| {
+            raw.inside = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "timeout",
+        short: None,
+        value: Some("TIME"),
+        scope: HARNESS_RUN,
+        brief: "end Codex after this long (default: never)",
+        manual: "Seconds, or a time such as 90s, 30m or 2h; 0 is never. It gets SIGTERM, then SIGKILL.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.time_limit = Some(time(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "idle-timeout",
+        short: None,
+        value: Some("TIME"),
+        scope: HARNESS_RUN,
+        brief: "end Codex when it is silent for this long (default: 30m)",
+        manual: "As --timeout. Codex is silent while one of its commands runs, and while it waits for a server that doesn't answer.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.idle_limit = Some(time(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "no-preamble",
+        short: None,
+        value: None,
+        scope: HARNESS_RUN,
+        brief: "give Codex the prompt alone",
+        manual: "Without it Codex is told which VMs run and how to reach them.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.no_preamble = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "no-record",
+        short: None,
+        value: None,
+        scope: Scope::Only(&[Command::HarnessRelay]),
+        brief: "keep neither transcript nor events",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.no_record = true;
+            Ok(())
+        },
+    },
 ];
 
 fn text(value: OsString) -> Result<String, BadValue> {
@@ -474,6 +608,18 @@ fn seconds(value: OsString) -> Result<Duration, BadValue> {
                 "use a whole number of seconds from 0 to {LONGEST_WAIT_SECS}, such as 20"
             ))
         })
+}
+
+/// Seconds, or a number with a unit.
+fn time(value: OsString) -> Result<Duration, BadValue> {
+    let text = text(value)?;
+    let parsed = match text.parse() {
+        Ok(secs) => Some(Duration::from_secs(secs)),
+        Err(_) => humantime::parse_duration(&text).ok(),
+    };
+    parsed.filter(|time| *time <= LONGEST_TIME).ok_or_else(|| {
+        BadValue("use seconds or a time such as 90s, 30m or 2h, of at most 30 days".to_owned())
+    })
 }
 
 /// Form only: whether the VM exists is asked once a config is read.

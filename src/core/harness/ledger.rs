@@ -160,14 +160,16 @@ pub fn list(dir: &Path, agent: &dyn Agent) -> Result<Vec<ThreadRecord>> {
 }
 
 fn by_name(dir: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadRecord> {
-    let path = dir.join(format!("{name}.json"));
-    // A record that can't be read is no more than a missing one: the transcript says it again.
-    if let Ok(Some(record)) = records::load::<ThreadRecord>(&path)
-        && name_of(&record.thread) == name
-    {
+    if let Some(record) = record_at(&dir.join(format!("{name}.json")), name) {
         return Some(record);
     }
     from_transcript(&dir.join(format!("{name}.jsonl")), name, agent)
+}
+
+/// A record that can't be read is no more than a missing one: the transcript says it again.
+fn record_at(path: &Path, name: &str) -> Option<ThreadRecord> {
+    let record = records::load::<ThreadRecord>(path).ok()??;
+    (name_of(&record.thread) == name).then_some(record)
 }
 
 /// What a transcript tells of its thread. It tells no times: its file's has to do.
@@ -244,7 +246,9 @@ impl<'a> Ledger<'a> {
         let Some(session) = self.session.clone() else {
             return;
         };
-        let known = load(&self.dir, thread, self.agent);
+        // Not made from the transcript, which holds this session's lines by now.
+        let path = self.dir.join(format!("{}.json", name_of(thread)));
+        let known = record_at(&path, &name_of(thread));
         let mut record = known.unwrap_or_else(|| ThreadRecord {
             thread: thread.to_owned(),
             agent: self.agent.name().to_owned(),
@@ -257,7 +261,6 @@ impl<'a> Ledger<'a> {
             None => record.sessions.push(session),
         }
         record.shorten();
-        let path = self.dir.join(format!("{}.json", name_of(thread)));
         let saved = host::ensure_private_dir(&self.dir)
             .map_err(|error| Failure::io("create", &self.dir, &error))
             .and_then(|()| records::save(&path, &record));
@@ -274,7 +277,7 @@ impl Keeper for Ledger<'_> {
         // Made from a transcript, it is written now: the transcript is about to grow.
         if let Some(record) = &known {
             let path = self.dir.join(format!("{}.json", name_of(thread)));
-            if !path.exists()
+            if record_at(&path, &name_of(thread)).is_none()
                 && let Err(failure) = records::save(&path, record)
             {
                 self.trouble.get_or_insert(failure);

@@ -201,7 +201,10 @@ impl<'a> Relay<'a> {
     /// The stream has ended, with this verdict.
     pub fn end(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
         self.abandon("the stream ended before it did", emit);
-        self.end_chapter(verdict);
+        if let Some(chapter) = &mut self.chapter {
+            chapter.verdict = verdict;
+            self.keeper.note(chapter, true);
+        }
     }
 
     fn take(&mut self, said: AgentEvent, emit: &mut dyn FnMut(Event)) {

@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::Tokens;
 use super::ledger::{Session, ThreadRecord, day_of};
 use crate::core::events::Event;
+use crate::core::events::contract::Stamped;
 use crate::core::failure::Result;
 use crate::core::name::VmName;
-use crate::core::operations::events::{EventsOptions, events};
+use crate::core::operations::events::{EventsOptions, Told, events};
 use crate::core::paths::StateRoot;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -162,14 +163,16 @@ fn by_day(began: SystemTime, ended: SystemTime) -> Vec<(String, u64)> {
 /// run until `now`; of others whose end nobody told nothing is known after their launch.
 pub fn vm_spans(state: &StateRoot, running: &HashSet<VmName>, now: SystemTime) -> Result<Vec<Span>> {
     let options = EventsOptions {
-        state: state.clone(),
         types: vec!["vm.lifecycle".to_owned()],
-        vms: Vec::new(),
+        ..EventsOptions::all(state.clone())
     };
     let mut open: HashMap<VmName, SystemTime> = HashMap::new();
     let mut spans = Vec::new();
-    events(&options, |kept| {
-        let Some(stamped) = kept.event else {
+    events(&options, |told| {
+        let Told::Event(kept) = told else {
+            return true;
+        };
+        let Some(stamped) = Stamped::from_contract_line(&kept.line) else {
             return true;
         };
         let Ok(at) = humantime::parse_rfc3339(&stamped.ts) else {

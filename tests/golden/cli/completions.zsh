@@ -39,6 +39,7 @@ _castra() {
             'completions:print the completions for a shell'
             'man:print the man page'
             'image:the default guest, which VMs boot that name no image'
+            'harness:a coding agent that works with the VMs, and what it did'
         )
         _describe -t commands command words_known ;;
     argument)
@@ -121,6 +122,19 @@ _castra() {
                 _describe -t commands command words_known
             else
                 _arguments $globals '1:word: ' '--force[make anew what is there already]' '--mounts[the one for VMs with mounts]'
+            fi ;;
+        harness)
+            if (( CURRENT == 2 )); then
+                words_known=(
+                    'run:let Codex work with the VMs, and tell what it does as events'
+                    'relay:tell a recorded or piped stream of Codex as events'
+                    'list:list the threads agents have had here'
+                    'show:show what was said and done in a thread'
+                    'usage:add up tokens and VM time, by thread and by day'
+                )
+                _describe -t commands command words_known
+            else
+                _arguments $globals '1:word: ' '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' '*--model=[the model Codex asks]:MODEL: ' '*--resume=[go on with this thread]:THREAD: ' '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' '*--timeout=[end Codex after this long (default\: never)]:TIME: ' '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' '--no-preamble[give Codex the prompt alone]' '--no-record[keep neither transcript nor events]'
             fi ;;
         esac ;;
     esac

@@ -7,12 +7,18 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm|--run|--after|--since) skip=1 ;;
+            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm|--run|--after|--since|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
             list) case $command in image) command='image list' ;; '') command=list ;; esac ;;
             path) case $command in image) command='image path' ;; '') command=path ;; esac ;;
+            harness) [[ -z $command ]] && command=harness ;;
+            run) case $command in harness) command='harness run' ;; '') command=run ;; esac ;;
+            relay) case $command in harness) command='harness relay' ;; '') command=relay ;; esac ;;
+            list) case $command in harness) command='harness list' ;; '') command=list ;; esac ;;
+            show) case $command in harness) command='harness show' ;; '') command=show ;; esac ;;
+            usage) case $command in harness) command='harness usage' ;; '') command=usage ;; esac ;;
             *) [[ -z $command ]] && command=$word ;;
         esac
     done
@@ -33,10 +39,19 @@ _castra() {
         --run)  return ;;
         --after)  return ;;
         --since)  return ;;
+        --codex) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --codex-arg)  return ;;
+        --model)  return ;;
+        --resume)  return ;;
+        --cwd) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --in) COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); return ;;
+        --timeout)  return ;;
+        --idle-timeout)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status ports logs events workspaces broker completions man image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status ports logs events workspaces broker completions man image harness --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
+        harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
         'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan --broker-only' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
@@ -52,6 +67,11 @@ _castra() {
         'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --mounts' -- "$cur")); else :;  fi ;;
         'broker') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'harness run') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --codex --codex-arg --model --resume --cwd --in --timeout --idle-timeout --no-preamble' -- "$cur")); else :;  fi ;;
+        'harness relay') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --no-record' -- "$cur")); else :; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        'harness list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'harness show') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'harness usage') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'completions') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); fi ;;
         'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
     esac

@@ -12,94 +12,23 @@ is given persistent sessions and set_tcp_nodelay. Without mosquitto that part is
 """
 import argparse
 import contextlib
-import getpass
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from bench_servers import castra, ended_by_signals, found, mosquitto, resident_kib
 
 SCRIPTS = Path(__file__).resolve().parent
 CLIENTS = 8
 SILENT, DRIPPING, FLOODING = 500, 20, 1
 IDLE = 1000
-
-
-def eventually(what, look):
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
-        time.sleep(0.02)
-    sys.exit(f"bench-broker: waited 20 s for {what}")
-
-
-def stop(child):
-    child.terminate()
-    child.wait()
-
-
-@contextlib.contextmanager
-def castra_broker(castra, work):
-    """A broker of a project of its own; yields its process id and port."""
-    project = work / "project"
-    project.mkdir()
-    # The crowd is to stay as quiet as it began: nobody's time is up while it is measured.
-    (project / "castra.toml").write_text(
-        '[project]\nname = "bench"\nstate_dir = "state"\n[broker]\nport = 0\nhello_timeout_secs = 600\n'
-        f'[[vms]]\nname = "web"\ncount = {CLIENTS}\n'
-    )
-    # For the registry of projects alone; the state lies in the project.
-    env = dict(os.environ, CASTRA_HOME=str(work / "home"))
-    child = subprocess.Popen([castra, "broker"], cwd=project, env=env, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def port():
-        if child.poll() is not None:
-            sys.exit(f"bench-broker: castra broker ended with {child.returncode}")
-        told = subprocess.run([castra, "status", "--json"], cwd=project, env=env, check=True, stdout=subprocess.PIPE)
-        return json.loads(told.stdout)["broker"]["port"]
-
-    try:
-        yield child.pid, eventually("castra's broker", port)
-    finally:
-        stop(child)
-
-
-@contextlib.contextmanager
-def mosquitto(work):
-    """Mosquitto with sessions kept on disk; yields its port, None if there is no mosquitto."""
-    program = shutil.which("mosquitto", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
-    if not program:
-        yield None
-        return
-    folder = work / "mosquitto"
-    folder.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "mosquitto.conf").write_text(
-        f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
-        f"persistence_location {folder}/\nset_tcp_nodelay true\nlog_dest file {folder}/log\nuser {getpass.getuser()}\n"
-    )
-    child = subprocess.Popen([program, "-c", str(folder / "mosquitto.conf")], stdin=subprocess.DEVNULL,
-                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def listens():
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
-
-    try:
-        eventually("mosquitto", listens)
-        yield port
-    finally:
-        stop(child)
+# The crowd is to stay as quiet as it began: nobody's time is up while it is measured.
+CONFIG = f'[broker]\nport = 0\nhello_timeout_secs = 600\n[[vms]]\nname = "web"\ncount = {CLIENTS}\n'
 
 
 class Load:
@@ -133,13 +62,6 @@ class Load:
             sys.exit(f"bench-broker: only {told['kept']} of {silent + dripping} quiet connections were kept")
 
 
-def resident_kib(pid):
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    return 0
-
-
 def medians(runs):
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]} | {
         "failed": sum(run["failed"] for run in runs)
@@ -155,6 +77,7 @@ def main():
     parser.add_argument("--dir", default=str(SCRIPTS.parent / "target"), help="where both servers keep their state")
     parser.add_argument("--json", metavar="FILE")
     args = parser.parse_args()
+    ended_by_signals()
     load = Load(args.load or str(Path(args.castra).parent / "examples" / "broker-load"))
     if not os.access(load.program, os.X_OK):
         sys.exit(f"bench-broker: {load.program} is missing: cargo build --release --example broker-load")
@@ -165,7 +88,9 @@ def main():
     runs, floods = {}, []
     kept = lambda name, run: runs.setdefault(name, []).append(run)
     try:
-        with castra_broker(args.castra, work) as (pid, port), mosquitto(work) as other:
+        with contextlib.ExitStack() as servers:
+            pid, port = servers.enter_context(castra(args.castra, work / "castra", CONFIG))
+            other = servers.enter_context(mosquitto(work / "mosquitto"))[1] if found("mosquitto") else None
             before = resident_kib(pid)
             with load.crowd(port, IDLE):
                 each = (resident_kib(pid) - before) / IDLE

@@ -34,7 +34,7 @@ IDLE = 1000
 # Eight sessions a guest, as many as castra allows one: room for 1024.
 CONFIG = '[broker]\nport = 0\n{bus}[[vms]]\nname = "web"\ncount = 128\n'
 # The latencies' publish rate while one consumer is stalled, and how many others there are.
-BUSY_RATE, OTHERS = 10_000, 4
+BUSY_RATE, OTHERS = 10_000, 2
 
 
 class Figure:

@@ -216,8 +216,9 @@ class Result:
         """Bars on a logarithmic scale, all turned so that further right is better and the goal is one line."""
         row, left, right, top = 24, 330, 250, 84
         width, bars = 960, 960 - left - right
-        low = min([0.25] + [goal.margin for goal in self.goals])
-        high = max([4] + [goal.margin for goal in self.goals if goal.margin < math.inf])
+        # Far beyond the goal either way is told by the number beside the bar.
+        low = max(0.1, min([0.25] + [goal.margin for goal in self.goals]))
+        high = min(16, max([4] + [goal.margin for goal in self.goals]))
         place = lambda margin: left + bars * math.log(max(low, min(margin, high)) / low) / math.log(high / low)
         line = place(1)
         height = top + row * len(self.goals) + 44
@@ -253,7 +254,7 @@ class Result:
         parts.append(f'<line class="goal" x1="{line:.1f}" x2="{line:.1f}" y1="{top - 4}" y2="{height - 36}" stroke-width="1.5"/>')
         parts.append(f'<text class="small" x="{line:.1f}" y="{top - 10}" text-anchor="middle">goal</text>')
         parts.append(f'<text class="small" x="16" y="{height - 14}">'
-                     "Reached divided by goal (or goal by reached, where less is better), logarithmic: right of the line is met.</text>")
+                     "Reached divided by goal (or goal by reached, where less is better), logarithmic: right of the line, green: met.</text>")
         parts.append("</svg>")
         return "\n".join(parts) + "\n"
 

@@ -31,11 +31,11 @@ def eventually(what, look):
 
 
 def ended_by_signals():
-    """SIGTERM and SIGHUP unwind like Ctrl-C, so that what was started is stopped."""
+    """Ctrl-C, SIGTERM and SIGHUP unwind, so that what was started is stopped."""
     def unwind(number, _frame):
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, unwind)
 
 

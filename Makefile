@@ -6,6 +6,8 @@ CARGO ?= cargo
 RELEASE := target/release/castra
 # Tests and demo keep guest images here, apart from anybody's home directory.
 export CASTRA_TEST_HOME ?= $(CURDIR)/target/castra-home
+# The events of all tests' castras, for the validator.
+EVENTS := $(CURDIR)/target/events
 
 .PHONY: build check test lint bless demo bench install uninstall clean
 
@@ -21,8 +23,10 @@ test:
 	scripts/install-deps.sh test
 	$(MAKE) lint
 	$(CARGO) build --locked --no-default-features --lib
-	$(CARGO) test --locked
-	$(CARGO) test --locked --test guests
+	rm -rf $(EVENTS)
+	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked
+	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test guests
+	scripts/check-events.sh $(EVENTS)
 
 lint:
 	$(CARGO) fmt --check

@@ -2,6 +2,7 @@
 # Installs the Debian or Ubuntu packages that castra, its default guest or its tests need and
 # this machine lacks: with apt as root or through a sudo that asks nothing; otherwise it names
 # them and stops.
+# For tests it also makes target/venv, a Python environment with a JSON Schema validator.
 #
 # usage: install-deps.sh run|test|bench
 set -eu
@@ -27,8 +28,30 @@ bench) wanted=$bench ;;
 *) usage ;;
 esac
 
+# The validator of events: from the Python package index, into a directory of the build alone.
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+venv=$root/target/venv
+python_environment() {
+    [ "$1" = test ] || return 0
+    "$venv/bin/python" -c 'import jsonschema' 2>/dev/null && return 0
+    log=$(mktemp)
+    if ! { python3 -m venv --clear "$venv" &&
+        "$venv/bin/pip" --disable-pip-version-check install -q 'jsonschema>=4.18,<5'; } >"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        echo "error: the JSON Schema validator could not be put into $venv" >&2
+        echo "  try: look at pip's message above; tests need the Python package \`jsonschema\` there" >&2
+        exit 69
+    fi
+    rm -f "$log"
+}
+
 PATH=$PATH:/usr/sbin:/sbin
 missing=
+# Debian's python3 has no venv without this.
+if [ "$1" != run ] && ! python3 -c 'import ensurepip' 2>/dev/null; then
+    missing=' python3-venv'
+fi
 for pair in $wanted; do
     command -v "${pair%%=*}" >/dev/null 2>&1 && continue
     package=${pair#*=}
@@ -37,7 +60,10 @@ for pair in $wanted; do
     *) missing="$missing $package" ;;
     esac
 done
-[ -n "$missing" ] || exit 0
+if [ -z "$missing" ]; then
+    python_environment "$1"
+    exit 0
+fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
     echo "error: these Debian packages, or what your distribution calls them, are missing:$missing" >&2
@@ -71,3 +97,5 @@ if ! { $as_root apt-get -q update &&
     echo "error: apt could not install:$missing" >&2
     exit 69
 fi
+rm -f "$log"
+python_environment "$1"

@@ -183,6 +183,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         self.sshd = None;
+        support::journals::check_below(&self.dir);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

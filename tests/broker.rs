@@ -147,6 +147,7 @@ impl Drop for Fixture {
             stop.request();
             let _ = thread.join();
         }
+        support::journals::check_below(&self.dir);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

@@ -75,6 +75,7 @@ impl Project {
 impl Drop for Project {
     fn drop(&mut self) {
         let _ = stop_broker(&self.config.state, SOON);
+        support::journals::check_below(&self.dir);
         let _ = fs::remove_dir_all(&self.dir);
     }
 }

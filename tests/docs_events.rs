@@ -15,6 +15,7 @@ use castra::core::events::{
     SessionPhase, Severity, VizierPlanStatus, VmCounts,
 };
 use castra::core::name::VmName;
+use serde_json::Value;
 use support::golden;
 
 const HASH: &str = "7ee110f5bffdaf2362b0aa752aea307619f11fe712a9861677f77a1425f22f4d";
@@ -366,6 +367,188 @@ fn every_sample_on_the_page_is_a_valid_event() {
     }
     let all: BTreeSet<&str> = FACTS.iter().map(|fact| fact.variant).collect();
     assert_eq!(kinds, all, "each fact has a sample on the page");
+}
+
+/// docs/events.schema.json has a definition for each fact, named by its variant, reached by its type
+/// and phase, with exactly the fields that the fact has, all of them required. That their values fit
+/// is for a validator that isn't ours (scripts/check-events.sh).
+#[test]
+fn the_schema_has_every_fact_and_every_field() {
+    let schema = schema();
+    let mut rules = schema["allOf"].as_array().unwrap().iter();
+    for (seq, (event, fact)) in samples().into_iter().zip(FACTS).enumerate() {
+        let rule = rules.next().unwrap();
+        let mut wanted = serde_json::json!({ "type": { "const": fact.kind } });
+        if let Some(phase) = fact.phase {
+            wanted["phase"] = serde_json::json!({ "const": phase });
+        }
+        assert_eq!(rule["if"]["properties"], wanted, "{fact:?}");
+        assert_eq!(rule["then"]["$ref"], format!("#/$defs/{}", fact.variant));
+        let definition = &schema["$defs"][fact.variant];
+        let properties: BTreeSet<&String> = definition["properties"].as_object().unwrap().keys().collect();
+        let required: Vec<&str> = definition["required"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|field| field.as_str().unwrap())
+            .collect();
+        let line = stamped(seq, event).contract_line();
+        let keys = keys(&line);
+        let envelope = ["type", "v", "ts", "offset_ms", "seq", "run"];
+        assert_eq!(keys[..6], envelope, "{line}");
+        assert_eq!(keys[6..], required, "{line}");
+        assert!(
+            properties
+                .iter()
+                .copied()
+                .eq(required.iter().copied().collect::<BTreeSet<_>>())
+        );
+    }
+    // The last rule is for phases of a later castra; a definition more is that of VM names.
+    assert_eq!(rules.count(), 1);
+    assert_eq!(schema["$defs"].as_object().unwrap().len(), FACTS.len() + 1);
+}
+
+/// Scripts rely on every name and on what kind of value it has: none of them may go, nor change.
+/// CASTRA_BLESS=1 adds new ones and never removes any.
+#[test]
+fn names_are_only_ever_added() {
+    let schema = schema();
+    let mut names = BTreeSet::new();
+    for fact in FACTS {
+        let name = match fact.phase {
+            Some(phase) => format!("{}/{phase}", fact.kind),
+            None => fact.kind.to_owned(),
+        };
+        names.insert(format!("{name} = {}", fact.variant));
+        for (field, value) in schema["$defs"][fact.variant]["properties"].as_object().unwrap() {
+            names_of(&format!("{name} {field}"), value, &mut names);
+        }
+    }
+    for (field, value) in schema["properties"].as_object().unwrap() {
+        names_of(&format!("* {field}"), value, &mut names);
+    }
+    let golden_path = path("tests/golden/events-names.txt");
+    let kept = fs::read_to_string(&golden_path).unwrap_or_default();
+    let kept: BTreeSet<String> = kept.lines().map(str::to_owned).collect();
+    let gone: Vec<&String> = kept.difference(&names).collect();
+    assert!(
+        gone.is_empty(),
+        "gone or changed, which breaks whoever reads them: {gone:#?}"
+    );
+    if std::env::var_os("CASTRA_BLESS").is_some() {
+        let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+        fs::write(&golden_path, lines).unwrap();
+        return;
+    }
+    let new: Vec<&String> = names.difference(&kept).collect();
+    assert!(
+        new.is_empty(),
+        "new names have to be on docs/EVENTS.md with the version that brings them; then CASTRA_BLESS=1 \
+         keeps them: {new:#?}"
+    );
+}
+
+/// A field, its kinds of value, the words it can be, and the fields inside it.
+fn names_of(name: &str, value: &Value, names: &mut BTreeSet<String>) {
+    let list = |key: &str| match &value[key] {
+        Value::Array(several) => several.clone(),
+        Value::Null => Vec::new(),
+        one => vec![one.clone()],
+    };
+    let kinds = [list("type"), list("$ref"), list("anyOf")].concat();
+    for kind in kinds {
+        names.insert(format!("{name}: {kind}"));
+    }
+    for word in [list("enum"), list("const")].concat() {
+        names.insert(format!("{name} = {word}"));
+    }
+    names.insert(name.to_owned());
+    for (field, value) in value["properties"].as_object().into_iter().flatten() {
+        names_of(&format!("{name}.{field}"), value, names);
+    }
+}
+
+/// What a reader sees of a castra that is years ahead: types, phases and words it doesn't know are no
+/// events to it, and no error; fields are passed over.
+#[test]
+fn types_of_a_later_castra_are_passed_over() {
+    let envelope = "\"v\":1,\"ts\":\"2031-11-21T10:00:00.000Z\",\"offset_ms\":0,\"seq\":0,\"run\":\"r\"";
+    for later in [
+        r#""type":"vm.teleported","vm":["a","b"]"#,
+        r#""type":"vm.lifecycle","vm":"web","phase":"teleported""#,
+        r#""type":"message.v2","severity":"info","text":"x""#,
+        r#""type":"message","severity":"catastrophe","text":"x""#,
+        r#""type":"cleanup""#,
+    ] {
+        let line = format!("{{{later},{envelope}}}");
+        assert_eq!(Stamped::from_contract_line(&line), None, "{line}");
+    }
+}
+
+/// The Python reader on the page does with later types and fields, and with a torn line, what the
+/// page says.
+#[test]
+fn the_reader_on_the_page_ignores_what_it_does_not_know() {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let page = fs::read_to_string(path("docs/EVENTS.md")).unwrap();
+    let from = page.split("```python\n").nth(1).expect("a reader in Python");
+    let program = from.split("```").next().unwrap();
+    let mut child = Command::new("python3")
+        .args(["-c", program])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = String::new();
+    for (seq, event) in samples().into_iter().enumerate() {
+        let mut later = stamped(seq, event).contract_object();
+        later["added_later"] = serde_json::json!({ "any": ["thing"] });
+        lines.push_str(&format!("{later}\n"));
+    }
+    lines.push_str("{\"type\":\"vm.teleported\",\"vm\":[\"a\"]}\n{\"type\":\"torn\n");
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(lines.as_bytes()).unwrap();
+    drop(pipe);
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(
+        told.contains("web-0: wait-handshake success after 2286 ms"),
+        "{told}"
+    );
+    assert!(told.ends_with("up ended with 0: 1 changed, 0 failed\n"), "{told}");
+}
+
+fn schema() -> Value {
+    serde_json::from_str(&fs::read_to_string(path("docs/events.schema.json")).unwrap()).unwrap()
+}
+
+/// The keys of an object in the order in which they stand.
+fn keys(line: &str) -> Vec<String> {
+    struct Keys(Vec<String>);
+    impl<'de> serde::Deserialize<'de> for Keys {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Keys, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Keys;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("an object")
+                }
+                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+                    let mut keys = Vec::new();
+                    while let Some((key, serde::de::IgnoredAny)) = map.next_entry()? {
+                        keys.push(key);
+                    }
+                    Ok(Keys(keys))
+                }
+            }
+            from.deserialize_map(Visitor)
+        }
+    }
+    serde_json::from_str::<Keys>(line).unwrap().0
 }
 
 /// The lines of all fenced blocks that are marked as JSON.

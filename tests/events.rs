@@ -147,6 +147,7 @@ fn what_happens_is_followed_as_it_happens() {
         assert_eq!((&next["type"], &next["run"]), (&kind.into(), &up[0]["run"]));
     }
     // A torn piece that another writer ends, and a file rotated away.
+    castra.makes_up_events();
     let mut file = fs::File::options().append(true).open(journal(&castra)).unwrap();
     file.write_all(b"{\"type\":\"command.acc").unwrap();
     file.write_all(line(7, "command.of.2031").as_bytes()).unwrap();

@@ -101,6 +101,7 @@ impl Drop for Project {
         if std::thread::panicking() {
             eprintln!("what the test left is in {}", self.dir.display());
         } else {
+            support::journals::check_below(&self.dir);
             let _ = fs::remove_dir_all(&self.dir);
         }
     }

@@ -5,12 +5,15 @@
 //! still runs and removes its directory.
 #![allow(dead_code, clippy::unwrap_used)]
 
+#[path = "journals.rs"]
+pub mod journals;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +22,8 @@ use serde_json::Value;
 /// A castra with nothing around it.
 pub struct Castra {
     dir: PathBuf,
+    /// A test has put lines of its own into a journal.
+    made_up: AtomicBool,
 }
 
 /// What one run left.
@@ -43,7 +48,10 @@ impl Castra {
         fs::create_dir_all(dir.join("project")).unwrap();
         // Tests compare paths with what castra prints, and castra resolves links.
         let dir = fs::canonicalize(dir).unwrap();
-        Castra { dir }
+        Castra {
+            dir,
+            made_up: AtomicBool::new(false),
+        }
     }
 
     /// The directory that everything lies in.
@@ -63,10 +71,18 @@ impl Castra {
 
     /// Writes a file of the project, with the directories above it.
     pub fn write(&self, path: &str, text: &str) -> PathBuf {
+        if path.contains("logs/events") {
+            self.made_up.store(true, Ordering::Relaxed);
+        }
         let path = self.project().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
+    }
+
+    /// From now on a journal holds lines that no castra has written: they aren't checked.
+    pub fn makes_up_events(&self) {
+        self.made_up.store(true, Ordering::Relaxed);
     }
 
     /// The binary with these arguments, in the project directory, stdin empty.
@@ -85,7 +101,11 @@ impl Castra {
 
     /// Runs it to its end.
     pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
-        Ran::of(args, self.command(args).output().unwrap())
+        let ran = Ran::of(args, self.command(args).output().unwrap());
+        if !self.made_up.load(Ordering::Relaxed) {
+            journals::check_printed(&ran.stdout, &ran.args);
+        }
+        ran
     }
 
     /// Runs it with this on its stdin.
@@ -124,6 +144,9 @@ impl Drop for Castra {
                 OsStr::new("down"),
             ];
             let _ = self.command(&args).output();
+        }
+        if !self.made_up.load(Ordering::Relaxed) {
+            journals::check_below(&self.dir);
         }
         let _ = fs::remove_dir_all(&self.dir);
     }

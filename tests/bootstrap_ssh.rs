@@ -125,6 +125,7 @@ impl Fixture {
             bus_subscribed: false,
             last_publish_boottime_ms: None,
             last_heartbeat_boottime_ms: None,
+            last_acked_seq: None,
             guest_metrics: None,
         };
         RecordWriter::new(self.config.state.handshake(vm))

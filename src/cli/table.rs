@@ -373,7 +373,8 @@ pub const COMMANDS: &[CommandRow] = &[
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
                  its last accepted hello; `bus_session` and `bus_subscribed`; `last_publish_age_ms` and \
-                 `last_heartbeat_age_ms`; `guest_metrics`, payload of its last heartbeat; `forwards` \
+                 `last_heartbeat_age_ms`; `last_acked_seq`, the number of its last `ack`, if there was one; `guest_metrics`, payload of \
+                 its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
                  (`reason`, `at`, `last_words`) once that is over. What isn't known is null. \

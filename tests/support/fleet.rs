@@ -153,6 +153,7 @@ impl Fleet {
             bus_subscribed: false,
             last_publish_boottime_ms: None,
             last_heartbeat_boottime_ms: Some(at),
+            last_acked_seq: None,
             guest_metrics: None,
         };
         let path = self.state.handshake(&record.vm);

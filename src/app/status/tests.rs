@@ -47,6 +47,7 @@ fn vm(name: &str, role: &str) -> VmStatus {
         bus_subscribed: false,
         last_publish_age_ms: None,
         last_heartbeat_age_ms: None,
+        last_acked_seq: None,
         guest_metrics: None,
         forwards: Vec::new(),
         ssh: None,

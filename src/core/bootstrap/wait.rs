@@ -156,6 +156,7 @@ mod tests {
             bus_subscribed: false,
             last_publish_boottime_ms: None,
             last_heartbeat_boottime_ms: None,
+            last_acked_seq: None,
             guest_metrics: None,
         };
         let window = Duration::from_secs(45);

@@ -55,6 +55,9 @@ pub struct HandshakeRecord {
     pub last_publish_boottime_ms: Option<u64>,
     /// Its last heartbeat.
     pub last_heartbeat_boottime_ms: Option<u64>,
+    /// The number of its last `ack`: how far it says it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_acked_seq: Option<u64>,
     /// Payload of its last heartbeat that was short enough.
     pub guest_metrics: Option<Value>,
 }
@@ -266,6 +269,7 @@ mod tests {
             bus_subscribed: number.is_multiple_of(2),
             last_publish_boottime_ms: Some(number),
             last_heartbeat_boottime_ms: (number.is_multiple_of(3)).then_some(number),
+            last_acked_seq: (number.is_multiple_of(5)).then_some(number),
             guest_metrics: (number.is_multiple_of(2)).then(|| serde_json::json!({ "load": number })),
         }
     }
@@ -299,6 +303,7 @@ mod tests {
         full.heard_boottime_ms = full.handshake_boottime_ms;
         full.last_publish_boottime_ms = Some(full.handshake_boottime_ms);
         full.last_heartbeat_boottime_ms = full.last_publish_boottime_ms;
+        full.last_acked_seq = None;
         full.guest_metrics = Some(Value::String("m".repeat(GUEST_METRICS_BYTES - 2)));
         let mut writer = RecordWriter::new(path.clone());
         writer.write(&full).unwrap();

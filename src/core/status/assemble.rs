@@ -143,6 +143,7 @@ impl Scene<'_> {
             bus_session: session,
             bus_subscribed: session && record.is_some_and(|record| record.bus_subscribed),
             last_publish_age_ms: record.and_then(|record| back(record.last_publish_boottime_ms)),
+            last_acked_seq: record.and_then(|record| record.last_acked_seq),
             last_heartbeat_age_ms: record.and_then(|record| back(record.last_heartbeat_boottime_ms)),
             guest_metrics: record.and_then(|record| record.guest_metrics.clone()),
             forwards: run

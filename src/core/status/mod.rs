@@ -119,6 +119,9 @@ pub struct VmStatus {
     pub last_publish_age_ms: Option<u64>,
     /// Age of its last heartbeat, ms. Null: none.
     pub last_heartbeat_age_ms: Option<u64>,
+    /// How far it says it is: the number of its last `ack`. Left out where it never said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_acked_seq: Option<u64>,
     /// Payload of its last heartbeat that had one of at most 512 bytes: the guest's own words,
     /// any JSON. Null: none.
     pub guest_metrics: Option<Value>,

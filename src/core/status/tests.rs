@@ -70,6 +70,7 @@ fn heard(boottime_ms: u64) -> HandshakeRecord {
         bus_subscribed: true,
         last_publish_boottime_ms: Some(boottime_ms - 1_000),
         last_heartbeat_boottime_ms: Some(boottime_ms),
+        last_acked_seq: None,
         guest_metrics: Some(json!({ "load": 1 })),
     }
 }

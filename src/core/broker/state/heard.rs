@@ -14,6 +14,17 @@ use crate::core::reporter::wall_clock;
 
 use super::{At, Effect, State};
 
+/// What a burst said that its guest's record tells.
+#[derive(Default)]
+pub struct Said {
+    /// It held a publish that was taken.
+    pub published: bool,
+    /// It held a heartbeat, with these metrics.
+    pub beat: Option<Option<Value>>,
+    /// The number of its last `ack`.
+    pub acked: Option<u64>,
+}
+
 impl State {
     /// What the record will say after this hello. What was told over the bus in this launch
     /// stays; a new launch begins empty.
@@ -40,6 +51,7 @@ impl State {
             bus_subscribed: subscribed,
             last_publish_boottime_ms: before.and_then(|record| record.last_publish_boottime_ms),
             last_heartbeat_boottime_ms: before.and_then(|record| record.last_heartbeat_boottime_ms),
+            last_acked_seq: before.and_then(|record| record.last_acked_seq),
             guest_metrics: before.and_then(|record| record.guest_metrics.clone()),
         }
     }
@@ -83,24 +95,20 @@ impl State {
     }
 
     /// A burst of a session proves life like a hello; its record follows a few times a second.
-    pub(super) fn heard_on_bus(
-        &mut self,
-        at: At,
-        key: &str,
-        published: bool,
-        beat: Option<Option<Value>>,
-        out: &mut Vec<Effect>,
-    ) {
+    pub(super) fn heard_on_bus(&mut self, at: At, key: &str, said: Said, out: &mut Vec<Effect>) {
         let window = self.rules.freshness_ms;
         let Some(guest) = self.guests.get_mut(key) else {
             return;
         };
         guest.record.heard_boottime_ms = at.boot_ms;
         guest.heard_wall_ms = at.wall_ms;
-        if published {
+        if said.published {
             guest.record.last_publish_boottime_ms = Some(at.boot_ms);
         }
-        if let Some(metrics) = beat {
+        if said.acked.is_some() {
+            guest.record.last_acked_seq = said.acked;
+        }
+        if let Some(metrics) = said.beat {
             guest.record.last_heartbeat_boottime_ms = Some(at.boot_ms);
             if metrics.is_some() {
                 guest.record.guest_metrics = metrics;

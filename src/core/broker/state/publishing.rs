@@ -14,7 +14,7 @@ use crate::core::name::VmName;
 use super::group::{Message, Op, Said, head_of};
 use super::session::Cause;
 use super::topics::{OWN, TO_VM, names_vm};
-use super::{At, ConnId, Effect, State};
+use super::{At, ConnId, Effect, State, heard};
 
 /// A VM's allowance of publishes, thousandths of one.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +46,7 @@ impl State {
         }
         let Burst { text, frames, .. } = burst;
         let texts = self.group.texts.len();
-        let (mut published, mut beat) = (false, None);
+        let mut heard = heard::Said::default();
         for frame in frames {
             match frame {
                 Frame::Publish {
@@ -60,7 +60,7 @@ impl State {
                         self.refuse(at, conn, "\"publish\"", &echo, None, reason, out);
                         continue;
                     }
-                    published = true;
+                    heard.published = true;
                     let said = Said {
                         head: &head,
                         topic: &text[topic],
@@ -79,11 +79,9 @@ impl State {
                         id,
                     });
                 }
-                Frame::Ack { seq } => {
-                    log::debug!("session {id} of vm:{vm} has dealt with {seq:?}");
-                }
+                Frame::Ack { seq } => heard.acked = seq.or(heard.acked),
                 Frame::Heartbeat { metrics, id } => {
-                    beat = Some(metrics);
+                    heard.beat = Some(metrics);
                     let answer = Answer {
                         kind: "\"heartbeat\"",
                         id: id.as_bytes(),
@@ -106,7 +104,7 @@ impl State {
         if let Some(session) = self.session_mut(conn) {
             session.head = head;
         }
-        self.heard_on_bus(at, &key, published, beat, out);
+        self.heard_on_bus(at, &key, heard, out);
     }
 
     /// Whether a VM may publish on this topic now.

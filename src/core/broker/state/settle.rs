@@ -27,7 +27,12 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn say(&mut self, bytes: &[u8]) {
+    /// Behind the acks of what was published before: answers come in the order of the frames.
+    fn say(&mut self, bytes: &[u8]) {
+        let acks = std::mem::take(&mut self.acks);
+        if !acks.is_empty() {
+            self.parts.push(Part::Own(acks));
+        }
         match self.parts.last_mut() {
             Some(Part::Own(own)) => own.extend_from_slice(bytes),
             _ => self.parts.push(Part::Own(bytes.to_vec())),

@@ -2,7 +2,8 @@
 # Installs the Debian or Ubuntu packages that castra, its default guest or its tests need and
 # this machine lacks: with apt as root or through a sudo that asks nothing; otherwise it names
 # them and stops.
-# For tests it also makes target/venv, a Python environment with a JSON Schema validator.
+# For tests it also makes target/venv, a Python environment with a JSON Schema validator, and
+# target/codex, the Codex CLI.
 #
 # usage: install-deps.sh run|test|bench
 set -eu
@@ -17,7 +18,8 @@ usage() {
 run='qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ssh=openssh-client ssh-keygen=openssh-client
      curl=curl tar=tar gzip=gzip xz=xz-utils zstd=zstd dpkg-deb=dpkg apt-get=apt cpio=cpio'
 test="$run sshd=openssh-server busybox=busybox-static python3=python3 jq=jq socat=socat ncat=ncat
-      nc.openbsd=netcat-openbsd nc.traditional=netcat-traditional groff=groff-base bash=bash"
+      nc.openbsd=netcat-openbsd nc.traditional=netcat-traditional groff=groff-base bash=bash
+      node=nodejs npm=npm"
 bench="$test mosquitto=mosquitto mosquitto_pub=mosquitto-clients nats-server=nats-server redis-server=redis-server
        taskset=util-linux valgrind=valgrind"
 
@@ -46,6 +48,26 @@ python_environment() {
     rm -f "$log"
 }
 
+# The coding agent that the harness is tested with: an npm package with a program for this machine
+# inside, into a directory of the build alone.
+codex=$root/target/codex
+codex_version=0.169.0
+coding_agent() {
+    [ "$1" = test ] || return 0
+    [ "$("$codex/node_modules/.bin/codex" --version 2>/dev/null)" = "codex-cli $codex_version" ] && return 0
+    log=$(mktemp)
+    mkdir -p "$codex"
+    if ! npm install --prefix "$codex" --no-audit --no-fund --no-update-notifier \
+        "@openai/codex@$codex_version" >"$log" 2>&1 </dev/null; then
+        tail -n 20 "$log" >&2
+        rm -f "$log"
+        echo "error: the Codex CLI could not be put into $codex" >&2
+        echo "  try: look at npm's message above; tests need the npm package \`@openai/codex\` there" >&2
+        exit 69
+    fi
+    rm -f "$log"
+}
+
 PATH=$PATH:/usr/sbin:/sbin
 missing=
 # Debian's python3 has no venv without this.
@@ -62,6 +84,7 @@ for pair in $wanted; do
 done
 if [ -z "$missing" ]; then
     python_environment "$1"
+    coding_agent "$1"
     exit 0
 fi
 
@@ -99,3 +122,4 @@ if ! { $as_root apt-get -q update &&
 fi
 rm -f "$log"
 python_environment "$1"
+coding_agent "$1"

@@ -132,6 +132,10 @@ fn is_told(event: &Event) -> bool {
     if let Event::BootstrapPlanned(plan) = event {
         return plan.action != BootstrapPlanAction::Run;
     }
+    // The sum of its turns comes with each of them.
+    if matches!(event, Event::Usage { scope, .. } if scope == "thread") {
+        return false;
+    }
     // What an agent runs is what it does.
     if let Event::CommandAccepted { source, .. }
     | Event::CommandCompleted { source, .. }

@@ -41,6 +41,8 @@ const KILLED_GRACE: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Of a line of stderr this much is kept.
 const STDERR_LINE_BYTES: u64 = 4096;
+/// What the agent started may end by itself this long after it.
+const OWN_GRACE: Duration = Duration::from_millis(300);
 /// What is left behind has this long between SIGTERM and SIGKILL.
 const LEFT_GRACE: Duration = Duration::from_millis(500);
 
@@ -296,7 +298,13 @@ impl Drop for Process {
 
 /// Ends every process that carries the mark; how many there were.
 fn end_marked(mark: &str) -> usize {
-    let left = host::processes_with(MARK, mark);
+    // What is about to end by itself isn't left behind: Codex looks at the system as it begins.
+    let until = Instant::now() + OWN_GRACE;
+    let mut left = host::processes_with(MARK, mark);
+    while !left.is_empty() && Instant::now() < until {
+        thread::sleep(LOOK_EVERY);
+        left = host::processes_with(MARK, mark);
+    }
     for pid in &left {
         signal(*pid, Signal::SIGTERM);
     }

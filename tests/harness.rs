@@ -203,10 +203,20 @@ fn what_was_said_is_kept_and_summed_up() {
         "{told}"
     );
 
-    let lines = castra
+    let lines: String = castra
         .run(&["harness", "show", "01a1fc64", "--json"])
         .exits(0)
-        .stdout;
+        .stdout
+        .lines()
+        .map(|line| {
+            line.strip_prefix("{\"line\":")
+                .unwrap()
+                .strip_suffix('}')
+                .unwrap()
+                .to_owned()
+                + "\n"
+        })
+        .collect();
     assert_eq!(lines.as_bytes(), said.concat());
     let told = castra.run(&["harness", "show", thread]).exits(0).stdout;
     assert!(

@@ -173,10 +173,12 @@ pub fn show(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let thread = harness::find(&select::project(raw)?.state(), &raw.operands[0].to_string_lossy())?;
     if context.json {
         harness::lines(&thread, |line| {
-            match serde_json::from_str::<serde::de::IgnoredAny>(line) {
-                Ok(_) => context.out.line(escape_json(line)),
-                Err(_) => context.out.json(line),
-            }
+            // Wrapped, because an agent's lines look like castra's own events.
+            let json = match serde_json::from_str::<serde::de::IgnoredAny>(line) {
+                Ok(_) => escape_json(line.trim_ascii()).into_owned(),
+                Err(_) => serde_json::Value::from(line).to_string(),
+            };
+            context.out.line(format!("{{\"line\":{json}}}"));
             context.out.is_open()
         })?;
         return Ok(Exit::Done);

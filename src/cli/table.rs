@@ -537,8 +537,8 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Agents,
         operands: &[Operand::new("THREAD", Arity::One, Complete::Nothing)],
         brief: "show what was said and done in a thread",
-        manual: "The beginning of its id will do. With --json the agent's own lines as they were kept; what is no JSON \
-                 among them is printed as a JSON string.",
+        manual: "The beginning of its id will do. With --json the agent's own lines as they were kept, each as \
+                 `line` of an object; what is no JSON among them is a string.",
         examples: &["castra harness show 01a1fc64"],
     },
     CommandRow {

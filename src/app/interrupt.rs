@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP while an operation runs.
+//! Signals: Ctrl-C, SIGTERM and SIGHUP while an operation runs, and the one of a full file.
 //!
 //! Here: turning signals into requests to stop. Not here: what stops, and how (`core`).
 
@@ -36,6 +36,16 @@ fn on_signals(then: impl Fn(u32) + Send + 'static) -> Cancel {
         log::warn!("no signal handlers: {error}");
     }
     cancel
+}
+
+/// A file that may not grow any more (`ulimit -f`, a quota) is an error of that write, which is told;
+/// the signal that comes with it would end castra in the middle of its work.
+pub fn outlive_file_limits() {
+    let mut masked = SigSet::empty();
+    masked.add(Signal::SIGXFSZ);
+    if let Err(error) = masked.thread_block() {
+        log::warn!("SIGXFSZ can't be blocked: {error}");
+    }
 }
 
 /// What whoever started castra told it to ignore stays ignored: `nohup castra up` outlives its

@@ -39,6 +39,7 @@ use context::Context;
 
 /// Runs one command line; what it returns is the exit code.
 pub fn run(parsed: Result<Raw, Refused>) -> u8 {
+    interrupt::outlive_file_limits();
     match parsed {
         Ok(raw) => {
             let mut context = Context::new(&raw);

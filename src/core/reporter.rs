@@ -7,6 +7,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -55,6 +56,7 @@ impl<R: Reporter + ?Sized> Reporter for &mut R {
 pub struct Emitter<'a> {
     run: String,
     began: Instant,
+    sent: AtomicU64,
     inner: Mutex<Inner<'a>>,
 }
 
@@ -98,6 +100,7 @@ impl<'a> Emitter<'a> {
         Emitter {
             run,
             began: Instant::now(),
+            sent: AtomicU64::new(0),
             inner: Mutex::new(Inner {
                 seq: 0,
                 reporter,
@@ -115,6 +118,16 @@ impl<'a> Emitter<'a> {
     /// Id of this run.
     pub fn run(&self) -> &str {
         &self.run
+    }
+
+    /// So many bytes more went to a guest: the run's summary adds them up.
+    pub fn count_sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes that went to guests so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 
     /// Milliseconds since the run began.

@@ -97,6 +97,7 @@ pub(super) fn transfer(
             None => trouble,
         });
     }
+    context.emitter.count_sent(sent.load(Ordering::Relaxed));
     Ok(format!(
         "{} of {}",
         bytes_word(sent.load(Ordering::Relaxed)),

@@ -164,18 +164,22 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
 
 /// A project that has never been up: there is no state root, and none is made.
 fn nothing_there(options: &DownOptions, reporter: &mut dyn Reporter) -> DownOutcome {
-    let emitter = Emitter::new(reporter);
+    let operation = Operation::accept_unkept("down", None, reporter);
     let text = format!(
         "project `{}` has never been up: there is nothing to take down",
         options.project
     );
-    emitter.emit(Event::message(Severity::Info, None, text));
+    operation
+        .emitter()
+        .emit(Event::message(Severity::Info, None, text));
+    let elapsed_ms = operation.emitter().elapsed_ms();
+    operation.end(Exit::Done, None, VmCounts::default(), 0);
     DownOutcome {
         vms: Vec::new(),
         broker_stopped: false,
         reclaimed_bytes: 0,
         exit: Exit::Done,
-        elapsed_ms: emitter.elapsed_ms(),
+        elapsed_ms,
     }
 }
 
@@ -322,17 +326,7 @@ fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
     if !was_there {
         return Ok(bytes);
     }
-    emitter.emit(Event::OverlayDiscarded {
-        vm: vm.clone(),
-        path: path.to_owned(),
-        reclaimed_bytes: bytes,
-    });
-    emitter.emit(Event::Cleanup {
-        path: path.to_owned(),
-        category: "overlay".into(),
-        bytes,
-        dry_run: false,
-    });
+    run::tell_discarded(emitter, vm, path, bytes);
     Ok(bytes)
 }
 

@@ -16,7 +16,7 @@ use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::operations::boot::Boot;
 use crate::core::operations::identity::Identity;
-use crate::core::operations::run::Slot;
+use crate::core::operations::run::{Slot, tell_discarded};
 use crate::core::operations::start::{Fleet, Launching, millis, ssh_forward};
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::records::{self, RunPhase, RunRecord};
@@ -82,14 +82,13 @@ impl Fleet<'_, '_> {
 
     /// Removes the overlay of a launch that failed, and says so.
     fn take_back(&self, vm: &VmName, overlay: &Path) {
-        self.emitter.emit(match overlay::discard_overlay(overlay) {
-            Ok(reclaimed_bytes) => Event::OverlayDiscarded {
-                vm: vm.clone(),
-                path: overlay.to_owned(),
-                reclaimed_bytes,
-            },
-            Err(failure) => Event::message(Severity::Warn, Some(vm), failure.to_string()),
-        });
+        match overlay::discard_overlay(overlay) {
+            Ok(bytes) => tell_discarded(self.emitter, vm, overlay, bytes),
+            Err(failure) => {
+                self.emitter
+                    .emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+            }
+        }
     }
 
     /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it
@@ -135,7 +134,12 @@ impl Fleet<'_, '_> {
             persist: vm.persist,
             ours,
         };
+        let left = path.exists().then(|| host::disk_usage(&path));
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
+        // What a crashed guest has left makes room for a fresh disk.
+        if let Some(bytes) = left.filter(|_| !prepared.reused) {
+            tell_discarded(self.emitter, &vm.name, &path, bytes);
+        }
         self.emitter.emit(Event::OverlayPrepared {
             vm: vm.name.clone(),
             path: prepared.path.clone(),

@@ -4,6 +4,7 @@
 //! Here: that frame, and the slots that bound how much goes on at once. Not here: what any
 //! operation does.
 
+use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::journal::{Journal, Rotation};
+use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::reporter::{Emitter, Reporter, not_kept};
 
@@ -144,9 +146,25 @@ impl<'a> Operation<'a> {
         if failure.exit.is_refusal() {
             self.emitter.emit(Event::rejected(self.command, &failure, SOURCE));
         }
-        self.end(failure.exit, Some(failure.to_string()), vms, 0);
+        let sent = self.emitter.bytes_sent();
+        self.end(failure.exit, Some(failure.to_string()), vms, sent);
         failure
     }
+}
+
+/// An overlay is gone: as a fact of its VM, and as room given back.
+pub(crate) fn tell_discarded(emitter: &Emitter<'_>, vm: &VmName, path: &Path, bytes: u64) {
+    emitter.emit(Event::OverlayDiscarded {
+        vm: vm.clone(),
+        path: path.to_owned(),
+        reclaimed_bytes: bytes,
+    });
+    emitter.emit(Event::Cleanup {
+        path: path.to_owned(),
+        category: "overlay".into(),
+        bytes,
+        dry_run: false,
+    });
 }
 
 /// The failure of finding `what` locked; `holder` is what its holder wrote into the lock file.

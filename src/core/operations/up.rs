@@ -196,7 +196,8 @@ pub fn up_with_launcher(
 pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel: &Cancel) -> UpOutcome {
     let exit = exit_of(&vms, cancel);
     let elapsed_ms = operation.emitter().elapsed_ms();
-    operation.end(exit, failed_names(&vms), count(&vms), 0);
+    let sent = operation.emitter().bytes_sent();
+    operation.end(exit, failed_names(&vms), count(&vms), sent);
     UpOutcome {
         vms,
         plans: Vec::new(),

@@ -1,7 +1,9 @@
 //! `castra events` and the journals behind it, by the real binary: picking, following, many
-//! writers at once, and journals that can't be written or read.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! writers at once, journals that can't be written or read, and what `--json` prints.
+#![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
+#[path = "faults/project.rs"]
+mod fake;
 mod support;
 
 use std::collections::BTreeMap;
@@ -13,8 +15,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use fake::Project;
 use serde_json::Value;
-use support::{Castra, eventually};
+use support::{Castra, Ran, eventually};
 
 /// More than a busy machine needs, less than anybody would wait.
 const LONG: Duration = Duration::from_secs(60);
@@ -279,4 +282,233 @@ fn following_ended(child: Child) {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+/// Starts and stops a project whose journal can't be written: it is said once in each run, and
+/// changes nothing else.
+fn goes_on_without(castra: &Castra, run: impl Fn(&[&str]) -> Ran) {
+    for command in [&["up", "--broker-only"][..], &["down"]] {
+        let ran = run(&[&["--json"], command].concat()).exits(0);
+        let events = ran.objects();
+        let said: Vec<&Value> = events
+            .iter()
+            .filter(|event| event["severity"] == "warn")
+            .collect();
+        assert_eq!(said.len(), 1, "{ran:?}");
+        let text = said[0]["text"].as_str().unwrap();
+        let place = journal(castra);
+        assert!(
+            text.starts_with(&format!("events can't be kept in {}: ", place.display())),
+            "{text}"
+        );
+        assert!(said[0]["remediation"].is_string());
+        let last = events.last().unwrap();
+        assert_eq!(
+            (&last["type"], &last["exit_status"]),
+            (&"summary".into(), &0.into())
+        );
+        assert!(
+            events
+                .iter()
+                .map(|event| event["seq"].as_u64().unwrap())
+                .eq(0..events.len() as u64)
+        );
+    }
+    let people = run(&["up", "--broker-only"]).exits(0);
+    assert_eq!(
+        people.stderr.matches("events can't be kept").count(),
+        1,
+        "{people:?}"
+    );
+    run(&["down"]).exits(0);
+}
+
+#[test]
+fn operations_go_on_where_something_lies_in_the_journals_place() {
+    let castra = project("events-directory", "");
+    fs::create_dir_all(journal(&castra)).unwrap();
+    goes_on_without(&castra, |args| castra.run(args));
+    // The broker's own journal is there to be read.
+    let kinds = castra
+        .run(&["events", "--json", "--type", "broker.st*"])
+        .exits(0)
+        .objects();
+    assert_eq!(kinds.len(), 4, "{kinds:?}");
+}
+
+#[test]
+fn operations_go_on_when_the_disk_is_full() {
+    let castra = project("events-full", "");
+    fs::create_dir_all(journal(&castra).parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("/dev/full", journal(&castra)).unwrap();
+    goes_on_without(&castra, |args| castra.run(args));
+}
+
+/// A limit on the size of files comes with a signal that ends whoever doesn't expect it.
+#[test]
+fn operations_go_on_when_the_journal_may_not_grow() {
+    let castra = project("events-limit", "");
+    // More than the limit, in lines of which the last is whole.
+    let text: String = (0..400).map(|seq| line(seq, "message")).collect();
+    castra.write("state/logs/events.jsonl", &text);
+    goes_on_without(&castra, |args| {
+        let mut command = castra.command(&[
+            "-c",
+            "ulimit -f 32; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_castra"),
+        ]);
+        command.args(args);
+        let mut shell = Command::new("sh");
+        shell
+            .args(command.get_args())
+            .current_dir(castra.project())
+            .env("CASTRA_HOME", castra.home());
+        fake::finish(shell, args)
+    });
+    let kept = fs::read_to_string(journal(&castra)).unwrap();
+    assert_eq!(kept, text, "nothing torn is left");
+}
+
+#[test]
+fn a_reader_that_goes_leaves_the_vms_alone() {
+    let project = Project::new("events-gone", fake::TWO);
+    let mut child = project
+        .castra()
+        .command(&["--json", "up"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    lines.read_line(&mut String::new()).unwrap();
+    drop(lines);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    for vm in ["web", "db"] {
+        assert_eq!(project.vm(vm)["state"], "running");
+    }
+    // What nobody read is kept.
+    let kept = project
+        .run(&["events", "--json", "--type", "vm.lifecycle"])
+        .exits(0);
+    let launched = |line: &&Value| line["phase"] == "launched";
+    assert_eq!(kept.objects().iter().filter(launched).count(), 2);
+    project.run(&["down"]).exits(0);
+}
+
+/// Whatever is asked for, whether it works or not: one object a line, and nothing else.
+#[test]
+fn with_json_stdout_is_json_alone() {
+    let castra = project("events-json", "");
+    let check = |args: &[&str]| {
+        let ran = castra.run(&[&["--json"], args].concat());
+        for object in ran.objects() {
+            assert!(object.is_object(), "{ran:?}");
+        }
+        if ran.code.is_some_and(|code| code >= 64) {
+            let rejected = |line: &&Value| line["type"] == "command.rejected";
+            assert_eq!(ran.objects().iter().filter(rejected).count(), 1, "{ran:?}");
+        }
+        ran
+    };
+    for args in [
+        &["init", "--output", "new.toml"][..],
+        &["up", "--broker-only"],
+        &["up", "--plan"],
+    ] {
+        assert!(!check(args).exits(0).stdout.is_empty(), "{args:?}");
+    }
+    for args in [
+        &["status"][..],
+        &["status", "--all"],
+        &["ports"],
+        &["logs"],
+        &["events"],
+        &["workspaces"],
+        &["image", "list"],
+    ] {
+        assert!(!check(args).exits(0).stdout.is_empty(), "{args:?}");
+    }
+    check(&["image", "path"]);
+    for args in [
+        &["init"][..],
+        &["up", "nobody"],
+        &["up", "--bootstrap", "sometimes"],
+        &["bootstrap"],
+        &["down", "nobody"],
+        &["status", "--watch=3"],
+        &["logs", "nobody"],
+        &["events", "--since", "x"],
+        &["image", "burn"],
+        &["fly"],
+        &[],
+        &["--workspace", "nobody-00000000", "status"],
+    ] {
+        let ran = check(args);
+        assert_ne!(ran.code, Some(0), "{ran:?}");
+        assert!(!ran.stdout.is_empty(), "{ran:?}");
+    }
+    let down = check(&["down"]).exits(0).objects();
+    assert_eq!(down.last().unwrap()["type"], "summary");
+}
+
+#[test]
+fn init_is_kept_where_its_project_has_a_journal() {
+    let castra = Castra::new("events-init");
+    castra.run(&["init"]).exits(0);
+    assert!(!castra.home().exists(), "it leaves one file");
+    castra.run(&["up", "--broker-only"]).exits(0);
+    castra.run(&["down"]).exits(0);
+    let printed = castra.run(&["--json", "init", "--force"]).exits(0).stdout;
+    let run = castra.run(&["events", "--json", "--type", "command.accepted", "--tail", "1"]);
+    let run = run.objects()[0].clone();
+    assert_eq!(run["command"], "init");
+    let kept = castra.run(&["events", "--json", "--run", run["run"].as_str().unwrap()]);
+    assert_eq!(kept.stdout, printed);
+    // A refusal, where nothing ran, isn't kept.
+    castra.run(&["init"]).exits(73);
+    let last = castra.run(&["events", "--json", "--tail", "1"]).objects();
+    assert_eq!(
+        (&last[0]["type"], &last[0]["run"]),
+        (&"summary".into(), &run["run"])
+    );
+}
+
+/// A refusal under way stands before the end, and the journal has it all.
+#[test]
+fn a_refusal_under_way_is_told_once_and_then_the_end() {
+    let castra = Castra::new("events-refusal");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    castra.write(
+        "castra.toml",
+        &PROJECT.replace("port = 0", &format!("port = {port}")),
+    );
+    let ran = castra.run(&["--json", "up", "--broker-only"]).exits(75);
+    let kinds: Vec<String> = ran
+        .objects()
+        .iter()
+        .map(|line| line["type"].as_str().unwrap().to_owned())
+        .collect();
+    let end = ["command.rejected", "command.failed", "summary"];
+    assert_eq!(kinds.first().unwrap(), "command.accepted");
+    assert_eq!(kinds[kinds.len() - 3..], end, "{ran:?}");
+    assert_eq!(castra.run(&["events", "--json"]).exits(0).stdout, ran.stdout);
+    let people = castra.run(&["up", "--broker-only"]).exits(75);
+    assert_eq!(people.stderr.matches("can't listen").count(), 1, "{people:?}");
+
+    // What nobody can go on without is a blocker.
+    castra.write("castra.toml", PROJECT);
+    fs::remove_file(castra.project().join("state/guests.json")).unwrap();
+    fs::create_dir_all(castra.project().join("state/guests.json/in-the-way")).unwrap();
+    let ran = castra.run(&["--json", "up", "--broker-only"]);
+    let events = ran.objects();
+    let at = events.iter().position(|line| line["severity"] == "blocker");
+    let blocker = &events[at.unwrap_or_else(|| panic!("no blocker: {ran:?}"))];
+    assert!(blocker["remediation"].is_string(), "{blocker}");
+    assert_eq!(events[at.unwrap() + 1]["type"], "command.rejected");
+    let people = castra.run(&["up", "--broker-only"]);
+    assert_eq!(people.code, ran.code);
+    assert_eq!(people.stderr.matches("error:").count(), 1, "{people:?}");
 }

@@ -316,6 +316,14 @@ pub fn names_this_file(path: &Path, file: &File) -> bool {
     }
 }
 
+/// Opens a path for reading, whatever it is, at once: a named pipe without a writer too.
+pub fn open_without_waiting(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+}
+
 /// Whether the other end of a pipe or socket that we write to is closed. Files and terminals have
 /// no such end.
 pub fn reader_has_gone(writer: impl AsFd) -> bool {

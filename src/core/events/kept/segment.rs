@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::read;
+use crate::core::host;
 
 /// Read so much at a time.
 const PIECE: usize = 64 * 1024;
@@ -42,19 +43,21 @@ pub(crate) enum Step {
 }
 
 impl Segment {
-    pub(crate) fn open(path: &Path) -> io::Result<Segment> {
-        let file = File::open(path)?;
+    /// `None`: it is no file, whatever else it is. Looking at that doesn't wait for anybody, as
+    /// opening a named pipe would.
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Segment>> {
+        let file = host::open_without_waiting(path)?;
         if !file.metadata()?.is_file() {
-            return Err(io::Error::other("it is no file"));
+            return Ok(None);
         }
-        Ok(Segment {
+        Ok(Some(Segment {
             path: path.to_owned(),
             file,
             buffer: Vec::new(),
             used: 0,
             at: 0,
             skipping: false,
-        })
+        }))
     }
 
     /// The name it was opened by.
@@ -324,7 +327,7 @@ mod tests {
         text.push_str("{\"torn");
         fs::write(&path, &text).unwrap();
         for number in (0..5002).step_by(7).chain([0, 1, 4997, 4998, 4999, 5000]) {
-            let mut segment = Segment::open(&path).unwrap();
+            let mut segment = Segment::open(&path).unwrap().unwrap();
             let ts = read(line(number).as_bytes()).event.unwrap().1.ts.into_owned();
             segment.skip_before(&ts).unwrap();
             let first = match segment.next_line().unwrap() {
@@ -341,7 +344,7 @@ mod tests {
         let scratch = Scratch::new("segment-backward");
         let path = scratch.path("x");
         fs::write(&path, (0..2000).map(line).collect::<String>()).unwrap();
-        let mut segment = Segment::open(&path).unwrap();
+        let mut segment = Segment::open(&path).unwrap().unwrap();
         for _ in 0..10 {
             assert!(matches!(segment.next_line().unwrap(), Step::Line(_)));
         }
@@ -361,7 +364,7 @@ mod tests {
         let scratch = Scratch::new("segment-unended");
         let path = scratch.path("x");
         fs::write(&path, "one\ntw").unwrap();
-        let mut segment = Segment::open(&path).unwrap();
+        let mut segment = Segment::open(&path).unwrap().unwrap();
         assert_eq!(segment.next_line().unwrap(), Step::Line(0..3));
         assert_eq!(segment.next_line().unwrap(), Step::Dry);
         assert_eq!(segment.unended(), b"tw");
@@ -387,7 +390,7 @@ mod tests {
         file.write_all(b"one\n").unwrap();
         file.write_all(&vec![b'x'; 3 * LONGEST_LINE]).unwrap();
         file.write_all(b"\ntwo\n").unwrap();
-        let mut segment = Segment::open(&path).unwrap();
+        let mut segment = Segment::open(&path).unwrap().unwrap();
         assert!(matches!(segment.next_line().unwrap(), Step::Line(_)));
         assert_eq!(segment.next_line().unwrap(), Step::TooLong);
         assert!(segment.buffer.capacity() <= 3 * LONGEST_LINE);
@@ -395,7 +398,7 @@ mod tests {
             Step::Line(range) => assert_eq!(segment.bytes(range), b"two"),
             other => panic!("{other:?}"),
         }
-        let segment = Segment::open(&path).unwrap();
+        let segment = Segment::open(&path).unwrap().unwrap();
         let mut lines = Backward::before(&segment, segment.length().unwrap());
         assert_eq!(lines.next_line().unwrap().unwrap().1, b"two");
         assert!(lines.next_line().unwrap().unwrap().1.len() <= 2 * LONGEST_LINE + PIECE);

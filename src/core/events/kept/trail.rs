@@ -250,7 +250,8 @@ fn files(path: &Path, known: Option<(u64, u64)>) -> Result<(VecDeque<Segment>, b
         let name = PathBuf::from(name);
         let failed = |error| Failure::io("read", &name, &error);
         let segment = match Segment::open(&name) {
-            Ok(segment) => segment,
+            Ok(Some(segment)) => segment,
+            Ok(None) => continue,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 missing += 1;
                 if missing > MOST_MISSING {

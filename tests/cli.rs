@@ -28,6 +28,10 @@ const COMMANDS: &[&[&str]] = &[
     &["events"],
     &["ports"],
     &["workspaces"],
+    &["bus", "publish"],
+    &["bus", "subscribe"],
+    &["bus", "tail"],
+    &["bus", "bench"],
     &["image", "build"],
     &["image", "list"],
     &["image", "path"],
@@ -42,6 +46,7 @@ fn help_of_every_command() {
     golden("cli/help.txt", &castra.run(&["--help"]).exits(0).stdout);
     golden("cli/help-short.txt", &castra.run(&["-h"]).exits(0).stdout);
     golden("cli/image.txt", &castra.run(&["image", "--help"]).exits(0).stdout);
+    golden("cli/bus.txt", &castra.run(&["bus", "--help"]).exits(0).stdout);
     for words in COMMANDS {
         let name = words.join("-");
         for (flag, suffix) in [("--help", ""), ("-h", "-short")] {

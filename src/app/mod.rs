@@ -6,6 +6,8 @@
 mod bootstrap;
 mod broker;
 mod broker_pipe;
+mod bus;
+mod bus_bench;
 mod completions;
 mod context;
 mod down;
@@ -68,6 +70,10 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Man => man::run(context),
         Command::BrokerPipe => broker_pipe::run(raw),
         Command::Broker => broker::run(context, raw),
+        Command::BusPublish => bus::publish(context, raw),
+        Command::BusSubscribe => bus::subscribe(context, raw),
+        Command::BusTail => bus::tail(context, raw),
+        Command::BusBench => bus_bench::run(context, raw),
         Command::Status => status::run(context, raw),
         Command::Bootstrap => bootstrap::run(context, raw),
         Command::Down => down::run(context, raw),

@@ -227,9 +227,12 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
         .filter(|operand| operand.arity == Arity::One)
         .count();
     let last = row.operands.last().map(|operand| operand.arity);
-    let least = ones + usize::from(last == Some(Arity::Rest));
-    let most = ones + usize::from(last == Some(Arity::Optional));
-    let bounded = last.is_none_or(|arity| matches!(arity, Arity::One | Arity::Optional));
+    let least = ones + usize::from(matches!(last, Some(Arity::Rest | Arity::Many)));
+    let most = match last {
+        None | Some(Arity::One) => ones,
+        Some(Arity::Optional) => ones + 1,
+        Some(Arity::Any | Arity::Many | Arity::Rest | Arity::OptionalRest) => usize::MAX,
+    };
     if raw.operands.len() < least {
         let missing = row.operands[raw.operands.len()];
         return Err(usage(
@@ -237,7 +240,7 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
             Some(row.command),
         ));
     }
-    if bounded && raw.operands.len() > most {
+    if raw.operands.len() > most {
         let extra = raw.operands[most].to_string_lossy().into_owned();
         return Err(usage(
             format!("`castra {}` can't take {extra:?}", row.words),

@@ -91,6 +91,26 @@ pub struct Raw {
     pub after: Option<u64>,
     /// `--since WHEN`, a time by now.
     pub since: Option<SystemTime>,
+    /// `--topic TOPIC`, in the order given.
+    pub topics: Vec<String>,
+    /// `--payload JSON`.
+    pub payload: Option<String>,
+    /// `--wait SPAN`.
+    pub wait: Option<Duration>,
+    /// `--from SEQ`.
+    pub from: Option<u64>,
+    /// `--count N`.
+    pub count: Option<u64>,
+    /// `--shared`.
+    pub shared: bool,
+    /// `--messages N`.
+    pub messages: Option<u64>,
+    /// `--size BYTES`.
+    pub size: Option<usize>,
+    /// `--in-flight N`.
+    pub in_flight: Option<usize>,
+    /// `--publishers N`.
+    pub publishers: Option<usize>,
     /// `--force`.
     pub force: bool,
     /// `--mounts`.

@@ -29,6 +29,10 @@ pub enum Command {
     ImageList,
     ImagePath,
     Workspaces,
+    BusPublish,
+    BusSubscribe,
+    BusTail,
+    BusBench,
     Broker,
     HarnessRun,
     HarnessRelay,
@@ -82,6 +86,8 @@ pub enum Arity {
     Optional,
     /// Any number of times, none included.
     Any,
+    /// Any number of times, at least once.
+    Many,
     /// Everything that follows, at least one word.
     Rest,
     /// Everything that follows, if anything.
@@ -111,6 +117,7 @@ impl Operand {
             Arity::One => self.placeholder.to_owned(),
             Arity::Optional => format!("[{}]", self.placeholder),
             Arity::Any => format!("[{}…]", self.placeholder),
+            Arity::Many => format!("{}…", self.placeholder),
             Arity::Rest => format!("-- {}…", self.placeholder),
             Arity::OptionalRest => format!("[-- {}…]", self.placeholder),
         }
@@ -123,6 +130,7 @@ pub enum Section {
     Fleet,
     Guests,
     Looking,
+    Bus,
     Agents,
     Parts,
     /// Not listed: castra and shells call it, people don't.
@@ -131,10 +139,11 @@ pub enum Section {
 
 impl Section {
     /// Those with a heading, in the order of the help.
-    pub const LISTED: [Section; 5] = [
+    pub const LISTED: [Section; 6] = [
         Section::Fleet,
         Section::Guests,
         Section::Looking,
+        Section::Bus,
         Section::Agents,
         Section::Parts,
     ];
@@ -144,6 +153,7 @@ impl Section {
             Section::Fleet => "Bring VMs up and down",
             Section::Guests => "Work in a guest",
             Section::Looking => "See what goes on",
+            Section::Bus => "Messages between host and guests",
             Section::Agents => "Let an agent work",
             Section::Parts => "Parts and helpers",
             Section::Hidden => "",
@@ -256,6 +266,11 @@ pub const GROUPS: &[(&str, &str)] = &[
         "harness",
         "a coding agent that works with the VMs, and what it did",
     ),
+    (
+        "bus",
+        "messages between the host and its guests, in one order, kept in a log",
+    ),
+    ("image", "the default guest, which VMs boot that name no image"),
 ];
 
 const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
@@ -443,6 +458,80 @@ pub const COMMANDS: &[CommandRow] = &[
         manual: "Lists every project that has state under CASTRA_HOME, with the id that --workspace takes and how \
                  many of its VMs run.",
         examples: &["castra workspaces", "castra --workspace demo-1a2b3c4d down"],
+    },
+    CommandRow {
+        command: Command::BusPublish,
+        words: "bus publish",
+        section: Section::Bus,
+        operands: &[Operand::new("-", Arity::Optional, Complete::Nothing)],
+        brief: "say something on the bus, and wait until it is kept",
+        manual: "Publishes one message as `host` and returns when the broker has acknowledged it: then it is in the \
+                 log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A \
+                 payload is any JSON; without --payload it is null.\n\n\
+                 With `-` every line of stdin is the JSON of one message, and many are in flight at once; empty \
+                 lines are none. Lines that are no JSON or too long are named by their number, the others are \
+                 published, and the exit code is 1. If it ends early, it says which lines were acknowledged and \
+                 where to go on.\n\n\
+                 A missing broker is started when a VM of the project runs. With --json the events are printed; a \
+                 `message` with `data` tells `topic`, `acked`, `first_seq` and `last_seq`.",
+        examples: &[
+            "castra bus publish --payload '{\"state\": \"ready\"}'",
+            "castra bus publish --topic vm:web-0 --payload '\"reload\"'",
+            "jq -c '.[]' jobs.json | castra bus publish --topic ci/jobs -",
+        ],
+    },
+    CommandRow {
+        command: Command::BusSubscribe,
+        words: "bus subscribe",
+        section: Section::Bus,
+        operands: &[Operand::new("TOPIC", Arity::Many, Complete::Nothing)],
+        brief: "print messages as they come, or from a number on",
+        manual: "Subscribes at the broker and prints each message until Ctrl-C, --count, or until nobody reads any \
+                 more. A topic that ends in `*` means all that begin like it, `*` alone everything; quote it, or \
+                 the shell takes it. Messages come in the order of their numbers and none is left out; those that \
+                 rotation has taken from the log are told on stderr, and with --json as a line \
+                 {\"gap\":{\"from\":…,\"to\":…}}.\n\n\
+                 When the broker ends the session this says why, and the number to go on --from, with exit code 1. \
+                 A missing broker is started when a VM of the project runs. Times are UTC. With --json one object a \
+                 line: `seq`, `ts` (milliseconds since 1970), `vm` (who published it; `host` is the host), `topic`, \
+                 `payload`.",
+        examples: &[
+            "castra bus subscribe broadcast vm:web-0",
+            "castra bus subscribe 'ci/*' --json | jq -c .payload",
+            "castra bus subscribe '*' --from 1 --count 10",
+            "castra bus subscribe 'sensor/*' --json | mosquitto_pub -l -t castra",
+        ],
+    },
+    CommandRow {
+        command: Command::BusTail,
+        words: "bus tail",
+        section: Section::Bus,
+        operands: &[],
+        brief: "print the last messages from the logs, and follow them",
+        manual: "Reads the log of the bus, or with --vm what that VM has published, rotated files included. No \
+                 broker is asked, so this shows what was said when none runs. Lines that are no messages are passed \
+                 over, and how many is said on stderr. Output is that of `castra bus subscribe`.",
+        examples: &[
+            "castra bus tail -f",
+            "castra bus tail --vm web-0 --tail 5",
+            "castra bus tail --topic 'ci/*' --tail 1 --json | jq .payload",
+        ],
+    },
+    CommandRow {
+        command: Command::BusBench,
+        words: "bus bench",
+        section: Section::Bus,
+        operands: &[],
+        brief: "measure latency and throughput of this broker",
+        manual: "Publishes one by one (publish to ack, and publish to a subscriber), then with many in flight, then \
+                 has those delivered again from the log. No phase takes more than 20 s. The messages are real ones, \
+                 on a topic bench/… of their own: they are kept in the log of the bus and count towards its \
+                 rotation, so with a million of them older messages may go.\n\n\
+                 What an ack promises is set by `sync` under [bus]. Load generator and broker share this machine.",
+        examples: &[
+            "castra bus bench",
+            "castra bus bench --messages 200000 --publishers 8 --json | jq .throughput",
+        ],
     },
     CommandRow {
         command: Command::ImageBuild,

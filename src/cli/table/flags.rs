@@ -25,6 +25,10 @@ const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
 const HARNESS_RUN: Scope = Scope::Only(&[Command::HarnessRun]);
 const EVENTS: Scope = Scope::Only(&[Command::Events]);
+const BUS_PUBLISH: Scope = Scope::Only(&[Command::BusPublish]);
+const BUS_SUBSCRIBE: Scope = Scope::Only(&[Command::BusSubscribe]);
+const BUS_TAIL: Scope = Scope::Only(&[Command::BusTail]);
+const BUS_BENCH: Scope = Scope::Only(&[Command::BusBench]);
 
 /// All flags.
 pub const FLAGS: &[Flag] = &[
@@ -347,10 +351,10 @@ pub const FLAGS: &[Flag] = &[
         long: "tail",
         short: None,
         value: Some("N"),
-        scope: Scope::Only(&[Command::Logs, Command::Events]),
+        scope: Scope::Only(&[Command::Logs, Command::Events, Command::BusTail]),
         brief: "only so many last lines",
-        manual: "`logs` prints so many of each log, 50 unless told otherwise; `events` prints so many of those that \
-                 are asked for, all unless told otherwise.",
+        manual: "`logs` prints so many of each log, 50 unless told otherwise, and so does `bus tail`; `events` prints \
+                 so many of those that are asked for, all unless told otherwise.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.tail = Some(
@@ -379,9 +383,9 @@ pub const FLAGS: &[Flag] = &[
         long: "vm",
         short: None,
         value: Some("VM"),
-        scope: EVENTS,
-        brief: "only events about this VM",
-        manual: "May be given several times.",
+        scope: Scope::Only(&[Command::Events, Command::BusTail]),
+        brief: "only what is about this VM; of `bus tail`: what it has published",
+        manual: "`events` takes it several times, `bus tail` once; there `host` and `broker` are senders too.",
         complete: Complete::VmName,
         apply: |raw, value| {
             raw.vms.push(text(value)?);
@@ -436,7 +440,7 @@ pub const FLAGS: &[Flag] = &[
         long: "follow",
         short: Some('f'),
         value: None,
-        scope: EVENTS,
+        scope: Scope::Only(&[Command::Events, Command::BusTail]),
         brief: "then wait for more and print it as it comes",
         manual: "With --tail 0 only what comes from now on. Ctrl-C ends it, and so does a reader that goes.",
         complete: Complete::Nothing,
@@ -575,6 +579,141 @@ pub const FLAGS: &[Flag] = &[
             Ok(())
         },
     },
+    Flag {
+        long: "topic",
+        short: None,
+        value: Some("TOPIC"),
+        scope: Scope::Only(&[Command::BusPublish, Command::BusTail]),
+        brief: "what the message is about; of `bus tail`: only these",
+        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, broadcast unless told otherwise; vm:NAME \
+                 reaches that VM alone. `bus tail` takes several, and a `*` at the end matches any rest.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.topics.push(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "payload",
+        short: None,
+        value: Some("JSON"),
+        scope: BUS_PUBLISH,
+        brief: "what to say, as JSON; `-` reads one message a line",
+        manual: "Any JSON. A text has quotes of its own inside the shell's: --payload '\"reload\"'. Without it the \
+                 payload is null.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            let payload = value.into_string();
+            raw.payload = Some(payload.map_err(|_| BadValue("JSON is UTF-8 text".to_owned()))?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "wait",
+        short: None,
+        value: Some("SPAN"),
+        scope: Scope::Only(&[Command::BusPublish, Command::BusSubscribe]),
+        brief: "wait so long for a broker, such as 30s",
+        manual: "Without it a broker that is missing and can't be started is a failure at once. A plain number is \
+                 seconds.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.wait = Some(time(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "from",
+        short: None,
+        value: Some("SEQ"),
+        scope: BUS_SUBSCRIBE,
+        brief: "begin with the message of this number",
+        manual: "Numbers are counted from 1 and rise by one. A reader that was cut off goes on with the number after \
+                 the last one it has seen; 1 is everything that is kept.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.from = Some(number(value, "use the number of a message, such as 12")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "count",
+        short: None,
+        value: Some("N"),
+        scope: BUS_SUBSCRIBE,
+        brief: "end after so many messages",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.count = Some(number(value, "use a whole number, such as 1")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "shared",
+        short: None,
+        value: None,
+        scope: BUS_TAIL,
+        brief: "the log of the whole bus, which is the default",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.shared = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "messages",
+        short: None,
+        value: Some("N"),
+        scope: BUS_BENCH,
+        brief: "how many messages (default: 50000)",
+        manual: "At most 5000 of them one by one.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.messages = Some(number(value, "use a whole number, such as 50000")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "size",
+        short: None,
+        value: Some("BYTES"),
+        scope: BUS_BENCH,
+        brief: "bytes of each payload (default: 200)",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.size = Some(number(value, "use a whole number of bytes, such as 200")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "in-flight",
+        short: None,
+        value: Some("N"),
+        scope: BUS_BENCH,
+        brief: "unacknowledged messages of each publisher (default: 64)",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.in_flight = Some(number(value, "use a whole number, such as 64")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "publishers",
+        short: None,
+        value: Some("N"),
+        scope: BUS_BENCH,
+        brief: "publishers at once (default: 1)",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.publishers = Some(number(value, "use a whole number, such as 8")?);
+            Ok(())
+        },
+    },
 ];
 
 fn text(value: OsString) -> Result<String, BadValue> {
@@ -620,6 +759,10 @@ fn time(value: OsString) -> Result<Duration, BadValue> {
     parsed.filter(|time| *time <= LONGEST_TIME).ok_or_else(|| {
         BadValue("use seconds or a time such as 90s, 30m or 2h, of at most 30 days".to_owned())
     })
+}
+
+fn number<T: std::str::FromStr>(value: OsString, expected: &str) -> Result<T, BadValue> {
+    text(value)?.parse().map_err(|_| BadValue(expected.to_owned()))
 }
 
 /// Form only: whether the VM exists is asked once a config is read.

@@ -45,6 +45,8 @@ pub struct Client {
     early: VecDeque<Frame>,
     session: String,
     heartbeat: Duration,
+    /// When the connection was asked for.
+    began: Instant,
     /// When we last said something.
     spoke: Instant,
     last_id: u64,
@@ -98,17 +100,18 @@ pub enum Woken {
 impl Client {
     /// Opens a session at this socket, a project's `broker.sock`.
     pub fn connect(socket: &Path, within: Duration) -> Result<Client, BusError> {
-        let until = Instant::now() + within;
+        let began = Instant::now();
         let stream = open(socket, within)?;
-        Client::greet(stream, until)
+        Client::greet(stream, began, within)
     }
 
     /// Opens a session on a connection that somebody else has made.
     pub fn over(stream: UnixStream, within: Duration) -> Result<Client, BusError> {
-        Client::greet(stream, Instant::now() + within)
+        Client::greet(stream, Instant::now(), within)
     }
 
-    fn greet(mut stream: UnixStream, until: Instant) -> Result<Client, BusError> {
+    fn greet(mut stream: UnixStream, began: Instant, within: Duration) -> Result<Client, BusError> {
+        let until = began + within;
         stream.set_nonblocking(true).map_err(broken)?;
         // The hello may come before the greeting was read, and then costs no round trip.
         match stream.write_all(HELLO.as_bytes()) {
@@ -138,6 +141,7 @@ impl Client {
             early: VecDeque::new(),
             session,
             heartbeat,
+            began,
             spoke: Instant::now(),
             last_id: 0,
             deaf: None,
@@ -153,6 +157,11 @@ impl Client {
     /// How often the broker wants to hear from us; [`Client::next_frame`] sees to it.
     pub fn heartbeat(&self) -> Duration {
         self.heartbeat
+    }
+
+    /// When the connection was asked for.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// A number that no request of this session had.
@@ -229,6 +238,20 @@ impl Client {
         }
     }
 
+    /// The next frame that has been read already, without a look at the socket: who sends in
+    /// answer to frames deals with all of these first, and then sends once.
+    pub fn at_hand(&mut self) -> Result<Option<Frame>, BusError> {
+        if let Some(frame) = self.early.pop_front() {
+            return Ok(Some(frame));
+        }
+        if let Some(error) = &self.ended {
+            return Err(error.clone());
+        }
+        self.decoded().inspect_err(|error| {
+            self.ended = Some(error.clone());
+        })
+    }
+
     /// The next frame, if one comes until then. Sends what is queued, and heartbeats.
     pub fn next_frame(&mut self, until: Instant) -> Result<Option<Frame>, BusError> {
         match self.wait(until, None)? {
@@ -258,13 +281,8 @@ impl Client {
     fn turns(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
         loop {
             self.send()?;
-            let frame = self.decoder.next_frame();
-            match frame.map_err(|bad| BusError::Garbled(bad.to_string()))? {
-                Some(Frame::Close { reason }) => return Err(BusError::Closed(reason)),
-                // Ours, and all they say is that we are heard.
-                Some(Frame::Ack(ack)) if ack.of.as_deref() == Some("heartbeat") => continue,
-                Some(frame) => return Ok(Woken::Frame(frame)),
-                None => {}
+            if let Some(frame) = self.decoded()? {
+                return Ok(Woken::Frame(frame));
             }
             let now = Instant::now();
             let beat_at = self.spoke + self.heartbeat;
@@ -296,6 +314,18 @@ impl Client {
             }
             if Instant::now() >= until {
                 return Ok(Woken::Time);
+            }
+        }
+    }
+
+    fn decoded(&mut self) -> Result<Option<Frame>, BusError> {
+        loop {
+            let frame = self.decoder.next_frame();
+            match frame.map_err(|bad| BusError::Garbled(bad.to_string()))? {
+                Some(Frame::Close { reason }) => return Err(BusError::Closed(reason)),
+                // Of our own heartbeats, and all they say is that we are heard.
+                Some(Frame::Ack(ack)) if ack.of.as_deref() == Some("heartbeat") => {}
+                frame => return Ok(frame),
             }
         }
     }

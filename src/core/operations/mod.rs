@@ -41,6 +41,7 @@
 mod accelerator;
 mod boot;
 pub mod bootstrap;
+pub mod bus;
 pub mod down;
 pub mod events;
 pub mod harness;
@@ -61,6 +62,7 @@ pub use crate::core::broker::launcher::{BrokerLauncher, ProcessBrokerLauncher, T
 pub use crate::core::outcome::{OperationOutput, collect, collect_with};
 pub use crate::core::runtime::plan::VmLaunchMode;
 pub use bootstrap::{BootstrapOptions, bootstrap, bootstrap_with_launcher};
+pub use bus::{bus_bench, bus_publish, bus_subscribe, bus_tail};
 pub use down::{DownOptions, DownOutcome, down};
 pub use events::{EventsOptions, events};
 pub use image::{ImageOptions, ImageOutcome, image};

@@ -7,7 +7,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm|--run|--after|--since|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout) skip=1 ;;
+            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm|--run|--after|--since|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -19,6 +19,15 @@ _castra() {
             list) case $command in harness) command='harness list' ;; '') command=list ;; esac ;;
             show) case $command in harness) command='harness show' ;; '') command=show ;; esac ;;
             usage) case $command in harness) command='harness usage' ;; '') command=usage ;; esac ;;
+            bus) [[ -z $command ]] && command=bus ;;
+            publish) case $command in bus) command='bus publish' ;; '') command=publish ;; esac ;;
+            subscribe) case $command in bus) command='bus subscribe' ;; '') command=subscribe ;; esac ;;
+            tail) case $command in bus) command='bus tail' ;; '') command=tail ;; esac ;;
+            bench) case $command in bus) command='bus bench' ;; '') command=bench ;; esac ;;
+            image) [[ -z $command ]] && command=image ;;
+            build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
+            list) case $command in image) command='image list' ;; '') command=list ;; esac ;;
+            path) case $command in image) command='image path' ;; '') command=path ;; esac ;;
             *) [[ -z $command ]] && command=$word ;;
         esac
     done
@@ -47,11 +56,22 @@ _castra() {
         --in) COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); return ;;
         --timeout)  return ;;
         --idle-timeout)  return ;;
+        --topic)  return ;;
+        --payload)  return ;;
+        --wait)  return ;;
+        --from)  return ;;
+        --count)  return ;;
+        --messages)  return ;;
+        --size)  return ;;
+        --in-flight)  return ;;
+        --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status ports logs events workspaces broker completions man image harness --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
+        bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
+        image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
         'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan --broker-only' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
@@ -63,6 +83,10 @@ _castra() {
         'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'events') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --type --vm --run --after --since --follow' -- "$cur")); else :;  fi ;;
         'workspaces') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'bus publish') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --topic --payload --wait' -- "$cur")); else :;  fi ;;
+        'bus subscribe') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --wait --from --count' -- "$cur")); else :;  fi ;;
+        'bus tail') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --vm --follow --topic --shared' -- "$cur")); else :;  fi ;;
+        'bus bench') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --messages --size --in-flight --publishers' -- "$cur")); else :;  fi ;;
         'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --mounts' -- "$cur")); else :;  fi ;;
         'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --mounts' -- "$cur")); else :;  fi ;;

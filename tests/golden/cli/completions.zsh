@@ -40,6 +40,8 @@ _castra() {
             'man:print the man page'
             'image:the default guest, which VMs boot that name no image'
             'harness:a coding agent that works with the VMs, and what it did'
+            'bus:messages between the host and its guests, in one order, kept in a log'
+            'image:the default guest, which VMs boot that name no image'
         )
         _describe -t commands command words_known ;;
     argument)
@@ -94,7 +96,7 @@ _castra() {
             _arguments $globals \
                 '*--tail=[only so many last lines]:N: ' \
                 '*--type=[only events of this type; `*` stands for any letters]:PATTERN: ' \
-                '*--vm=[only events about this VM]:VM:_castra_vms' \
+                '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' \
                 '*--run=[only events of this run]:ID: ' \
                 '*--after=[only events of --run with a higher number than this]:SEQ: ' \
                 '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
@@ -135,6 +137,29 @@ _castra() {
                 _describe -t commands command words_known
             else
                 _arguments $globals '1:word: ' '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' '*--model=[the model Codex asks]:MODEL: ' '*--resume=[go on with this thread]:THREAD: ' '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' '*--timeout=[end Codex after this long (default\: never)]:TIME: ' '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' '--no-preamble[give Codex the prompt alone]' '--no-record[keep neither transcript nor events]'
+            fi ;;
+        bus)
+            if (( CURRENT == 2 )); then
+                words_known=(
+                    'publish:say something on the bus, and wait until it is kept'
+                    'subscribe:print messages as they come, or from a number on'
+                    'tail:print the last messages from the logs, and follow them'
+                    'bench:measure latency and throughput of this broker'
+                )
+                _describe -t commands command words_known
+            else
+                _arguments $globals '1:word: ' '*--tail=[only so many last lines]:N: ' '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' '--follow[then wait for more and print it as it comes]' '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' '*--from=[begin with the message of this number]:SEQ: ' '*--count=[end after so many messages]:N: ' '--shared[the log of the whole bus, which is the default]' '*--messages=[how many messages (default\: 50000)]:N: ' '*--size=[bytes of each payload (default\: 200)]:BYTES: ' '*--in-flight=[unacknowledged messages of each publisher (default\: 64)]:N: ' '*--publishers=[publishers at once (default\: 1)]:N: '
+            fi ;;
+        image)
+            if (( CURRENT == 2 )); then
+                words_known=(
+                    'build:build the default guest now'
+                    'list:list the images in the cache'
+                    'path:print where the default guest lies'
+                )
+                _describe -t commands command words_known
+            else
+                _arguments $globals '1:word: ' '--force[make anew what is there already]' '--mounts[the one for VMs with mounts]'
             fi ;;
         esac ;;
     esac

@@ -1,0 +1,314 @@
+//! `castra bus publish`, `subscribe`, `tail`.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::time::{Duration, UNIX_EPOCH};
+
+use castra::core::bus::Message;
+use castra::core::bus::topic::{BadPattern, Pattern};
+use castra::core::escape::{escape_json, escape_line};
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::operations::bus::{
+    BusProject, BusPublishOptions, BusSink, BusSubscribeOptions, BusTailOptions, BusTailOutcome, Input,
+    LogOf, Payload, SubscriptionEnd, bus_publish, bus_subscribe, bus_tail,
+};
+use castra::core::reporter::wall_clock;
+
+use super::context::Context;
+use super::progress::PeopleReporter;
+use super::screen::Screen;
+use super::select::{self, Selected};
+use super::style::Style;
+use super::{failure, human, up};
+use crate::app::output::Output;
+use crate::cli::Raw;
+
+/// Messages that `tail` shows, unless --tail says otherwise.
+const USUAL_TAIL: u64 = 50;
+/// Longer payloads are cut for people, bytes.
+const LIMIT: usize = 4096;
+/// Columns of sender and topic at first; longer ones widen them.
+const VM_COLUMN: usize = 6;
+const TOPIC_COLUMN: usize = 9;
+/// Beyond this a name stands out of its column.
+const WIDEST: usize = 32;
+
+/// Whose bus: with its config if that can still be read.
+pub fn project(raw: &Raw) -> Result<BusProject> {
+    Ok(match select::project(raw)? {
+        Selected::Config(config) => BusProject::from(*config),
+        record @ Selected::Record(_) => BusProject {
+            state: record.state(),
+            config: None,
+        },
+    })
+}
+
+/// Publishes one message, or one for each line of stdin.
+pub fn publish(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    if let [_, second, ..] = &raw.topics[..] {
+        return Err(
+            Failure::new(Exit::Usage, "a message has one topic").because(format!("{second:?} is another"))
+        );
+    }
+    let options = BusPublishOptions {
+        payload: payload(context, raw)?,
+        project: project(raw)?,
+        topic: raw.topics.first().cloned(),
+        wait: raw.wait,
+        cli: Some(up::own_binary()?),
+        cancel: context.end_on_signals(),
+    };
+    let outcome = context.reporting(|reporter| bus_publish(options, reporter))?;
+    if let Some(failed) = &outcome.failure {
+        context.out.flush();
+        context.screen.say(&failure::render(failed, context.err_style));
+    }
+    Ok(outcome.exit)
+}
+
+fn payload(context: &Context, raw: &Raw) -> Result<Payload> {
+    let from_stdin = match (raw.operands.first(), &raw.payload) {
+        (Some(word), _) if word != "-" => return Err(not_a_payload(word)),
+        (Some(_), Some(payload)) if payload != "-" => {
+            return Err(Failure::new(Exit::Usage, "both `-` and --payload are given")
+                .because("messages come from stdin or from the command line")
+                .advice("leave one out"));
+        }
+        (Some(_), _) => true,
+        (None, payload) => payload.as_deref() == Some("-"),
+    };
+    if !from_stdin {
+        return Ok(Payload::One(
+            raw.payload.clone().unwrap_or_else(|| "null".to_owned()),
+        ));
+    }
+    if io::stdin().is_terminal() {
+        context.say("each line is one message, as JSON; Ctrl-D ends");
+    }
+    let stdin = io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Failure::new(Exit::Io, "can't read stdin").because(error))?;
+    Ok(Payload::Lines(Input::from(stdin)))
+}
+
+fn not_a_payload(word: &OsString) -> Failure {
+    Failure::new(
+        Exit::Usage,
+        format!("`castra bus publish` can't take {:?}", word.to_string_lossy()),
+    )
+    .because("all it takes beside flags is `-`, for stdin")
+    .advice("castra bus publish --topic TOPIC --payload '{\"state\": \"ready\"}'")
+}
+
+/// Prints messages as they come.
+pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let words: Vec<String> = raw
+        .operands
+        .iter()
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let options = BusSubscribeOptions {
+        topics: patterns(&words)?,
+        project: project(raw)?,
+        from: raw.from,
+        count: raw.count,
+        wait: raw.wait,
+        cli: Some(up::own_binary()?),
+        cancel: context.end_on_signals(),
+    };
+    let mut reporter = PeopleReporter::new(&context.screen, context.err_style, context.quiet);
+    let mut printer = Printer::new(context);
+    printer.subscription = Some(words.join(" "));
+    let outcome = bus_subscribe(options, &mut printer, &mut reporter)?;
+    Ok(match outcome.end {
+        SubscriptionEnd::Count | SubscriptionEnd::SinkClosed => Exit::Done,
+        SubscriptionEnd::Cancelled => Exit::Interrupted,
+    })
+}
+
+/// Prints what the logs hold.
+pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let selected = select::project(raw)?;
+    let log = match (&raw.vms[..], raw.shared) {
+        ([], _) => LogOf::Bus,
+        ([_], true) => {
+            return Err(Failure::new(Exit::Usage, "both --vm and --shared are given")
+                .because("one is a sender's log, the other that of the whole bus")
+                .advice("leave one out"));
+        }
+        ([name], false) => LogOf::Sender(sender(&selected, name)?),
+        _ => {
+            return Err(Failure::new(Exit::Usage, "more than one --vm is given")
+                .because("each sender has a log of its own")
+                .advice("without --vm all senders are shown, in order"));
+        }
+    };
+    let options = BusTailOptions {
+        state: selected.state(),
+        log,
+        topics: patterns(&raw.topics)?,
+        last: Some(raw.tail.map_or(USUAL_TAIL, |lines| lines as u64)),
+        follow: raw.follow,
+        cancel: context.end_on_signals(),
+    };
+    let outcome = bus_tail(&options, &mut Printer::new(context))?;
+    say_what_was_missing(context, &outcome);
+    if outcome.messages == 0 && !context.json && !options.follow {
+        context.say("no such message is kept here");
+    }
+    Ok(match options.cancel.is_requested() {
+        true => Exit::Interrupted,
+        false => Exit::Done,
+    })
+}
+
+/// Host and broker publish too.
+fn sender(selected: &Selected, name: &str) -> Result<String> {
+    match ["host", "broker"]
+        .into_iter()
+        .find(|word| word.eq_ignore_ascii_case(name))
+    {
+        Some(word) => Ok(word.to_owned()),
+        None => select::vm(selected, name).map(String::from),
+    }
+}
+
+/// On stderr, with `--json` too: nothing but messages is on stdout.
+fn say_what_was_missing(context: &Context, outcome: &BusTailOutcome) {
+    if outcome.corrupt > 0 {
+        let lines = human::plural(usize::try_from(outcome.corrupt).unwrap_or(usize::MAX), "line");
+        context.warn(&format!("{lines} passed over: no messages"));
+    }
+    if outcome.lost > 0 {
+        context.warn("the log was rotated faster than it was read: messages may be missing");
+    }
+}
+
+fn patterns(words: &[String]) -> Result<Vec<Pattern>> {
+    words
+        .iter()
+        .map(|word| {
+            word.parse().map_err(|BadPattern(word)| {
+                Failure::new(Exit::Usage, format!("{word:?} is no topic"))
+                    .because("a topic has 1 to 128 of A-Z a-z 0-9 . _ : / -, and may end in `*` for any rest")
+                    .advice("castra bus subscribe broadcast, 'ci/*' or '*'")
+            })
+        })
+        .collect()
+}
+
+/// Messages on stdout, one a line.
+struct Printer<'c> {
+    out: &'c mut Output,
+    screen: Screen,
+    style: Style,
+    err_style: Style,
+    json: bool,
+    quiet: bool,
+    /// On a terminal JSON is written so that nothing in it moves the cursor; elsewhere as it was
+    /// kept, byte for byte.
+    on_terminal: bool,
+    /// What was subscribed to, for people.
+    subscription: Option<String>,
+    vm_column: usize,
+    topic_column: usize,
+}
+
+impl Printer<'_> {
+    fn new(context: &mut Context) -> Printer<'_> {
+        Printer {
+            screen: context.screen.clone(),
+            style: context.style,
+            err_style: context.err_style,
+            json: context.json,
+            quiet: context.quiet,
+            out: &mut context.out,
+            on_terminal: io::stdout().is_terminal(),
+            subscription: None,
+            vm_column: VM_COLUMN,
+            topic_column: TOPIC_COLUMN,
+        }
+    }
+
+    fn in_words(&mut self, message: &Message) -> String {
+        let vm = escape_line(&message.vm, LIMIT);
+        let topic = escape_line(&message.topic, LIMIT);
+        self.vm_column = self.vm_column.max(vm.len()).min(WIDEST);
+        self.topic_column = self.topic_column.max(topic.len()).min(WIDEST);
+        format!(
+            "{}  {}  {}  {}",
+            self.style.faint(&time_of_day(message.ts)),
+            self.style.strong(&format!("{vm:<0$}", self.vm_column)),
+            self.style.good(&format!("{topic:<0$}", self.topic_column)),
+            escape_line(message.payload.get(), LIMIT)
+        )
+    }
+}
+
+impl BusSink for Printer<'_> {
+    fn subscribed(&mut self, last: Option<u64>) {
+        if let Some(topics) = self.subscription.as_ref().filter(|_| !self.quiet) {
+            let so_far = match last {
+                None | Some(0) => "no message so far".to_owned(),
+                Some(last) => format!("the last number so far is {last}"),
+            };
+            self.screen
+                .say(&format!("subscribed to {topics}; {so_far}; Ctrl-C ends"));
+        }
+    }
+
+    fn message(&mut self, message: &Message) {
+        if !self.json {
+            let line = self.in_words(message);
+            self.out.line(line);
+        } else if self.on_terminal {
+            self.out.line(escape_json(&message.to_json()));
+        } else {
+            self.out.line(message.to_json());
+        }
+    }
+
+    fn gap(&mut self, from: u64, to: u64) {
+        if self.json {
+            self.out
+                .line(format!("{{\"gap\":{{\"from\":{from},\"to\":{to}}}}}"));
+        }
+        self.out.flush();
+        let warning = self.err_style.odd("warning:");
+        self.screen.say(&format!(
+            "{warning} numbers {from} to {to} are no longer in the log: rotation has taken them"
+        ));
+    }
+
+    fn caught_up(&mut self) {
+        self.out.flush();
+        self.out.look_for_reader();
+    }
+
+    fn is_open(&mut self) -> bool {
+        self.out.is_open()
+    }
+}
+
+/// `HH:MM:SS.mmm`, UTC.
+fn time_of_day(ts: u64) -> String {
+    // Beyond the year 9999 there is no such text; a forged log may hold anything.
+    const LAST_MS: u64 = 253_402_300_799_999;
+    let clock = wall_clock(UNIX_EPOCH + Duration::from_millis(ts.min(LAST_MS)));
+    clock.get(11..23).unwrap_or(&clock).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time_of_day;
+
+    #[test]
+    fn times_of_day() {
+        assert_eq!(time_of_day(0), "00:00:00.000");
+        assert_eq!(time_of_day(1_763_719_200_123), "10:00:00.123");
+        assert_eq!(time_of_day(u64::MAX), "23:59:59.999");
+    }
+}

@@ -1,0 +1,562 @@
+//! `bus bench`: how fast this project's broker takes messages and hands them on, by its own
+//! sessions on the host socket.
+//!
+//! Here: the load, the clock, the percentiles. Not here: the same for other systems beside it
+//! (`scripts/bench-bus.sh`), or a table for people (`app`).
+//!
+//! Every message is a real one: kept in the log, on a topic of this run's own.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ANSWER_LIMIT, Access, BusProject, LOOK_EVERY, failed, interrupted};
+use crate::core::broker::launcher::{self, BrokerLauncher};
+use crate::core::bus::client::Woken;
+use crate::core::bus::frame::{Frame, Request};
+use crate::core::bus::topic::Pattern;
+use crate::core::bus::{BusError, Client};
+use crate::core::cancel::Cancel;
+use crate::core::config::SyncMode;
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::operations::run;
+use crate::core::reporter::{Emitter, Reporter};
+
+/// Most messages of one run: a time is kept for each.
+pub const MOST_MESSAGES: u64 = 5_000_000;
+
+/// Most publishers: each is a session and a thread.
+pub const MOST_PUBLISHERS: usize = 64;
+
+/// Most messages in flight of each publisher.
+pub const MOST_IN_FLIGHT: usize = 65_536;
+
+/// A payload begins with its number, so it can't be shorter.
+pub const LEAST_SIZE: usize = NUMBER_DIGITS + 2;
+
+/// Digits of that number.
+const NUMBER_DIGITS: usize = 10;
+
+/// One by one, so many are enough for a 99.9th percentile that means something.
+const ONE_BY_ONE: u64 = 5000;
+
+/// No phase takes longer; what was measured until then is told.
+const PHASE_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a `bench` is asked for.
+pub struct BusBenchOptions {
+    /// Whose broker.
+    pub project: BusProject,
+    /// Messages of the throughput phase, at most [`MOST_MESSAGES`].
+    pub messages: u64,
+    /// Bytes of each payload, at least [`LEAST_SIZE`].
+    pub size: usize,
+    /// Messages in flight of each publisher.
+    pub in_flight: usize,
+    /// Publishers at once.
+    pub publishers: usize,
+    /// A castra binary, by which [`bus_bench`] starts a missing broker when a VM runs.
+    pub cli: Option<PathBuf>,
+    /// Raised to stop early.
+    pub cancel: Cancel,
+}
+
+/// What was measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BusBenchOutcome {
+    /// The topic of this run.
+    pub topic: String,
+    /// What an ack promises here: `[bus].sync`.
+    pub sync: String,
+    /// One message after the other, publish to ack.
+    pub one_by_one: Measured,
+    /// The same messages, publish to a subscriber.
+    pub to_subscriber: Measured,
+    /// Many in flight, publish to ack.
+    pub throughput: Measured,
+    /// The same messages from the log to a subscriber that asked for them by number; latencies
+    /// mean nothing there and are null.
+    pub replay: Measured,
+    /// A phase was ended by its time limit of 20 s.
+    pub cut_short: bool,
+}
+
+/// One phase.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// What was asked of the broker.
+    pub load: Load,
+    /// How long it took.
+    pub elapsed_ms: f64,
+    /// Messages a second.
+    pub messages_per_sec: f64,
+    /// Their payloads, in units of 1,000,000 bytes a second.
+    pub megabytes_per_sec: f64,
+    /// How long one message took.
+    pub latency_us: Option<LatencyMicros>,
+}
+
+/// What was asked of the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Load {
+    /// Messages.
+    pub messages: u64,
+    /// Bytes of each payload.
+    pub size: usize,
+    /// In flight of each publisher.
+    pub in_flight: usize,
+    /// Publishers at once.
+    pub publishers: usize,
+}
+
+/// Percentiles, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyMicros {
+    /// Half were faster.
+    pub p50: f64,
+    /// 99 of 100 were.
+    pub p99: f64,
+    /// 999 of 1000 were.
+    pub p99_9: f64,
+    /// The slowest.
+    pub max: f64,
+}
+
+/// Measures one by one, then many in flight, then a replay of those.
+pub fn bus_bench(options: BusBenchOptions, reporter: &mut dyn Reporter) -> Result<BusBenchOutcome> {
+    let launcher = launcher::of_cli(options.cli.as_deref());
+    bus_bench_with_launcher(options, &*launcher, reporter)
+}
+
+/// [`bus_bench`] with a broker launcher of the caller's.
+pub fn bus_bench_with_launcher(
+    options: BusBenchOptions,
+    broker: &dyn BrokerLauncher,
+    reporter: &mut dyn Reporter,
+) -> Result<BusBenchOutcome> {
+    let project = &options.project;
+    check(&options)?;
+    let emitter = Emitter::new(reporter);
+    let access = Access {
+        broker,
+        wait: None,
+        cancel: &options.cancel,
+    };
+    access.check(project)?;
+    let session = || access.session(project, &mut |event| emitter.emit(event));
+    let run = host::random_hex(4)
+        .map_err(|error| Failure::new(Exit::Internal, "the system gives no random numbers").because(error))?;
+    let bench = Bench {
+        topic: format!("bench/{run}"),
+        size: options.size,
+        cancel: &options.cancel,
+    };
+    let failed = |error: Trouble| match error {
+        Trouble::Interrupted => interrupted(),
+        Trouble::Bus(error) => failed("the measurement ended early", project, &error),
+    };
+
+    let (one_by_one, to_subscriber, cut_early) = bench
+        .one_by_one(session()?, session()?, options.messages.min(ONE_BY_ONE))
+        .map_err(failed)?;
+    let mut publishers = Vec::new();
+    for _ in 0..options.publishers {
+        publishers.push(session()?);
+    }
+    let (throughput, first, cut_late) = bench
+        .throughput(publishers, options.messages, options.in_flight)
+        .map_err(failed)?;
+    let replay = bench
+        .replay(session()?, first, throughput.load.messages)
+        .map_err(failed)?;
+    Ok(BusBenchOutcome {
+        topic: bench.topic,
+        sync: word_of(project.bus().sync).to_owned(),
+        one_by_one,
+        to_subscriber,
+        throughput,
+        replay,
+        cut_short: cut_early || cut_late,
+    })
+}
+
+fn check(options: &BusBenchOptions) -> Result<()> {
+    let room = options.project.bus().max_frame_bytes.saturating_sub(256);
+    for (flag, value, range) in [
+        ("messages", options.messages, 1..=MOST_MESSAGES),
+        ("size", options.size as u64, LEAST_SIZE as u64..=room as u64),
+        ("in-flight", options.in_flight as u64, 1..=MOST_IN_FLIGHT as u64),
+        (
+            "publishers",
+            options.publishers as u64,
+            1..=MOST_PUBLISHERS as u64,
+        ),
+    ] {
+        if !range.contains(&value) {
+            return Err(
+                Failure::new(Exit::Usage, format!("--{flag} can't be {value}")).because(format!(
+                    "it may be {} to {} here",
+                    range.start(),
+                    range.end()
+                )),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// As castra.toml has it.
+fn word_of(sync: SyncMode) -> &'static str {
+    match sync {
+        SyncMode::None => "none",
+        SyncMode::Interval => "interval",
+        SyncMode::Batch => "batch",
+    }
+}
+
+enum Trouble {
+    Interrupted,
+    Bus(BusError),
+}
+
+impl From<BusError> for Trouble {
+    fn from(error: BusError) -> Trouble {
+        Trouble::Bus(error)
+    }
+}
+
+struct Bench<'a> {
+    topic: String,
+    size: usize,
+    cancel: &'a Cancel,
+}
+
+/// What one publisher saw.
+#[derive(Default)]
+struct Sent {
+    latencies: Vec<u64>,
+    first_seq: Option<u64>,
+    cut_short: bool,
+}
+
+impl Bench<'_> {
+    /// One publisher, one message at a time, and a subscriber that hears all of them.
+    fn one_by_one(
+        &self,
+        publisher: Client,
+        mut subscriber: Client,
+        messages: u64,
+    ) -> Result<(Measured, Measured, bool), Trouble> {
+        subscriber.subscribe(&self.pattern(), None, ANSWER_LIMIT)?;
+        let began = Instant::now();
+        // When each was sent, nanoseconds since then.
+        let sent_at: Vec<AtomicU64> = (0..messages).map(|_| AtomicU64::new(0)).collect();
+        let published = AtomicU64::new(u64::MAX);
+        let (sent, elapsed, heard) = thread::scope(|scope| {
+            let hearing = run::spawn(scope, "bench subscriber", || {
+                self.hear(&mut subscriber, began, &sent_at, &published)
+            });
+            let sent = self.publish(publisher, 0..messages, 1, |number| {
+                sent_at[number as usize].store(nanos(began), Ordering::Release);
+            });
+            let elapsed = began.elapsed();
+            // However it ended, nobody waits for more than was acked.
+            let acked = sent.as_ref().map_or(0, |sent| sent.latencies.len() as u64);
+            published.store(acked, Ordering::Release);
+            let heard = hearing.join().unwrap_or(Err(Trouble::Bus(BusError::Ended)));
+            (sent, elapsed, heard)
+        });
+        let (sent, heard) = (sent?, heard?);
+        let acks = self.measured(&sent.latencies, elapsed, 1, 1);
+        let deliveries = self.measured(&heard, elapsed, 1, 1);
+        Ok((acks, deliveries, sent.cut_short))
+    }
+
+    /// All publishers at once, each with so many in flight.
+    fn throughput(
+        &self,
+        publishers: Vec<Client>,
+        messages: u64,
+        in_flight: usize,
+    ) -> Result<(Measured, u64, bool), Trouble> {
+        let count = publishers.len();
+        let began = Instant::now();
+        let results: Vec<Result<Sent, Trouble>> = thread::scope(|scope| {
+            let threads: Vec<_> = publishers
+                .into_iter()
+                .enumerate()
+                .map(|(index, client)| {
+                    // The first ones take what doesn't divide.
+                    let (each, more) = (messages / count as u64, messages % count as u64);
+                    let share = each + u64::from((index as u64) < more);
+                    run::spawn(scope, &format!("bench publisher {index}"), move || {
+                        self.publish(client, 0..share, in_flight, |_| {})
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or(Err(Trouble::Bus(BusError::Ended))))
+                .collect()
+        });
+        let elapsed = began.elapsed();
+        let mut all = Sent::default();
+        for sent in results {
+            let sent = sent?;
+            all.latencies.extend(sent.latencies);
+            all.first_seq = match (all.first_seq, sent.first_seq) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
+            all.cut_short |= sent.cut_short;
+        }
+        let measured = self.measured(&all.latencies, elapsed, in_flight, count);
+        Ok((measured, all.first_seq.unwrap_or(0), all.cut_short))
+    }
+
+    /// The messages from this number on, once more, as somebody gets them who comes back.
+    fn replay(&self, mut client: Client, first: u64, messages: u64) -> Result<Measured, Trouble> {
+        let began = Instant::now();
+        client.subscribe(&self.pattern(), Some(first), ANSWER_LIMIT)?;
+        let (mut heard, mut missing) = (0, 0);
+        let mut patience = Instant::now() + ANSWER_LIMIT;
+        while heard + missing < messages && Instant::now() < patience {
+            if self.cancel.is_requested() {
+                return Err(Trouble::Interrupted);
+            }
+            match client.next_frame(Instant::now() + LOOK_EVERY)? {
+                Some(Frame::Delivery(_)) => {
+                    heard += 1;
+                    if heard % 1024 == 0 {
+                        patience = Instant::now() + ANSWER_LIMIT;
+                    }
+                }
+                // So many were published that rotation has taken the first ones.
+                Some(Frame::Gap { from, to }) => missing += to.saturating_sub(from) + 1,
+                _ => {}
+            }
+        }
+        let load = Load {
+            messages: heard,
+            size: self.size,
+            in_flight: 0,
+            publishers: 0,
+        };
+        Ok(rates(load, began.elapsed(), None))
+    }
+
+    /// Publishes these numbers with at most so many in flight; the time each took to its ack, in
+    /// nanoseconds.
+    fn publish(
+        &self,
+        mut client: Client,
+        numbers: std::ops::Range<u64>,
+        in_flight: usize,
+        before_sending: impl Fn(u64),
+    ) -> Result<Sent, Trouble> {
+        let began = Instant::now();
+        let mut sent = Sent::default();
+        sent.latencies.reserve(numbers.clone().count());
+        // Acks come in the order of the publishes, which the ids make sure of.
+        let mut waiting: std::collections::VecDeque<(u64, u64)> = std::collections::VecDeque::new();
+        let mut left = numbers;
+        let mut ack_by = Instant::now() + ANSWER_LIMIT;
+        loop {
+            let mut heard = false;
+            while let Some(frame) = client.at_hand()? {
+                heard |= note_ack(frame, &mut waiting, &mut sent, nanos(began))?;
+            }
+            if heard {
+                ack_by = Instant::now() + ANSWER_LIMIT;
+            }
+            if began.elapsed() > PHASE_LIMIT && !left.is_empty() {
+                sent.cut_short = true;
+                left = 0..0;
+            }
+            while waiting.len() < in_flight {
+                let Some(number) = left.next() else {
+                    break;
+                };
+                let payload = payload_of(number, self.size);
+                let id = client.new_id();
+                before_sending(number);
+                waiting.push_back((id, nanos(began)));
+                client.queue(Request::Publish {
+                    topic: &self.topic,
+                    payload: &payload,
+                    id,
+                });
+            }
+            if waiting.is_empty() {
+                return Ok(sent);
+            }
+            if self.cancel.is_requested() {
+                return Err(Trouble::Interrupted);
+            }
+            if Instant::now() >= ack_by {
+                return Err(Trouble::Bus(BusError::TimedOut("ack")));
+            }
+            match client.wait(Instant::now() + LOOK_EVERY, None)? {
+                Woken::Frame(frame) => {
+                    if note_ack(frame, &mut waiting, &mut sent, nanos(began))? {
+                        ack_by = Instant::now() + ANSWER_LIMIT;
+                    }
+                }
+                Woken::Other | Woken::Time => {}
+            }
+        }
+    }
+
+    /// Hears all that are published; the time each took to come here, in nanoseconds.
+    fn hear(
+        &self,
+        client: &mut Client,
+        began: Instant,
+        sent_at: &[AtomicU64],
+        published: &AtomicU64,
+    ) -> Result<Vec<u64>, Trouble> {
+        let mut latencies = Vec::with_capacity(sent_at.len());
+        let mut patience = Instant::now() + ANSWER_LIMIT;
+        while (latencies.len() as u64) < published.load(Ordering::Acquire) {
+            if self.cancel.is_requested() {
+                return Err(Trouble::Interrupted);
+            }
+            match client.next_frame(Instant::now() + LOOK_EVERY)? {
+                Some(Frame::Delivery(message)) => {
+                    let at = nanos(began);
+                    let number = number_in(message.payload.get());
+                    let Some(sent) = number.and_then(|number| sent_at.get(number)) else {
+                        continue;
+                    };
+                    latencies.push(at.saturating_sub(sent.load(Ordering::Acquire)));
+                    patience = Instant::now() + ANSWER_LIMIT;
+                }
+                _ if Instant::now() >= patience => {
+                    return Err(Trouble::Bus(BusError::TimedOut("delivery")));
+                }
+                _ => {}
+            }
+        }
+        Ok(latencies)
+    }
+
+    fn pattern(&self) -> Pattern {
+        self.topic.parse().expect("the topic of a run is made of letters")
+    }
+
+    fn measured(&self, nanos: &[u64], elapsed: Duration, in_flight: usize, publishers: usize) -> Measured {
+        let load = Load {
+            messages: nanos.len() as u64,
+            size: self.size,
+            in_flight,
+            publishers,
+        };
+        rates(load, elapsed, percentiles(nanos.to_vec()))
+    }
+}
+
+/// Takes an ack's time; false for whatever else came.
+fn note_ack(
+    frame: Frame,
+    waiting: &mut std::collections::VecDeque<(u64, u64)>,
+    sent: &mut Sent,
+    at: u64,
+) -> Result<bool, BusError> {
+    let Frame::Ack(ack) = frame else {
+        return Ok(false);
+    };
+    if let Some(reason) = ack.refused {
+        return Err(BusError::Refused(reason));
+    }
+    match waiting.pop_front() {
+        Some((id, sent_at)) if ack.id == Some(id) => {
+            sent.latencies.push(at.saturating_sub(sent_at));
+            sent.first_seq = sent.first_seq.or(ack.seq);
+            Ok(true)
+        }
+        _ => Err(BusError::Garbled("acks don't come in order".to_owned())),
+    }
+}
+
+fn rates(load: Load, elapsed: Duration, latency_us: Option<LatencyMicros>) -> Measured {
+    let secs = elapsed.as_secs_f64().max(1e-9);
+    let per_sec = load.messages as f64 / secs;
+    Measured {
+        load,
+        elapsed_ms: rounded(secs * 1000.0),
+        messages_per_sec: rounded(per_sec),
+        megabytes_per_sec: rounded(per_sec * load.size as f64 / 1e6),
+        latency_us,
+    }
+}
+
+fn nanos(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// One digit behind the point: more would be noise.
+fn rounded(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+fn percentiles(mut nanos: Vec<u64>) -> Option<LatencyMicros> {
+    nanos.sort_unstable();
+    let last = nanos.len().checked_sub(1)?;
+    // The smallest value that so many of a thousand don't exceed.
+    let at = |per_mille: usize| {
+        let rank = (nanos.len() * per_mille).div_ceil(1000).clamp(1, nanos.len());
+        rounded(nanos[rank - 1] as f64 / 1000.0)
+    };
+    Some(LatencyMicros {
+        p50: at(500),
+        p99: at(990),
+        p99_9: at(999),
+        max: rounded(nanos[last] as f64 / 1000.0),
+    })
+}
+
+fn payload_of(number: u64, size: usize) -> String {
+    let mut payload = format!("\"{number:0>width$}", width = NUMBER_DIGITS);
+    payload.extend(std::iter::repeat_n('x', size.saturating_sub(NUMBER_DIGITS + 2)));
+    payload.push('"');
+    payload
+}
+
+fn number_in(payload: &str) -> Option<usize> {
+    payload.get(1..=NUMBER_DIGITS)?.parse().ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_have_their_size_and_number() {
+        for (number, size) in [(0, LEAST_SIZE), (7, 200), (MOST_MESSAGES, 13)] {
+            let payload = payload_of(number, size);
+            assert_eq!(payload.len(), size);
+            assert_eq!(number_in(&payload), Some(number as usize));
+            serde_json::from_str::<String>(&payload).unwrap();
+        }
+        for odd in ["", "1", "null", "\"0000\"", "\"é00000000000\""] {
+            assert_eq!(number_in(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_seen() {
+        assert_eq!(percentiles(Vec::new()), None);
+        let one = percentiles(vec![1500]).unwrap();
+        assert_eq!((one.p50, one.p99_9, one.max), (1.5, 1.5, 1.5));
+        let thousand = percentiles((1..=1000).rev().map(|us| us * 1000).collect()).unwrap();
+        assert_eq!(
+            (thousand.p50, thousand.p99, thousand.p99_9, thousand.max),
+            (500.0, 990.0, 999.0, 1000.0)
+        );
+    }
+}

@@ -1,0 +1,252 @@
+//! `bus publish`, `subscribe`, `tail`, `bench`: what the host says and hears on a project's bus.
+//!
+//! Here: what they share: whose bus it is, the way to a session with its broker, what they hand
+//! messages to, and what a failed session means for people. Not here: the protocol (`core::bus`),
+//! or text for a terminal (`app`).
+
+mod bench;
+mod input;
+mod publish;
+mod subscribe;
+mod tail;
+
+use std::time::{Duration, Instant};
+
+use crate::core::broker::launcher::{self, BrokerLauncher};
+use crate::core::bus::{BusError, Client, Message};
+use crate::core::cancel::Cancel;
+use crate::core::config::{BusConfig, Config};
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, Holder};
+use crate::core::journal::Rotation;
+use crate::core::logs::launched_vms;
+use crate::core::operations::run;
+use crate::core::paths::StateRoot;
+use crate::core::runtime::process::qemu_pid;
+
+pub use bench::{
+    BusBenchOptions, BusBenchOutcome, LatencyMicros, Load, Measured, bus_bench, bus_bench_with_launcher,
+};
+pub use input::Input;
+pub use publish::{
+    BusPublishOptions, BusPublishOutcome, NotPublished, Payload, bus_publish, bus_publish_with_launcher,
+};
+pub use subscribe::{
+    BusSubscribeOptions, BusSubscribeOutcome, SubscriptionEnd, bus_subscribe, bus_subscribe_with_launcher,
+};
+pub use tail::{BusTailOptions, BusTailOutcome, LogOf, bus_tail};
+
+/// How long the broker may take to answer: to connect, to ack.
+pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two looks for a broker, for a request to stop, for a reader that has gone.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Whose bus.
+#[derive(Clone, Debug)]
+pub struct BusProject {
+    /// Where the broker's socket and the logs are.
+    pub state: StateRoot,
+    /// Its config, where there still is one: without it no broker can be started.
+    pub config: Option<Box<Config>>,
+}
+
+impl From<Config> for BusProject {
+    fn from(config: Config) -> BusProject {
+        BusProject {
+            state: config.state.clone(),
+            config: Some(Box::new(config)),
+        }
+    }
+}
+
+impl BusProject {
+    fn bus(&self) -> BusConfig {
+        self.config
+            .as_ref()
+            .map(|config| config.bus.clone())
+            .unwrap_or_default()
+    }
+
+    fn rotation(&self) -> Rotation {
+        self.bus().rotation
+    }
+
+    fn some_vm_runs(&self) -> bool {
+        launched_vms(&self.state)
+            .iter()
+            .any(|vm| qemu_pid(&self.state.vm(vm)).is_some())
+    }
+}
+
+/// What is handed the messages, and says when it is enough. Implemented by embedders and by `app`;
+/// any `FnMut(&Message)` is one.
+pub trait BusSink {
+    /// The broker has taken every subscription; `last` is the number of the last message so far.
+    fn subscribed(&mut self, _last: Option<u64>) {}
+
+    /// One message, in order.
+    fn message(&mut self, message: &Message);
+
+    /// These are no longer in the log.
+    fn gap(&mut self, _from: u64, _to: u64) {}
+
+    /// There is no more for now: what was kept back to be written together is due.
+    fn caught_up(&mut self) {}
+
+    /// Whether anybody still wants more; asked after each message and several times a second.
+    fn is_open(&mut self) -> bool {
+        true
+    }
+}
+
+impl<F: FnMut(&Message)> BusSink for F {
+    fn message(&mut self, message: &Message) {
+        self(message);
+    }
+}
+
+/// What may be done to get a session.
+struct Access<'a> {
+    /// How a missing broker is started when a VM of the project runs.
+    broker: &'a dyn BrokerLauncher,
+    /// How long a broker that can't be started yet is waited for.
+    wait: Option<Duration>,
+    cancel: &'a Cancel,
+}
+
+impl Access<'_> {
+    /// Fails where it is clear at once that there will be no session. Touches nothing.
+    fn check(&self, project: &BusProject) -> Result<()> {
+        let somebody = host::lock_holder(&project.state.broker_pid()) != Holder::Nobody;
+        if self.wait.is_some() || somebody || (project.config.is_some() && project.some_vm_runs()) {
+            return Ok(());
+        }
+        Err(no_broker(project))
+    }
+
+    /// A session with the project's broker.
+    fn session(&self, project: &BusProject, tell: &mut dyn FnMut(Event)) -> Result<Client> {
+        let socket = project.state.broker_sock();
+        let until = Instant::now() + self.wait.unwrap_or_default();
+        // One that is being started, or asked to be, isn't missing.
+        let soon = Instant::now() + ANSWER_LIMIT.max(self.wait.unwrap_or_default());
+        loop {
+            let error = match Client::connect(&socket, ANSWER_LIMIT) {
+                Ok(client) => return Ok(client),
+                Err(error) => error,
+            };
+            let mut give_up_at = until;
+            match &error {
+                BusError::NoBroker(_) => match self.start(project, tell)? {
+                    Started::Yes => continue,
+                    Started::BySomebody => give_up_at = soon,
+                    Started::No => {}
+                },
+                // On its way out, or still on its way in.
+                BusError::Ended | BusError::Declined(_) | BusError::Broken(_) => {}
+                _ => return Err(failed("no session with the broker", project, &error)),
+            }
+            if Instant::now() >= give_up_at {
+                return Err(match error {
+                    BusError::NoBroker(_) => no_broker(project),
+                    _ => failed("no session with the broker", project, &error),
+                });
+            }
+            if self.cancel.pause(LOOK_EVERY.min(Duration::from_millis(20))) {
+                return Err(interrupted());
+            }
+        }
+    }
+
+    fn start(&self, project: &BusProject, tell: &mut dyn FnMut(Event)) -> Result<Started> {
+        if host::lock_holder(&project.state.broker_pid()) != Holder::Nobody {
+            return Ok(Started::BySomebody);
+        }
+        let Some(config) = project.config.as_deref().filter(|_| project.some_vm_runs()) else {
+            return Ok(Started::No);
+        };
+        // Under the project's lock, as everybody who starts one: a `down` under way must not find
+        // a new broker behind it. Whoever holds it starts the broker itself, or takes the last VM
+        // away.
+        let Ok(_lock) = run::lock_project(&config.project, &config.state, "castra bus") else {
+            return Ok(Started::BySomebody);
+        };
+        if !project.some_vm_runs() {
+            return Ok(Started::No);
+        }
+        let broker = launcher::ensure_broker(config, self.broker, ANSWER_LIMIT, self.cancel)?;
+        if broker.started {
+            let text = format!(
+                "the broker was missing: started, on 127.0.0.1:{} (pid {})",
+                broker.port, broker.pid
+            );
+            tell(Event::message(Severity::Info, None, text));
+        }
+        Ok(Started::Yes)
+    }
+}
+
+enum Started {
+    Yes,
+    BySomebody,
+    No,
+}
+
+fn no_broker(project: &BusProject) -> Failure {
+    let failure = Failure::new(Exit::Failed, "no broker runs in this project");
+    if project.config.is_none() && project.some_vm_runs() {
+        return failure
+            .because("VMs run, but the config that says how to start a broker is gone")
+            .advice("name the config's new place by --config");
+    }
+    failure
+        .because("nor does a VM, for which one would be started")
+        .advice(
+            "`castra up` starts both, `castra up --broker-only` the broker alone; --wait 30s waits for one",
+        )
+}
+
+fn interrupted() -> Failure {
+    Failure::new(Exit::Interrupted, "interrupted")
+}
+
+/// A failed session in words, with what can be done.
+fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
+    let failure = Failure::new(Exit::Failed, what).because(error);
+    let log = format!(
+        "`castra logs --source broker` says more ({})",
+        project.state.broker_log().display()
+    );
+    match error {
+        BusError::NoBroker(_) => no_broker(project),
+        BusError::Socket(..) => failure.advice("the socket is the project owner's alone: run castra as that user"),
+        BusError::NoBus | BusError::Stranger(_) => {
+            failure.advice("`castra down` stops it; `castra up` starts one of this version")
+        }
+        BusError::Declined(reason) if reason == "session-limit" => {
+            failure.advice("end other `castra bus subscribe`, or raise `max_connections` under [broker]")
+        }
+        BusError::Closed(reason) if reason == "idle" => failure.advice(
+            "nothing was heard of this end for `session_idle_secs`: it was stopped, or what it writes to took nothing",
+        ),
+        BusError::Ended => failure.advice(format!(
+            "it was killed, or it cut this session off because it took too little (slow-consumer): {log}"
+        )),
+        BusError::Refused(reason) => failure.advice(refusal(reason).map_or(log, str::to_owned)),
+        _ => failure.advice(log),
+    }
+}
+
+/// What a refused request means, where the word alone doesn't tell.
+fn refusal(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "malformed" => "payloads may be nested 128 deep and hold no half of a surrogate pair",
+        "rate-limit" => "more were published than `publishes_per_sec_per_vm` under [bus] allows",
+        "storage-error" => "the log of the bus can't be written: is the disk full?",
+        "subscription-limit" => "there may be `subscriptions_per_session` under [bus] at once",
+        "forbidden" => "topics that begin with castra/ are the broker's own",
+        _ => return None,
+    })
+}

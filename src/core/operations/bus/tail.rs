@@ -1,0 +1,100 @@
+//! `bus tail`: what the logs of the bus hold, and what is added to them.
+//!
+//! Here: which log, how much of it, following it. Not here: reading one (`core::bus::log`). No
+//! broker is asked, so this works without one. A reading command: nothing is journaled.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{BusSink, LOOK_EVERY};
+use crate::core::bus::log::LogReader;
+use crate::core::bus::topic::Pattern;
+use crate::core::cancel::Cancel;
+use crate::core::failure::{Failure, Result};
+use crate::core::paths::StateRoot;
+
+/// Between two looks at a log that is followed. Messages are seen well within the 200 ms that a
+/// person takes for at once.
+const FOLLOW_EVERY: Duration = Duration::from_millis(40);
+
+/// What a `tail` is asked for.
+#[derive(Clone, Debug)]
+pub struct BusTailOptions {
+    /// Whose logs.
+    pub state: StateRoot,
+    /// Which of them.
+    pub log: LogOf,
+    /// Which messages; none: all.
+    pub topics: Vec<Pattern>,
+    /// At most so many of the last ones; `None`: all that are kept.
+    pub last: Option<u64>,
+    /// Wait for more.
+    pub follow: bool,
+    /// Raised to stop.
+    pub cancel: Cancel,
+}
+
+/// Which log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LogOf {
+    /// The bus: everything by everybody.
+    Bus,
+    /// What this sender published: a VM as the config spells it, `host` or `broker`.
+    Sender(String),
+}
+
+/// What was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusTailOutcome {
+    /// Messages handed on.
+    pub messages: u64,
+    /// Lines that were no messages and were passed over.
+    pub corrupt: u64,
+    /// How often files may have been rotated away before they were read.
+    pub lost: u64,
+}
+
+/// Hands on the last messages, oldest first, and with `follow` those that come. No log is an
+/// empty one.
+pub fn bus_tail(options: &BusTailOptions, sink: &mut dyn BusSink) -> Result<BusTailOutcome> {
+    let path = match &options.log {
+        LogOf::Bus => options.state.bus_log(),
+        LogOf::Sender(sender) => options.state.bus_log_of(sender),
+    };
+    read(options, &path, sink).map_err(|error| Failure::io("read", &path, &error))
+}
+
+fn read(options: &BusTailOptions, path: &Path, sink: &mut dyn BusSink) -> io::Result<BusTailOutcome> {
+    let mut reader = LogReader::open(path, options.topics.clone())?;
+    if let Some(last) = options.last {
+        reader.seek_last(last)?;
+    }
+    let mut messages = 0;
+    while sink.is_open() {
+        match reader.next_message()? {
+            Some(message) => {
+                sink.message(&message);
+                messages += 1;
+            }
+            None => {
+                sink.caught_up();
+                let wait = FOLLOW_EVERY.min(LOOK_EVERY);
+                if !options.follow || !sink.is_open() || options.cancel.pause(wait) {
+                    break;
+                }
+            }
+        }
+        if options.cancel.is_requested() {
+            break;
+        }
+    }
+    sink.caught_up();
+    Ok(BusTailOutcome {
+        messages,
+        corrupt: reader.skipped(),
+        lost: reader.lost(),
+    })
+}

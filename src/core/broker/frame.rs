@@ -28,7 +28,7 @@ const ID_BYTES: usize = 128;
 const MAX_DEPTH: usize = 128;
 
 /// What a session's buffer has at first; an idle session holds no more.
-const SMALL_BUFFER: usize = 4 * 1024;
+const SMALL_BUFFER: usize = 1024;
 
 /// What it grows to while its client sends faster than it is read.
 const LARGE_BUFFER: usize = 128 * 1024;

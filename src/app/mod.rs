@@ -10,6 +10,7 @@ mod bus;
 mod bus_bench;
 mod completions;
 mod context;
+mod cp;
 mod down;
 mod events;
 mod failure;
@@ -27,6 +28,7 @@ mod screen;
 mod select;
 mod sentence;
 mod ssh;
+mod ssh_config;
 mod status;
 mod style;
 mod typed;
@@ -91,6 +93,8 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Logs => logs::run(context, raw),
         Command::Ports => ports::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),
+        Command::Cp => cp::run(context, raw),
+        Command::SshConfig => ssh_config::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),
     }

@@ -1,7 +1,7 @@
 //! `castra ssh` and `castra exec`: castra becomes `ssh`.
 //!
-//! Here: who is meant, whether it runs, the words after `--`. Not here: the options that make a
-//! connection the same as the bootstrap's (`core::bootstrap::ssh`).
+//! Here: who is meant, the words after `--`. Not here: whether it runs, and the options that make
+//! a connection the same as the bootstrap's (`core::bootstrap::ssh`).
 
 use std::ffi::OsString;
 use std::io;
@@ -9,12 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use castra::core::bootstrap::ssh::SshTarget;
+use castra::core::bootstrap::ssh::client;
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::host::{self, Holder};
-use castra::core::name::VmName;
-use castra::core::paths::StateRoot;
 use castra::core::process::shell_quote;
-use castra::core::records::{self, RunRecord};
 
 use super::context::Context;
 use super::{select, typed};
@@ -28,9 +25,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let interactive = raw.command == Some(cli::Command::Ssh);
     let typed_name = typed::name(&raw.operands[0])?;
     let selected = select::project(raw)?;
-    let state = selected.state();
     let vm = select::vm(&selected, &typed_name)?;
-    let target = target(&state, &vm)?;
+    let target = client::running_target(&selected.state(), &vm)?;
     context.out.finish()?;
     let error = Command::new("ssh")
         .args(argv(&target, interactive, &raw.operands[1..]))
@@ -43,44 +39,16 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     })
 }
 
-/// Where a running VM's sshd answers.
-fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
-    let paths = state.vm(vm);
-    let not_running =
-        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!("castra up {vm}"));
-    if host::lock_holder(&paths.qemu_pid()) == Holder::Nobody {
-        return Err(not_running());
-    }
-    let run: RunRecord = records::load(&paths.run())?.ok_or_else(not_running)?;
-    let own = state.ssh_key();
-    let identity = run.ssh.identity.unwrap_or_else(|| own.clone());
-    Ok(SshTarget {
-        port: run.ssh.port.ok_or_else(|| {
-            Failure::new(Exit::Failed, format!("vm `{vm}` has no port for SSH")).advice("castra status")
-        })?,
-        vm: run.vm,
-        user: run.ssh.user,
-        host: run.ssh.host,
-        own_key: identity == own,
-        identity,
-        options: run.ssh.options,
-        dir: paths.dir().to_owned(),
-    })
-}
-
 /// The user's own ssh config takes no part: a `Host *` in it must not decide how a VM is reached.
 fn argv(target: &SshTarget, interactive: bool, words: &[OsString]) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec!["-F".into(), "/dev/null".into()];
     if !interactive {
         argv.push("-T".into());
     }
-    let mut options = target.client_options();
-    if !interactive {
-        options.push("BatchMode=yes".to_owned());
-    }
-    options.push(format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"));
-    // Hides "Permanently added … to the list of known hosts", which says nothing to anybody here.
-    options.push("LogLevel=ERROR".to_owned());
+    let options = target
+        .client_options()
+        .into_iter()
+        .chain(common_options(interactive));
     for option in options {
         argv.extend(["-o".into(), option.into()]);
     }
@@ -94,6 +62,19 @@ fn argv(target: &SshTarget, interactive: bool, words: &[OsString]) -> Vec<OsStri
         false => argv.push(quoted(words)),
     }
     argv
+}
+
+/// Options after those of the VM, the same for `ssh` and `scp`.
+pub fn common_options(interactive: bool) -> Vec<String> {
+    let mut options = vec![
+        format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
+        // Hides "Permanently added … to the list of known hosts", which says nothing to anybody here.
+        "LogLevel=ERROR".to_owned(),
+    ];
+    if !interactive {
+        options.push("BatchMode=yes".to_owned());
+    }
+    options
 }
 
 fn quoted(words: &[OsString]) -> OsString {

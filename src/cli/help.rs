@@ -48,8 +48,12 @@ pub fn help(command: Command, kind: HelpKind) -> String {
             for exit in Exit::ALL {
                 let _ = writeln!(text, "  {:<4} {}", exit.code(), exit.meaning());
             }
-            if matches!(command, Command::Ssh | Command::Exec) {
-                text.push_str("  else the remote command's own, 255 where there was no connection\n");
+            match command {
+                Command::Ssh | Command::Exec => {
+                    text.push_str("  else the remote command's own, 255 where there was no connection\n");
+                }
+                Command::Cp => text.push_str("  else scp's own: 0 only where everything was copied\n"),
+                _ => {}
             }
         }
     }

@@ -227,8 +227,10 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
         .filter(|operand| operand.arity == Arity::One)
         .count();
     let last = row.operands.last().map(|operand| operand.arity);
-    let least = ones + usize::from(matches!(last, Some(Arity::Rest | Arity::Many)));
+    let many = row.operands.iter().any(|operand| operand.arity == Arity::Many);
+    let least = ones + usize::from(many || last == Some(Arity::Rest));
     let most = match last {
+        Some(Arity::One) if many => usize::MAX,
         None | Some(Arity::One) => ones,
         Some(Arity::Optional) => ones + 1,
         Some(Arity::Any | Arity::Many | Arity::Rest | Arity::OptionalRest) => usize::MAX,

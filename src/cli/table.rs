@@ -23,6 +23,8 @@ pub enum Command {
     Ports,
     Ssh,
     Exec,
+    Cp,
+    SshConfig,
     Logs,
     Events,
     ImageBuild,
@@ -86,7 +88,7 @@ pub enum Arity {
     Optional,
     /// Any number of times, none included.
     Any,
-    /// Any number of times, at least once.
+    /// Any number of times, at least once; one more operand may follow.
     Many,
     /// Everything that follows, at least one word.
     Rest,
@@ -362,6 +364,43 @@ pub const COMMANDS: &[CommandRow] = &[
         examples: &[
             "castra exec db -- cat /etc/os-release",
             "tar c . | castra exec db -- tar x -C /srv",
+        ],
+    },
+    CommandRow {
+        command: Command::Cp,
+        words: "cp",
+        section: Section::Guests,
+        operands: &[
+            Operand::new("SRC", Arity::Many, Complete::Path),
+            Operand::new("DST", Arity::One, Complete::Path),
+        ],
+        brief: "copy files into or out of a VM",
+        manual: "One side is vm:path, the other of this machine; several sources go into one directory. A path of \
+                 the VM that doesn't begin with `/` starts in the user's home there. Directories are copied with \
+                 all they hold, modes and times are kept. A word with a colon before any slash is vm:path: \
+                 write `./a:b` for such a file of this machine. A source in the VM may have wildcards, in quotes; \
+                 a backslash takes their meaning away.\n\n\
+                 Becomes `scp` (OpenSSH 8.7 or later) with the user, port, key and options that castra knows for \
+                 this VM; the guest needs sftp-server, as castra's default guest and every usual image have it. On \
+                 a terminal scp shows how far it is. Its exit code is castra's: 0 only where everything was \
+                 copied, else 1 or 255, as scp has it.",
+        examples: &[
+            "castra cp site/ notes.txt web-0:/srv/",
+            "castra cp 'web-0:/var/log/*.log' logs/",
+        ],
+    },
+    CommandRow {
+        command: Command::SshConfig,
+        words: "ssh-config",
+        section: Section::Guests,
+        operands: &[VMS],
+        brief: "print an ssh_config for running VMs",
+        manual: "One `Host` block for each running VM, or for the named ones, with the user, port, key and options \
+                 that castra itself uses: for `ssh -F`, rsync, editors and whatever else speaks SSH. Ports change \
+                 with every launch, so print it anew after `castra up`. With --json one object a VM.",
+        examples: &[
+            "castra ssh-config >.castra-ssh && rsync -e 'ssh -F .castra-ssh' -a site/ web-0:/srv/",
+            "castra ssh-config >~/.ssh/castra    # with `Include castra` at the top of ~/.ssh/config",
         ],
     },
     CommandRow {

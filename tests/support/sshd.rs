@@ -40,7 +40,7 @@ impl Sshd {
         }
         let config = dir.join("sshd_config");
         let text = format!(
-            "HostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\nPidFile none\n\
+            "Subsystem sftp internal-sftp\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\nPidFile none\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nUseDNS no\nPrintMotd no\nPrintLastLog no\n\
              LogLevel ERROR\nMaxStartups 100\nSetEnv PATH=\"{path}\" HOME=\"{}\"\n",

@@ -67,7 +67,7 @@ _castra() {
         --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec cp ssh-config status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
@@ -78,6 +78,8 @@ _castra() {
         'bootstrap') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'ssh') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'exec') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'cp') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        'ssh-config') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'status') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --watch --all' -- "$cur")); else :;  fi ;;
         'ports') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --all --active --verbose' -- "$cur")); else :;  fi ;;
         'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;

@@ -30,6 +30,8 @@ _castra() {
             'bootstrap:bootstrap running VMs again'
             'ssh:open a shell in a VM, or run a command there'
             'exec:run a command in a VM, without a terminal'
+            'cp:copy files into or out of a VM'
+            'ssh-config:print an ssh_config for running VMs'
             'status:show which VMs run and which are reachable'
             'ports:show which host ports are wanted, in use or in conflict'
             'logs:show the logs of VMs and broker'
@@ -76,6 +78,12 @@ _castra() {
         exec)
             _arguments $globals \
                 '1:VM:_castra_vms';;
+        cp)
+            _arguments $globals \
+                '1:SRC:_files';;
+        ssh-config)
+            _arguments $globals \
+                '*:VM:_castra_vms';;
         status)
             _arguments $globals \
                 '--watch[print again every 2 s until Ctrl-C]' \

@@ -1,13 +1,15 @@
 //! How castra calls `ssh`: one master connection per bootstrap, everything else through it.
 //!
-//! Here: the target, the command lines, what ssh's complaints mean. Not here: the keys
-//! (`bootstrap::keys`), or what runs in the guest (`bootstrap::remote`).
+//! Here: the target, the command lines, what ssh's complaints mean, a person's own way to a VM
+//! (`client`). Not here: the keys (`bootstrap::keys`), or what runs in the guest
+//! (`bootstrap::remote`).
 //!
 //! ssh runs with `vms/<vm>` as working directory and names its socket and `known_hosts` relative
 //! to it, so that no state root is too long for a Unix socket (ssh: 90 bytes). The user's own
 //! `~/.ssh/config` takes no part: a `Host *` in it must not change what a bootstrap does.
 
 pub mod channel;
+pub mod client;
 pub mod error;
 pub mod master;
 

@@ -1,0 +1,58 @@
+//! `castra ssh-config`: what editors, rsync and ssh itself need to know of the running VMs.
+//!
+//! Here: which VMs, and how it is printed. Not here: the options (`core::bootstrap::ssh`).
+
+use castra::core::bootstrap::ssh::client;
+use castra::core::failure::{Exit, Result};
+use castra::core::logs::launched_vms;
+use castra::core::name::VmName;
+use serde_json::json;
+
+use super::context::Context;
+use super::{select, typed};
+use crate::cli::Raw;
+
+/// Prints one block a VM; reads and writes nothing else.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let selected = select::project(raw)?;
+    let state = selected.state();
+    let mut vms: Vec<VmName> = Vec::new();
+    for name in typed::names(&raw.operands)? {
+        let vm = select::vm(&selected, &name)?;
+        if !vms.contains(&vm) {
+            vms.push(vm);
+        }
+    }
+    let named = !vms.is_empty();
+    if !named {
+        vms = launched_vms(&state)
+            .into_iter()
+            .filter(|vm| client::runs(&state, vm))
+            .collect();
+        vms.sort();
+    }
+    if vms.is_empty() {
+        context.say("no VM of this project runs");
+    }
+    for (number, vm) in vms.iter().enumerate() {
+        let target = match client::running_target(&state, vm) {
+            Ok(target) => target,
+            Err(failure) if named => return Err(failure),
+            // It ended meanwhile, or has no port for SSH: nothing to say about it.
+            Err(_) => continue,
+        };
+        if context.json {
+            let line = json!({
+                "vm": target.vm, "user": target.user, "host": target.host, "port": target.port,
+                "identity": target.identity, "options": target.client_options(),
+            });
+            context.out.line(line.to_string());
+        } else {
+            if number > 0 {
+                context.out.line("");
+            }
+            context.out.text(target.config_block());
+        }
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,154 @@
+//! `ssh`, `exec`, `cp`, `ssh-config`: one resolved connection for all.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::Guest;
+
+#[test]
+fn files_go_in_and_come_back_as_they_are() {
+    let guest = Guest::up("cp", "true\n", "");
+    let castra = guest.project.castra();
+    let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
+    fs::create_dir_all(castra.project().join("tree/empty dir")).unwrap();
+    castra.write("tree/it's: a \"name\"", "odd");
+    let tool = castra.write("tree/tool", "#!/bin/sh\n");
+    fs::set_permissions(&tool, fs::Permissions::from_mode(0o751)).unwrap();
+    fs::write(castra.project().join("a:b c"), &bytes).unwrap();
+    let there = castra.dir().join("there: it is");
+    fs::create_dir_all(&there).unwrap();
+
+    // In: several sources, a directory among them; into a name with blank and colon.
+    let target = format!("web:{}", there.display());
+    guest.project.run(&["cp", "./a:b c", "tree", &target]).exits(0);
+    assert_eq!(fs::read(there.join("a:b c")).unwrap(), bytes);
+    assert_eq!(
+        fs::read_to_string(there.join("tree/it's: a \"name\"")).unwrap(),
+        "odd"
+    );
+    assert!(there.join("tree/empty dir").is_dir());
+    let mode = fs::metadata(there.join("tree/tool"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o751);
+
+    // And out again, by the name in any case, into a new name.
+    let source = format!("WEB:{}/a:b c", there.display());
+    guest.project.run(&["cp", &source, "back"]).exits(0);
+    assert_eq!(fs::read(castra.project().join("back")).unwrap(), bytes);
+    let source = format!("web:{}/tree", there.display());
+    guest.project.run(&["cp", "--quiet", &source, "copy"]).exits(0);
+    assert_eq!(
+        fs::read_to_string(castra.project().join("copy/it's: a \"name\"")).unwrap(),
+        "odd"
+    );
+
+    // What can't be copied is told, with scp's exit code and castra's own.
+    let ran = guest.project.run(&["cp", "missing", "web:/tmp/"]);
+    assert!(matches!(ran.code, Some(1 | 255)), "{ran:?}");
+    assert!(ran.stderr.contains("missing"), "{ran:?}");
+    let ran = guest.project.run(&["cp", "web:/no/such file", "."]);
+    assert!(matches!(ran.code, Some(1 | 255)), "{ran:?}");
+    assert!(ran.stderr.contains("no/such file"), "{ran:?}");
+    for (args, part) in [
+        (&["cp", "a", "b"][..], "neither side"),
+        (&["cp", "wib:a", "."], "no VM \"wib\""),
+        (&["cp", "web:a", "web:b"], "both sides"),
+        (&["cp", "a"], "needs DST"),
+    ] {
+        let ran = guest.project.run(args).exits(64);
+        assert!(ran.stderr.contains(part), "{ran:?}");
+    }
+    // A link isn't a way out: what it names comes as a file of its own.
+    symlink("/etc/hostname", there.join("tree/link")).unwrap();
+    guest
+        .project
+        .run(&["cp", &format!("web:{}/tree/link", there.display()), "linked"])
+        .exits(0);
+    assert!(
+        fs::symlink_metadata(castra.project().join("linked"))
+            .unwrap()
+            .is_file()
+    );
+
+    guest.project.run(&["down"]).exits(0);
+    let ran = guest.project.run(&["cp", "tree/tool", "web:/tmp/"]).exits(1);
+    assert!(
+        ran.stderr.contains("`web` is not running") && ran.stderr.contains("castra up web"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn other_programs_reach_a_vm_by_the_printed_config() {
+    let guest = Guest::up("ssh-config", "true\n", "");
+    let castra = guest.project.castra();
+    let before = files(&guest);
+    let ran = guest.project.run(&["ssh-config"]).exits(0);
+    assert!(
+        ran.stdout
+            .starts_with("Host web\n    HostName 127.0.0.1\n    Port "),
+        "{ran:?}"
+    );
+    assert_eq!(
+        guest.project.run(&["ssh-config", "WEB", "web"]).exits(0).stdout,
+        ran.stdout
+    );
+    assert_eq!(files(&guest), before, "a reading command wrote something");
+    let config = castra.write("ssh config", &ran.stdout);
+    // From another directory, as an editor would.
+    let output = Command::new("ssh")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .arg("-F")
+        .arg(&config)
+        .args(["-o", "BatchMode=yes", "web", "echo reached; exit 5"])
+        .output()
+        .unwrap();
+    assert_eq!(
+        (output.status.code(), &output.stdout[..]),
+        (Some(5), &b"reached\n"[..]),
+        "{output:?}"
+    );
+
+    let line = guest.project.run(&["ssh-config", "--json"]).exits(0).stdout;
+    let object: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(
+        (&object["vm"], &object["port"]),
+        (&"web".into(), &guest.sshd.port().into())
+    );
+    assert_eq!(object["host"], "127.0.0.1");
+
+    let ran = guest.project.run(&["ssh-config", "wob"]).exits(64);
+    assert!(ran.stderr.contains("`web` is the nearest"), "{ran:?}");
+    // What stdin brings passes through byte for byte, and the exit code comes back.
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    let ran = castra.run_with_stdin(&["exec", "web", "--", "sh", "-c", "sha256sum; exit 9"], &bytes);
+    let ran = ran.exits(9);
+    let sum = castra::core::host::hex(&<sha2::Sha256 as sha2::Digest>::digest(&bytes));
+    assert!(ran.stdout.starts_with(&sum), "{ran:?}");
+
+    guest.project.run(&["down"]).exits(0);
+    let ran = guest.project.run(&["ssh-config"]).exits(0);
+    assert_eq!(ran.stdout, "");
+    assert!(ran.stderr.contains("no VM of this project runs"), "{ran:?}");
+    guest.project.run(&["ssh-config", "web"]).exits(1);
+}
+
+/// Every file of the state root with length and time, but ssh's own `known_hosts`.
+fn files(guest: &Guest) -> Vec<String> {
+    crate::project::files_below(&guest.project.state(""))
+        .into_iter()
+        .filter(|path| !path.ends_with("known_hosts") && !path.to_string_lossy().contains("/handshakes/"))
+        // The broker lives and writes on.
+        .filter(|path| !path.to_string_lossy().contains("broker"))
+        .map(|path| {
+            let meta = fs::metadata(&path).unwrap();
+            format!("{} {} {:?}", path.display(), meta.len(), meta.modified().unwrap())
+        })
+        .collect()
+}

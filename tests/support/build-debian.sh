@@ -1,0 +1,94 @@
+#!/bin/sh
+# Builds the stock guest of the tests: a Debian with systemd and sshd, as a disk and the kernel and
+# initrd to boot it with, which spares a bootloader; without cloud-init, which takes longer under
+# emulation than all the rest. Its users `root`, `op` (sudo asks nothing) and `plain` (no sudo) all
+# take the key `id_ed25519` beside it. A minute or two; the packages come from apt's own mirrors.
+# Needs mmdebstrap, mkfs.ext4, ssh-keygen, and root, also by a sudo that asks nothing: the files of
+# the disk have their true owners.
+#
+# usage: build-debian.sh DIRECTORY    (made, or taken as it is if it is complete)
+set -eu
+
+[ $# -eq 1 ] || { echo "usage: build-debian.sh DIRECTORY" >&2; exit 64; }
+out=$1
+[ ! -e "$out/disk.raw" ] || exit 0
+PATH=$PATH:/usr/sbin:/sbin
+if [ "$(id -u)" -ne 0 ]; then
+    # The key has to be this user's, or ssh refuses it.
+    sudo -n "$0" "$@"
+    exec sudo -n chown -R "$(id -u)" "$out"
+fi
+mkdir -p "$(dirname "$out")"
+work=$(mktemp -d "$out.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+# mmdebstrap's sandboxed apt is another user.
+chmod 755 "$work"
+
+# A Debian host's own suite comes from its own mirrors; elsewhere it is Debian 12 from Debian's.
+suite=bookworm
+sources=
+if [ "$(. /etc/os-release && echo "$ID")" = debian ]; then
+    suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
+    for file in /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources; do
+        [ ! -s "$file" ] || sources="$sources $file"
+    done
+fi
+
+ssh-keygen -q -t ed25519 -N '' -C castra-test -f "$work/id_ed25519"
+mkdir "$work/skeleton"
+cat >"$work/skeleton/any.network" <<'EOF'
+[Match]
+Name=en* eth*
+
+[Network]
+DHCP=ipv4
+LinkLocalAddressing=no
+EOF
+
+# Runs in the tree: what a stock image has and this one not yet.
+cat >"$work/finish" <<'EOF'
+set -eu
+tree=$1 work=$2
+echo '/dev/vda / ext4 defaults 0 1' >"$tree/etc/fstab"
+echo debian >"$tree/etc/hostname"
+echo '127.0.0.1 localhost debian' >"$tree/etc/hosts"
+cp "$work/skeleton/any.network" "$tree/etc/systemd/network/any.network"
+for user in op plain; do
+    chroot "$tree" useradd -m -s /bin/bash "$user"
+done
+echo 'op ALL=(ALL) NOPASSWD: ALL' >"$tree/etc/sudoers.d/op"
+for home in root home/op home/plain; do
+    mkdir -p "$tree/$home/.ssh"
+    cp "$work/id_ed25519.pub" "$tree/$home/.ssh/authorized_keys"
+done
+for user in op plain; do
+    chroot "$tree" chown -R "$user:$user" "/home/$user/.ssh"
+done
+chmod -R go= "$tree"/root/.ssh "$tree"/home/*/.ssh
+chroot "$tree" systemctl -q enable systemd-networkd ssh
+# Nothing of these is worth its time in a guest that lives for minutes.
+chroot "$tree" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
+    e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-networkd-wait-online.service
+EOF
+
+# Nothing of the recommended, no documents, no locales.
+# shellcheck disable=SC2086
+mmdebstrap --quiet --variant=minbase --format=directory \
+    --include=linux-image-cloud-amd64,systemd-sysv,dbus,openssh-server,iproute2,netcat-openbsd,sudo \
+    --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
+    --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --customize-hook="sh '$work/finish' \"\$1\" '$work'" \
+    "$suite" "$work/tree" - $sources </dev/null >&2
+
+cat "$work"/tree/boot/vmlinuz-* >"$work/vmlinuz"
+cat "$work"/tree/boot/initrd.img-* >"$work/initrd"
+truncate -s 2G "$work/disk.raw"
+mkfs.ext4 -q -F -L root -d "$work/tree" "$work/disk.raw"
+
+# The disk last: it is what a finished build is known by.
+mkdir -p "$out"
+chmod 644 "$work/vmlinuz" "$work/initrd" "$work/disk.raw"
+for file in id_ed25519 vmlinuz initrd disk.raw; do
+    mv "$work/$file" "$out/$file"
+done

@@ -4,7 +4,7 @@
 //! a line says (`broker::state`), reading it for those who fell behind (`broker::replay`), the
 //! senders' own logs (`broker::edges`).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -13,7 +13,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use crate::core::config::SyncMode;
 use crate::core::host;
-use crate::core::journal::{Rotation, end_of_last_line};
+use crate::core::journal::{Rotation, end_of_last_line, rotate, rotated};
 
 /// Longest piece read at once when looking for a line.
 const PIECE: u64 = 64 * 1024;
@@ -109,10 +109,15 @@ impl BusLog {
         })
     }
 
+    /// The next append begins a new file.
+    pub fn is_full(&self) -> bool {
+        self.length >= self.rotation.max_bytes
+    }
+
     /// Appends whole lines: all of them, or none and why. With `sync = "batch"` they are on disk
     /// when this returns.
     pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
-        if self.length >= self.rotation.max_bytes {
+        if self.is_full() {
             self.rotate()?;
         }
         let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
@@ -179,28 +184,11 @@ impl BusLog {
         if self.sync == SyncMode::Interval && self.unsynced {
             self.sync_now_or_soon();
         }
-        for number in (1..self.rotation.keep).rev() {
-            match fs::rename(rotated(&self.path, number), rotated(&self.path, number + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        if self.rotation.keep == 0 {
-            fs::remove_file(&self.path)?;
-        } else {
-            fs::rename(&self.path, rotated(&self.path, 1))?;
-        }
+        rotate(&self.path, self.rotation.keep)?;
         self.rotated = true;
         self.file = None;
         self.open().map(|_| ())
     }
-}
-
-/// `bus.log.3`.
-pub fn rotated(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_os_string();
-    name.push(format!(".{number}"));
-    PathBuf::from(name)
 }
 
 /// The thread that waits for the disk.
@@ -300,6 +288,8 @@ pub fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::core::scratch::Scratch;
 

@@ -9,7 +9,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::buslog::{parse_line, rotated, seq_of};
+use crate::core::journal::rotated;
+
+use super::buslog::{parse_line, seq_of};
 use super::frame;
 use super::state::{Plan, Wanted};
 

@@ -266,7 +266,9 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return bad("", "", Refused::Malformed);
     }
-    let Ok(wire) = serde_json::from_slice::<Wire<'_>>(body) else {
+    // Text as a whole once, rather than each string in it again.
+    let wire = std::str::from_utf8(body).map(serde_json::from_str::<Wire<'_>>);
+    let Ok(Ok(wire)) = wire else {
         return bad("", "", Refused::Malformed);
     };
     let Some(id) = scalar_id(wire.id) else {
@@ -359,7 +361,18 @@ fn scalar_id(raw: Option<&RawValue>) -> Option<&str> {
 /// Keeps a payload on one line. `None` if it is nested too deep or holds half a character, which
 /// the raw parser lets through and others choke on.
 fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
-    let opened = payload.iter().filter(|byte| matches!(byte, b'{' | b'[')).count();
+    // The passes over every byte are written so that the compiler makes them pass over sixteen at once:
+    // a count in a byte for as many as a byte can count, and below a store for every byte.
+    let opened: usize = payload
+        .chunks(255)
+        .map(|some| {
+            usize::from(
+                some.iter()
+                    .map(|byte| u8::from(matches!(byte, b'{' | b'[')))
+                    .sum::<u8>(),
+            )
+        })
+        .sum();
     let escaped = payload.contains(&b'\\');
     if (opened > MAX_DEPTH && depth(payload) > MAX_DEPTH) || (escaped && has_lone_surrogate(payload)) {
         return None;
@@ -367,9 +380,11 @@ fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
     let kept = burst.keep(payload);
     // Line ends can only stand between tokens: in a string they are no JSON.
     for byte in &mut burst.text[kept.clone()] {
-        if matches!(byte, b'\n' | b'\r') {
-            *byte = b' ';
-        }
+        *byte = if matches!(*byte, b'\n' | b'\r') {
+            b' '
+        } else {
+            *byte
+        };
     }
     Some(kept)
 }

@@ -81,18 +81,21 @@ pub enum Op {
 /// What is said with a publish, as far as the log tells it.
 #[derive(Clone, Copy, Debug)]
 pub struct Said<'a> {
-    /// `,"vm":"web-0","topic":"`.
+    /// `,"ts":1763719200000,"vm":"web-0","topic":"`: of a whole burst, so rendered once for it.
     pub head: &'a [u8],
     /// A valid topic.
     pub topic: &'a [u8],
     /// JSON on one line.
     pub payload: &'a [u8],
-    /// Wall clock.
-    pub wall_ms: u64,
 }
 
 /// The beginning of every line, up to its number.
 const SEQ: &[u8] = b"{\"seq\":";
+
+/// About what a line has beside topic and payload, and a delivery beside its line; names longer than
+/// usual cost a copy.
+const LINE_ROOM: usize = 96;
+const FRAME_ROOM: usize = 24;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -117,6 +120,15 @@ pub fn head_of(sender: &str) -> Vec<u8> {
     format!(",\"vm\":\"{sender}\",\"topic\":\"").into_bytes()
 }
 
+/// That part with the wall clock before it.
+pub fn stamped(head: &[u8], wall_ms: u64) -> Vec<u8> {
+    let mut stamped = Vec::with_capacity(32 + head.len());
+    stamped.extend_from_slice(b",\"ts\":");
+    push_number(&mut stamped, wall_ms);
+    stamped.extend_from_slice(head);
+    stamped
+}
+
 impl Group {
     /// Nothing has happened.
     pub fn is_empty(&self) -> bool {
@@ -126,6 +138,15 @@ impl Group {
     /// About what it holds in memory, bytes.
     pub fn bytes(&self) -> usize {
         self.log.len() + self.frames.len() + self.ops.len() * size_of::<Op>()
+    }
+
+    /// Makes room for a burst at once: growing by the way would copy every message several times.
+    pub fn make_room(&mut self, frames: usize, text: usize, deliver: bool) {
+        self.ops.reserve(frames);
+        self.log.reserve(text + frames * LINE_ROOM);
+        if deliver {
+            self.frames.reserve(text + frames * (LINE_ROOM + FRAME_ROOM));
+        }
     }
 
     /// Index of a sender, who is mostly the last one.
@@ -147,8 +168,6 @@ impl Group {
         let start = log.len();
         log.extend_from_slice(SEQ);
         push_number(log, seq);
-        log.extend_from_slice(b",\"ts\":");
-        push_number(log, said.wall_ms);
         log.extend_from_slice(said.head);
         let topic = log.len();
         log.extend_from_slice(said.topic);

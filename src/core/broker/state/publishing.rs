@@ -11,7 +11,7 @@ use crate::core::bus::topic::Pattern;
 use crate::core::events::Event;
 use crate::core::name::VmName;
 
-use super::group::{Message, Op, Said, head_of};
+use super::group::{Message, Op, Said, head_of, stamped};
 use super::session::Cause;
 use super::topics::{OWN, TO_VM, names_vm};
 use super::{At, ConnId, Effect, State, heard};
@@ -38,7 +38,7 @@ impl State {
         let (key, vm, head, id) = (
             session.reader.key.clone(),
             session.vm.clone(),
-            std::mem::take(&mut session.head),
+            stamped(&session.head, at.wall_ms),
             session.id.clone(),
         );
         if asks {
@@ -46,6 +46,7 @@ impl State {
         }
         let Burst { text, frames, .. } = burst;
         let texts = self.group.texts.len();
+        self.group.make_room(frames.len(), text.len(), deliver);
         let mut heard = heard::Said::default();
         for frame in frames {
             match frame {
@@ -65,7 +66,6 @@ impl State {
                         head: &head,
                         topic: &text[topic],
                         payload: &text[payload],
-                        wall_ms: at.wall_ms,
                     };
                     let deliver = deliver || self.group.subscribes;
                     let origin = (Some(conn), texts, echo);
@@ -101,9 +101,6 @@ impl State {
             }
         }
         self.group.texts.push(text);
-        if let Some(session) = self.session_mut(conn) {
-            session.head = head;
-        }
         self.heard_on_bus(at, &key, heard, out);
     }
 
@@ -255,10 +252,9 @@ impl State {
         let topic = format!("{OWN}{family}/{vm}");
         let broker = self.broker.clone();
         let said = Said {
-            head: &head_of(broker.as_str()),
+            head: &stamped(&head_of(broker.as_str()), at.wall_ms),
             topic: topic.as_bytes(),
             payload: &fields.as_bytes()[..fields.len() - 1],
-            wall_ms: at.wall_ms,
         };
         let deliver = !self.index.is_empty() || self.group.subscribes;
         self.publish(&broker, said, (None, 0, 0..0), deliver);

@@ -306,10 +306,15 @@ impl Broker {
         let mut next_look = host::boottime_ms() + LOOK_EVERY_MS;
         let mut stopping: Option<u64> = None;
         loop {
-            let due = [Some(next_look), self.state.due(), stopping]
-                .into_iter()
-                .flatten()
-                .min();
+            let due = [
+                Some(next_look),
+                self.state.due(),
+                self.edges.shelves_due(),
+                stopping,
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             let due = due.map(|due| {
                 if stopping.is_some() {
                     due.min(host::boottime_ms() + STOP_LOOK_MS)
@@ -360,6 +365,9 @@ impl Broker {
                 }
             }
             self.commit(at);
+            if self.edges.shelves_due().is_some_and(|due| at.boot_ms >= due) {
+                self.edges.shelve_now(at);
+            }
             self.edges.flush(at);
             let done = || self.state.all_answered() && self.edges.all_sent();
             if stopping.is_some_and(|until| at.boot_ms >= until || done()) {
@@ -413,6 +421,7 @@ impl Broker {
         let at = now();
         self.take(at, [Input::Finish]);
         self.commit(at);
+        self.edges.shelve_now(at);
         let (pid, port) = (self.ready.pid, self.ready.port);
         self.edges
             .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));

@@ -26,6 +26,7 @@ const COMMANDS: &[&[&str]] = &[
     &["status"],
     &["logs"],
     &["events"],
+    &["clean"],
     &["ports"],
     &["workspaces"],
     &["bus", "publish"],

@@ -8,6 +8,7 @@ mod broker;
 mod broker_pipe;
 mod bus;
 mod bus_bench;
+mod clean;
 mod completions;
 mod context;
 mod cp;
@@ -91,6 +92,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::ImagePath => image::path(context, raw),
         Command::Init => init::run(context, raw),
         Command::Logs => logs::run(context, raw),
+        Command::Clean => clean::run(context, raw),
         Command::Ports => ports::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::Cp => cp::run(context, raw),

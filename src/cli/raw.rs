@@ -111,6 +111,16 @@ pub struct Raw {
     pub in_flight: Option<usize>,
     /// `--publishers N`.
     pub publishers: Option<usize>,
+    /// `--dry-run`.
+    pub dry_run: bool,
+    /// `--global`.
+    pub global: bool,
+    /// `--state-root P`.
+    pub state_root: Option<PathBuf>,
+    /// `--no-logs`.
+    pub no_logs: bool,
+    /// `--no-handshakes`.
+    pub no_handshakes: bool,
     /// `--force`.
     pub force: bool,
     /// `--mounts`.

@@ -18,6 +18,7 @@ pub enum Command {
     Init,
     Up,
     Down,
+    Clean,
     Bootstrap,
     Status,
     Ports,
@@ -328,6 +329,26 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra down",
             "castra down web-0 --graceful-wait-secs 60",
             "castra down --discard",
+        ],
+    },
+    CommandRow {
+        command: Command::Clean,
+        words: "clean",
+        section: Section::Fleet,
+        operands: &[],
+        brief: "remove what is left of projects that don't run",
+        manual: "Removes the state of the project, or with --global of every project: disks, logs, records, keys. \
+                 A project of which a VM or the broker runs is refused with exit code 75; with --global it is \
+                 passed over, and the exit code is 1.\n\n\
+                 Disks of VMs with `persist = true` stay, and with them what their next start needs; --force \
+                 removes them. Only what castra has made is removed, told by place and name; anything else below \
+                 the state root stays and is named. Links are never followed. The config stays.\n\n\
+                 --global also forgets projects whose state is gone, and empties the image cache, unless a \
+                 project that is left may need it.",
+        examples: &[
+            "castra clean --dry-run",
+            "castra clean --no-logs",
+            "castra clean --global",
         ],
     },
     CommandRow {

@@ -7,6 +7,7 @@ pub mod bootstrap;
 pub mod broker;
 pub mod bus;
 pub mod cancel;
+pub mod clean;
 pub mod config;
 pub mod diagnostics;
 pub mod escape;

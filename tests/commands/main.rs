@@ -1,6 +1,7 @@
 //! Commands of every day, with the real binary and the stand-in for QEMU.
 #![allow(clippy::unwrap_used)]
 
+mod clean;
 mod ports;
 #[allow(dead_code)]
 #[path = "../faults/project.rs"]

@@ -82,7 +82,7 @@ def bind_forwards():
         except OSError:
             refuse(f"-netdev user: Could not set up host forwarding rule '{rule}'")
         sockets.append(sock)
-        if int(FAKE.get("snatch", 0)) > count("snatched"):
+        if "snatch" in FAKE and int(FAKE["snatch"]) > count("snatched"):
             refuse(f"-netdev user: Could not set up host forwarding rule '{rule}'")
     return sockets
 

@@ -20,6 +20,7 @@ const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
 const DOWN: Scope = Scope::Only(&[Command::Down]);
 const UP: Scope = Scope::Only(&[Command::Up]);
 const STATUS: Scope = Scope::Only(&[Command::Status]);
+const CLEAN: Scope = Scope::Only(&[Command::Clean]);
 const PORTS: Scope = Scope::Only(&[Command::Ports]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
@@ -132,9 +133,9 @@ pub const FLAGS: &[Flag] = &[
         long: "force",
         short: None,
         value: None,
-        scope: Scope::Only(&[Command::Init, Command::ImageBuild]),
-        brief: "make anew what is there already",
-        manual: "",
+        scope: Scope::Only(&[Command::Init, Command::ImageBuild, Command::Clean]),
+        brief: "replace what is there; clean: remove persistent disks too",
+        manual: "What guests with `persist = true` have written is lost with their disks.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.force = true;
@@ -300,6 +301,71 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.all = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "dry-run",
+        short: None,
+        value: None,
+        scope: CLEAN,
+        brief: "show what would be removed, and touch nothing",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.dry_run = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "global",
+        short: None,
+        value: None,
+        scope: CLEAN,
+        brief: "every project, and what they share",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.global = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "state-root",
+        short: None,
+        value: Some("PATH"),
+        scope: CLEAN,
+        brief: "the project whose state is in this directory",
+        manual: "For a project that `castra workspaces` doesn't know any more.",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.state_root = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "no-logs",
+        short: None,
+        value: None,
+        scope: CLEAN,
+        brief: "leave logs where they are",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.no_logs = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "no-handshakes",
+        short: None,
+        value: None,
+        scope: CLEAN,
+        brief: "leave the guests' hand-shake records where they are",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.no_handshakes = true;
             Ok(())
         },
     },

@@ -123,6 +123,25 @@ pub fn forget_workspace(castra_home: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Ids of projects whose state root is gone.
+pub fn lost_workspaces(castra_home: &Path) -> Vec<String> {
+    let entries = fs::read_dir(projects_dir(castra_home)).into_iter().flatten();
+    let mut lost: Vec<String> = entries
+        .filter_map(|entry| {
+            let id = entry.ok()?.file_name().into_string().ok()?;
+            let record = record_in(&projects_dir(castra_home).join(&id))?;
+            (record.id == id && record.state_root.is_absolute() && !record.state_root.exists()).then_some(id)
+        })
+        .collect();
+    lost.sort_unstable();
+    lost
+}
+
+/// The record in a state root or an entry.
+pub fn record_in(dir: &Path) -> Option<WorkspaceRecord> {
+    read_record(&dir.join(WORKSPACE_FILE))
+}
+
 /// Every project on record whose state root is still there, by id. What can't be read is passed
 /// over: one damaged record must not hide the others.
 pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {

@@ -7,7 +7,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--source|--tail|--type|--vm|--run|--after|--since|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
+            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -41,6 +41,7 @@ _castra() {
         --graceful-wait-secs)  return ;;
         --sigterm-wait-secs)  return ;;
         --sigkill-wait-secs)  return ;;
+        --state-root) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --source) COMPREPLY=($(compgen -W 'serial qemu broker' -- "$cur")); return ;;
         --tail)  return ;;
         --type)  return ;;
@@ -67,7 +68,7 @@ _castra() {
         --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down bootstrap ssh exec cp ssh-config status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down clean bootstrap ssh exec cp ssh-config status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
@@ -75,6 +76,7 @@ _castra() {
         'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
         'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan --broker-only' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
+        'clean') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --dry-run --global --state-root --no-logs --no-handshakes' -- "$cur")); else :;  fi ;;
         'bootstrap') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'ssh') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'exec') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;

@@ -27,6 +27,7 @@ _castra() {
             'init:write a castra.toml to start from'
             'up:start VMs, wait until they live, and bootstrap them'
             'down:shut VMs down and discard their overlays'
+            'clean:remove what is left of projects that don'\''t run'
             'bootstrap:bootstrap running VMs again'
             'ssh:open a shell in a VM, or run a command there'
             'exec:run a command in a VM, without a terminal'
@@ -50,7 +51,7 @@ _castra() {
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[make anew what is there already]' \
+                '--force[replace what is there; clean\: remove persistent disks too]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;
@@ -67,6 +68,15 @@ _castra() {
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
                 '--discard[discard persistent overlays too]' \
                 '*:VM:_castra_vms';;
+        clean)
+            _arguments $globals \
+                '--force[replace what is there; clean\: remove persistent disks too]' \
+                '--dry-run[show what would be removed, and touch nothing]' \
+                '--global[every project, and what they share]' \
+                '*--state-root=[the project whose state is in this directory]:PATH:_files' \
+                '--no-logs[leave logs where they are]' \
+                '--no-handshakes[leave the guests'\'' hand-shake records where they are]' \
+                ;;
         bootstrap)
             _arguments $globals \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
@@ -131,7 +141,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[make anew what is there already]' '--mounts[the one for VMs with mounts]'
+                _arguments $globals '1:word: ' '--force[replace what is there; clean\: remove persistent disks too]' '--mounts[the one for VMs with mounts]'
             fi ;;
         harness)
             if (( CURRENT == 2 )); then
@@ -167,7 +177,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[make anew what is there already]' '--mounts[the one for VMs with mounts]'
+                _arguments $globals '1:word: ' '--force[replace what is there; clean\: remove persistent disks too]' '--mounts[the one for VMs with mounts]'
             fi ;;
         esac ;;
     esac

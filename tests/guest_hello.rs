@@ -29,6 +29,7 @@ const TRANSPORTS: &[(&str, &str, &str)] = &[
     ("socat", "socat", "socat"),
     ("bash", "bash", "bash"),
     ("python3", "python3", "python3"),
+    ("perl", "perl", "perl-base"),
 ];
 
 const TOKEN: &str = "5f1d2c3b4a5968778695a4b3c2d1e0f0";
@@ -542,8 +543,9 @@ fn the_loop_finds_a_broker_that_comes_later_and_tells_only_what_changed() {
 fn the_loop_rests_while_vizier_lives() {
     let broker = Broker::start(Manner::Answers("ok\n"));
     let active = scratch("vizier").join("vizier.active");
-    // Any living process will do for Vizier.
-    let mut vizier = Command::new("cat")
+    // A process whose arguments name Vizier, as those of `sh …/castra-vizier` do.
+    let mut vizier = Command::new("sh")
+        .args(["-c", "read _", "castra-vizier"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
@@ -558,9 +560,10 @@ fn the_loop_rests_while_vizier_lives() {
         )
     );
     assert!(broker.hellos.try_recv().is_err(), "no hello while resting");
-    // It dies and leaves its file behind, which then counts for nothing.
+    // It dies and leaves its file behind, which then counts for nothing, even with a number that lives again.
     vizier.kill().unwrap();
     vizier.wait().unwrap();
+    fs::write(&active, format!("{}\n", std::process::id())).unwrap();
     broker.next_hello();
     assert_eq!(
         agent.next_line(),

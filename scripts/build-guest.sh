@@ -80,7 +80,7 @@ output=${output%/}
 case $source in /*) ;; *) source=$PWD/$source ;; esac
 
 # From the repository these are all files of guest/; castra writes the same set.
-guest_files='acpid castra-hello hello inittab late power profile rcS sshd'
+guest_files='acpid castra-bus castra-hello hello inittab late power profile rcS sshd'
 for file in $guest_files; do
     [ -f "$source/$file" ] || fail 64 "$source/$file is missing" 'the guest is made from it' 'give --source a complete directory'
 done
@@ -298,7 +298,7 @@ resize2fs=$(first_of "$pkg/sbin/resize2fs" "$pkg/usr/sbin/resize2fs") || unexpec
 loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
     unexpected 'libc6 holds no ld-linux-x86-64.so.2'
 library_path=$pkg/lib/x86_64-linux-gnu:$pkg/usr/lib/x86_64-linux-gnu
-for applet in acpid ash dd ifconfig init modprobe mount nc od poweroff renice route timeout tr umount usleep wc; do
+for applet in acpid ash dd ifconfig init mkfifo mktemp modprobe mount nc od poweroff renice route timeout tr umount usleep wc; do
     "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
 done
 
@@ -528,7 +528,8 @@ done
 cp "$source/inittab" etc/inittab
 cp "$source/profile" etc/profile
 cp "$source/castra-hello" usr/sbin/castra-hello
-chmod 755 usr/sbin/castra-hello
+cp "$source/castra-bus" usr/bin/castra-bus
+chmod 755 usr/sbin/castra-hello usr/bin/castra-bus
 for how in poweroff reboot halt; do
     rm -f "sbin/$how"
     ln -s /etc/init.d/power "sbin/$how"

@@ -252,7 +252,8 @@ fn gives_up_on_a_silent_broker_at_the_deadline() {
                     let output = once(shell, via, mute_port, "1");
                     let told = format!("nothing answers at 127.0.0.1:{mute_port}");
                     check(&output, 2, &told, &format!("{shell:?} via {via}"));
-                    let output = once(shell, via, sleepy_port, "1");
+                    // Time enough for the greeting to come through thirty of them at once.
+                    let output = once(shell, via, sleepy_port, "5");
                     let told =
                         format!("the broker at 127.0.0.1:{sleepy_port} greeted and then gave no answer");
                     check(&output, 2, &told, &format!("{shell:?} via {via}"));

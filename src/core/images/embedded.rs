@@ -13,12 +13,16 @@ pub const BUILD_SCRIPT: &str = include_str!("../../../scripts/build-guest.sh");
 /// The agent that shakes hands, for seeds of stock images too.
 pub const CASTRA_HELLO: &str = include_str!("../../../scripts/guest/castra-hello");
 
+/// Publishes and subscribes on the bus.
+pub const CASTRA_BUS: &str = include_str!("../../../scripts/guest/castra-bus");
+
 /// Mounts shared folders in a stock image; not part of the default guest.
 pub const CASTRA_MOUNTS: &str = include_str!("../../../scripts/guest/castra-mounts");
 
 /// The files of `scripts/guest/` that go into the default guest, by name.
-pub const GUEST_FILES: [(&str, &str); 9] = [
+pub const GUEST_FILES: [(&str, &str); 10] = [
     ("acpid", include_str!("../../../scripts/guest/acpid")),
+    ("castra-bus", CASTRA_BUS),
     ("castra-hello", CASTRA_HELLO),
     ("hello", include_str!("../../../scripts/guest/hello")),
     ("inittab", include_str!("../../../scripts/guest/inittab")),

@@ -1,0 +1,241 @@
+//! `castra harness run --in VM`: an agent inside a guest. The guest is a real sshd on the loopback,
+//! the agent a script; how it works there, and how it ends when the clock, the host or the
+//! connection wants it to.
+#![allow(clippy::unwrap_used)]
+
+#[allow(dead_code)]
+#[path = "support/fleet.rs"]
+mod fleet;
+#[path = "support/sshd.rs"]
+mod sshd;
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use castra::core::records::RunRecord;
+use fleet::Fleet;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use sshd::{Sshd, keygen};
+use support::{Castra, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const SAYS: &str = r#"printf '%s\n' '{"type":"thread.started","thread_id":"t-1"}' '{"type":"turn.started"}'"#;
+const DONE: &str = r#"printf '%s\n' '{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"done"}}' '{"type":"turn.completed","usage":{"input_tokens":9,"output_tokens":1}}'"#;
+/// Starts something of its own and waits; whoever ends it has to end both.
+const HANGS: &str = "sleep 1000 & echo $! >child; echo $$ >self; wait";
+
+/// A project with one VM that runs and has an sshd.
+struct Guest {
+    castra: Castra,
+    fleet: Fleet,
+    sshd: Sshd,
+}
+
+impl Guest {
+    /// `script` is the guest's `codex`.
+    fn new(name: &str, script: &str) -> Guest {
+        let castra = Castra::new(name);
+        let mut fleet = Fleet::new();
+        let config = "version = \"0.2.0\"\n[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n";
+        fs::write(fleet.dir().join("castra.toml"), config).unwrap();
+        let bin = fleet.dir().join("bin");
+        fs::create_dir(&bin).unwrap();
+        fs::write(bin.join("codex"), format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(bin.join("codex"), fs::Permissions::from_mode(0o755)).unwrap();
+        let key = fleet.state.ssh_key();
+        keygen(&key);
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let sshd = Sshd::start(&fleet.dir().join("sshd"), &key.with_extension("pub"), &path);
+        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
+            .unwrap()
+            .unwrap()
+            .name;
+        fleet.run("web", 1000, |run: &mut RunRecord| {
+            run.ssh.port = Some(sshd.port());
+            run.ssh.user = user;
+        });
+        fleet.hold("web");
+        Guest { castra, fleet, sshd }
+    }
+
+    /// Where the agent works.
+    fn work(&self) -> PathBuf {
+        let work = self.fleet.dir().join("work");
+        fs::create_dir_all(&work).unwrap();
+        work
+    }
+
+    fn command(&self, flags: &[&str]) -> Command {
+        let config = self.fleet.dir().join("castra.toml");
+        let work = self.work();
+        let fixed = [
+            "--config",
+            config.to_str().unwrap(),
+            "harness",
+            "run",
+            "--json",
+            "--in",
+            "WEB",
+        ];
+        let place = ["--cwd", work.to_str().unwrap()];
+        let prompt = ["--", "it's `$HOME`\nand more"];
+        let args = [&fixed[..], &place, flags, &prompt].concat();
+        let mut command = self.castra.command(&args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, flags: &[&str]) -> (Option<i32>, Vec<Value>) {
+        told(self.command(flags).output().unwrap())
+    }
+
+    /// The pids that [`HANGS`] wrote down.
+    fn pids(&self) -> [String; 2] {
+        let read = |name: &str| {
+            let text = fs::read_to_string(self.work().join(name)).ok()?;
+            text.ends_with('\n').then(|| text.trim().to_owned())
+        };
+        eventually(PATIENCE, "the agent to run", || {
+            Some([read("child")?, read("self")?])
+        })
+    }
+
+    /// Nothing of the agent is left in the guest.
+    fn is_quiet(&self) {
+        for pid in self.pids() {
+            eventually(PATIENCE, "the agent to be gone from the guest", || {
+                (!runs(&pid)).then_some(())
+            });
+        }
+    }
+}
+
+fn told(output: Output) -> (Option<i32>, Vec<Value>) {
+    let text = String::from_utf8(output.stdout).unwrap();
+    let events: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert!(!events.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    (output.status.code(), events)
+}
+
+fn verdict(events: &[Value]) -> &str {
+    let last = events.last().unwrap();
+    assert_eq!(last["type"], "summary");
+    last["verdict"].as_str().unwrap()
+}
+
+/// Whether a process is there; one that nobody has reaped yet is not.
+fn runs(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
+}
+
+#[test]
+fn the_agent_works_in_the_guest() {
+    let guest = Guest::new(
+        "inside",
+        &format!("cat >stdin; for word in \"$@\"; do printf '%s\\0' \"$word\"; done >argv\n{SAYS}\n{DONE}"),
+    );
+    let (code, events) = guest.run(&[]);
+    assert_eq!((code, verdict(&events)), (Some(0), "complete"), "{events:?}");
+    assert_eq!(fs::read(guest.work().join("stdin")).unwrap(), b"");
+    let argv = fs::read_to_string(guest.work().join("argv")).unwrap();
+    assert!(argv.starts_with("exec\0--json\0--\0"), "{argv}");
+    assert!(argv.ends_with("Your task:\nit's `$HOME`\nand more\0"), "{argv}");
+    assert!(
+        argv.contains("inside its throw-away virtual machine `web`"),
+        "{argv}"
+    );
+    assert!(
+        !argv.contains("--workspace"),
+        "castra is out of its reach: {argv}"
+    );
+    let kept = guest.fleet.state.harness_logs().join("t-1.json");
+    let record: Value = serde_json::from_slice(&fs::read(kept).unwrap()).unwrap();
+    assert_eq!(record["sessions"][0]["vm"], "web");
+}
+
+#[test]
+fn its_exit_and_its_absence_are_told() {
+    let guest = Guest::new("inside-exit", "echo 'no login' >&2; exit 9");
+    let (code, events) = guest.run(&[]);
+    assert_eq!((code, verdict(&events)), (Some(1), "failed"));
+    let stderr = events
+        .iter()
+        .find(|event| event["data"]["kind"] == "stderr")
+        .unwrap();
+    assert!(stderr["text"].as_str().unwrap().contains("no login"), "{stderr}");
+    let (code, events) = guest.run(&["--codex", "no-such-codex"]);
+    assert_eq!(code, Some(69));
+    let rejected = events
+        .iter()
+        .find(|event| event["type"] == "command.rejected")
+        .unwrap();
+    assert!(
+        rejected["detail"]
+            .as_str()
+            .unwrap()
+            .contains("no `no-such-codex` in vm `web`"),
+        "{rejected}"
+    );
+    assert_eq!(
+        events.iter().filter(|event| event["type"] == "summary").count(),
+        1
+    );
+}
+
+#[test]
+fn a_time_out_ends_it_there() {
+    let guest = Guest::new("inside-time-out", &format!("{SAYS}\ntrap '' TERM\n{HANGS}"));
+    let (code, events) = guest.run(&["--idle-timeout", "2s"]);
+    assert_eq!((code, verdict(&events)), (Some(1), "timed out"));
+    guest.is_quiet();
+}
+
+#[test]
+fn ctrl_c_ends_it_there() {
+    let guest = Guest::new("inside-ctrl-c", &format!("{SAYS}\n{HANGS}"));
+    let child = guest.command(&[]).spawn().unwrap();
+    guest.pids();
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
+    let (code, events) = told(child.wait_with_output().unwrap());
+    assert_eq!((code, verdict(&events)), (Some(130), "incomplete"));
+    guest.is_quiet();
+}
+
+#[test]
+fn a_broken_connection_ends_it_there() {
+    let guest = Guest::new("inside-cut", &format!("{SAYS}\n{HANGS}"));
+    let child = guest.command(&[]).spawn().unwrap();
+    guest.pids();
+    guest.sshd.cut();
+    let (code, events) = told(child.wait_with_output().unwrap());
+    assert_eq!((code, verdict(&events)), (Some(1), "incomplete"));
+    guest.is_quiet();
+}
+
+#[test]
+fn a_killed_castra_leaves_nothing_there() {
+    let guest = Guest::new("inside-killed", &format!("{SAYS}\n{HANGS}"));
+    let mut child = guest.command(&[]).spawn().unwrap();
+    guest.pids();
+    let transcript = guest.fleet.state.harness_logs().join("t-1.jsonl");
+    eventually(PATIENCE, "the transcript to hold what was said", || {
+        fs::read_to_string(&transcript)
+            .ok()?
+            .contains("turn.started")
+            .then_some(())
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    guest.is_quiet();
+}

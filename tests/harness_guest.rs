@@ -106,6 +106,18 @@ impl Guest {
         })
     }
 
+    /// The agent runs, and what it said has come through.
+    fn is_at_work(&self) {
+        self.pids();
+        let transcript = self.fleet.state.harness_logs().join("t-1.jsonl");
+        eventually(PATIENCE, "the transcript to hold what was said", || {
+            fs::read_to_string(&transcript)
+                .ok()?
+                .contains("turn.started")
+                .then_some(())
+        });
+    }
+
     /// Nothing of the agent is left in the guest.
     fn is_quiet(&self) {
         for pid in self.pids() {
@@ -205,7 +217,7 @@ fn a_time_out_ends_it_there() {
 fn ctrl_c_ends_it_there() {
     let guest = Guest::new("inside-ctrl-c", &format!("{SAYS}\n{HANGS}"));
     let child = guest.command(&[]).spawn().unwrap();
-    guest.pids();
+    guest.is_at_work();
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGINT).unwrap();
     let (code, events) = told(child.wait_with_output().unwrap());
     assert_eq!((code, verdict(&events)), (Some(130), "incomplete"));
@@ -216,7 +228,7 @@ fn ctrl_c_ends_it_there() {
 fn a_broken_connection_ends_it_there() {
     let guest = Guest::new("inside-cut", &format!("{SAYS}\n{HANGS}"));
     let child = guest.command(&[]).spawn().unwrap();
-    guest.pids();
+    guest.is_at_work();
     guest.sshd.cut();
     let (code, events) = told(child.wait_with_output().unwrap());
     assert_eq!((code, verdict(&events)), (Some(1), "incomplete"));
@@ -227,14 +239,7 @@ fn a_broken_connection_ends_it_there() {
 fn a_killed_castra_leaves_nothing_there() {
     let guest = Guest::new("inside-killed", &format!("{SAYS}\n{HANGS}"));
     let mut child = guest.command(&[]).spawn().unwrap();
-    guest.pids();
-    let transcript = guest.fleet.state.harness_logs().join("t-1.jsonl");
-    eventually(PATIENCE, "the transcript to hold what was said", || {
-        fs::read_to_string(&transcript)
-            .ok()?
-            .contains("turn.started")
-            .then_some(())
-    });
+    guest.is_at_work();
     child.kill().unwrap();
     child.wait().unwrap();
     guest.is_quiet();

@@ -4,7 +4,7 @@
 
 use std::env;
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -105,7 +105,9 @@ fn finish(context: &mut Context, outcome: &HarnessOutcome) -> Exit {
     if context.json {
         return outcome.exit;
     }
-    if let Some(text) = &outcome.last_message {
+    // On a terminal that shows both, it would stand there twice.
+    let both = io::stdout().is_terminal() && io::stderr().is_terminal() && !context.quiet;
+    if let Some(text) = outcome.last_message.as_ref().filter(|_| !both) {
         for line in text.split('\n') {
             context.out.line(escape_line(line, LINE_LIMIT));
         }

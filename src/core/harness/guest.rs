@@ -45,7 +45,7 @@ pub fn remote_line(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) -> S
          {{ cat <&3; end TERM; sleep {GRACE_SECS}; end KILL; }} >/dev/null 2>&1 &\n\
          watch=$!\n\
          exec 3<&-\n\
-         wait $agent\n\
+         wait $agent 2>/dev/null\n\
          code=$?\n\
          kill $watch\n\
          end KILL 2>/dev/null\n\

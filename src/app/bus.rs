@@ -122,7 +122,17 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let mut reporter = PeopleReporter::new(&context.screen, context.err_style, context.quiet);
     let mut printer = Printer::new(context);
     printer.subscription = Some(words.join(" "));
-    let outcome = bus_subscribe(options, &mut printer, &mut reporter)?;
+    let outcome = bus_subscribe(options, &mut printer, &mut reporter);
+    let (subscribed, err_style) = (printer.is_subscribed, printer.err_style);
+    let outcome = match outcome {
+        Ok(outcome) => outcome,
+        // Nothing but messages is on stdout, with --json too: what ended is no refusal.
+        Err(failed) if subscribed => {
+            context.screen.say(&failure::render(&failed, err_style));
+            return Ok(failed.exit);
+        }
+        Err(failed) => return Err(failed),
+    };
     Ok(match outcome.end {
         SubscriptionEnd::Count | SubscriptionEnd::SinkClosed => Exit::Done,
         SubscriptionEnd::Cancelled => Exit::Interrupted,
@@ -213,6 +223,7 @@ struct Printer<'c> {
     on_terminal: bool,
     /// What was subscribed to, for people.
     subscription: Option<String>,
+    is_subscribed: bool,
     vm_column: usize,
     topic_column: usize,
 }
@@ -228,6 +239,7 @@ impl Printer<'_> {
             out: &mut context.out,
             on_terminal: io::stdout().is_terminal(),
             subscription: None,
+            is_subscribed: false,
             vm_column: VM_COLUMN,
             topic_column: TOPIC_COLUMN,
         }
@@ -250,6 +262,7 @@ impl Printer<'_> {
 
 impl BusSink for Printer<'_> {
     fn subscribed(&mut self, last: Option<u64>) {
+        self.is_subscribed = true;
         if let Some(topics) = self.subscription.as_ref().filter(|_| !self.quiet) {
             let so_far = match last {
                 None | Some(0) => "no message so far".to_owned(),

@@ -56,6 +56,20 @@ pub struct BusPublishOptions {
     pub cancel: Cancel,
 }
 
+impl BusPublishOptions {
+    /// A bare signal on the usual topic: `null` on `broadcast`; without a castra binary.
+    pub fn new(project: BusProject) -> BusPublishOptions {
+        BusPublishOptions {
+            project,
+            topic: None,
+            payload: Payload::One("null".to_owned()),
+            wait: None,
+            cli: None,
+            cancel: Cancel::new(),
+        }
+    }
+}
+
 /// What is said.
 #[derive(Debug)]
 pub enum Payload {

@@ -37,6 +37,21 @@ pub struct BusSubscribeOptions {
     pub cancel: Cancel,
 }
 
+impl BusSubscribeOptions {
+    /// These topics from now on, for ever; without a castra binary.
+    pub fn new(project: BusProject, topics: Vec<Pattern>) -> BusSubscribeOptions {
+        BusSubscribeOptions {
+            project,
+            topics,
+            from: None,
+            count: None,
+            wait: None,
+            cli: None,
+            cancel: Cancel::new(),
+        }
+    }
+}
+
 /// What was received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusSubscribeOutcome {

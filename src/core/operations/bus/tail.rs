@@ -37,6 +37,20 @@ pub struct BusTailOptions {
     pub cancel: Cancel,
 }
 
+impl BusTailOptions {
+    /// All that the bus has kept, and no waiting for more.
+    pub fn new(state: StateRoot) -> BusTailOptions {
+        BusTailOptions {
+            state,
+            log: LogOf::Bus,
+            topics: Vec::new(),
+            last: None,
+            follow: false,
+            cancel: Cancel::new(),
+        }
+    }
+}
+
 /// Which log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogOf {

@@ -191,6 +191,18 @@ impl BusLog {
     }
 }
 
+/// The number after which numbering goes on: the last one in the log, or the last one that was
+/// noted elsewhere. `lossy`: a loss of power may have taken the last lines, so that numbers
+/// nobody knows of were given; then it goes on where nobody can have been.
+pub fn resume_after(in_log: u64, noted: u64, lossy: bool) -> u64 {
+    let last = in_log.max(noted);
+    if lossy && last > 0 {
+        ((last >> 32) + 1) << 32
+    } else {
+        last
+    }
+}
+
 /// The thread that waits for the disk.
 #[derive(Debug)]
 struct Syncer {

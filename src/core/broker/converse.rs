@@ -6,7 +6,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -57,7 +57,7 @@ impl Sessions {
 enum Over {
     /// The client ended its side.
     Ended,
-    /// The broker ended the session, or the connection broke.
+    /// The broker ended the session, or is about to.
     Told,
 }
 
@@ -125,7 +125,8 @@ impl Conversation<'_> {
                         error.kind(),
                         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                     ) => {}
-                Err(_) => return Over::Told,
+                // A connection that broke is an end as well; the state hears of it at once.
+                Err(_) => return Over::Ended,
             }
         }
     }
@@ -217,13 +218,13 @@ impl Conversation<'_> {
 /// Closing at once would take the last frame back from a client that hasn't read it: it has a
 /// moment to close first. Nothing it still sends is read.
 fn linger(link: &Link) {
-    let until = Instant::now() + LINGER;
-    // The state may still have to answer what came before the end.
-    link.await_end(LINGER);
-    let left = until.saturating_duration_since(Instant::now());
+    // The state may still have to answer what came before the end, however busy the disk is, and
+    // a slow client may still have to take it.
+    link.await_end(PIECE_PATIENCE);
+    link.wait_until_sent(PIECE_PATIENCE);
     let mut asked = [PollFd::new(link.as_fd(), PollFlags::empty())];
     let _ = poll(
         &mut asked,
-        PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO),
+        PollTimeout::try_from(LINGER).unwrap_or(PollTimeout::ZERO),
     );
 }

@@ -84,6 +84,11 @@ impl Replay {
         if first < self.next {
             self.source = None;
         }
+        // What was read beyond the end of the old plan may have been cut back since, and other
+        // messages may stand there now.
+        if let Some(source) = &mut self.source {
+            source.bytes.clear();
+        }
         if !plan.wanted.is_empty() {
             self.next = first;
         }
@@ -153,6 +158,7 @@ impl Replay {
 
     /// Opens the file that holds the next number. False: there is none.
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
+        // The oldest that begins behind the number.
         let mut oldest: Option<(u64, File)> = None;
         for number in 0..=self.keep {
             let path = match number {
@@ -168,8 +174,13 @@ impl Replay {
                 continue;
             };
             if first <= self.next {
-                self.source = Some(Source::at(file, self.next)?);
-                return Ok(true);
+                let source = Source::at(file, self.next)?;
+                if oldest.is_none() || source.reaches(self.next)? {
+                    self.source = Some(source);
+                    return Ok(true);
+                }
+                // It ends before, and a younger one begins behind: nothing is in between.
+                break;
             }
             oldest = Some((first, file));
         }
@@ -227,6 +238,21 @@ impl Source {
             offset: low,
             bytes: Vec::new(),
         })
+    }
+
+    /// Whether this number or a later one comes in its file.
+    fn reaches(&self, seq: u64) -> io::Result<bool> {
+        let mut ahead = Source {
+            file: self.file.try_clone()?,
+            offset: self.offset,
+            bytes: Vec::new(),
+        };
+        while let Some(line) = ahead.line()? {
+            if seq_of(&line).is_some_and(|found| found >= seq) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The next whole line, without its end; `None` at the end of the file.

@@ -27,7 +27,7 @@ use crate::core::records::{self, BrokerRecord};
 use crate::core::reporter::wall_clock;
 
 use super::attempts::line_head;
-use super::buslog::BusLog;
+use super::buslog::{BusLog, resume_after};
 use super::claim::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
 use super::converse::Sessions;
 use super::edges::Edges;
@@ -245,24 +245,25 @@ impl Broker {
     }
 
     /// Finds the last number given, if the log can be read. After a loss of power the last lines
-    /// may be missing, so numbering goes on where nobody can have been.
-    fn open_bus(&mut self, at: At) {
+    /// may be missing, so numbering goes on where nobody can have been. True: it was closed before.
+    fn open_bus(&mut self, at: At) -> bool {
         let jump = self.rebooted && self.options.bus.sync != SyncMode::Batch;
         let floor = self.record.bus_seq;
-        let resume = |last: u64| {
-            let last = last.max(floor);
-            if jump && last > 0 {
-                ((last >> 32) + 1) << 32
-            } else {
-                last
-            }
-        };
+        let resume = |last: u64| resume_after(last, floor, jump);
         let opened = self.edges.open_bus(at, resume, self.torn);
-        if opened.is_some() {
+        let is_new = opened.is_some();
+        if is_new {
             // What the log lacks from now on is our own doing.
             (self.torn, self.rebooted) = (false, false);
         }
         self.take(at, opened);
+        is_new
+    }
+
+    /// What a file that was taken away had must not lower the numbers of the next broker.
+    fn note_last(&mut self) {
+        self.record.bus_seq = self.state.last_kept();
+        let _ = records::save(&self.options.state.broker_json(), &self.record);
     }
 
     /// Everything that waits for the log is kept, answered and delivered.
@@ -271,8 +272,7 @@ impl Broker {
             self.take(at, [Input::Commit]);
         }
         if self.edges.bus_rotated() {
-            self.record.bus_seq = self.state.last_kept();
-            let _ = records::save(&self.options.state.broker_json(), &self.record);
+            self.note_last();
         }
     }
 
@@ -412,8 +412,10 @@ impl Broker {
         for arrival in self.reception.arrivals() {
             self.on_arrival(at, arrival);
         }
-        // What came before the end is answered.
+        // What was said before is still kept and answered, and a granted session hears so before
+        // it hears of its end.
         self.commit(at);
+        self.edges.flush(at);
         self.take(at, [Input::Stop]);
     }
 
@@ -444,6 +446,8 @@ impl Broker {
     /// Once a second: guests, VMs, and whether our files still have their names. False: another
     /// broker has taken our place, because somebody removed our pid file.
     fn look_around(&mut self, at: At) -> bool {
+        // A log that is opened anew begins a new count: what has a number already comes first.
+        self.commit(at);
         let changed = self.edges.changed_guests(at);
         self.take(at, changed);
         for vm in self.edges.gone_vms(at, false) {
@@ -479,7 +483,9 @@ impl Broker {
         }
         let lost = self.edges.check_files(self.state.recorded());
         self.take(at, lost);
-        self.open_bus(at);
+        if self.open_bus(at) {
+            self.note_last();
+        }
         self.edges.sync_bus();
         true
     }

@@ -166,6 +166,8 @@ impl State {
 
     pub(super) fn on_guests(&mut self, at: At, table: Option<GuestTable>, out: &mut Vec<Effect>) {
         self.table = table;
+        // Before their guests are forgotten, so that no record goes on telling of a session.
+        self.end_superseded(at, out);
         let Some(table) = self.table.as_ref() else {
             return;
         };
@@ -183,7 +185,14 @@ impl State {
         }
         for key in gone {
             self.leave(at, &key, out);
-            self.guests.remove(&key);
+            if let Some(guest) = self.guests.remove(&key)
+                && guest.dirty
+            {
+                out.push(Effect::Record {
+                    record: Box::new(guest.record_to_write()),
+                    asked_by: None,
+                });
+            }
         }
         let stale: Vec<String> = self
             .guests
@@ -194,7 +203,6 @@ impl State {
         for key in stale {
             self.leave(at, &key, out);
         }
-        self.end_superseded(at, out);
     }
 
     /// A hand-shake outlives the broker that heard it.

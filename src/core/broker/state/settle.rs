@@ -75,7 +75,8 @@ impl State {
     pub(super) fn on_log_opened(&mut self, last: u64) {
         self.log_open = true;
         self.kept = self.kept.max(last);
-        self.given = self.kept;
+        // What waits for a commit has its numbers already.
+        self.given = self.given.max(self.kept);
     }
 
     /// Hands the group's lines to the log, or settles a group that has none.
@@ -231,7 +232,8 @@ impl State {
         if session.subs.len() >= limit && !session.subs.contains_key(pattern) {
             return Err(Refused::SubscriptionLimit);
         }
-        let first = from.unwrap_or(before + 1);
+        // Numbers begin with 1; who asks for 0 means everything.
+        let first = from.map_or(before + 1, |from| from.max(1));
         if first <= before && !session.behind {
             session.behind = true;
             for sub in session.subs.values_mut() {

@@ -14,3 +14,4 @@ python3 "$here/bench_up.py" "$castra" --rounds "$rounds"
 python3 "$here/bench-broker.py" "$castra" --rounds "$rounds"
 "$here/bench-bus.sh" "$castra" --rounds "$rounds"
 "$here/bench-status.sh" "$castra" 200 2000
+"$here/bench-events.sh" "$castra"

@@ -1,31 +1,44 @@
-//! What an event costs: 100,000 of them through reporter, `--json` and journal, and the same bytes
-//! written and appended by hand.
+//! What events cost: 100,000 of them through reporter, `--json` and journal, beside the same bytes
+//! written and appended by hand; and what `castra events` takes to find the end of a large journal,
+//! beside reading it all.
 //!
 //! Rounds alternate, medians count. The figure that stays true from machine to machine is the
-//! ratio to the bare writes of the same run; microseconds are printed beside it.
+//! ratio to the baseline of the same run; times are printed beside it.
 //!
-//! usage: events-load [EVENTS [ROUNDS]]
+//! usage: events-load CASTRA [EVENTS [ROUNDS [MEBIBYTES]]]
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use castra::core::events::contract::Stamped;
 use castra::core::events::{BootstrapStepKind, BootstrapStepStatus, Event, Severity};
 use castra::core::journal::{Journal, Rotation};
-use castra::core::reporter::{Emitter, Reporter};
+use castra::core::reporter::{Emitter, Reporter, wall_clock};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 
 fn main() {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<usize>().unwrap());
-    let events = args.next().unwrap_or(100_000);
-    let rounds = args.next().unwrap_or(5);
+    let mut args = std::env::args().skip(1);
+    let castra = PathBuf::from(
+        args.next()
+            .expect("usage: events-load CASTRA [EVENTS [ROUNDS [MEBIBYTES]]]"),
+    );
+    let mut numbers = args.map(|arg| arg.parse::<usize>().unwrap());
+    let events = numbers.next().unwrap_or(100_000);
+    let rounds = numbers.next().unwrap_or(5);
+    let mebibytes = numbers.next().unwrap_or(1024);
     let dir = std::env::temp_dir().join(format!("castra-events-load-{}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
+    each_event(events, rounds, &dir);
+    large_journal(&castra, mebibytes, rounds, &dir);
+    let _ = fs::remove_dir_all(&dir);
+}
+
+fn each_event(events: usize, rounds: usize, dir: &Path) {
     let mut costs: [Vec<Cost>; 3] = Default::default();
     for round in 0..rounds {
         let path = dir.join(format!("{round}.jsonl"));
@@ -42,13 +55,83 @@ fn main() {
         }));
         let _ = fs::remove_file(path);
     }
-    let _ = fs::remove_dir_all(&dir);
     let [told, bare, journaled] = costs.map(median);
     println!("{events} events, medians of {rounds} rounds, per event:");
     println!("  reporter, --json and journal   {told}");
     println!("  the same bytes, two writes     {bare}");
     println!("  the same bytes, journal alone  {journaled}");
     println!("  ratio of CPU, all to bare      {:.2}", told.cpu / bare.cpu);
+}
+
+/// A journal of a day; its last ten minutes and its last ten lines are asked for.
+fn large_journal(castra: &Path, mebibytes: usize, rounds: usize, dir: &Path) {
+    fs::create_dir_all(dir.join("state/logs")).unwrap();
+    let config = format!(
+        "[project]\nstate_dir = \"state\"\n[bus]\nlog_max_bytes = {}\n[[vms]]\nname = \"web\"\n",
+        (mebibytes as u64 + 1) << 20
+    );
+    fs::write(dir.join("castra.toml"), config).unwrap();
+    let journal = dir.join("state/logs/events.jsonl");
+    let lines = write_day(&journal, (mebibytes as u64) << 20);
+    let ask = |args: &[&str]| {
+        let began = Instant::now();
+        let output = Command::new(castra)
+            .args(["events", "--json"])
+            .args(args)
+            .current_dir(dir)
+            .env("CASTRA_HOME", dir.join("home"))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let told = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+        (told, began.elapsed())
+    };
+    let mut times: [Vec<Duration>; 3] = Default::default();
+    let mut since = 0;
+    for _ in 0..rounds {
+        let (told, time) = ask(&["--since", "10m"]);
+        times[0].push(time);
+        since = told;
+        let (told, time) = ask(&["--tail", "10"]);
+        times[1].push(time);
+        assert_eq!(told, 10);
+        let began = Instant::now();
+        let all = Command::new("wc").arg("-l").arg(&journal).output().unwrap();
+        times[2].push(began.elapsed());
+        assert!(String::from_utf8_lossy(&all.stdout).starts_with(&lines.to_string()));
+    }
+    let [found, last, all] = times.map(|mut times| {
+        times.sort();
+        times[times.len() / 2].as_secs_f64()
+    });
+    println!("a journal of {mebibytes} MiB, {lines} lines, medians of {rounds} rounds, seconds:");
+    println!("  castra events --since 10m      {found:.3} ({since} events)");
+    println!("  castra events --tail 10        {last:.3}");
+    println!("  wc -l of the same file         {all:.3}");
+    println!("  ratio, --since to wc           {:.3}", found / all);
+}
+
+/// Lines of one day until now, as many as fit.
+fn write_day(path: &Path, bytes: u64) -> usize {
+    let line = |number: usize, ts: SystemTime| {
+        let stamped = Stamped {
+            ts: wall_clock(ts),
+            offset_ms: number as u64,
+            seq: number as u64 % 1000,
+            run: format!("{:016x}", number / 1000),
+            event: event(number),
+        };
+        stamped.contract_line() + "\n"
+    };
+    let now = SystemTime::now();
+    let count = bytes as usize / (line(1_000_000, now).len() + 1);
+    let mut file = std::io::BufWriter::new(File::create(path).unwrap());
+    for number in 0..count {
+        let ago = Duration::from_secs(86_400).mul_f64(1.0 - number as f64 / count as f64);
+        file.write_all(line(number, now - ago).as_bytes()).unwrap();
+    }
+    file.into_inner().unwrap().sync_all().unwrap();
+    count
 }
 
 /// As `castra … --json` does it: stamped, one write a line into a pipe, one append.

@@ -7,7 +7,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Longest VM name, in bytes (DESIGN §6).
 pub const MAX_NAME_BYTES: usize = 64;
@@ -19,9 +19,16 @@ pub const RESERVED_NAMES: [&str; 5] = ["host", "bus", "broker", "castra", "broad
 ///
 /// It becomes a file name, a log label and a bus topic, so nothing wider is safe in all three.
 /// Names are compared without case elsewhere through [`VmName::key`]; `Eq` here is exact.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct VmName(String);
+
+// Not by `into = "String"`, which would clone the name for every event about a VM.
+impl Serialize for VmName {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
 
 /// A text that is no VM name. Keeps the refused text for the message.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -42,6 +42,7 @@ def main():
     files = sorted(directory.glob("*.jsonl"))
     for path in files:
         for line in path.read_text().splitlines():
+            # Python ends lines at more characters than a line feed: an event holds none of them.
             check.valid(json.loads(line), path)
     total = sum(check.counts.values())
     if not total:

@@ -3,6 +3,7 @@
 //! Here: the `type` and `phase` words and the envelope. Not here: the events themselves
 //! (`core::events`), or writing lines anywhere (`core::reporter`, `core::journal`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
 
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Event;
+use crate::core::escape::escape_json;
 
 /// The contract's version; it stays 1 while fields are only added.
 pub const CONTRACT_VERSION: u32 = 1;
@@ -263,7 +265,7 @@ impl Stamped {
             let behind = vm.map_or(fields, |comma| fields + comma + 1);
             line.splice(behind..behind, format!(r#""phase":"{phase}","#).into_bytes());
         }
-        String::from_utf8(line).expect("JSON is UTF-8")
+        harmless(String::from_utf8(line).expect("JSON is UTF-8"))
     }
 
     /// The contract line as an object.
@@ -298,6 +300,20 @@ impl Stamped {
             run,
             event,
         })
+    }
+}
+
+/// Readers take more for the end of a line than a line feed, Python's `splitlines` U+2028 for one,
+/// and terminals obey characters that JSON leaves as they are. All of these stand inside texts,
+/// where an escape says the same.
+fn harmless(line: String) -> String {
+    // Nearly every line is plain, and that is quickly seen.
+    if line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return line;
+    }
+    match escape_json(&line) {
+        Cow::Borrowed(_) => line,
+        Cow::Owned(escaped) => escaped,
     }
 }
 
@@ -360,16 +376,22 @@ mod tests {
     }
 
     #[test]
-    fn an_odd_run_id_read_from_a_file_stays_json() {
+    fn odd_texts_stay_json_on_one_line() {
         let stamped = Stamped {
             ts: "\"\\\n".into(),
             offset_ms: 0,
             seq: 0,
             run: "r\"}\u{1b}".into(),
-            event: Event::message(Severity::Info, None, "a \"b\" c, d"),
+            event: Event::message(
+                Severity::Info,
+                None,
+                "a \"b\" c, d\r\n\u{b}\u{85}é\u{2028}\u{2029}",
+            ),
         };
         let line = stamped.contract_line();
-        assert!(!line.contains('\n'), "{line}");
+        for end in ['\n', '\r', '\u{b}', '\u{85}', '\u{2028}', '\u{2029}'] {
+            assert!(!line.contains(end), "{line}");
+        }
         assert_eq!(Stamped::from_contract_line(&line), Some(stamped));
     }
 

@@ -39,8 +39,9 @@ use super::state::{At, ConnId, Effect, Input, Part};
 const OPEN_SHELVES: usize = 64;
 
 /// How long lines wait for their sender's own log, so that one append takes many: at one publish
-/// at a time the five system calls of an append were half of all there were.
-const SHELVE_AFTER_MS: u64 = 20;
+/// at a time the five system calls of an append were half of all there were. Less than it takes to
+/// start a program that would look for them.
+const SHELVE_AFTER_MS: u64 = 2;
 
 /// Lines that wait for all of them together, bytes; more are appended at once.
 const SHELVE_BYTES: usize = 512 * 1024;

@@ -180,11 +180,11 @@ fn logs_and_events_read_what_is_there() {
     castra.write("state/logs/broker.log", "[host-broker] one\n");
     assert_eq!(
         castra.run(&["logs"]).exits(0).stdout,
-        "web serial | booting\nweb serial | \\x1b[2Jclear\nweb serial | last\nbroker     | [host-broker] one\n"
+        "web serial    | booting\nweb serial    | \\x1b[2Jclear\nweb serial    | last\n    broker    | [host-broker] one\n"
     );
     assert_eq!(
         castra.run(&["logs", "WEB", "--tail", "1"]).exits(0).stdout,
-        "web serial | last\n"
+        "web serial    | last\n"
     );
     let objects = castra
         .run(&["logs", "--source", "serial", "--tail=1", "--json"])
@@ -192,7 +192,7 @@ fn logs_and_events_read_what_is_there() {
         .objects();
     assert_eq!(
         objects,
-        [serde_json::json!({"vm": "web", "source": "serial", "text": "last"})]
+        [serde_json::json!({"ts": null, "source": "serial", "vm": "web", "line": "last"})]
     );
     castra.run(&["logs", "wbe"]).exits(64);
 

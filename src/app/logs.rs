@@ -1,77 +1,105 @@
 //! `castra logs`.
 
-use castra::core::escape::escape_line;
+use castra::core::bus::message::Message;
+use castra::core::cancel::Cancel;
+use castra::core::escape::{escape_json, escape_line};
 use castra::core::failure::{Exit, Result};
-use castra::core::logs::{Log, Source, last_lines, logs};
+use castra::core::logs::{LogLine, Source};
 use castra::core::name::VmName;
-use serde::Serialize;
+use castra::core::operations::logs::{LogsOptions, ToldLine, logs};
 
 use super::context::Context;
 use super::select::{self, Selected};
 use super::typed;
 use crate::cli::{LogSource, Raw};
 
-/// Last lines of each log, unless --tail says otherwise.
-const USUAL_TAIL: usize = 50;
 /// Longer lines are cut for the terminal, bytes.
 const LIMIT: usize = 4096;
+/// `bootstrap`, the longest word for a source.
+const SOURCE_COLUMN: usize = 9;
 
-#[derive(Serialize)]
-struct Line<'l> {
-    vm: Option<&'l VmName>,
-    source: &'static str,
-    text: &'l str,
-}
-
-/// Prints the last lines of each.
+/// Prints the last lines of each, and what is added.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let selected = select::project(raw)?;
     let known: Vec<VmName> = match &selected {
         Selected::Config(config) => config.vms.iter().map(|vm| vm.name.clone()).collect(),
         Selected::Record(_) => Vec::new(),
     };
-    let sources: Vec<Source> = raw.sources.iter().map(|source| source_of(*source)).collect();
-    let logs = logs(&selected.state(), &typed::names(&raw.operands)?, &sources, &known)?;
-    let width = logs.iter().map(|log| label(log).len()).max().unwrap_or(0);
-    let mut printed = 0;
-    for log in &logs {
-        for line in last_lines(&log.path, raw.tail.unwrap_or(USUAL_TAIL))? {
-            printed += 1;
-            if context.json {
-                context.out.json(&Line {
-                    vm: log.vm.as_ref(),
-                    source: log.source.as_str(),
-                    text: &line,
-                });
-            } else {
-                let prefix = context.style.faint(&format!("{:<width$} |", label(log)));
-                context
-                    .out
-                    .line(format!("{prefix} {}", escape_line(&line, LIMIT)));
+    // The names that may stand before a line: it doesn't move when another VM speaks.
+    let widest = known.iter().map(|vm| vm.as_str().len()).max();
+    let mut column = widest.unwrap_or(0);
+    let options = LogsOptions {
+        vms: typed::names(&raw.operands)?,
+        known,
+        sources: raw.sources.iter().map(|source| source_of(*source)).collect(),
+        tail: raw.tail,
+        since: raw.since,
+        follow: raw.follow,
+        // History ends by itself, and Ctrl-C ends it at once.
+        cancel: match raw.follow {
+            true => context.end_on_signals(),
+            false => Cancel::new(),
+        },
+        ..LogsOptions::of(selected.state())
+    };
+    let outcome = logs(&options, |told| {
+        match told {
+            ToldLine::Line(line) if context.json => {
+                let json = serde_json::to_string(&line).expect("a line is plain data");
+                context.out.line(escape_json(&json));
             }
-            if !context.out.is_open() {
-                return Ok(Exit::Done);
+            ToldLine::Line(line) => {
+                let name = line.vm.as_ref().map_or(0, |vm| vm.as_str().len());
+                column = column.max(name);
+                let shown = in_words(&line, column, context);
+                context.out.line(shown);
+            }
+            ToldLine::CaughtUp => {
+                context.out.flush();
+                if options.follow {
+                    context.out.look_for_reader();
+                }
             }
         }
-    }
+        context.out.is_open()
+    })?;
     context.out.flush();
-    if printed == 0 && !context.json {
+    if outcome.told == 0 && !context.json && !options.follow {
         context.say("these logs are empty: nothing has run yet, or nothing has been said");
     }
-    Ok(Exit::Done)
+    Ok(match options.cancel.is_requested() {
+        true => Exit::Interrupted,
+        false => Exit::Done,
+    })
 }
 
 fn source_of(source: LogSource) -> Source {
     match source {
         LogSource::Serial => Source::Serial,
         LogSource::Qemu => Source::Qemu,
+        LogSource::Bootstrap => Source::Bootstrap,
         LogSource::Broker => Source::Broker,
+        LogSource::Bus => Source::Bus,
     }
 }
 
-fn label(log: &Log) -> String {
-    match &log.vm {
-        Some(vm) => format!("{vm} {}", log.source.as_str()),
-        None => log.source.as_str().to_owned(),
+/// `web-0 serial    | login:`.
+fn in_words(line: &LogLine, column: usize, context: &Context) -> String {
+    let vm = line.vm.as_ref().map_or("", VmName::as_str);
+    let prefix = format!("{vm:<column$} {:<SOURCE_COLUMN$} |", line.source.as_str());
+    let prefix = context.style.source(line.source, &prefix);
+    let text = match line.source {
+        Source::Bus => bus_words(line),
+        _ => line.line.clone(),
+    };
+    format!("{prefix} {}", escape_line(&text, LIMIT))
+}
+
+/// `host to vm:web: {"x":1}`; a line that is none stays as it is.
+fn bus_words(line: &LogLine) -> String {
+    match Message::parse(line.line.as_bytes()) {
+        Ok(message) if line.vm.is_some() => format!("to {}: {}", message.topic, message.payload.get()),
+        Ok(message) => format!("{} to {}: {}", message.vm, message.topic, message.payload.get()),
+        Err(_) => line.line.clone(),
     }
 }

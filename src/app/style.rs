@@ -6,6 +6,8 @@
 use std::env;
 use std::io::IsTerminal;
 
+use castra::core::logs::Source;
+
 use crate::cli::ColorChoice;
 
 /// The colours of one stream.
@@ -55,6 +57,20 @@ impl Style {
     /// What the eye may skip.
     pub fn faint(self, text: &str) -> String {
         self.paint("2", text)
+    }
+
+    /// What a line of a log is of, each source in its own colour.
+    pub fn source(self, source: Source, text: &str) -> String {
+        self.paint(
+            match source {
+                Source::Serial => "32",
+                Source::Qemu => "33",
+                Source::Bootstrap => "34",
+                Source::Broker => "36",
+                Source::Bus => "35",
+            },
+            text,
+        )
     }
 
     fn paint(self, code: &str, text: &str) -> String {

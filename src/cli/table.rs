@@ -63,8 +63,12 @@ pub enum LogSource {
     Serial,
     /// QEMU's own messages.
     Qemu,
+    /// The last bootstrap.
+    Bootstrap,
     /// `[host-broker]` lines.
     Broker,
+    /// What was published on the bus.
+    Bus,
 }
 
 /// How a shell can help to type a word.
@@ -489,10 +493,23 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "logs",
         section: Section::Looking,
         operands: &[VMS],
-        brief: "show the logs of VMs and broker",
-        manual: "Prints the last lines of the guests' consoles, of QEMU's messages and of the broker's log, of \
-                 all VMs or of the named ones. Control characters that a guest wrote are shown, not obeyed.",
-        examples: &["castra logs web-0", "castra logs --source broker --tail 20"],
+        brief: "show the logs of VMs, broker and bus",
+        manual: "Prints the last lines of each log: serial (the guest's console), qemu (QEMU's messages), \
+                 bootstrap (steps and output of the last one), broker, and bus (what was published). Without \
+                 names those of all VMs, of the broker and of the whole bus; with names those of these VMs, of the bus \
+                 what they published. Each line begins with its VM and source; control characters that a guest \
+                 wrote are shown, not obeyed.\n\n\
+                 With --follow it goes on with what is added, over restarts of VMs and the rotation of \
+                 files. --since leaves out older lines; of logs whose lines don't say when (serial, qemu, \
+                 bootstrap) it shows those that were written since.\n\n\
+                 With --json one object a line: `ts` (RFC 3339, null where the line doesn't say when), `source`, \
+                 `vm` (null: the broker or the host) and `line`, unescaped but for JSON; of the bus it is the \
+                 line of bus.log.",
+        examples: &[
+            "castra logs web-0",
+            "castra logs -f --source serial --tail 0",
+            "castra logs --source broker --since 10m",
+        ],
     },
     CommandRow {
         command: Command::Events,

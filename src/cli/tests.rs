@@ -194,7 +194,10 @@ fn lines_that_are_refused_with_the_nearest_word() {
         ("ssh web-0 ls -l", "with `--` before the guest's command"),
         ("completions", "`castra completions` needs SHELL"),
         ("completions fsih", "castra completions fish"),
-        ("logs --source kernel", "use serial, qemu or broker"),
+        (
+            "logs --source kernel",
+            "use serial, qemu, bootstrap, broker or bus",
+        ),
         ("--color sometimes up", "use auto, always or never"),
         ("-x up", "there is no flag -x"),
         ("broker-pip 1", "there is no command"),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clean;
+mod logs;
 mod ports;
 #[allow(dead_code)]
 #[path = "../faults/project.rs"]

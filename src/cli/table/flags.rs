@@ -400,15 +400,17 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("SOURCE"),
         scope: LOGS,
-        brief: "only this log: serial, qemu or broker",
-        manual: "May be given several times. Default: all three, the broker's only if no VM is named.",
-        complete: Complete::OneOf(&["serial", "qemu", "broker"]),
+        brief: "only this log: serial, qemu, bootstrap, broker or bus",
+        manual: "May be given several times. Default: all, the broker's only if no VM is named.",
+        complete: Complete::OneOf(&["serial", "qemu", "bootstrap", "broker", "bus"]),
         apply: |raw, value| {
             raw.sources.push(match text(value)?.as_str() {
                 "serial" => LogSource::Serial,
                 "qemu" => LogSource::Qemu,
+                "bootstrap" => LogSource::Bootstrap,
                 "broker" => LogSource::Broker,
-                _ => return Err(BadValue("use serial, qemu or broker".to_owned())),
+                "bus" => LogSource::Bus,
+                _ => return Err(BadValue("use serial, qemu, bootstrap, broker or bus".to_owned())),
             });
             Ok(())
         },
@@ -419,7 +421,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("N"),
         scope: Scope::Only(&[Command::Logs, Command::Events, Command::BusTail]),
         brief: "only so many last lines",
-        manual: "`logs` prints so many of each log, 50 unless told otherwise, and so does `bus tail`; `events` prints \
+        manual: "`logs` prints so many of each log, 50 unless told otherwise or asked for --since, and so does `bus tail`; `events` prints \
                  so many of those that are asked for, all unless told otherwise.",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -489,7 +491,7 @@ pub const FLAGS: &[Flag] = &[
         long: "since",
         short: None,
         value: Some("WHEN"),
-        scope: EVENTS,
+        scope: Scope::Only(&[Command::Events, Command::Logs]),
         brief: "only from this time on: 10m ago, or 2026-11-21T10:00:00Z",
         manual: "So long ago, such as 90s, 10m, 2h or 1day, or a time as RFC 3339 has it, with Z or an offset such \
                  as +02:00. What is older isn't read, so this is quick on large journals too.",
@@ -506,7 +508,7 @@ pub const FLAGS: &[Flag] = &[
         long: "follow",
         short: Some('f'),
         value: None,
-        scope: Scope::Only(&[Command::Events, Command::BusTail]),
+        scope: Scope::Only(&[Command::Events, Command::Logs, Command::BusTail]),
         brief: "then wait for more and print it as it comes",
         manual: "With --tail 0 only what comes from now on. Ctrl-C ends it, and so does a reader that goes.",
         complete: Complete::Nothing,

@@ -35,7 +35,7 @@ _castra() {
             'ssh-config:print an ssh_config for running VMs'
             'status:show which VMs run and which are reachable'
             'ports:show which host ports are wanted, in use or in conflict'
-            'logs:show the logs of VMs and broker'
+            'logs:show the logs of VMs, broker and bus'
             'events:show what castra and the broker have reported'
             'workspaces:list the projects castra knows, wherever they are'
             'broker:run the project'\''s broker in the foreground'
@@ -107,8 +107,10 @@ _castra() {
                 ;;
         logs)
             _arguments $globals \
-                '*--source=[only this log\: serial, qemu or broker]:SOURCE:(serial qemu broker)' \
+                '*--source=[only this log\: serial, qemu, bootstrap, broker or bus]:SOURCE:(serial qemu bootstrap broker bus)' \
                 '*--tail=[only so many last lines]:N: ' \
+                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '--follow[then wait for more and print it as it comes]' \
                 '*:VM:_castra_vms';;
         events)
             _arguments $globals \

@@ -1,11 +1,17 @@
-//! The logs of one project: which there are, and their last lines.
+//! The logs of one project: which there are, and what a line of each is.
 //!
-//! Here: the guests' consoles, QEMU's messages, the broker's log. Not here: the journal of events
+//! Here: the guests' consoles, QEMU's messages, bootstraps, the broker's log, the bus. Not here:
+//! reading and following the files ([`tail`], [`bootstrap`], `core::bus::log`), the journal of events
 //! (`core::operations::events`), or making a line fit for a terminal (`core::escape`).
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+pub mod bootstrap;
+pub mod tail;
+
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure, Result};
@@ -13,11 +19,6 @@ use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::paths::{StateRoot, vm_file};
-
-/// At most so much of a file's end is read, bytes: a guest may write without ever ending a line.
-const MOST_READ: u64 = 16 * 1024 * 1024;
-/// Read in pieces of this size, from the end.
-const PIECE: u64 = 64 * 1024;
 
 /// Longest line of a guest that is kept, bytes.
 const LINE_BYTES: usize = 4096;
@@ -32,14 +33,19 @@ pub fn append_escaped(path: &Path, rotation: Rotation, text: &str) -> io::Result
 }
 
 /// What a log is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Source {
     /// The guest's console.
     Serial,
     /// QEMU's own messages.
     Qemu,
+    /// The last bootstrap: its steps, and what its script printed.
+    Bootstrap,
     /// `[host-broker]` lines.
     Broker,
+    /// What was published on the bus.
+    Bus,
 }
 
 impl Source {
@@ -48,7 +54,9 @@ impl Source {
         match self {
             Source::Serial => "serial",
             Source::Qemu => "qemu",
+            Source::Bootstrap => "bootstrap",
             Source::Broker => "broker",
+            Source::Bus => "bus",
         }
     }
 }
@@ -56,12 +64,31 @@ impl Source {
 /// One log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// The VM; `None`: the broker's.
+    /// The VM; `None`: the broker's, or the whole bus.
     pub vm: Option<VmName>,
     /// What it is of.
     pub source: Source,
-    /// The file; it need not be there.
+    /// The file, which need not be there; of bootstraps their folder.
     pub path: PathBuf,
+}
+
+/// One line of a log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When it was written, RFC 3339, where the line says so: consoles and QEMU don't.
+    pub ts: Option<String>,
+    /// What it is of.
+    pub source: Source,
+    /// The VM; of the bus the sender, unless that is the host or the broker.
+    pub vm: Option<VmName>,
+    /// The line without its end, as it stands in the log: a guest's words may be in it.
+    pub line: String,
+}
+
+/// The time in a `[host-broker] TIME LEVEL …` line.
+pub fn time_in(line: &str) -> Option<&str> {
+    let time = line.strip_prefix("[host-broker] ")?.split(' ').next()?;
+    humantime::parse_rfc3339(time).ok().map(|_| time)
 }
 
 /// The logs of these VMs (none named: all that were ever launched, and the broker), of these
@@ -82,15 +109,19 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
     let mut logs = Vec::new();
     for vm in chosen {
         let paths = state.vm(&vm);
-        for (source, file) in [
-            (Source::Qemu, vm_file::QEMU_LOG),
-            (Source::Serial, vm_file::SERIAL_LOG),
-        ] {
+        let of_vm = [
+            (Source::Qemu, paths.file(vm_file::QEMU_LOG)),
+            (Source::Serial, paths.file(vm_file::SERIAL_LOG)),
+            (Source::Bootstrap, state.bootstrap_logs()),
+        ];
+        // Of named VMs what they published; else the whole bus, below.
+        let bus = (!vms.is_empty()).then(|| (Source::Bus, state.bus_log_of(vm.as_str())));
+        for (source, path) in of_vm.into_iter().chain(bus) {
             if wanted(source) {
                 logs.push(Log {
                     vm: Some(vm.clone()),
                     source,
-                    path: paths.file(file),
+                    path,
                 });
             }
         }
@@ -101,6 +132,13 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
             vm: None,
             source: Source::Broker,
             path: state.broker_log(),
+        });
+    }
+    if wanted(Source::Bus) && vms.is_empty() {
+        logs.push(Log {
+            vm: None,
+            source: Source::Bus,
+            path: state.bus_log(),
         });
     }
     Ok(logs)
@@ -128,47 +166,6 @@ fn unknown(name: &str, known: &[VmName]) -> Failure {
     }
 }
 
-/// The last lines of a file, oldest first, without line ends. No file: no lines. What a later
-/// read could have completed (a last line without end) counts as a line.
-pub fn last_lines(path: &Path, count: usize) -> Result<Vec<String>> {
-    let failed = |error: io::Error| Failure::io("read", path, &error);
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    // Something else than a file in its place could be endless.
-    if !file.metadata().map_err(failed)?.is_file() || count == 0 {
-        return Ok(Vec::new());
-    }
-    let length = file.metadata().map_err(failed)?.len();
-    let mut start = length;
-    let mut bytes: Vec<u8> = Vec::new();
-    // One line end more than lines: the one before the first.
-    while start > 0 && length - start < MOST_READ && line_ends(&bytes) <= count {
-        let from = start.saturating_sub(PIECE);
-        let mut piece = Vec::new();
-        file.seek(SeekFrom::Start(from)).map_err(failed)?;
-        (&file)
-            .take(start - from)
-            .read_to_end(&mut piece)
-            .map_err(failed)?;
-        piece.append(&mut bytes);
-        bytes = piece;
-        start = from;
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<&str> = text.lines().collect();
-    Ok(lines[lines.len().saturating_sub(count)..]
-        .iter()
-        .map(|line| (*line).to_owned())
-        .collect())
-}
-
-fn line_ends(bytes: &[u8]) -> usize {
-    bytes.iter().filter(|byte| **byte == b'\n').count()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -176,24 +173,18 @@ mod tests {
     use crate::core::scratch::Scratch;
 
     #[test]
-    fn the_last_lines_of_small_and_large_files() {
-        let scratch = Scratch::new("logs-tail");
-        let path = scratch.path("log");
-        assert!(last_lines(&path, 5).unwrap().is_empty(), "no file");
-        for (text, count, expected) in [
-            ("", 3, vec![]),
-            ("a\nb\nc\n", 2, vec!["b", "c"]),
-            ("a\nb\nc", 2, vec!["b", "c"]),
-            ("a\r\nb\r\n", 9, vec!["a", "b"]),
-            ("a\n", 0, vec![]),
+    fn the_brokers_lines_say_when() {
+        for (line, time) in [
+            (
+                "[host-broker] 2026-11-21T10:00:00.123Z INFO hello",
+                Some("2026-11-21T10:00:00.123Z"),
+            ),
+            ("[host-broker] today INFO hello", None),
+            ("2026-11-21T10:00:00.123Z INFO hello", None),
+            ("", None),
         ] {
-            fs::write(&path, text).unwrap();
-            assert_eq!(last_lines(&path, count).unwrap(), expected, "{text:?}");
+            assert_eq!(time_in(line), time, "{line}");
         }
-        let many: String = (0..50_000).map(|number| format!("line {number}\n")).collect();
-        fs::write(&path, many).unwrap();
-        let lines = last_lines(&path, 20_000).unwrap();
-        assert_eq!((lines.len(), lines[0].as_str()), (20_000, "line 30000"));
     }
 
     #[test]
@@ -217,9 +208,13 @@ mod tests {
         };
         assert_eq!(
             ask(&[], &[]).unwrap(),
-            "db qemu, db serial, web-0 qemu, web-0 serial, broker"
+            "db qemu, db serial, db bootstrap, web-0 qemu, web-0 serial, web-0 bootstrap, broker, bus"
         );
-        assert_eq!(ask(&["DB"], &[]).unwrap(), "db qemu, db serial");
+        assert_eq!(
+            ask(&["DB"], &[]).unwrap(),
+            "db qemu, db serial, db bootstrap, db bus"
+        );
+        assert_eq!(ask(&[], &[Source::Bus]).unwrap(), "bus");
         assert_eq!(ask(&[], &[Source::Broker]).unwrap(), "broker");
         assert_eq!(ask(&["cache"], &[Source::Serial]).unwrap(), "cache serial");
         let refused = ask(&["wbe-0"], &[]).unwrap_err();

@@ -1,0 +1,265 @@
+//! `logs`: the last lines of a project's logs, and what is added to them.
+//!
+//! Here: which logs, since when, how many lines, waiting for more. Not here: reading one
+//! (`core::logs::tail`, `core::logs::bootstrap`, `core::bus::log`), or showing a line (`app`). A
+//! reading command: it writes nothing.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::core::bus::log::LogReader;
+use crate::core::cancel::Cancel;
+use crate::core::failure::{Failure, Result};
+use crate::core::logs::bootstrap::BootstrapTail;
+use crate::core::logs::tail::Tail;
+use crate::core::logs::{self, Log, LogLine, Source};
+use crate::core::name::VmName;
+use crate::core::paths::StateRoot;
+use crate::core::reporter::wall_clock;
+
+/// Last lines of each log, unless it is said how many or since when.
+pub const USUAL_TAIL: usize = 50;
+/// Between two looks for more. A look at a log that is as it was costs one question to the kernel.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Between two looks for logs of VMs that were launched meanwhile.
+const LIST_EVERY: Duration = Duration::from_secs(1);
+
+/// What is wanted.
+#[derive(Clone, Debug)]
+pub struct LogsOptions {
+    /// Whose logs.
+    pub state: StateRoot,
+    /// VMs, compared without case; none: all that were ever launched, the broker and the bus.
+    pub vms: Vec<String>,
+    /// Names that count although they were never launched.
+    pub known: Vec<VmName>,
+    /// Sources; none: all.
+    pub sources: Vec<Source>,
+    /// So many last lines of each log; unset: 50, all with `since`.
+    pub tail: Option<usize>,
+    /// Only lines from this time on. A log whose lines don't say when is shown whole if it was written
+    /// since, else not at all.
+    pub since: Option<SystemTime>,
+    /// Wait for more.
+    pub follow: bool,
+    /// Ends the wait.
+    pub cancel: Cancel,
+}
+
+impl LogsOptions {
+    /// The last lines of every log of a project.
+    pub fn of(state: StateRoot) -> LogsOptions {
+        LogsOptions {
+            state,
+            vms: Vec::new(),
+            known: Vec::new(),
+            sources: Vec::new(),
+            tail: None,
+            since: None,
+            follow: false,
+            cancel: Cancel::new(),
+        }
+    }
+}
+
+/// What the caller is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToldLine {
+    /// A line.
+    Line(LogLine),
+    /// All that there is for now was told.
+    CaughtUp,
+}
+
+/// What was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogsOutcome {
+    /// Lines.
+    pub told: u64,
+}
+
+/// Hands over the last lines of each log, log by log, and then, to follow them, what is added as it
+/// comes; until `take` returns false or somebody asks to stop.
+pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Result<LogsOutcome> {
+    let mut outcome = LogsOutcome::default();
+    let mut streams = Vec::new();
+    for log in list(options)? {
+        let mut stream = Stream::of(log);
+        if !stream.history(options, &mut |line| tell(&mut take, &mut outcome, line))? {
+            return Ok(outcome);
+        }
+        streams.push(stream);
+    }
+    if !take(ToldLine::CaughtUp) || !options.follow {
+        return Ok(outcome);
+    }
+    let mut listed = Instant::now();
+    while !options.cancel.pause(LOOK_EVERY) {
+        if listed.elapsed() >= LIST_EVERY {
+            listed = Instant::now();
+            for log in list(options)? {
+                if !streams.iter().any(|stream| stream.log == log) {
+                    streams.push(Stream::of(log));
+                }
+            }
+        }
+        for stream in &mut streams {
+            if !stream.more(&mut |line| tell(&mut take, &mut outcome, line))? {
+                return Ok(outcome);
+            }
+        }
+        if !take(ToldLine::CaughtUp) {
+            return Ok(outcome);
+        }
+    }
+    Ok(outcome)
+}
+
+fn tell(take: &mut impl FnMut(ToldLine) -> bool, outcome: &mut LogsOutcome, line: LogLine) -> bool {
+    outcome.told += 1;
+    take(ToldLine::Line(line))
+}
+
+fn list(options: &LogsOptions) -> Result<Vec<Log>> {
+    logs::logs(&options.state, &options.vms, &options.sources, &options.known)
+}
+
+/// One log being read.
+struct Stream {
+    log: Log,
+    reader: Reader,
+}
+
+enum Reader {
+    Text(Tail),
+    Bootstrap(BootstrapTail),
+    /// Opened when its history is read, or at the first look for more.
+    Bus(Option<Box<LogReader>>),
+}
+
+impl Stream {
+    fn of(log: Log) -> Stream {
+        let reader = match (log.source, &log.vm) {
+            (Source::Bootstrap, Some(vm)) => Reader::Bootstrap(BootstrapTail::new(&log.path, vm.clone())),
+            (Source::Bus, _) => Reader::Bus(None),
+            (source, _) => Reader::Text(Tail::new(&log.path, source == Source::Broker)),
+        };
+        Stream { log, reader }
+    }
+
+    /// The last lines that are wanted.
+    fn history(&mut self, options: &LogsOptions, take: &mut dyn FnMut(LogLine) -> bool) -> Result<bool> {
+        let count = options.tail.unwrap_or(match options.since {
+            Some(_) => usize::MAX,
+            None => USUAL_TAIL,
+        });
+        let (log, failed) = (&self.log, |error| Failure::io("read", &self.log.path, &error));
+        let mut lines: Vec<LogLine> = Vec::new();
+        match &mut self.reader {
+            Reader::Text(tail) => {
+                let is_young = options.since.is_none_or(|since| tail.is_younger_than(since));
+                let wanted = if is_young { count } else { 0 };
+                let whole = tail.last_lines(wanted).map_err(failed)?;
+                lines.extend(whole.into_iter().map(|line| text_line(log, line)));
+                // To follow it, the rest of the line is waited for.
+                if !options.follow && wanted > 0 {
+                    tail.flush(&mut |line| {
+                        lines.push(text_line(log, line));
+                        true
+                    });
+                }
+            }
+            Reader::Bootstrap(tail) => {
+                let is_young = options.since.is_none_or(|since| tail.is_younger_than(since));
+                tail.more(&mut |(ts, line)| {
+                    if is_young {
+                        lines.push(bootstrap_line(log, ts, line));
+                    }
+                    true
+                })
+                .map_err(failed)?;
+            }
+            Reader::Bus(reader) => {
+                let mut opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
+                if count != usize::MAX {
+                    opened.seek_last(count as u64).map_err(failed)?;
+                }
+                // Told as it is read: the bus may hold more than memory should.
+                while let Some(message) = opened.next_message().map_err(failed)? {
+                    let line = bus_line(&message);
+                    if is_since(options.since, &line) && !take(line) {
+                        return Ok(false);
+                    }
+                }
+                *reader = Some(Box::new(opened));
+            }
+        }
+        lines.retain(|line| is_since(options.since, line));
+        let surplus = lines.len().saturating_sub(count);
+        Ok(lines.into_iter().skip(surplus).all(take))
+    }
+
+    /// What was added.
+    fn more(&mut self, take: &mut dyn FnMut(LogLine) -> bool) -> Result<bool> {
+        let (log, failed) = (&self.log, |error| Failure::io("read", &self.log.path, &error));
+        match &mut self.reader {
+            Reader::Text(tail) => tail.more(&mut |line| take(text_line(log, line))).map_err(failed),
+            Reader::Bootstrap(tail) => tail
+                .more(&mut |(ts, line)| take(bootstrap_line(log, ts, line)))
+                .map_err(failed),
+            Reader::Bus(reader) => {
+                let reader = match reader {
+                    Some(reader) => reader,
+                    None => {
+                        let opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
+                        reader.insert(Box::new(opened))
+                    }
+                };
+                while let Some(message) = reader.next_message().map_err(failed)? {
+                    if !take(bus_line(&message)) {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+}
+
+fn is_since(since: Option<SystemTime>, line: &LogLine) -> bool {
+    let (Some(since), Some(ts)) = (since, &line.ts) else {
+        return true;
+    };
+    humantime::parse_rfc3339(ts).is_ok_and(|ts| ts >= since)
+}
+
+fn text_line(log: &Log, line: String) -> LogLine {
+    LogLine {
+        ts: match log.source {
+            Source::Broker => logs::time_in(&line).map(str::to_owned),
+            _ => None,
+        },
+        source: log.source,
+        vm: log.vm.clone(),
+        line,
+    }
+}
+
+fn bootstrap_line(log: &Log, ts: Option<String>, line: String) -> LogLine {
+    LogLine {
+        ts,
+        source: Source::Bootstrap,
+        vm: log.vm.clone(),
+        line,
+    }
+}
+
+fn bus_line(message: &crate::core::bus::message::Message) -> LogLine {
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(message.ts));
+    LogLine {
+        // A time that no clock can have isn't one.
+        ts: at.filter(|_| message.ts < 253_402_300_800_000).map(wall_clock),
+        source: Source::Bus,
+        vm: message.vm.parse().ok().filter(|vm: &VmName| !vm.is_reserved()),
+        line: message.to_json(),
+    }
+}

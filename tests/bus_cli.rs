@@ -9,6 +9,7 @@ mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -41,13 +42,17 @@ fn project(name: &str, bus: &str) -> Castra {
 
 fn without_broker(name: &str, bus: &str) -> Castra {
     let castra = Castra::new(name);
+    write_config(&castra, bus);
+    castra
+}
+
+fn write_config(castra: &Castra, bus: &str) {
     castra.write(
         "castra.toml",
         &format!(
             "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[broker]\nport = 0\n[bus]\n{bus}\n[[vms]]\nname = \"web\"\n"
         ),
     );
-    castra
 }
 
 fn state(castra: &Castra) -> PathBuf {
@@ -654,6 +659,42 @@ fn a_missing_broker_is_started_when_a_vm_runs() {
         ran.stderr
     );
     castra::core::broker::stop_broker(&fleet.state, SOON).unwrap();
+}
+
+#[test]
+fn a_subscriber_that_hears_nothing_for_long_stays() {
+    let castra = project("bus-idle", "session_idle_secs = 3");
+    let (subscriber, _stdin) = Running::start(&castra, &["bus", "subscribe", "broadcast", "--count", "1"]);
+    subscriber.says("subscribed to");
+    // A session beside it that sends no heartbeats shows when that would have been the end.
+    let port = u16::try_from(broker_json(&castra)["port"].as_u64().unwrap()).unwrap();
+    let mut silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    silent.set_read_timeout(Some(SOON)).unwrap();
+    silent.write_all(b"hello vm:web capabilities=bus-v1\n").unwrap();
+    let mut heard = Vec::new();
+    silent.read_to_end(&mut heard).unwrap();
+    let heard = String::from_utf8_lossy(&heard);
+    assert!(
+        heard.ends_with("{\"type\":\"close\",\"reason\":\"idle\"}"),
+        "{heard}"
+    );
+    publish(&castra, "1");
+    let (code, stdout, _) = subscriber.ends();
+    assert_eq!((code, stdout.lines().count()), (Some(0), 1));
+}
+
+#[test]
+fn a_config_that_the_broker_does_not_know_yet() {
+    let castra = project("bus-config", "max_frame_bytes = 1024");
+    write_config(&castra, "max_frame_bytes = 4096");
+    let long = format!("\"{}\"", "x".repeat(2000));
+    let ran = castra.run(&["bus", "publish", "--payload", &long]).exits(1);
+    for text in [
+        "the broker closed the session: protocol-error",
+        "`max_frame_bytes`",
+    ] {
+        assert!(ran.stderr.contains(text), "{text}\n{}", ran.stderr);
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ const LIMIT: usize = 4096;
 const VM_COLUMN: usize = 6;
 const TOPIC_COLUMN: usize = 9;
 /// Beyond this a name stands out of its column.
-const WIDEST: usize = 32;
+const WIDEST: usize = 24;
 
 /// Whose bus: with its config if that can still be read.
 pub fn project(raw: &Raw) -> Result<BusProject> {

@@ -135,7 +135,8 @@ impl LogReader {
         }
     }
 
-    /// Lines that were no messages and were passed over.
+    /// Lines that were no messages and were passed over. Where only some topics are wanted, lines
+    /// that name another one are not looked at any closer.
     pub fn skipped(&self) -> u64 {
         self.skipped
     }
@@ -157,25 +158,30 @@ impl LogReader {
                 }
                 return None;
             };
-            let parsed = match std::mem::take(&mut self.in_waste) {
-                true => None,
-                false => Message::parse(&rest[..end]).ok(),
+            let line = &rest[..end];
+            let looked = match std::mem::take(&mut self.in_waste) {
+                true => Look::NoMessage,
+                false => look(line, &self.topics),
             };
             self.pass(end + 1);
-            let Some(message) = parsed else {
-                self.skipped += 1;
-                continue;
+            let (seq, wanted) = match looked {
+                Look::NoMessage => {
+                    self.skipped += 1;
+                    continue;
+                }
+                Look::Other(seq) => (seq, None),
+                Look::Wanted(message) => (message.seq, Some(message)),
             };
-            if self.read_before.is_some_and(|read| message.seq <= read) {
+            if self.read_before.is_some_and(|read| seq <= read) {
                 continue;
             }
             if std::mem::take(&mut self.may_have_lost) {
-                let follows = self.last_seq.is_none_or(|last| message.seq == last + 1);
+                let follows = self.last_seq.is_none_or(|last| last.checked_add(1) == Some(seq));
                 self.lost += u64::from(!follows);
             }
-            self.last_seq = Some(message.seq);
-            if is_wanted(&message, &self.topics) {
-                return Some(message);
+            self.last_seq = Some(seq);
+            if wanted.is_some() {
+                return wanted;
             }
         }
     }
@@ -251,8 +257,43 @@ impl LogReader {
     }
 }
 
-fn is_wanted(message: &Message, topics: &[Pattern]) -> bool {
-    topics.is_empty() || topics.iter().any(|pattern| pattern.matches(&message.topic))
+/// What a line is.
+enum Look {
+    NoMessage,
+    /// A message of another topic, of which the number is all that counts.
+    Other(u64),
+    Wanted(Message),
+}
+
+fn look(line: &[u8], topics: &[Pattern]) -> Look {
+    let is_wanted = |topic: &str| topics.is_empty() || topics.iter().any(|pattern| pattern.matches(topic));
+    // One topic among millions of messages: what is plainly of another one isn't parsed.
+    if let Some((seq, topic)) = at_a_glance(line).filter(|_| !topics.is_empty())
+        && !is_wanted(topic)
+    {
+        return Look::Other(seq);
+    }
+    match Message::parse(line) {
+        Ok(message) if is_wanted(&message.topic) => Look::Wanted(message),
+        Ok(message) => Look::Other(message.seq),
+        Err(_) => Look::NoMessage,
+    }
+}
+
+/// Number and topic of a line as the broker writes it. A sender's name holds nothing that could be
+/// taken for the key: within a string of JSON a quote has a backslash before it.
+fn at_a_glance(line: &[u8]) -> Option<(u64, &str)> {
+    const KEY: &[u8] = b",\"topic\":\"";
+    let rest = line.strip_prefix(b"{\"seq\":")?.strip_suffix(b"}")?;
+    let digits = rest.iter().position(|byte| !byte.is_ascii_digit())?;
+    let seq = std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?;
+    // Number, time and name are short: what isn't near isn't there.
+    let near = &rest[..rest.len().min(256)];
+    let key = near.windows(KEY.len()).position(|window| window == KEY)?;
+    let topic = &rest[key + KEY.len()..];
+    let end = topic.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    let topic = std::str::from_utf8(topic.get(..end)?).ok()?;
+    (rest.get(key + KEY.len() + end) == Some(&b'"')).then_some((seq, topic))
 }
 
 fn id_of(metadata: &fs::Metadata) -> FileId {
@@ -393,11 +434,11 @@ fn counts(head: &[u8], tail: &[u8], topics: &[Pattern]) -> bool {
     if head.len() + tail.len() > LONGEST_LINE {
         return false;
     }
-    let parsed = match tail {
-        [] => Message::parse(head),
-        _ => Message::parse(&[head, tail].concat()),
+    let looked = match tail {
+        [] => look(head, topics),
+        _ => look(&[head, tail].concat(), topics),
     };
-    parsed.is_ok_and(|message| is_wanted(&message, topics))
+    matches!(looked, Look::Wanted(_))
 }
 
 #[cfg(test)]

@@ -103,6 +103,38 @@ fn the_last_of_some_topics_between_many_others() {
 }
 
 #[test]
+fn number_and_topic_at_a_glance() {
+    let glance = |line: &str| at_a_glance(line.as_bytes()).map(|(seq, topic)| (seq, topic.to_owned()));
+    let written = line(7, "ci/a");
+    assert_eq!(glance(written.trim_end()), Some((7, "ci/a".to_owned())));
+    for odd in [
+        "",
+        "{\"seq\":}",
+        "{\"seq\":1}",
+        "{\"seq\":1,\"vm\":\",\\\"topic\\\":\\\"x\\\"\"}",
+        "{\"seq\":1,\"vm\":\"x\",\"topic\":\"\\u0061\",\"payload\":1}",
+        "{\"seq\":1,\"vm\":\"x\",\"topic\":\"cut}",
+        "{\"ts\":1,\"seq\":1,\"topic\":\"x\"}",
+    ] {
+        assert_eq!(glance(odd), None, "{odd}");
+    }
+    // Whatever it doesn't know is parsed, and means the same.
+    let scratch = Scratch::new("buslog-glance");
+    let path = scratch.path("bus.log");
+    append(
+        &path,
+        "{\"topic\":\"a\",\"payload\":1,\"vm\":\"x\",\"ts\":0,\"seq\":1}\n",
+    );
+    append(
+        &path,
+        "{\"seq\":2,\"ts\":0,\"vm\":\"x\",\"topic\":\"\\u0061\",\"payload\":1}\n",
+    );
+    append(&path, &line(3, "a"));
+    append(&path, &line(4, "b"));
+    assert_eq!(drain(&mut reader(&path, &["a"])), [1, 2, 3]);
+}
+
+#[test]
 fn what_is_no_message_is_passed_over_and_counted() {
     let scratch = Scratch::new("buslog-corrupt");
     let path = scratch.path("bus.log");

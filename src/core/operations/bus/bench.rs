@@ -322,9 +322,9 @@ impl Bench<'_> {
     fn replay(&self, mut client: Client, first: u64, messages: u64) -> Result<Measured, Trouble> {
         let began = Instant::now();
         client.subscribe(&self.pattern(), Some(first), ANSWER_LIMIT)?;
-        let (mut heard, mut missing) = (0, 0);
+        let (mut heard, mut missing) = (0_u64, 0_u64);
         let mut patience = Instant::now() + ANSWER_LIMIT;
-        while heard + missing < messages && Instant::now() < patience {
+        while missing.saturating_add(heard) < messages && Instant::now() < patience {
             if self.cancel.is_requested() {
                 return Err(Trouble::Interrupted);
             }

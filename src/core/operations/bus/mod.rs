@@ -196,10 +196,24 @@ enum Started {
 
 fn no_broker(project: &BusProject) -> Failure {
     let failure = Failure::new(Exit::Failed, "no broker runs in this project");
-    if project.config.is_none() && project.some_vm_runs() {
-        return failure
-            .because("VMs run, but the config that says how to start a broker is gone")
-            .advice("name the config's new place by --config");
+    if host::lock_holder(&project.state.broker_pid()) != Holder::Nobody {
+        return Failure::new(Exit::Failed, "the broker doesn't listen")
+            .because("it is being started or stopped")
+            .advice("try again, or wait for it by --wait 30s");
+    }
+    match &project.config {
+        None if project.some_vm_runs() => {
+            return failure
+                .because("VMs run, but the config that says how to start a broker is gone")
+                .advice("name the config's new place by --config");
+        }
+        // Somebody is at work on the project, who starts one or takes the last VM down.
+        Some(config) if project.some_vm_runs() => {
+            if let Err(busy) = run::check_project_free(config) {
+                return busy;
+            }
+        }
+        _ => {}
     }
     failure
         .because("nor does a VM, for which one would be started")
@@ -230,6 +244,10 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
         }
         BusError::Closed(reason) if reason == "idle" => failure.advice(
             "nothing was heard of this end for `session_idle_secs`: it was stopped, or what it writes to took nothing",
+        ),
+        BusError::Closed(reason) if reason == "protocol-error" => failure.advice(
+            "it may have been started with another `max_frame_bytes` under [bus]; `castra down` stops it, the next \
+             `castra up` starts one by the config as it is now",
         ),
         BusError::Ended => failure.advice(format!(
             "it was killed, or it cut this session off because it took too little (slow-consumer): {log}"

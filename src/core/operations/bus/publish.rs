@@ -534,8 +534,15 @@ impl<'p, 'r> Publishing<'p, 'r> {
             }
             Early::Interrupted => interrupted(),
         };
+        let next = failure
+            .next
+            .as_ref()
+            .map(|next| format!("; {next}"))
+            .unwrap_or_default();
         let Source::Lines(lines) = &self.source else {
-            return failure.advice("it may have been kept or not; `castra bus tail` shows what was");
+            return failure.advice(format!(
+                "it may have been kept or not, `castra bus tail` shows what was{next}"
+            ));
         };
         let unsure: Vec<u64> = self.in_flight.values().map(|sent| sent.line).collect();
         let last_sent = lines.number();
@@ -550,11 +557,6 @@ impl<'p, 'r> Publishing<'p, 'r> {
             ),
             _ => (format!("nothing behind line {last_sent} was sent"), last_sent + 1),
         };
-        let next = failure
-            .next
-            .clone()
-            .map(|next| format!("; {next}"))
-            .unwrap_or_default();
         failure.advice(format!(
             "{known}. To go on: tail -n +{go_on} FILE | castra bus publish --topic {} -{next}",
             self.topic

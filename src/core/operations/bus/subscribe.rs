@@ -193,7 +193,8 @@ impl Subscribing<'_, '_> {
                 self.sink.message(&message);
             }
             Frame::Gap { from, to } => {
-                self.outcome.missing += to.saturating_sub(from).saturating_add(1);
+                let missing = to.saturating_sub(from).saturating_add(1);
+                self.outcome.missing = self.outcome.missing.saturating_add(missing);
                 self.sink.gap(from, to);
             }
             Frame::Ack(Ack {
@@ -236,6 +237,9 @@ impl Subscribing<'_, '_> {
             .clone()
             .map(|next| format!("; {next}"))
             .unwrap_or_default();
-        failure.advice(format!("--from {} goes on where this ended{next}", last + 1))
+        failure.advice(format!(
+            "--from {} goes on where this ended{next}",
+            last.saturating_add(1)
+        ))
     }
 }

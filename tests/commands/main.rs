@@ -1,6 +1,7 @@
 //! Commands of every day, with the real binary and the stand-in for QEMU.
 #![allow(clippy::unwrap_used)]
 
+mod bootstrap;
 mod clean;
 mod logs;
 mod ports;

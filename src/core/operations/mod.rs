@@ -68,7 +68,7 @@ pub use bootstrap::{BootstrapOptions, bootstrap, bootstrap_with_launcher};
 pub use bus::{bus_bench, bus_publish, bus_subscribe, bus_tail};
 pub use clean::{CleanOptions, CleanOutcome, CleanTarget, clean};
 pub use down::{DownOptions, DownOutcome, down};
-pub use events::{EventsOptions, events};
+pub use events::{EventsOptions, EventsOutcome, events};
 pub use image::{ImageOptions, ImageOutcome, image};
 pub use init::{InitOptions, InitOutcome, init};
 pub use logs::{LogsOptions, LogsOutcome, logs};

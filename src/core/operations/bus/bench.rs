@@ -53,7 +53,7 @@ pub struct BusBenchOptions {
     pub project: BusProject,
     /// Messages of the throughput phase, at most [`MOST_MESSAGES`].
     pub messages: u64,
-    /// Bytes of each payload, at least [`LEAST_SIZE`].
+    /// Bytes of each payload, at least `LEAST_SIZE`.
     pub size: usize,
     /// Messages in flight of each publisher.
     pub in_flight: usize,

@@ -256,6 +256,9 @@ fn several_castras_and_a_broker_write_at_once() {
         let seqs = &numbers[line["run"].as_str().unwrap()];
         assert!(seqs.contains(&line["seq"].as_u64().unwrap()), "{line}");
     }
+    let told = castra.run(&["events", "--json"]).exits(0).objects();
+    let times: Vec<&str> = told.iter().map(|line| line["ts"].as_str().unwrap()).collect();
+    assert!(times.is_sorted(), "merged by time");
     let (mut kept, mut followed) = (kept, followed.into_inner().unwrap());
     kept.sort();
     followed.sort();

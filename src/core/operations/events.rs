@@ -4,6 +4,8 @@
 //! (`core::events::kept`), writing them (`core::journal`), or words for people (`app`). A reading
 //! command: nothing is journaled.
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::Cancel;
@@ -18,6 +20,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Two writers at once may append lines of about the same time in the other order, one of them
 /// having waited in between: so much before a time its lines are looked for.
 const SLACK: Duration = Duration::from_secs(10);
+
+/// So many lines are sorted at a time: more than others append on a busy machine while one writer
+/// waits between taking the time and its turn.
+const AHEAD: usize = 1024;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -103,19 +109,13 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Re
     }
 
     let mut told = 0;
-    let mut heads: [Option<Kept>; 2] = [None, None];
+    let mut queues = [Queue::default(), Queue::default()];
     loop {
-        for (head, trail) in heads.iter_mut().zip(&mut trails) {
-            if head.is_none() {
-                *head = trail.next(options.follow, |line, head| pick.kept(line, &head))?;
-            }
+        for (queue, trail) in queues.iter_mut().zip(&mut trails) {
+            queue.fill(|| trail.next(options.follow, |line, head| pick.kept(line, &head)))?;
         }
-        let next = first(
-            heads
-                .each_ref()
-                .map(|head| head.as_ref().map(|kept| kept.ts.as_str())),
-        );
-        let listening = match next.and_then(|number| heads[number].take()) {
+        let next = first(queues.each_ref().map(Queue::time));
+        let listening = match next.and_then(|number| queues[number].pop()) {
             Some(kept) => {
                 told += 1;
                 take(Told::Event(kept))
@@ -129,6 +129,51 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Re
                 missed: trails.iter().any(|trail| trail.missed),
             });
         }
+    }
+}
+
+/// The next events of one journal, sorted. Two writers at once may append lines in another order than
+/// that of their times, so some lines ahead are looked at. The lines of one run keep their order
+/// whatever the clock did meanwhile.
+#[derive(Default)]
+struct Queue {
+    /// Each with the time by which it is sorted.
+    waiting: VecDeque<(String, Kept)>,
+    /// The journal had no more; it is asked again when all of these have been handed over.
+    dry: bool,
+}
+
+impl Queue {
+    fn fill(&mut self, mut more: impl FnMut() -> Result<Option<Kept>>) -> Result<()> {
+        self.dry &= !self.waiting.is_empty();
+        while !self.dry && self.waiting.len() < AHEAD {
+            match more()? {
+                Some(kept) => self.push(kept),
+                None => self.dry = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, kept: Kept) {
+        let mut time = kept.ts.clone();
+        let mut at = self.waiting.len();
+        if self.waiting.back().is_some_and(|(last, _)| *last > time) {
+            let own = self.waiting.iter().rfind(|(_, before)| before.run == kept.run);
+            if let Some((before, _)) = own.filter(|(before, _)| *before > time) {
+                time.clone_from(before);
+            }
+            at = self.waiting.partition_point(|(before, _)| *before <= time);
+        }
+        self.waiting.insert(at, (time, kept));
+    }
+
+    fn time(&self) -> Option<&str> {
+        self.waiting.front().map(|(time, _)| time.as_str())
+    }
+
+    fn pop(&mut self) -> Option<Kept> {
+        self.waiting.pop_front().map(|(_, kept)| kept)
     }
 }
 
@@ -203,6 +248,7 @@ impl Pick<'_> {
             line: line.to_owned(),
             ts: head.ts.clone().into_owned(),
             kind: head.kind.clone().into_owned(),
+            run: head.run.clone().map(Cow::into_owned),
         })
     }
 }
@@ -403,6 +449,38 @@ mod tests {
         .unwrap();
         assert_eq!(seen, ["005", "006", "007"]);
         assert_eq!((outcome.told, outcome.corrupt), (3, 1));
+    }
+
+    #[test]
+    fn writers_at_once_come_in_order_of_time_and_runs_in_their_own() {
+        let scratch = Scratch::new("events-order");
+        let state = StateRoot::new(scratch.dir());
+        fs::create_dir_all(state.logs()).unwrap();
+        let line = |ts: u32, run: &str, seq: u32| {
+            format!(
+                "{{\"type\":\"x\",\"ts\":\"2026-11-21T10:00:00.{ts:03}Z\",\"seq\":{seq},\"run\":\"{run}\"}}\n"
+            )
+        };
+        let text = [
+            line(3, "a", 0),
+            line(1, "b", 0),
+            line(5, "b", 1),
+            line(4, "a", 1),
+            line(2, "a", 2),
+            line(6, "c", 0),
+        ]
+        .concat();
+        fs::write(state.events(), text).unwrap();
+        let mut seen = Vec::new();
+        events(&EventsOptions::all(state), |told| {
+            if let Told::Event(kept) = told {
+                seen.push(format!("{}{}", kept.run.unwrap(), &kept.ts[22..23]));
+            }
+            true
+        })
+        .unwrap();
+        // The clock was set back in the midst of run `a`.
+        assert_eq!(seen, ["b1", "a3", "a4", "a2", "b5", "c6"]);
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Kept {
     pub ts: String,
     /// Its type; a later castra may have kept some that this one doesn't know.
     pub kind: String,
+    /// Id of its run.
+    pub run: Option<String>,
 }
 
 impl Kept {

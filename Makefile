@@ -26,6 +26,7 @@ test:
 	rm -rf $(EVENTS)
 	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked
 	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test guests
+	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test debian
 	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test harness_codex
 	scripts/check-events.sh $(EVENTS)
 

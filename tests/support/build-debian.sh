@@ -50,7 +50,7 @@ EOF
 cat >"$work/finish" <<'EOF'
 set -eu
 tree=$1 work=$2
-echo '/dev/vda / ext4 defaults 0 1' >"$tree/etc/fstab"
+echo '/dev/vda / ext4 defaults 0 0' >"$tree/etc/fstab"
 echo debian >"$tree/etc/hostname"
 echo '127.0.0.1 localhost debian' >"$tree/etc/hosts"
 cp "$work/skeleton/any.network" "$tree/etc/systemd/network/any.network"

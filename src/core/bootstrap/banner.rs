@@ -5,7 +5,9 @@
 //!
 //! User-mode networking accepts a forwarded connection before the guest listens, so only the
 //! banner counts. Until the guest's network is up, a connection hangs; while nobody listens, it
-//! is reset at once. So several attempts overlap, and each is given up after a while.
+//! is reset at once. So several attempts overlap, and each is given up after a while: soon while
+//! the guest is young, later and later the older it is. A guest so slow that its server needs
+//! many seconds for a banner would never be heard otherwise, and every attempt costs it a process.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -20,10 +22,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Attempts under way at once. dropbear allows five unauthenticated connections from one address.
 const AT_ONCE: usize = 4;
-/// An attempt without a banner is given up after this long.
-const GIVE_UP: Duration = Duration::from_secs(2);
-/// Between attempts while earlier ones hang: with four of them one is always young.
-const NEXT_BESIDE: Duration = Duration::from_millis(500);
+/// An attempt without a banner is given up after a quarter of the guest's age, within these. The
+/// lower one finds a guest whose network has just come up, the upper one a server that needs long.
+const GIVE_UP_FIRST: Duration = Duration::from_secs(2);
+const GIVE_UP_LAST: Duration = Duration::from_secs(20);
 /// After a reset; and the same once the guest is known to live.
 const AFTER_RESET: Duration = Duration::from_millis(100);
 const AFTER_RESET_EAGER: Duration = Duration::from_millis(20);
@@ -44,8 +46,8 @@ pub struct BannerSearch {
 }
 
 impl BannerSearch {
-    /// Starts to search at this address.
-    pub fn start(host: &str, port: u16, label: &str) -> BannerSearch {
+    /// Starts to search at this address, for a guest that was launched so long ago.
+    pub fn start(host: &str, port: u16, label: &str, age: Duration) -> BannerSearch {
         let (tell, found) = bounded(1);
         let wanted = Arc::new(AtomicBool::new(true));
         let eager = Arc::new(AtomicBool::new(false));
@@ -54,7 +56,7 @@ impl BannerSearch {
             thread::Builder::new()
                 .name(format!("banner {label}"))
                 .spawn(move || {
-                    if let Some(banner) = search(&host, port, &wanted, &eager) {
+                    if let Some(banner) = search(&host, port, age, &wanted, &eager) {
                         let _ = tell.send(banner);
                     }
                 })
@@ -95,7 +97,7 @@ impl Drop for BannerSearch {
 
 struct Attempt {
     stream: TcpStream,
-    since: Instant,
+    until: Instant,
     got: Vec<u8>,
 }
 
@@ -106,9 +108,10 @@ enum Look {
     Banner(String),
 }
 
-fn search(host: &str, port: u16, wanted: &AtomicBool, eager: &AtomicBool) -> Option<String> {
+fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &AtomicBool) -> Option<String> {
     let mut attempts: Vec<Attempt> = Vec::new();
-    let mut next = Instant::now();
+    let began = Instant::now();
+    let mut next = began;
     let mut address = None;
     let mut was_eager = false;
     while wanted.load(Ordering::Relaxed) {
@@ -120,17 +123,19 @@ fn search(host: &str, port: u16, wanted: &AtomicBool, eager: &AtomicBool) -> Opt
             attempts.clear();
             next = now;
         }
-        attempts.retain(|attempt| now.duration_since(attempt.since) < GIVE_UP);
+        attempts.retain(|attempt| now < attempt.until);
         if now >= next && attempts.len() < AT_ONCE {
             address = address.or_else(|| resolve(host, port));
             match address.map(connect) {
                 Some(Ok(stream)) => {
+                    let patience = patience(age + now.duration_since(began), is_eager);
                     attempts.push(Attempt {
                         stream,
-                        since: now,
+                        until: now + patience,
                         got: Vec::new(),
                     });
-                    next = now + NEXT_BESIDE;
+                    // Evenly spread, so that one of them is always young.
+                    next = now + patience / AT_ONCE as u32;
                 }
                 _ => next = now + AFTER_RESET,
             }
@@ -155,6 +160,15 @@ fn search(host: &str, port: u16, wanted: &AtomicBool, eager: &AtomicBool) -> Opt
         }
     }
     None
+}
+
+/// How long an attempt may stay without a banner. Where the guest is known to live its network is
+/// up, and an attempt that hangs is one that a slow server is at work on.
+fn patience(age: Duration, is_eager: bool) -> Duration {
+    if is_eager {
+        return GIVE_UP_LAST;
+    }
+    (age / 4).clamp(GIVE_UP_FIRST, GIVE_UP_LAST)
 }
 
 fn resolve(host: &str, port: u16) -> Option<SocketAddr> {
@@ -225,7 +239,7 @@ mod tests {
             speaking.write_all(b"hello there\r\nSSH-2.0-test_1\r\n").unwrap();
             (silent, speaking)
         });
-        let mut search = BannerSearch::start("127.0.0.1", port, "test");
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
         search.hurry();
         assert_eq!(search.wait(Duration::from_secs(20)), Some("SSH-2.0-test_1"));
         assert_eq!(search.wait(Duration::ZERO), Some("SSH-2.0-test_1"));
@@ -233,10 +247,40 @@ mod tests {
     }
 
     #[test]
+    fn the_patience_grows_with_the_guest() {
+        for (age, expected) in [(0, 2), (7, 2), (40, 10), (80, 20), (1000, 20)] {
+            let found = patience(Duration::from_secs(age), false);
+            assert_eq!(found, Duration::from_secs(expected), "{age}");
+        }
+        assert_eq!(patience(Duration::ZERO, true), Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_slow_server_is_not_asked_again_and_again() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
+        search.hurry();
+        // The eager attempt is the last one accepted within the first moment; it is answered later
+        // than a young guest's attempts are given up.
+        let mut attempts = vec![listener.accept().unwrap().0];
+        listener.set_nonblocking(true).unwrap();
+        assert_eq!(search.wait(GIVE_UP_FIRST + Duration::from_millis(300)), None);
+        attempts.extend(std::iter::from_fn(|| {
+            listener.accept().ok().map(|(stream, _)| stream)
+        }));
+        assert!(attempts.len() <= 2, "{} attempts", attempts.len());
+        for stream in &mut attempts {
+            let _ = stream.write_all(b"SSH-2.0-slow\r\n");
+        }
+        assert_eq!(search.wait(Duration::from_secs(20)), Some("SSH-2.0-slow"));
+    }
+
+    #[test]
     fn an_open_port_is_no_banner() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut search = BannerSearch::start("127.0.0.1", port, "test");
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
         assert_eq!(search.wait(Duration::from_millis(100)), None);
     }
 

@@ -187,9 +187,11 @@ impl Pipeline<'_, '_, '_> {
             .ssh
             .as_ref()
             .and_then(|ssh| SshTarget::new(context.vm, context.config, ssh));
+        let launched = Duration::from_millis(context.launch.launched_boottime_ms);
+        let age = host::boottime().saturating_sub(launched);
         let mut banner = target
             .as_ref()
-            .map(|target| BannerSearch::start(&target.host, target.port, context.vm.name.as_str()));
+            .map(|target| BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age));
 
         let mut reached_by_ssh = false;
         self.step(BootstrapStepKind::WaitHandshake, |pipeline| {

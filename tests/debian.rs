@@ -1,0 +1,438 @@
+//! The bootstrap on real guests: castra's own (BusyBox init, dropbear) and a Debian with systemd and
+//! OpenSSH that is built here. Run by `make test`. Both boot once; what is tested is told by
+//! rewriting castra.toml between two `castra bootstrap`.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// Under emulation on a busy machine Debian may take minutes.
+const PATIENCE: Duration = Duration::from_secs(900);
+const BUILDER: &str = "tests/support/build-debian.sh";
+
+/// Where guest images are kept between runs.
+fn home() -> PathBuf {
+    match std::env::var_os("CASTRA_TEST_HOME") {
+        Some(home) => home.into(),
+        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("castra-home"),
+    }
+}
+
+/// The Debian guest, built if this script never built it.
+fn debian() -> PathBuf {
+    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER);
+    let sum = castra::core::host::hex(&Sha256::digest(fs::read(&builder).unwrap()));
+    let dir = home().join(format!("debian-{}", &sum[..12]));
+    let built = Command::new(&builder).arg(&dir).status().unwrap();
+    assert!(built.success(), "{BUILDER} failed");
+    dir
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < until, "waited {PATIENCE:?} for {what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}
+
+/// A project in a fresh directory, taken down and removed at the end.
+struct Project {
+    dir: PathBuf,
+    head: String,
+}
+
+/// What one bootstrap came to.
+struct Ran {
+    code: Option<i32>,
+    events: Vec<Value>,
+}
+
+impl Project {
+    fn new(label: &str, head: &str) -> Project {
+        let dir = std::env::temp_dir().join(format!("castra-debian-{label}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let head = format!(
+            "version = \"0.2.0\"\n[project]\nname = \"{label}\"\nstate_dir = \"state\"\n[broker]\nport = 0\n{head}"
+        );
+        Project { dir, head }
+    }
+
+    fn config(&self, vms: &str) {
+        fs::write(self.dir.join("castra.toml"), format!("{}{vms}", self.head)).unwrap();
+    }
+
+    fn file(&self, name: &str, contents: &[u8]) {
+        let path = self.dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, contents).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_castra"))
+            .args(args)
+            .current_dir(&self.dir)
+            .env("CASTRA_HOME", home())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    }
+
+    /// Runs it, expects this exit code; its stdout.
+    #[track_caller]
+    fn expect(&self, code: i32, args: &[&str]) -> String {
+        let output = self.run(args);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "castra {args:?}\n--- stdout\n{out}\n--- stderr\n{err}"
+        );
+        out
+    }
+
+    fn events(&self, args: &[&str]) -> Ran {
+        let output = self.run(&[args, &["--json"]].concat());
+        let events = text(&output.stdout)
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        Ran {
+            code: output.status.code(),
+            events,
+        }
+    }
+
+    fn broker(&self) -> Value {
+        let status: Value = serde_json::from_str(&self.expect(0, &["status", "--json"])).unwrap();
+        status["broker"].clone()
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        let _ = self.run(&["down", "--quiet", "--graceful-wait-secs", "5"]);
+        if std::thread::panicking() {
+            eprintln!("what the test left is in {}", self.dir.display());
+        } else {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+impl Ran {
+    /// The end of this VM's bootstrap: `Success`, `NoOp` or the error.
+    #[track_caller]
+    fn end(&self, vm: &str) -> String {
+        let of_vm = |kind: &str, key: &str| {
+            let event = self
+                .events
+                .iter()
+                .find(|event| event["type"] == kind && event["vm"] == vm)?;
+            Some(event[key].as_str().unwrap().to_owned())
+        };
+        of_vm("bootstrap.completed", "status")
+            .or_else(|| of_vm("bootstrap.failed", "error"))
+            .unwrap_or_else(|| panic!("no end of {vm} in {:#?}", self.events))
+    }
+
+    fn step(&self, vm: &str, step: &str) -> &Value {
+        let found = self
+            .events
+            .iter()
+            .find(|event| event["type"] == "bootstrap.step" && event["vm"] == vm && event["step"] == step);
+        found.unwrap_or_else(|| panic!("no {step} of {vm} in {:#?}", self.events))
+    }
+
+    #[track_caller]
+    fn all_end(&self, code: i32, end: &str) {
+        for vm in BOTH {
+            assert!(self.end(vm).contains(end), "{vm}: {}", self.end(vm));
+        }
+        assert_eq!(self.code, Some(code));
+    }
+}
+
+const BOTH: [&str; 2] = ["small", "stock"];
+
+/// castra.toml's VMs; `small` and `stock` go below their [vms.bootstrap].
+fn vms(debian: &Path, small: &str, stock: &str) -> String {
+    format!(
+        "[bootstrap]\nhandshake_timeout_secs = 900\nstep_timeout_secs = 180\n\
+         [[vms]]\nname = \"small\"\n[vms.bootstrap]\n{small}\n\
+         [[vms]]\nname = \"stock\"\nmemory = \"512 MiB\"\ncpus = 2\nseed = \"none\"\n\
+         base_image = \"{0}/disk.raw\"\nkernel = \"{0}/vmlinuz\"\ninitrd = \"{0}/initrd\"\n\
+         cmdline = \"root=/dev/vda rw console=ttyS0 quiet\"\n\
+         [vms.bootstrap]\n{stock}\n",
+        debian.display()
+    )
+}
+
+const PIPELINE: &str = "script = \"site.sh\"\npayload = \"site\"\nverify_path = \"/srv/site/it's \\\"odd\\\"\"\n\
+    verify_command = \"test \\\"$(cat /srv/site/greeting)\\\" = \\\"$GREETING\\\"\"\n\
+    env = { GREETING = \"it's \\\"fine\\\" $HOME\" }\n";
+const SITE: &str = "#!/bin/sh\nset -eu\n\
+    if [ -d /srv/site ] && cmp -s \"$CASTRA_PAYLOAD_DIR/big\" /srv/site/big; then echo Castra:noop; exit 0; fi\n\
+    mkdir -p /srv/site\ncp -r \"$CASTRA_PAYLOAD_DIR/.\" /srv/site\nprintf '%s' \"$GREETING\" >/srv/site/greeting\n\
+    echo \"configured $CASTRA_VM\"\n";
+
+#[test]
+fn both_guests_through_everything_a_bootstrap_may_meet() {
+    let debian = debian();
+    // The key that the stock guest was built with; castra gives its own guest the same.
+    let key = format!("[ssh]\nidentity = \"{}/id_ed25519\"\n", debian.display());
+    let project = Project::new("both", &key);
+    project.file("site.sh", SITE.as_bytes());
+    let big: Vec<u8> = (0..3_000_000_u32).map(|byte| (byte % 251) as u8).collect();
+    project.file("site/big", &big);
+    project.file("site/it's \"odd\"", b"odd\n");
+    fs::create_dir_all(project.dir.join("site/empty")).unwrap();
+
+    // Boot, and the whole pipeline on both.
+    project.config(&vms(&debian, PIPELINE, PIPELINE));
+    let began = Instant::now();
+    let up = project.events(&["up"]);
+    up.all_end(0, "Success");
+    eprintln!("both guests up and bootstrapped after {:?}", began.elapsed());
+    for vm in BOTH {
+        for step in ["wait-handshake", "connect", "transfer", "apply", "verify"] {
+            assert_eq!(up.step(vm, step)["status"], "success", "{vm} {step}");
+        }
+        let seen = project.expect(
+            0,
+            &[
+                "exec",
+                vm,
+                "--",
+                "sh",
+                "-c",
+                "wc -c </srv/site/big; ls -d /srv/site/empty",
+            ],
+        );
+        assert_eq!(
+            seen.split_whitespace().collect::<Vec<_>>(),
+            ["3000000", "/srv/site/empty"],
+            "{vm}"
+        );
+    }
+    assert!(
+        project
+            .expect(0, &["exec", "stock", "--", "cat", "/proc/1/comm"])
+            .starts_with("systemd")
+    );
+
+    // The same again: nothing is left to do, and both say so.
+    project.events(&["bootstrap"]).all_end(0, "NoOp");
+
+    a_broker_restarted_in_between(&project);
+    files_by_cp(&project);
+    failing_verify(&project, &debian);
+    a_deadline_ends_script_and_children(&project, &debian);
+    a_full_disk(&project, &debian);
+    users_and_keys(&project, &debian);
+    a_guest_without_sshd(&project, &debian);
+    a_reboot_during_apply(&project);
+}
+
+fn a_broker_restarted_in_between(project: &Project) {
+    let before = project.broker();
+    let killed = Command::new("kill")
+        .args(["-9", &before["pid"].to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    eventually("the broker to read offline", || {
+        project.broker()["state"] == "offline"
+    });
+    let ran = project.events(&["bootstrap"]);
+    ran.all_end(0, "NoOp");
+    let after = project.broker();
+    assert_eq!(after["port"], before["port"]);
+    assert_ne!(after["pid"], before["pid"]);
+}
+
+fn files_by_cp(project: &Project) {
+    for vm in BOTH {
+        project.expect(0, &["cp", "site", &format!("{vm}:/tmp/c:o py")]);
+        project.expect(
+            0,
+            &["cp", &format!("{vm}:/tmp/c:o py/big"), &format!("back-{vm}")],
+        );
+        let back = fs::read(project.dir.join(format!("back-{vm}"))).unwrap();
+        assert!(back == fs::read(project.dir.join("site/big")).unwrap(), "{vm}");
+        let config = project.expect(0, &["ssh-config", vm]);
+        project.file("ssh.conf", config.as_bytes());
+        let reached = Command::new("ssh")
+            .args(["-F", "ssh.conf", "-o", "BatchMode=yes", vm, "echo reached"])
+            .current_dir(&project.dir)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(
+            text(&reached.stdout),
+            "reached\n",
+            "{vm}: {}",
+            text(&reached.stderr)
+        );
+    }
+}
+
+fn failing_verify(project: &Project, debian: &Path) {
+    project.file("true.sh", b"#!/bin/sh\ntrue\n");
+    let missing = "script = \"true.sh\"\nverify_path = \"/no/such\"\n";
+    project.config(&vms(debian, missing, missing));
+    let ran = project.events(&["bootstrap"]);
+    ran.all_end(1, "/no/such doesn't exist");
+    for vm in BOTH {
+        assert_eq!(ran.step(vm, "apply")["status"], "success", "{vm}");
+        assert_eq!(ran.step(vm, "verify")["status"], "failed", "{vm}");
+    }
+}
+
+fn a_deadline_ends_script_and_children(project: &Project, debian: &Path) {
+    project.file(
+        "hang.sh",
+        b"#!/bin/sh\ntrap '' TERM\nsleep 4711 &\na=$!\nsh -c 'trap \"\" TERM; sleep 4712; :' &\n\
+          echo $$ $a $! >pids\necho hanging\nwait\nwait\n",
+    );
+    let hang = "script = \"hang.sh\"\napply_timeout_secs = 8\n";
+    project.config(&vms(debian, hang, hang));
+    let ran = project.events(&["bootstrap"]);
+    ran.all_end(1, "made no end within 8 s");
+    for vm in BOTH {
+        assert!(
+            ran.step(vm, "apply")["detail"]
+                .as_str()
+                .unwrap()
+                .contains("hanging"),
+            "{vm}"
+        );
+        // Also the processes that don't heed SIGTERM.
+        let alive =
+            "for pid in $(cat /var/tmp/castra/pids); do ! kill -0 $pid 2>/dev/null || echo $pid; done";
+        eventually("the script's children to end", || {
+            project
+                .expect(0, &["exec", vm, "--", "sh", "-c", alive])
+                .is_empty()
+        });
+    }
+}
+
+fn a_full_disk(project: &Project, debian: &Path) {
+    let full = "script = \"site.sh\"\npayload = \"site\"\nremote_dir = \"/mnt/full\"\n";
+    for vm in BOTH {
+        project.expect(
+            0,
+            &["exec", vm, "--", "sh", "-c", "mkdir -p /mnt/full && mount -t tmpfs -o size=1m none /mnt/full && mkdir /mnt/full/payload && echo old >/mnt/full/payload/mark"],
+        );
+    }
+    project.config(&vms(debian, full, full));
+    let ran = project.events(&["bootstrap"]);
+    ran.all_end(1, "No space left");
+    for vm in BOTH {
+        assert!(ran.end(vm).contains("disk_size"), "{vm}: {}", ran.end(vm));
+        let left = project.expect(
+            0,
+            &[
+                "exec",
+                vm,
+                "--",
+                "sh",
+                "-c",
+                "ls -A /mnt/full; cat /mnt/full/payload/mark",
+            ],
+        );
+        assert_eq!(
+            left, "payload\nold\n",
+            "{vm}: a part of the transfer was applied or is left"
+        );
+    }
+}
+
+/// Only Debian has more users, and asks for passwords: castra never does.
+fn users_and_keys(project: &Project, debian: &Path) {
+    let keygen = Command::new("ssh-keygen")
+        .args(["-q", "-t", "ed25519", "-N", "", "-f"])
+        .arg(project.dir.join("wrong"))
+        .status()
+        .unwrap();
+    assert!(keygen.success());
+    let script = "script = \"boot/true.sh\"\n";
+    project.file("boot/true.sh", b"#!/bin/sh\nid -un; touch mine\n");
+    project.config(&vms(debian, "", script));
+    let with = |metadata: &str| {
+        project.file("boot/bootstrap.toml", metadata.as_bytes());
+        project.events(&["bootstrap", "stock"])
+    };
+    let ran = with(&format!(
+        "[ssh]\nidentity = \"{}\"\n",
+        project.dir.join("wrong").display()
+    ));
+    assert!(
+        ran.end("stock").contains("refused the SSH key"),
+        "{}",
+        ran.end("stock")
+    );
+    // /var/tmp/castra is root's by now.
+    let ran = with("[ssh]\nuser = \"plain\"\n");
+    assert!(
+        ran.end("stock")
+            .contains("user `plain` can't use /var/tmp/castra")
+            && ran.end("stock").contains("remote_dir"),
+        "{}",
+        ran.end("stock")
+    );
+    let ran = with("remote_dir = \"/tmp/of plain\"\n[ssh]\nuser = \"plain\"\n[verify]\npath = \"mine\"\n");
+    assert_eq!(ran.end("stock"), "Success");
+    let texts: Vec<&Value> = ran.events.iter().map(|event| &event["text"]).collect();
+    assert!(texts.iter().any(|text| **text == "plain"), "{texts:?}");
+}
+
+fn a_guest_without_sshd(project: &Project, debian: &Path) {
+    let stopped = |vm: &str, how: &str| project.expect(0, &["exec", vm, "--", "sh", "-c", how]);
+    // What answers already goes on; init finds no server to start again.
+    stopped(
+        "small",
+        "mv /usr/sbin/dropbear /usr/sbin/dropbear.off; kill $(cat /run/dropbear.pid)",
+    );
+    stopped("stock", "systemctl stop ssh.socket ssh.service");
+    let script = "script = \"true.sh\"\nhandshake_timeout_secs = 6\nstep_timeout_secs = 6\n";
+    project.config(&vms(debian, script, script));
+    let ran = project.events(&["bootstrap"]);
+    assert!(
+        ran.end("small").contains("no SSH server answered within 6 s"),
+        "{}",
+        ran.end("small")
+    );
+    let stock = ran.end("stock");
+    // Whether it shakes hands depends on the in-guest service.
+    assert!(
+        stock.contains("no proof of life within 6 s") || stock.contains("no SSH server answered within 6 s"),
+        "{stock}"
+    );
+    assert_eq!(ran.code, Some(1));
+}
+
+/// `small` comes back with the next `up`; a reboot ends a QEMU that castra started.
+fn a_reboot_during_apply(project: &Project) {
+    project.expect(0, &["down", "--quiet", "--graceful-wait-secs", "30"]);
+    project.file("reboot.sh", b"#!/bin/sh\necho going\nreboot\nsleep 600\n");
+    project.config("[[vms]]\nname = \"small\"\n[vms.bootstrap]\nscript = \"reboot.sh\"\n");
+    let ran = project.events(&["up"]);
+    assert!(ran.end("small").contains("the VM ended"), "{}", ran.end("small"));
+    assert_eq!(ran.step("small", "apply")["status"], "failed");
+    assert_eq!(ran.code, Some(1));
+}

@@ -551,15 +551,15 @@ fn verify_failures_name_what_was_missed() {
     assert!(fixture.run().error().contains("state/ready doesn't exist in"),);
     let fixture = Fixture::new(
         "verify-hang",
-        "step_timeout_secs = 1\nverify_command = \"sleep 600\"",
+        "step_timeout_secs = 6\nverify_command = \"sleep 600\"",
         Some("true"),
     );
-    assert!(fixture.run().error().contains("within 1 s"));
+    assert!(fixture.run().error().contains("within 6 s"));
 }
 
 #[test]
 fn a_key_the_guest_does_not_know() {
-    let mut fixture = Fixture::new("key", "step_timeout_secs = 3", Some("true"));
+    let mut fixture = Fixture::new("key", "step_timeout_secs = 10", Some("true"));
     let other = fixture.dir.join("other key");
     keygen(&other);
     fixture.config.vms[0].ssh.identity = Some(other.clone());
@@ -629,7 +629,7 @@ fn a_transfer_that_stalls() {
     fs::write(tools.join("tar"), tar).unwrap();
     fs::set_permissions(tools.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:/usr/bin:/bin", tools.display());
-    let fixture = Fixture::with_path("stall", "step_timeout_secs = 1", Some("true"), &path);
+    let fixture = Fixture::with_path("stall", "step_timeout_secs = 6", Some("true"), &path);
     let ran = fixture.run();
     assert!(
         ran.error().contains("the transfer") && ran.steps().ends_with("transfer:failed"),
@@ -696,4 +696,60 @@ fn a_flood_of_output_stays_bounded_in_the_events() {
     assert!(ran.output().iter().all(|line| line.len() <= 2048));
     let out = fs::read_to_string(ran.outcome.log.as_ref().unwrap().with_extension("out")).unwrap();
     assert!(out.contains("line 29999\n") && out.ends_with("xxx\n"));
+}
+
+#[test]
+fn a_transfer_says_how_far_it_is_and_a_cut_one_changes_nothing() {
+    // A guest that takes its time: what is sent meanwhile is told.
+    let tools = std::env::temp_dir().join(format!("castra-slow-{}", std::process::id()));
+    fs::create_dir_all(&tools).unwrap();
+    fs::write(
+        tools.join("tar"),
+        "#!/bin/sh\nhead -c 1000000 | /usr/bin/tar -xpf - 2>/dev/null\nsleep 4 </dev/null\ncat >/dev/null\nexit 2\n",
+    )
+    .unwrap();
+    fs::set_permissions(tools.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:/usr/bin:/bin", tools.display());
+    let fixture = Fixture::with_path("progress", "payload = \"pay load\"", Some("true"), &path);
+    let payload = fixture.dir.join("project/pay load");
+    fs::create_dir_all(&payload).unwrap();
+    fs::write(payload.join("big"), vec![7; 40 << 20]).unwrap();
+    let old = fixture.remote().join("payload/old");
+    fs::create_dir_all(&old).unwrap();
+    fs::create_dir_all(fixture.remote().join(".incoming-killed/left")).unwrap();
+    let told = Mutex::new(Vec::new());
+    let ran = fixture.run_watched(&|event| {
+        if let Event::Message {
+            text,
+            data: Some(data),
+            ..
+        } = event
+            && let Some(sent) = data["sent_bytes"].as_u64()
+        {
+            told.lock()
+                .unwrap()
+                .push((text.clone(), sent, data["total_bytes"].as_u64()));
+            fixture.sshd.as_ref().unwrap().cut();
+        }
+    });
+    assert!(
+        ran.error().contains("the SSH connection broke"),
+        "{}",
+        ran.error()
+    );
+    assert!(ran.steps().ends_with("transfer:failed"), "{}", ran.steps());
+    let told = told.into_inner().unwrap();
+    let (text, sent, total) = &told[0];
+    assert!(*sent > 0 && *sent <= 41 << 20, "{sent}");
+    assert_eq!(*total, Some(40 << 20));
+    assert!(text.contains("of 40.0 MiB sent ("), "{text}");
+    eventually(SOON, "the guest's side to tidy up", || {
+        let names: Vec<_> = fs::read_dir(fixture.remote())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        (names == ["payload"]).then_some(())
+    });
+    assert!(old.exists(), "what was there before is gone");
+    fs::remove_dir_all(&tools).unwrap();
 }

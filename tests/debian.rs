@@ -436,3 +436,49 @@ fn a_reboot_during_apply(project: &Project) {
     assert_eq!(ran.step("small", "apply")["status"], "failed");
     assert_eq!(ran.code, Some(1));
 }
+
+#[test]
+fn the_example_of_the_documentation_runs() {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/examples/bootstrap");
+    let project = Project::new("example", "");
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(example.join("."))
+        .arg(&project.dir)
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    let config = fs::read_to_string(example.join("castra.toml")).unwrap();
+    let config = config.replace("[project]\n", "[project]\nstate_dir = \"state\"\n");
+    // Its patience is for a machine that does nothing else.
+    let config = config.replace(
+        "[vms.bootstrap]\n",
+        "[vms.bootstrap]\n  handshake_timeout_secs = 900\n",
+    );
+    fs::write(project.dir.join("castra.toml"), config).unwrap();
+
+    let binary = Path::new(env!("CARGO_BIN_EXE_castra")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    let ran = Command::new("sh")
+        .args(["on-reachable.sh", "web", "900"])
+        .current_dir(&project.dir)
+        .env("CASTRA_HOME", home())
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    eprintln!("{}{}", text(&ran.stdout), text(&ran.stderr));
+    assert!(ran.status.success());
+
+    let again = project.events(&["up"]);
+    assert_eq!(again.end("web"), "NoOp");
+    assert_eq!(again.step("web", "verify")["status"], "success");
+    let page = project.expect(
+        0,
+        &["exec", "web", "--", "wget", "-q", "-O", "-", "http://127.0.0.1/"],
+    );
+    assert!(
+        page.contains("it's \"good\" to be here (served by web)"),
+        "{page}"
+    );
+}

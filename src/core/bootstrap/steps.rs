@@ -92,7 +92,14 @@ pub(super) fn connect(
             _ => false,
         };
         if !again || began.elapsed() + RETRY_AFTER >= limit {
-            return Err(Trouble::of_ssh(error, &target));
+            return Err(Trouble::of_ssh(
+                match error {
+                    // What was left of the step says nothing to anybody.
+                    SshError::NotReady(_, words) => SshError::NotReady(limit, words),
+                    error => error,
+                },
+                &target,
+            ));
         }
         if let Some(stop) = watch.pause(RETRY_AFTER) {
             return Err(Trouble::Stopped(stop));

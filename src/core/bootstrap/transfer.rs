@@ -24,6 +24,12 @@ const SAY_EVERY: Duration = Duration::from_secs(1);
 /// A short one says nothing.
 const QUIET: Duration = Duration::from_secs(2);
 
+/// GNU tar's last words, which hide the line before them that says why.
+const GIVING_UP: [&str; 2] = [
+    "Exiting with failure status due to previous errors",
+    "Error is not recoverable: exiting now",
+];
+
 /// Counts the bytes that have gone into the pipe.
 struct Counted<'a> {
     inner: &'a mut dyn Write,
@@ -82,7 +88,11 @@ pub(super) fn transfer(
         master,
         exec,
         watch,
-        &mut |_, line| tail.push(&escape_line(line, channel::LINE_BYTES)),
+        &mut |_, line| {
+            if !GIVING_UP.iter().any(|words| line.ends_with(words)) {
+                tail.push(&escape_line(line, channel::LINE_BYTES));
+            }
+        },
         &mut tick,
     )
     .map_err(|error| Trouble::of_exec(error, &tail.text(), "the transfer", master.target()))?;

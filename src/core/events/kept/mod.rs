@@ -1,7 +1,7 @@
 //! Events as they are kept: reading the journals back.
 //!
 //! Here: one kept line, what it is picked by, and its time. Below: one file of a journal
-//! ([`segment`]), and a whole journal with its rotated files ([`trail`]). Not here: writing
+//! (`segment`), and a whole journal with its rotated files (`trail`). Not here: writing
 //! (`core::journal`), or merging journals (`core::operations::events`).
 
 pub(crate) mod segment;

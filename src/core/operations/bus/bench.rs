@@ -51,7 +51,7 @@ const PHASE_LIMIT: Duration = Duration::from_secs(20);
 pub struct BusBenchOptions {
     /// Whose broker.
     pub project: BusProject,
-    /// Messages of the throughput phase, at most [`MOST_MESSAGES`].
+    /// Messages of the throughput phase, at most `MOST_MESSAGES`.
     pub messages: u64,
     /// Bytes of each payload, at least `LEAST_SIZE`.
     pub size: usize,

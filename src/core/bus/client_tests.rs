@@ -2,10 +2,14 @@
 //! says what its script says.
 #![allow(clippy::unwrap_used)]
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::net::UnixListener;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::core::bus::greeting::HELLO;
+use crate::core::host;
 use crate::core::scratch::Scratch;
 
 const SOON: Duration = Duration::from_secs(20);

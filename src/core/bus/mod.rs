@@ -6,11 +6,14 @@
 //! messages (`core::broker`), or what `castra bus …` does with them (`core::operations::bus`).
 
 pub mod client;
+pub mod error;
 pub mod frame;
+mod greeting;
 pub mod log;
 
 pub mod message;
 pub mod topic;
 
-pub use client::{BusError, Client};
+pub use client::Client;
+pub use error::BusError;
 pub use message::Message;

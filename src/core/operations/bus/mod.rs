@@ -6,7 +6,10 @@
 
 mod bench;
 mod input;
+mod load;
+mod payload;
 mod publish;
+mod publishing;
 mod subscribe;
 mod tail;
 

@@ -203,6 +203,7 @@ fn its_exit_and_its_absence_are_told() {
         events.iter().filter(|event| event["type"] == "summary").count(),
         1
     );
+    assert_eq!(verdict(&events), "failed");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! transcript where it is missing. Not here: transcripts themselves (`transcript`), sums over
 //! threads and days (`usage`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -45,9 +45,6 @@ pub struct ThreadRecord {
 pub struct Session {
     /// Id of castra's run, as in the journal.
     pub run: String,
-    /// Counts the threads, and returns to one, in the stream of that run.
-    #[serde(default)]
-    pub part: u64,
     /// The VM it ran in; null: on the host.
     pub vm: Option<VmName>,
     /// Wall clock, RFC 3339.
@@ -83,11 +80,14 @@ impl ThreadRecord {
         self.earlier.iter().chain(&self.sessions)
     }
 
-    /// Turns and tokens of all sessions.
+    /// What all sessions come to.
     pub fn account(&self) -> Account {
         self.all().fold(Account::default(), |sum, session| Account {
             turns: sum.turns + session.turns,
             tokens: sum.tokens.plus(session.tokens()),
+            messages: sum.messages + session.messages,
+            commands: sum.commands + session.commands,
+            commands_failed: sum.commands_failed + session.commands_failed,
         })
     }
 
@@ -186,7 +186,7 @@ fn from_transcript(path: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadR
         true
     })
     .ok()?;
-    let (account, counts) = (relay.account(), relay.counts());
+    let account = relay.account();
     let at = wall_clock(modified);
     Some(ThreadRecord {
         thread: thread.unwrap_or_else(|| name.to_owned()),
@@ -195,11 +195,11 @@ fn from_transcript(path: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadR
             began: at.clone(),
             ended: at,
             turns: account.turns,
-            messages: counts.messages,
-            commands: counts.commands,
-            commands_failed: counts.commands_failed,
+            messages: account.messages,
+            commands: account.commands,
+            commands_failed: account.commands_failed,
             verdict: Some(relay.verdict()),
-            days: BTreeMap::from([(day_of(modified), counts.tokens)]),
+            days: BTreeMap::from([(day_of(modified), account.tokens)]),
             ..Session::default()
         }],
         earlier: None,
@@ -212,12 +212,19 @@ pub struct Ledger<'a> {
     agent: &'a dyn Agent,
     run: String,
     vm: Option<VmName>,
-    parts: u64,
-    session: Option<Session>,
+    parts: HashMap<String, Part>,
+    trouble: Option<Failure>,
+}
+
+/// The part that this stream has in one thread, however often it returns to it.
+struct Part {
+    /// What was known before this run.
+    before: Account,
+    session: Session,
     /// What of the thread's tokens is in the session's days.
     booked: Tokens,
     written: Option<Instant>,
-    trouble: Option<Failure>,
+    changed: bool,
 }
 
 impl<'a> Ledger<'a> {
@@ -228,10 +235,7 @@ impl<'a> Ledger<'a> {
             agent,
             run: run.to_owned(),
             vm,
-            parts: 0,
-            session: None,
-            booked: Tokens::default(),
-            written: None,
+            parts: HashMap::new(),
             trouble: None,
         }
     }
@@ -243,81 +247,100 @@ impl<'a> Ledger<'a> {
 
     /// Read again before each write: another process may have a part in the same thread.
     fn write(&mut self, thread: &str) {
-        let Some(session) = self.session.clone() else {
+        let Some(part) = self.parts.get_mut(thread) else {
             return;
         };
+        part.written = Some(Instant::now());
+        part.changed = false;
+        let session = part.session.clone();
         // Not made from the transcript, which holds this session's lines by now.
         let path = self.dir.join(format!("{}.json", name_of(thread)));
-        let known = record_at(&path, &name_of(thread));
-        let mut record = known.unwrap_or_else(|| ThreadRecord {
+        let mut record = record_at(&path, &name_of(thread)).unwrap_or_else(|| ThreadRecord {
             thread: thread.to_owned(),
             agent: self.agent.name().to_owned(),
             sessions: Vec::new(),
             earlier: None,
         });
-        let own = |known: &Session| known.run == session.run && known.part == session.part;
-        match record.sessions.iter().position(own) {
+        match record.sessions.iter().position(|known| known.run == session.run) {
             Some(place) => record.sessions[place] = session,
             None => record.sessions.push(session),
         }
         record.shorten();
+        self.save(&path, &record);
+    }
+
+    fn save(&mut self, path: &Path, record: &ThreadRecord) {
         let saved = host::ensure_private_dir(&self.dir)
             .map_err(|error| Failure::io("create", &self.dir, &error))
-            .and_then(|()| records::save(&path, &record));
+            .and_then(|()| records::save(path, record));
         if let Err(failure) = saved {
             self.trouble.get_or_insert(failure);
         }
-        self.written = Some(Instant::now());
     }
 }
 
 impl Keeper for Ledger<'_> {
     fn begin(&mut self, thread: &str) -> Option<Account> {
+        if let Some(part) = self.parts.get(thread) {
+            return Some(part.before);
+        }
         let known = load(&self.dir, thread, self.agent);
         // Made from a transcript, it is written now: the transcript is about to grow.
         if let Some(record) = &known {
             let path = self.dir.join(format!("{}.json", name_of(thread)));
-            if record_at(&path, &name_of(thread)).is_none()
-                && let Err(failure) = records::save(&path, record)
-            {
-                self.trouble.get_or_insert(failure);
+            if record_at(&path, &name_of(thread)).is_none() {
+                self.save(&path, record);
             }
         }
-        let now = wall_clock(SystemTime::now());
-        self.parts += 1;
-        self.session = Some(Session {
-            run: self.run.clone(),
-            part: self.parts,
-            vm: self.vm.clone(),
-            began: now.clone(),
-            ended: now,
-            ..Session::default()
-        });
         let account = known.map(|record| record.account());
-        self.booked = account.unwrap_or_default().tokens;
-        self.written = None;
+        let now = wall_clock(SystemTime::now());
+        let part = Part {
+            before: account.unwrap_or_default(),
+            session: Session {
+                run: self.run.clone(),
+                vm: self.vm.clone(),
+                began: now.clone(),
+                ended: now,
+                ..Session::default()
+            },
+            booked: account.unwrap_or_default().tokens,
+            written: None,
+            changed: true,
+        };
+        self.parts.insert(thread.to_owned(), part);
         account
     }
 
-    fn note(&mut self, chapter: &Chapter, ended: bool) {
+    fn note(&mut self, chapter: &Chapter) {
+        let Some(part) = self.parts.get_mut(&chapter.thread) else {
+            return;
+        };
         let now = SystemTime::now();
-        if let Some(session) = &mut self.session {
-            session.ended = wall_clock(now);
-            session.turns = chapter.after.turns - chapter.before.turns;
-            session.messages = chapter.messages;
-            session.commands = chapter.commands;
-            session.commands_failed = chapter.commands_failed;
-            session.verdict = Some(chapter.verdict);
-            if let Some(new) = chapter.after.tokens.minus(self.booked)
-                && new != Tokens::default()
-            {
-                let day = session.days.entry(day_of(now)).or_default();
-                *day = day.plus(new);
-                self.booked = chapter.after.tokens;
-            }
+        let (account, before, session) = (chapter.account, part.before, &mut part.session);
+        session.ended = wall_clock(now);
+        session.turns = account.turns - before.turns;
+        session.messages = account.messages - before.messages;
+        session.commands = account.commands - before.commands;
+        session.commands_failed = account.commands_failed - before.commands_failed;
+        session.verdict = Some(chapter.verdict);
+        if let Some(new) = account.tokens.minus(part.booked)
+            && new != Tokens::default()
+        {
+            let day = session.days.entry(day_of(now)).or_default();
+            *day = day.plus(new);
+            part.booked = account.tokens;
         }
-        if ended || self.written.is_none_or(|at| at.elapsed() >= WRITE_EVERY) {
+        part.changed = true;
+        if part.written.is_none_or(|at| at.elapsed() >= WRITE_EVERY) {
             self.write(&chapter.thread);
+        }
+    }
+
+    fn end(&mut self) {
+        let changed = self.parts.iter().filter(|(_, part)| part.changed);
+        let changed: Vec<String> = changed.map(|(thread, _)| thread.clone()).collect();
+        for thread in changed {
+            self.write(&thread);
         }
     }
 }
@@ -407,7 +430,7 @@ mod tests {
             [scopes(1, 10, 10), scopes(2, 20, 30), scopes(3, 5, 35)].concat()
         );
         let record = load(scratch.dir(), "t-1", &Codex).unwrap();
-        assert_eq!(record.sessions.len(), 2);
+        assert_eq!(record.sessions.len(), 1, "one process, one session");
         assert_eq!(record.account().tokens.prompt, 35);
     }
 

@@ -5,7 +5,7 @@
 //! and files (`pump`, `transcript`).
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -15,7 +15,8 @@ use crate::core::events::{Event, Severity};
 
 /// More commands than this at once are not followed: the oldest counts as abandoned.
 const MOST_OPEN: usize = 256;
-/// Threads of one stream whose totals are remembered.
+/// A stream has one thread, or a few where several are read in a row. More than this aren't kept: a
+/// stream must not fill a folder with files.
 const MOST_THREADS: usize = 1024;
 /// Ids of threads are cut to this in events.
 const ID_LIMIT: usize = 256;
@@ -27,6 +28,12 @@ pub struct Account {
     pub turns: u64,
     /// Tokens of all turns.
     pub tokens: Tokens,
+    /// Messages of the agent.
+    pub messages: u64,
+    /// Commands that ended well.
+    pub commands: u64,
+    /// Commands that didn't.
+    pub commands_failed: u64,
 }
 
 /// What one stream, or a part of it, added to a thread.
@@ -36,18 +43,8 @@ pub struct Chapter {
     pub thread: String,
     /// The agent.
     pub agent: &'static str,
-    /// When it began.
-    pub began: SystemTime,
-    /// What was known before.
-    pub before: Account,
-    /// What is known now.
-    pub after: Account,
-    /// Messages of the agent.
-    pub messages: u64,
-    /// Commands that ended well.
-    pub commands: u64,
-    /// Commands that didn't.
-    pub commands_failed: u64,
+    /// What is known of it now.
+    pub account: Account,
     /// How it stands.
     pub verdict: Verdict,
 }
@@ -57,8 +54,11 @@ pub trait Keeper {
     /// What is known of this thread; `None` if it is new.
     fn begin(&mut self, thread: &str) -> Option<Account>;
 
-    /// What the stream added so far; told at every turn's end and when the chapter ends.
-    fn note(&mut self, chapter: &Chapter, ended: bool);
+    /// What the stream has brought; told at every turn's end and when it leaves the thread.
+    fn note(&mut self, chapter: &Chapter);
+
+    /// The stream has ended.
+    fn end(&mut self);
 }
 
 /// Remembers nothing.
@@ -70,7 +70,9 @@ impl Keeper for Forgetful {
         None
     }
 
-    fn note(&mut self, _chapter: &Chapter, _ended: bool) {}
+    fn note(&mut self, _chapter: &Chapter) {}
+
+    fn end(&mut self) {}
 }
 
 /// How a stream was expected to be.
@@ -98,6 +100,7 @@ pub struct Relay<'a> {
     last_message: Option<String>,
     failure: Option<String>,
     counts: Counts,
+    said_too_many: bool,
 }
 
 /// A command that has not ended.
@@ -139,6 +142,7 @@ impl<'a> Relay<'a> {
             last_message: None,
             failure: None,
             counts: Counts::default(),
+            said_too_many: false,
         }
     }
 
@@ -151,7 +155,7 @@ impl<'a> Relay<'a> {
     pub fn account(&self) -> Account {
         self.chapter
             .as_ref()
-            .map_or_else(Account::default, |chapter| chapter.after)
+            .map_or_else(Account::default, |chapter| chapter.account)
     }
 
     /// The last the agent said.
@@ -203,8 +207,9 @@ impl<'a> Relay<'a> {
         self.abandon("the stream ended before it did", emit);
         if let Some(chapter) = &mut self.chapter {
             chapter.verdict = verdict;
-            self.keeper.note(chapter, true);
+            self.keeper.note(chapter);
         }
+        self.keeper.end();
     }
 
     fn take(&mut self, said: AgentEvent, emit: &mut dyn FnMut(Event)) {
@@ -214,7 +219,7 @@ impl<'a> Relay<'a> {
                 self.in_turn = true;
                 self.failure = None;
                 if let Some(chapter) = &mut self.chapter {
-                    chapter.after.turns += 1;
+                    chapter.account.turns += 1;
                 }
                 let text = match self.turn() {
                     Some(turn) => format!("turn {turn} begins"),
@@ -238,7 +243,7 @@ impl<'a> Relay<'a> {
                 if data["kind"] == "agent_message" && severity == Severity::Info {
                     self.counts.messages += 1;
                     if let Some(chapter) = &mut self.chapter {
-                        chapter.messages += 1;
+                        chapter.account.messages += 1;
                     }
                     self.last_message = Some(text.clone());
                 }
@@ -268,17 +273,20 @@ impl<'a> Relay<'a> {
         self.process = Tokens::default();
         self.in_turn = false;
         self.last_turn = None;
+        if self.known.len() >= MOST_THREADS && !self.known.contains_key(id) {
+            if !std::mem::replace(&mut self.said_too_many, true) {
+                let text =
+                    format!("more than {MOST_THREADS} threads in one stream: those that follow aren't kept");
+                self.message(Severity::Warn, text, Some(json!({"kind": "thread"})), emit);
+            }
+            return;
+        }
         let kept = self.keeper.begin(id);
         let before = self.known.get(id).copied().or(kept);
         self.chapter = Some(Chapter {
             thread: id.to_owned(),
             agent: self.agent.name(),
-            began: SystemTime::now(),
-            before: before.unwrap_or_default(),
-            after: before.unwrap_or_default(),
-            messages: 0,
-            commands: 0,
-            commands_failed: 0,
+            account: before.unwrap_or_default(),
             verdict: Verdict::Incomplete,
         });
         let verb = if before.is_some() { "resumed" } else { "begun" };
@@ -322,11 +330,8 @@ impl<'a> Relay<'a> {
             return;
         };
         chapter.verdict = verdict;
-        self.keeper.note(&chapter, true);
-        if self.known.len() >= MOST_THREADS {
-            self.known.clear();
-        }
-        self.known.insert(chapter.thread, chapter.after);
+        self.keeper.note(&chapter);
+        self.known.insert(chapter.thread, chapter.account);
     }
 
     fn end_turn(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
@@ -335,7 +340,7 @@ impl<'a> Relay<'a> {
         self.last_turn = Some(verdict);
         if let Some(chapter) = &mut self.chapter {
             chapter.verdict = verdict;
-            self.keeper.note(chapter, false);
+            self.keeper.note(chapter);
         }
     }
 
@@ -343,7 +348,7 @@ impl<'a> Relay<'a> {
     /// before, in whichever way its version counts.
     fn book(&mut self, said: Tokens, since: Since, emit: &mut dyn FnMut(Event)) {
         let of_process = said.minus(self.process).unwrap_or(said);
-        let before = self.chapter.as_ref().map(|chapter| chapter.after.tokens);
+        let before = self.chapter.as_ref().map(|chapter| chapter.account.tokens);
         let before = before.unwrap_or(self.process);
         let (turn, total) = match since {
             // Less than was counted before can't be the whole thread, whatever the version.
@@ -359,7 +364,7 @@ impl<'a> Relay<'a> {
         };
         self.counts.tokens = self.counts.tokens.plus(turn);
         if let Some(chapter) = &mut self.chapter {
-            chapter.after.tokens = total;
+            chapter.account.tokens = total;
         }
         for (scope, number, tokens) in [("turn", self.turn(), turn), ("thread", None, total)] {
             emit(Event::Usage {
@@ -485,11 +490,13 @@ impl<'a> Relay<'a> {
         let (of_stream, of_chapter) = match ok {
             true => (
                 &mut self.counts.commands,
-                self.chapter.as_mut().map(|chapter| &mut chapter.commands),
+                self.chapter.as_mut().map(|chapter| &mut chapter.account.commands),
             ),
             false => (
                 &mut self.counts.commands_failed,
-                self.chapter.as_mut().map(|chapter| &mut chapter.commands_failed),
+                self.chapter
+                    .as_mut()
+                    .map(|chapter| &mut chapter.account.commands_failed),
             ),
         };
         *of_stream += 1;
@@ -499,7 +506,7 @@ impl<'a> Relay<'a> {
     }
 
     fn turn(&self) -> Option<u64> {
-        let turns = self.chapter.as_ref()?.after.turns;
+        let turns = self.chapter.as_ref()?.account.turns;
         (turns > 0).then_some(turns)
     }
 

@@ -262,7 +262,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
             )
             .because(error)
             .advice("--codex PATH names another");
-            return Err(operation.fail(failure, vms));
+            return Err(operation.fail_with(failure, vms, Some(Verdict::Failed.as_str())));
         }
     };
     pump.end(&mut emit);
@@ -294,7 +294,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
             .advice(format!(
                 "install it there, as a rule by the bootstrap of `{vm}`, or name it by --codex PATH"
             ));
-        return Err(operation.fail(failure, vms));
+        return Err(operation.fail_with(failure, vms, Some(Verdict::Failed.as_str())));
     }
     if verdict != Verdict::Complete && !ended.stderr_tail.is_empty() {
         emitter.emit(stderr_message(&ended.stderr_tail));
@@ -623,7 +623,6 @@ pub fn list(state: &StateRoot) -> Result<Vec<ThreadRow>> {
 fn row(dir: &Path, record: ThreadRecord) -> ThreadRow {
     let account = record.account();
     let path = transcript::path_of(dir, &record.thread);
-    let total = |of: fn(&ledger::Session) -> u64| record.all().map(of).sum::<u64>();
     let (first, last) = (record.all().next(), record.all().last());
     ThreadRow {
         began: first.map(|session| session.began.clone()).unwrap_or_default(),
@@ -631,9 +630,9 @@ fn row(dir: &Path, record: ThreadRecord) -> ThreadRow {
         vm: last.and_then(|session| session.vm.clone()),
         sessions: record.all().count(),
         turns: account.turns,
-        messages: total(|session| session.messages),
-        commands: total(|session| session.commands + session.commands_failed),
-        commands_failed: total(|session| session.commands_failed),
+        messages: account.messages,
+        commands: account.commands + account.commands_failed,
+        commands_failed: account.commands_failed,
         tokens: account.tokens,
         verdict: record.verdict(),
         bytes: transcript::size(&path),

@@ -137,6 +137,11 @@ impl<'a> Operation<'a> {
     /// without is a `blocker`, and a refusal one `command.rejected`; the frame's end follows as
     /// always.
     pub(crate) fn fail(self, failure: Failure, vms: VmCounts) -> Failure {
+        self.fail_with(failure, vms, None)
+    }
+
+    /// As [`Operation::fail`], with a verdict on what somebody else did.
+    pub(crate) fn fail_with(self, failure: Failure, vms: VmCounts, verdict: Option<&str>) -> Failure {
         if failure.exit.blocks() {
             let next = failure.next.clone();
             let next = next.unwrap_or_else(|| format!("mend that, then run `castra {}` again", self.command));
@@ -147,7 +152,8 @@ impl<'a> Operation<'a> {
             self.emitter.emit(Event::rejected(self.command, &failure, SOURCE));
         }
         let sent = self.emitter.bytes_sent();
-        self.end(failure.exit, Some(failure.to_string()), vms, sent);
+        let said = Some(failure.to_string());
+        self.end_with(failure.exit, said, vms, sent, verdict);
         failure
     }
 }

@@ -1,8 +1,8 @@
 //! `bus bench`: how fast this project's broker takes messages and hands them on, by its own
 //! sessions on the host socket.
 //!
-//! Here: what is asked and told. Not here: the load and its clocks (`load`), the same for other systems beside it
-//! (`scripts/bench-bus.sh`), or a table for people (`app`).
+//! Here: what is asked and told. Not here: the load and its clocks (`load`), the same for other
+//! systems beside it (`scripts/bench-bus.sh`), or a table for people (`app`).
 //!
 //! Every message is a real one: kept in the log, on a topic of this run's own.
 

@@ -176,6 +176,8 @@ pub mod vm_file {
     pub const SSH_CTL: &str = "ssh.ctl";
     /// The host keys this VM's sshd has shown.
     pub const KNOWN_HOSTS: &str = "known_hosts";
+    /// What of Vizier was last enabled in the guest.
+    pub const VIZIER: &str = "vizier.json";
 }
 
 impl VmPaths {

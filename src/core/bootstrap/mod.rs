@@ -18,5 +18,7 @@ pub mod ssh;
 mod steps;
 mod transfer;
 mod trouble;
+mod vizier;
+mod vizier_remote;
 pub(crate) mod wait;
 mod watch;

@@ -12,13 +12,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 use crate::core::bootstrap::banner::BannerSearch;
 pub use crate::core::bootstrap::outcome::{BootstrapEnd, BootstrapOutcome};
 use crate::core::bootstrap::outcome::{finish, has_outcome, keep_outcome, millis};
-use crate::core::bootstrap::plan::NO_VIZIER;
 use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::steps::{self, Connected};
 use crate::core::bootstrap::transfer;
 use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::vizier::{self, Installed};
 use crate::core::bootstrap::wait::{self, Life};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::cancel::Cancel;
@@ -74,6 +74,8 @@ pub struct Launch {
 /// How a step ended, when it didn't fail.
 enum StepEnd {
     Success(Option<String>),
+    /// Likewise, in a time that the step itself has taken.
+    Took(String, Duration),
     Skipped(String),
 }
 
@@ -152,7 +154,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
                     noop: false,
                 };
                 let result = pipeline.steps();
-                pipeline.master = None;
+                pipeline.part();
                 (Some(pipeline.log), result)
             }
             Err(failure) => {
@@ -162,6 +164,18 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         }
     });
     finish(context, log, result, began)
+}
+
+/// The way to the guest's SSH server.
+struct Route {
+    target: Option<SshTarget>,
+    banner: Option<BannerSearch>,
+    /// That nobody answers is an error, and no reason to skip steps.
+    must: bool,
+    /// Nobody answered, in words.
+    nobody: Option<String>,
+    /// Somebody did; for the step `connect`.
+    connected: Option<String>,
 }
 
 struct Pipeline<'a, 'c, 'e> {
@@ -209,46 +223,25 @@ impl Pipeline<'_, '_, '_> {
                 }
             })))
         })?;
-        let why = if context.config.vizier_enabled {
-            NO_VIZIER
-        } else {
-            "`enabled` under [vizier] is false"
+        let mut route = Route {
+            target,
+            banner,
+            must: has_script || reached_by_ssh,
+            nobody: None,
+            connected: None,
         };
-        for kind in [
-            BootstrapStepKind::VizierInstall,
-            BootstrapStepKind::VizierEnable,
-            BootstrapStepKind::VizierHandshake,
-        ] {
-            self.step(kind, |_| Ok(StepEnd::Skipped(why.to_owned())))?;
-        }
+        self.vizier_steps(&mut route)?;
         let mut skip_rest = (!has_script).then(|| "there is no script".to_owned());
         self.step(BootstrapStepKind::Connect, |pipeline| {
-            let Some(target) = target else {
-                return Err(Trouble::because("no port of the host leads to the guest's SSH")
-                    .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"));
+            pipeline.reach(&mut route)?;
+            let Some(master) = &mut pipeline.master else {
+                skip_rest.clone_from(&route.nobody);
+                return Ok(StepEnd::Skipped(route.nobody.take().unwrap_or_default()));
             };
-            match steps::connect(context, &pipeline.watch, target, &mut banner)? {
-                Connected::Open(master, detail) => {
-                    pipeline.master = Some(master);
-                    Ok(StepEnd::Success(Some(detail)))
-                }
-                Connected::NoBanner => {
-                    let waited = context.vm.bootstrap.step_timeout.as_secs();
-                    let words = format!("no SSH server answered within {waited} s");
-                    if has_script || reached_by_ssh {
-                        return Err(
-                            Trouble::because(format!("{words}, though the guest lives")).advise(format!(
-                                "see whether one runs in it: castra logs {}",
-                                context.vm.name
-                            )),
-                        );
-                    }
-                    skip_rest = Some(words.clone());
-                    Ok(StepEnd::Skipped(words))
-                }
-            }
+            steps::check(context, master)?;
+            Ok(StepEnd::Success(route.connected.take()))
         })?;
-        drop(banner);
+        drop(route);
         self.step(BootstrapStepKind::Transfer, |pipeline| {
             match (&skip_rest, &mut pipeline.master) {
                 (None, Some(master)) => {
@@ -288,6 +281,89 @@ impl Pipeline<'_, '_, '_> {
         Ok(self.noop)
     }
 
+    /// Opens the connection that all steps over SSH share, unless somebody has, or nobody answers.
+    fn reach(&mut self, route: &mut Route) -> Result<(), Trouble> {
+        if self.master.is_some() || route.nobody.is_some() {
+            return Ok(());
+        }
+        let Some(target) = &route.target else {
+            return Err(Trouble::because("no port of the host leads to the guest's SSH")
+                .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"));
+        };
+        let context = self.context;
+        match steps::connect(context, &self.watch, target.clone(), &mut route.banner)? {
+            Connected::Open(master, detail) => {
+                self.master = Some(master);
+                route.connected = Some(detail);
+            }
+            Connected::NoBanner => {
+                let waited = context.vm.bootstrap.step_timeout.as_secs();
+                let words = format!("no SSH server answered within {waited} s");
+                if route.must {
+                    return Err(
+                        Trouble::because(format!("{words}, though the guest lives")).advise(format!(
+                            "see whether one runs in it: castra logs {}",
+                            context.vm.name
+                        )),
+                    );
+                }
+                route.nobody = Some(words);
+            }
+        }
+        Ok(())
+    }
+
+    /// Vizier is installed, enabled and heard.
+    fn vizier_steps(&mut self, route: &mut Route) -> Result<(), Trouble> {
+        let context = self.context;
+        let mut skip = match (&context.broker_address, context.config.vizier_enabled) {
+            (_, false) => Some("`enabled` under [vizier] is false".to_owned()),
+            (None, _) => Some("there is no broker it could reach".to_owned()),
+            _ => None,
+        };
+        let mut installed: Option<Installed> = None;
+        self.step(BootstrapStepKind::VizierInstall, |pipeline| {
+            if let Some(why) = &skip {
+                return Ok(StepEnd::Skipped(why.clone()));
+            }
+            let began = Instant::now();
+            pipeline.reach(route)?;
+            let opening = began.elapsed();
+            let (Some(master), Some(broker)) = (&mut pipeline.master, &context.broker_address) else {
+                let why = route.nobody.clone().unwrap_or_default();
+                skip = Some(why.clone());
+                return Ok(StepEnd::Skipped(why));
+            };
+            let done = vizier::install(context, &pipeline.watch, master, broker)?;
+            let end = StepEnd::Took(done.detail.clone(), opening + done.took);
+            installed = Some(done);
+            Ok(end)
+        })?;
+        self.step(BootstrapStepKind::VizierEnable, |_| match &mut installed {
+            Some(done) => {
+                let took = done.enabling;
+                let detail = std::mem::replace(&mut done.enabled, Ok(String::new()))?;
+                Ok(StepEnd::Took(detail, took))
+            }
+            None => Ok(StepEnd::Skipped(skip.clone().unwrap_or_default())),
+        })?;
+        self.step(BootstrapStepKind::VizierHandshake, |pipeline| match &installed {
+            Some(done) => vizier::await_hello(context, &pipeline.watch, done)
+                .map(|detail| StepEnd::Success(Some(detail))),
+            None => Ok(StepEnd::Skipped(skip.clone().unwrap_or_default())),
+        })
+    }
+
+    /// Ends the connection; with Vizier in the guest its log is taken over first.
+    fn part(&mut self) {
+        if let Some(mut master) = self.master.take()
+            && self.context.config.vizier_enabled
+            && self.watch.look().is_none()
+        {
+            vizier::take_log(self.context, &mut master);
+        }
+    }
+
     /// Runs one step and tells how it ended.
     fn step(
         &mut self,
@@ -299,8 +375,13 @@ impl Pipeline<'_, '_, '_> {
             Some(stop) => Err(Trouble::Stopped(stop)),
             None => work(self),
         };
-        let duration_ms = millis(began.elapsed());
+        // One command may do the work of two steps.
+        let duration_ms = match &result {
+            Ok(StepEnd::Took(_, took)) => millis(*took),
+            _ => millis(began.elapsed()),
+        };
         let (status, detail) = match &result {
+            Ok(StepEnd::Took(detail, _)) => (BootstrapStepStatus::Success, Some(detail.clone())),
             Ok(StepEnd::Success(detail)) => (BootstrapStepStatus::Success, detail.clone()),
             Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
             Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.detail())),

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::core::bootstrap::archive;
+use crate::core::bootstrap::vizier;
 use crate::core::config::{AccelChoice, Config, VmConfig};
 use crate::core::events::{
     Accel, BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapPlanSsh, BootstrapPlanVerify,
-    BootstrapTrigger, VizierPlanStatus,
+    BootstrapTrigger,
 };
 
 /// `handshake_timeout_secs` where the config names none (DESIGN §5).
@@ -100,6 +101,7 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -
         ));
     }
 
+    let (vizier_status, vizier_remediation) = vizier::expected(vm, config);
     let (action, reason) = match error {
         Some(reason) => (BootstrapPlanAction::Error, reason),
         None => (BootstrapPlanAction::Run, reason_to_run(vm, mode)),
@@ -121,18 +123,11 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -
         artifact_hash: None,
         metadata_path: bootstrap.metadata_path.clone(),
         warnings,
-        vizier_status: Some(if config.vizier_enabled {
-            VizierPlanStatus::Unknown
-        } else {
-            VizierPlanStatus::Disabled
-        }),
+        vizier_status: Some(vizier_status),
         vizier_log_path: config.vizier_enabled.then(|| config.state.vizier_log(&vm.name)),
-        vizier_remediation: config.vizier_enabled.then(|| NO_VIZIER.to_owned()),
+        vizier_remediation,
     }
 }
-
-/// Why Vizier's three steps are skipped where the config wants them.
-pub const NO_VIZIER: &str = "this castra brings no in-guest service";
 
 /// Variables that castra itself sets for script and verify (DESIGN §9).
 pub const RESERVED_KEYS: [&str; 4] = [

@@ -13,17 +13,23 @@ use std::os::unix::ffi::OsStrExt;
 use crate::core::bootstrap::archive::COMPLETE_MARK;
 use crate::core::bootstrap::plan::PAYLOAD_NAME;
 use crate::core::bootstrap::ssh::master::READY;
+use crate::core::bootstrap::vizier_remote::{LOG_TAIL, PROBE};
 
 /// The answer of [`greeting`] if the directory can be used.
 pub const DIR_OK: &str = "castra-dir ok";
 
 /// The master's own command: makes `remote_dir`, says whether it can be used, then waits for the
-/// end of its stdin.
-pub fn greeting(remote_dir: &str) -> String {
+/// end of its stdin. `vizier`: it says first what it has of Vizier, and at its end shows its log.
+pub fn greeting(remote_dir: &str, vizier: bool) -> String {
+    let (before, wait) = if vizier {
+        (PROBE, format!("cat >/dev/null; {LOG_TAIL}"))
+    } else {
+        ("", "exec cat >/dev/null".to_owned())
+    };
     let script = format!(
         "d={dir}; if {{ [ -d \"$d\" ] || mkdir -p \"$d\"; }} && [ -w \"$d\" ] && [ -x \"$d\" ]; \
          then echo {DIR_OK}; else [ ! -d \"$d\" ] || echo \"$d is not writable\" >&2; fi; \
-         echo {READY}; exec cat >/dev/null",
+         {before}echo {READY}; {wait}",
         dir = quote(remote_dir.as_bytes()),
     );
     format!("exec sh -c {}", quote(script.as_bytes()))
@@ -143,7 +149,7 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
 }
 
 /// Bytes as one word of a POSIX shell.
-fn quote(bytes: &[u8]) -> String {
+pub(super) fn quote(bytes: &[u8]) -> String {
     // What is no UTF-8 can't be told to ssh as part of a command line anyway; file names that
     // aren't come back as a clear "not found" from the guest.
     let text = String::from_utf8_lossy(bytes);

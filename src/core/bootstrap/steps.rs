@@ -77,7 +77,7 @@ pub(super) fn connect(
         let left = limit.saturating_sub(began.elapsed());
         let error = match Master::open(
             target.clone(),
-            &remote::greeting(&bootstrap.remote_dir),
+            &remote::greeting(&bootstrap.remote_dir, context.config.vizier_enabled),
             left,
             watch,
         ) {
@@ -105,15 +105,6 @@ pub(super) fn connect(
             return Err(Trouble::Stopped(stop));
         }
     };
-    if !master.answer().iter().any(|line| line == remote::DIR_OK) {
-        let complaints = escape_line(&master.complaints().replace('\n', "; "), 400);
-        let (user, dir) = (&target.user, &bootstrap.remote_dir);
-        return Err(
-            Trouble::because(format!("user `{user}` can't use {dir} in the guest"))
-                .with_tail(&complaints)
-                .advise("name another place with `remote_dir`, or another user under [ssh]"),
-        );
-    }
     let detail = format!(
         "{}@{}:{}; its SSH server answered after {} ms",
         target.user,
@@ -122,6 +113,24 @@ pub(super) fn connect(
         answered.as_millis()
     );
     Ok(Connected::Open(Box::new(master), detail))
+}
+
+/// Checks that the master lives and that its user can work in `remote_dir`.
+pub(super) fn check(context: &Context<'_, '_>, master: &mut Master) -> Result<(), Trouble> {
+    let target = master.target().clone();
+    if let Some(lost) = master.lost(Duration::ZERO) {
+        return Err(Trouble::of_ssh(lost, &target));
+    }
+    if !master.answer().iter().any(|line| line == remote::DIR_OK) {
+        let complaints = escape_line(&master.complaints().replace('\n', "; "), 400);
+        let (user, dir) = (&target.user, &context.vm.bootstrap.remote_dir);
+        return Err(
+            Trouble::because(format!("user `{user}` can't use {dir} in the guest"))
+                .with_tail(&complaints)
+                .advise("name another place with `remote_dir`, or another user under [ssh]"),
+        );
+    }
+    Ok(())
 }
 
 fn is_young(context: &Context<'_, '_>) -> bool {

@@ -16,6 +16,9 @@ pub const CASTRA_HELLO: &str = include_str!("../../../scripts/guest/castra-hello
 /// Publishes and subscribes on the bus.
 pub const CASTRA_BUS: &str = include_str!("../../../scripts/guest/castra-bus");
 
+/// The in-guest service, which the bootstrap installs.
+pub const CASTRA_VIZIER: &str = include_str!("../../../scripts/guest/castra-vizier");
+
 /// Mounts shared folders in a stock image; not part of the default guest.
 pub const CASTRA_MOUNTS: &str = include_str!("../../../scripts/guest/castra-mounts");
 

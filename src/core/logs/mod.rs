@@ -7,6 +7,7 @@
 pub mod bootstrap;
 pub mod tail;
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,10 +16,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
 use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::paths::{StateRoot, vm_file};
+
+/// How much of a log's end is looked through for lines that are there already, bytes.
+const LOOKED_THROUGH: u64 = 256 * 1024;
 
 /// Longest line of a guest that is kept, bytes.
 const LINE_BYTES: usize = 4096;
@@ -30,6 +35,22 @@ pub fn append_escaped(path: &Path, rotation: Rotation, text: &str) -> io::Result
         return Ok(());
     }
     Journal::open(path, rotation)?.append(&lines.join("\n"))
+}
+
+/// Appends those of a guest's lines that aren't among the log's last ones yet. What two channels bring is there once.
+pub fn fill_in(path: &Path, rotation: Rotation, lines: &[String]) -> io::Result<()> {
+    let there = host::tail_of(path, LOOKED_THROUGH);
+    // A line may be cut at the beginning of what was read; then it counts as missing, and is there twice.
+    let there: HashSet<&str> = there.lines().collect();
+    let missing: Vec<String> = lines
+        .iter()
+        .map(|line| escape_line(line, LINE_BYTES))
+        .filter(|line| !there.contains(line.as_str()))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Journal::open(path, rotation)?.append(&missing.join("\n"))
 }
 
 /// What a log is of.

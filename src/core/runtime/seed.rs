@@ -105,7 +105,14 @@ pub fn write_seed(kind: SeedKind, dir: &Path, inputs: &SeedInputs<'_>) -> Result
     match kind {
         SeedKind::Nothing => Ok(Seed::default()),
         SeedKind::FwCfg => write_fw_cfg(dir, inputs),
-        SeedKind::NoCloud => write_nocloud(&dir.join("nocloud"), inputs),
+        SeedKind::NoCloud => {
+            let seed = write_nocloud(&dir.join("nocloud"), inputs)?;
+            // Beside the disk, for the bootstrap: Vizier gets it from there.
+            if let Some(token) = inputs.token {
+                write_private(&dir.join("token"), format!("{token}\n").as_bytes())?;
+            }
+            Ok(seed)
+        }
     }
 }
 

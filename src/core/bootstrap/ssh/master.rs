@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
@@ -37,6 +37,10 @@ const TERM_GRACE: Duration = Duration::from_secs(1);
 /// Lines before the ready line that are kept: greetings of the login shell, and the answers.
 const ANSWER_LINES: usize = 200;
 const LINE_BYTES: usize = 1024;
+/// Lines under way that nobody has taken yet.
+const QUEUE_LINES: usize = 256;
+/// Lines that are taken at the end.
+const FAREWELL_LINES: usize = 2000;
 
 /// An open master connection. Dropped, it ends.
 pub struct Master {
@@ -46,6 +50,8 @@ pub struct Master {
     stderr: Arc<Mutex<Tail>>,
     readers: Vec<JoinHandle<()>>,
     answer: Vec<String>,
+    /// What it prints, from the ready line on; bounded, so that a guest that never stops is slowed down.
+    heard: Receiver<String>,
 }
 
 impl Master {
@@ -71,13 +77,14 @@ impl Master {
             .map_err(SshError::NoTool)?;
         let stdin = child.stdin.take();
         let stderr = Arc::new(Mutex::new(Tail::default()));
-        let (tell, heard) = unbounded();
+        let (tell, heard) = bounded(QUEUE_LINES);
         let mut master = Master {
             target,
             stdin,
             stderr: Arc::clone(&stderr),
             readers: Vec::new(),
             answer: Vec::new(),
+            heard,
             child,
         };
         let vm = master.target.vm.clone();
@@ -95,19 +102,18 @@ impl Master {
                     read_complaints(pipe, &stderr)
                 }));
         }
-        master.wait_ready(&heard, began, limit, watch)?;
+        master.wait_ready(began, limit, watch)?;
         Ok(master)
     }
 
     fn wait_ready(
         &mut self,
-        heard: &Receiver<String>,
         began: Instant,
         limit: Duration,
         watch: &Watch<'_>,
     ) -> Result<(), SshError> {
         loop {
-            match heard.recv_timeout(LOOK_EVERY) {
+            match self.heard.recv_timeout(LOOK_EVERY) {
                 Ok(line) if line == READY => return Ok(()),
                 Ok(line) if self.answer.len() < ANSWER_LINES => self.answer.push(line),
                 Ok(_) => {}
@@ -169,6 +175,27 @@ impl Master {
         self.readers.extend(readers);
     }
 
+    /// Tells the remote side that all is over, and returns what it says behind this line before
+    /// it ends by itself.
+    pub fn farewell(&mut self, mark: &str, patience: Duration) -> Vec<String> {
+        let until = Instant::now() + patience;
+        drop(self.stdin.take());
+        let mut lines = Vec::new();
+        let mut marked = false;
+        let mut left = FAREWELL_LINES;
+        while left > 0
+            && let Ok(line) = self.heard.recv_deadline(until)
+        {
+            left -= 1;
+            if marked {
+                lines.push(line);
+            } else {
+                marked = line == mark;
+            }
+        }
+        lines
+    }
+
     /// Ends the connection and everything that runs through it.
     pub fn end(&mut self) {
         // The closed pipe ends the remote side, SIGTERM the local one without another round trip.
@@ -201,6 +228,8 @@ impl Master {
     }
 
     fn join_readers(&mut self) {
+        // Nobody listens any more: a reader whose queue is full goes on and sees the end.
+        self.heard = never();
         for reader in self.readers.drain(..) {
             let _ = reader.join();
         }

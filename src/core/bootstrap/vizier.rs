@@ -1,0 +1,365 @@
+//! Vizier's three steps: the in-guest service is installed, enabled, and heard (DESIGN §9).
+//!
+//! Here: what is expected before anything ran, what the guest says it has, what it is sent, and the wait for its
+//! hello. Not here: the shell texts (`bootstrap::vizier_remote`), the service (`scripts/guest/castra-vizier`), when the
+//! steps run (`bootstrap::pipeline`), what the broker writes of the service's log.
+//!
+//! A warm guest costs nothing: the master's first command says already what runs there. Otherwise one command installs
+//! and enables.
+
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::ssh::channel::{self, Exec, Limit, Stream};
+use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::vizier_remote::{self as remote, Parcel};
+use crate::core::bootstrap::watch::Watch;
+use crate::core::broker::protocol::heartbeat_secs;
+use crate::core::broker::record::{HandshakeRecord, RecordRead, read_record};
+use crate::core::config::{Config, VmConfig};
+use crate::core::escape::escape_line;
+use crate::core::events::{Event, Severity, VizierPlanStatus};
+use crate::core::host::{self, Holder};
+use crate::core::images::embedded::{CASTRA_BUS, CASTRA_HELLO, CASTRA_VIZIER};
+use crate::core::logs;
+use crate::core::paths::vm_file;
+use crate::core::process::Tail;
+use crate::core::records::{self, BrokerRecord, RunRecord};
+
+/// What Vizier's hello carries.
+const CAPABILITY: &str = "vizier-v1";
+/// Between two looks at the record.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// For the guest to show its log at the end.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest text of a line in a detail.
+const DETAIL_BYTES: usize = 400;
+
+/// The scripts that make up Vizier, by name.
+const SCRIPTS: [(&str, &str); 3] = [
+    ("castra-hello", CASTRA_HELLO),
+    ("castra-bus", CASTRA_BUS),
+    ("castra-vizier", CASTRA_VIZIER),
+];
+
+/// Twelve hex digits that change with any of the scripts, and with how they are started.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    let parcel = Parcel {
+        scripts: &SCRIPTS,
+        stamp: "",
+        settings: &[],
+        mark: "mark",
+    };
+    digest([remote::install(&parcel).as_bytes()])
+});
+
+/// Twelve hex digits over these parts; each goes in with its length, so that none can pass for two.
+fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut text = host::hex(&hasher.finalize());
+    text.truncate(12);
+    text
+}
+
+/// `vms/<vm>/vizier.json`: what was last enabled in a guest.
+#[derive(Debug, Serialize, Deserialize)]
+struct Enabled {
+    launch_id: String,
+    version: String,
+}
+
+/// What the plan says of Vizier: its expected state, and what to do if it isn't healthy. It looks at the host alone.
+pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Option<String>) {
+    if !config.vizier_enabled {
+        let advice = "set `enabled = true` under [vizier] to have guests tell how they are";
+        return (VizierPlanStatus::Disabled, Some(advice.to_owned()));
+    }
+    let paths = config.state.vm(&vm.name);
+    let enabled: Option<Enabled> = records::load(&paths.file(vm_file::VIZIER)).ok().flatten();
+    let run: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
+    let runs = host::lock_holder(&paths.qemu_pid()) != Holder::Nobody;
+    let this_launch = |enabled: &Enabled| {
+        runs && run
+            .as_ref()
+            .is_some_and(|run| run.launch_id == enabled.launch_id)
+    };
+    // What is on a disk that stays is there after the next launch too; the default guest lives in memory.
+    let stays = vm.persist && !vm.is_default_guest();
+    let status = match &enabled {
+        Some(enabled) if (stays || this_launch(enabled)) && enabled.version == *VERSION => {
+            VizierPlanStatus::Current
+        }
+        Some(enabled) if stays || this_launch(enabled) => VizierPlanStatus::Update,
+        // A disk that stays may hold one that another castra put there.
+        _ if runs || stays => VizierPlanStatus::Unknown,
+        _ => VizierPlanStatus::Install,
+    };
+    let log = config.state.vizier_log(&vm.name);
+    let advice = format!(
+        "if a Vizier step fails, read {} and `castra logs {}`; `enabled = false` under [vizier] does without it",
+        log.display(),
+        vm.name
+    );
+    (status, Some(advice))
+}
+
+/// How the guest's Vizier was brought up to date.
+pub(super) struct Installed {
+    /// What to say of `vizier-install`.
+    pub detail: String,
+    /// How long that part took.
+    pub took: Duration,
+    /// How `vizier-enable` went, and how long it took.
+    pub enabled: Result<String, Trouble>,
+    pub enabling: Duration,
+    /// CLOCK_BOOTTIME before the service was started; `None`: it ran already, as it should.
+    started_ms: Option<u64>,
+}
+
+/// What the guest has, by what it said when the master was opened.
+struct Answer<'a> {
+    has: Option<&'a str>,
+    runs: Option<(&'a str, &'a str)>,
+}
+
+impl<'a> Answer<'a> {
+    fn of(lines: &'a [String]) -> Answer<'a> {
+        let behind = |word: &str| {
+            let found = lines.iter().find_map(|line| line.strip_prefix(word));
+            found.and_then(|rest| rest.strip_prefix(' '))
+        };
+        Answer {
+            has: behind(remote::HAS).and_then(|rest| rest.split(' ').next()),
+            runs: behind(remote::RUNS).and_then(|rest| rest.rsplit_once(' ')),
+        }
+    }
+}
+
+/// Brings the guest's Vizier up to date and starts it, unless what runs there is just that.
+pub(super) fn install(
+    context: &Context<'_, '_>,
+    watch: &Watch<'_>,
+    master: &mut Master,
+    broker: &str,
+) -> Result<Installed, Trouble> {
+    let began = Instant::now();
+    let vm = &context.vm.name;
+    let config = context.config;
+    let token = fs::read_to_string(config.state.vm(vm).seed().join("token")).unwrap_or_default();
+    let token = token.trim();
+    let heartbeat = heartbeat_secs(config.broker.freshness, config.bus.session_idle).to_string();
+    let mut settings = vec![
+        ("vm", vm.as_str()),
+        ("broker", broker),
+        ("heartbeat_secs", &heartbeat),
+    ];
+    if !token.is_empty() {
+        settings.push(("token", token));
+    }
+    let parts = settings
+        .iter()
+        .flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
+    let stamp = format!("{} {}", *VERSION, digest(parts));
+    let lines = master.answer().to_vec();
+    let answer = Answer::of(&lines);
+    if let Some((running, process)) = answer.runs
+        && running == stamp
+    {
+        keep(context);
+        return Ok(Installed {
+            detail: format!("current (version {})", *VERSION),
+            took: began.elapsed(),
+            enabled: Ok(format!("runs already, as process {}", escape_line(process, 20))),
+            enabling: Duration::ZERO,
+            started_ms: None,
+        });
+    }
+    let has_it = answer.has == Some(VERSION.as_str());
+    let random = host::random_hex(8).map_err(|error| Trouble::because(format!("no random word: {error}")))?;
+    let mark = format!("castra-vizier-{random}");
+    let text = remote::install(&Parcel {
+        scripts: if has_it { &[] } else { &SCRIPTS },
+        stamp: &stamp,
+        settings: &settings,
+        mark: &mark,
+    });
+    let exec = Exec {
+        command: remote::install_command(),
+        feed: Box::new(move |stdin| stdin.write_all(text.as_bytes())),
+        hold_stdin: false,
+        limit: Limit::Total(context.vm.bootstrap.step_timeout),
+        end_mark: Some(mark.clone()),
+    };
+    let mut told = Told::default();
+    let mut tail = Tail::default();
+    let code = channel::run(
+        master,
+        exec,
+        watch,
+        &mut |stream, line| match line.strip_prefix(&mark).filter(|_| stream == Stream::Out) {
+            Some(words) => told.line(words.trim_start()),
+            None => tail.push(&escape_line(line, DETAIL_BYTES)),
+        },
+        &mut || (),
+    )
+    .map_err(|error| Trouble::of_exec(error, &tail.text(), "the installation", master.target()))?;
+    let failed = told.failed.map(|why| {
+        Trouble::because(why)
+            .with_tail(&tail.text())
+            .advise("mend that in the guest, or set `enabled = false` under [vizier]")
+    });
+    let Some((place, installed, installed_ms)) = told.installed else {
+        return Err(failed.unwrap_or_else(|| {
+            Trouble::because(format!("the installation ended with exit status {code}")).with_tail(&tail.text())
+        }));
+    };
+    let how = if has_it { "version" } else { "copied version" };
+    let enabled = match (told.enabled, failed) {
+        (Some(init), None) => Ok(format!("started under {init}")),
+        (_, Some(trouble)) => Err(trouble),
+        (None, None) => Err(
+            Trouble::because(format!("starting it ended with exit status {code}")).with_tail(&tail.text()),
+        ),
+    };
+    if enabled.is_ok() {
+        keep(context);
+    }
+    Ok(Installed {
+        detail: format!("{how} {} to {place}", *VERSION),
+        took: installed.duration_since(began),
+        enabled,
+        enabling: installed.elapsed(),
+        started_ms: Some(installed_ms),
+    })
+}
+
+/// What the installation has said so far.
+#[derive(Default)]
+struct Told {
+    installed: Option<(String, Instant, u64)>,
+    enabled: Option<String>,
+    failed: Option<String>,
+}
+
+impl Told {
+    fn line(&mut self, words: &str) {
+        if let Some(place) = words.strip_prefix("installed ") {
+            let place = escape_line(place, DETAIL_BYTES);
+            self.installed = Some((place, Instant::now(), host::boottime_ms()));
+        } else if let Some(how) = words.strip_prefix("enabled ") {
+            self.enabled = Some(escape_line(how, DETAIL_BYTES));
+        } else if let Some(why) = words.strip_prefix("failed ") {
+            self.failed = Some(escape_line(why, DETAIL_BYTES));
+        }
+    }
+}
+
+/// Notes what is enabled, for the next plan. A plan without it says `unknown`, so a failure here is no trouble.
+fn keep(context: &Context<'_, '_>) {
+    let path = context.config.state.vm(&context.vm.name).file(vm_file::VIZIER);
+    let enabled = Enabled {
+        launch_id: context.launch.launch_id.clone(),
+        version: VERSION.clone(),
+    };
+    let _ = records::save(&path, &enabled);
+}
+
+/// Waits for Vizier's hello. One that ran already is taken at its open session, or at a sign of life within the window.
+pub(super) fn await_hello(
+    context: &Context<'_, '_>,
+    watch: &Watch<'_>,
+    installed: &Installed,
+) -> Result<String, Trouble> {
+    let vm = &context.vm.name;
+    let state = &context.config.state;
+    let path = state.handshake(vm);
+    let limit = context.vm.bootstrap.step_timeout;
+    let began = Instant::now();
+    let mut run = None;
+    loop {
+        let record = match read_record(&path) {
+            RecordRead::Record(record) => Some(record),
+            RecordRead::Absent | RecordRead::Unreadable(_) => None,
+        };
+        if let Some(record) = &record
+            && record.boot_id == host::boot_id()
+            && record.capabilities.iter().any(|word| word == CAPABILITY)
+        {
+            let heard = match installed.started_ms {
+                Some(started) => record.handshake_boottime_ms >= started,
+                None => {
+                    let run = run.get_or_insert_with(|| broker_run(&state.broker_json()));
+                    is_in_touch(record, run.as_deref(), context)
+                }
+            };
+            if heard {
+                let how = if record.bus_session {
+                    "in a session"
+                } else {
+                    "by repeated hand-shakes"
+                };
+                return Ok(format!("{CAPABILITY}, {how}"));
+            }
+        }
+        if began.elapsed() >= limit {
+            let log = state.vizier_log(vm);
+            return Err(Trouble::because(format!(
+                "no hand-shake with {CAPABILITY} came from {vm} within {} s",
+                limit.as_secs()
+            ))
+            .advise(format!(
+                "read {} and `castra logs {vm}`: can the guest reach the broker?",
+                log.display()
+            )));
+        }
+        if let Some(stop) = watch.pause(LOOK_EVERY) {
+            return Err(Trouble::Stopped(stop));
+        }
+    }
+}
+
+fn broker_run(path: &Path) -> Option<String> {
+    let record: Option<BrokerRecord> = records::load(path).ok().flatten();
+    record.map(|record| record.run)
+}
+
+/// Whether a Vizier that ran before is in touch with the broker that runs now.
+fn is_in_touch(record: &HandshakeRecord, run: Option<&str>, context: &Context<'_, '_>) -> bool {
+    let silent = host::boottime_ms().saturating_sub(record.heard_boottime_ms);
+    run == Some(record.broker_run.as_str())
+        && record.handshake_boottime_ms >= context.launch.launched_boottime_ms
+        && u128::from(silent) <= context.config.broker.freshness.as_millis()
+}
+
+/// Takes the end of the service's log over from the guest, at the end of a bootstrap; the broker writes the same lines
+/// as they come, so only those go in that aren't there.
+pub(super) fn take_log(context: &Context<'_, '_>, master: &mut Master) {
+    let lines = master.farewell(remote::LOG, LOG_PATIENCE);
+    if lines.is_empty() {
+        return;
+    }
+    let rotation = context.config.bus.rotation;
+    let path = context.config.state.vizier_log(&context.vm.name);
+    if let Err(error) = logs::fill_in(&path, rotation, &lines) {
+        context.emitter.emit(Event::message(
+            Severity::Warn,
+            Some(&context.vm.name),
+            format!("Vizier's log {} can't be written: {error}", path.display()),
+        ));
+    }
+}
+
+#[cfg(test)]
+#[path = "vizier_tests.rs"]
+mod tests;

@@ -32,7 +32,7 @@ impl Guest {
     /// [vms.bootstrap].
     fn up(label: &str, script: &str, more: &str) -> Guest {
         let vms = format!(
-            "[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n[vms.bootstrap]\nmode = \"auto\"\nscript = \"boot/run.sh\"\n{more}"
+            "[vizier]\nenabled = false\n[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n[vms.bootstrap]\nmode = \"auto\"\nscript = \"boot/run.sh\"\n{more}"
         );
         let project = Project::new(label, &vms);
         let castra = project.castra();

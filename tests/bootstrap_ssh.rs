@@ -78,7 +78,7 @@ impl Fixture {
             format!("remote_dir = \"{}\"", dir.join("guest's dir").display())
         };
         let toml = format!(
-            "[project]\nname = \"demo\"\nstate_dir = \"state 50% of it\"\n[ssh]\nuser = \"{user}\"\n\
+            "[project]\nname = \"demo\"\nstate_dir = \"state 50% of it\"\n[vizier]\nenabled = false\n[ssh]\nuser = \"{user}\"\n\
              [[vms]]\nname = \"web\"\n[vms.bootstrap]\n{script_line}\n{remote}\n{bootstrap}\n"
         );
         let project = dir.join("project");

@@ -29,6 +29,11 @@ impl Sshd {
     /// A server with files in `dir` that accepts the keys in `authorized`. `path` is the PATH of
     /// its sessions.
     pub fn start(dir: &Path, authorized: &Path, path: &str) -> Sshd {
+        Sshd::start_with(dir, authorized, path, "")
+    }
+
+    /// Likewise, with more variables for its sessions: `A="1" B="2"`.
+    pub fn start_with(dir: &Path, authorized: &Path, path: &str, variables: &str) -> Sshd {
         let program = find_sshd();
         fs::create_dir_all(dir).unwrap();
         let host_key = dir.join("host_key");
@@ -43,11 +48,12 @@ impl Sshd {
             "Subsystem sftp internal-sftp\nHostKey \"{}\"\nAuthorizedKeysFile \"{}\"\nStrictModes no\nUsePAM no\nPidFile none\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nUseDNS no\nPrintMotd no\nPrintLastLog no\n\
-             LogLevel ERROR\nMaxStartups 100\nSetEnv PATH=\"{path}\" HOME=\"{}\"\n",
+             LogLevel ERROR\nMaxStartups 100\nSetEnv PATH=\"{path}\" HOME=\"{}\" CASTRA_ROOT=\"{}\" {variables}\n",
             host_key.display(),
             authorized.display().to_string().replace('%', "%%"),
-            // No start-up files of whoever runs the tests.
+            // No start-up files of whoever runs the tests; and what is for all of a guest stays in here too.
             dir.display(),
+            dir.join("root").display(),
         );
         fs::write(&config, text).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

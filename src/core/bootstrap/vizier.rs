@@ -89,11 +89,8 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
     let enabled: Option<Enabled> = records::load(&paths.file(vm_file::VIZIER)).ok().flatten();
     let run: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
     let runs = host::lock_holder(&paths.qemu_pid()) != Holder::Nobody;
-    let this_launch = |enabled: &Enabled| {
-        runs && run
-            .as_ref()
-            .is_some_and(|run| run.launch_id == enabled.launch_id)
-    };
+    let this_launch =
+        |enabled: &Enabled| runs && run.as_ref().is_some_and(|run| run.launch_id == enabled.launch_id);
     // What is on a disk that stays is there after the next launch too; the default guest lives in memory.
     let stays = vm.persist && !vm.is_default_guest();
     let status = match &enabled {
@@ -221,7 +218,8 @@ pub(super) fn install(
     });
     let Some((place, installed, installed_ms)) = told.installed else {
         return Err(failed.unwrap_or_else(|| {
-            Trouble::because(format!("the installation ended with exit status {code}")).with_tail(&tail.text())
+            Trouble::because(format!("the installation ended with exit status {code}"))
+                .with_tail(&tail.text())
         }));
     };
     let how = if has_it { "version" } else { "copied version" };

@@ -106,12 +106,7 @@ impl Master {
         Ok(master)
     }
 
-    fn wait_ready(
-        &mut self,
-        began: Instant,
-        limit: Duration,
-        watch: &Watch<'_>,
-    ) -> Result<(), SshError> {
+    fn wait_ready(&mut self, began: Instant, limit: Duration, watch: &Watch<'_>) -> Result<(), SshError> {
         loop {
             match self.heard.recv_timeout(LOOK_EVERY) {
                 Ok(line) if line == READY => return Ok(()),

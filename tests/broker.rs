@@ -1,6 +1,8 @@
 //! The broker over real sockets: every bad input, crowds of bad clients, files taken away.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+#[path = "support/broker.rs"]
+mod broker;
 mod support;
 
 use std::fs;
@@ -8,159 +10,18 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use castra::core::broker::record::{RecordRead, read_record};
-use castra::core::broker::{BrokerOptions, Ready, run_announced};
+use castra::core::broker::record::RecordRead;
 use castra::core::cancel::Cancel;
-use castra::core::config::{AuthMode, BrokerConfig, BusConfig, PortChoice};
-use castra::core::failure::{Exit, Failure};
+use castra::core::config::{AuthMode, PortChoice};
+use castra::core::failure::Exit;
 use castra::core::host;
-use castra::core::paths::StateRoot;
 use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
+use broker::{Fixture, SOON, answer};
 use support::eventually;
-
-const SOON: Duration = Duration::from_secs(20);
-
-type Running = (Cancel, JoinHandle<Result<(), Failure>>, Ready);
-
-/// A state root of its own, and the broker in it.
-struct Fixture {
-    dir: PathBuf,
-    state: StateRoot,
-    config: BrokerConfig,
-    running: Option<Running>,
-}
-
-impl Fixture {
-    fn new(label: &str) -> Fixture {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("castra-broker-{label}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Fixture {
-            state: StateRoot::new(dir.join("state")),
-            dir,
-            config: BrokerConfig {
-                port: PortChoice::Free,
-                ..BrokerConfig::default()
-            },
-            running: None,
-        }
-    }
-
-    fn options(&self) -> BrokerOptions {
-        BrokerOptions {
-            state: self.state.clone(),
-            config: self.config.clone(),
-            bus: BusConfig::default(),
-            embedded: true,
-        }
-    }
-
-    fn try_start(&mut self) -> Result<(), Failure> {
-        let (tell, told) = mpsc::channel();
-        let stop = Cancel::new();
-        let (options, its_stop) = (self.options(), stop.clone());
-        let thread = thread::spawn(move || {
-            run_announced(options, its_stop, |ready| tell.send(ready.clone()).unwrap())
-        });
-        match told.recv_timeout(SOON) {
-            Ok(ready) => {
-                self.running = Some((stop, thread, ready));
-                Ok(())
-            }
-            Err(_) => Err(thread.join().unwrap().unwrap_err()),
-        }
-    }
-
-    fn start(&mut self) -> u16 {
-        self.try_start().unwrap();
-        self.port()
-    }
-
-    fn port(&self) -> u16 {
-        self.running.as_ref().unwrap().2.port
-    }
-
-    fn stop(&mut self) {
-        if let Some((stop, thread, _)) = self.running.take() {
-            stop.request();
-            thread.join().unwrap().unwrap();
-        }
-    }
-
-    fn guests(&self, names: &[(&str, Option<&str>)]) {
-        use sha2::{Digest, Sha256};
-        host::ensure_private_dir(self.state.dir()).unwrap();
-        let guests = names
-            .iter()
-            .map(|(name, token)| GuestRecord {
-                name: name.parse().unwrap(),
-                launch_id: None,
-                launched_boottime_ms: None,
-                boot_id: None,
-                token_sha256: token.map(|token| host::hex(&Sha256::digest(token))),
-            })
-            .collect();
-        records::save(&self.state.guests(), &GuestsRecord { guests }).unwrap();
-    }
-
-    fn connect(&self) -> TcpStream {
-        let stream = TcpStream::connect(("127.0.0.1", self.port())).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream
-    }
-
-    /// All that the broker says to a client who sends this and then only listens.
-    fn say(&self, bytes: &[u8]) -> String {
-        let mut stream = self.connect();
-        let _ = stream.write_all(bytes);
-        answer(stream)
-    }
-
-    fn hello(&self, vm: &str) -> String {
-        self.say(format!("hello vm:{vm}\n").as_bytes())
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(self.state.broker_log()).unwrap_or_default()
-    }
-
-    fn lines(&self, needle: &str) -> usize {
-        self.log().lines().filter(|line| line.contains(needle)).count()
-    }
-
-    fn record(&self, vm: &str) -> RecordRead {
-        read_record(&self.state.handshake(&vm.parse().unwrap()))
-    }
-}
-
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        if let Some((stop, thread, _)) = self.running.take() {
-            stop.request();
-            let _ = thread.join();
-        }
-        support::journals::check_below(&self.dir);
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// What comes until the end, without the greeting.
-fn answer(mut stream: impl Read) -> String {
-    let mut bytes = Vec::new();
-    let _ = stream.read_to_end(&mut bytes);
-    let text = String::from_utf8(bytes).unwrap();
-    text.strip_prefix("castra-broker 1 ready\n")
-        .unwrap_or_else(|| panic!("no greeting in {text:?}"))
-        .to_owned()
-}
 
 #[test]
 fn a_hello_is_answered_logged_and_recorded() {

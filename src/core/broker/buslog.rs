@@ -365,6 +365,16 @@ mod tests {
     }
 
     #[test]
+    fn numbering_goes_on_where_nobody_can_have_been() {
+        assert_eq!(resume_after(0, 0, true), 0);
+        assert_eq!(resume_after(7, 0, false), 7);
+        assert_eq!(resume_after(7, 9, false), 9);
+        assert_eq!(resume_after(7, 9, true), 1 << 32);
+        assert_eq!(resume_after((1 << 32) - 1, 0, true), 1 << 32);
+        assert_eq!(resume_after(1 << 32, 0, true), 2 << 32);
+    }
+
+    #[test]
     fn a_failed_append_leaves_nothing() {
         let scratch = Scratch::new("buslog-full");
         let path = scratch.path("bus.log");

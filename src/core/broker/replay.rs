@@ -408,6 +408,44 @@ mod tests {
     }
 
     #[test]
+    fn a_hole_between_two_files_is_no_end() {
+        let scratch = Scratch::new("replay-hole");
+        let path = scratch.path("bus.log");
+        let text = |range: std::ops::RangeInclusive<u64>| range.map(line).collect::<String>();
+        fs::write(rotated(&path, 1), text(1..=6)).unwrap();
+        fs::write(&path, text(100..=105)).unwrap();
+        let from = |first: u64| {
+            let mut replay = Replay::new(path.clone(), 4, plan(105, &[("a", first, first)]));
+            all(&mut replay)
+        };
+        let behind = "gap7-99 102 105";
+        assert_eq!(from(7), (behind.into(), 106));
+        assert_eq!(from(5), (format!("6 {behind}"), 106));
+        assert_eq!(from(50).0, "gap50-99 102 105");
+        assert_eq!(from(100).0, "102 105");
+    }
+
+    #[test]
+    fn what_was_read_ahead_and_cut_back_is_not_told() {
+        let scratch = Scratch::new("replay-cut");
+        let path = scratch.path("bus.log");
+        let said = |seq: u64, payload: &str| {
+            format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"a\",\"payload\":{payload}}}\n")
+        };
+        // Number 2 is being written, but the disk is full.
+        fs::write(&path, said(1, "1") + &said(2, "\"never acked\"")).unwrap();
+        let mut replay = Replay::new(path.clone(), 4, plan(1, &[("a", 1, 1)]));
+        assert!(matches!(replay.piece().unwrap(), Piece::End(_, 2)));
+        fs::write(&path, said(1, "1") + &said(2, "\"acked\"")).unwrap();
+        replay.update(plan(2, &[("a", 1, 1)]));
+        let Piece::End(frames, 3) = replay.piece().unwrap() else {
+            panic!("no end");
+        };
+        let text = String::from_utf8_lossy(&frames).into_owned();
+        assert!(text.contains("\"acked\"") && !text.contains("never"), "{text}");
+    }
+
+    #[test]
     fn a_log_that_is_gone_is_a_gap() {
         let scratch = Scratch::new("replay-gone");
         let mut replay = Replay::new(scratch.path("bus.log"), 4, plan(7, &[("*", 3, 3)]));

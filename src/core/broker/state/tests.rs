@@ -1,6 +1,8 @@
 //! Tests of the state under a virtual clock: no socket, file, thread or sleep.
 #![allow(clippy::unwrap_used)]
 
+mod bus;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
@@ -123,6 +125,12 @@ impl Script {
                         vm: record.vm.clone(),
                         asked_by: *asked_by,
                         made: !self.disk_full,
+                    });
+                }
+                if let Effect::Append(_) = &effect {
+                    todo.push(Input::Appended {
+                        kept: !self.disk_full,
+                        open: true,
                     });
                 }
                 all.push(effect);

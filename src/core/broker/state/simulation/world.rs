@@ -18,7 +18,6 @@ use crate::core::broker::state::{
     At, BusRules, ConnId, Effect, Input, Part, Phase, Plane, Rules, State, step,
 };
 use crate::core::config::{AuthMode, SyncMode};
-use crate::core::events::{Event, SessionPhase};
 use crate::core::journal::{Rotation, rotated};
 use crate::core::records::{GuestRecord, GuestsRecord};
 use crate::core::scratch::Scratch;
@@ -103,8 +102,6 @@ pub struct World {
     disk_full: bool,
     records_fail: bool,
     numbers: u64,
-    opened: u64,
-    closed: u64,
     stopping: bool,
     /// Somebody removed the log, and no look was had since.
     tampered: bool,
@@ -149,8 +146,6 @@ impl World {
             disk_full: false,
             records_fail: false,
             numbers: 0,
-            opened: 0,
-            closed: 0,
             stopping: false,
             tampered: false,
             dying: false,
@@ -396,7 +391,6 @@ impl World {
         self.conns.clear();
         self.inbox.clear();
         self.replies.clear();
-        (self.opened, self.closed) = (0, 0);
         self.stopping = false;
     }
 
@@ -612,10 +606,6 @@ impl World {
                     assert!(lines[range].ends_with(b"}\n"), "whole lines go to a sender's log");
                 }
             }
-            Effect::Tell(Event::BrokerSession { phase, .. }) => match phase {
-                SessionPhase::Opened => self.opened += 1,
-                SessionPhase::Closed => self.closed += 1,
-            },
             Effect::Log(_) | Effect::Tell(_) | Effect::ServiceLog { .. } => {}
         }
         None

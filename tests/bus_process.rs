@@ -58,6 +58,7 @@ impl Process {
 
     /// Starts it under a limit of the shell's, `true` for none.
     fn start(&mut self, limit: &str) {
+        let began = host::boottime_ms();
         let script = format!("{limit} && exec \"$0\" broker --quiet --config castra.toml");
         let child = Command::new("sh")
             .args(["-c", &script, env!("CARGO_BIN_EXE_castra")])
@@ -68,7 +69,6 @@ impl Process {
             .spawn()
             .unwrap();
         let pid = child.id();
-        let began = host::boottime_ms();
         self.child = Some(child);
         self.port = eventually(SOON, "the broker to listen", || {
             // The record of the one before stays until this one is ready.

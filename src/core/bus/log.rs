@@ -48,8 +48,8 @@ pub struct LogReader {
     in_waste: bool,
     /// Of the last message read, of any topic.
     last_seq: Option<u64>,
-    /// Messages up to this one have been read from a file that was then cut back.
-    read_before: Option<u64>,
+    /// The last bytes before the first part's `at`, to know them again when the file was cut back.
+    passed: Vec<u8>,
     /// The name leads to another file than the youngest part: that one grows no more.
     is_rotated: bool,
     /// Files in between may have been dropped before they were read.
@@ -86,7 +86,7 @@ impl LogReader {
             searched: 0,
             in_waste: false,
             last_seq: None,
-            read_before: None,
+            passed: Vec::new(),
             is_rotated: false,
             may_have_lost: false,
             skipped: 0,
@@ -128,6 +128,7 @@ impl LogReader {
             if self.parts.len() > 1 {
                 self.skipped += u64::from(torn || self.in_waste);
                 self.in_waste = false;
+                self.passed.clear();
                 self.parts.pop_front();
             } else if !self.advance()? {
                 return Ok(None);
@@ -172,9 +173,6 @@ impl LogReader {
                 Look::Other(seq) => (seq, None),
                 Look::Wanted(message) => (message.seq, Some(message)),
             };
-            if self.read_before.is_some_and(|read| seq <= read) {
-                continue;
-            }
             if std::mem::take(&mut self.may_have_lost) {
                 let follows = self.last_seq.is_none_or(|last| last.checked_add(1) == Some(seq));
                 self.lost += u64::from(!follows);
@@ -203,6 +201,10 @@ impl LogReader {
 
     /// Reads on; false at the end of the part.
     fn fill(&mut self) -> io::Result<bool> {
+        if self.taken > 0 {
+            self.passed.clear();
+            self.passed.extend_from_slice(&self.buffer[..self.taken]);
+        }
         self.buffer.drain(..self.taken);
         self.taken = 0;
         let Some(part) = self.parts.front() else {
@@ -233,10 +235,12 @@ impl LogReader {
             if named.len() >= part.at {
                 return Ok(false);
             }
-            // Cut back after a write that failed; what comes now has new numbers.
-            part.at = 0;
-            self.read_before = self.last_seq;
-            return Ok(named.len() > 0);
+            // Cut back after a write that failed: its numbers are given again, so what comes now
+            // is new even where the numbers aren't.
+            part.at = still_there(part, &self.passed)?;
+            self.passed.clear();
+            self.in_waste = false;
+            return Ok(named.len() > part.at);
         }
         if !std::mem::replace(&mut self.is_rotated, true) {
             // Its last lines may have come between our last read and the rotation.
@@ -249,7 +253,7 @@ impl LogReader {
             Some(ours) => younger.truncate(ours),
             None => self.may_have_lost = true,
         }
-        self.read_before = None;
+        self.passed.clear();
         self.in_waste = false;
         self.parts.pop_front();
         self.parts.extend(younger.into_iter().rev());
@@ -298,6 +302,30 @@ fn at_a_glance(line: &[u8]) -> Option<(u64, &str)> {
 
 fn id_of(metadata: &fs::Metadata) -> FileId {
     (metadata.dev(), metadata.ino())
+}
+
+/// Where to go on in a file that was cut back: behind the last line that is still as it was read.
+fn still_there(part: &Part, passed: &[u8]) -> io::Result<u64> {
+    let from = part.at.saturating_sub(passed.len() as u64);
+    let mut now = vec![0; passed.len()];
+    let mut have = 0;
+    while have < now.len() {
+        match read_at(&part.file, &mut now[have..], from + have as u64)? {
+            0 => break,
+            more => have += more,
+        }
+    }
+    if have == 0 {
+        // Far more is gone than a failed write: it is another log by now.
+        return Ok(0);
+    }
+    let same = passed
+        .iter()
+        .zip(&now[..have])
+        .take_while(|(was, is)| was == is)
+        .count();
+    let lines = passed[..same].iter().rposition(|byte| *byte == b'\n');
+    Ok(from + lines.map_or(0, |end| end as u64 + 1))
 }
 
 /// A read that isn't troubled by signals.

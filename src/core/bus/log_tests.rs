@@ -241,16 +241,19 @@ fn a_torn_line_is_waited_for_and_may_be_replaced() {
         .unwrap();
     append(&path, &third);
     assert_eq!(drain(&mut follower), [3]);
-    // Cut back behind what was read: nothing is repeated.
-    File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(5)
-        .unwrap();
+    // Cut back behind what was read: the numbers are given again, and to other messages.
+    append(&path, &lines(4..=9));
+    assert_eq!(drain(&mut follower), range(4, 9));
+    let cut = File::options().write(true).open(&path).unwrap();
+    cut.set_len(lines(1..=5).len() as u64).unwrap();
+    append(&path, &line(6, "again"));
+    assert_eq!(drain(&mut follower), [6]);
     assert!(drain(&mut follower).is_empty());
-    fs::write(&path, lines(1..=4)).unwrap();
-    assert_eq!(drain(&mut follower), [4]);
+    // Emptied by somebody: it is a new log.
+    cut.set_len(0).unwrap();
+    assert!(drain(&mut follower).is_empty());
+    append(&path, &lines(1..=2));
+    assert_eq!(drain(&mut follower), [1, 2]);
     assert_eq!(follower.skipped(), 0);
 }
 

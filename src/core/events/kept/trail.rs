@@ -7,8 +7,10 @@
 //! that then gets its lock sees that the path leads elsewhere. So a file that the path doesn't
 //! lead to any more gets no further line, and what has been read of it to the end is complete.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
+use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::read;
@@ -18,8 +20,9 @@ use crate::core::host;
 
 /// `log_keep` is at most 1000, so no rotated file has this number.
 const MOST_ROTATED: u32 = 1001;
-/// While files are being renamed one number after the other is missing for a moment.
-const MOST_MISSING: u32 = 3;
+
+/// Device and inode: who a file is, whatever it is called by now.
+type Identity = (u64, u64);
 
 /// A journal that is being read.
 #[derive(Debug)]
@@ -236,47 +239,80 @@ impl Reverse<'_> {
 }
 
 /// The files of a journal, oldest first: all, or those newer than `known` and whether that is
-/// still among them. The newest is opened first: a rotation in between gives a file a higher
-/// number, so it is met twice at worst, and told by its inode.
-fn files(path: &Path, known: Option<(u64, u64)>) -> Result<(VecDeque<Segment>, bool)> {
+/// still among them. Each is found from the one after it, so that rotations meanwhile neither hide
+/// a file nor show one twice; what is newer than the first one found is found later, from it.
+fn files(path: &Path, known: Option<Identity>) -> Result<(VecDeque<Segment>, bool)> {
     let mut files = VecDeque::new();
-    let mut seen = HashSet::new();
-    let mut missing = 0;
-    for number in 0..MOST_ROTATED {
-        let mut name = path.as_os_str().to_owned();
-        if number > 0 {
-            name.push(format!(".{number}"));
-        }
-        let name = PathBuf::from(name);
-        let failed = |error| Failure::io("read", &name, &error);
-        let segment = match Segment::open(&name) {
-            Ok(Some(segment)) => segment,
-            Ok(None) => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                missing += 1;
-                if missing > MOST_MISSING {
-                    break;
-                }
-                continue;
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        missing = 0;
-        let identity = segment.identity().map_err(failed)?;
+    let mut number = 0;
+    let mut next = open_at(path, number)?;
+    if next.is_none() {
+        // Right after a rotation there is no newest file yet.
+        number = 1;
+        next = open_at(path, number)?;
+    }
+    while let Some(segment) = next {
+        let identity = segment.identity();
+        let identity = identity.map_err(|error| Failure::io("read", segment.path(), &error))?;
         if Some(identity) == known {
             return Ok((files, true));
         }
-        if seen.insert(identity) {
-            files.push_front(segment);
-        }
+        files.push_front(segment);
+        next = older(path, identity, &mut number)?;
     }
     Ok((files, false))
+}
+
+/// The file that was current before this one, which is or was at `number`. Rotations only ever
+/// move a file to a higher number; while this one stays where it is, so does what is behind it,
+/// except that its neighbour may just be moving: then one number is free.
+fn older(path: &Path, newer: Identity, number: &mut u32) -> Result<Option<Segment>> {
+    loop {
+        let Some(at) = (*number..MOST_ROTATED).find(|at| identity_at(path, *at) == Some(newer)) else {
+            // It has been removed, and so has everything before it.
+            return Ok(None);
+        };
+        *number = at;
+        for behind in [at + 1, at + 2] {
+            let found = open_at(path, behind)?;
+            if identity_at(path, at) != Some(newer) {
+                break;
+            }
+            if let Some(found) = found {
+                *number = behind;
+                return Ok(Some(found));
+            }
+            if behind == at + 2 {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+fn numbered(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    if number > 0 {
+        name.push(format!(".{number}"));
+    }
+    PathBuf::from(name)
+}
+
+/// The file of this number, if there is one.
+fn open_at(path: &Path, number: u32) -> Result<Option<Segment>> {
+    let name = numbered(path, number);
+    match Segment::open(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map_err(|error| Failure::io("read", &name, &error)),
+    }
+}
+
+fn identity_at(path: &Path, number: u32) -> Option<Identity> {
+    let meta = fs::metadata(numbered(path, number)).ok()?;
+    Some((meta.dev(), meta.ino()))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::fs;
     use std::time::{Duration, Instant};
 
     use super::*;

@@ -6,11 +6,12 @@
 # the 400 KB that were seen), and `small`, the recorded streams of tests/fixtures/codex one after
 # another, which are nothing but short lines: as bad as it gets.
 #
-# usage: bench-harness.sh CASTRA [MEBIBYTES]
+# usage: bench-harness.sh CASTRA [MEBIBYTES [session|small]]
 set -eu
-[ $# -ge 1 ] || { echo "usage: bench-harness.sh CASTRA [MEBIBYTES]" >&2; exit 64; }
+[ $# -ge 1 ] || { echo "usage: bench-harness.sh CASTRA [MEBIBYTES [session|small]]" >&2; exit 64; }
 castra=$(realpath "$1")
 size=${2:-1024}
+stream=${3:-}
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
@@ -20,7 +21,7 @@ printf 'version = "0.2.0"\n[project]\nname = "bench"\nstate_dir = "state"\n[[vms
 CASTRA_HOME=$work/home
 export CASTRA_HOME
 
-python3 - "$castra" "$root" "$work" "$size" <<'PYTHON'
+python3 - "$castra" "$root" "$work" "$size" "$stream" <<'PYTHON'
 import json, os, resource, subprocess, sys, time
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def streams():
 
 
 for name, pieces in streams():
+    if sys.argv[5] not in ("", name):
+        continue
     path = work / "stream.jsonl"
     length = write(path, pieces)
     lines = int(subprocess.run(["wc", "-l", path], stdout=subprocess.PIPE, text=True).stdout.split()[0])

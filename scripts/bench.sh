@@ -15,3 +15,4 @@ python3 "$here/bench-broker.py" "$castra" --rounds "$rounds"
 "$here/bench-bus.sh" "$castra" --rounds "$rounds"
 "$here/bench-status.sh" "$castra" 200 2000
 "$here/bench-events.sh" "$castra"
+"$here/bench-harness.sh" "$castra" 256

@@ -432,7 +432,12 @@ fn a_reboot_during_apply(project: &Project) {
     project.file("reboot.sh", b"#!/bin/sh\necho going\nreboot\nsleep 600\n");
     project.config("[[vms]]\nname = \"small\"\n[vms.bootstrap]\nscript = \"reboot.sh\"\n");
     let ran = project.events(&["up"]);
-    assert!(ran.end("small").contains("the VM ended"), "{}", ran.end("small"));
+    // Its sshd ends before its QEMU does; where that takes long the connection is all that is known.
+    let end = ran.end("small");
+    assert!(
+        end.contains("the VM ended") || end.contains("the SSH connection broke"),
+        "{end}"
+    );
     assert_eq!(ran.step("small", "apply")["status"], "failed");
     assert_eq!(ran.code, Some(1));
 }

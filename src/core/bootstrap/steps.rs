@@ -32,6 +32,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// (pam_nologin): it is asked again for [`REFUSED_FOR`].
 const YOUNG: Duration = Duration::from_secs(300);
 const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// Between the end of a guest's SSH server and that of its QEMU, when the guest shuts down.
+const VM_ENDS: Duration = Duration::from_secs(5);
 /// Lines of output that become events at full speed; beyond them so many a second, so that a
 /// chatty script can't push everything else out of the journal. The `.out` file has them all.
 const LINES_AT_ONCE: u32 = 2000;
@@ -197,7 +199,15 @@ pub(super) fn apply(
                 _ => trouble,
             })
         }
-        Err(error) => Err(Trouble::of_exec(error, &tail, "the script", master.target())),
+        Err(error) => {
+            // A guest that reboots or powers itself off ends its SSH server first.
+            if matches!(error, ExecError::Ssh(SshError::Lost(_)))
+                && let Some(stop) = watch.pause_for_end(VM_ENDS)
+            {
+                return Err(Trouble::Stopped(stop));
+            }
+            Err(Trouble::of_exec(error, &tail, "the script", master.target()))
+        }
     }
 }
 

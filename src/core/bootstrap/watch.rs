@@ -5,12 +5,15 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
 use crate::core::host::{self, Holder};
 use crate::core::paths::VmPaths;
 use crate::core::records::{self, StopRecord};
+
+/// Between two looks while nothing else is to be done.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Why a bootstrap ends before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +83,19 @@ impl<'a> Watch<'a> {
         self.look()
     }
 
+    /// Why to end, as soon as there is a reason; `None` if there is none within `limit`.
+    pub fn pause_for_end(&self, limit: Duration) -> Option<Stop> {
+        let until = Instant::now() + limit;
+        loop {
+            if let Some(stop) = self.pause(LOOK_EVERY) {
+                return Some(stop);
+            }
+            if Instant::now() >= until {
+                return None;
+            }
+        }
+    }
+
     /// Whether somebody asked twice to stop: nothing is ended in order any more.
     pub fn is_hurried(&self) -> bool {
         self.cancel.requests() > 1
@@ -104,6 +120,7 @@ mod tests {
         let watch = Watch::new(&cancel, &vm, "launch-1", &why);
         let lock = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
         assert_eq!(watch.look(), None);
+        assert_eq!(watch.pause_for_end(Duration::from_millis(1)), None);
         drop(lock);
         assert_eq!(watch.look(), Some(Stop::VmEnded("guest-panic".into())));
         let stop = |launch: &str| {
@@ -121,6 +138,8 @@ mod tests {
         );
         stop("launch-1");
         assert_eq!(watch.look(), Some(Stop::StoppedByDown));
+        let end = watch.pause_for_end(Duration::from_secs(60));
+        assert_eq!(end, Some(Stop::StoppedByDown));
         cancel.request();
         assert_eq!(watch.pause(Duration::from_secs(60)), Some(Stop::Interrupted));
     }

@@ -31,12 +31,11 @@ impl Guest {
     /// `up --bootstrap skip` of a project whose script this is; `more` goes below
     /// [vms.bootstrap].
     fn up(label: &str, script: &str, more: &str) -> Guest {
+        // The guest's stand-in is this machine, which gets no in-guest service.
         let vms = format!(
             "[vizier]\nenabled = false\n[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n[vms.bootstrap]\nmode = \"auto\"\nscript = \"boot/run.sh\"\n{more}"
         );
         let project = Project::new(label, &vms);
-        // The guest's stand-in is this machine, which gets no in-guest service.
-        project.config_with("[broker]\nport = 0\n[vizier]\nenabled = false\n", &vms);
         let castra = project.castra();
         castra.write("boot/run.sh", script);
         let public = project.state("id_ed25519.pub");

@@ -420,7 +420,10 @@ fn freshness_told(project: &Project) -> Vec<bool> {
 fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
     // A hello every 4 s: on a machine where other guests boot, one may come late.
     const WINDOW_MS: u64 = 12_000;
-    let project = Project::new("silence", "freshness_secs = 12\n[[vms]]\nname = \"a\"\n");
+    let project = Project::new(
+        "silence",
+        "freshness_secs = 12\n[vizier]\nenabled = false\n[[vms]]\nname = \"a\"\n",
+    );
     project.expect(0, &["up"]);
     assert!(project.vm("a")["last_handshake_age_ms"].as_u64().unwrap() <= WINDOW_MS);
     let told_before = freshness_told(&project);
@@ -566,6 +569,123 @@ fn interrupt(child: &Child) {
             .unwrap()
             .success()
     );
+}
+
+/// Status and detail of a step, from a run's events.
+fn step_told<'e>(events: &'e [Value], step: &str) -> (&'e str, &'e str) {
+    let event = of_type(events, "bootstrap.step")
+        .into_iter()
+        .find(|event| event["step"] == step)
+        .unwrap();
+    (
+        event["status"].as_str().unwrap(),
+        event["detail"].as_str().unwrap_or_default(),
+    )
+}
+
+#[test]
+fn vizier_keeps_a_guest_in_touch_and_the_bus_goes_both_ways() {
+    let project = Project::new("vizier", "[[vms]]\nname = \"a\"\n");
+    let first = project.events(0, &["up"]);
+    assert_eq!(
+        of_type(&first, "bootstrap.planned")[0]["vizier_status"],
+        "install"
+    );
+    assert!(step_told(&first, "vizier-install").1.starts_with("copied"));
+    assert_eq!(
+        step_told(&first, "vizier-enable"),
+        ("success", "started under BusyBox init")
+    );
+    assert_eq!(
+        step_told(&first, "vizier-handshake"),
+        ("success", "vizier-v1, in a session")
+    );
+    eventually("its first heartbeat", || {
+        let vm = project.vm("a");
+        vm["bus_session"] == true && vm["guest_metrics"]["mem_available_kib"].as_u64() > Some(1000)
+    });
+
+    // From the guest to the host, and back.
+    let line = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_str::<Value>(text(&output.stdout).trim()).unwrap()["payload"].clone()
+    };
+    let host = project
+        .command(&["bus", "subscribe", "ci/*", "--count", "1", "--json"])
+        .args(["--from", "1"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let payload = r#"{"from":"the guest","ü":[1]}"#;
+    project.expect(0, &["exec", "a", "--", "castra-bus", "publish", "ci/x", payload]);
+    assert_eq!(line(host), serde_json::from_str::<Value>(payload).unwrap());
+    let guest = project
+        .command(&[
+            "exec",
+            "a",
+            "--",
+            "castra-bus",
+            "subscribe",
+            "vm:a",
+            "--count",
+            "1",
+        ])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the guest's subscription", || {
+        project.vm("a")["bus_subscribed"] == true
+    });
+    project.expect(
+        0,
+        &[
+            "bus",
+            "publish",
+            "--topic",
+            "vm:a",
+            "--payload",
+            "\"from the host\"",
+        ],
+    );
+    assert_eq!(line(guest), "from the host");
+
+    // Its broker dies; the next one has it back.
+    let pid = project.status()["broker"]["pid"].to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let second = project.events(0, &["bootstrap"]);
+    assert_eq!(
+        of_type(&second, "bootstrap.planned")[0]["vizier_status"],
+        "current"
+    );
+    assert!(step_told(&second, "vizier-install").1.starts_with("current"));
+    assert!(step_told(&second, "vizier-enable").1.starts_with("runs already"));
+    assert_eq!(project.vm("a")["bus_session"], true);
+
+    // Killed in the guest, init starts it again; its log tells, and the host has it.
+    let kill = [
+        "exec",
+        "a",
+        "--",
+        "sh",
+        "-c",
+        "kill -9 $(head -n 1 /run/castra/vizier.active)",
+    ];
+    project.expect(0, &kill);
+    let log = project.state("state/vizier/a/service.log");
+    eventually("the next Vizier", || {
+        fs::read_to_string(&log).is_ok_and(|log| log.matches("started as process").count() == 2)
+    });
+    project.expect(0, &["down"]);
+    assert_eq!(processes_in(&project.dir), [""; 0]);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! images. Without a KVM that is shown to work these guests run under plain emulation.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -361,11 +361,7 @@ const ALL_WELL: [(&str, &str); 3] = [
 #[test]
 fn it_is_installed_once_and_started_when_it_must_be() {
     let guest = Booted::up("vizier-steps", "enabled = true");
-    assert_eq!(
-        guest.planned()["vizier_status"],
-        "unknown",
-        "nobody has looked into it"
-    );
+    assert_eq!(guest.planned()["vizier_status"], "install");
     let first = guest.bootstrap(0);
     assert_eq!(statuses(&first), ALL_WELL, "{first:?}");
     assert!(first[0].2.starts_with("copied version"), "{first:?}");

@@ -99,7 +99,7 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
         }
         Some(enabled) if stays || this_launch(enabled) => VizierPlanStatus::Update,
         // A disk that stays may hold one that another castra put there.
-        _ if runs || stays => VizierPlanStatus::Unknown,
+        _ if stays || (runs && run.is_none()) => VizierPlanStatus::Unknown,
         _ => VizierPlanStatus::Install,
     };
     let log = config.state.vizier_log(&vm.name);

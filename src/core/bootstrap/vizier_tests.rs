@@ -298,7 +298,7 @@ fn the_plan_goes_by_what_was_enabled() {
     assert_eq!(
         status(&config),
         VizierPlanStatus::Unknown,
-        "it runs, and nobody knows what it has"
+        "it runs, and nobody knows since when"
     );
     drop(qemu);
     config.vizier_enabled = false;

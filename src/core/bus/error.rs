@@ -31,7 +31,7 @@ pub enum BusError {
     Refused(String),
     /// The connection failed.
     Broken(String),
-    /// No topic: see [`Topic`].
+    /// No topic: see [`Topic`](super::topic::Topic).
     BadTopic(String),
     /// The payload is no JSON; the text says what is wrong.
     BadPayload(String),

@@ -437,7 +437,9 @@ mod tests {
     #[test]
     fn what_it_leaves_behind_is_ended_and_counted() {
         let (ended, _, _) = sh(
-            "setsid sleep 1000 >/dev/null 2>&1 & echo done",
+            // Done only once it has a session of its own: before that it goes with the group.
+            "f=$(mktemp); setsid sh -c 'echo up >\"$0\"; exec sleep 1000' \"$f\" >/dev/null 2>&1 &
+             until [ -s \"$f\" ]; do sleep 0.01; done; rm \"$f\"; echo done",
             |_| {},
             &Cancel::new(),
         );

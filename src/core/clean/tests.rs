@@ -17,6 +17,7 @@ fn names_have_their_meaning_by_place() {
         (vm(false, false), "run.json.tmp-12-0a1b2c3d", Meaning::File),
         (vm(false, false), "run.json.tmp-x-0a1b", Meaning::Foreign),
         (vm(false, false), "serial.log", Meaning::File),
+        (vm(false, false), "vizier.json", Meaning::File),
         (vm(false, false), "ssh.ctl.Ab3", Meaning::File),
         (vm(false, false), "lock", Meaning::Lock),
         (vm(false, false), "notes.txt", Meaning::Foreign),

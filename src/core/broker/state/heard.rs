@@ -32,10 +32,18 @@ impl State {
         &self,
         at: At,
         vm: VmName,
-        capabilities: Vec<String>,
+        mut capabilities: Vec<String>,
         session: bool,
     ) -> HandshakeRecord {
         let key = vm.key();
+        // What its open sessions offered holds still: a short visit takes nothing away.
+        let open = self.vm_sessions.get(&key).into_iter().flatten();
+        capabilities.extend(
+            open.filter_map(|conn| self.session(*conn))
+                .flat_map(|session| session.capabilities.clone()),
+        );
+        capabilities.sort_unstable();
+        capabilities.dedup();
         let before = self.guests.get(&key).map(|guest| &guest.record);
         let before = before.filter(|record| self.counts(&key, record));
         let (has_session, subscribed) = self.bus_flags(&key);

@@ -287,8 +287,11 @@ impl State {
             remote,
         };
         let run: String = self.rules.run.chars().take(8).collect();
-        let session = matches!(verdict, Ok(Some(_)))
-            .then(|| Session::new(format!("s-{}.{run}", conn.0), spelled.clone(), plane, at.boot_ms));
+        let session = matches!(verdict, Ok(Some(_))).then(|| {
+            let id = format!("s-{}.{run}", conn.0);
+            let capabilities = attempt.capabilities.clone();
+            Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities)
+        });
         attempt.session = session.as_ref().map(|session| session.id.clone());
         let vm = match verdict {
             Err(reason) => {

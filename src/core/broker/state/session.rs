@@ -72,6 +72,8 @@ pub struct Session {
     pub vm: VmName,
     /// What it may read.
     pub reader: Reader,
+    /// What its hello offered.
+    pub capabilities: Vec<String>,
     /// When its hello came.
     pub since_ms: u64,
     /// When its last frame came.
@@ -87,9 +89,10 @@ pub struct Session {
 
 impl Session {
     /// A session that has said nothing yet.
-    pub fn new(id: String, vm: VmName, plane: Plane, since_ms: u64) -> Session {
+    pub fn new(id: String, vm: VmName, plane: Plane, since_ms: u64, capabilities: Vec<String>) -> Session {
         Session {
             id,
+            capabilities,
             head: head_of(vm.as_str()),
             reader: Reader { plane, key: vm.key() },
             vm,

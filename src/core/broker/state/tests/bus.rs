@@ -605,3 +605,18 @@ fn what_is_too_slow_is_cut_off_and_told() {
     script.run(1000, Input::Tick);
     assert!(!script.on_disk["web"].bus_session && !script.on_disk["web"].bus_subscribed);
 }
+
+#[test]
+fn a_short_visit_takes_no_capability_away() {
+    let mut script = Script::new();
+    script.run(0, opened(1));
+    script.run(1, hello(1, "web capabilities=bus-v1,vizier-v1"));
+    script.run(1000, opened(2));
+    script.run(1001, hello(2, "web capabilities=bus-v1"));
+    assert_eq!(script.on_disk["web"].capabilities, ["bus-v1", "vizier-v1"]);
+    script.run(1002, closed(1));
+    script.run(1003, closed(2));
+    script.run(2000, opened(3));
+    script.run(2001, hello(3, "web capabilities=x"));
+    assert_eq!(script.on_disk["web"].capabilities, ["x"]);
+}

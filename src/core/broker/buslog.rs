@@ -87,20 +87,7 @@ impl BusLog {
         if whole < length {
             file.set_len(whole)?;
         }
-        let mut last = last_seq(&mut file, whole)?;
-        for number in 1..=self.rotation.keep {
-            if last.is_some() {
-                break;
-            }
-            last = match File::open(rotated(&self.path, number)) {
-                Ok(mut older) => {
-                    let length = older.metadata()?.len();
-                    last_seq(&mut older, length)?
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                Err(error) => return Err(error),
-            };
-        }
+        let last = last_kept(&self.path, self.rotation.keep)?;
         self.length = whole;
         self.file = Some(file);
         Ok(Opened {
@@ -279,9 +266,33 @@ fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
+/// The last number in a log and its rotated files; `None`: they hold none. A torn tail doesn't
+/// count.
+pub fn last_kept(path: &Path, keep: u32) -> io::Result<Option<u64>> {
+    for number in 0..=keep {
+        let path = match number {
+            0 => path.to_owned(),
+            number => rotated(path, number),
+        };
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            // The newest may be missing between two steps of a rotation.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let length = file.metadata()?.len();
+        let whole = end_of_last_line(&mut file, length)?;
+        if let Some(last) = last_seq(&mut file, whole)? {
+            return Ok(Some(last));
+        }
+    }
+    Ok(None)
+}
+
 /// The number of the last line that has one, within the last `length` bytes of a file that ends
 /// with a whole line.
-pub fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
+fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
     let mut end = length;
     while end > 0 {
         let start = end_of_last_line(file, end - 1)?;

@@ -27,7 +27,7 @@ use crate::core::reporter::wall_clock;
 use crate::core::status::{VmState, ending};
 
 use super::attempts::line_head;
-use super::buslog::{BusLog, last_seq, parse_line};
+use super::buslog::{BusLog, last_kept, parse_line};
 use super::converse::Sessions;
 use super::guests::GuestTable;
 use super::link::Link;
@@ -424,10 +424,8 @@ impl Edges {
                 continue;
             };
             let last = known.entry(parsed.vm.to_owned()).or_insert_with(|| {
-                let last = File::open(self.paths.bus_log_of(parsed.vm)).and_then(|mut file| {
-                    let length = file.metadata()?.len();
-                    last_seq(&mut file, length)
-                });
+                // It may have been rotated a moment before, and hold nothing yet.
+                let last = last_kept(&self.paths.bus_log_of(parsed.vm), self.rotation.keep);
                 last.ok().flatten().unwrap_or(0)
             });
             if parsed.seq > *last {

@@ -3,6 +3,8 @@
 PREFIX ?= /usr/local
 DESTDIR ?=
 CARGO ?= cargo
+# A shell that starts `make test` in the background leaves Ctrl-C ignored, and tests send it.
+TEST = env --default-signal=INT,QUIT,HUP $(CARGO) test --locked
 RELEASE := target/release/castra
 # Tests and demo keep guest images here, apart from anybody's home directory.
 export CASTRA_TEST_HOME ?= $(CURDIR)/target/castra-home
@@ -16,7 +18,7 @@ build:
 
 # All that needs no hypervisor.
 check:
-	$(CARGO) test --locked
+	$(TEST)
 
 # Everything, real guests included.
 test:
@@ -24,10 +26,10 @@ test:
 	$(MAKE) lint
 	$(CARGO) build --locked --no-default-features --lib
 	rm -rf $(EVENTS)
-	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked
-	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test guests
-	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test debian
-	CASTRA_TEST_EVENTS=$(EVENTS) $(CARGO) test --locked --test harness_codex
+	CASTRA_TEST_EVENTS=$(EVENTS) $(TEST)
+	CASTRA_TEST_EVENTS=$(EVENTS) $(TEST) --test guests
+	CASTRA_TEST_EVENTS=$(EVENTS) $(TEST) --test debian
+	CASTRA_TEST_EVENTS=$(EVENTS) $(TEST) --test harness_codex
 	scripts/check-events.sh $(EVENTS)
 
 lint:

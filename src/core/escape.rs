@@ -1,6 +1,6 @@
 //! Text that came from a guest, made fit for a terminal, a log line or an event.
 //!
-//! Here: what is replaced, and by what. Not here: cutting a stream into lines
+//! Here: what is replaced, and by what; how deep JSON is nested. Not here: cutting a stream into lines
 //! (`core::bootstrap::lines`), or quoting for a shell (`core::process::shell_quote`).
 
 use std::borrow::Cow;
@@ -87,6 +87,25 @@ fn is_harmless(c: char) -> bool {
         '\u{e0000}'..='\u{e007f}' => false,
         _ => true,
     }
+}
+
+/// How deep valid JSON is nested, by its brackets: what others have to parse must not end them.
+pub fn json_depth(json: &[u8]) -> usize {
+    let (mut deepest, mut depth, mut quoted, mut escaped) = (0_usize, 0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => quoted = !quoted,
+            b'{' | b'[' if !quoted => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::core::bus::topic::{Pattern, Topic};
+use crate::core::escape::json_depth;
 
 use super::record::GUEST_METRICS_BYTES;
 
@@ -374,7 +375,7 @@ fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
         })
         .sum();
     let escaped = payload.contains(&b'\\');
-    if (opened > MAX_DEPTH && depth(payload) > MAX_DEPTH) || (escaped && has_lone_surrogate(payload)) {
+    if (opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH) || (escaped && has_lone_surrogate(payload)) {
         return None;
     }
     let kept = burst.keep(payload);
@@ -387,25 +388,6 @@ fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
         };
     }
     Some(kept)
-}
-
-/// How deep valid JSON is nested.
-fn depth(json: &[u8]) -> usize {
-    let (mut deepest, mut depth, mut quoted, mut escaped) = (0_usize, 0_usize, false, false);
-    for byte in json {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' => escaped = true,
-            b'"' => quoted = !quoted,
-            b'{' | b'[' if !quoted => {
-                depth += 1;
-                deepest = deepest.max(depth);
-            }
-            b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 /// Whether valid JSON holds `\ud800` without its other half.

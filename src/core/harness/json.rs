@@ -12,6 +12,8 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::core::escape::json_depth;
+
 /// Values nested deeper than this are kept as text: whoever reads the events gives up at 128.
 const MOST_DEPTH: usize = 32;
 
@@ -147,7 +149,7 @@ pub fn opaque(raw: Raw<'_>, limit: usize) -> Value {
 /// As [`opaque`], of a text that may be no JSON at all.
 pub fn opaque_text(text: &str, limit: usize) -> Value {
     if text.len() <= limit
-        && depth(text) <= MOST_DEPTH
+        && json_depth(text.as_bytes()) <= MOST_DEPTH
         && let Ok(value) = serde_json::from_str(text)
     {
         return value;
@@ -161,26 +163,6 @@ pub fn cut(text: &str, limit: usize) -> String {
         return text.to_owned();
     }
     format!("{}…", &text[..floor_boundary(text, limit)])
-}
-
-/// How deep a JSON text is nested, by its brackets.
-fn depth(text: &str) -> usize {
-    let (mut deepest, mut now) = (0_usize, 0_usize);
-    let (mut in_string, mut escaped) = (false, false);
-    for byte in text.bytes() {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_string => escaped = true,
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                now += 1;
-                deepest = deepest.max(now);
-            }
-            b'}' | b']' if !in_string => now = now.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
 }
 
 fn inner(raw: Raw<'_>) -> Option<&str> {

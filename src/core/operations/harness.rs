@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use super::run::{Operation, ensure_state_root};
 use super::status::{StatusOptions, status};
-use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::client::running_target;
 use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
@@ -32,13 +32,11 @@ use crate::core::harness::run::{self, Start, Stopped};
 use crate::core::harness::transcript::{self, Transcript};
 use crate::core::harness::usage::{Usage, sum, vm_spans};
 use crate::core::harness::{Agent, Verdict};
-use crate::core::host::{self, Holder};
 use crate::core::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::paths::StateRoot;
 use crate::core::process::show_status;
-use crate::core::records::{self, RunRecord};
 use crate::core::reporter::{Reporter, Silent};
 use crate::core::status::StatusOutcome;
 use crate::core::status::evidence::Project;
@@ -512,7 +510,7 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
         return Ok(start);
     };
     find_program(OsStr::new("ssh"))?;
-    let target = target(&options.config.state, vm)?;
+    let target = running_target(&options.config.state, vm)?;
     let line = remote_line(&program, &args, options.dir.as_deref().map(Path::as_os_str));
     if line.len() > guest::LONGEST_LINE {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
@@ -524,31 +522,6 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
     // The watch in the guest has its own ladder; ours begins when that should be over.
     start.grace += Duration::from_secs(guest::GRACE_SECS);
     Ok(start)
-}
-
-/// Where a running VM's sshd answers: the values that `castra exec` uses.
-fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
-    let paths = state.vm(vm);
-    let not_running =
-        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!("castra up {vm}"));
-    if host::lock_holder(&paths.qemu_pid()) == Holder::Nobody {
-        return Err(not_running());
-    }
-    let run: RunRecord = records::load(&paths.run())?.ok_or_else(not_running)?;
-    let own = state.ssh_key();
-    let identity = run.ssh.identity.unwrap_or_else(|| own.clone());
-    Ok(SshTarget {
-        port: run.ssh.port.ok_or_else(|| {
-            Failure::new(Exit::Failed, format!("vm `{vm}` has no port for SSH")).advice("castra status")
-        })?,
-        vm: run.vm,
-        user: run.ssh.user,
-        host: run.ssh.host,
-        own_key: identity == own,
-        identity,
-        options: run.ssh.options,
-        dir: paths.dir().to_owned(),
-    })
 }
 
 /// The program as it will be started, found as the system would.

@@ -12,6 +12,7 @@ mod clean;
 mod completions;
 mod context;
 mod cp;
+mod doctor;
 mod down;
 mod events;
 mod failure;
@@ -94,6 +95,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Logs => logs::run(context, raw),
         Command::Clean => clean::run(context, raw),
         Command::Ports => ports::run(context, raw),
+        Command::Doctor => doctor::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::Cp => cp::run(context, raw),
         Command::SshConfig => ssh_config::run(context, raw),

@@ -82,6 +82,19 @@ pub fn project(raw: &Raw) -> Result<Selected> {
     project_or(raw, none_found_but_running)
 }
 
+/// The project, if one is named or there is one here. For commands that have something to say
+/// without any.
+pub fn project_if_any(raw: &Raw) -> Result<Option<Selected>> {
+    if raw.config.is_none() && raw.workspace.is_none() {
+        let here = env::current_dir().ok();
+        return here
+            .and_then(|here| config::discover(&here))
+            .map(|path| load(&path))
+            .transpose();
+    }
+    project_or(raw, none_found).map(Some)
+}
+
 fn project_or(raw: &Raw, none: fn(&Path, &Raw) -> Failure) -> Result<Selected> {
     match (&raw.config, &raw.workspace) {
         (Some(_), Some(_)) => Err(
@@ -117,15 +130,19 @@ fn load(path: &Path) -> Result<Selected> {
 }
 
 fn by_id(id: &str) -> Result<Selected> {
-    let record = workspace::find_workspace(&home()?, id)?;
+    Ok(of_record(workspace::find_workspace(&home()?, id)?))
+}
+
+/// A project on record, with its config if that is still its own.
+pub fn of_record(record: WorkspaceRecord) -> Selected {
     // A config that is gone, broken or another project's by now must not keep anybody from
     // looking at, or stopping, what runs.
-    Ok(match config::load(&record.config_path) {
+    match config::load(&record.config_path) {
         Ok(config) if config.workspace == record.id && config.state.dir() == record.state_root => {
             Selected::Config(Box::new(config))
         }
         _ => Selected::Record(record),
-    })
+    }
 }
 
 /// The VM of this name, compared without case, in the spelling of config or state root.

@@ -32,6 +32,7 @@ pub enum Command {
     ImageList,
     ImagePath,
     Workspaces,
+    Doctor,
     BusPublish,
     BusSubscribe,
     BusTail,
@@ -524,6 +525,27 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra events --type 'bootstrap.*' --vm web-0",
             "castra events --follow --since 10m",
             "castra events --json | jq -r .type",
+        ],
+    },
+    CommandRow {
+        command: Command::Doctor,
+        words: "doctor",
+        section: Section::Looking,
+        operands: &[],
+        brief: "look for what keeps VMs from running well",
+        manual: "Looks at KVM, QEMU and the other programs castra calls, at memory, disk space, limits, images, \
+                 ports, what earlier runs have left, and who else can reach or read what. Needs no config; where \
+                 there is one, its VMs and ports are looked at too, with --all those of every project. Writes no \
+                 file and changes nothing.\n\n\
+                 Each line is ok, warn or error, with what to do about it below. The exit code is 1 if any is an \
+                 error, else 0. With --quiet lines that are ok are left out.\n\n\
+                 With --json one object, `schema` castra.doctor.v1: `version`, `verdict` (the worst level) and \
+                 `findings`, each with `id`, `area`, `level`, `text`, `remediation` and `data`. The ids are stable; \
+                 docs/DOCTOR.md lists them.",
+        examples: &[
+            "castra doctor",
+            "castra doctor --all --quiet",
+            "castra doctor --json | jq -r '.findings[] | select(.level != \"ok\") | .id'",
         ],
     },
     CommandRow {

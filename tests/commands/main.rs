@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod clean;
+mod doctor;
 mod logs;
 mod ports;
 #[allow(dead_code)]

@@ -240,6 +240,10 @@ def main():
     if "--version" in OPTIONS or "-version" in OPTIONS:
         print("QEMU emulator version 7.2.0 (fake)")
         return
+    for option, answer in (("-machine", "q35 is\nvirt is"), ("-netdev", "user"), ("-device", 'name "virtio-9p-pci"')):
+        if OPTIONS.get(option) == ["help"]:
+            print(answer)
+            return
     if "refuse" in FAKE:
         refuse(FAKE["refuse"])
     if "refuse-kvm" in FAKE and any(text.startswith("kvm") for text in OPTIONS.get("-accel", [])):

@@ -295,7 +295,7 @@ pub const FLAGS: &[Flag] = &[
         long: "all",
         short: None,
         value: None,
-        scope: Scope::Only(&[Command::Status, Command::Ports]),
+        scope: Scope::Only(&[Command::Status, Command::Ports, Command::Doctor]),
         brief: "show every project castra knows",
         manual: "",
         complete: Complete::Nothing,

@@ -59,9 +59,20 @@ pub fn fit_descriptors(wanted: usize, embedded: bool) -> usize {
     };
     let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
     let raised = !embedded && setrlimit(Resource::RLIMIT_NOFILE, goal, hard).is_ok();
-    let limit = if raised { goal } else { soft };
+    wanted.min(guests_within(if raised { goal } else { soft }))
+}
+
+/// How many guests fit into a limit of open files.
+fn guests_within(limit: u64) -> usize {
     let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
-    wanted.min(usize::try_from(room).unwrap_or(wanted))
+    usize::try_from(room).unwrap_or(usize::MAX)
+}
+
+/// The soft and the hard limit of open files, and how many guests a broker could serve with them.
+/// Changes nothing.
+pub fn room_for_guests() -> Option<(u64, u64, usize)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some((soft, hard, guests_within(hard.min(DESCRIPTORS_WANTED).max(soft))))
 }
 
 /// The TCP listener. While a VM runs, the port its guests were told stays.

@@ -30,3 +30,5 @@ pub use launcher::{
 };
 pub use process::run_process;
 pub use serve::{BrokerOptions, Ready, run, run_announced};
+
+pub(crate) use claim::room_for_guests;

@@ -206,7 +206,7 @@ impl fmt::Display for PortOwner {
 
 impl PortOwner {
     /// What frees a port of this owner.
-    fn way_out(&self) -> String {
+    pub fn way_out(&self) -> String {
         match self {
             PortOwner::Vm { vm, workspace, .. } => {
                 format!("`castra --workspace {workspace} down {vm}` frees it")

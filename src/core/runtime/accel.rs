@@ -118,6 +118,12 @@ pub fn note_failure(home: &Path, binary: &Path, words: &str, cancel: &Cancel) {
     remember(Some(home), binary, Accel::Tcg, &reason, cancel);
 }
 
+/// Why the KVM device can't be used, and what would help; `None`: it opens.
+pub fn device_trouble(device: &Path) -> Option<(String, String)> {
+    let error = open_device(device).err()?;
+    Some((why_not_open(device, &error), way_in(device, &error)))
+}
+
 /// Forgets all answers, so that the next decision probes again. True if there was one.
 pub fn forget(home: &Path) -> Result<bool> {
     let path = file(home);
@@ -225,19 +231,26 @@ fn module_note() -> &'static str {
     }
 }
 
-fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
-    let device = question.device;
-    let next = match open_device(device) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => match group_of(device) {
+/// What would make the device open.
+fn way_in(device: &Path, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => match group_of(device) {
             Some(group) => format!("`sudo usermod -aG {group} $USER`, then log in again"),
             None => format!("give yourself access to {}", device.display()),
         },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        io::ErrorKind::NotFound => {
             "switch on virtualisation in the firmware (or nested virtualisation in the VM's host) and load kvm_intel or \
              kvm_amd; or set `accel = \"auto\"` under [qemu]"
                 .into()
         }
         _ => "set `accel = \"auto\"` under [qemu]".into(),
+    }
+}
+
+fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
+    let next = match open_device(question.device) {
+        Err(error) => way_in(question.device, &error),
+        Ok(()) => "set `accel = \"auto\"` under [qemu]".into(),
     };
     Failure::new(Exit::Unavailable, "`accel = \"kvm\"`, but KVM can't be used")
         .because(reason)

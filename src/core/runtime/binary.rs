@@ -60,10 +60,17 @@ fn find_in(config: &QemuConfig, path: &OsStr) -> Result<PathBuf> {
     })
 }
 
+/// Where a program is on PATH.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|candidate| is_executable(candidate))
+}
+
 /// Fails unless a program is on PATH; `package` has it on Debian and Ubuntu.
 pub fn require_tool(name: &str, package: &str) -> Result<()> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    if env::split_paths(&path).any(|dir| is_executable(&dir.join(name))) {
+    if find_tool(name).is_some() {
         return Ok(());
     }
     Err(Failure::new(Exit::Unavailable, format!("can't find {name}"))

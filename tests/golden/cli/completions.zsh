@@ -37,6 +37,7 @@ _castra() {
             'ports:show which host ports are wanted, in use or in conflict'
             'logs:show the logs of VMs, broker and bus'
             'events:show what castra and the broker have reported'
+            'doctor:look for what keeps VMs from running well'
             'workspaces:list the projects castra knows, wherever they are'
             'broker:run the project'\''s broker in the foreground'
             'completions:print the completions for a shell'
@@ -121,6 +122,10 @@ _castra() {
                 '*--after=[only events of --run with a higher number than this]:SEQ: ' \
                 '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
                 '--follow[then wait for more and print it as it comes]' \
+                ;;
+        doctor)
+            _arguments $globals \
+                '--all[show every project castra knows]' \
                 ;;
         workspaces)
             _arguments $globals \

@@ -1,0 +1,300 @@
+//! The image cache and the images that configs name.
+//!
+//! Here: whether the default guest is whole, what unfinished work lies about, whether a base image is
+//! there. Not here: making or fetching any of it (`core::images`), or listing it for people
+//! (`castra image list`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::json;
+
+use super::{Area, Finding, plural, size};
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, ImageSource};
+use crate::core::host::{self, Holder};
+use crate::core::images::default_guest::{self, Condition, GuestKind};
+use crate::core::images::{fetch, images_dir};
+use crate::core::operations::image::{CachedImage, CachedKind};
+
+/// Which default guests the configs at hand boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The plain one.
+    pub plain: bool,
+    /// The one that mounts folders.
+    pub mounts: bool,
+}
+
+impl Wanted {
+    /// What these configs boot.
+    pub fn of<'c>(configs: impl IntoIterator<Item = &'c Config>) -> Wanted {
+        let mut wanted = Wanted::default();
+        for vm in configs.into_iter().flat_map(|config| &config.vms) {
+            if vm.is_default_guest() {
+                match vm.mounts.is_empty() {
+                    true => wanted.plain = true,
+                    false => wanted.mounts = true,
+                }
+            }
+        }
+        wanted
+    }
+
+    fn has(self, kind: GuestKind) -> bool {
+        match kind {
+            GuestKind::Plain => self.plain,
+            GuestKind::Mounts => self.mounts,
+        }
+    }
+}
+
+/// Looks at the default guests. Both at once: comparing their digests is most of the doctor's work.
+pub fn guests(home: &Path, wanted: Wanted, cancel: &Cancel) -> Vec<Finding> {
+    thread::scope(|scope| {
+        let looks = GuestKind::ALL
+            .map(|kind| scope.spawn(move || (kind, default_guest::examine(home, kind, cancel))));
+        let mut findings = Vec::new();
+        let mut seen: Option<PathBuf> = None;
+        for (kind, condition) in looks.into_iter().filter_map(|look| look.join().ok()) {
+            if let Condition::Intact(guest) = &condition {
+                // One guest may serve as both.
+                if seen.as_deref() == Some(&guest.dir) {
+                    continue;
+                }
+                seen = Some(guest.dir.clone());
+            }
+            findings.extend(guest_finding(home, kind, &condition, wanted.has(kind)));
+        }
+        findings
+    })
+}
+
+fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bool) -> Option<Finding> {
+    const ID: &str = "image.default-guest";
+    let (name, cost, build) = match kind {
+        GuestKind::Plain => ("the default guest", "10 s and 50 MB", "castra image build"),
+        GuestKind::Mounts => (
+            "the default guest for VMs with mounts",
+            "20 s and 80 MB",
+            "castra image build --mounts",
+        ),
+    };
+    let dir = match condition {
+        Condition::Intact(guest) => guest.dir.clone(),
+        _ => default_guest::default_guest_dir(home, kind),
+    };
+    let data = |state: &str| {
+        json!({
+            "path": dir, "state": state, "wanted": wanted,
+            "kind": match kind { GuestKind::Plain => "plain", GuestKind::Mounts => "mounts" },
+        })
+    };
+    let finding = match condition {
+        Condition::Intact(guest) => Finding::ok(
+            ID,
+            Area::Images,
+            format!("{name} is built and whole, {}", guest.dir.display()),
+        )
+        .data(data("intact")),
+        Condition::Damaged(why) => Finding::warn(
+            ID,
+            Area::Images,
+            format!("{name} in {} is damaged: {why}", dir.display()),
+            format!("`{build} --force` builds it anew"),
+        )
+        .data(data("damaged")),
+        // Nobody asked for it.
+        Condition::Absent if !wanted && kind == GuestKind::Mounts => return None,
+        Condition::Absent => Finding::ok(ID, Area::Images, format!("{name} isn't built yet"))
+            .hint(format!(
+                "the first `castra up` builds it from this system's packages ({cost} of downloads), `{build}` does so now"
+            ))
+            .data(data("absent")),
+    };
+    Some(finding)
+}
+
+/// Looks at what else lies in the cache.
+pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
+    let dir = images_dir(home);
+    let bytes: u64 = images.iter().map(|image| image.bytes).sum();
+    let mut findings = Vec::new();
+    let others: Vec<&CachedImage> = of_kind(images, CachedKind::OtherGuest);
+    if !images.is_empty() {
+        let mut all = Finding::ok(
+            "image.cache",
+            Area::Images,
+            format!(
+                "{} in the image cache, {}",
+                plural(images.len(), "image"),
+                size(bytes)
+            ),
+        );
+        if !others.is_empty() {
+            let of_others: u64 = others.iter().map(|image| image.bytes).sum();
+            all = all.hint(format!(
+                "{} of it are guests of another castra version: remove {} if you don't use that any more",
+                size(of_others),
+                others
+                    .iter()
+                    .map(|image| dir.join(&image.name).display().to_string())
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            ));
+        }
+        findings.push(all.data(json!({"path": dir, "images": images.len(), "bytes": bytes})));
+    }
+    for image in images {
+        let (what, remedy) = match image.kind {
+            CachedKind::PartialDownload => (
+                "an interrupted download",
+                "`castra up` of the VM that needs it goes on where it stopped; remove it if none does",
+            ),
+            CachedKind::Building => (
+                "what an interrupted build of a default guest left",
+                "`castra image build` removes it and builds anew",
+            ),
+            _ => continue,
+        };
+        let path = dir.join(&image.name);
+        if in_work(&path) {
+            continue;
+        }
+        let text = format!("{what}: {}, {}", path.display(), size(image.bytes));
+        findings.push(
+            Finding::warn("image.unfinished", Area::Images, text, remedy)
+                .data(json!({"path": path, "bytes": image.bytes})),
+        );
+    }
+    findings
+}
+
+fn of_kind(images: &[CachedImage], kind: CachedKind) -> Vec<&CachedImage> {
+    images.iter().filter(|image| image.kind == kind).collect()
+}
+
+/// Whether somebody holds the lock beside a download or a build.
+fn in_work(path: &Path) -> bool {
+    host::lock_holder(&path.with_extension("lock")) != Holder::Nobody
+}
+
+/// The base images and kernels a config names.
+pub fn of_config(config: &Config, home: Option<&Path>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for vm in &config.vms {
+        let mut paths: Vec<&Path> = Vec::new();
+        match vm.base_image.as_ref().map(|image| (&image.source, &image.digest)) {
+            Some((ImageSource::Path(path), _)) => paths.push(path),
+            Some((ImageSource::Url(url), digest)) => {
+                let cached = home.map(|home| fetch::cache_path(url, digest.as_ref(), home));
+                let there = cached.as_deref().is_some_and(Path::exists);
+                let text = match there {
+                    true => format!("{} of vm `{}` is fetched", fetch::shown(url), vm.name),
+                    false => format!("{} of vm `{}` isn't fetched yet", fetch::shown(url), vm.name),
+                };
+                let finding = Finding::ok("image.base", Area::Images, text);
+                let finding = match there {
+                    true => finding,
+                    false => finding.hint("the next `castra up` fetches it"),
+                };
+                findings.push(finding.data(json!({
+                    "workspace": config.workspace, "vm": vm.name.as_str(), "path": cached, "exists": there,
+                })));
+            }
+            None => {}
+        }
+        if let Some(kernel) = &vm.kernel {
+            paths.push(&kernel.kernel);
+            paths.extend(kernel.initrd.as_deref());
+        }
+        for path in paths {
+            if let Some(why) = unreadable(path) {
+                findings.push(
+                    Finding::error(
+                        "image.base",
+                        Area::Images,
+                        format!("vm `{}` can't boot {}: {why}", vm.name, path.display()),
+                        "correct `base_image`, `kernel` or `initrd` in castra.toml, or put the file there",
+                    )
+                    .data(json!({
+                        "workspace": config.workspace, "vm": vm.name.as_str(), "path": path,
+                        "exists": path.exists(),
+                    })),
+                );
+            }
+        }
+    }
+    // Replicas share theirs: one finding does.
+    let mut seen = std::collections::HashSet::new();
+    findings.retain(|finding| seen.insert(finding.data["path"].to_string()));
+    findings
+}
+
+/// Why a file can't be read; `None`: it can.
+fn unreadable(path: &Path) -> Option<String> {
+    match fs::metadata(path) {
+        Ok(meta) if meta.is_file() => fs::File::open(path).err().map(|error| error.to_string()),
+        Ok(meta) if meta.is_dir() => Some("it is a directory".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::doctor::Level;
+    use crate::core::host::FileLock;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn a_guest_nobody_asked_for_is_not_missed() {
+        let scratch = Scratch::new("doctor-guests");
+        let found = guests(scratch.dir(), Wanted::default(), &Cancel::new());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(
+            (found[0].level, &found[0].data["state"]),
+            (Level::Ok, &json!("absent"))
+        );
+        let wanted = Wanted {
+            plain: true,
+            mounts: true,
+        };
+        assert_eq!(guests(scratch.dir(), wanted, &Cancel::new()).len(), 2);
+        let dir = default_guest::default_guest_dir(scratch.dir(), GuestKind::Plain);
+        fs::create_dir_all(dir).unwrap();
+        let damaged = guests(scratch.dir(), wanted, &Cancel::new());
+        assert_eq!(
+            (damaged[0].level, &damaged[0].data["state"]),
+            (Level::Warn, &json!("damaged"))
+        );
+    }
+
+    #[test]
+    fn unfinished_work_counts_only_where_nobody_works() {
+        let scratch = Scratch::new("doctor-cache");
+        let name = PathBuf::from("download/0123456789ab-x.img.part");
+        let path = images_dir(scratch.dir()).join(&name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "half").unwrap();
+        let image = CachedImage {
+            name,
+            kind: CachedKind::PartialDownload,
+            bytes: 4096,
+        };
+        let ids = |images: &[CachedImage]| -> Vec<String> {
+            cache(scratch.dir(), images)
+                .into_iter()
+                .map(|finding| finding.id)
+                .collect()
+        };
+        let images = [image];
+        assert_eq!(ids(&images), ["image.cache", "image.unfinished"]);
+        let _lock = FileLock::try_take(&path.with_extension("lock"), "fetches").unwrap();
+        assert_eq!(ids(&images), ["image.cache"]);
+        assert_eq!(ids(&[]), [""; 0]);
+    }
+}

@@ -1,0 +1,325 @@
+//! What runs, and what is left of what ran: by the same evidence as `status`.
+//!
+//! Here: which of it somebody should act on, and how. Not here: the evidence and its rules
+//! (`core::status`), or clearing any of it (`down`, `up`, `clean`).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::{Area, Finding, plural, size};
+use crate::core::config::workspace;
+use crate::core::host::{self, Holder, ImageUse};
+use crate::core::name::VmName;
+use crate::core::paths::{StateRoot, vm_file};
+use crate::core::records::{RunPhase, WorkspaceRecord};
+use crate::core::status::evidence::{Found, Snapshot, VmEvidence};
+use crate::core::status::{BrokerState, StatusOutcome, VmState, VmStatus};
+
+/// A log that nothing rotates is worth a word from this size on.
+const LARGE_LOG: u64 = 1 << 30;
+
+/// Judges what a project has running and left over.
+pub fn look(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
+    let look = Look {
+        snapshot,
+        status,
+        state: &snapshot.project.state,
+    };
+    let mut findings = Vec::new();
+    for (evidence, vm) in snapshot.vms.iter().zip(&status.vms) {
+        findings.extend(look.vm(evidence, vm));
+        findings.extend(look.logs(&vm.name));
+    }
+    findings.extend(look.broker());
+    findings.extend(look.disks());
+    for note in &status.notes {
+        let remedy = note.advice.clone().unwrap_or_else(|| look.down(""));
+        findings.push(look.of(
+            Finding::warn("state.unreadable", Area::State, note.text.clone(), remedy),
+            note.vm.as_ref(),
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(look.all_well());
+    }
+    findings
+}
+
+struct Look<'a> {
+    snapshot: &'a Snapshot,
+    status: &'a StatusOutcome,
+    state: &'a StateRoot,
+}
+
+impl Look<'_> {
+    fn of(&self, finding: Finding, vm: Option<&VmName>) -> Finding {
+        let finding = finding.field("workspace", self.status.workspace.as_str());
+        match vm {
+            Some(vm) => finding.field("vm", vm.as_str()),
+            None => finding,
+        }
+    }
+
+    fn command(&self, words: &str) -> String {
+        format!("`castra --workspace {} {words}`", self.status.workspace)
+    }
+
+    fn down(&self, vm: &str) -> String {
+        self.command(format!("down {vm}").trim_end())
+    }
+
+    fn all_well(&self) -> Finding {
+        let running = self.status.vms.iter().filter(|vm| vm.pid.is_some()).count();
+        let text = match (running, self.status.broker.state) {
+            (0, BrokerState::Offline) => format!("nothing of `{}` runs or is left over", self.status.project),
+            (0, BrokerState::Running) => {
+                format!(
+                    "the broker of `{}` runs, nothing is left over",
+                    self.status.project
+                )
+            }
+            (running, _) => format!(
+                "{} of `{}` and its broker run, nothing is left over",
+                plural(running, "VM"),
+                self.status.project
+            ),
+        };
+        self.of(Finding::ok("state.clean", Area::State, text), None)
+            .field("vms_running", running)
+    }
+
+    fn vm(&self, evidence: &VmEvidence, vm: &VmStatus) -> Option<Finding> {
+        let name = &vm.name;
+        let warn = |id: &str, text: String, remedy: String| {
+            Some(self.of(Finding::warn(id, Area::State, text, remedy), Some(name)))
+        };
+        let run = evidence.run.known();
+        let reason = vm.ended.as_ref().map(|ended| ended.reason.as_str());
+        // How a VM ended stays on record until its next start: where nothing is left of it, that is
+        // history, which `status` tells.
+        if matches!(vm.state, VmState::Crashed | VmState::Stopped) && !self.has_left(evidence) {
+            return None;
+        }
+        match vm.state {
+            VmState::Crashed => {
+                let ended = vm.ended.as_ref();
+                let words = ended
+                    .and_then(|ended| ended.last_words.as_deref())
+                    .map(|words| format!(": {words}"))
+                    .unwrap_or_default();
+                let text = format!("vm `{name}` crashed ({}){words}", reason.unwrap_or("unknown"));
+                warn(
+                    "state.crashed",
+                    text,
+                    format!(
+                        "{} shows more; `castra up` starts it again, {} clears what it left",
+                        self.command(&format!("logs {name}")),
+                        self.down(name.as_str())
+                    ),
+                )
+            }
+            VmState::Stopped if reason == Some("host-reboot") => warn(
+                "state.earlier-boot",
+                format!("vm `{name}` ended when the host was booted"),
+                format!(
+                    "`castra up` starts it again, {} clears what it left",
+                    self.down(name.as_str())
+                ),
+            ),
+            VmState::Stopped if run.is_some_and(|run| run.phase == RunPhase::Starting) => warn(
+                "state.half-started",
+                format!("the start of vm `{name}` was interrupted"),
+                format!(
+                    "`castra up` starts it anew, {} clears what is left",
+                    self.down(name.as_str())
+                ),
+            ),
+            VmState::Stopping if !evidence.lock_held => warn(
+                "state.half-stopped",
+                format!("vm `{name}` was asked to stop, runs on, and nobody waits for it any more"),
+                format!("{} ends it", self.down(name.as_str())),
+            ),
+            VmState::Running if evidence.declared.is_none() && self.snapshot.project.vms.is_some() => warn(
+                "state.undeclared",
+                format!(
+                    "vm `{name}` runs, but {} doesn't name it any more",
+                    self.status.config_path.display()
+                ),
+                format!("{} ends it", self.down(name.as_str())),
+            ),
+            _ => None,
+        }
+    }
+
+    /// Whether a VM that doesn't run has left what only a running one needs.
+    fn has_left(&self, evidence: &VmEvidence) -> bool {
+        let paths = self.state.vm(&evidence.name);
+        let disk = evidence.run.known().filter(|run| !run.persist);
+        let disk = disk.and_then(|run| run.overlay.as_deref());
+        disk.is_some_and(Path::exists)
+            || [vm_file::QEMU_PID, vm_file::QMP_SOCK, vm_file::SERIAL_SOCK]
+                .iter()
+                .any(|name| paths.file(name).exists())
+    }
+
+    fn broker(&self) -> Option<Finding> {
+        let running = self.status.vms.iter().filter(|vm| vm.pid.is_some()).count();
+        if self.status.broker.state == BrokerState::Running || running == 0 {
+            return None;
+        }
+        let died = matches!(&self.snapshot.broker, Found::Is(record) if !record.clean_stop);
+        let how = if died { "its broker died" } else { "no broker does" };
+        Some(self.of(
+            Finding::warn(
+                "state.broker-offline",
+                Area::State,
+                format!(
+                    "{} of `{}` run, but {how}: no guest can be heard",
+                    plural(running, "VM"),
+                    self.status.project
+                ),
+                format!(
+                    "`castra up` starts it again, on the port that the guests know; {} ends all",
+                    self.down("")
+                ),
+            ),
+            None,
+        ))
+    }
+
+    /// QEMU writes these logs itself and nothing can rotate them.
+    fn logs(&self, vm: &VmName) -> Vec<Finding> {
+        let paths = self.state.vm(vm);
+        let large =
+            |name: &&'static str| fs::metadata(paths.file(name)).is_ok_and(|meta| meta.len() >= LARGE_LOG);
+        [vm_file::SERIAL_LOG, vm_file::QEMU_LOG, vm_file::QMP_LOG]
+            .into_iter()
+            .filter(large)
+            .map(|name| {
+                let path = paths.file(name);
+                let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
+                let text = format!("{} has grown to {}", path.display(), size(bytes));
+                let remedy = format!(
+                    "QEMU writes it and can't rotate it: quieten the guest's console; {} and a new start make it anew",
+                    self.down(vm.as_str())
+                );
+                self.of(Finding::warn("state.large-log", Area::State, text, remedy), Some(vm))
+                    .field("path", path.display().to_string())
+                    .field("bytes", bytes)
+            })
+            .collect()
+    }
+
+    /// Disposable layers that nobody uses.
+    fn disks(&self) -> Vec<Finding> {
+        let dir = self.state.dir().join("overlays");
+        let mut names: Vec<PathBuf> = fs::read_dir(&dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        names.sort();
+        names.iter().filter_map(|path| self.disk(path)).collect()
+    }
+
+    fn disk(&self, path: &Path) -> Option<Finding> {
+        let name = path.file_name()?.to_str()?;
+        if host::image_use(path) != ImageUse::Unlocked {
+            return None;
+        }
+        let bytes = host::disk_usage(path);
+        let data = |finding: Finding, vm: Option<&VmName>| {
+            self.of(finding, vm)
+                .field("path", path.display().to_string())
+                .field("bytes", bytes)
+        };
+        let left = |what: &str, remedy: String| {
+            let text = format!("{what}: {}, {}", path.display(), size(bytes));
+            Finding::warn("state.disk", Area::State, text, remedy)
+        };
+        if name.ends_with(".qcow2.new") && host::lock_holder(&self.state.lock()) == Holder::Nobody {
+            let what = "a disk whose making was interrupted";
+            return Some(data(left(what, self.command("clean")), None));
+        }
+        let vm: VmName = name.strip_suffix(".qcow2")?.parse().ok()?;
+        let mut known = self.snapshot.vms.iter().zip(&self.status.vms);
+        let Some((evidence, status)) = known.find(|(evidence, _)| evidence.name.key() == vm.key()) else {
+            let what = format!("the disk of vm `{vm}`, which the config doesn't name");
+            let remedy = match self.state.vm(&vm).dir().exists() {
+                true => format!("{} discards it", self.down(vm.as_str())),
+                // Nobody knows any more whether it was to be kept.
+                false => format!("{} removes it", self.command("clean --force")),
+            };
+            return Some(data(left(&what, remedy), Some(&vm)));
+        };
+        let busy = host::lock_holder(&self.state.vm(&vm).lock()) != Holder::Nobody;
+        let persists = evidence.run.known().is_some_and(|run| run.persist);
+        // What is to be said of the VM itself has the same remedy.
+        if evidence.qemu.is_some() || busy || persists || self.vm(evidence, status).is_some() {
+            return None;
+        }
+        let what = format!("the disk of vm `{vm}`, which doesn't run");
+        Some(data(
+            left(&what, format!("{} discards it", self.down(vm.as_str()))),
+            Some(&vm),
+        ))
+    }
+}
+
+/// Projects on record that have lost their config or their state.
+pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let lost: Vec<&WorkspaceRecord> = records
+        .iter()
+        .filter(|record| !record.config_path.exists())
+        .collect();
+    for record in &lost {
+        let text = format!(
+            "the config of project {} is gone: {}",
+            record.id,
+            record.config_path.display()
+        );
+        let remedy = format!(
+            "`castra --workspace {0} status` still looks at it, `… {0} down` ends what runs, `… {0} clean` removes the rest; \
+             to castra a project that was moved is another one",
+            record.id
+        );
+        findings.push(
+            Finding::warn("state.config-gone", Area::State, text, remedy).data(json!({
+                "workspace": record.id, "config_path": record.config_path, "state_root": record.state_root,
+            })),
+        );
+    }
+    let gone = workspace::lost_workspaces(home);
+    if !gone.is_empty() {
+        let text = match gone.as_slice() {
+            [only] => format!("the state of project {only} is gone, only its entry is left"),
+            [first, ..] => format!(
+                "the state of {} is gone, only their entries are left: {first} and others",
+                plural(gone.len(), "project")
+            ),
+            [] => String::new(),
+        };
+        findings.push(
+            Finding::warn(
+                "state.root-gone",
+                Area::State,
+                text,
+                "`castra clean --global` forgets them",
+            )
+            .data(json!({"workspaces": gone})),
+        );
+    }
+    let text = match records.len() {
+        0 => "castra knows no project yet".to_owned(),
+        count => format!("castra knows {}", plural(count, "project")),
+    };
+    findings.push(
+        Finding::ok("state.projects", Area::State, text)
+            .data(json!({"projects": records.len(), "config_gone": lost.len()})),
+    );
+    findings
+}

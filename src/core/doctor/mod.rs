@@ -1,0 +1,254 @@
+//! What could keep VMs from running well, found before anybody has to ask why.
+//!
+//! Here: the contract of `castra doctor --json`, and one module for each thing looked at. Not here:
+//! what is looked at together (`core::operations::doctor`), or how it is shown (`app::doctor`).
+//!
+//! Nothing here writes a file, takes a lock or talks to a broker or a QEMU that runs. The programs it
+//! starts are asked for their versions and no more, each with a deadline.
+
+pub mod accel;
+pub mod images;
+pub mod leftovers;
+pub mod modes;
+pub mod project;
+pub mod room;
+pub mod tools;
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Name and version of the contract.
+pub const SCHEMA: &str = "castra.doctor.v1";
+
+/// What the doctor answers: one object, `schema` first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DoctorOutcome {
+    /// [`SCHEMA`]; fields are only ever added under this name.
+    pub schema: String,
+    /// The castra that looked.
+    pub version: String,
+    /// The worst level of all findings.
+    pub verdict: Level,
+    /// By area, in a fixed order.
+    pub findings: Vec<Finding>,
+}
+
+impl DoctorOutcome {
+    /// Findings put in order, and their verdict.
+    pub fn of(mut findings: Vec<Finding>) -> DoctorOutcome {
+        // Stable: within an area they stay in the order in which they were found.
+        findings.sort_by_key(|finding| finding.area);
+        DoctorOutcome {
+            schema: SCHEMA.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            verdict: findings
+                .iter()
+                .map(|finding| finding.level)
+                .max()
+                .unwrap_or(Level::Ok),
+            findings,
+        }
+    }
+
+    /// How many findings have this level.
+    pub fn count(&self, level: Level) -> usize {
+        self.findings
+            .iter()
+            .filter(|finding| finding.level == level)
+            .count()
+    }
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but not as well as it could, or something is left over.
+    Warn,
+    /// Something that was asked for can't work.
+    Error,
+}
+
+impl Level {
+    /// The word in JSON and text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Error => "error",
+        }
+    }
+}
+
+/// What a finding is about, in the order in which they are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Area {
+    /// KVM, and what guests run under.
+    Accelerator,
+    /// QEMU and the other programs castra calls.
+    Tools,
+    /// Memory of the host.
+    Memory,
+    /// Space on file systems.
+    Disk,
+    /// Limits of the kernel for this user.
+    Limits,
+    /// The image cache and the images of the config.
+    Images,
+    /// castra.toml.
+    Config,
+    /// Host ports.
+    Ports,
+    /// What runs, and what is left of what ran.
+    State,
+    /// Who can reach or read what.
+    Security,
+}
+
+impl fmt::Display for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Area::Accelerator => "accelerator",
+            Area::Tools => "tools",
+            Area::Memory => "memory",
+            Area::Disk => "disk",
+            Area::Limits => "limits",
+            Area::Images => "images",
+            Area::Config => "config",
+            Area::Ports => "ports",
+            Area::State => "state",
+            Area::Security => "security",
+        })
+    }
+}
+
+/// One thing that was seen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What was looked at: stable, and there once for each thing it applies to.
+    pub id: String,
+    /// What it belongs to.
+    pub area: Area,
+    /// How bad it is.
+    pub level: Level,
+    /// What was seen, one line, escaped.
+    pub text: String,
+    /// What to do about it. There is one wherever the level isn't `ok`.
+    pub remediation: Option<String>,
+    /// The same as data: an object whose fields depend on the id.
+    pub data: Value,
+}
+
+impl Finding {
+    /// All is well.
+    pub fn ok(id: &str, area: Area, text: impl Into<String>) -> Finding {
+        Finding {
+            id: id.to_owned(),
+            area,
+            level: Level::Ok,
+            text: text.into(),
+            remediation: None,
+            data: json!({}),
+        }
+    }
+
+    /// It works, but somebody should look.
+    pub fn warn(id: &str, area: Area, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding {
+            level: Level::Warn,
+            remediation: Some(remedy.into()),
+            ..Finding::ok(id, area, text)
+        }
+    }
+
+    /// It doesn't work.
+    pub fn error(id: &str, area: Area, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding {
+            level: Level::Error,
+            ..Finding::warn(id, area, text, remedy)
+        }
+    }
+
+    /// A hint where all is well.
+    pub fn hint(mut self, remedy: impl Into<String>) -> Finding {
+        self.remediation = Some(remedy.into());
+        self
+    }
+
+    /// The same as data; an object.
+    pub fn data(mut self, data: Value) -> Finding {
+        self.data = data;
+        self
+    }
+
+    /// Puts one more field into the data.
+    pub fn field(mut self, name: &str, value: impl Into<Value>) -> Finding {
+        if let Value::Object(fields) = &mut self.data {
+            fields.insert(name.to_owned(), value.into());
+        }
+        self
+    }
+}
+
+/// `3.2 GiB`, `512 MiB`, `12 KiB`: sizes in texts.
+pub(crate) fn size(bytes: u64) -> String {
+    for (unit, name) in [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+        if bytes >= unit {
+            let value = bytes as f64 / unit as f64;
+            return match value >= 100.0 || bytes.is_multiple_of(unit) {
+                true => format!("{value:.0} {name}"),
+                false => format!("{value:.1} {name}"),
+            };
+        }
+    }
+    format!("{bytes} bytes")
+}
+
+/// `1 VM`, `2 VMs`.
+pub(crate) fn plural(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_level_is_the_verdict_and_areas_have_their_order() {
+        let outcome = DoctorOutcome::of(vec![
+            Finding::warn("b", Area::Security, "b", "do"),
+            Finding::ok("a", Area::Tools, "a"),
+            Finding::ok("c", Area::Tools, "c"),
+        ]);
+        let ids: Vec<&str> = outcome
+            .findings
+            .iter()
+            .map(|finding| finding.id.as_str())
+            .collect();
+        assert_eq!(ids, ["a", "c", "b"]);
+        assert_eq!(outcome.verdict, Level::Warn);
+        assert_eq!((outcome.count(Level::Ok), outcome.count(Level::Error)), (2, 0));
+        assert_eq!(DoctorOutcome::of(Vec::new()).verdict, Level::Ok);
+        assert!(Level::Error > Level::Warn && Level::Warn > Level::Ok);
+    }
+
+    #[test]
+    fn sizes() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1536, "1.5 KiB"),
+            (256 << 20, "256 MiB"),
+            (150 << 30 | 7, "150 GiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Room on the host: memory for the VMs that don't run yet, space for their disks, open files.
+//!
+//! Here: what there is against what is wanted. Not here: who else may take it meanwhile, or refusing
+//! to start (`core::operations`).
+
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+use serde_json::json;
+
+use super::{Area, Finding, plural, size};
+use crate::core::broker::room_for_guests;
+use crate::core::config::Config;
+use crate::core::host;
+use crate::core::runtime::process::qemu_pid;
+
+/// With less than this left on a file system castra's own records may not fit.
+const FULL: u64 = 64 << 20;
+/// With less than this left a few guests that write fill it.
+const NEARLY_FULL: u64 = 1 << 30;
+
+/// Memory that is available.
+pub fn memory() -> Finding {
+    const ID: &str = "memory.available";
+    match host::memory_available() {
+        Some(bytes) => Finding::ok(
+            ID,
+            Area::Memory,
+            format!(
+                "{} of memory are available, {}",
+                size(bytes),
+                plural(host::cores(), "core")
+            ),
+        )
+        .data(json!({"available_bytes": bytes, "cores": host::cores()})),
+        None => Finding::warn(
+            ID,
+            Area::Memory,
+            "how much memory is available can't be told",
+            "look whether /proc/meminfo can be read",
+        ),
+    }
+}
+
+/// Memory that the VMs of a project want which don't run, against what is available.
+pub fn memory_for(config: &Config) -> Option<Finding> {
+    const ID: &str = "memory.fleet";
+    let available = host::memory_available()?;
+    let idle: Vec<_> = config
+        .vms
+        .iter()
+        .filter(|vm| qemu_pid(&config.state.vm(&vm.name)).is_none())
+        .collect();
+    let wanted: u64 = idle.iter().map(|vm| vm.memory_bytes).fold(0, u64::saturating_add);
+    if idle.is_empty() {
+        return None;
+    }
+    let who = format!(
+        "{} of `{}` that don't run",
+        plural(idle.len(), "VM"),
+        config.project
+    );
+    let data = json!({
+        "workspace": config.workspace, "vms": idle.len(), "wanted_bytes": wanted, "available_bytes": available,
+    });
+    Some(
+        match wanted <= available {
+            true => Finding::ok(ID, Area::Memory, format!("{who}: {} in all", size(wanted))),
+            false => Finding::warn(
+                ID,
+                Area::Memory,
+                format!(
+                    "{who}: {} in all, but {} are available",
+                    size(wanted),
+                    size(available)
+                ),
+                "start fewer of them at once (`castra up VM…`), or give them less `memory`",
+            ),
+        }
+        .data(data),
+    )
+}
+
+/// The file system and the writability of a directory castra writes to, which may not be there yet.
+pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
+    let there = nearest(dir);
+    let shown = dir.display();
+    let mut findings = Vec::new();
+    if let Some(free) = host::space_left(&there) {
+        let text = format!("{} free for {purpose} in {shown}", size(free));
+        let remedy =
+            "free some space there, or put it elsewhere: `state_dir` under [project], or CASTRA_HOME";
+        let finding = match free {
+            0..FULL => Finding::error(id, Area::Disk, text, remedy),
+            FULL..NEARLY_FULL => Finding::warn(id, Area::Disk, text, remedy),
+            _ => Finding::ok(id, Area::Disk, text),
+        };
+        findings.push(finding.data(json!({"path": dir, "free_bytes": free})));
+    }
+    if let Err(errno) = access(&there, AccessFlags::W_OK | AccessFlags::X_OK) {
+        findings.push(
+            Finding::error(
+                "disk.writable",
+                Area::Disk,
+                format!("nothing can be written to {}: {}", there.display(), errno.desc()),
+                "make that place writable, or put it elsewhere: `state_dir` under [project], or CASTRA_HOME",
+            )
+            .data(json!({"path": dir})),
+        );
+    }
+    findings
+}
+
+/// The directory itself, or the nearest one above it that is there.
+fn nearest(dir: &Path) -> PathBuf {
+    dir.ancestors()
+        .find(|path| path.exists())
+        .unwrap_or(Path::new("/"))
+        .to_owned()
+}
+
+/// Open files, against the connections a broker may have to serve.
+pub fn descriptors(wanted: usize) -> Option<Finding> {
+    const ID: &str = "limits.open-files";
+    let (soft, hard, room) = room_for_guests()?;
+    let data = json!({"soft": soft, "hard": hard, "max_connections": wanted, "room": room});
+    Some(
+        match room >= wanted {
+            true => Finding::ok(
+                ID,
+                Area::Limits,
+                format!("up to {hard} open files, enough for {wanted} connections to a broker"),
+            ),
+            false => Finding::warn(
+                ID,
+                Area::Limits,
+                format!("at most {hard} open files: a broker can serve {room} connections, not the {wanted} of `max_connections`"),
+                "raise the hard limit (`ulimit -Hn`, limits.conf), or lower `max_connections` under [broker]",
+            ),
+        }
+        .data(data),
+    )
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::doctor::Level;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn a_directory_that_is_not_there_is_judged_by_the_one_above() {
+        let scratch = Scratch::new("doctor-room");
+        assert_eq!(nearest(&scratch.path("a/b/c")), scratch.dir());
+        let findings = directory("disk.state", &scratch.path("a/b"), "state");
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].data["free_bytes"].as_u64().unwrap() > 0);
+        assert!(!scratch.path("a").exists());
+    }
+
+    #[test]
+    fn what_no_machine_has_is_a_warning() {
+        let few = descriptors(1).unwrap();
+        let many = descriptors(usize::MAX).unwrap();
+        assert_eq!((few.level, many.level), (Level::Ok, Level::Warn));
+        assert_eq!(memory().level, Level::Ok);
+    }
+}

@@ -1,0 +1,216 @@
+//! `doctor`: everything that could keep VMs from running well, looked at together.
+//!
+//! Here: what is looked at, for which projects. Not here: the single looks and their words
+//! (`core::doctor`).
+//!
+//! Reads, and runs a few programs to hear their versions; writes no file, takes no lock.
+
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::core::cancel::Cancel;
+use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, workspace};
+use crate::core::doctor::{
+    DoctorOutcome, Finding, accel, images, leftovers, modes, project as by_config, room, tools,
+};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::images::images_dir;
+use crate::core::operations::image::{ImageAction, ImageOptions, ImageOutcome, image};
+use crate::core::operations::ports::{PortsOptions, ports};
+use crate::core::ports::PortsProject;
+use crate::core::records::WorkspaceRecord;
+use crate::core::reporter::{Reporter, Silent};
+use crate::core::runtime::binary::find_qemu;
+use crate::core::status::assemble::assemble;
+use crate::core::status::evidence::Project;
+use crate::core::status::read::read;
+
+/// A project to be looked at.
+#[derive(Clone, Debug)]
+pub enum DoctorProject {
+    /// With its config.
+    Config(Box<Config>),
+    /// Its config is gone or another project's.
+    Record(WorkspaceRecord),
+    /// Its config can't be used; why.
+    Broken(Failure),
+}
+
+/// What is looked at.
+#[derive(Clone, Debug)]
+pub struct DoctorOptions {
+    /// `CASTRA_HOME`: images, and what is remembered of accelerators and projects. `None`: there is none.
+    pub home: Option<PathBuf>,
+    /// The projects; none: the host and what projects share.
+    pub projects: Vec<DoctorProject>,
+    /// Ends it early.
+    pub cancel: Cancel,
+}
+
+/// Looks. What is wrong is a finding, never a failure.
+pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<DoctorOutcome> {
+    let DoctorOptions {
+        home,
+        projects,
+        cancel,
+    } = options;
+    let configs: Vec<&Config> = projects
+        .iter()
+        .filter_map(|project| match project {
+            DoctorProject::Config(config) => Some(config.as_ref()),
+            _ => None,
+        })
+        .collect();
+    let home = home.as_deref();
+    let findings = thread::scope(|scope| {
+        // The slow ones beside each other: programs that are asked, digests that are compared.
+        let asked = scope.spawn(|| {
+            tools::look(
+                &distinct_qemus(&configs),
+                &tools::Needs::of(configs.iter().copied()),
+                &cancel,
+            )
+        });
+        let guests = scope.spawn(|| {
+            let wanted = images::Wanted::of(configs.iter().copied());
+            home.map(|home| images::guests(home, wanted, &cancel))
+                .unwrap_or_default()
+        });
+        let mut findings = accelerators(&configs, home);
+        findings.extend(host_findings(&configs, home));
+        for project in &projects {
+            findings.extend(project_findings(project, home));
+        }
+        findings.extend(asked.join().unwrap_or_default());
+        // Before what else lies in the cache.
+        let at = findings
+            .iter()
+            .position(|finding| finding.id == "image.cache")
+            .unwrap_or(findings.len());
+        findings.splice(at..at, guests.join().unwrap_or_default());
+        findings
+    });
+    if cancel.is_requested() {
+        return Err(Failure::new(Exit::Interrupted, "interrupted"));
+    }
+    Ok(DoctorOutcome::of(findings))
+}
+
+/// The QEMUs of all configs, each once; without a config the one on PATH.
+fn distinct_qemus(configs: &[&Config]) -> Vec<QemuConfig> {
+    let mut found: Vec<QemuConfig> = Vec::new();
+    for config in configs {
+        if !found.iter().any(|qemu| qemu.binary == config.qemu.binary) {
+            found.push(config.qemu.clone());
+        }
+    }
+    if found.is_empty() {
+        found.push(QemuConfig::default());
+    }
+    found
+}
+
+/// What guests run under, for each choice and QEMU; what holds for all is said once.
+fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
+    let default = QemuConfig::default();
+    let mut asked: Vec<&QemuConfig> = Vec::new();
+    for qemu in configs.iter().map(|config| &config.qemu) {
+        if !asked.contains(&qemu) {
+            asked.push(qemu);
+        }
+    }
+    if asked.is_empty() {
+        asked.push(&default);
+    }
+    // The choice that wants most decides how bad a missing KVM is.
+    asked.sort_by_key(|qemu| match qemu.accel {
+        AccelChoice::Kvm => 0,
+        AccelChoice::Auto => 1,
+        AccelChoice::Tcg => 2,
+    });
+    let mut findings: Vec<Finding> = Vec::new();
+    for qemu in asked {
+        let binary = find_qemu(qemu).ok();
+        for finding in accel::look(qemu.accel, binary.as_deref(), home) {
+            let once = finding.id != "accel.choice";
+            if !(once && findings.iter().any(|other| other.id == finding.id)) {
+                findings.push(finding);
+            }
+        }
+    }
+    findings
+}
+
+fn host_findings(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
+    let mut findings = vec![room::memory()];
+    let wanted = configs
+        .iter()
+        .map(|config| config.broker.max_connections)
+        .max()
+        .unwrap_or(BrokerConfig::default().max_connections);
+    findings.extend(room::descriptors(wanted));
+    let Some(home) = home else {
+        return findings;
+    };
+    findings.extend(room::directory("disk.home", &images_dir(home), "images"));
+    let list = ImageOptions {
+        home: home.to_owned(),
+        action: ImageAction::List,
+        cancel: Cancel::new(),
+    };
+    if let Ok(ImageOutcome::List { images, .. }) = image(list, &mut Silent) {
+        findings.extend(images::cache(home, &images));
+    }
+    findings.extend(modes::of_home(home));
+    findings.extend(leftovers::registry(home, &workspace::list_workspaces(home)));
+    findings
+}
+
+fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding> {
+    let (ports_project, project, config) = match project {
+        DoctorProject::Broken(failure) => return vec![by_config::broken(failure)],
+        DoctorProject::Config(config) => (
+            PortsProject::from(config.as_ref()),
+            Project::from(config.as_ref()),
+            Some(config),
+        ),
+        DoctorProject::Record(record) => (PortsProject::from(record), Project::from(record), None),
+    };
+    let mut findings = Vec::new();
+    let state = project.state.clone();
+    findings.extend(room::directory("disk.state", state.dir(), "the disks of VMs"));
+    if let Some(config) = config {
+        findings.extend(by_config::config(config));
+        findings.extend(room::memory_for(config));
+        findings.extend(images::of_config(config, home));
+        findings.extend(by_config::security(config));
+    }
+    if let Some(home) = home {
+        let options = PortsOptions {
+            project: ports_project,
+            home: home.to_owned(),
+            active: false,
+        };
+        if let Ok(outcome) = ports(options, &mut Silent) {
+            findings.extend(by_config::ports(&outcome));
+        }
+    }
+    match read(project) {
+        Ok(snapshot) => findings.extend(leftovers::look(&snapshot, &assemble(&snapshot))),
+        Err(failure) => findings.push(unreadable(&failure)),
+    }
+    findings.extend(modes::of_state(&state));
+    findings
+}
+
+fn unreadable(failure: &Failure) -> Finding {
+    Finding::error(
+        "state.unreadable",
+        crate::core::doctor::Area::State,
+        failure.cause(),
+        failure
+            .next
+            .clone()
+            .unwrap_or_else(|| "look at that directory".to_owned()),
+    )
+}

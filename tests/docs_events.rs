@@ -121,6 +121,8 @@ fn bootstrap() -> Vec<Event> {
         payload_path: Some("/home/u/demo/bootstrap/payload".into()),
         payload_bytes: Some(20),
         handshake_timeout_secs: Some(240),
+        step_timeout_secs: Some(60),
+        apply_timeout_secs: Some(600),
         remote_dir: Some("/var/tmp/castra".into()),
         ssh: Some(BootstrapPlanSsh {
             user: "root".into(),

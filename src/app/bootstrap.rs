@@ -19,6 +19,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         cli: Some(up::own_binary()?),
         cancel: context.cancel_on_signals(),
     };
+    context.expect(&options.config, &options.vms);
     let outcome = match raw.plan && !context.json {
         true => bootstrap(options, &mut Silent)?,
         false => context.reporting(|reporter| bootstrap(options, reporter))?,

@@ -16,7 +16,6 @@ use castra::core::operations::bus::{
 use castra::core::reporter::wall_clock;
 
 use super::context::Context;
-use super::progress::PeopleReporter;
 use super::screen::Screen;
 use super::select::{self, Selected};
 use super::style::Style;
@@ -119,7 +118,7 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
         cli: Some(up::own_binary()?),
         cancel: context.end_on_signals(),
     };
-    let mut reporter = PeopleReporter::new(&context.screen, context.err_style, context.quiet);
+    let mut reporter = context.people_reporter();
     let mut printer = Printer::new(context);
     printer.subscription = Some(words.join(" "));
     let outcome = bus_subscribe(options, &mut printer, &mut reporter);
@@ -231,7 +230,7 @@ struct Printer<'c> {
 impl Printer<'_> {
     fn new(context: &mut Context) -> Printer<'_> {
         Printer {
-            screen: context.screen.clone(),
+            screen: context.screen,
             style: context.style,
             err_style: context.err_style,
             json: context.json,

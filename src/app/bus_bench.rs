@@ -4,7 +4,6 @@ use castra::core::failure::{Exit, Result};
 use castra::core::operations::bus::{BusBenchOptions, BusBenchOutcome, Measured, bus_bench};
 
 use super::context::Context;
-use super::progress::PeopleReporter;
 use super::{bus, up};
 use crate::cli::Raw;
 
@@ -25,7 +24,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         cancel: context.end_on_signals(),
     };
     context.say("measuring; Ctrl-C ends");
-    let mut reporter = PeopleReporter::new(&context.screen, context.err_style, context.quiet);
+    let mut reporter = context.people_reporter();
     let outcome = bus_bench(options, &mut reporter)?;
     drop(reporter);
     if context.json {

@@ -6,13 +6,15 @@
 use std::io;
 
 use castra::core::cancel::Cancel;
+use castra::core::config::Config;
 use castra::core::failure::{Exit, Failure, Result};
+use castra::core::name::VmName;
 use castra::core::reporter::Reporter;
 
 use super::failure;
 use super::interrupt::{cancel_on_signals, end_on_signals};
 use super::output::Output;
-use super::progress::{JsonReporter, PeopleReporter, Trace};
+use super::progress::{Expected, JsonReporter, PeopleReporter, Trace};
 use super::screen::Screen;
 use super::style::Style;
 use crate::cli::Raw;
@@ -31,6 +33,7 @@ pub struct Context {
     pub json: bool,
     /// `--quiet`.
     pub quiet: bool,
+    expected: Option<Expected>,
     trace: Trace,
 }
 
@@ -39,7 +42,8 @@ impl Context {
     pub fn new(raw: &Raw) -> Context {
         Context {
             out: Output::default(),
-            screen: Screen::default(),
+            screen: Screen,
+            expected: None,
             style: Style::decide(raw.color, &io::stdout()),
             err_style: Style::decide(raw.color, &io::stderr()),
             json: raw.json,
@@ -63,7 +67,7 @@ impl Context {
 
     /// Signals ask to stop from now on.
     pub fn cancel_on_signals(&self) -> Cancel {
-        cancel_on_signals(&self.screen)
+        cancel_on_signals(self.screen)
     }
 
     /// Signals end the looking on.
@@ -78,8 +82,24 @@ impl Context {
         if self.json {
             operation(&mut JsonReporter::new(&mut self.out, &mut self.trace))
         } else {
-            operation(&mut PeopleReporter::new(&self.screen, self.err_style, self.quiet))
+            operation(&mut self.people_reporter())
         }
+    }
+
+    /// Sentences on stderr, for the next operation.
+    pub fn people_reporter(&mut self) -> PeopleReporter {
+        PeopleReporter::new(self.screen, self.err_style, self.quiet, self.expected.take())
+    }
+
+    /// The VMs of a project that the next operation will work on; none: all that are declared.
+    pub fn expect(&mut self, config: &Config, vms: &[String]) {
+        let asked =
+            |vm: &VmName| vms.is_empty() || vms.iter().any(|asked| asked.eq_ignore_ascii_case(vm.as_str()));
+        let declared = config.vms.iter().map(|vm| &vm.name);
+        self.expected = Some(Expected {
+            vms: declared.filter(|vm| asked(vm)).cloned().collect(),
+            state: config.state.clone(),
+        });
     }
 
     /// The end of a command: shows a failure, empties stdout, says the exit code.

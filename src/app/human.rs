@@ -19,6 +19,14 @@ pub fn duration(ms: u64) -> String {
     }
 }
 
+/// `0 s`, `12 s`, `1 min 5 s`: for a line that is drawn again and again, where tenths can't be read.
+pub fn whole_secs(secs: u64) -> String {
+    match secs {
+        0..60 => format!("{secs} s"),
+        _ => duration(secs.saturating_mul(1000)),
+    }
+}
+
 fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
     if small == 0 {
         format!("{large} {large_unit}")
@@ -77,6 +85,9 @@ mod tests {
         ] {
             assert_eq!(duration(ms), text, "{ms}");
         }
+        assert_eq!(whole_secs(0), "0 s");
+        assert_eq!(whole_secs(9), "9 s");
+        assert_eq!(whole_secs(65), "1 min 5 s");
     }
 
     #[test]

@@ -2,16 +2,22 @@
 //!
 //! Here: turning signals into requests to stop. Not here: what stops, and how (`core`).
 
+use std::io;
+
 use castra::core::cancel::Cancel;
 use castra::core::host;
 use nix::sys::signal::{SigSet, Signal};
 
 use super::screen::Screen;
+use super::style::is_capable;
+use super::terminal;
 
 /// From now on the first signal asks to stop in order, the second to stop at once. Without
 /// handlers (the system refused) signals end castra as they end any program.
-pub fn cancel_on_signals(screen: &Screen) -> Cancel {
-    let screen = screen.clone();
+pub fn cancel_on_signals(screen: Screen) -> Cancel {
+    if is_capable(&io::stderr()) {
+        terminal::hold_signals();
+    }
     on_signals(move |requests| match requests {
         1 => screen.say("stopping in order; once more stops at once"),
         2 => screen.say("stopping at once"),

@@ -21,8 +21,10 @@ mod human;
 mod image;
 mod init;
 mod interrupt;
+mod live;
 mod logs;
 mod man;
+mod meter;
 mod output;
 mod ports;
 mod progress;
@@ -33,15 +35,20 @@ mod ssh;
 mod ssh_config;
 mod status;
 mod style;
+mod terminal;
 mod typed;
 mod up;
 mod vm_names;
+mod width;
 mod workspaces;
+
+use std::io::{self, Write};
 
 use castra::core::failure::{Exit, Result};
 
 use crate::cli::{self, Command, Raw, Refused};
 use context::Context;
+use screen::Screen;
 
 /// Runs one command line; what it returns is the exit code.
 pub fn run(parsed: Result<Raw, Refused>) -> u8 {
@@ -53,6 +60,25 @@ pub fn run(parsed: Result<Raw, Refused>) -> u8 {
             context.end(&raw, result)
         }
         Err(Refused { failure, raw }) => Context::new(&raw).end(&raw, Err(failure)),
+    }
+}
+
+/// A last word, also of a thread that was interrupted while speaking.
+pub fn say_if_free(text: &str) {
+    Screen.say_if_free(text);
+}
+
+/// Where log lines go: to stderr, above what changes there.
+pub struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Screen.say_if_free(String::from_utf8_lossy(bytes).trim_end_matches('\n'));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -1,29 +1,34 @@
 //! The reporters of the command line: sentences on stderr, or contract lines on stdout.
 //!
-//! Here: which events people are told, what each VM waits for meanwhile, and the NDJSON stream.
-//! Not here: the words (`sentence`), the terminal (`screen`).
+//! Here: which events people are told, and the NDJSON stream. Not here: the words (`sentence`), what
+//! goes on meanwhile (`live`), the terminal (`screen`).
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use castra::core::escape::escape_line;
 use castra::core::events::contract::Stamped;
 use castra::core::events::{
     BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
 };
+use castra::core::host;
+use castra::core::name::VmName;
+use castra::core::paths::{StateRoot, vm_file};
 use castra::core::reporter::Reporter;
 
-use super::human;
+use super::live::{Doing, NAME_COLUMN, bytes_of};
 use super::output::Output;
-use super::screen::{LiveLine, Screen};
+use super::screen::{LiveBlock, Screen};
 use super::sentence::{OWN, Sentence, sentence};
 use super::style::Style;
 
-/// Of a script's last line so much is shown beside its step.
-const HEARD_BYTES: usize = 40;
-/// Narrower names are padded to this, so that lines begin alike.
-const NAME_COLUMN: usize = 8;
+/// Between two looks at the consoles of guests that boot.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// As much of a console as is looked at for its last line.
+const CONSOLE_BYTES: u64 = 1024;
+/// Of a download that nobody watches a line is said at every tenth; without a known length, at
+/// every so many bytes.
+const LINE_EVERY: u64 = 64 << 20;
 
 /// Tells people, on stderr.
 pub struct PeopleReporter {
@@ -32,63 +37,165 @@ pub struct PeopleReporter {
     quiet: bool,
     column: usize,
     doing: Arc<Mutex<Doing>>,
-    /// Dropped with the reporter, which takes the line off the terminal.
-    live: Option<LiveLine>,
+    /// Dropped with the reporter, which takes the block off the terminal.
+    live: Option<LiveBlock>,
+    /// Why steps failed; the bootstrap then fails with the same words.
+    told: BTreeMap<VmName, String>,
+    /// How far what is counted in bytes was said to be.
+    said: u64,
 }
 
-/// What goes on right now, for the live line.
-#[derive(Default)]
-struct Doing {
-    general: Option<String>,
-    vms: BTreeMap<String, Task>,
-}
-
-/// What one VM does.
-struct Task {
-    what: String,
-    since: Instant,
-    /// The last that was heard of it: a line of its script, as a rule.
-    heard: Option<String>,
+/// What is known of a fleet before its events: the VMs in their order, and where their files are.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    /// Those that will be worked on.
+    pub vms: Vec<VmName>,
+    /// Of their project.
+    pub state: StateRoot,
 }
 
 impl PeopleReporter {
-    /// A reporter; on a terminal it has a live line as long as it lives.
-    pub fn new(screen: &Screen, style: Style, quiet: bool) -> PeopleReporter {
-        let doing = Arc::new(Mutex::new(Doing::default()));
-        let live = if quiet {
-            None
-        } else {
-            let doing = Arc::clone(&doing);
-            LiveLine::start(screen, move || {
-                live_text(&doing.lock().unwrap_or_else(PoisonError::into_inner))
-            })
+    /// A reporter; on a terminal it has a live block as long as it lives.
+    pub fn new(screen: Screen, style: Style, quiet: bool, expected: Option<Expected>) -> PeopleReporter {
+        let names = expected
+            .iter()
+            .flat_map(|expected| &expected.vms)
+            .map(VmName::to_string);
+        let doing = Arc::new(Mutex::new(Doing::expecting(names)));
+        let live = match quiet {
+            true => None,
+            false => {
+                let doing = Arc::clone(&doing);
+                let mut consoles = Consoles::new(expected.map(|expected| expected.state));
+                LiveBlock::start(move |size| {
+                    consoles.look(&doing);
+                    locked(&doing).lines(Instant::now(), size, style)
+                })
+            }
         };
         PeopleReporter {
-            screen: screen.clone(),
+            screen,
             style,
             quiet,
             column: NAME_COLUMN,
             doing,
             live,
+            told: BTreeMap::new(),
+            said: 0,
+        }
+    }
+
+    /// Whether this is the failure of a bootstrap whose step has just told why.
+    fn is_repeated(&mut self, event: &Event) -> bool {
+        match event {
+            Event::BootstrapStep {
+                vm,
+                status: BootstrapStepStatus::Failed,
+                detail: Some(why),
+                ..
+            } => {
+                self.told.insert(vm.clone(), why.clone());
+                false
+            }
+            Event::BootstrapFailed { vm, error, .. } => {
+                let told = self.told.remove(vm);
+                told.is_some_and(|why| why.contains(error.as_str()))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether this progress is worth a line of its own: nobody reads a download's every second in a
+    /// log.
+    fn is_far_enough(&mut self, event: &Event) -> bool {
+        let Event::Message { data, .. } = event else {
+            return true;
+        };
+        let (Some(bytes), total) = bytes_of(data.as_ref()) else {
+            return true;
+        };
+        let step = total.map_or(LINE_EVERY, |total| (total / 10).max(1));
+        if bytes < self.said {
+            self.said = 0;
+        }
+        let far = bytes / step > self.said / step;
+        if far {
+            self.said = bytes;
+        }
+        far
+    }
+}
+
+fn locked(doing: &Mutex<Doing>) -> MutexGuard<'_, Doing> {
+    doing.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Looks at the consoles of guests that boot, which say nothing otherwise.
+struct Consoles {
+    state: Option<StateRoot>,
+    looked: Option<Instant>,
+}
+
+impl Consoles {
+    fn new(state: Option<StateRoot>) -> Consoles {
+        Consoles { state, looked: None }
+    }
+
+    fn look(&mut self, doing: &Mutex<Doing>) {
+        let Some(state) = &self.state else { return };
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return;
+        }
+        self.looked = Some(Instant::now());
+        // Not under the lock: whoever reports an event waits for it.
+        let booting = locked(doing).booting();
+        for vm in booting {
+            let Ok(name) = vm.parse::<VmName>() else { continue };
+            let tail = host::tail_of(&state.vm(&name).file(vm_file::SERIAL_LOG), CONSOLE_BYTES);
+            if let Some(line) = last_line(&tail) {
+                locked(doing).note_console(&vm, &line, Instant::now());
+            }
         }
     }
 }
 
+/// The last line with anything to read, without the colours that boot messages have.
+fn last_line(console: &str) -> Option<String> {
+    let plain = without_sequences(console);
+    let mut lines = plain.split(['\n', '\r']).map(str::trim);
+    lines.rfind(|line| !line.is_empty()).map(str::to_owned)
+}
+
+/// Drops what moves the cursor or paints: `ESC [ … letter`.
+fn without_sequences(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        if c != '\x1b' {
+            plain.push(c);
+            continue;
+        }
+        if chars.next() == Some('[') {
+            chars.find(|c| ('@'..='~').contains(c));
+        }
+    }
+    plain
+}
+
 impl Reporter for PeopleReporter {
     fn report(&mut self, stamped: &Stamped) {
-        self.doing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .note(&stamped.event);
+        locked(&self.doing).note(&stamped.event, Instant::now());
         let sentence = sentence(&stamped.event);
         if self.quiet && sentence.severity < Severity::Warn {
             return;
         }
-        if !is_told(&stamped.event) {
+        if !is_told(&stamped.event) || self.is_repeated(&stamped.event) {
             return;
         }
-        // The live line shows progress, and the next overwrites it.
-        if sentence.severity == Severity::Progress && self.live.is_some() {
+        // The live block shows progress, and the next overwrites it.
+        if sentence.severity == Severity::Progress
+            && (self.live.is_some() || !self.is_far_enough(&stamped.event))
+        {
             return;
         }
         if let Some(vm) = sentence.vm {
@@ -171,103 +278,6 @@ fn is_told(event: &Event) -> bool {
                 ..
             }
     )
-}
-
-impl Doing {
-    fn note(&mut self, event: &Event) {
-        match event {
-            Event::Message {
-                severity: Severity::Progress,
-                text,
-                vm: None,
-                ..
-            } => self.general = Some(escape_line(text, 200)),
-            Event::Message {
-                severity: Severity::Progress,
-                text,
-                vm: Some(vm),
-                ..
-            } => {
-                if let Some(task) = self.vms.get_mut(vm.as_str()) {
-                    task.heard = Some(escape_line(text, HEARD_BYTES));
-                }
-            }
-            Event::OverlayPrepared { vm, .. } => self.set(vm.as_str(), "starts QEMU".to_owned()),
-            Event::VmLaunched { vm, .. } => self.end(vm.as_str()),
-            Event::BootstrapStarted { vm, .. } => {
-                self.set(vm.as_str(), BootstrapStepKind::WaitHandshake.as_str().to_owned());
-            }
-            Event::BootstrapStep {
-                vm,
-                step,
-                status: BootstrapStepStatus::Success | BootstrapStepStatus::Skipped,
-                ..
-            } => match step_after(*step) {
-                Some(next) => self.set(vm.as_str(), next.as_str().to_owned()),
-                None => self.end(vm.as_str()),
-            },
-            Event::BootstrapCompleted { vm, .. }
-            | Event::BootstrapFailed { vm, .. }
-            | Event::VmExited { vm, .. }
-            | Event::ShutdownComplete { vm, .. } => self.end(vm.as_str()),
-            Event::ShutdownRequested { vm, .. } => self.set(vm.as_str(), "shuts down".to_owned()),
-            Event::CooperativeAttempted { vm, timeout_ms, .. } => self.set(
-                vm.as_str(),
-                format!("powers off, at most {}", human::duration(*timeout_ms)),
-            ),
-            Event::Escalated {
-                vm,
-                signal,
-                timeout_ms,
-                ..
-            } => self.set(
-                vm.as_str(),
-                format!("ends after {signal}, at most {}", human::duration(*timeout_ms)),
-            ),
-            Event::CommandCompleted { .. } | Event::CommandFailed { .. } => self.general = None,
-            _ => {}
-        }
-    }
-
-    fn set(&mut self, vm: &str, what: String) {
-        let task = Task {
-            what,
-            since: Instant::now(),
-            heard: None,
-        };
-        self.vms.insert(vm.to_owned(), task);
-    }
-
-    fn end(&mut self, vm: &str) {
-        self.vms.remove(vm);
-    }
-}
-
-fn step_after(step: BootstrapStepKind) -> Option<BootstrapStepKind> {
-    let at = BootstrapStepKind::ALL.iter().position(|known| *known == step)?;
-    BootstrapStepKind::ALL.get(at + 1).copied()
-}
-
-fn live_text(doing: &Doing) -> String {
-    let parts: Vec<String> = doing
-        .vms
-        .iter()
-        .map(|(vm, task)| {
-            // Whole seconds: a line that changes ten times a second can't be read.
-            let secs = task.since.elapsed().as_secs();
-            let heard = task
-                .heard
-                .as_deref()
-                .map(|heard| format!(" ({heard})"))
-                .unwrap_or_default();
-            format!("{vm} {} {secs} s{heard}", task.what)
-        })
-        .collect();
-    match (parts.is_empty(), &doing.general) {
-        (false, _) => format!("… {}", parts.join(" · ")),
-        (true, Some(general)) => format!("… {general}"),
-        (true, None) => String::new(),
-    }
 }
 
 /// What the NDJSON stream has carried, for a refusal that must fit behind it.

@@ -1,154 +1,248 @@
-//! stderr: the conversation, and on a terminal the one line below it that changes.
+//! stderr: the conversation, and on a terminal the block of lines below it that changes.
 //!
-//! Here: who may write when, and the live line. All that castra says to people goes through one
-//! [`Screen`], so that the live line, the operation's threads and Ctrl-C don't write into each
-//! other. Not here: what is said (`progress`, `failure`).
+//! Here: who may write when, and the live block. All that castra says to people goes through
+//! [`Screen`], so that the block, the operation's threads, Ctrl-C, log lines and a panic don't write
+//! into each other. Not here: what is said (`progress`, `failure`), what the block shows (`live`).
+//!
+//! The cursor rests at the beginning of the line below the block: whatever ends castra, SIGKILL
+//! included, leaves the prompt a line of its own, and there is nothing to restore.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::style::is_capable;
+use super::terminal::{self, Size, Watch};
 
-/// How often the live line is drawn again.
-const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// Columns of a terminal that doesn't tell.
-const USUAL_COLUMNS: usize = 80;
-/// Its lines.
-const USUAL_ROWS: usize = 24;
+/// How often the block is looked at; it is drawn again only where it has changed.
+const REDRAW_EVERY: Duration = Duration::from_millis(125);
 
-/// stderr, shared by all who speak. Cloning shares it.
-#[derive(Clone, Debug, Default)]
-pub struct Screen(Arc<Mutex<State>>);
+/// A process has one stderr.
+static STATE: Mutex<State> = Mutex::new(State {
+    drawn: Vec::new(),
+    terminal: None,
+});
 
-#[derive(Debug, Default)]
+/// stderr, shared by all who speak.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Screen;
+
+#[derive(Debug)]
 struct State {
-    /// The live line as it stands on the terminal; empty: none.
-    drawn: String,
+    /// The block as it stands on the terminal.
+    drawn: Vec<Line>,
+    /// While there may be a block.
+    terminal: Option<Terminal>,
+}
+
+#[derive(Debug)]
+struct Terminal {
+    size: Size,
+    watch: Watch,
+}
+
+/// One line of the block.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// With its colours.
+    pub text: String,
+    /// Columns it takes.
+    pub width: usize,
 }
 
 impl Screen {
     /// One line, or several. A stderr that nobody reads is no reason to stop.
-    pub fn say(&self, text: &str) {
-        let mut state = self.lock();
-        let mut bytes = String::new();
-        if !state.drawn.is_empty() {
-            bytes.push_str("\r\x1b[K");
-        }
-        bytes.push_str(text);
-        bytes.push('\n');
-        bytes.push_str(&state.drawn);
-        write(&mut state, &bytes);
+    pub fn say(self, text: &str) {
+        lock().say(text);
     }
 
-    fn draw(&self, line: String) {
-        let mut state = self.lock();
-        if state.drawn == line {
-            return;
+    /// The same for one who may have been interrupted while speaking.
+    pub fn say_if_free(self, text: &str) {
+        match STATE.try_lock() {
+            Ok(mut state) => state.say(text),
+            Err(TryLockError::Poisoned(state)) => state.into_inner().say(text),
+            Err(TryLockError::WouldBlock) => write(&format!("{text}\n")),
         }
-        let bytes = format!("\r{line}\x1b[K");
-        write(&mut state, &bytes);
-        state.drawn = line;
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn write(_lock: &mut State, text: &str) {
+fn lock() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write(text: &str) {
     let mut stderr = io::stderr().lock();
     let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
 }
 
-/// The live line, drawn again and again by a thread until it is dropped.
+impl State {
+    fn say(&mut self, text: &str) {
+        self.catch_up();
+        let block = self.drawn.clone();
+        self.put(Some(text), block);
+    }
+
+    /// Shows `block` in place of what is there.
+    fn draw(&mut self, block: Vec<Line>) {
+        if self.terminal.is_none() || (block.is_empty() && self.drawn.is_empty()) {
+            return;
+        }
+        self.catch_up();
+        let block = if terminal::is_ours() { block } else { Vec::new() };
+        if block != self.drawn {
+            self.put(None, block);
+        }
+    }
+
+    /// Takes in what has happened to the terminal.
+    fn catch_up(&mut self) {
+        let Some(terminal) = &mut self.terminal else {
+            return;
+        };
+        let news = terminal.watch.news();
+        if news.resized {
+            terminal.size = terminal::size();
+        }
+        if news.resumed {
+            // The shell has written below the block, which stays there as it was.
+            self.drawn.clear();
+        }
+    }
+
+    /// The terminal's size; asked for once, and again when it changes.
+    fn size(&mut self) -> Size {
+        self.catch_up();
+        let terminal = self.terminal.get_or_insert_with(|| Terminal {
+            // First, so that nothing is missed.
+            watch: Watch::start(),
+            size: terminal::size(),
+        });
+        terminal.size
+    }
+
+    /// One write: up to the block's first line, what is to stand above it, the block.
+    fn put(&mut self, above: Option<&str>, block: Vec<Line>) {
+        let columns = self
+            .terminal
+            .as_ref()
+            .map_or(usize::MAX, |terminal| terminal.size.columns);
+        let bytes = repaint(&self.drawn, above, &block, columns);
+        self.drawn = block;
+        write(&bytes);
+    }
+}
+
+/// The bytes that turn one block into the next, with text above it.
+fn repaint(drawn: &[Line], above: Option<&str>, block: &[Line], columns: usize) -> String {
+    let mut bytes = String::new();
+    // A terminal that has become narrower shows a line in several rows.
+    let rows: usize = drawn
+        .iter()
+        .map(|line| line.width.div_ceil(columns.max(1)).max(1))
+        .sum();
+    let wrapped = rows > drawn.len();
+    if rows > 0 {
+        let _ = write!(bytes, "\r\x1b[{rows}A");
+    }
+    // Text of any length replaces the lines below it, so these go first.
+    let afresh = above.is_some() || wrapped;
+    if afresh && rows > 0 {
+        bytes.push_str("\x1b[J");
+    }
+    if let Some(text) = above {
+        bytes.push_str(text);
+        bytes.push('\n');
+    }
+    for (index, line) in block.iter().enumerate() {
+        // What stands there already isn't written again: nothing flickers.
+        if afresh || drawn.get(index) != Some(line) {
+            bytes.push_str(&line.text);
+            bytes.push_str("\x1b[K");
+        }
+        bytes.push_str("\r\n");
+    }
+    if !afresh && block.len() < drawn.len() {
+        bytes.push_str("\x1b[J");
+    }
+    bytes
+}
+
+/// The live block, looked at again and again by a thread until it is dropped.
 #[derive(Debug)]
-pub struct LiveLine {
+pub struct LiveBlock {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl LiveLine {
-    /// Shows what `text` says, if stderr is a terminal that can take a line back.
-    pub fn start(screen: &Screen, text: impl Fn() -> String + Send + 'static) -> Option<LiveLine> {
+impl LiveBlock {
+    /// Shows what `lines` says for a terminal of this size, if stderr is one that can take lines back.
+    pub fn start(mut lines: impl FnMut(Size) -> Vec<Line> + Send + 'static) -> Option<LiveBlock> {
         if !is_capable(&io::stderr()) {
             return None;
         }
-        let screen = screen.clone();
         let (stop, stopped) = mpsc::channel::<()>();
         let thread = thread::Builder::new()
-            .name("live line".to_owned())
+            .name("live block".to_owned())
             .spawn(move || {
-                let columns = columns();
                 while stopped.recv_timeout(REDRAW_EVERY) == Err(RecvTimeoutError::Timeout) {
-                    // One column stays free: some terminals wrap when the last one is written.
-                    screen.draw(text().chars().take(columns.saturating_sub(1)).collect());
+                    let size = lock().size();
+                    lock().draw(lines(size));
                 }
-                screen.draw(String::new());
             })
             .ok()?;
-        Some(LiveLine {
+        Some(LiveBlock {
             stop: Some(stop),
             thread: Some(thread),
         })
     }
 }
 
-impl Drop for LiveLine {
+impl Drop for LiveBlock {
     fn drop(&mut self) {
         self.stop = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        let mut state = lock();
+        state.draw(Vec::new());
+        state.terminal = None;
     }
 }
 
-/// A terminal's size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size {
-    /// Lines.
-    pub rows: usize,
-    /// Characters in a line.
-    pub columns: usize,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The terminal's width.
-pub fn columns() -> usize {
-    size().columns
-}
+    fn lines(texts: &[&str]) -> Vec<Line> {
+        let line = |text: &&str| Line {
+            text: (*text).to_owned(),
+            width: text.len(),
+        };
+        texts.iter().map(line).collect()
+    }
 
-/// The terminal's size. Asking the kernel takes unsafe code, so `stty` asks.
-pub fn size() -> Size {
-    // stty asks about its stdin; ours may be a pipe.
-    let terminal = io::stderr()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_or_else(|_| Stdio::null(), Stdio::from);
-    let asked = Command::new("stty")
-        .arg("size")
-        .stdin(terminal)
-        .stderr(Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .and_then(|output| String::from_utf8(output.stdout).ok())
-        .unwrap_or_default();
-    let mut asked = asked.split_whitespace().map(|number| number.parse().ok());
-    let from_environment = |name: &str| std::env::var(name).ok()?.trim().parse().ok();
-    let mut side = |name: &str, usual: usize| {
-        asked
-            .next()
-            .flatten()
-            .or_else(|| from_environment(name))
-            .filter(|count| *count > 0)
-            .unwrap_or(usual)
-    };
-    Size {
-        rows: side("LINES", USUAL_ROWS),
-        columns: side("COLUMNS", USUAL_COLUMNS),
+    #[test]
+    fn only_what_has_changed_is_written() {
+        for (drawn, above, block, bytes) in [
+            (&[][..], None, &["a", "b"][..], "a\x1b[K\r\nb\x1b[K\r\n"),
+            (&["a", "b"], None, &["a", "c"], "\r\x1b[2A\r\nc\x1b[K\r\n"),
+            (&["a", "b"], None, &["b"], "\r\x1b[2Ab\x1b[K\r\n\x1b[J"),
+            (&["a"], None, &[], "\r\x1b[1A\x1b[J"),
+            (&["a"], None, &["a", "b"], "\r\x1b[1A\r\nb\x1b[K\r\n"),
+            (&["a"], Some("told"), &["a"], "\r\x1b[1A\x1b[Jtold\na\x1b[K\r\n"),
+            (&[], Some("told"), &[], "told\n"),
+            // Ten columns were taken by a terminal that has four now.
+            (&["0123456789"], None, &["012"], "\r\x1b[3A\x1b[J012\x1b[K\r\n"),
+        ] {
+            let (old, new) = (lines(drawn), lines(block));
+            assert_eq!(
+                repaint(&old, above, &new, 4),
+                bytes,
+                "{drawn:?} {above:?} {block:?}"
+            );
+        }
     }
 }

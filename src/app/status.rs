@@ -21,7 +21,7 @@ use castra::core::status::{BrokerState, GuestState, StatusOutcome, VmState, VmSt
 
 use super::context::Context;
 use super::style::Style;
-use super::{human, screen, select};
+use super::{human, select, terminal};
 use crate::cli::Raw;
 
 /// Between two pictures of `--watch`, and how often scripts should ask (docs/STATUS.md).
@@ -37,7 +37,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         if context.json {
             answer.print_json(context);
         } else {
-            let size = io::stdout().is_terminal().then(screen::size);
+            let size = io::stdout().is_terminal().then(terminal::size);
             let look = Look {
                 width: size.map(|size| size.columns),
                 style: context.style,
@@ -153,7 +153,7 @@ fn render_all(projects: &[StatusOutcome], look: Look) -> String {
 
 /// One picture of `--watch` on a terminal: drawn over the last one without clearing it first, so
 /// that nothing flickers. Lines are cut where they would wrap, and those that don't fit counted.
-fn frame(text: &str, size: screen::Size) -> String {
+fn frame(text: &str, size: terminal::Size) -> String {
     const HOME: &str = "\x1b[H";
     const TO_LINE_END: &str = "\x1b[K\n";
     const REST: &str = "\x1b[J";

@@ -27,6 +27,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         launch_mode: VmLaunchMode::Daemonize,
         cancel: context.cancel_on_signals(),
     };
+    context.expect(&options.config, &options.vms);
     let outcome = match raw.plan && !context.json {
         // The plans are the result: they are printed below, in full.
         true => up(options, &mut Silent)?,

@@ -36,7 +36,7 @@ fn planned(stdout: &str) -> Vec<Value> {
         .collect()
 }
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 22] = [
     "vm",
     "mode",
     "action",
@@ -46,6 +46,8 @@ const FIELDS: [&str; 20] = [
     "payload_path",
     "payload_bytes",
     "handshake_timeout_secs",
+    "step_timeout_secs",
+    "apply_timeout_secs",
     "remote_dir",
     "ssh",
     "env_keys",

@@ -13,8 +13,8 @@ use castra::core::status::{
 use serde_json::{Value, json};
 
 use super::{Look, cut, frame, render, render_all, without_middle, wrap};
-use crate::app::screen::Size;
 use crate::app::style::Style;
+use crate::app::terminal::Size;
 use crate::cli::{self, ColorChoice, Command, HelpKind};
 
 const PIPE: Look = Look {

@@ -239,6 +239,10 @@ pub struct BootstrapPlan {
     pub payload_bytes: Option<u64>,
     /// Deadline of `wait-handshake`, seconds.
     pub handshake_timeout_secs: Option<u64>,
+    /// Deadline of every other step, seconds; of `transfer` as long as nothing moves.
+    pub step_timeout_secs: Option<u64>,
+    /// Deadline of `apply`, seconds.
+    pub apply_timeout_secs: Option<u64>,
     /// Where the guest keeps it.
     pub remote_dir: Option<String>,
     /// The resolved connection.

@@ -4,7 +4,7 @@
 //! after (`operations::start`), or what each of them does (`core::runtime`).
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::plan;
@@ -24,14 +24,11 @@ use crate::core::reporter::wall_clock;
 use crate::core::runtime::accel;
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::fault::LaunchError;
-use crate::core::runtime::launch;
+use crate::core::runtime::launch::{self, LAUNCH_DEADLINE};
 use crate::core::runtime::overlay::{self, OverlaySpec};
 use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 use crate::core::status::ending;
-
-/// QEMU answers within 60 ms on an idle machine (FACTS); this is for one under siege.
-const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
 
 /// A VM that was launched.
 pub(crate) struct Started<'s> {
@@ -225,7 +222,9 @@ impl Fleet<'_, '_> {
             role: vm.role.clone(),
             launch_id: identity.launch_id.clone(),
             phase: RunPhase::Starting,
-            launched_boottime_ms: identity.launched_boottime_ms,
+            // Not when its identity was given out: in a large fleet a VM waits long for its turn, and
+            // the guest's deadlines count from here.
+            launched_boottime_ms: host::boottime_ms(),
             launched_at: wall_clock(SystemTime::now()),
             boot_id: host::boot_id().to_owned(),
             accel: with.accel.accel,

@@ -28,6 +28,8 @@ use super::process::{clear_leftovers, qemu_pid, signal_qemu};
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
 
+/// How long QEMU may take to answer: 60 ms on an idle machine; this is for one under siege.
+pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
 /// As much of `qemu.log` as is read for a message.
 const LOG_TAIL: u64 = 4096;
 /// As much of `qmp.log` as is searched for a fault: events are some hundred bytes.

@@ -1,0 +1,545 @@
+//! What goes on right now, for the block below the conversation: one line per VM.
+//!
+//! Here: what events say about that, and the lines as they are to look. Not here: the terminal
+//! (`screen`), bars (`meter`), the sentences above the block (`sentence`).
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use castra::core::escape::escape_line;
+use castra::core::events::{
+    BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome,
+    Severity,
+};
+use castra::core::runtime::launch::LAUNCH_DEADLINE;
+use serde_json::Value;
+
+use super::human;
+use super::meter::Meter;
+use super::screen::Line;
+use super::sentence::OWN;
+use super::style::Style;
+use super::terminal::Size;
+use super::width;
+
+/// Of what was heard of a VM so much is kept.
+const EVIDENCE_BYTES: usize = 400;
+/// Narrower names are padded to this, so that lines begin alike.
+pub const NAME_COLUMN: usize = 8;
+/// A deadline nearer than this is worth a colour.
+const NEAR: Duration = Duration::from_secs(10);
+
+/// What goes on right now.
+#[derive(Debug, Default)]
+pub struct Doing {
+    /// What is done for all VMs; shown while no VM works.
+    general: Option<Work>,
+    vms: Vec<VmDoing>,
+}
+
+#[derive(Debug)]
+struct VmDoing {
+    vm: String,
+    state: State,
+    /// When its QEMU was launched, if this run did that.
+    launched: Option<Instant>,
+    limits: Limits,
+    /// The last that was heard of it: its console, a hand-shake, a line of its script.
+    evidence: Option<(Instant, String)>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// It will have its turn.
+    Waits,
+    Works(Work),
+    Done,
+}
+
+/// The deadlines of a bootstrap's steps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Limits {
+    handshake: Option<Duration>,
+    step: Option<Duration>,
+    apply: Option<Duration>,
+}
+
+/// One thing that takes its time.
+#[derive(Debug)]
+struct Work {
+    what: String,
+    waits_for: &'static str,
+    since: Instant,
+    until: Option<Instant>,
+    meter: Option<Meter>,
+}
+
+impl Work {
+    fn new(what: impl Into<String>, waits_for: &'static str, now: Instant, limit: Option<Duration>) -> Work {
+        Work {
+            what: what.into(),
+            waits_for,
+            since: now,
+            until: limit.map(|limit| now + limit),
+            meter: None,
+        }
+    }
+
+    fn count(&mut self, now: Instant, bytes: u64, total: Option<u64>) {
+        match &mut self.meter {
+            Some(meter) => meter.note(now, bytes, total),
+            meter => *meter = Some(Meter::new(now, bytes, total)),
+        }
+    }
+}
+
+impl Limits {
+    fn of(plan: &BootstrapPlan) -> Limits {
+        Limits {
+            handshake: plan.handshake_timeout_secs.map(Duration::from_secs),
+            step: plan.step_timeout_secs.map(Duration::from_secs),
+            apply: plan.apply_timeout_secs.map(Duration::from_secs),
+        }
+    }
+
+    fn step(&self, step: BootstrapStepKind, now: Instant) -> Work {
+        let (waits_for, limit) = match step {
+            BootstrapStepKind::WaitHandshake => ("a hand-shake or an SSH banner", self.handshake),
+            BootstrapStepKind::VizierInstall => ("SSH and the copy of Vizier", self.step),
+            BootstrapStepKind::VizierEnable => ("Vizier to start", self.step),
+            BootstrapStepKind::VizierHandshake => ("Vizier's hello", self.step),
+            BootstrapStepKind::Connect => ("a command over SSH", self.step),
+            BootstrapStepKind::Transfer => ("the guest to unpack", self.step),
+            BootstrapStepKind::Apply => ("the script", self.apply),
+            BootstrapStepKind::Verify => ("the verification", self.step),
+        };
+        Work::new(step.as_str(), waits_for, now, limit)
+    }
+}
+
+impl Doing {
+    /// These VMs will have their turn, in this order.
+    pub fn expecting(vms: impl IntoIterator<Item = String>) -> Doing {
+        Doing {
+            general: None,
+            vms: vms.into_iter().map(|vm| VmDoing::new(&vm)).collect(),
+        }
+    }
+
+    /// Takes in what happened.
+    pub fn note(&mut self, event: &Event, now: Instant) {
+        match event {
+            Event::Message {
+                severity: Severity::Progress,
+                text,
+                vm: None,
+                data,
+                ..
+            } => self.note_general(text, data.as_ref(), now),
+            Event::Message {
+                severity: Severity::Progress,
+                text,
+                vm: Some(vm),
+                // castra's own say how long it waits, which the line says anyway.
+                source: Some(_),
+                data,
+                ..
+            } => self.hear(vm.as_str(), text, data.as_ref(), now),
+            // It can't be brought up.
+            Event::Message {
+                severity: Severity::Error,
+                vm: Some(vm),
+                ..
+            } => self.vm(vm.as_str()).state = State::Done,
+            Event::OverlayPrepared { vm, .. } => {
+                let work = Work::new("launch", "QEMU to answer", now, Some(LAUNCH_DEADLINE));
+                self.begin(vm.as_str(), work);
+            }
+            Event::VmLaunched { vm, .. } => {
+                let doing = self.vm(vm.as_str());
+                doing.launched = Some(now);
+                doing.evidence = None;
+                doing.begin(Limits::default().step(BootstrapStepKind::WaitHandshake, now));
+            }
+            Event::BootstrapPlanned(plan) => self.note_plan(plan, now),
+            Event::BootstrapStep {
+                vm,
+                step,
+                status: BootstrapStepStatus::Success | BootstrapStepStatus::Skipped,
+                detail,
+                ..
+            } => self.note_step(vm.as_str(), *step, detail.as_deref(), now),
+            Event::BootstrapCompleted { vm, .. }
+            | Event::BootstrapFailed { vm, .. }
+            | Event::ShutdownComplete { vm, .. } => self.vm(vm.as_str()).state = State::Done,
+            Event::BrokerHandshake {
+                vm: Some(vm),
+                outcome: HandshakeOutcome::Ok,
+                ..
+            } => self.see(vm.as_str(), "shook hands", now),
+            Event::BrokerFreshness {
+                vm, reachable: true, ..
+            } => self.see(vm.as_str(), "reachable", now),
+            Event::ShutdownRequested { vm, .. } => {
+                self.begin(vm.as_str(), Work::new("shut down", "QMP", now, None));
+            }
+            Event::CooperativeAttempted { vm, timeout_ms, .. } => {
+                let limit = Duration::from_millis(*timeout_ms);
+                let work = Work::new("power off", "the guest to end", now, Some(limit));
+                self.begin(vm.as_str(), work);
+            }
+            Event::CooperativeTimedOut { vm, elapsed_ms, .. } => {
+                let text = format!("didn't power off in {}", human::duration(*elapsed_ms));
+                self.see(vm.as_str(), &text, now);
+            }
+            Event::Escalated {
+                vm,
+                signal,
+                timeout_ms,
+                ..
+            } => {
+                let limit = Duration::from_millis(*timeout_ms);
+                let work = Work::new(signal, "QEMU to end", now, Some(limit));
+                self.begin(vm.as_str(), work);
+            }
+            Event::CommandCompleted { source, .. } | Event::CommandFailed { source, .. } => {
+                self.general = None;
+                if source == OWN {
+                    self.vms.clear();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note_general(&mut self, text: &str, data: Option<&Value>, now: Instant) {
+        let (bytes, total) = bytes_of(data);
+        let label = data.and_then(|data| data["label"].as_str()).unwrap_or(text);
+        let what = escape_line(label, 200);
+        if self.general.as_ref().is_none_or(|work| work.what != what) {
+            self.general = Some(Work::new(what, "", now, None));
+        }
+        if let (Some(work), Some(bytes)) = (&mut self.general, bytes) {
+            work.count(now, bytes, total);
+        }
+    }
+
+    fn hear(&mut self, vm: &str, text: &str, data: Option<&Value>, now: Instant) {
+        let (bytes, total) = bytes_of(data);
+        match (bytes, &mut self.vm(vm).state) {
+            (Some(bytes), State::Works(work)) => work.count(now, bytes, total),
+            _ => self.see(vm, text, now),
+        }
+    }
+
+    fn note_plan(&mut self, plan: &BootstrapPlan, now: Instant) {
+        let doing = self.vm(plan.vm.as_str());
+        if plan.action != BootstrapPlanAction::Run {
+            doing.state = State::Done;
+            return;
+        }
+        doing.limits = Limits::of(plan);
+        // The first wait counts from the launch.
+        let since = doing.launched.unwrap_or(now);
+        doing.begin(doing.limits.step(BootstrapStepKind::WaitHandshake, since));
+    }
+
+    fn note_step(&mut self, vm: &str, step: BootstrapStepKind, detail: Option<&str>, now: Instant) {
+        if let (BootstrapStepKind::WaitHandshake, Some(life)) = (step, detail) {
+            self.see(vm, life, now);
+        }
+        let doing = self.vm(vm);
+        let next = BootstrapStepKind::ALL
+            .iter()
+            .skip_while(|known| **known != step)
+            .nth(1);
+        doing.state = match next {
+            Some(next) => State::Works(doing.limits.step(*next, now)),
+            None => State::Works(Work::new("end", "the connection to close", now, None)),
+        };
+    }
+
+    fn vm(&mut self, vm: &str) -> &mut VmDoing {
+        let index = self.vms.iter().position(|known| known.vm == vm);
+        let index = index.unwrap_or_else(|| {
+            // Threads tell of their VMs in any order; `web-2` stands before `web-10`.
+            let place = self
+                .vms
+                .iter()
+                .rposition(|known| by_number(&known.vm) <= by_number(vm));
+            let index = place.map_or(0, |place| place + 1);
+            self.vms.insert(index, VmDoing::new(vm));
+            index
+        });
+        &mut self.vms[index]
+    }
+
+    fn begin(&mut self, vm: &str, work: Work) {
+        self.vm(vm).begin(work);
+    }
+
+    fn see(&mut self, vm: &str, text: &str, now: Instant) {
+        // Tabs would move beyond what was counted.
+        let text = escape_line(text, EVIDENCE_BYTES).replace('\t', " ");
+        if !text.trim().is_empty() {
+            self.vm(vm).evidence = Some((now, text.trim().to_owned()));
+        }
+    }
+
+    /// The VMs of which nothing can be heard yet but what is on their consoles.
+    pub fn booting(&self) -> Vec<String> {
+        let first = BootstrapStepKind::WaitHandshake.as_str();
+        let boots = |vm: &&VmDoing| matches!(&vm.state, State::Works(work) if work.what == first);
+        self.vms.iter().filter(boots).map(|vm| vm.vm.clone()).collect()
+    }
+
+    /// The last line on the console of one that boots.
+    pub fn note_console(&mut self, vm: &str, line: &str, now: Instant) {
+        if self.vms.iter().any(|known| known.vm == vm) {
+            self.see(vm, line, now);
+        }
+    }
+
+    /// The block: at most one line less than the terminal has, none of them as wide as it.
+    pub fn lines(&self, now: Instant, size: Size, style: Style) -> Vec<Line> {
+        // Some terminals wrap as soon as the last column is written.
+        let columns = size.columns.saturating_sub(1);
+        let rows = size.rows.saturating_sub(1).max(1);
+        let (mut working, mut waiting) = (Vec::new(), Vec::new());
+        for vm in &self.vms {
+            match &vm.state {
+                State::Works(work) => working.push((vm, Some(work))),
+                State::Waits => waiting.push((vm, None)),
+                State::Done => {}
+            }
+        }
+        if working.is_empty() {
+            return self.general_line(now, columns, style).into_iter().collect();
+        }
+        let mut left_out = Vec::new();
+        if working.len() + waiting.len() <= rows {
+            working.append(&mut waiting);
+        } else {
+            left_out = working.split_off(working.len().min(rows - 1));
+            left_out.append(&mut waiting);
+        }
+        let shape = Shape::of(&working, now, columns);
+        let mut lines: Vec<Line> = working
+            .iter()
+            .map(|(vm, work)| vm.line(*work, &shape, now, style))
+            .collect();
+        if !left_out.is_empty() {
+            let mut line = LineBuilder::new(columns);
+            line.push(&more(&left_out), |text| style.faint(text));
+            lines.push(line.line);
+        }
+        lines
+    }
+
+    fn general_line(&self, now: Instant, columns: usize, style: Style) -> Option<Line> {
+        let work = self.general.as_ref()?;
+        let mut line = LineBuilder::new(columns);
+        let Some(meter) = &work.meter else {
+            let since = human::whole_secs(now.duration_since(work.since).as_secs());
+            let label = width::cut(&work.what, columns.saturating_sub(width::of(&since) + 2));
+            line.push(&label, str::to_owned);
+            line.gap(2);
+            line.push(&since, |text| style.faint(text));
+            return Some(line.line);
+        };
+        // The figures say more than the end of a long name.
+        let label = width::cut(&work.what, (columns / 2).max(NAME_COLUMN));
+        line.push(&label, str::to_owned);
+        line.gap(2);
+        let (text, taken) = meter.render(now, line.left(), style);
+        line.push_painted(&text, taken);
+        Some(line.line)
+    }
+}
+
+impl VmDoing {
+    fn new(vm: &str) -> VmDoing {
+        VmDoing {
+            vm: vm.to_owned(),
+            state: State::Waits,
+            launched: None,
+            limits: Limits::default(),
+            evidence: None,
+        }
+    }
+
+    fn begin(&mut self, work: Work) {
+        self.state = State::Works(work);
+    }
+
+    fn line(&self, work: Option<&Work>, shape: &Shape, now: Instant, style: Style) -> Line {
+        let mut line = LineBuilder::new(shape.columns);
+        let name = width::cut(&self.vm, shape.name);
+        line.push(&name, |text| style.strong(text));
+        line.gap(shape.name.saturating_sub(width::of(&name)) + 2);
+        let Some(work) = work else {
+            line.push("waits for its turn", |text| style.faint(text));
+            return line.line;
+        };
+        line.push(&work.what, str::to_owned);
+        line.gap(shape.what.saturating_sub(width::of(&work.what)) + 2);
+        let time = work.time(now);
+        let near = work
+            .left(now)
+            .is_some_and(|left| left <= NEAR && now.duration_since(work.since) > NEAR);
+        line.push(&time, |text| if near { style.odd(text) } else { text.to_owned() });
+        line.gap(shape.time.saturating_sub(width::of(&time)) + 2);
+        if let Some(meter) = &work.meter {
+            let (text, taken) = meter.render(now, line.left(), style);
+            line.push_painted(&text, taken);
+            return line.line;
+        }
+        let waits = format!("waits for {}", work.waits_for);
+        let waits = (waits.as_str(), true);
+        // What is newer says more; what doesn't fit any more is left out, for half of it is noise.
+        let parts = match &self.evidence {
+            Some((at, text)) if *at > work.since => [Some((text.as_str(), false)), Some(waits)],
+            Some((_, text)) => [Some(waits), Some((text.as_str(), false))],
+            None => [Some(waits), None],
+        };
+        for (index, (text, is_faint)) in parts.into_iter().flatten().enumerate() {
+            if index > 0 {
+                if line.left() < width::of(text) + 3 {
+                    break;
+                }
+                line.push(" · ", |dot| style.faint(dot));
+            }
+            line.push(text, |text| {
+                if is_faint {
+                    style.faint(text)
+                } else {
+                    text.to_owned()
+                }
+            });
+        }
+        line.line
+    }
+}
+
+impl Work {
+    /// How long it still may; of bytes that move, nothing.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        let mut until = self.until?;
+        if let Some(meter) = &self.meter {
+            // The limit holds for the time without progress.
+            until = meter.stalled_since(now)? + until.duration_since(self.since);
+        }
+        Some(until.saturating_duration_since(now))
+    }
+
+    fn time(&self, now: Instant) -> String {
+        let since = human::whole_secs(now.duration_since(self.since).as_secs());
+        match self.left(now) {
+            // Rounded up: at the deadline it is over.
+            Some(left) => format!(
+                "{since}, {} left",
+                human::whole_secs(left.as_millis().div_ceil(1000) as u64)
+            ),
+            None => since,
+        }
+    }
+}
+
+/// The columns that all lines share.
+struct Shape {
+    columns: usize,
+    name: usize,
+    what: usize,
+    time: usize,
+}
+
+impl Shape {
+    fn of(vms: &[(&VmDoing, Option<&Work>)], now: Instant, columns: usize) -> Shape {
+        let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
+        let works = || vms.iter().filter_map(|(_, work)| *work);
+        let name = widest(&mut vms.iter().map(|(vm, _)| width::of(&vm.vm)));
+        // A long name leaves room for what goes on.
+        let most = (columns / 3).max(NAME_COLUMN / 2);
+        Shape {
+            columns,
+            name: name.max(NAME_COLUMN).min(most),
+            what: widest(&mut works().map(|work| width::of(&work.what))),
+            time: widest(&mut works().map(|work| width::of(&work.time(now)))),
+        }
+    }
+}
+
+/// A name in two parts, its last number being one of them.
+fn by_number(vm: &str) -> (&str, Option<u64>) {
+    let role = vm.trim_end_matches(|c: char| c.is_ascii_digit());
+    (role, vm[role.len()..].parse().ok())
+}
+
+/// `and 29 more: 20 wait for their turn, 9 at wait-handshake`.
+fn more(left_out: &[(&VmDoing, Option<&Work>)]) -> String {
+    let mut waiting = 0;
+    let mut steps: BTreeMap<&str, usize> = BTreeMap::new();
+    for (_, work) in left_out {
+        match work {
+            Some(work) => *steps.entry(&work.what).or_default() += 1,
+            None => waiting += 1,
+        }
+    }
+    let mut parts: Vec<String> = steps
+        .iter()
+        .map(|(step, count)| format!("{count} at {step}"))
+        .collect();
+    match waiting {
+        0 => {}
+        1 => parts.push("1 waits for its turn".to_owned()),
+        _ => parts.push(format!("{waiting} wait for their turn")),
+    }
+    format!("and {} more: {}", left_out.len(), parts.join(", "))
+}
+
+/// What a progress message says of bytes: how many, of how many.
+pub fn bytes_of(data: Option<&Value>) -> (Option<u64>, Option<u64>) {
+    let Some(data) = data else {
+        return (None, None);
+    };
+    let bytes = data["bytes"].as_u64().or_else(|| data["sent_bytes"].as_u64());
+    (bytes, data["total_bytes"].as_u64())
+}
+
+/// A line that never gets wider than it may.
+struct LineBuilder {
+    line: Line,
+    columns: usize,
+}
+
+impl LineBuilder {
+    fn new(columns: usize) -> LineBuilder {
+        LineBuilder {
+            line: Line::default(),
+            columns,
+        }
+    }
+
+    fn left(&self) -> usize {
+        self.columns.saturating_sub(self.line.width)
+    }
+
+    fn push(&mut self, text: &str, paint: impl FnOnce(&str) -> String) {
+        let text = width::cut(text, self.left());
+        let taken = width::of(&text);
+        self.push_painted(&paint(&text), taken);
+    }
+
+    fn gap(&mut self, columns: usize) {
+        let columns = columns.min(self.left());
+        self.push_painted(&" ".repeat(columns), columns);
+    }
+
+    fn push_painted(&mut self, text: &str, taken: usize) {
+        self.line.text.push_str(text);
+        self.line.width += taken;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,386 @@
+//! What the block shows, without a terminal.
+
+#![allow(clippy::unwrap_used)]
+
+use castra::core::events::{Accel, BootstrapMode, BootstrapStatus, BootstrapTrigger};
+use castra::core::name::VmName;
+use serde_json::json;
+
+use super::*;
+
+/// A [`Doing`] and a clock that moves only when told.
+struct Script {
+    doing: Doing,
+    began: Instant,
+}
+
+fn vm(name: &str) -> VmName {
+    name.parse().unwrap()
+}
+
+impl Script {
+    fn new(vms: &[&str]) -> Script {
+        Script {
+            doing: Doing::expecting(vms.iter().map(|vm| (*vm).to_owned())),
+            began: Instant::now(),
+        }
+    }
+
+    fn at(&self, secs: u64) -> Instant {
+        self.began + Duration::from_secs(secs)
+    }
+
+    fn note(&mut self, secs: u64, event: Event) {
+        let now = self.at(secs);
+        self.doing.note(&event, now);
+    }
+
+    fn shows(&self, secs: u64, rows: usize, columns: usize, expected: &[&str]) {
+        let size = Size { rows, columns };
+        let lines = self.doing.lines(self.at(secs), size, Style::PLAIN);
+        for line in &lines {
+            assert_eq!(line.width, width::of(&line.text), "{line:?}");
+            assert!(line.width < columns, "{line:?}");
+        }
+        assert!(lines.len() < rows.max(2));
+        let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+        assert_eq!(texts, expected);
+    }
+
+    fn launch(&mut self, secs: u64, name: &str) {
+        self.note(secs, prepared(name));
+        self.note(secs, launched(name));
+        self.note(secs + 1, planned(name, BootstrapPlanAction::Run));
+    }
+
+    fn step(&mut self, secs: u64, name: &str, step: BootstrapStepKind, detail: &str) {
+        self.note(
+            secs,
+            Event::BootstrapStep {
+                vm: vm(name),
+                step,
+                status: BootstrapStepStatus::Success,
+                duration_ms: 1,
+                detail: Some(detail.to_owned()),
+            },
+        );
+    }
+
+    fn script_says(&mut self, secs: u64, name: &str, text: &str, data: Option<Value>) {
+        let mut event = Event::message(Severity::Progress, Some(&vm(name)), text);
+        if let Event::Message {
+            source, data: slot, ..
+        } = &mut event
+        {
+            *source = Some("bootstrap".to_owned());
+            *slot = data;
+        }
+        self.note(secs, event);
+    }
+}
+
+fn prepared(name: &str) -> Event {
+    Event::OverlayPrepared {
+        vm: vm(name),
+        path: "disk.qcow2".into(),
+        base: None,
+        reused: false,
+        elapsed_ms: 3,
+    }
+}
+
+fn launched(name: &str) -> Event {
+    Event::VmLaunched {
+        vm: vm(name),
+        pid: 7,
+        accel: Accel::Tcg,
+        accel_reason: "no /dev/kvm".into(),
+        elapsed_ms: 60,
+    }
+}
+
+fn planned(name: &str, action: BootstrapPlanAction) -> Event {
+    Event::BootstrapPlanned(Box::new(BootstrapPlan {
+        vm: vm(name),
+        mode: BootstrapMode::Auto,
+        action,
+        reason: String::new(),
+        trigger: Some(BootstrapTrigger::Auto),
+        script_path: None,
+        payload_path: None,
+        payload_bytes: None,
+        handshake_timeout_secs: Some(60),
+        step_timeout_secs: Some(30),
+        apply_timeout_secs: Some(600),
+        remote_dir: None,
+        ssh: None,
+        env_keys: Vec::new(),
+        verify: None,
+        artifact_hash: None,
+        metadata_path: None,
+        warnings: Vec::new(),
+        vizier_status: None,
+        vizier_log_path: None,
+        vizier_remediation: None,
+    }))
+}
+
+#[test]
+fn a_line_for_each_vm_through_all_of_up() {
+    let mut script = Script::new(&["web-0", "database"]);
+    script.shows(0, 24, 80, &[]);
+    script.note(0, Event::message(Severity::Progress, None, "trying KVM"));
+    script.shows(2, 24, 80, &["trying KVM  2 s"]);
+    script.note(2, prepared("web-0"));
+    script.shows(
+        3,
+        24,
+        80,
+        &[
+            "web-0     launch  1 s, 59 s left  waits for QEMU to answer",
+            "database  waits for its turn",
+        ],
+    );
+    script.note(3, launched("web-0"));
+    script.note(4, planned("web-0", BootstrapPlanAction::Run));
+    let later = script.at(4);
+    script
+        .doing
+        .note_console("web-0", "Run /init as init process", later);
+    assert_eq!(script.doing.booting(), ["web-0"]);
+    script.launch(5, "database");
+    script.shows(
+        8,
+        24,
+        80,
+        &[
+            // The limit counts from the launch.
+            "web-0     wait-handshake  5 s, 55 s left  Run /init as init process",
+            "database  wait-handshake  3 s, 57 s left  waits for a hand-shake or an SSH ban…",
+        ],
+    );
+    script.step(9, "web-0", BootstrapStepKind::WaitHandshake, "hand-shake");
+    for step in &BootstrapStepKind::ALL[1..6] {
+        script.step(10, "web-0", *step, "done");
+    }
+    script.shows(
+        12,
+        24,
+        80,
+        &[
+            "web-0     apply           2 s, 9 min 58 s left  waits for the script",
+            "database  wait-handshake  7 s, 53 s left        waits for a hand-shake or an S…",
+        ],
+    );
+    script.script_says(12, "web-0", "Get:3\thttp://deb.example/日本", None);
+    script.note(13, planned("database", BootstrapPlanAction::Skip));
+    script.shows(
+        13,
+        24,
+        60,
+        &["web-0     apply  3 s, 9 min 57 s left  Get:3 http://deb.ex…"],
+    );
+    let completed = Event::BootstrapCompleted {
+        vm: vm("web-0"),
+        status: BootstrapStatus::Success,
+        duration_ms: 9,
+        stamp: None,
+    };
+    script.note(14, completed);
+    script.shows(14, 24, 80, &["trying KVM  14 s"]);
+    script.note(
+        14,
+        Event::CommandCompleted {
+            command: "up".into(),
+            detail: None,
+            duration_ms: None,
+            exit_status: Some(0),
+            source: OWN.into(),
+            thread: None,
+            turn: None,
+        },
+    );
+    script.shows(14, 24, 80, &[]);
+}
+
+#[test]
+fn the_way_down() {
+    let mut script = Script::new(&[]);
+    let web = || vm("web");
+    script.note(0, Event::ShutdownRequested { vm: web(), pid: 7 });
+    script.shows(0, 24, 80, &["web       shut down  0 s  waits for QMP"]);
+    let method = || "qmp-system-powerdown".to_owned();
+    script.note(
+        0,
+        Event::CooperativeAttempted {
+            vm: web(),
+            method: method(),
+            timeout_ms: 20_000,
+        },
+    );
+    script.shows(
+        15,
+        24,
+        80,
+        &["web       power off  15 s, 5 s left  waits for the guest to end"],
+    );
+    script.note(
+        20,
+        Event::CooperativeTimedOut {
+            vm: web(),
+            method: method(),
+            elapsed_ms: 20_000,
+            detail: None,
+        },
+    );
+    script.note(
+        20,
+        Event::Escalated {
+            vm: web(),
+            pid: 7,
+            signal: "SIGTERM".into(),
+            timeout_ms: 5_000,
+        },
+    );
+    script.shows(
+        21,
+        24,
+        100,
+        &["web       SIGTERM  1 s, 4 s left  waits for QEMU to end · didn't power off in 20 s"],
+    );
+    script.note(
+        22,
+        Event::ShutdownComplete {
+            vm: web(),
+            outcome: "terminated".into(),
+            elapsed_ms: 22_000,
+            changed: true,
+        },
+    );
+    script.shows(22, 24, 80, &[]);
+}
+
+#[test]
+fn a_fleet_taller_than_the_terminal() {
+    let names: Vec<String> = (0..40).map(|number| format!("web-{number}")).collect();
+    let borrowed: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut script = Script::new(&borrowed);
+    for name in &borrowed[..3] {
+        script.launch(0, name);
+    }
+    script.note(1, prepared("web-3"));
+    script.shows(
+        2,
+        6,
+        60,
+        &[
+            "web-0     wait-handshake  2 s, 58 s left  waits for a hand…",
+            "web-1     wait-handshake  2 s, 58 s left  waits for a hand…",
+            "web-2     wait-handshake  2 s, 58 s left  waits for a hand…",
+            "web-3     launch          1 s, 59 s left  waits for QEMU t…",
+            "and 36 more: 36 wait for their turn",
+        ],
+    );
+    script.shows(
+        2,
+        3,
+        60,
+        &[
+            "web-0     wait-handshake  2 s, 58 s left  waits for a hand…",
+            "and 39 more: 1 at launch, 2 at wait-handshake, 36 wait for…",
+        ],
+    );
+    // A terminal of one line or two has no room for more than this.
+    script.shows(
+        2,
+        2,
+        60,
+        &["and 40 more: 1 at launch, 3 at wait-handshake, 36 wait for…"],
+    );
+    script.shows(
+        2,
+        1,
+        60,
+        &["and 40 more: 1 at launch, 3 at wait-handshake, 36 wait for…"],
+    );
+    // Those that can't be brought up make room.
+    script.note(
+        3,
+        Event::message(Severity::Error, Some(&vm("web-1")), "no memory"),
+    );
+    let size = Size { rows: 4, columns: 60 };
+    let lines = script.doing.lines(script.at(3), size, Style::PLAIN);
+    assert!(lines[1].text.starts_with("web-2 "), "{lines:?}");
+}
+
+#[test]
+fn vms_that_nobody_announced_are_in_order() {
+    let mut script = Script::new(&[]);
+    for name in ["web-10", "db", "web-2", "web-1", "web"] {
+        script.note(0, Event::ShutdownRequested { vm: vm(name), pid: 7 });
+    }
+    let names: Vec<&str> = script.doing.vms.iter().map(|vm| vm.vm.as_str()).collect();
+    assert_eq!(names, ["db", "web", "web-1", "web-2", "web-10"]);
+}
+
+#[test]
+fn narrow_terminals() {
+    let mut script = Script::new(&["a-very-long-name-of-a-vm", "b"]);
+    script.launch(0, "a-very-long-name-of-a-vm");
+    for (columns, lines) in [
+        (
+            40,
+            [
+                "a-very-long-…  wait-handshake  2 s, 58…",
+                "b              waits for its turn",
+            ],
+        ),
+        (20, ["a-ver…  wait-hands…", "b       waits for …"]),
+        (10, ["a-v…  wa…", "b     wa…"]),
+        (2, ["…", "b"]),
+    ] {
+        script.shows(2, 24, columns, &lines);
+    }
+}
+
+#[test]
+fn bytes_have_a_bar() {
+    const MIB: u64 = 1 << 20;
+    let mut script = Script::new(&["web"]);
+    let fetching = |bytes: u64| {
+        let mut event = Event::message(Severity::Progress, None, format!("fetching it: {bytes}"));
+        if let Event::Message { data, .. } = &mut event {
+            *data = Some(json!({"bytes": bytes, "total_bytes": 100 * MIB, "label": "fetching debian.qcow2"}));
+        }
+        event
+    };
+    script.note(1, fetching(10 * MIB));
+    script.note(3, fetching(50 * MIB));
+    script.shows(
+        3,
+        24,
+        80,
+        &["fetching debian.qcow2  █████████░░░░░░░░░ 50 MiB of 100 MiB, 20 MiB/s, 2 s left"],
+    );
+    script.launch(4, "web");
+    for step in &BootstrapStepKind::ALL[..5] {
+        script.step(6, "web", *step, "done");
+    }
+    let sent = |mib: u64| Some(json!({"sent_bytes": mib * MIB, "total_bytes": 40 * MIB}));
+    script.script_says(8, "web", "5 of 40", sent(5));
+    script.script_says(9, "web", "10 of 40", sent(10));
+    script.shows(
+        9,
+        24,
+        80,
+        &["web       transfer  3 s  ████░░░░░░░░░░░░░░ 10 MiB of 40 MiB, 5 MiB/s, 6 s left"],
+    );
+    // What no longer moves has a deadline: 30 s from the last byte.
+    script.script_says(14, "web", "10 of 40", sent(10));
+    script.shows(
+        15,
+        24,
+        80,
+        &["web       transfer  9 s, 24 s left  10 MiB of 40 MiB, nothing more for 6 s"],
+    );
+}

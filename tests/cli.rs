@@ -20,6 +20,7 @@ const COMMANDS: &[&[&str]] = &[
     &["init"],
     &["up"],
     &["down"],
+    &["restart"],
     &["bootstrap"],
     &["ssh"],
     &["exec"],

@@ -45,7 +45,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(outcome.exit)
 }
 
-fn deadlines(raw: &Raw, config: LifecycleConfig) -> LifecycleConfig {
+/// The ladder's deadlines: as typed, else as the config says.
+pub fn deadlines(raw: &Raw, config: LifecycleConfig) -> LifecycleConfig {
     LifecycleConfig {
         graceful_shutdown_wait: raw.graceful_wait.unwrap_or(config.graceful_shutdown_wait),
         sigterm_wait: raw.sigterm_wait.unwrap_or(config.sigterm_wait),

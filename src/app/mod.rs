@@ -28,6 +28,7 @@ mod meter;
 mod output;
 mod ports;
 mod progress;
+mod restart;
 mod screen;
 mod select;
 mod sentence;
@@ -107,6 +108,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Status => status::run(context, raw),
         Command::Bootstrap => bootstrap::run(context, raw),
         Command::Down => down::run(context, raw),
+        Command::Restart => restart::run(context, raw),
         Command::Up => up::run(context, raw),
         Command::Events => events::run(context, raw),
         Command::HarnessRun => harness::run(context, raw),

@@ -11,7 +11,7 @@ use castra::core::reporter::Silent;
 use castra::core::runtime::plan::VmLaunchMode;
 
 use super::context::Context;
-use super::{human, select, typed};
+use super::{failure, human, select, typed};
 use crate::cli::Raw;
 
 /// Brings VMs up.
@@ -21,6 +21,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         home: select::home()?,
         vms: typed::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
+        force: raw.force,
         plan: raw.plan,
         broker_only: raw.broker_only,
         cli: Some(own_binary()?),
@@ -54,6 +55,9 @@ fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
             let line = format!("{error} {conflict}\n  {next} {}", conflict.advice());
             context.screen.say(&line);
         }
+        if let Some(short) = &outcome.shortage {
+            context.screen.say(&failure::render(short, context.err_style));
+        }
         return;
     }
     if context.quiet {
@@ -71,15 +75,26 @@ fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
         context.say("next: `castra status`; `castra down` stops it");
         return;
     }
-    let well = outcome.vms.iter().filter(|vm| vm.error.is_none()).count();
-    let port = port.map(|port| format!(", {port}")).unwrap_or_default();
-    context.out.line(match outcome.vms.len() {
-        all if all == well => format!("{} up{port}, in {took}", human::plural(well, "VM")),
-        all => format!("{well} of {} ready{port}, in {took}", human::plural(all, "VM")),
-    });
-    show_vms(context, &outcome.vms);
-    context.out.flush();
+    show_outcome(context, &outcome.vms, "up", &port.unwrap_or_default(), &took);
     next(context, &outcome.vms, outcome.exit);
+}
+
+/// How the fleet fares: all, some or none of it, then each VM.
+pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str, took: &str) {
+    let well = vms.iter().filter(|vm| vm.error.is_none()).count();
+    let all = human::plural(vms.len(), "VM");
+    let fleet = match well {
+        well if well == vms.len() => format!("{all} {done}"),
+        0 => format!("none of {all} {done}"),
+        well => format!("{well} of {all} {done}"),
+    };
+    let port = match port {
+        "" => String::new(),
+        port => format!(", {port}"),
+    };
+    context.out.line(format!("{fleet}{port}, in {took}"));
+    show_vms(context, vms);
+    context.out.flush();
 }
 
 /// One line per VM: what is now true of it.
@@ -96,7 +111,11 @@ pub fn show_vms(context: &mut Context, vms: &[VmUp]) {
 }
 
 fn well(vm: &VmUp) -> String {
-    let mut facts = vec![if vm.started { "started" } else { "ran already" }.to_owned()];
+    let mut facts = vec![match (&vm.stopped, vm.started) {
+        (Some(how), true) => format!("restarted ({how})"),
+        (None, true) => "started".to_owned(),
+        (_, false) => "ran already".to_owned(),
+    }];
     if let Some(bootstrap) = &vm.bootstrap {
         facts.push(match (bootstrap.status.as_str(), bootstrap.noop) {
             ("success", true) => "bootstrapped, nothing to change".to_owned(),

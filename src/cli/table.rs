@@ -18,6 +18,7 @@ pub enum Command {
     Init,
     Up,
     Down,
+    Restart,
     Clean,
     Bootstrap,
     Status,
@@ -334,6 +335,26 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra down",
             "castra down web-0 --graceful-wait-secs 60",
             "castra down --discard",
+        ],
+    },
+    CommandRow {
+        command: Command::Restart,
+        words: "restart",
+        section: Section::Fleet,
+        operands: &[VMS],
+        brief: "shut VMs down and start them again, with their disks",
+        manual: "Shuts down the VMs of the project, or the named ones, as `castra down` does, and starts and \
+                 bootstraps them as `castra up` does, by what castra.toml says now; those that don't run are just \
+                 started. Each keeps the disk it has, `persist` or not, as a machine does that is switched off and \
+                 on; with --discard it begins with a fresh one. The broker runs on, with its port. A bootstrap \
+                 under way ends as failed.\n\n\
+                 What can be found wrong without stopping anything is: then all VMs stay as they are. One that \
+                 fails keeps no other from restarting; the exit code is 1 if any did. After Ctrl-C no further \
+                 VM is stopped, and one that is being stopped isn't started again.",
+        examples: &[
+            "castra restart",
+            "castra restart web-0 --bootstrap always",
+            "castra restart db --discard",
         ],
     },
     CommandRow {

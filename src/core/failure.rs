@@ -24,7 +24,7 @@ pub enum Exit {
     Config,
     /// No config or workspace was found.
     NoInput,
-    /// A needed host tool is missing.
+    /// A needed host tool is missing, or the host is too small for what is asked.
     Unavailable,
     /// A fault of castra itself.
     Internal,
@@ -32,7 +32,7 @@ pub enum Exit {
     CantCreate,
     /// Input or output failed.
     Io,
-    /// Somebody else holds the lock or the port; try again.
+    /// Somebody else has the lock, the port or the memory; try again.
     Busy,
     /// Ended by Ctrl-C or SIGTERM.
     Interrupted,
@@ -95,11 +95,11 @@ impl Exit {
             Exit::Usage => "wrong usage",
             Exit::Config => "the config is invalid",
             Exit::NoInput => "no config or workspace was found",
-            Exit::Unavailable => "a needed host tool is missing",
+            Exit::Unavailable => "a needed host tool is missing, or the host is too small",
             Exit::Internal => "internal error",
             Exit::CantCreate => "a file can't be created",
             Exit::Io => "input or output failed",
-            Exit::Busy => "busy, somebody else holds the lock or the port: try again",
+            Exit::Busy => "busy, somebody else has the lock, the port or the memory: try again",
             Exit::Interrupted => "interrupted",
         }
     }

@@ -18,6 +18,9 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
+mod memory;
+pub use memory::{Memory, memory, memory_available};
+
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
 /// compare with each other. A change of the wall clock doesn't bend it.
 pub fn boottime() -> Duration {
@@ -430,14 +433,6 @@ pub fn cpu_time(pid: u32) -> Option<Duration> {
 /// Cores this process may run on.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
-}
-
-/// Memory the kernel believes could be given to new processes without swapping, in bytes.
-pub fn memory_available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Transport of a socket.

@@ -104,7 +104,7 @@ pub struct BootstrapRecord {
     pub duration_ms: Option<u64>,
 }
 
-/// `vms/<vm>/stop.json`: somebody asked this launch to stop. Written by `down` alone.
+/// `vms/<vm>/stop.json`: somebody asked this launch to stop. Written by `down` and `restart` alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRecord {
     /// The launch it is about.

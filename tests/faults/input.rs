@@ -306,3 +306,31 @@ fn a_state_path_of_300_bytes_works() {
     project.assert_no_process();
     assert!(!root.join("overlays/web.qcow2").exists());
 }
+
+#[test]
+fn a_fleet_beyond_the_hosts_memory_is_refused_unless_forced() {
+    let project = Project::new("memory", ONE);
+    let huge = format!("{ONE}[[vms]]\nname = \"huge\"\nkernel = \"vmlinuz\"\nmemory = \"64 TiB\"\n");
+    project.config(&huge);
+    for command in ["up", "restart"] {
+        project
+            .refused(69, &[command])
+            .alone()
+            .tells(&["2 VMs", "are available", "are missing"])
+            .advises("castra up web");
+    }
+    let plan = project.run(&["up", "--plan"]).exits(1);
+    assert!(plan.stderr.contains("too little memory"), "{plan:?}");
+    assert!(!project.state("").exists());
+    // The rest of the fleet needs no more than there is.
+    project.run(&["up", "web"]).exits(0);
+    let forced = project.run(&["up", "--force"]).exits(0);
+    assert!(
+        forced.stderr.contains("--force") && forced.stderr.contains("vm `huge`"),
+        "{forced:?}"
+    );
+    project.pid("huge");
+    // What runs is in its place already.
+    project.run(&["restart", "huge"]).exits(0);
+    project.down();
+}

@@ -9,5 +9,6 @@ mod launching;
 mod leftovers;
 mod project;
 mod racing;
+mod restarting;
 #[path = "../support/mod.rs"]
 mod support;

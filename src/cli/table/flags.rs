@@ -16,8 +16,9 @@ const LONGEST_WAIT_SECS: u64 = 86_400;
 /// Longest time an agent may be given: more is a typing mistake.
 const LONGEST_TIME: Duration = Duration::from_secs(30 * 86_400);
 
-const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
-const DOWN: Scope = Scope::Only(&[Command::Down]);
+const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Restart, Command::Bootstrap]);
+const PLANNING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
+const STOPPING: Scope = Scope::Only(&[Command::Down, Command::Restart]);
 const UP: Scope = Scope::Only(&[Command::Up]);
 const STATUS: Scope = Scope::Only(&[Command::Status]);
 const CLEAN: Scope = Scope::Only(&[Command::Clean]);
@@ -133,9 +134,17 @@ pub const FLAGS: &[Flag] = &[
         long: "force",
         short: None,
         value: None,
-        scope: Scope::Only(&[Command::Init, Command::ImageBuild, Command::Clean]),
-        brief: "replace what is there; clean: remove persistent disks too",
-        manual: "What guests with `persist = true` have written is lost with their disks.",
+        scope: Scope::Only(&[
+            Command::Init,
+            Command::Up,
+            Command::Restart,
+            Command::ImageBuild,
+            Command::Clean,
+        ]),
+        brief: "do what is refused without it",
+        manual: "`init` and `image build` replace what is there. `up` and `restart` start VMs on a host with too little \
+                 memory, which may swap then or end one. `clean` removes persistent disks too: what guests with \
+                 `persist = true` have written is lost.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.force = true;
@@ -203,7 +212,7 @@ pub const FLAGS: &[Flag] = &[
         long: "plan",
         short: None,
         value: None,
-        scope: BOOTSTRAPPING,
+        scope: PLANNING,
         brief: "show what would be done, and change nothing",
         manual: "Checks all that `up` checks and prints each VM's bootstrap plan.",
         complete: Complete::Nothing,
@@ -230,7 +239,7 @@ pub const FLAGS: &[Flag] = &[
         long: "graceful-wait-secs",
         short: None,
         value: Some("SECS"),
-        scope: DOWN,
+        scope: STOPPING,
         brief: "how long a guest may take to power off",
         manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. With 0 it is asked, but not waited for.",
         complete: Complete::Nothing,
@@ -243,7 +252,7 @@ pub const FLAGS: &[Flag] = &[
         long: "sigterm-wait-secs",
         short: None,
         value: Some("SECS"),
-        scope: DOWN,
+        scope: STOPPING,
         brief: "how long QEMU may take after SIGTERM",
         manual: "Default: [lifecycle].sigterm_wait_secs, 10 unless set.",
         complete: Complete::Nothing,
@@ -256,7 +265,7 @@ pub const FLAGS: &[Flag] = &[
         long: "sigkill-wait-secs",
         short: None,
         value: Some("SECS"),
-        scope: DOWN,
+        scope: STOPPING,
         brief: "how long QEMU may take after SIGKILL",
         manual: "Default: [lifecycle].sigkill_wait_secs, 5 unless set.",
         complete: Complete::Nothing,
@@ -269,9 +278,9 @@ pub const FLAGS: &[Flag] = &[
         long: "discard",
         short: None,
         value: None,
-        scope: DOWN,
-        brief: "discard persistent overlays too",
-        manual: "What guests with `persist = true` have written is lost.",
+        scope: STOPPING,
+        brief: "discard persistent disks too; restart: begin with fresh ones",
+        manual: "What guests have written is lost.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.discard = true;

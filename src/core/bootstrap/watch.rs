@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 pub enum Stop {
     /// Ctrl-C, SIGTERM or an embedder's wish.
     Interrupted,
-    /// `castra down` has stopped the VM.
-    StoppedByDown,
+    /// This command, such as `castra down`, has stopped the VM.
+    Stopped(String),
     /// QEMU is gone for another reason, in words.
     VmEnded(String),
 }
@@ -30,7 +30,7 @@ impl fmt::Display for Stop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Stop::Interrupted => write!(f, "interrupted"),
-            Stop::StoppedByDown => write!(f, "stopped by castra down"),
+            Stop::Stopped(by) => write!(f, "stopped by {by}"),
             Stop::VmEnded(why) => write!(f, "the VM ended: {why}"),
         }
     }
@@ -71,8 +71,9 @@ impl<'a> Watch<'a> {
             return None;
         }
         let stop: Option<StopRecord> = records::load(&self.stop).ok().flatten();
-        if stop.is_some_and(|stop| stop.launch_id == self.launch_id) {
-            return Some(Stop::StoppedByDown);
+        if let Some(stop) = stop.filter(|stop| stop.launch_id == self.launch_id) {
+            let command = stop.by.split(" (pid ").next().unwrap_or_default();
+            return Some(Stop::Stopped(command.to_owned()));
         }
         Some(Stop::VmEnded((self.why_ended)()))
     }
@@ -126,7 +127,7 @@ mod tests {
         let stop = |launch: &str| {
             let record = StopRecord {
                 launch_id: launch.into(),
-                by: "castra down".into(),
+                by: "castra down (pid 9)".into(),
                 at: "2026-11-21T10:00:00.000Z".into(),
             };
             records::save(&vm.stop(), &record).unwrap();
@@ -137,9 +138,9 @@ mod tests {
             "of an earlier launch"
         );
         stop("launch-1");
-        assert_eq!(watch.look(), Some(Stop::StoppedByDown));
+        assert_eq!(watch.look(), Some(Stop::Stopped("castra down".into())));
         let end = watch.pause_for_end(Duration::from_secs(60));
-        assert_eq!(end, Some(Stop::StoppedByDown));
+        assert_eq!(end, Some(Stop::Stopped("castra down".into())));
         cancel.request();
         assert_eq!(watch.pause(Duration::from_secs(60)), Some(Stop::Interrupted));
     }

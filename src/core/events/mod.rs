@@ -496,6 +496,17 @@ pub struct VmCounts {
     pub failed: usize,
 }
 
+impl VmCounts {
+    /// Of an operation that failed as a whole.
+    pub(crate) fn all_failed(total: usize) -> VmCounts {
+        VmCounts {
+            total,
+            failed: total,
+            ..VmCounts::default()
+        }
+    }
+}
+
 impl Event {
     /// A message without further data.
     pub fn message(severity: Severity, vm: Option<&VmName>, text: impl Into<String>) -> Event {

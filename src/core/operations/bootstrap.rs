@@ -14,9 +14,10 @@ use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
+use crate::core::operations::room::Shortage;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
-use crate::core::operations::start::{self, Fleet, Task};
+use crate::core::operations::start::{self, Fleet, Task, Way};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
 
@@ -73,7 +74,12 @@ pub fn bootstrap_with_launcher(
     selected.retain(|vm| start::runs(config, vm));
     let plans = preflight::plans_of(config, &selected, &overrides);
     if options.plan {
-        return Ok(preflight::show_plans(plans, Vec::new(), reporter));
+        return Ok(preflight::show_plans(
+            plans,
+            Vec::new(),
+            Shortage::default(),
+            reporter,
+        ));
     }
     preflight::refuse_bad_plans(&plans)?;
     preflight::require_ssh(&plans)?;
@@ -83,17 +89,7 @@ pub fn bootstrap_with_launcher(
     let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
     match run_again(&options, broker, &selected, &overrides, operation.emitter()) {
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
-        Err(failure) => {
-            let total = selected.len();
-            Err(operation.fail(
-                failure,
-                VmCounts {
-                    total,
-                    failed: total,
-                    ..VmCounts::default()
-                },
-            ))
-        }
+        Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
     }
 }
 
@@ -114,8 +110,7 @@ fn run_again(
         .zip(locks)
         .map(|(vm, lock)| Task {
             vm,
-            lock,
-            identity: None,
+            way: Way::Found(lock),
         })
         .collect();
     let fleet = Fleet {

@@ -1,41 +1,36 @@
 //! `down`: takes VMs down by the shutdown ladder, discards their overlays, and stops the broker
 //! when no VM of the project is left.
 //!
-//! Here: the order of things. Not here: the ladder (`core::runtime::shutdown`), or how a broker
-//! is stopped (`core::broker::launcher`).
+//! Here: the order of things. Not here: how one VM is stopped (`operations::stopping`), or how a
+//! broker is (`core::broker::launcher`).
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::core::bootstrap::runlog;
 use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, FileLock, LockError};
+use crate::core::host::{self, FileLock};
 use crate::core::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
-use crate::core::paths::{StateRoot, VmPaths};
-use crate::core::records::{self, RunRecord, StopRecord};
-use crate::core::reporter::{Emitter, Reporter, wall_clock};
-use crate::core::runtime::overlay::discard_overlay;
-use crate::core::runtime::process::{clear_leftovers, qemu_pid};
+use crate::core::operations::stopping::{self, Stopping};
+use crate::core::operations::verdict::FleetVerdict;
+use crate::core::paths::StateRoot;
+use crate::core::records::RunRecord;
+use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::process::qemu_pid;
 use crate::core::runtime::seed;
-use crate::core::runtime::shutdown::{self, ShutdownEnding};
 
-/// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
-const LOCK_DEADLINE: Duration = Duration::from_secs(15);
 /// How long the broker may take to stop in order.
 const BROKER_DEADLINE: Duration = Duration::from_secs(5);
-/// How often a wait for a lock looks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What `down` is asked for. It goes by the state root alone, so a project whose config was
 /// changed, moved or deleted can still be stopped.
@@ -84,6 +79,8 @@ pub struct DownOutcome {
     pub broker_stopped: bool,
     /// Bytes of all overlays that were discarded.
     pub reclaimed_bytes: u64,
+    /// All, some or none of the VMs are as asked for.
+    pub verdict: FleetVerdict,
     /// How it all ended.
     pub exit: Exit,
     /// How long it took, ms.
@@ -157,6 +154,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         vms,
         broker_stopped,
         reclaimed_bytes,
+        verdict: FleetVerdict::of(counts.total, failed),
         exit,
         elapsed_ms,
     })
@@ -178,6 +176,7 @@ fn nothing_there(options: &DownOptions, reporter: &mut dyn Reporter) -> DownOutc
         vms: Vec::new(),
         broker_stopped: false,
         reclaimed_bytes: 0,
+        verdict: FleetVerdict::All,
         exit: Exit::Done,
         elapsed_ms,
     }
@@ -208,90 +207,39 @@ fn failed_names(vms: &[VmDown]) -> Option<String> {
     (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
 }
 
-/// One VM: says that it is to stop, shuts it down, waits for whoever works on it, discards its
-/// overlay.
+/// One VM: stopped, what it left cleared, its overlay discarded.
 fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDown {
-    let paths = options.state.vm(vm);
+    let stopping = Stopping {
+        state: &options.state,
+        lifecycle: &options.lifecycle,
+        command: "castra down",
+        emitter,
+        cancel: &options.cancel,
+    };
+    let stopped = stopping.stop(vm);
     let mut done = VmDown {
         vm: vm.clone(),
-        stopped: false,
-        outcome: "already-stopped".into(),
+        stopped: stopped.changed,
+        outcome: stopped.ending.as_str().to_owned(),
         reclaimed_bytes: 0,
         error: None,
     };
-    let record: Option<RunRecord> = match records::load(&paths.run()) {
-        Ok(record) => record,
-        Err(failure) => {
-            // A damaged record doesn't keep a VM alive: the lock on its pid file says what runs.
-            emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
-            None
-        }
-    };
-    if let Err(failure) = say_stop(&paths, record.as_ref()) {
-        emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
-    }
-    if qemu_pid(&paths).is_some() {
-        let shut = shutdown::shutdown(vm, &paths, &options.lifecycle, emitter, &options.cancel);
-        done.outcome = shut.ending.as_str().to_owned();
-        done.stopped = shut.changed;
-        if shut.ending == ShutdownEnding::Failed {
-            let failure = Failure::new(Exit::Failed, format!("vm `{vm}` could not be stopped"))
-                .because("its QEMU outlived SIGKILL, so the kernel has it in its hands")
-                .advice("look at `dmesg`, then run castra down again");
-            done.error = Some(failure);
-            return done;
-        }
-    }
-    let lock = match wait_for_lock(&paths) {
-        Ok(lock) => lock,
-        Err(failure) => {
-            done.error = Some(failure);
-            return done;
-        }
-    };
-    // A QEMU that was killed leaves its sockets and pid file.
-    clear_leftovers(&paths);
-    runlog::close_abandoned_and_tell(&options.state, vm, emitter);
-    match what_to_discard(vm, record, options, emitter) {
-        None => {}
-        Some(path) => match discard(vm, &path, emitter) {
-            Ok(bytes) => done.reclaimed_bytes = bytes,
-            Err(failure) => done.error = Some(failure),
-        },
-    }
-    if let Err(failure) = seed::discard_seed(&paths.seed()) {
-        emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
-    }
-    drop(lock);
-    done
-}
-
-/// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.
-fn say_stop(paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
-    let (Some(record), Some(_)) = (record, qemu_pid(paths)) else {
-        return Ok(());
-    };
-    let stop = StopRecord {
-        launch_id: record.launch_id.clone(),
-        by: format!("castra down (pid {})", std::process::id()),
-        at: wall_clock(SystemTime::now()),
-    };
-    records::save(&paths.stop(), &stop)
-}
-
-/// The VM's lock, once whoever had it has seen that QEMU is gone.
-fn wait_for_lock(paths: &VmPaths) -> Result<FileLock> {
-    let began = Instant::now();
-    loop {
-        match FileLock::try_take(&paths.lock(), "castra down") {
-            Ok(lock) => return Ok(lock),
-            Err(LockError::Held(holder)) if began.elapsed() >= LOCK_DEADLINE => {
-                return Err(run::busy(&format!("{}", paths.lock().display()), &holder));
+    match stopped.left {
+        Ok(left) => {
+            let path = what_to_discard(vm, left.record, options, emitter);
+            match path.map(|path| stopping::discard(vm, &path, emitter)) {
+                None => {}
+                Some(Ok(bytes)) => done.reclaimed_bytes = bytes,
+                Some(Err(failure)) => done.error = Some(failure),
             }
-            Err(LockError::Held(_)) => thread::sleep(LOOK_EVERY),
-            Err(LockError::Io(error)) => return Err(Failure::io("create", &paths.lock(), &error)),
+            if let Err(failure) = seed::discard_seed(&options.state.vm(vm).seed()) {
+                emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+            }
+            drop(left.lock);
         }
+        Err(failure) => done.error = Some(failure),
     }
+    done
 }
 
 /// The overlay to discard, if any. Without a record nobody knows whether it was to be kept, so it
@@ -318,16 +266,6 @@ fn what_to_discard(
         emitter.emit(Event::advice(Severity::Warn, Some(vm), text, next));
     }
     None
-}
-
-fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
-    let was_there = path.exists();
-    let bytes = discard_overlay(path)?;
-    if !was_there {
-        return Ok(bytes);
-    }
-    run::tell_discarded(emitter, vm, path, bytes);
-    Ok(bytes)
 }
 
 /// The broker stops last, and only when no VM of the project runs any more.

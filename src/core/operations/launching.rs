@@ -16,6 +16,7 @@ use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::operations::boot::Boot;
 use crate::core::operations::identity::Identity;
+use crate::core::operations::restart::tell_kept;
 use crate::core::operations::run::{Slot, tell_discarded};
 use crate::core::operations::start::{Fleet, Launching, millis, ssh_forward};
 use crate::core::paths::{VmPaths, vm_file};
@@ -25,7 +26,7 @@ use crate::core::runtime::accel;
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::fault::LaunchError;
 use crate::core::runtime::launch::{self, LAUNCH_DEADLINE};
-use crate::core::runtime::overlay::{self, OverlaySpec};
+use crate::core::runtime::overlay::{self, Keep, OverlayPrepared, OverlaySpec};
 use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 use crate::core::status::ending;
@@ -65,9 +66,12 @@ impl Fleet<'_, '_> {
             records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
         }
         let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
-        let launched = self.launch(vm, identity, with, &boot, &overlay, earlier.as_ref());
+        let launched = self.launch(vm, identity, with, &boot, &overlay.path, earlier.as_ref());
         if launched.is_err() && !vm.persist {
-            self.take_back(&vm.name, &overlay);
+            match overlay.reused {
+                true => tell_kept(self.emitter, vm),
+                false => self.take_back(&vm.name, &overlay.path),
+            }
         }
         let (record, attached) = launched?;
         Ok(Started {
@@ -107,30 +111,62 @@ impl Fleet<'_, '_> {
         }
         // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
         let known = paths.file(vm_file::KNOWN_HOSTS);
-        if !vm.persist || !known.exists() {
+        let keeps = self.keep_of(vm, &self.overlay_of(vm), earlier) != Keep::Nothing;
+        if !(keeps && self.overlay_of(vm).exists() && known.exists()) {
             host::replace_file(&known, b"").map_err(|error| Failure::io("create", &known, &error))?;
         }
         Ok(())
     }
 
-    fn make_overlay(&self, vm: &VmConfig, boot: &Boot, earlier: Option<&RunRecord>) -> Result<PathBuf> {
-        let path = vm
-            .overlay
+    /// Where a VM's overlay lies, as the config says.
+    pub(crate) fn overlay_of(&self, vm: &VmConfig) -> PathBuf {
+        vm.overlay
             .clone()
-            .unwrap_or_else(|| self.config.state.overlay(&vm.name));
+            .unwrap_or_else(|| self.config.state.overlay(&vm.name))
+    }
+
+    /// The overlay that a VM should have at `path`; `earlier` is its last launch.
+    pub(crate) fn overlay_spec<'s>(
+        &self,
+        vm: &VmConfig,
+        path: &'s Path,
+        boot: &'s Boot,
+        earlier: Option<&RunRecord>,
+    ) -> OverlaySpec<'s> {
+        OverlaySpec {
+            path,
+            base: boot.base.as_ref(),
+            disk_size: vm.disk_size,
+            keep: self.keep_of(vm, path, earlier),
+            ours: is_ours(vm, path, earlier),
+        }
+    }
+
+    /// Who keeps what an earlier launch left. A restart keeps what castra made, whatever ended it.
+    fn keep_of(&self, vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> Keep {
+        let restarts = self
+            .launching
+            .as_ref()
+            .is_some_and(|launching| launching.keeps_disks);
+        match (vm.persist, restarts && is_ours(vm, path, earlier)) {
+            (true, _) => Keep::Persist,
+            (false, true) => Keep::Restart,
+            (false, false) => Keep::Nothing,
+        }
+    }
+
+    fn make_overlay(
+        &self,
+        vm: &VmConfig,
+        boot: &Boot,
+        earlier: Option<&RunRecord>,
+    ) -> Result<OverlayPrepared> {
+        let path = self.overlay_of(vm);
         if let Some(dir) = path.parent() {
             host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
         }
         let began = Instant::now();
-        let ours =
-            vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_ref() == Some(&path));
-        let spec = OverlaySpec {
-            path: &path,
-            base: boot.base.as_ref(),
-            disk_size: vm.disk_size,
-            persist: vm.persist,
-            ours,
-        };
+        let spec = self.overlay_spec(vm, &path, boot, earlier);
         let left = path.exists().then(|| host::disk_usage(&path));
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
         // What a crashed guest has left makes room for a fresh disk.
@@ -140,11 +176,11 @@ impl Fleet<'_, '_> {
         self.emitter.emit(Event::OverlayPrepared {
             vm: vm.name.clone(),
             path: prepared.path.clone(),
-            base: prepared.base,
+            base: prepared.base.clone(),
             reused: prepared.reused,
             elapsed_ms: millis(began.elapsed()),
         });
-        Ok(prepared.path)
+        Ok(prepared)
     }
 
     /// Seed, `run.json`, QEMU, in this order: whatever ends castra, the next command finds what it began.
@@ -278,6 +314,12 @@ impl Fleet<'_, '_> {
             mode: with.mode,
         })
     }
+}
+
+/// Whether castra made what lies at `path`: it is the default place, or the last launch's record
+/// names it.
+fn is_ours(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
+    vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_deref() == Some(path))
 }
 
 /// An isolated guest reaches the broker through a program that QEMU runs, and none was named.

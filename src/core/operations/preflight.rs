@@ -3,17 +3,22 @@
 //! Here: the bootstrap plans, host ports that somebody else has, the tools that a bootstrap needs.
 //! Not here: how a plan is made (`core::bootstrap::plan`) or a conflict found (`core::ports`).
 
+use std::path::{Path, PathBuf};
+
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::plan;
-use crate::core::config::{Config, VmConfig};
+use crate::core::config::{Config, Network, VmConfig};
 use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::operations::launching;
+use crate::core::operations::room::Shortage;
 use crate::core::operations::start;
 use crate::core::operations::up::UpOutcome;
+use crate::core::operations::verdict::FleetVerdict;
 use crate::core::ports::PortConflict;
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::runtime::binary::require_tool;
+use crate::core::runtime::binary::{find_qemu, require_tool};
 
 pub(crate) fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
     let plan_of =
@@ -62,9 +67,30 @@ pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
     Ok(())
 }
 
+/// The programs that a launch of these VMs and the bootstraps need; which QEMU.
+pub(crate) fn find_tools(
+    config: &Config,
+    to_launch: &[&VmConfig],
+    plans: &[BootstrapPlan],
+    cli: Option<&Path>,
+) -> Result<PathBuf> {
+    if cli.is_none()
+        && let Some(vm) = to_launch.iter().find(|vm| vm.network == Network::Isolated)
+    {
+        return Err(launching::no_cli_for(&vm.name));
+    }
+    let qemu = find_qemu(&config.qemu)?;
+    if !to_launch.is_empty() {
+        require_tool("qemu-img", "qemu-utils")?;
+    }
+    require_ssh(plans)?;
+    Ok(qemu)
+}
+
 pub(crate) fn show_plans(
     plans: Vec<BootstrapPlan>,
     conflicts: Vec<PortConflict>,
+    short: Shortage,
     reporter: &mut dyn Reporter,
 ) -> UpOutcome {
     let emitter = Emitter::new(reporter);
@@ -76,11 +102,18 @@ pub(crate) fn show_plans(
             conflict.advice(),
         ));
     }
+    for warning in short.warnings {
+        emitter.emit(warning);
+    }
+    if let Some(failure) = &short.refusal {
+        let next = failure.next.clone().unwrap_or_default();
+        emitter.emit(Event::advice(Severity::Error, None, failure.cause(), next));
+    }
     for plan in &plans {
         emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));
     }
     let bad = plans.iter().any(|plan| plan.action == BootstrapPlanAction::Error);
-    let exit = if bad || !conflicts.is_empty() {
+    let exit = if bad || !conflicts.is_empty() || short.refusal.is_some() {
         Exit::Failed
     } else {
         Exit::Done
@@ -89,6 +122,8 @@ pub(crate) fn show_plans(
         vms: Vec::new(),
         plans,
         port_conflicts: conflicts,
+        shortage: short.refusal,
+        verdict: FleetVerdict::of(0, 0),
         broker_port: None,
         exit,
         elapsed_ms: emitter.elapsed_ms(),

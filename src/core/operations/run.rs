@@ -16,6 +16,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
+use crate::core::operations::verdict::FleetVerdict;
 use crate::core::paths::StateRoot;
 use crate::core::reporter::{Emitter, Reporter, not_kept};
 
@@ -82,9 +83,9 @@ impl<'a> Operation<'a> {
         &self.emitter
     }
 
-    /// Ends: `command.completed` or `.failed`, then `summary`.
+    /// Ends: `command.completed` or `.failed`, then `summary`, with how the VMs fared.
     pub(crate) fn end(self, exit: Exit, detail: Option<String>, vms: VmCounts, bytes: u64) {
-        self.end_with(exit, detail, vms, bytes, None);
+        self.end_with(exit, detail, vms, bytes, FleetVerdict::in_summary(&vms));
     }
 
     /// As [`Operation::end`], with a verdict on what somebody else did.
@@ -137,7 +138,7 @@ impl<'a> Operation<'a> {
     /// without is a `blocker`, and a refusal one `command.rejected`; the frame's end follows as
     /// always.
     pub(crate) fn fail(self, failure: Failure, vms: VmCounts) -> Failure {
-        self.fail_with(failure, vms, None)
+        self.fail_with(failure, vms, FleetVerdict::in_summary(&vms))
     }
 
     /// As [`Operation::fail`], with a verdict on what somebody else did.

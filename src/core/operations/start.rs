@@ -25,13 +25,15 @@ use crate::core::operations::accelerator::KvmWatch;
 use crate::core::operations::boot::{self, Boots};
 use crate::core::operations::identity::Identity;
 use crate::core::operations::relay::Relay;
-use crate::core::operations::run::{self, Gate, Slots};
+use crate::core::operations::restart::Restarting;
+use crate::core::operations::run::{self, Gate, Slot, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::VmUp;
 use crate::core::paths::vm_file;
 use crate::core::records::{self, BootstrapRecord, ForwardRecord, RunRecord};
 use crate::core::reporter::Emitter;
 use crate::core::runtime::accel::Decision;
+use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::busy::Busy;
 use crate::core::runtime::plan::{VmLaunchMode, broker_address};
 use crate::core::runtime::ports::Ports;
@@ -67,16 +69,29 @@ pub(crate) struct Launching<'f> {
     pub mode: VmLaunchMode,
     pub accel: Decision,
     pub ports: Ports,
+    /// Disks of earlier launches are kept, whatever `persist` says.
+    pub keeps_disks: bool,
 }
 
 /// One VM's part.
 pub(crate) struct Task<'f> {
     pub vm: &'f VmConfig,
-    /// The VM's lock, held until its bootstrap has ended.
-    pub lock: FileLock,
-    /// Of the launch; `None`: it runs already.
-    pub identity: Option<Identity>,
+    pub way: Way<'f>,
 }
+
+/// Where a VM's way begins. The lock is the VM's own, held until its bootstrap has ended.
+pub(crate) enum Way<'f> {
+    /// It runs already: a bootstrap is all.
+    Found(FileLock),
+    /// It doesn't run.
+    Launch(FileLock, Identity),
+    /// It is stopped first if it runs; who works on it has its lock till then.
+    Restart(&'f Restarting<'f>),
+}
+
+/// A VM that runs: its lock, its record, the slot of its launch and the handle on its QEMU if this
+/// run started it.
+type Begun<'s> = (FileLock, RunRecord, Option<Slot<'s>>, Option<AttachedQemu>);
 
 /// Whether a VM's QEMU runs.
 pub(crate) fn runs(config: &Config, vm: &VmConfig) -> bool {
@@ -161,23 +176,12 @@ impl<'e> Fleet<'_, 'e> {
     /// Starts the VM if need be, and bootstraps it.
     pub(crate) fn bring_up(&self, task: Task<'_>) -> VmUp {
         let passage = self.gate.passage();
-        let name = &task.vm.name;
-        let mut done = VmUp {
-            vm: name.clone(),
-            started: false,
-            forwards: Vec::new(),
-            bootstrap: None,
-            attached: None,
-            error: None,
-        };
-        let began = match (&task.identity, &self.launching) {
-            (Some(identity), Some(launching)) => self
-                .start(task.vm, identity, launching)
-                .map(|started| (started.record, Some(started.slot), started.attached)),
-            _ => self.running_record(name).map(|record| (record, None, None)),
-        };
+        let vm = task.vm;
+        let name = &vm.name;
+        let mut done = VmUp::of(name);
+        let began = self.begin(task, &mut done);
         drop(passage);
-        let (record, slot, attached) = match began {
+        let (lock, record, slot, attached) = match began {
             Ok(began) => began,
             Err(failure) => {
                 self.emitter.emit(failed(name, &failure));
@@ -194,7 +198,7 @@ impl<'e> Fleet<'_, 'e> {
         let over = AtomicBool::new(false);
         let fault = Mutex::new(None);
         thread::scope(|scope| {
-            if let Some(watch) = self.kvm_watch(task.vm).filter(|_| done.started) {
+            if let Some(watch) = self.kvm_watch(vm).filter(|_| done.started) {
                 let (alive, over, fault) = (&alive, &over, &fault);
                 run::spawn(scope, &format!("kvm {name}"), move || {
                     watch.watch(alive, over, fault);
@@ -206,7 +210,7 @@ impl<'e> Fleet<'_, 'e> {
                     release();
                 });
             }
-            let end = self.bootstrap(task.vm, &record, done.started, &fault, &|| {
+            let end = self.bootstrap(vm, &record, done.started, &fault, &|| {
                 alive.store(true, Ordering::Release)
             });
             over.store(true, Ordering::Release);
@@ -219,8 +223,23 @@ impl<'e> Fleet<'_, 'e> {
             let record: Option<RunRecord> = records::load(&self.config.state.vm(name).run()).ok().flatten();
             done.bootstrap = record.and_then(|record| record.bootstrap);
         }
-        drop(task.lock);
+        drop(lock);
         done
+    }
+
+    /// As far as a QEMU that runs and its record.
+    fn begin(&self, task: Task<'_>, done: &mut VmUp) -> Result<Begun<'_>> {
+        let (lock, identity) = match task.way {
+            Way::Found(lock) => return Ok((lock, self.running_record(&task.vm.name)?, None, None)),
+            Way::Launch(lock, identity) => (lock, identity),
+            Way::Restart(with) => self.stop_first(task.vm, with, done)?,
+        };
+        let launching = self
+            .launching
+            .as_ref()
+            .expect("a fleet with VMs to launch has what that takes");
+        let started = self.start(task.vm, &identity, launching)?;
+        Ok((lock, started.record, Some(started.slot), started.attached))
     }
 
     fn kvm_watch<'w>(&'w self, vm: &'w VmConfig) -> Option<KvmWatch<'w, 'e>> {
@@ -367,12 +386,8 @@ fn panicked(vm: VmName) -> VmUp {
     .because("a thread panicked")
     .advice("run it again with CASTRA_LOG=debug and report what it says");
     VmUp {
-        vm,
-        started: false,
-        forwards: Vec::new(),
-        bootstrap: None,
-        attached: None,
         error: Some(failure),
+        ..VmUp::of(&vm)
     }
 }
 

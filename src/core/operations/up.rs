@@ -22,18 +22,18 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity;
-use crate::core::operations::launching;
 use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
+use crate::core::operations::room;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
-use crate::core::operations::start::{self, Fleet, Launching, Task};
+use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
+use crate::core::operations::verdict::FleetVerdict;
 use crate::core::ports::PortConflict;
 use crate::core::ports::read;
 use crate::core::records::{BootstrapRecord, ForwardRecord};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::attached::AttachedQemu;
-use crate::core::runtime::binary::{find_qemu, require_tool};
 use crate::core::runtime::plan::{GATEWAY, VmLaunchMode};
 use crate::core::runtime::ports::Ports;
 
@@ -51,6 +51,8 @@ pub struct UpOptions {
     pub vms: Vec<String>,
     /// `--bootstrap` arguments as typed: `MODE` or `VM=MODE[,VM=MODE…]`.
     pub bootstrap: Vec<String>,
+    /// Go on where the host has too little memory.
+    pub force: bool,
     /// Say what would happen, touch nothing.
     pub plan: bool,
     /// Write `guests.json`, start the broker, no VM.
@@ -72,6 +74,7 @@ impl UpOptions {
             home: home.into(),
             vms: Vec::new(),
             bootstrap: Vec::new(),
+            force: false,
             plan: false,
             broker_only: false,
             cli: None,
@@ -92,6 +95,10 @@ pub struct UpOutcome {
     pub port_conflicts: Vec<PortConflict>,
     /// The broker's port.
     pub broker_port: Option<u16>,
+    /// What the host has too little of, when only a plan was asked for.
+    pub shortage: Option<Failure>,
+    /// All, some or none of the VMs are as asked for.
+    pub verdict: FleetVerdict,
     /// How it all ended.
     pub exit: Exit,
     /// How long it took, ms.
@@ -103,6 +110,9 @@ pub struct UpOutcome {
 pub struct VmUp {
     /// The VM.
     pub vm: VmName,
+    /// How `restart` stopped it first: graceful, terminated, killed or failed; `None`: it didn't run,
+    /// or nobody was to stop it.
+    pub stopped: Option<String>,
     /// This run started it; false: it ran already, or failed before it did.
     pub started: bool,
     /// Forwards as allocated.
@@ -114,6 +124,21 @@ pub struct VmUp {
     pub attached: Option<AttachedQemu>,
     /// Why it is not as asked for.
     pub error: Option<Failure>,
+}
+
+impl VmUp {
+    /// Nothing has been done with it yet.
+    pub(crate) fn of(vm: &VmName) -> VmUp {
+        VmUp {
+            vm: vm.clone(),
+            stopped: None,
+            started: false,
+            forwards: Vec::new(),
+            bootstrap: None,
+            attached: None,
+            error: None,
+        }
+    }
 }
 
 /// Brings VMs up; a missing broker is started as a process of the castra binary that the options
@@ -140,55 +165,47 @@ pub fn up_with_launcher(
         .filter(|vm| !options.broker_only && !start::runs(config, vm))
         .collect();
     let conflicts = read::conflicts(config, &missing, &options.home);
+    let short = room::shortage(config, &missing);
     if options.plan {
-        return Ok(preflight::show_plans(plans, conflicts, reporter));
+        return Ok(preflight::show_plans(plans, conflicts, short, reporter));
     }
     if !options.broker_only {
         preflight::refuse_bad_plans(&plans)?;
     }
     preflight::refuse_conflicts(&conflicts)?;
-    if options.cli.is_none()
-        && let Some(vm) = missing.iter().find(|vm| vm.network == Network::Isolated)
-    {
-        return Err(launching::no_cli_for(&vm.name));
-    }
-    let qemu = if options.broker_only {
-        None
-    } else {
-        let qemu = find_qemu(&config.qemu)?;
-        if !missing.is_empty() {
-            require_tool("qemu-img", "qemu-utils")?;
-        }
-        preflight::require_ssh(&plans)?;
-        Some(qemu)
+    let qemu = match options.broker_only {
+        true => None,
+        false => Some(preflight::find_tools(
+            config,
+            &missing,
+            &plans,
+            options.cli.as_deref(),
+        )?),
     };
+    let warnings = short.unless(options.force)?;
     run::check_project_free(config)?;
     run::ensure_state_root(&config.state)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("up", detail, &config.state, config.bus.rotation, reporter);
-    for warning in &config.warnings {
-        operation
-            .emitter()
-            .emit(Event::message(Severity::Warn, None, warning.clone()));
-    }
+    tell_warnings(config, warnings, operation.emitter());
     let raised = match qemu {
         None => start_broker(&options, broker, operation.emitter()).map(|port| (Vec::new(), port)),
         Some(qemu) => raise(&options, broker, &selected, &overrides, qemu, operation.emitter()),
     };
     match raised {
         Ok((vms, port)) => Ok(finish(operation, vms, port, &options.cancel)),
-        Err(failure) => {
-            let total = selected.len();
-            Err(operation.fail(
-                failure,
-                VmCounts {
-                    total,
-                    failed: total,
-                    ..VmCounts::default()
-                },
-            ))
-        }
+        Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
+    }
+}
+
+/// What the config says that castra doesn't heed, and what the preflight found that stops nobody.
+pub(crate) fn tell_warnings(config: &Config, found: Vec<Event>, emitter: &Emitter<'_>) {
+    for warning in &config.warnings {
+        emitter.emit(Event::message(Severity::Warn, None, warning.clone()));
+    }
+    for warning in found {
+        emitter.emit(warning);
     }
 }
 
@@ -197,11 +214,14 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
     let exit = exit_of(&vms, cancel);
     let elapsed_ms = operation.emitter().elapsed_ms();
     let sent = operation.emitter().bytes_sent();
-    operation.end(exit, failed_names(&vms), count(&vms), sent);
+    let counts = count(&vms);
+    operation.end(exit, failed_names(&vms), counts, sent);
     UpOutcome {
         vms,
         plans: Vec::new(),
         port_conflicts: Vec::new(),
+        shortage: None,
+        verdict: FleetVerdict::of(counts.total, counts.failed),
         broker_port: Some(port),
         exit,
         elapsed_ms,
@@ -218,7 +238,7 @@ fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emit
 }
 
 /// Without its entry in the registry the project is found by its config alone: worth a warning.
-fn record_workspace(config: &Config, emitter: &Emitter<'_>) -> Result<()> {
+pub(crate) fn record_workspace(config: &Config, emitter: &Emitter<'_>) -> Result<()> {
     if let Some(unregistered) = workspace::record_workspace(config)? {
         emitter.emit(Event::advice(
             Severity::Warn,
@@ -303,8 +323,10 @@ fn raise(
         .zip(locks)
         .map(|(vm, lock)| Task {
             vm,
-            lock,
-            identity: identities.remove(&vm.name),
+            way: match identities.remove(&vm.name) {
+                Some(identity) => Way::Launch(lock, identity),
+                None => Way::Found(lock),
+            },
         })
         .collect();
     let fleet = Fleet {
@@ -323,6 +345,7 @@ fn raise(
             mode: options.launch_mode,
             accel,
             ports,
+            keeps_disks: false,
         }),
     };
     Ok((fleet.run(tasks, relay), port))
@@ -331,7 +354,11 @@ fn raise(
 /// What a guest on user networking can reach surprises whoever doesn't know it, and bores whoever
 /// does: it is said before the first such guest of a project is launched, and never again.
 /// Called before this launch is noted in `guests.json`.
-fn tell_what_user_networking_opens(config: &Config, launching: &[&VmConfig], emitter: &Emitter<'_>) {
+pub(crate) fn tell_what_user_networking_opens(
+    config: &Config,
+    launching: &[&VmConfig],
+    emitter: &Emitter<'_>,
+) {
     let is_open = |vm: &VmConfig| vm.network == Network::User;
     let open_before = config
         .vms

@@ -1,7 +1,7 @@
 //! Overlays: the disposable qcow2 layer each VM writes to, over its base image or over nothing.
 //!
 //! Here: making, reusing, growing and discarding that one file. Not here: finding the base image
-//! (`core::images::base`), when to discard (`down`, unless `persist`), or events about it.
+//! (`core::images::base`), when to keep or discard it (`up`, `down`, `restart`), or events about it.
 //!
 //! The caller holds the VM's lock, so nobody else makes this overlay meanwhile. Whether a running
 //! QEMU still has it is another question, and the kernel answers it: QEMU locks its images.
@@ -34,11 +34,41 @@ pub struct OverlaySpec<'a> {
     pub base: Option<&'a ResolvedBase>,
     /// Size the disk is grown to, bytes; `None`: the base's, or [`EMPTY_DISK_BYTES`].
     pub disk_size: Option<u64>,
-    /// Keep what an earlier launch left.
-    pub persist: bool,
+    /// Who keeps what an earlier launch left.
+    pub keep: Keep,
     /// castra made whatever lies at `path`: it is the default place, or this VM's `run.json`
     /// names it. What castra didn't make is never replaced, unless it is a layer over this base.
     pub ours: bool,
+}
+
+/// Who keeps what an earlier launch left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nobody: each launch has a fresh disk.
+    Nothing,
+    /// `persist = true`.
+    Persist,
+    /// `castra restart`.
+    Restart,
+}
+
+impl Keep {
+    fn who(self) -> &'static str {
+        match self {
+            Keep::Nothing => "nobody",
+            Keep::Persist => "`persist`",
+            Keep::Restart => "`castra restart`",
+        }
+    }
+
+    fn advice(self) -> &'static str {
+        match self {
+            Keep::Nothing | Keep::Persist => {
+                "remove the file to begin with a fresh disk, or put the config back as it was"
+            }
+            Keep::Restart => "begin with a fresh disk by --discard, or put the config back as it was",
+        }
+    }
 }
 
 /// The overlay as it is now.
@@ -69,7 +99,7 @@ pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<Overlay
     };
     if let Some(found) = look_at(spec.path)? {
         refuse_if_held(spec.path)?;
-        if spec.persist {
+        if spec.keep != Keep::Nothing {
             let size = reuse(spec, &found, cancel)?;
             return Ok(prepared(true, size));
         }
@@ -182,12 +212,33 @@ fn refuse_if_held(path: &Path) -> Result<()> {
     )
 }
 
-/// Checks that what lies there is the disk that is asked for, and grows it if that is asked too.
+/// Whether what lies there, if anything, can be kept as it is asked for. Changes nothing, and doesn't
+/// mind a QEMU that runs on it.
+pub fn check_kept(spec: &OverlaySpec<'_>) -> Result<()> {
+    match look_at(spec.path)? {
+        Some(found) if spec.keep != Keep::Nothing => kept_sizes(spec, &found).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Keeps what lies there, and grows it if that is asked too.
 fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> {
-    let advice = "remove the file to begin with a fresh disk, or put the config back as it was";
+    let (now, wanted) = kept_sizes(spec, found)?;
+    if wanted > now {
+        qemu_img::grow(spec.path, wanted, cancel).map_err(|error| explain(spec, error))?;
+    }
+    Ok(wanted)
+}
+
+/// Checks that what lies there is the disk that is asked for; its size now, and the one it should
+/// have.
+fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
+    let who = spec.keep.who();
     let Found::Layer(header) = found else {
         return Err(failed(spec.path)
-            .because("`persist` would keep what lies there, but that is no qcow2 overlay")
+            .because(format!(
+                "{who} would keep what lies there, but that is no qcow2 overlay"
+            ))
             .advice("remove it, or set `overlay` to another place"));
     };
     if !stands_on(header, spec.base) {
@@ -197,33 +248,28 @@ fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> 
         };
         return Err(failed(spec.path)
             .because(format!(
-                "`persist` keeps the one that is there, but it stands on {}, and the config now says {}",
+                "{who} keeps the one that is there, but it stands on {}, and the config now says {}",
                 name(header.backing_file.as_deref()),
                 name(spec.base.map(|base| base.path.as_path()))
             ))
-            .advice(advice));
+            .advice(spec.keep.advice()));
     }
     let now = header.virtual_size;
-    let Some(asked) = spec
+    let asked = spec
         .disk_size
-        .and_then(|size| size.checked_next_multiple_of(SECTOR))
-    else {
-        return Ok(now);
-    };
-    if asked < now {
+        .and_then(|size| size.checked_next_multiple_of(SECTOR));
+    let wanted = asked.unwrap_or(now);
+    if wanted < now {
         let mut failure = failed(spec.path)
             .because(format!(
-                "`persist` keeps the one that is there, whose disk has {now} bytes; `disk_size` is {asked}, \
+                "{who} keeps the one that is there, whose disk has {now} bytes; `disk_size` is {wanted}, \
                  and a disk can't be shrunk"
             ))
-            .advice(advice);
+            .advice(spec.keep.advice());
         failure.exit = Exit::Config;
         return Err(failure);
     }
-    if asked > now {
-        qemu_img::grow(spec.path, asked, cancel).map_err(|error| explain(spec, error))?;
-    }
-    Ok(asked)
+    Ok((now, wanted))
 }
 
 /// Whether a layer stands on this base: the same path, or another path to the same file.

@@ -25,7 +25,7 @@ fn spec<'a>(path: &'a Path, base: Option<&'a ResolvedBase>) -> OverlaySpec<'a> {
         path,
         base,
         disk_size: None,
-        persist: false,
+        keep: Keep::Nothing,
         ours: true,
     }
 }
@@ -127,29 +127,42 @@ fn the_disk_grows_and_never_shrinks() {
     let scratch = Scratch::new("overlay-size");
     let base = raw_base(&scratch, "base.img", 4 * MIB);
     let path = scratch.path("web.qcow2");
-    let sized = |disk_size, persist| OverlaySpec {
+    let sized = |disk_size, keep| OverlaySpec {
         disk_size: Some(disk_size),
-        persist,
+        keep,
         ..spec(&path, Some(&base))
     };
-    assert_eq!(ensure(&sized(8 * MIB, false)).unwrap().virtual_size, 8 * MIB);
-    assert_eq!(header(&path).virtual_size, 8 * MIB);
-    assert_eq!(ensure(&sized(4 * MIB, false)).unwrap().virtual_size, 4 * MIB);
     assert_eq!(
-        ensure(&sized(4 * MIB + 1, false)).unwrap().virtual_size,
+        ensure(&sized(8 * MIB, Keep::Nothing)).unwrap().virtual_size,
+        8 * MIB
+    );
+    assert_eq!(header(&path).virtual_size, 8 * MIB);
+    assert_eq!(
+        ensure(&sized(4 * MIB, Keep::Nothing)).unwrap().virtual_size,
+        4 * MIB
+    );
+    assert_eq!(
+        ensure(&sized(4 * MIB + 1, Keep::Nothing)).unwrap().virtual_size,
         4 * MIB + 512
     );
-    refusal(&sized(4 * MIB - 512, false), Exit::Config, "can't be shrunk");
-    refusal(&sized(u64::MAX, false), Exit::Config, "beyond any disk");
+    refusal(
+        &sized(4 * MIB - 512, Keep::Nothing),
+        Exit::Config,
+        "can't be shrunk",
+    );
+    refusal(&sized(u64::MAX, Keep::Nothing), Exit::Config, "beyond any disk");
     // A kept one grows in place and is refused when it would have to shrink.
-    assert_eq!(ensure(&sized(8 * MIB, false)).unwrap().virtual_size, 8 * MIB);
-    let grown = ensure(&sized(16 * MIB, true)).unwrap();
+    assert_eq!(
+        ensure(&sized(8 * MIB, Keep::Nothing)).unwrap().virtual_size,
+        8 * MIB
+    );
+    let grown = ensure(&sized(16 * MIB, Keep::Persist)).unwrap();
     assert!(grown.reused);
     assert_eq!(header(&path).virtual_size, 16 * MIB);
-    refusal(&sized(8 * MIB, true), Exit::Config, "can't be shrunk");
+    refusal(&sized(8 * MIB, Keep::Persist), Exit::Config, "can't be shrunk");
     let as_it_is = OverlaySpec {
         disk_size: None,
-        ..sized(0, true)
+        ..sized(0, Keep::Persist)
     };
     assert_eq!(ensure(&as_it_is).unwrap().virtual_size, 16 * MIB);
 }
@@ -161,7 +174,7 @@ fn persist_keeps_what_stands_on_the_same_base() {
     let other = raw_base(&scratch, "other.img", 4 * MIB);
     let path = scratch.path("web.qcow2");
     let kept = |base| OverlaySpec {
-        persist: true,
+        keep: Keep::Persist,
         ours: false,
         ..spec(&path, base)
     };

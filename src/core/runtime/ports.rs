@@ -160,6 +160,16 @@ impl Ports {
         });
     }
 
+    /// The ports of a VM that has stopped, to be started again: they are its own to take.
+    pub fn forget(&self, forwards: &[ForwardRecord]) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        given.retain(|(protocol, port)| {
+            !forwards
+                .iter()
+                .any(|forward| forward.protocol == *protocol && forward.host == *port)
+        });
+    }
+
     /// The ports of a VM that runs already: not to be given to another one.
     pub fn note_running(&self, forwards: &[ForwardRecord]) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);

@@ -141,7 +141,7 @@ pub struct VmStatus {
 pub enum VmState {
     /// Somebody launches it: QEMU hasn't answered yet.
     Starting,
-    /// `castra down` has asked it to stop, and it hasn't yet.
+    /// `castra down` or `restart` has asked it to stop, and it hasn't yet.
     Stopping,
     /// QEMU runs.
     Running,

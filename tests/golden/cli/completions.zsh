@@ -27,6 +27,7 @@ _castra() {
             'init:write a castra.toml to start from'
             'up:start VMs, wait until they live, and bootstrap them'
             'down:shut VMs down and discard their overlays'
+            'restart:shut VMs down and start them again, with their disks'
             'clean:remove what is left of projects that don'\''t run'
             'bootstrap:bootstrap running VMs again'
             'ssh:open a shell in a VM, or run a command there'
@@ -52,12 +53,13 @@ _castra() {
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[replace what is there; clean\: remove persistent disks too]' \
+                '--force[do what is refused without it]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;
         up)
             _arguments $globals \
+                '--force[do what is refused without it]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
                 '--broker-only[start the broker and no VM]' \
@@ -67,11 +69,20 @@ _castra() {
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
-                '--discard[discard persistent overlays too]' \
+                '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
+                '*:VM:_castra_vms';;
+        restart)
+            _arguments $globals \
+                '--force[do what is refused without it]' \
+                '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
+                '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
+                '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
+                '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
+                '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
-                '--force[replace what is there; clean\: remove persistent disks too]' \
+                '--force[do what is refused without it]' \
                 '--dry-run[show what would be removed, and touch nothing]' \
                 '--global[every project, and what they share]' \
                 '*--state-root=[the project whose state is in this directory]:PATH:_files' \
@@ -148,7 +159,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[replace what is there; clean\: remove persistent disks too]' '--mounts[the one for VMs with mounts]'
+                _arguments $globals '1:word: ' '--force[do what is refused without it]' '--mounts[the one for VMs with mounts]'
             fi ;;
         harness)
             if (( CURRENT == 2 )); then
@@ -184,7 +195,7 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[replace what is there; clean\: remove persistent disks too]' '--mounts[the one for VMs with mounts]'
+                _arguments $globals '1:word: ' '--force[do what is refused without it]' '--mounts[the one for VMs with mounts]'
             fi ;;
         esac ;;
     esac

@@ -144,7 +144,7 @@ pub fn run(
         let result = match conversation.wait(exec.limit, watch, on_line, tick) {
             Ok(()) => conversation.finish(),
             Err(why) => {
-                let guest_is_gone = matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::StoppedByDown));
+                let guest_is_gone = matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::Stopped(_)));
                 conversation.end(hold && !guest_is_gone && !watch.is_hurried(), on_line);
                 Err(why)
             }

@@ -1,0 +1,35 @@
+//! `castra restart`.
+
+use castra::core::failure::{Exit, Result};
+use castra::core::operations::restart::{RestartOptions, restart};
+use castra::core::runtime::plan::VmLaunchMode;
+
+use super::context::Context;
+use super::{down, human, select, typed, up};
+use crate::cli::Raw;
+
+/// Stops VMs and starts them again.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let config = select::config(raw)?;
+    let options = RestartOptions {
+        lifecycle: down::deadlines(raw, config.lifecycle),
+        config,
+        home: select::home()?,
+        vms: typed::names(&raw.operands)?,
+        bootstrap: raw.bootstrap.clone(),
+        discard: raw.discard,
+        force: raw.force,
+        cli: Some(up::own_binary()?),
+        launch_mode: VmLaunchMode::Daemonize,
+        cancel: context.cancel_on_signals(),
+    };
+    let outcome = context.reporting(|reporter| restart(options, reporter))?;
+    if !context.json && !context.quiet {
+        let port = outcome.broker_port.unwrap_or_default();
+        let took = human::duration(outcome.elapsed_ms);
+        let port = format!("broker on 127.0.0.1:{port}");
+        up::show_outcome(context, &outcome.vms, "restarted", &port, &took);
+        up::next(context, &outcome.vms, outcome.exit);
+    }
+    Ok(outcome.exit)
+}

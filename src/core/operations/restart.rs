@@ -1,0 +1,278 @@
+//! `restart`: stops VMs that run and starts them again, with the disks they have.
+//!
+//! Here: the order of things for the fleet, and one VM's way until it may be launched again. Not
+//! here: how a VM is stopped (`operations::stopping`) or launched (`operations::launching`), or its
+//! bootstrap (`core::bootstrap`).
+//!
+//! The broker runs on throughout, with its port. What can fail without any VM being touched is done
+//! first: plans, ports, memory, images, the accelerator. A VM is started again as soon as it has
+//! stopped; a slow one delays no other.
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use crate::core::bootstrap::keys;
+use crate::core::bootstrap::overrides::Overrides;
+use crate::core::broker::launcher::{self, BrokerLauncher};
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, LifecycleConfig, VmConfig};
+use crate::core::events::{Event, Severity, VmCounts};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock};
+use crate::core::operations::accelerator;
+use crate::core::operations::boot;
+use crate::core::operations::bootstrap::names_of;
+use crate::core::operations::identity::{self, Identity};
+use crate::core::operations::preflight;
+use crate::core::operations::relay::Relay;
+use crate::core::operations::room;
+use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::select;
+use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
+use crate::core::operations::stopping::{self, Stopping};
+use crate::core::operations::up::{self, UpOutcome, VmUp};
+use crate::core::ports::read;
+use crate::core::records::{self, RunRecord};
+use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::overlay;
+use crate::core::runtime::plan::VmLaunchMode;
+use crate::core::runtime::ports::Ports;
+use crate::core::runtime::shutdown::ShutdownEnding;
+
+/// What `restart` is asked for.
+#[derive(Clone, Debug)]
+pub struct RestartOptions {
+    /// The project.
+    pub config: Config,
+    /// `CASTRA_HOME`.
+    pub home: PathBuf,
+    /// Names of the VMs; empty: all.
+    pub vms: Vec<String>,
+    /// `--bootstrap` arguments as typed.
+    pub bootstrap: Vec<String>,
+    /// The shutdown ladder's deadlines.
+    pub lifecycle: LifecycleConfig,
+    /// Begin with fresh disks, persistent ones too.
+    pub discard: bool,
+    /// Go on where the host has too little memory.
+    pub force: bool,
+    /// A castra binary, as in [`UpOptions`](up::UpOptions).
+    pub cli: Option<PathBuf>,
+    /// Whose children the QEMUs are.
+    pub launch_mode: VmLaunchMode,
+    /// Raised to stop early: VMs whose turn has not come stay as they are.
+    pub cancel: Cancel,
+}
+
+impl RestartOptions {
+    /// All VMs of a project, as its config says, with their disks; without a castra binary.
+    pub fn new(config: Config, home: impl Into<PathBuf>) -> RestartOptions {
+        RestartOptions {
+            lifecycle: config.lifecycle,
+            config,
+            home: home.into(),
+            vms: Vec::new(),
+            bootstrap: Vec::new(),
+            discard: false,
+            force: false,
+            cli: None,
+            launch_mode: VmLaunchMode::default(),
+            cancel: Cancel::new(),
+        }
+    }
+}
+
+/// Restarts VMs; one that doesn't run is just started. A failure is returned only where the
+/// operation as a whole can't go on; a VM that fails is told of in the outcome, whose `exit` is then
+/// [`Exit::Failed`].
+pub fn restart(options: RestartOptions, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
+    let launcher = launcher::of_cli(options.cli.as_deref());
+    restart_with_launcher(options, &*launcher, reporter)
+}
+
+/// [`restart`] with a broker launcher of the caller's.
+pub fn restart_with_launcher(
+    options: RestartOptions,
+    broker: &dyn BrokerLauncher,
+    reporter: &mut dyn Reporter,
+) -> Result<UpOutcome> {
+    let config = &options.config;
+    let selected = select::vms_of(config, &options.vms)?;
+    let overrides = Overrides::parse(&options.bootstrap, config)?;
+    let plans = preflight::plans_of(config, &selected, &overrides);
+    preflight::refuse_bad_plans(&plans)?;
+    // Those that run have their ports already.
+    let stopped: Vec<&VmConfig> = selected
+        .iter()
+        .copied()
+        .filter(|vm| !start::runs(config, vm))
+        .collect();
+    preflight::refuse_conflicts(&read::conflicts(config, &stopped, &options.home))?;
+    let qemu = preflight::find_tools(config, &selected, &plans, options.cli.as_deref())?;
+    let short = room::shortage(config, &stopped);
+    let warnings = short.unless(options.force)?;
+    run::check_project_free(config)?;
+    run::ensure_state_root(&config.state)?;
+
+    let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
+    let operation = Operation::accept("restart", detail, &config.state, config.bus.rotation, reporter);
+    up::tell_warnings(config, warnings, operation.emitter());
+    match replace(&options, broker, &selected, &overrides, qemu, operation.emitter()) {
+        Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
+        Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
+    }
+}
+
+fn replace(
+    options: &RestartOptions,
+    broker: &dyn BrokerLauncher,
+    selected: &[&VmConfig],
+    overrides: &Overrides,
+    qemu: PathBuf,
+    emitter: &Emitter<'_>,
+) -> Result<(Vec<VmUp>, u16)> {
+    let config = &options.config;
+    let cancel = &options.cancel;
+    let boots = boot::prepare(selected, config, &options.home, emitter, cancel)?;
+    let accel = accelerator::decide(config, &qemu, &boots, &options.home, emitter, cancel)?;
+    keys::ensure_project_key(config, cancel)?;
+
+    let project = run::lock_project(&config.project, &config.state, "castra restart")?;
+    up::record_workspace(config, emitter)?;
+    up::tell_what_user_networking_opens(config, selected, emitter);
+    identity::issue(config, &[])?;
+    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    let port = up::ensure_broker(config, broker, emitter, cancel)?;
+    let ports = Ports::new();
+    for record in start::running_records(config) {
+        ports.note_running(&record.forwards);
+    }
+    let with = Restarting {
+        lifecycle: &options.lifecycle,
+        discard: options.discard,
+        issuing: Mutex::new(()),
+    };
+    let tasks: Vec<Task<'_>> = selected
+        .iter()
+        .map(|vm| Task {
+            vm,
+            way: Way::Restart(&with),
+        })
+        .collect();
+    let fleet = Fleet {
+        config,
+        home: &options.home,
+        overrides,
+        emitter,
+        cancel,
+        broker_port: port,
+        gate: Gate::new(project, tasks.len()),
+        slots: Slots::new(host::cores()),
+        launching: Some(Launching {
+            boots: &boots,
+            qemu,
+            cli: options.cli.as_deref(),
+            mode: options.launch_mode,
+            accel,
+            ports,
+            keeps_disks: !options.discard,
+        }),
+    };
+    Ok((fleet.run(tasks, relay), port))
+}
+
+/// What all VMs of one `restart` share until they are launched.
+pub(crate) struct Restarting<'f> {
+    lifecycle: &'f LifecycleConfig,
+    discard: bool,
+    /// Held while `guests.json` is replaced: each VM has its new identity once its old QEMU is gone,
+    /// so that nothing the old guest says counts for the new one.
+    issuing: Mutex<()>,
+}
+
+impl Fleet<'_, '_> {
+    /// Stops the VM if it runs, and gives it the identity of its next launch.
+    pub(crate) fn stop_first(
+        &self,
+        vm: &VmConfig,
+        with: &Restarting<'_>,
+        done: &mut VmUp,
+    ) -> Result<(FileLock, Identity)> {
+        let name = &vm.name;
+        if self.cancel.is_requested() {
+            return Err(
+                Failure::new(Exit::Interrupted, format!("vm `{name}` was not restarted"))
+                    .because("interrupted before its turn: it is as it was"),
+            );
+        }
+        let paths = self.config.state.vm(name);
+        host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
+        let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
+        if !with.discard {
+            self.check_disk(vm, earlier.as_ref())?;
+        }
+        let stopping = Stopping {
+            state: &self.config.state,
+            lifecycle: with.lifecycle,
+            command: "castra restart",
+            emitter: self.emitter,
+            cancel: self.cancel,
+        };
+        let stopped = stopping.stop(name);
+        if stopped.ending != ShutdownEnding::AlreadyStopped {
+            done.stopped = Some(stopped.ending.as_str().to_owned());
+        }
+        let left = stopped.left?;
+        if let (Some(record), Some(launching)) = (&left.record, &self.launching) {
+            launching.ports.forget(&record.forwards);
+        }
+        if with.discard {
+            let path = left.record.and_then(|record| record.overlay);
+            let path = path.unwrap_or_else(|| self.config.state.overlay(name));
+            stopping::discard(name, &path, self.emitter)?;
+        }
+        if self.cancel.is_requested() {
+            return Err(
+                Failure::new(Exit::Interrupted, format!("vm `{name}` was not started again"))
+                    .because("interrupted")
+                    .advice(format!("castra restart {name} starts it with the disk it has")),
+            );
+        }
+        let _issuing = with.issuing.lock().unwrap_or_else(PoisonError::into_inner);
+        let identity = identity::issue(self.config, &[vm])?.remove(name);
+        let identity = identity.expect("who is asked for an identity of a VM gives one");
+        Ok((left.lock, identity))
+    }
+
+    /// A disk that could not be gone on with is found while the VM still runs.
+    fn check_disk(&self, vm: &VmConfig, earlier: Option<&RunRecord>) -> Result<()> {
+        let path = self.overlay_of(vm);
+        let had = earlier.and_then(|record| record.overlay.as_ref());
+        if let Some(had) = had.filter(|had| **had != path && had.exists()) {
+            return Err(
+                Failure::new(Exit::Failed, format!("vm `{}` was not restarted", vm.name))
+                    .because(format!(
+                        "its disk is {}, and the config now says {}",
+                        had.display(),
+                        path.display()
+                    ))
+                    .advice("put the config back as it was, or begin with a fresh disk by --discard"),
+            );
+        }
+        let boots = self.launching.as_ref().map(|launching| launching.boots);
+        let boot = boots.and_then(|boots| boots.get(&vm.name)).cloned();
+        let boot = boot.unwrap_or_default();
+        overlay::check_kept(&self.overlay_spec(vm, &path, &boot, earlier))
+    }
+}
+
+/// After a launch that failed: the disk is still there, and `up` would begin anew.
+pub(crate) fn tell_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
+    let name = &vm.name;
+    emitter.emit(Event::advice(
+        Severity::Warn,
+        Some(name),
+        "its disk is kept",
+        format!("castra restart {name} tries again with it, castra up {name} begins with a fresh one"),
+    ));
+}

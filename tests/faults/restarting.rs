@@ -1,0 +1,271 @@
+//! `restart`: what it keeps, what it leaves alone, and what becomes of VMs that fail on the way.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
+use crate::support::eventually;
+
+/// What a disk is known by: a fresh one is another file.
+fn disk(project: &Project, vm: &str) -> u64 {
+    let path = project.state(&format!("overlays/{vm}.qcow2"));
+    fs::metadata(&path).unwrap().ino()
+}
+
+fn phases<'e>(events: &'e [Value], vm: &str) -> Vec<&'e str> {
+    events
+        .iter()
+        .filter(|event| event["type"] == "vm.lifecycle" && event["vm"] == vm)
+        .filter_map(|event| event["phase"].as_str())
+        .collect()
+}
+
+fn launch_id(project: &Project, vm: &str) -> String {
+    let text = fs::read_to_string(project.state(&format!("vms/{vm}/run.json"))).unwrap();
+    let record: Value = serde_json::from_str(&text).unwrap();
+    record["launch_id"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_vm_comes_back_with_its_disk_its_port_and_a_new_identity() {
+    let project = Project::new("restart", TWO);
+    project.run(&["up"]).exits(0);
+    let before = (
+        project.vm("web"),
+        disk(&project, "web"),
+        launch_id(&project, "web"),
+    );
+    let (db, broker) = (project.pid("db"), project.status()["broker"].clone());
+    assert_eq!(broker["state"], "running");
+
+    let ran = project.run(&["restart", "web", "--json"]).exits(0);
+    let events = ran.objects();
+    assert_eq!(
+        phases(&events, "web"),
+        [
+            "shutdown-requested",
+            "cooperative-attempted",
+            "cooperative-succeeded",
+            "shutdown-complete",
+            "overlay-prepared",
+            "launched"
+        ]
+    );
+    assert_eq!(events[0]["type"], "command.accepted");
+    assert_eq!(events[0]["command"], "restart");
+    let kept = events.iter().find(|event| is_phase(event, "overlay-prepared"));
+    assert_eq!(kept.unwrap()["reused"], true);
+    let summary = events.last().unwrap();
+    assert_eq!(
+        (&summary["operation"], &summary["verdict"]),
+        (&"restart".into(), &"all".into())
+    );
+    assert_eq!(summary["vms"]["total"], 1);
+
+    let after = project.vm("web");
+    assert_ne!(after["pid"], before.0["pid"]);
+    assert_eq!(after["forwards"], before.0["forwards"]);
+    assert_eq!(disk(&project, "web"), before.1);
+    assert_ne!(launch_id(&project, "web"), before.2);
+    // Whom nobody named is left alone, and the broker knows nothing of it.
+    assert_eq!(project.pid("db"), db);
+    assert_eq!(project.status()["broker"], broker);
+
+    let fresh = project
+        .run(&["restart", "web", "--discard", "--json"])
+        .exits(0)
+        .objects();
+    assert!(
+        fresh.iter().any(|event| is_phase(event, "overlay-discarded")),
+        "{fresh:#?}"
+    );
+    assert_ne!(disk(&project, "web"), before.1);
+    let human = project.run(&["restart"]).exits(0);
+    assert!(
+        human.stdout.contains("2 VMs restarted") && human.stdout.contains("restarted (graceful)"),
+        "{human:?}"
+    );
+    project.down();
+}
+
+#[test]
+fn those_that_do_not_run_are_just_started() {
+    let project = Project::new("restart-cold", TWO);
+    // Nothing was ever up.
+    let events = project.run(&["restart", "--json"]).exits(0).objects();
+    for vm in ["web", "db"] {
+        assert_eq!(phases(&events, vm), ["overlay-prepared", "launched"]);
+        project.pid(vm);
+    }
+    // One has crashed: its disk is still there, and kept.
+    let before = disk(&project, "web");
+    let pid = i32::try_from(project.pid("web")).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    eventually(AMPLE, "the crash", || {
+        (project.vm("web")["state"] == "crashed").then_some(())
+    });
+    let events = project.run(&["restart", "web", "--json"]).exits(0).objects();
+    assert_eq!(
+        phases(&events, "web")
+            .iter()
+            .filter(|phase| **phase != "exited")
+            .collect::<Vec<_>>(),
+        [&"overlay-prepared", &"launched"]
+    );
+    assert_eq!(disk(&project, "web"), before);
+    project.down();
+    // After `down` there is none to keep.
+    let events = project.run(&["restart", "web", "--json"]).exits(0).objects();
+    let made = events.iter().find(|event| is_phase(event, "overlay-prepared"));
+    assert_eq!(made.unwrap()["reused"], false);
+    project.down();
+}
+
+#[test]
+fn one_that_will_not_go_is_made_to_and_delays_no_other() {
+    let vms = TWO.replacen(
+        "kernel",
+        "qemu_args = [\"-fake\", \"ignore-powerdown\"]\nkernel",
+        1,
+    );
+    let project = Project::new("restart-slow", &vms);
+    project.run(&["up"]).exits(0);
+    let ran = project.run(&["restart", "web", "--json", "--graceful-wait-secs", "0"]);
+    assert_eq!(
+        phases(&ran.exits(0).objects(), "web"),
+        [
+            "shutdown-requested",
+            "cooperative-attempted",
+            "cooperative-timed-out",
+            "escalated",
+            "shutdown-complete",
+            "overlay-prepared",
+            "launched"
+        ]
+    );
+    let web = i32::try_from(project.pid("web")).unwrap();
+    let mut restart = project.begin("", &["restart", "--graceful-wait-secs", "600"]);
+    restart.until("the other one's launch", |event| {
+        event["vm"] == "db" && is_phase(event, "launched")
+    });
+    project.pid("db");
+    kill(Pid::from_raw(web), Signal::SIGKILL).unwrap();
+    assert_eq!(restart.end().0, Some(0));
+    project.pid("web");
+    project.down();
+}
+
+#[test]
+fn one_that_fails_keeps_no_other_from_restarting_and_its_disk_stays() {
+    let project = Project::new("restart-fails", TWO);
+    project.run(&["up"]).exits(0);
+    let before = disk(&project, "web");
+    let failing = TWO.replacen(
+        "kernel",
+        "qemu_args = [\"-fake\", \"refuse=not today\"]\nkernel",
+        1,
+    );
+    project.config(&failing);
+    let ran = project.run(&["restart", "--json"]).exits(1);
+    let events = ran.objects();
+    assert_eq!(events.last().unwrap()["verdict"], "some");
+    assert!(
+        ran.stdout.contains("not today") && ran.stdout.contains("castra restart web"),
+        "{ran:?}"
+    );
+    project.pid("db");
+    assert_ne!(project.vm("web")["state"], "running");
+    assert_eq!(disk(&project, "web"), before);
+    assert_eq!(project.status()["broker"]["state"], "running");
+    project.config(TWO);
+    project.run(&["restart", "web"]).exits(0);
+    assert_eq!(disk(&project, "web"), before);
+    project.down();
+}
+
+#[test]
+fn what_can_be_found_wrong_before_leaves_all_as_they_are() {
+    let project = Project::new("restart-refused", ONE);
+    project.run(&["up"]).exits(0);
+    let pid = project.pid("web");
+    project
+        .refused(64, &["restart", "wbe"])
+        .alone()
+        .advises("did you mean `web`?");
+    project.refused(64, &["restart", "--plan"]).alone();
+    project.config(&format!("{ONE}[vms.bootstrap]\nmode = \"always\"\n"));
+    project.refused(65, &["restart"]).alone();
+    // A disk that the config no longer describes is no disk to go on with.
+    project.config(&format!("{ONE}disk_size = \"1 MiB\"\n"));
+    let ran = project.run(&["restart", "--json"]).exits(1);
+    assert!(
+        ran.stdout.contains("can't be shrunk") && ran.stdout.contains("--discard"),
+        "{ran:?}"
+    );
+    project.config(&format!("{ONE}overlay = \"other.qcow2\"\n"));
+    let ran = project.run(&["restart"]).exits(1);
+    assert!(
+        ran.stderr.contains("other.qcow2") && ran.stderr.contains("web.qcow2"),
+        "{ran:?}"
+    );
+    project.config(ONE);
+    assert_eq!(project.pid("web"), pid);
+    project.down();
+}
+
+#[test]
+fn a_bootstrap_under_way_ends_as_stopped_by_restart() {
+    let project = Project::new("restart-bootstrap", &format!("{ONE}{SCRIPT}"));
+    let mut up = project.begin("", &["up"]);
+    up.until("a bootstrap", is_waiting);
+    project.run(&["restart", "--bootstrap", "skip"]).exits(0);
+    let (code, events) = up.end();
+    assert_eq!(code, Some(1));
+    let failed = of_type(&events, "bootstrap.failed");
+    assert!(
+        failed[0].to_string().contains("stopped by castra restart"),
+        "{failed:#?}"
+    );
+    project.pid("web");
+
+    // One that was killed has no end: that is made up for.
+    let mut up = project.begin("", &["up"]);
+    up.until("a bootstrap", is_waiting);
+    up.signal(Signal::SIGKILL);
+    drop(up);
+    let ran = project.run(&["restart", "--bootstrap", "skip"]).exits(0);
+    assert!(ran.stderr.contains("counts as failed"), "{ran:?}");
+    project.down();
+}
+
+#[test]
+fn ctrl_c_while_one_stops_starts_nothing_and_keeps_its_disk() {
+    let vms = ONE.replacen(
+        "kernel",
+        "qemu_args = [\"-fake\", \"ignore-powerdown\"]\nkernel",
+        1,
+    );
+    let project = Project::new("restart-interrupted", &vms);
+    project.run(&["up"]).exits(0);
+    let before = disk(&project, "web");
+    let mut restart = project.begin("", &["restart", "--graceful-wait-secs", "3"]);
+    restart.until("the power button", |event| {
+        is_phase(event, "cooperative-attempted")
+    });
+    restart.signal(Signal::SIGINT);
+    let (code, events) = restart.end();
+    assert_eq!(code, Some(130), "{events:#?}");
+    assert!(
+        !events.iter().any(|event| is_phase(event, "launched")),
+        "{events:#?}"
+    );
+    assert_eq!(project.vm("web")["state"], "stopped");
+    assert_eq!(disk(&project, "web"), before);
+    project.run(&["restart"]).exits(0);
+    assert_eq!(disk(&project, "web"), before);
+    project.down();
+}

@@ -68,7 +68,7 @@ _castra() {
         --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config status ports logs events workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config status ports logs events doctor workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
@@ -87,6 +87,7 @@ _castra() {
         'ports') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --all --active --verbose' -- "$cur")); else :;  fi ;;
         'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail --since --follow' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'events') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --type --vm --run --after --since --follow' -- "$cur")); else :;  fi ;;
+        'doctor') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --all' -- "$cur")); else :;  fi ;;
         'workspaces') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'bus publish') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --topic --payload --wait' -- "$cur")); else :;  fi ;;
         'bus subscribe') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --wait --from --count' -- "$cur")); else :;  fi ;;

@@ -27,6 +27,7 @@ const COMMANDS: &[&[&str]] = &[
     &["status"],
     &["logs"],
     &["events"],
+    &["report"],
     &["clean"],
     &["ports"],
     &["workspaces"],

@@ -28,6 +28,7 @@ mod meter;
 mod output;
 mod ports;
 mod progress;
+mod report;
 mod restart;
 mod screen;
 mod select;
@@ -111,6 +112,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Restart => restart::run(context, raw),
         Command::Up => up::run(context, raw),
         Command::Events => events::run(context, raw),
+        Command::Report => report::run(context, raw),
         Command::HarnessRun => harness::run(context, raw),
         Command::HarnessRelay => harness::relay(context, raw),
         Command::HarnessList => harness::list(context, raw),

@@ -89,6 +89,10 @@ pub struct Raw {
     pub run: Option<String>,
     /// `--after SEQ`.
     pub after: Option<u64>,
+    /// `--html FILE`.
+    pub html: Option<PathBuf>,
+    /// `--last N`.
+    pub last: Option<usize>,
     /// `--since WHEN`, a time by now.
     pub since: Option<SystemTime>,
     /// `--topic TOPIC`, in the order given.

@@ -29,6 +29,7 @@ pub enum Command {
     SshConfig,
     Logs,
     Events,
+    Report,
     ImageBuild,
     ImageList,
     ImagePath,
@@ -567,6 +568,26 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra doctor",
             "castra doctor --all --quiet",
             "castra doctor --json | jq -r '.findings[] | select(.level != \"ok\") | .id'",
+        ],
+    },
+    CommandRow {
+        command: Command::Report,
+        words: "report",
+        section: Section::Looking,
+        operands: &[VMS],
+        brief: "show the last runs: timelines, failures, traffic on the bus",
+        manual: "Tells what the last runs of `up`, `down`, `restart` and `bootstrap` did with each VM, phase by phase, \
+                 with the end of the log where one failed, and what went over the bus meanwhile. With VMs only \
+                 runs about them are shown, and only they.\n\n\
+                 --html writes the same as one page for a browser, with a timeline of each run. The page is whole in \
+                 itself: it fetches nothing and runs no script. It holds what scripts and guests have printed, so only you may \
+                 read the file.\n\n\
+                 With --json one object, `castra.report.v1`, of which docs/REPORT.md tells the fields.",
+        examples: &[
+            "castra report",
+            "castra report --html report.html",
+            "castra report web-0 --last 20",
+            "castra report --since 1day --json | jq '.runs[] | [.command, .outcome, .duration_ms]'",
         ],
     },
     CommandRow {

@@ -29,6 +29,7 @@ pub mod paths;
 pub mod ports;
 pub mod process;
 pub mod records;
+pub mod report;
 pub mod reporter;
 pub mod runtime;
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::time::{Duration, SystemTime};
 
 use castra::core::operations::events::parse_since;
+use castra::core::report::MOST_RUNS;
 
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
 use crate::cli::raw::HelpKind;
@@ -26,6 +27,7 @@ const PORTS: Scope = Scope::Only(&[Command::Ports]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
 const HARNESS_RUN: Scope = Scope::Only(&[Command::HarnessRun]);
+const REPORT: Scope = Scope::Only(&[Command::Report]);
 const EVENTS: Scope = Scope::Only(&[Command::Events]);
 const BUS_PUBLISH: Scope = Scope::Only(&[Command::BusPublish]);
 const BUS_SUBSCRIBE: Scope = Scope::Only(&[Command::BusSubscribe]);
@@ -500,7 +502,7 @@ pub const FLAGS: &[Flag] = &[
         long: "since",
         short: None,
         value: Some("WHEN"),
-        scope: Scope::Only(&[Command::Events, Command::Logs]),
+        scope: Scope::Only(&[Command::Events, Command::Logs, Command::Report]),
         brief: "only from this time on: 10m ago, or 2026-11-21T10:00:00Z",
         manual: "So long ago, such as 90s, 10m, 2h or 1day, or a time as RFC 3339 has it, with Z or an offset such \
                  as +02:00. What is older isn't read, so this is quick on large journals too.",
@@ -510,6 +512,37 @@ pub const FLAGS: &[Flag] = &[
             raw.since = Some(since.ok_or_else(|| {
                 BadValue("use a span such as 10m or 2h, or a time such as 2026-11-21T10:00:00Z".to_owned())
             })?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "html",
+        short: None,
+        value: Some("FILE"),
+        scope: REPORT,
+        brief: "write a page for a browser to this file; `-`: to stdout",
+        manual: "The file is written whole or not at all, and one that is there is replaced.",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.html = Some(not_empty(value)?.into());
+            Ok(())
+        },
+    },
+    Flag {
+        long: "last",
+        short: None,
+        value: Some("N"),
+        scope: REPORT,
+        brief: "so many of the last runs: 5, with --since up to 100",
+        manual: "At most 100.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            let runs = text(value)?
+                .parse()
+                .ok()
+                .filter(|runs| (1..=MOST_RUNS).contains(runs));
+            raw.last =
+                Some(runs.ok_or_else(|| BadValue(format!("use a whole number from 1 to {MOST_RUNS}")))?);
             Ok(())
         },
     },

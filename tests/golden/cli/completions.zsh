@@ -39,6 +39,7 @@ _castra() {
             'logs:show the logs of VMs, broker and bus'
             'events:show what castra and the broker have reported'
             'doctor:look for what keeps VMs from running well'
+            'report:show the last runs\: timelines, failures, traffic on the bus'
             'workspaces:list the projects castra knows, wherever they are'
             'broker:run the project'\''s broker in the foreground'
             'completions:print the completions for a shell'
@@ -138,6 +139,12 @@ _castra() {
             _arguments $globals \
                 '--all[show every project castra knows]' \
                 ;;
+        report)
+            _arguments $globals \
+                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '*--html=[write a page for a browser to this file; `-`\: to stdout]:FILE:_files' \
+                '*--last=[so many of the last runs\: 5, with --since up to 100]:N: ' \
+                '*:VM:_castra_vms';;
         workspaces)
             _arguments $globals \
                 ;;

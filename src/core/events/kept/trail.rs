@@ -241,7 +241,7 @@ impl Reverse<'_> {
 /// The files of a journal, oldest first: all, or those newer than `known` and whether that is
 /// still among them. Each is found from the one after it, so that rotations meanwhile neither hide
 /// a file nor show one twice; what is newer than the first one found is found later, from it.
-fn files(path: &Path, known: Option<Identity>) -> Result<(VecDeque<Segment>, bool)> {
+pub(crate) fn files(path: &Path, known: Option<Identity>) -> Result<(VecDeque<Segment>, bool)> {
     let mut files = VecDeque::new();
     let mut number = 0;
     let mut next = open_at(path, number)?;

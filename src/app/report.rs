@@ -1,0 +1,84 @@
+//! `castra report`.
+
+use std::path::Path;
+
+use castra::core::escape::escape_json;
+use castra::core::failure::{Exit, Failure, Result};
+use castra::core::operations::report::{ReportOptions, report, save_page};
+use castra::core::report::html;
+use castra::core::report::model::Report;
+use castra::core::report::text::{self, Tone};
+use castra::core::reporter::Silent;
+
+use super::context::Context;
+use super::{human, select, typed};
+use crate::cli::Raw;
+
+/// Shows the last runs: as text, as JSON, or as a page.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    if raw.json && raw.html.is_some() {
+        return Err(Failure::new(Exit::Usage, "--json and --html are given")
+            .because("each of them says what is printed")
+            .advice("leave one out"));
+    }
+    let selected = select::project(raw)?;
+    let project = selected.project();
+    let vms = typed::names(&raw.operands)?;
+    let options = ReportOptions {
+        vms: vms.clone(),
+        last: raw.last,
+        since: raw.since,
+        ..ReportOptions::of(selected.state(), &project.project, &project.workspace)
+    };
+    let found = report(options, &mut Silent)?;
+    if found.runs.is_empty() {
+        // A name may be of a VM that is gone, whose runs are there; one without runs must be known.
+        for vm in &vms {
+            select::vm(&selected, vm)?;
+        }
+    }
+    match raw.html.as_deref() {
+        Some(path) if path == Path::new("-") => context.out.text(html::page(&found)),
+        Some(path) => {
+            let bytes = save_page(&found, path)?;
+            say_where(context, &found, path, bytes);
+        }
+        None if context.json => {
+            let line = serde_json::to_string(&found).expect("a report is plain data with text keys");
+            context.out.line(escape_json(&line));
+        }
+        None => show(context, raw, &found),
+    }
+    context.out.flush();
+    Ok(Exit::Done)
+}
+
+fn say_where(context: &mut Context, report: &Report, path: &Path, bytes: u64) {
+    let runs = human::plural(report.runs.len(), "run");
+    context.say(&format!(
+        "{} written: {runs}, {}",
+        path.display(),
+        human::bytes(bytes)
+    ));
+}
+
+fn show(context: &mut Context, raw: &Raw, report: &Report) {
+    let style = context.style;
+    let paint = |tone: Tone, text: &str| match tone {
+        Tone::Good => style.good(text),
+        Tone::Bad => style.bad(text),
+        Tone::Odd => style.odd(text),
+        Tone::Strong => style.strong(text),
+        Tone::Faint => style.faint(text),
+    };
+    let text = text::render(report, &paint);
+    context.out.text(text);
+    context.out.flush();
+    if !report.runs.is_empty() {
+        return;
+    }
+    context.say(match (raw.since.is_some(), raw.operands.is_empty()) {
+        (false, true) => "nothing has run here yet; `castra up` is a beginning",
+        _ => "no such run has been kept here",
+    });
+}

@@ -1,0 +1,210 @@
+//! From what lies under a state root to a report.
+//!
+//! Here: which runs are in it, found from the journal's end; their events and those of the broker,
+//! read once from the oldest of these runs on. Not here: what an event means for a report
+//! (`super::fold`), logs (`super::tails`), the bus (`super::traffic`).
+//!
+//! Memory is bounded by the limits of the report, not by the length of the journals: lines are looked
+//! at one by one, and what a run has said is kept in its cut form alone.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::core::events::Event;
+use crate::core::events::contract::Stamped;
+use crate::core::events::kept::Head;
+use crate::core::events::kept::trail::{Place, Trail};
+use crate::core::failure::Result;
+use crate::core::paths::StateRoot;
+use crate::core::reporter::wall_clock;
+
+use super::fold::{Fold, keep_failed_first};
+use super::model::RunReport;
+use super::{MOST_RUNS, MOST_VMS_IN_ALL, tails, traffic};
+
+/// The commands whose runs have a timeline.
+const COMMANDS: [&str; 4] = ["up", "down", "restart", "bootstrap"];
+/// Two writers at once may append lines of about the same time in the other order.
+const SLACK: Duration = Duration::from_secs(10);
+/// Runs that named a wanted VM and whose beginning is still looked for; more are never under way.
+const MOST_OPEN: usize = 10_000;
+
+/// Which runs are wanted.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// So many of the last ones; at most 100.
+    pub last: usize,
+    /// Only those that began at this time or later.
+    pub since: Option<SystemTime>,
+    /// Only those about one of these VMs, and of them only these VMs; compared without case. None: all.
+    pub vms: Vec<String>,
+}
+
+/// The runs, newest first, and what isn't in them.
+pub fn gather(state: &StateRoot, wanted: &Wanted) -> Result<(Vec<RunReport>, Vec<String>)> {
+    let keys: Vec<String> = wanted.vms.iter().map(|vm| vm.to_ascii_lowercase()).collect();
+    let mut trail = Trail::open(&state.events())?;
+    if let Some(since) = wanted.since {
+        trail.skip_before(&clock(since.checked_sub(SLACK)))?;
+    }
+    let Some((mut folds, place)) = choose(&trail, wanted, &keys)? else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    trail.go_to(place);
+    read_runs(&mut trail, &mut folds)?;
+    let mut left_out = corrupt_lines(&trail);
+    read_broker(state, &mut folds)?;
+
+    let begins: Vec<u64> = folds.iter().map(|fold| fold.began_ms).collect();
+    let ends: Vec<u64> = folds.iter().map(Fold::ended_ms).collect();
+    let mut runs: Vec<RunReport> = folds.into_iter().map(|fold| fold.finish(&keys)).collect();
+    left_out.extend(cut_to_a_page(&mut runs));
+    tails::explain(state, &mut runs, &begins, &ends);
+    left_out.extend(traffic::add(state, &mut runs, &begins, &keys)?);
+    runs.reverse();
+    Ok((runs, left_out))
+}
+
+fn clock(time: Option<SystemTime>) -> String {
+    wall_clock(time.unwrap_or(UNIX_EPOCH))
+}
+
+/// Milliseconds since the epoch of an event's time.
+fn millis(ts: &str) -> Option<u64> {
+    let since_epoch = humantime::parse_rfc3339(ts)
+        .ok()?
+        .duration_since(UNIX_EPOCH)
+        .ok()?;
+    u64::try_from(since_epoch.as_millis()).ok()
+}
+
+/// The runs that are wanted, oldest first, and where the journal begins to tell of them.
+fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec<Fold>, Place)>> {
+    let since = wanted.since.map(wall_clock);
+    // Runs that had to do with a wanted VM: their first line is the last to be met.
+    let mut about: HashSet<String> = HashSet::new();
+    let mut chosen = Vec::new();
+    let mut begins = None;
+    let mut lines = trail.backward(false)?;
+    let mut look = |line: &str, head: Head<'_>| -> Option<Fold> {
+        let run = head.run.as_deref()?;
+        let is_wanted_vm = |vm: &str| keys.iter().any(|key| vm.eq_ignore_ascii_case(key));
+        if head.kind != "command.accepted" {
+            if head.vm().is_some_and(is_wanted_vm) && about.len() < MOST_OPEN && !about.contains(run) {
+                about.insert(run.to_owned());
+            }
+            return None;
+        }
+        if !(keys.is_empty() || about.remove(run)) || since.as_deref().is_some_and(|since| *head.ts < *since)
+        {
+            return None;
+        }
+        let Event::CommandAccepted { command, detail, .. } = Stamped::from_contract_line(line)?.event else {
+            return None;
+        };
+        COMMANDS.contains(&command.as_str()).then_some(())?;
+        let began = millis(&head.ts)?;
+        Some(Fold::new(
+            run.to_owned(),
+            command,
+            detail.as_deref(),
+            &head.ts,
+            began,
+        ))
+    };
+    while chosen.len() < wanted.last.min(MOST_RUNS) {
+        let Some((fold, place)) = lines.next(&mut look)? else {
+            break;
+        };
+        chosen.push(fold);
+        begins = Some(place);
+    }
+    chosen.reverse();
+    Ok(begins.map(|place| (chosen, place)))
+}
+
+/// Hands each event to its run.
+fn read_runs(trail: &mut Trail, folds: &mut [Fold]) -> Result<()> {
+    let index: HashMap<String, usize> = (0..)
+        .zip(folds.iter())
+        .map(|(at, fold)| (fold.run().to_owned(), at))
+        .collect();
+    while let Some((at, stamped)) = trail.next(false, |line, head| {
+        let at = *index.get(head.run.as_deref()?)?;
+        if head.kind == "message" && is_chatter(line) {
+            return None;
+        }
+        Some((at, Stamped::from_contract_line(line)?))
+    })? {
+        folds[at].take(&stamped);
+    }
+    Ok(())
+}
+
+/// What a script prints, and how far something is: most lines of a journal, and none of a report.
+fn is_chatter(line: &str) -> bool {
+    [r#""severity":"progress""#, r#""severity":"info""#]
+        .iter()
+        .any(|mark| line.contains(mark))
+}
+
+fn corrupt_lines(trail: &Trail) -> Vec<String> {
+    match trail.corrupt {
+        0 => Vec::new(),
+        1 => vec!["1 corrupt line of the journal was skipped".to_owned()],
+        count => vec![format!("{count} corrupt lines of the journal were skipped")],
+    }
+}
+
+/// Hands what the broker has told of a VM to the last run before it that was about this VM.
+fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
+    let mut trail = Trail::open(&state.broker_events())?;
+    let Some(first) = folds.first() else {
+        return Ok(());
+    };
+    trail.skip_before(&clock(
+        UNIX_EPOCH.checked_add(Duration::from_millis(first.began_ms)),
+    ))?;
+    let mut about: HashMap<String, Vec<usize>> = HashMap::new();
+    for (at, fold) in folds.iter().enumerate() {
+        for key in fold.keys() {
+            about.entry(key.to_owned()).or_default().push(at);
+        }
+    }
+    let begins: Vec<u64> = folds.iter().map(|fold| fold.began_ms).collect();
+    while let Some((at, key, after, event)) = trail.next(false, |line, head| {
+        matches!(
+            &*head.kind,
+            "broker.handshake" | "broker.freshness" | "vm.lifecycle"
+        )
+        .then_some(())?;
+        let key = head.vm()?.to_ascii_lowercase();
+        let ts = millis(&head.ts)?;
+        let at = *about.get(&key)?.iter().rev().find(|at| begins[**at] <= ts)?;
+        let event = Stamped::from_contract_line(line)?.event;
+        if let Event::BrokerHandshake { outcome, .. } = &event
+            && *outcome != crate::core::events::HandshakeOutcome::Ok
+        {
+            return None;
+        }
+        Some((at, key, ts - begins[at], event))
+    })? {
+        folds[at].take_of_broker(&key, after, &event);
+    }
+    Ok(())
+}
+
+/// Newest runs keep their VMs, older ones their sums, when there are more VMs than a page should hold.
+fn cut_to_a_page(runs: &mut [RunReport]) -> Option<String> {
+    let mut room = MOST_VMS_IN_ALL;
+    let mut cut = 0;
+    for run in runs.iter_mut().rev() {
+        let before = run.vms.len();
+        keep_failed_first(&mut run.vms, room);
+        room -= run.vms.len();
+        cut += before - run.vms.len();
+        run.vms_left_out += before - run.vms.len();
+    }
+    (cut > 0)
+        .then(|| format!("{cut} VMs of older runs aren't shown one by one: at most {MOST_VMS_IN_ALL} are"))
+}

@@ -1,0 +1,312 @@
+//! What went over the bus while the runs of a report were the last ones.
+//!
+//! Here: finding the part of the bus's log that is wanted, and counting it into points of time. Not
+//! here: messages as such (`core::bus`), or drawing (`super::chart`).
+//!
+//! The log may be gigabytes long. Its times rise, so where it begins is found by bisection; of what
+//! follows only the newest part up to a limit is read, and of each line only its beginning is looked at.
+//! How much time a point stands for isn't known beforehand: when there are too many points, two
+//! become one.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+
+use crate::core::bus::message::Message;
+use crate::core::events::kept::segment::{Segment, Step};
+use crate::core::events::kept::trail;
+use crate::core::failure::{Failure, Result};
+use crate::core::paths::StateRoot;
+
+use super::model::{RunReport, Sender, Traffic};
+use super::{MOST_BUS_BYTES, MOST_POINTS, MOST_SENDERS};
+
+/// How much time a point stands for at first, milliseconds.
+const FINEST_MS: u64 = 50;
+/// Senders that are told apart while counting.
+const MOST_FOLLOWED: usize = 64;
+/// Between two places of the log that are nearer it is read line by line.
+const NEAR: u64 = 64 * 1024;
+
+/// Adds to each run what went over the bus from its beginning to that of the next, and says what was
+/// left out. Runs stand oldest first.
+pub(super) fn add(
+    state: &StateRoot,
+    runs: &mut [RunReport],
+    begins: &[u64],
+    keys: &[String],
+) -> Result<Option<String>> {
+    add_of(state, runs, begins, keys, MOST_BUS_BYTES)
+}
+
+fn add_of(
+    state: &StateRoot,
+    runs: &mut [RunReport],
+    begins: &[u64],
+    keys: &[String],
+    most_bytes: u64,
+) -> Result<Option<String>> {
+    let Some(first) = begins.first() else {
+        return Ok(None);
+    };
+    let path = state.bus_log();
+    let (mut segments, _) = trail::files(&path, None)?;
+    let failed = |error: io::Error| Failure::io("read", &path, &error);
+    let cut_at = seek(&mut segments, *first, most_bytes).map_err(failed)?;
+    let mut counts: Vec<Option<Count>> = runs.iter().map(|_| None).collect();
+    // Lines rise in time, so the run is the same as that of the line before, as a rule.
+    for segment in &mut segments {
+        loop {
+            let line = match segment.next_line().map_err(failed)? {
+                Step::Line(line) => line,
+                Step::TooLong => continue,
+                Step::Dry => break,
+            };
+            let Some(seen) = Seen::of(segment.bytes(line)) else {
+                continue;
+            };
+            if !keys.is_empty() && !keys.iter().any(|key| seen.vm.eq_ignore_ascii_case(key)) {
+                continue;
+            }
+            let Some(run) = begins.iter().rposition(|begin| *begin <= seen.ts) else {
+                continue;
+            };
+            counts[run].get_or_insert_with(|| Count::from(seen.ts)).add(&seen);
+        }
+    }
+    // The runs whose time reaches back before what was read.
+    let oldest_read = counts.iter().position(Option::is_some).unwrap_or(0);
+    for (at, (run, count)) in runs.iter_mut().zip(counts).enumerate() {
+        run.bus = count.map(|count| count.finish(begins[at], cut_at && at == oldest_read));
+    }
+    Ok(cut_at.then(|| {
+        format!(
+            "of the bus only the newest {} MiB of its log were read: older messages aren't counted",
+            most_bytes / (1024 * 1024)
+        )
+    }))
+}
+
+/// Leaves out what is older than this, and what is beyond so many bytes from the end. True: the latter
+/// has left something out that would have counted.
+fn seek(segments: &mut VecDeque<Segment>, since: u64, most_bytes: u64) -> io::Result<bool> {
+    let mut room = most_bytes;
+    for at in (0..segments.len()).rev() {
+        let length = segments[at].length()?;
+        let begin = first_since(&mut segments[at], since)?;
+        if length - begin.min(length) > room {
+            segments[at].go_to(length - room);
+            // What stands there is the end of a line.
+            segments[at].next_line()?;
+            segments.drain(..at);
+            return Ok(true);
+        }
+        segments[at].go_to(begin);
+        if begin > 0 {
+            segments.drain(..at);
+            return Ok(false);
+        }
+        room -= length;
+    }
+    Ok(false)
+}
+
+/// Where the first message of this time or later begins.
+fn first_since(segment: &mut Segment, since: u64) -> io::Result<u64> {
+    let (mut low, mut high) = (0, segment.length()?);
+    while high - low > NEAR {
+        let middle = low + (high - low) / 2;
+        segment.go_to(middle);
+        segment.next_line()?;
+        match next_message(segment)? {
+            Some((_, ts)) if ts < since => low = segment.position(),
+            _ => high = middle,
+        }
+        if low > high {
+            break;
+        }
+    }
+    segment.go_to(low);
+    loop {
+        match next_message(segment)? {
+            Some((_, ts)) if ts < since => {}
+            Some((place, _)) => return Ok(place),
+            None => return Ok(segment.position()),
+        }
+    }
+}
+
+/// Place and time of the next message.
+fn next_message(segment: &mut Segment) -> io::Result<Option<(u64, u64)>> {
+    loop {
+        let place = segment.position();
+        match segment.next_line()? {
+            Step::Dry => return Ok(None),
+            Step::TooLong => {}
+            Step::Line(line) => {
+                if let Some(seen) = Seen::of(segment.bytes(line)) {
+                    return Ok(Some((place, seen.ts)));
+                }
+            }
+        }
+    }
+}
+
+/// What counts of a message.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen<'l> {
+    ts: u64,
+    vm: std::borrow::Cow<'l, str>,
+    bytes: u64,
+}
+
+impl<'l> Seen<'l> {
+    /// By the beginning of the line, which the broker always writes alike; by its JSON where somebody
+    /// else has written it. `None`: it is no message.
+    fn of(line: &'l [u8]) -> Option<Seen<'l>> {
+        Seen::of_beginning(line).or_else(|| {
+            let message = Message::parse(line).ok()?;
+            Some(Seen {
+                ts: message.ts,
+                vm: message.vm.into(),
+                bytes: message.payload.get().len() as u64,
+            })
+        })
+    }
+
+    fn of_beginning(line: &'l [u8]) -> Option<Seen<'l>> {
+        let rest = line.strip_prefix(br#"{"seq":"#)?;
+        let (_, rest) = number(rest)?;
+        let (ts, rest) = number(rest.strip_prefix(br#","ts":"#)?)?;
+        let rest = rest.strip_prefix(br#","vm":""#)?;
+        let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        let vm = std::str::from_utf8(&rest[..end]).ok()?;
+        let topic = rest[end..].strip_prefix(br#"","topic":""#)?;
+        // No name of a topic needs a backslash.
+        let end = topic.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        let payload = topic[end..]
+            .strip_prefix(br#"","payload":"#)?
+            .strip_suffix(b"}")?;
+        Some(Seen {
+            ts,
+            vm: vm.into(),
+            bytes: payload.len() as u64,
+        })
+    }
+}
+
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let end = bytes.iter().position(|byte| !byte.is_ascii_digit())?;
+    let value = std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()?;
+    Some((value, &bytes[end..]))
+}
+
+/// Messages of one run's time, counted.
+struct Count {
+    /// The time of the first point.
+    begins: u64,
+    bucket_ms: u64,
+    all: Curve,
+    senders: HashMap<String, Curve>,
+    others: bool,
+}
+
+#[derive(Default)]
+struct Curve {
+    messages: u64,
+    bytes: u64,
+    points: Vec<[u64; 2]>,
+}
+
+impl Curve {
+    fn add(&mut self, at: usize, bytes: u64) {
+        if self.points.len() <= at {
+            self.points.resize(at + 1, [0; 2]);
+        }
+        self.points[at][0] += 1;
+        self.points[at][1] += bytes;
+        self.messages += 1;
+        self.bytes += bytes;
+    }
+
+    /// Two points become one.
+    fn halve(&mut self) {
+        let sum = |pair: &[[u64; 2]]| {
+            pair.iter()
+                .fold([0; 2], |sum, point| [sum[0] + point[0], sum[1] + point[1]])
+        };
+        self.points = self.points.chunks(2).map(sum).collect();
+    }
+}
+
+impl Count {
+    fn from(begins: u64) -> Count {
+        Count {
+            begins,
+            bucket_ms: FINEST_MS,
+            all: Curve::default(),
+            senders: HashMap::new(),
+            others: false,
+        }
+    }
+
+    fn add(&mut self, seen: &Seen<'_>) {
+        // A clock that was set back doesn't make it earlier than the first.
+        let after = seen.ts.saturating_sub(self.begins);
+        while after / self.bucket_ms >= MOST_POINTS as u64 {
+            self.bucket_ms *= 2;
+            self.all.halve();
+            self.senders.values_mut().for_each(Curve::halve);
+        }
+        let at = (after / self.bucket_ms) as usize;
+        self.all.add(at, seen.bytes);
+        let has_room = self.senders.len() < MOST_FOLLOWED;
+        match self.senders.get_mut(&*seen.vm) {
+            Some(curve) => curve.add(at, seen.bytes),
+            None if has_room => {
+                let mut curve = Curve::default();
+                curve.add(at, seen.bytes);
+                self.senders.insert(seen.vm.clone().into_owned(), curve);
+            }
+            None => self.others = true,
+        }
+    }
+
+    fn finish(self, run_begins: u64, cut: bool) -> Traffic {
+        let length = self.all.points.len();
+        let mut senders: Vec<Sender> = self
+            .senders
+            .into_iter()
+            .map(|(sender, mut curve)| {
+                curve.points.resize(length, [0; 2]);
+                Sender {
+                    sender: super::fold::shown(&sender),
+                    messages: curve.messages,
+                    bytes: curve.bytes,
+                    points: curve.points,
+                }
+            })
+            .collect();
+        senders.sort_by(|one, other| {
+            other
+                .bytes
+                .cmp(&one.bytes)
+                .then_with(|| one.sender.cmp(&other.sender))
+        });
+        let senders_left_out = senders.len().saturating_sub(MOST_SENDERS) + usize::from(self.others);
+        senders.truncate(MOST_SENDERS);
+        Traffic {
+            start_ms: self.begins.saturating_sub(run_begins),
+            bucket_ms: self.bucket_ms,
+            messages: self.all.messages,
+            bytes: self.all.bytes,
+            points: self.all.points,
+            senders,
+            senders_left_out,
+            cut,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "traffic_tests.rs"]
+mod tests;

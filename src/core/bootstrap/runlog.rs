@@ -3,9 +3,10 @@
 //! Here: the log's shape, writing it, closing the ones that a killed castra left open. Not here:
 //! the events with the same contents (`core::events`), or what is done in the steps.
 //!
-//! While a bootstrap runs its log is called `.open` and follows it step by step; the final one
-//! gets its name by a rename. So a `.json` is always whole and final, and an `.open` whose VM
-//! nobody holds is the trace of a castra that was killed.
+//! While a bootstrap runs its log is called `.open` and follows it step by step: the whole log
+//! again as one more line, the last whole one counts. The final log gets its name by a rename. So
+//! a `.json` is always whole and final, and an `.open` whose VM nobody holds is the trace of a
+//! castra that was killed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -83,7 +84,19 @@ pub struct OpenLog {
     /// What is known so far.
     pub log: RunLog,
     open: PathBuf,
+    file: File,
     out: Option<OutFile>,
+}
+
+impl RunLog {
+    /// The log in the bytes of a `.json` or `.open`; `None` if it isn't one.
+    pub fn read(bytes: &[u8]) -> Option<RunLog> {
+        serde_json::from_slice(bytes).ok().or_else(|| {
+            bytes
+                .rsplit(|byte| *byte == b'\n')
+                .find_map(|line| serde_json::from_slice(line).ok())
+        })
+    }
 }
 
 impl OpenLog {
@@ -114,13 +127,17 @@ impl OpenLog {
             version: env!("CARGO_PKG_VERSION").into(),
             output: None,
         };
-        let open = OpenLog {
-            open: dir.join(format!("{vm}-{}.open", compact(&log.started_at))),
+        let open = dir.join(format!("{vm}-{}.open", compact(&log.started_at)));
+        // From its first moment on it can be read.
+        let file = host::replace_file(&open, &line_of(&log))
+            .and_then(|()| host::private_file().append(true).open(&open))
+            .map_err(|error| Failure::io("create", &open, &error))?;
+        Ok(OpenLog {
             log,
+            open,
+            file,
             out: None,
-        };
-        open.save()?;
-        Ok(open)
+        })
     }
 
     /// Where the final log will be.
@@ -131,7 +148,10 @@ impl OpenLog {
     /// Notes a step that ended. A full disk doesn't stop a bootstrap: the end of it will tell.
     pub fn step(&mut self, step: StepRecord) {
         self.log.steps.push(step);
-        let _ = self.save();
+        // A line end before it: whatever became of the line before, this one stands alone.
+        let _ = self
+            .file
+            .write_all(&[b"\n", line_of(&self.log).as_slice()].concat());
     }
 
     /// Keeps one line of the script's output.
@@ -155,11 +175,6 @@ impl OpenLog {
         save_final(&self.open, &path, &self.log)?;
         Ok(path)
     }
-
-    fn save(&self) -> Result<()> {
-        host::replace_file(&self.open, &bytes_of(&self.log))
-            .map_err(|error| Failure::io("create", &self.open, &error))
-    }
 }
 
 /// Closes the logs that a killed castra left open for this VM, as failed. The caller holds the
@@ -179,8 +194,8 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
         }
         let open = entry.path();
         let read = fs::read(&open).map_err(|error| Failure::io("read", &open, &error))?;
-        // A torn file can't be: it was replaced whole. One that isn't ours is left alone.
-        let Ok(mut log) = serde_json::from_slice::<RunLog>(&read) else {
+        // One that isn't ours is left alone.
+        let Some(mut log) = RunLog::read(&read) else {
             continue;
         };
         // How long the rest took, nobody knows.
@@ -254,6 +269,11 @@ fn save_final(open: &Path, path: &Path, log: &RunLog) -> Result<()> {
     host::remove_if_there(open)
         .map(|_| ())
         .map_err(|error| Failure::io("remove", open, &error))
+}
+
+/// The log in one line, without a line end.
+fn line_of(log: &RunLog) -> Vec<u8> {
+    serde_json::to_vec(log).expect("logs are plain data with text keys")
 }
 
 fn bytes_of(log: &RunLog) -> Vec<u8> {
@@ -370,6 +390,41 @@ mod tests {
             serde_json::json!([{ "step": "error", "status": "failed", "duration_ms": 0,
                 "detail": "ssh exited with code 255" }])
         );
+    }
+
+    #[test]
+    fn the_last_whole_line_of_an_open_log_counts() {
+        let scratch = Scratch::new("runlog-lines");
+        let state = StateRoot::new(scratch.dir());
+        let mut log = begin(&state, "web");
+        for step in [BootstrapStepKind::WaitHandshake, BootstrapStepKind::Connect] {
+            log.step(StepRecord {
+                step: step.as_str().into(),
+                status: BootstrapStepStatus::Success,
+                duration_ms: 5,
+                detail: Some("two\nlines".into()),
+            });
+        }
+        let whole = fs::read(&log.open).unwrap();
+        let last = whole.iter().rposition(|byte| *byte == b'\n').unwrap();
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap();
+        for (length, steps) in [
+            (whole.len(), 2),
+            (whole.len() - 1, 1),
+            (last + 1, 1),
+            (last, 1),
+            (last - 1, 0),
+            (first, 0),
+        ] {
+            let read = RunLog::read(&whole[..length]).unwrap();
+            assert_eq!(read.steps.len(), steps, "{length}");
+        }
+        assert_eq!(RunLog::read(&whole[..first - 1]), None);
+        // What comes after a torn line is found.
+        let torn = [&whole[..last - 1], &whole[last..]].concat();
+        assert_eq!(RunLog::read(&torn).unwrap().steps.len(), 2);
+        let path = log.end(1, false, None).unwrap();
+        assert_eq!(RunLog::read(&fs::read(path).unwrap()).unwrap().steps.len(), 2);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Here: finding it, and the order of its lines. Not here: the run log's shape and writing it
 //! (`core::bootstrap::runlog`).
 //!
-//! The run log is replaced whole after each step, so it is read again and the steps not told yet are
+//! The run log has all steps so far at any time, so it is read again and the steps not told yet are
 //! told. What the script prints comes as it is printed, before the end of the step `apply`.
 
 use std::fs;
@@ -172,7 +172,7 @@ fn load(stem: &Path) -> Option<RunLog> {
         path.push(end);
         let meta = fs::metadata(&path).ok()?;
         let is_sane = meta.is_file() && meta.len() <= LONGEST_LOG;
-        serde_json::from_slice(&is_sane.then(|| fs::read(&path).ok())??).ok()
+        RunLog::read(&is_sane.then(|| fs::read(&path).ok())??)
     };
     read(".json").or_else(|| read(".open"))
 }

@@ -24,6 +24,7 @@ use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;
 use castra::core::events::{Accel, BootstrapStatus, BootstrapStepStatus, Event};
+use castra::core::failure::{Exit, Failure};
 use castra::core::host::{self, FileLock};
 use castra::core::records::{self, StopRecord};
 use castra::core::reporter::Emitter;
@@ -139,6 +140,15 @@ impl Fixture {
 
     /// Runs the pipeline; `on_event` sees every event as it comes.
     fn run_watched(&self, on_event: &(dyn Fn(&Event) + Sync)) -> Ran {
+        self.run_hashing(on_event, || Ok("base".to_owned()))
+    }
+
+    /// The same with a base image whose hash comes from `base`.
+    fn run_hashing(
+        &self,
+        on_event: &(dyn Fn(&Event) + Sync),
+        base: impl FnOnce() -> Result<String, Failure> + Send,
+    ) -> Ran {
         let vm = &self.config.vms[0];
         let known = Known {
             ssh_port: Some(self.port),
@@ -148,9 +158,6 @@ impl Fixture {
         let mut reporter = Watching {
             events: Vec::new(),
             on_event,
-        };
-        let hash = |text: &'static str| -> pipeline::HashJob<'_> {
-            Mutex::new(Some(Box::new(move || Ok(text.to_owned()))))
         };
         let outcome = {
             let emitter = Emitter::new(&mut reporter);
@@ -165,8 +172,8 @@ impl Fixture {
                 broker_address: Some("10.0.2.2:7070".into()),
                 emitter: &emitter,
                 cancel: &self.cancel,
-                base_hash: hash("base"),
-                artifact_hash: hash("artifact"),
+                base_hash: Mutex::new(Some(Box::new(base))),
+                artifact_hash: Mutex::new(Some(Box::new(|| Ok("artifact".to_owned())))),
                 why_ended: &|| "guest-panic".to_owned(),
                 on_alive: &|| (),
             };
@@ -214,6 +221,23 @@ impl Ran {
     }
 
     #[track_caller]
+    /// The types of all events but messages.
+    fn kinds(&self) -> String {
+        let kind = |event: &Stamped| {
+            let line: Value = serde_json::from_str(&event.contract_line()).unwrap();
+            line["type"]
+                .as_str()
+                .unwrap()
+                .trim_start_matches("bootstrap.")
+                .to_owned()
+        };
+        let told = self.events.iter();
+        told.filter(|event| !matches!(event.event, Event::Message { .. }))
+            .map(kind)
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     fn error(&self) -> &str {
         match &self.outcome.end {
             BootstrapEnd::Failed(error) => error,
@@ -337,16 +361,7 @@ fn whole_pipeline(fixture: &Fixture) {
         (Some("base"), Some("artifact"))
     );
     assert_eq!(log.steps, ran.outcome.steps);
-    let kinds: Vec<String> = ran
-        .events
-        .iter()
-        .filter(|event| !matches!(event.event, Event::Message { .. }))
-        .map(|event| serde_json::from_str::<Value>(&event.contract_line()).unwrap()["type"].to_string())
-        .collect();
-    let mut order = vec!["\"bootstrap.planned\"", "\"bootstrap.started\""];
-    order.extend(["\"bootstrap.step\""; 8]);
-    order.push("\"bootstrap.completed\"");
-    assert_eq!(kinds, order);
+    assert_eq!(ran.kinds(), IN_ORDER);
 
     let again = fixture.run();
     assert_eq!(
@@ -356,6 +371,7 @@ fn whole_pipeline(fixture: &Fixture) {
     );
 }
 
+const IN_ORDER: &str = "planned started step step step step step step step step completed";
 const WHOLE: &str = "payload = \"pay load\"\nverify_command = \"test -f state/ready && test \\\"$APP\\\"\"\n\
     verify_path = \"state/ready\"\nenv = { APP = \"it's \\\"a\\\"\\n$HOME `id` Grüße\" }";
 const WHOLE_SCRIPT: &str = "#!/bin/sh\nprintf 'first \\033[2J\\n'\nsleep 0.2\necho to stderr >&2\nsleep 0.2\n\
@@ -384,6 +400,38 @@ fn the_whole_pipeline_with_nothing_but_busybox() {
     let fixture = Fixture::with_path("busybox", WHOLE, Some(WHOLE_SCRIPT), tools.to_str().unwrap());
     whole_pipeline(&fixture);
     fs::remove_dir_all(&tools).unwrap();
+}
+
+#[test]
+fn a_large_image_is_hashed_beside_the_work() {
+    let fixture = Fixture::new("slow-hash", "", Some("#!/bin/sh\necho applied\n"));
+    let script = fixture.remote().join("run it.sh");
+    let ran = fixture.run_hashing(&|_| (), || {
+        // Known no sooner than the transfer is over.
+        eventually(SOON, "the script to be in the guest", || {
+            script.exists().then_some(())
+        });
+        Ok("base".to_owned())
+    });
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.kinds(), IN_ORDER);
+    let at = |wanted: &dyn Fn(&Event) -> bool| ran.events.iter().position(|event| wanted(&event.event));
+    let started = at(&|event| matches!(event, Event::BootstrapStarted { .. }));
+    let output = at(&|event| matches!(event, Event::Message { text, .. } if text == "applied"));
+    assert!(started < output, "the script's words come after the start");
+    assert_eq!(ran.log().base_hash.as_deref(), Some("base"));
+}
+
+#[test]
+fn an_image_that_cannot_be_hashed_fails_the_run_before_the_script() {
+    let fixture = Fixture::new("no-hash", "", Some("#!/bin/sh\necho > applied\n"));
+    let ran = fixture.run_hashing(&|_| (), || Err(Failure::new(Exit::Failed, "the image is gone")));
+    assert!(ran.error().contains("the image is gone"), "{}", ran.error());
+    let kinds = ran.kinds();
+    assert!(kinds.starts_with("planned started step"), "{kinds}");
+    assert!(kinds.ends_with("step failed"), "{kinds}");
+    assert!(!fixture.remote().join("applied").exists());
+    assert_eq!(ran.log().base_hash, None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The bootstrap on real guests: castra's own (BusyBox init, dropbear) and a Debian with systemd and
-//! OpenSSH that is built here. Run by `make test`. Both boot once; what is tested is told by
-//! rewriting castra.toml between two `castra bootstrap`.
+//! OpenSSH that is built here, and boots with OpenRC and runit too. Run by `make test`. Each boots
+//! once; what is tested is told by rewriting castra.toml between two `castra bootstrap`.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -168,15 +168,22 @@ impl Ran {
 
 const BOTH: [&str; 2] = ["small", "stock"];
 
+const PATIENT: &str = "[bootstrap]\nhandshake_timeout_secs = 900\nstep_timeout_secs = 180\n";
+
 /// castra.toml's VMs; `small` and `stock` go below their [vms.bootstrap].
 fn vms(debian: &Path, small: &str, stock: &str) -> String {
     format!(
-        "[bootstrap]\nhandshake_timeout_secs = 900\nstep_timeout_secs = 180\n\
-         [[vms]]\nname = \"small\"\n[vms.bootstrap]\n{small}\n\
-         [[vms]]\nname = \"stock\"\nmemory = \"512 MiB\"\ncpus = 2\nseed = \"none\"\n\
+        "{PATIENT}[[vms]]\nname = \"small\"\n[vms.bootstrap]\n{small}\n{}[vms.bootstrap]\n{stock}\n",
+        stock_vm(debian, "stock", "cpus = 2\n", "")
+    )
+}
+
+/// The [[vms]] entry of a Debian guest; `more` goes to its kernel.
+fn stock_vm(debian: &Path, name: &str, keys: &str, more: &str) -> String {
+    format!(
+        "[[vms]]\nname = \"{name}\"\nmemory = \"512 MiB\"\nseed = \"none\"\n{keys}\
          base_image = \"{0}/disk.raw\"\nkernel = \"{0}/vmlinuz\"\ninitrd = \"{0}/initrd\"\n\
-         cmdline = \"root=/dev/vda rw console=ttyS0 quiet\"\n\
-         [vms.bootstrap]\n{stock}\n",
+         cmdline = \"root=/dev/vda rw console=ttyS0 quiet{more}\"\n",
         debian.display()
     )
 }
@@ -243,6 +250,7 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
     a_deadline_ends_script_and_children(&project, &debian);
     a_full_disk(&project, &debian);
     users_and_keys(&project, &debian);
+    vizier_for_any_user(&project, &debian);
     a_guest_without_sshd(&project, &debian);
     a_reboot_during_apply(&project);
 }
@@ -401,6 +409,60 @@ fn users_and_keys(project: &Project, debian: &Path) {
     assert!(texts.iter().any(|text| **text == "plain"), "{texts:?}");
 }
 
+/// Vizier's way for root by sudo, for a user with a systemd that stays, and for one whose systemd doesn't.
+fn vizier_for_any_user(project: &Project, debian: &Path) {
+    let script = "script = \"boot/true.sh\"\n";
+    project.config(&vms(debian, "", script));
+    let root = |command: &str| project.expect(0, &["exec", "stock", "--", "sh", "-c", command]);
+    root(
+        "systemctl -q disable --now castra-vizier; \
+         rm -rf /usr/local/lib/castra /etc/castra /etc/systemd/system/castra-vizier.service",
+    );
+    let of_user = |user: &str| {
+        let text = format!("remote_dir = \"/tmp/of {user}\"\n[ssh]\nuser = \"{user}\"\n");
+        project.file("boot/bootstrap.toml", text.as_bytes());
+        let ran = project.events(&["bootstrap", "stock"]);
+        assert_eq!(ran.end("stock"), "Success", "{user}");
+        assert_eq!(
+            ran.step("stock", "vizier-handshake")["status"],
+            "success",
+            "{user}"
+        );
+        ran
+    };
+    for (user, place, how, remove) in [
+        (
+            "op",
+            "to /usr/local/lib/castra",
+            "started under systemd",
+            "systemctl -q disable --now castra-vizier; rm -rf /usr/local/lib/castra",
+        ),
+        (
+            "linger",
+            "to /home/linger/.castra/vizier (for this user alone: ",
+            "started under systemd --user",
+            "loginctl terminate-user linger; rm /var/lib/systemd/linger/linger",
+        ),
+        (
+            "plain",
+            "to /home/plain/.castra/vizier (for this user alone: ",
+            "started under nohup, not started again after a reboot (systemd --user would end it at the last logout",
+            "sh /home/plain/.castra/vizier/castra-vizier stop",
+        ),
+    ] {
+        let first = of_user(user);
+        let installed = first.step("stock", "vizier-install")["detail"].as_str().unwrap();
+        let enabled = first.step("stock", "vizier-enable")["detail"].as_str().unwrap();
+        assert!(installed.contains(place), "{user}: {installed}");
+        assert!(enabled.starts_with(how), "{user}: {enabled}");
+        // That user's last login is over, and Vizier is still there.
+        let again = of_user(user);
+        let still = again.step("stock", "vizier-enable")["detail"].as_str().unwrap();
+        assert!(still.starts_with("runs already"), "{user}: {still}");
+        root(remove);
+    }
+}
+
 fn a_guest_without_sshd(project: &Project, debian: &Path) {
     let stopped = |vm: &str, how: &str| project.expect(0, &["exec", vm, "--", "sh", "-c", how]);
     // What answers already goes on; init finds no server to start again.
@@ -440,6 +502,65 @@ fn a_reboot_during_apply(project: &Project) {
     );
     assert_eq!(ran.step("small", "apply")["status"], "failed");
     assert_eq!(ran.code, Some(1));
+}
+
+#[test]
+fn vizier_under_openrc_and_runit() {
+    let debian = debian();
+    let key = format!("[ssh]\nidentity = \"{}/id_ed25519\"\n", debian.display());
+    let project = Project::new("inits", &key);
+    project.file("true.sh", b"#!/bin/sh\ntrue\n");
+    let inits = [
+        ("rc", "/sbin/openrc-init", "OpenRC"),
+        ("sv", "/sbin/runit", "runit"),
+    ];
+    let vms: String = inits
+        .iter()
+        .map(|(vm, init, _)| {
+            let vm = stock_vm(&debian, vm, "", &format!(" init={init}"));
+            format!("{vm}[vms.bootstrap]\nscript = \"true.sh\"\n")
+        })
+        .collect();
+    project.config(&format!("{PATIENT}{vms}"));
+    let detail = |ran: &Ran, vm: &str, step: &str| {
+        assert_eq!(ran.end(vm), "Success", "{vm}");
+        ran.step(vm, step)["detail"].as_str().unwrap().to_owned()
+    };
+    let root = |vm: &str, command: &str| project.run(&["exec", vm, "--", "sh", "-c", command]);
+
+    let up = project.events(&["up"]);
+    for (vm, init, how) in inits {
+        assert_eq!(detail(&up, vm, "vizier-enable"), format!("started under {how}"));
+        let one = text(&root(vm, "tr '\\0' ' ' </proc/1/cmdline").stdout);
+        assert!(one.starts_with(init), "{vm}: {one}");
+    }
+    // Nothing to do; then another version, which takes the place of the first.
+    let again = project.events(&["bootstrap"]);
+    for (vm, ..) in inits {
+        let enabled = detail(&again, vm, "vizier-enable");
+        assert!(enabled.starts_with("runs already"), "{vm}: {enabled}");
+        let process = enabled.rsplit(' ').next().unwrap().to_owned();
+        let older = format!("echo older >/usr/local/lib/castra/vizier.version; kill -9 {process}");
+        assert!(root(vm, &older).status.success(), "{vm}");
+        eventually("its supervisor to start it again", || {
+            let started = root(vm, "sed -n 1p /run/castra/vizier.active");
+            let started = text(&started.stdout);
+            !started.trim().is_empty() && started.trim() != process
+        });
+    }
+    let updated = project.events(&["bootstrap"]);
+    for (vm, _, how) in inits {
+        let installed = detail(&updated, vm, "vizier-install");
+        assert!(installed.starts_with("copied version"), "{vm}: {installed}");
+        assert_eq!(
+            detail(&updated, vm, "vizier-enable"),
+            format!("started under {how}"),
+            "{vm}"
+        );
+    }
+    let says = |vm: &str, command: &str| text(&root(vm, command).stdout);
+    assert!(says("rc", "rc-service castra-vizier status").contains("started"));
+    assert!(says("sv", "sv status castra-vizier").starts_with("run: castra-vizier"));
 }
 
 #[test]

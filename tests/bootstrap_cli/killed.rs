@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Guest;
@@ -105,6 +106,27 @@ fn the_log_of_a_killed_castra_is_closed_by_the_next_command() {
         assert_closed(&guest, &args.join(" "));
         fs::remove_dir_all(guest.project.state("logs/bootstrap")).unwrap();
     }
+}
+
+#[test]
+fn clean_closes_the_log_of_a_project_that_ended_without_castra() {
+    let guest = Guest::up("killed-clean", HANGS, "");
+    kill_a_bootstrap(&guest);
+    let status = guest.project.status();
+    for pid in [&status["vms"][0]["pid"], &status["broker"]["pid"]] {
+        let pid = Pid::from_raw(pid.as_i64().unwrap().try_into().unwrap());
+        kill(pid, Signal::SIGKILL).unwrap();
+    }
+    guest.project.assert_no_process();
+    guest.project.run(&["clean", "--dry-run"]).exits(0);
+    assert_eq!(open_logs(&guest), 1, "a dry run changes nothing");
+    let ran = guest.project.run(&["clean", "--no-logs"]).exits(0);
+    assert!(
+        ran.stderr.contains("had no end"),
+        "clean says nothing of it: {}",
+        ran.stderr
+    );
+    assert_closed(&guest, "clean");
 }
 
 #[test]

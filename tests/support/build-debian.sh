@@ -1,8 +1,10 @@
 #!/bin/sh
 # Builds the stock guest of the tests: a Debian with systemd and sshd, as a disk and the kernel and
 # initrd to boot it with, which spares a bootloader; without cloud-init, which takes longer under
-# emulation than all the rest. Its users `root`, `op` (sudo asks nothing) and `plain` (no sudo) all
-# take the key `id_ed25519` beside it. A minute or two; the packages come from apt's own mirrors.
+# emulation than all the rest. Its users `root`, `op` (sudo asks nothing), `plain` (no sudo) and
+# `linger` (likewise, with a systemd of its own that stays) all take the key `id_ed25519` beside it.
+# The kernel's `init=` boots it with OpenRC (/sbin/openrc-init) or runit (/sbin/runit) instead.
+# A minute or two; the packages come from apt's own mirrors.
 # Needs mmdebstrap, mkfs.ext4, ssh-keygen, and root, also by a sudo that asks nothing: the files of
 # the disk have their true owners.
 #
@@ -46,6 +48,25 @@ DHCP=ipv4
 LinkLocalAddressing=no
 EOF
 
+# What every init but systemd runs at boot; the initramfs has mounted the rest.
+cat >"$work/skeleton/boot" <<'EOF'
+#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+mkdir -p /dev/pts /run/sshd
+mount -t devpts devpts /dev/pts
+modprobe virtio_net
+ip link set lo up
+for device in /sys/class/net/e*; do
+    ip link set "${device##*/}" up
+    ip address add 10.0.2.15/24 dev "${device##*/}"
+done
+ip route add default via 10.0.2.2
+EOF
+cat >"$work/skeleton/guest-boot" <<'EOF'
+#!/sbin/openrc-run
+start() { /usr/local/sbin/guest-boot; }
+EOF
+
 # Runs in the tree: what a stock image has and this one not yet.
 cat >"$work/finish" <<'EOF'
 set -eu
@@ -54,19 +75,31 @@ echo '/dev/vda / ext4 defaults 0 0' >"$tree/etc/fstab"
 echo debian >"$tree/etc/hostname"
 echo '127.0.0.1 localhost debian' >"$tree/etc/hosts"
 cp "$work/skeleton/any.network" "$tree/etc/systemd/network/any.network"
-for user in op plain; do
+for user in op plain linger; do
     chroot "$tree" useradd -m -s /bin/bash "$user"
 done
 echo 'op ALL=(ALL) NOPASSWD: ALL' >"$tree/etc/sudoers.d/op"
-for home in root home/op home/plain; do
+for home in root home/op home/plain home/linger; do
     mkdir -p "$tree/$home/.ssh"
     cp "$work/id_ed25519.pub" "$tree/$home/.ssh/authorized_keys"
 done
-for user in op plain; do
+for user in op plain linger; do
     chroot "$tree" chown -R "$user:$user" "/home/$user/.ssh"
 done
 chmod -R go= "$tree"/root/.ssh "$tree"/home/*/.ssh
 chroot "$tree" systemctl -q enable systemd-networkd ssh
+# A systemd for each user, as desktops and most servers have it; root's would only cost time.
+mkdir -p "$tree/var/lib/systemd/linger"
+touch "$tree/var/lib/systemd/linger/linger"
+sed -i '/pam_systemd.so/i session [success=ignore default=1] pam_succeed_if.so quiet uid >= 1000' \
+    "$tree/etc/pam.d/common-session"
+# Other inits.
+install -m 755 "$work/skeleton/boot" "$tree/usr/local/sbin/guest-boot"
+install -m 755 "$work/skeleton/guest-boot" "$tree/etc/init.d/guest-boot"
+mkdir -p "$tree/etc/runlevels/boot" "$tree/etc/runit/boot-run"
+ln -s /etc/init.d/guest-boot "$tree/etc/runlevels/boot/guest-boot"
+printf '%s\n' /usr/local/sbin/guest-boot /usr/sbin/sshd >"$tree/etc/runit/boot-run/guest.sh"
+touch "$tree/etc/runit/native.boot.run" "$tree/etc/runit/no.emulate.sysv"
 # Nothing of these is worth its time in a guest that lives for minutes.
 chroot "$tree" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer \
     e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-networkd-wait-online.service
@@ -75,7 +108,7 @@ EOF
 # Nothing of the recommended, no documents, no locales.
 # shellcheck disable=SC2086
 mmdebstrap --quiet --variant=minbase --format=directory \
-    --include=linux-image-cloud-amd64,systemd-sysv,dbus,openssh-server,iproute2,netcat-openbsd,sudo \
+    --include=linux-image-cloud-amd64,systemd-sysv,dbus,libpam-systemd,openrc,runit,openssh-server,iproute2,kmod,netcat-openbsd,sudo \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
     --customize-hook="sh '$work/finish' \"\$1\" '$work'" \

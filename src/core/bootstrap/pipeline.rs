@@ -150,6 +150,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
                     hashes,
                     planned: false,
                     started: false,
+                    untold: Vec::new(),
                     master: None,
                     noop: false,
                 };
@@ -187,6 +188,8 @@ struct Pipeline<'a, 'c, 'e> {
     hashes: Receiver<Done<String>>,
     planned: bool,
     started: bool,
+    /// Steps that ended before plan and start could be told.
+    untold: Vec<Event>,
     master: Option<Box<Master>>,
     noop: bool,
 }
@@ -252,6 +255,10 @@ impl Pipeline<'_, '_, '_> {
                 (why, _) => Ok(StepEnd::Skipped(why.clone().unwrap_or_default())),
             }
         })?;
+        // What the script prints is told at once, and comes after the start.
+        let hashed = self.await_hashes();
+        self.tell_steps(hashed.is_err());
+        hashed?;
         self.step(BootstrapStepKind::Apply, |pipeline| {
             match (&skip_rest, &mut pipeline.master) {
                 (None, Some(master)) => {
@@ -386,24 +393,36 @@ impl Pipeline<'_, '_, '_> {
             Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
             Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.detail())),
         };
-        // Planned and started come before any step, also where the hashes took longer than the
-        // guest, or where they failed.
-        let hashed = self.await_hashes(result.is_err());
         self.log.step(StepRecord {
             step: kind.as_str().to_owned(),
             status,
             duration_ms,
             detail: detail.clone(),
         });
-        self.context.emitter.emit(Event::BootstrapStep {
+        self.untold.push(Event::BootstrapStep {
             vm: self.context.vm.name.clone(),
             step: kind,
             status,
             duration_ms,
             detail,
         });
+        let hashed = self.take_hashes(Duration::ZERO);
+        self.tell_steps(hashed.is_err() || result.is_err());
         hashed?;
         result.map(|_| ())
+    }
+
+    /// Tells of the steps that ended. Plan and start come before any of them, so until the hashes are known they are
+    /// kept, and the work goes on; when the run is over anyway, what isn't known yet is left empty.
+    fn tell_steps(&mut self, is_over: bool) {
+        while is_over && !self.started {
+            self.announce(String::new());
+        }
+        if self.started {
+            for event in self.untold.drain(..) {
+                self.context.emitter.emit(event);
+            }
+        }
     }
 
     /// What every turn of the first wait looks at.
@@ -414,17 +433,9 @@ impl Pipeline<'_, '_, '_> {
         self.take_hashes(Duration::ZERO)
     }
 
-    /// Waits for what is missing of the hashes. When the run is over anyway, what isn't there
-    /// yet is left empty.
-    fn await_hashes(&mut self, is_over: bool) -> Result<(), Trouble> {
+    /// Waits for what is missing of the hashes.
+    fn await_hashes(&mut self) -> Result<(), Trouble> {
         while !self.started {
-            if is_over {
-                let taken = self.take_hashes(Duration::ZERO);
-                while !self.started {
-                    self.announce(String::new());
-                }
-                return taken;
-            }
             self.take_hashes(Duration::from_millis(20))?;
             if let Some(stop) = self.watch.look() {
                 return Err(Trouble::Stopped(stop));

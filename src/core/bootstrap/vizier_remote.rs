@@ -164,17 +164,22 @@ elif case $exe in *busybox*) [ -w "$r/etc/inittab" ] ;; *) false ;; esac; then
             fail "init can't be told"
     fi
 else
-    how=
+    how= but=
     if [ $who = user ] && have systemctl && systemctl --user show-environment >/dev/null 2>&1; then
-        write_unit "$HOME/.config/systemd/user" default.target
-        if systemctl --user daemon-reload && systemctl --user -q enable castra-vizier.service &&
-            systemctl --user restart castra-vizier.service; then
-            how="systemd --user"
-            loginctl enable-linger >/dev/null 2>&1 || how="systemd --user, until the user's last logout"
+        # Without linger a user's systemd ends with the last login, and a bootstrap's own may be that.
+        loginctl enable-linger >/dev/null 2>&1
+        if [ "$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)" = yes ]; then
+            write_unit "$HOME/.config/systemd/user" default.target
+            if systemctl --user daemon-reload && systemctl --user -q enable castra-vizier.service &&
+                systemctl --user restart castra-vizier.service; then
+                how="systemd --user"
+            fi
+        else
+            but=" (systemd --user would end it at the last logout: no linger)"
         fi
     fi
     if [ -z "$how" ]; then
-        how="nohup, not started again after a reboot"
+        how="nohup, not started again after a reboot$but"
         sh "$start" start || fail "it can't be started"
     fi
 fi

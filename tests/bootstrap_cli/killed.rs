@@ -87,6 +87,7 @@ fn the_log_of_a_killed_castra_is_closed_by_the_next_command() {
     for args in [
         &["up", "--bootstrap", "skip"][..],
         &["bootstrap", "--bootstrap", "skip"],
+        &["restart", "--bootstrap", "skip"],
         &["down"],
     ] {
         if !guest.project.status()["vms"][0]["pid"].is_number() {

@@ -1,120 +1,124 @@
 //! The broker's events on some VMs, passed through while an operation runs (DESIGN §8).
 //!
 //! Here: following the broker's journal from where it ended when the operation began. Not here:
-//! the journal's format (`core::journal`), or keeping the events again: the broker has.
+//! reading journals (`events::kept`), or keeping the events again: the broker has.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use crate::core::cancel::Cancel;
-use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
-use crate::core::host;
+use crate::core::events::kept::trail::Trail;
+use crate::core::events::{Event, Severity};
+use crate::core::failure::Result;
 use crate::core::reporter::Emitter;
 
 /// How long a pass waits before it looks for more: what a watcher feels as "at once".
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// Read at most this much in one go; the rest comes in the next.
-const PIECE: u64 = 256 * 1024;
 
 /// A place in the broker's journal.
 pub(crate) struct Relay {
-    path: PathBuf,
-    file: Option<File>,
-    position: u64,
-    torn: Vec<u8>,
+    trail: Result<Trail>,
     names: HashSet<String>,
 }
 
 impl Relay {
     /// Starts at the journal's present end, for events on these VMs (lower-case names).
     pub(crate) fn from_now(path: &Path, names: HashSet<String>) -> Relay {
-        let file = File::open(path).ok();
-        let position = file
-            .as_ref()
-            .and_then(|file| file.metadata().ok())
-            .map_or(0, |meta| meta.len());
         Relay {
-            path: path.to_owned(),
-            file,
-            position,
-            torn: Vec::new(),
+            trail: at_its_end(path),
             names,
         }
     }
 
-    /// Passes events on until `done` is raised, and then what was written until that moment.
-    pub(crate) fn follow(mut self, emitter: &Emitter<'_>, done: &Cancel) {
-        loop {
-            let last = done.pause(LOOK_EVERY);
-            while self.pass(emitter) {}
-            if last {
-                return;
+    /// Passes events on until `done` is raised, and then what was written until that moment. A
+    /// journal that can't be read costs no more than these events; it is said once.
+    pub(crate) fn follow(self, emitter: &Emitter<'_>, done: &Cancel) {
+        let Relay { trail, names } = self;
+        let passed = trail.and_then(|mut trail| {
+            loop {
+                let last = done.pause(LOOK_EVERY);
+                while let Some(stamped) = trail.next(true, |line, _| of_interest(line, &names))? {
+                    emitter.pass_on(&stamped);
+                }
+                if last {
+                    return Ok(());
+                }
             }
+        });
+        if let Err(failure) = passed {
+            emitter.emit(Event::advice(
+                Severity::Warn,
+                None,
+                format!("the broker's events are not shown: {}", failure.cause()),
+                "castra status tells what the broker knows",
+            ));
         }
     }
+}
 
-    /// One piece; true if there may be more.
-    fn pass(&mut self, emitter: &Emitter<'_>) -> bool {
-        let mut bytes = Vec::new();
-        if let Some(file) = self.file.as_mut() {
-            let read = file
-                .seek(SeekFrom::Start(self.position))
-                .and_then(|_| file.take(PIECE).read_to_end(&mut bytes));
-            if read.is_err() {
-                return false;
-            }
-        }
-        if bytes.is_empty() {
-            return self.reopen_if_rotated();
-        }
-        self.position += bytes.len() as u64;
-        self.torn.extend_from_slice(&bytes);
-        let whole = self
-            .torn
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |at| at + 1);
-        for line in self.torn[..whole].split(|byte| *byte == b'\n') {
-            let stamped = std::str::from_utf8(line)
-                .ok()
-                .and_then(Stamped::from_contract_line);
-            if let Some(stamped) = stamped.filter(|stamped| self.concerns(&stamped.event)) {
-                emitter.pass_on(&stamped);
-            }
-        }
-        self.torn.drain(..whole);
-        true
-    }
+fn at_its_end(path: &Path) -> Result<Trail> {
+    let mut trail = Trail::open(path)?;
+    let end = trail.backward(true)?.end()?;
+    trail.go_to(end);
+    Ok(trail)
+}
 
-    fn reopen_if_rotated(&mut self) -> bool {
-        if self
-            .file
-            .as_ref()
-            .is_some_and(|file| host::names_this_file(&self.path, file))
-        {
-            return false;
+fn of_interest(line: &str, names: &HashSet<String>) -> Option<Stamped> {
+    let stamped = Stamped::from_contract_line(line)?;
+    let vm = match &stamped.event {
+        Event::BrokerHandshake { vm, .. } | Event::BrokerBackpressure { vm, .. } => vm.as_ref(),
+        Event::BrokerSession { vm, .. } | Event::BrokerFreshness { vm, .. } | Event::VmExited { vm, .. } => {
+            Some(vm)
         }
-        let Ok(file) = File::open(&self.path) else {
-            return false;
+        _ => None,
+    }?;
+    names.contains(&vm.key()).then_some(stamped)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::journal::{Journal, Rotation};
+    use crate::core::scratch::Scratch;
+
+    fn freshness(vm: &str, seq: u64) -> String {
+        let stamped = Stamped {
+            ts: "2026-11-21T10:00:00.000Z".to_owned(),
+            offset_ms: 0,
+            seq,
+            run: "r-1".to_owned(),
+            event: Event::BrokerFreshness {
+                vm: vm.parse().unwrap(),
+                reachable: true,
+                last_handshake_age_ms: Some(0),
+            },
         };
-        self.file = Some(file);
-        self.position = 0;
-        self.torn.clear();
-        true
+        stamped.contract_line()
     }
 
-    fn concerns(&self, event: &Event) -> bool {
-        let vm = match event {
-            Event::BrokerHandshake { vm, .. } | Event::BrokerBackpressure { vm, .. } => vm.as_ref(),
-            Event::BrokerSession { vm, .. }
-            | Event::BrokerFreshness { vm, .. }
-            | Event::VmExited { vm, .. } => Some(vm),
-            _ => None,
+    #[test]
+    fn only_new_events_on_these_vms_pass_and_rotation_loses_none() {
+        let scratch = Scratch::new("relay");
+        let path = scratch.path("events-broker.jsonl");
+        let small = Rotation {
+            max_bytes: 300,
+            keep: 900,
         };
-        vm.is_some_and(|vm| self.names.contains(&vm.key()))
+        let mut journal = Journal::open(&path, small).unwrap();
+        journal.append(&freshness("web", 1)).unwrap();
+        let relay = Relay::from_now(&path, HashSet::from(["web".to_owned()]));
+        for seq in 2..200 {
+            let vm = if seq % 2 == 0 { "Web" } else { "db" };
+            journal.append(&freshness(vm, seq)).unwrap();
+        }
+        let done = Cancel::new();
+        done.request();
+        let mut heard: Vec<Stamped> = Vec::new();
+        relay.follow(&Emitter::new(&mut heard), &done);
+        let seqs: Vec<u64> = heard.iter().map(|stamped| stamped.seq).collect();
+        assert_eq!(seqs, (2..200).step_by(2).collect::<Vec<u64>>());
     }
 }

@@ -39,18 +39,8 @@ impl Guest {
         let castra = project.castra();
         castra.write("boot/run.sh", script);
         let public = project.state("id_ed25519.pub");
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let sshd = Sshd::start(&castra.dir().join("sshd"), &public, path);
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .unwrap()
-            .unwrap()
-            .name;
-        let remote = castra.dir().join("guest's dir");
-        let metadata = format!(
-            "remote_dir = \"{}\"\n[ssh]\nuser = \"{user}\"\nport = {}\n",
-            remote.display(),
-            sshd.port()
-        );
+        let sshd = Sshd::start(&castra.dir().join("sshd"), &public);
+        let metadata = sshd.metadata(&castra.dir().join("guest's dir"));
         castra.write("boot/bootstrap.toml", &metadata);
         project.run(&["up", "--bootstrap", "skip"]).exits(0);
         Guest { project, sshd }

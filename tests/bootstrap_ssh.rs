@@ -53,12 +53,7 @@ struct Ran {
 impl Fixture {
     /// `bootstrap` are lines below [vms.bootstrap]; `script` becomes run.sh if there is one.
     fn new(label: &str, bootstrap: &str, script: Option<&str>) -> Fixture {
-        Fixture::with_path(
-            label,
-            bootstrap,
-            script,
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
+        Fixture::with_path(label, bootstrap, script, sshd::PATH)
     }
 
     fn with_path(label: &str, bootstrap: &str, script: Option<&str>, path: &str) -> Fixture {
@@ -68,10 +63,7 @@ impl Fixture {
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(dir.join("project")).unwrap();
         let dir = fs::canonicalize(dir).unwrap();
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .unwrap()
-            .unwrap()
-            .name;
+        let user = sshd::login();
         let script_line = script.map_or("", |_| "script = \"run it.sh\"");
         let remote = if bootstrap.contains("remote_dir") {
             String::new()
@@ -93,7 +85,7 @@ impl Fixture {
         keys::ensure_project_key(&config, &cancel).unwrap();
         let mut authorized = config.state.ssh_key().into_os_string();
         authorized.push(".pub");
-        let sshd = Sshd::start(&dir.join("sshd"), Path::new(&authorized), path);
+        let sshd = Sshd::start_with(&dir.join("sshd"), Path::new(&authorized), path, "");
         let vm = config.state.vm(&config.vms[0].name);
         fs::create_dir_all(vm.dir()).unwrap();
         let qemu = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();

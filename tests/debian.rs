@@ -3,26 +3,22 @@
 //! once; what is tested is told by rewriting castra.toml between two `castra bootstrap`.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/guest_project.rs"]
+mod guest_project;
+mod support;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_project::{Project, home, text};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// Under emulation on a busy machine Debian may take minutes.
 const PATIENCE: Duration = Duration::from_secs(900);
 const BUILDER: &str = "tests/support/build-debian.sh";
-
-/// Where guest images are kept between runs.
-fn home() -> PathBuf {
-    match std::env::var_os("CASTRA_TEST_HOME") {
-        Some(home) => home.into(),
-        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("castra-home"),
-    }
-}
 
 /// The Debian guest, built if this script never built it.
 fn debian() -> PathBuf {
@@ -34,10 +30,6 @@ fn debian() -> PathBuf {
     dir
 }
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
 #[track_caller]
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -47,65 +39,15 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A project in a fresh directory, taken down and removed at the end.
-struct Project {
-    dir: PathBuf,
-    head: String,
-}
-
 /// What one bootstrap came to.
 struct Ran {
     code: Option<i32>,
     events: Vec<Value>,
 }
 
-impl Project {
-    fn new(label: &str, head: &str) -> Project {
-        let dir = std::env::temp_dir().join(format!("castra-debian-{label}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let head = format!(
-            "version = \"0.2.0\"\n[project]\nname = \"{label}\"\nstate_dir = \"state\"\n[broker]\nport = 0\n{head}"
-        );
-        Project { dir, head }
-    }
-
-    fn config(&self, vms: &str) {
-        fs::write(self.dir.join("castra.toml"), format!("{}{vms}", self.head)).unwrap();
-    }
-
-    fn file(&self, name: &str, contents: &[u8]) {
-        let path = self.dir.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, contents).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_castra"))
-            .args(args)
-            .current_dir(&self.dir)
-            .env("CASTRA_HOME", home())
-            .stdin(Stdio::null())
-            .output()
-            .unwrap()
-    }
-
-    /// Runs it, expects this exit code; its stdout.
-    #[track_caller]
-    fn expect(&self, code: i32, args: &[&str]) -> String {
-        let output = self.run(args);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "castra {args:?}\n--- stdout\n{out}\n--- stderr\n{err}"
-        );
-        out
-    }
-
-    fn events(&self, args: &[&str]) -> Ran {
-        let output = self.run(&[args, &["--json"]].concat());
+impl Ran {
+    fn of(project: &Project, args: &[&str]) -> Ran {
+        let output = project.run(&[args, &["--json"]].concat());
         let events = text(&output.stdout)
             .lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -116,24 +58,6 @@ impl Project {
         }
     }
 
-    fn broker(&self) -> Value {
-        let status: Value = serde_json::from_str(&self.expect(0, &["status", "--json"])).unwrap();
-        status["broker"].clone()
-    }
-}
-
-impl Drop for Project {
-    fn drop(&mut self) {
-        let _ = self.run(&["down", "--quiet", "--graceful-wait-secs", "5"]);
-        if std::thread::panicking() {
-            eprintln!("what the test left is in {}", self.dir.display());
-        } else {
-            let _ = fs::remove_dir_all(&self.dir);
-        }
-    }
-}
-
-impl Ran {
     /// The end of this VM's bootstrap: `Success`, `NoOp` or the error.
     #[track_caller]
     fn end(&self, vm: &str) -> String {
@@ -211,7 +135,7 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
     // Boot, and the whole pipeline on both.
     project.config(&vms(&debian, PIPELINE, PIPELINE));
     let began = Instant::now();
-    let up = project.events(&["up"]);
+    let up = Ran::of(&project, &["up"]);
     up.all_end(0, "Success");
     eprintln!("both guests up and bootstrapped after {:?}", began.elapsed());
     for vm in BOTH {
@@ -242,7 +166,7 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
     );
 
     // The same again: nothing is left to do, and both say so.
-    project.events(&["bootstrap"]).all_end(0, "NoOp");
+    Ran::of(&project, &["bootstrap"]).all_end(0, "NoOp");
 
     a_broker_restarted_in_between(&project);
     files_by_cp(&project);
@@ -256,18 +180,18 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
 }
 
 fn a_broker_restarted_in_between(project: &Project) {
-    let before = project.broker();
+    let before = project.status()["broker"].clone();
     let killed = Command::new("kill")
         .args(["-9", &before["pid"].to_string()])
         .status()
         .unwrap();
     assert!(killed.success());
     eventually("the broker to read offline", || {
-        project.broker()["state"] == "offline"
+        project.status()["broker"]["state"] == "offline"
     });
-    let ran = project.events(&["bootstrap"]);
+    let ran = Ran::of(project, &["bootstrap"]);
     ran.all_end(0, "NoOp");
-    let after = project.broker();
+    let after = project.status()["broker"].clone();
     assert_eq!(after["port"], before["port"]);
     assert_ne!(after["pid"], before["pid"]);
 }
@@ -302,7 +226,7 @@ fn failing_verify(project: &Project, debian: &Path) {
     project.file("true.sh", b"#!/bin/sh\ntrue\n");
     let missing = "script = \"true.sh\"\nverify_path = \"/no/such\"\n";
     project.config(&vms(debian, missing, missing));
-    let ran = project.events(&["bootstrap"]);
+    let ran = Ran::of(project, &["bootstrap"]);
     ran.all_end(1, "/no/such doesn't exist");
     for vm in BOTH {
         assert_eq!(ran.step(vm, "apply")["status"], "success", "{vm}");
@@ -318,7 +242,7 @@ fn a_deadline_ends_script_and_children(project: &Project, debian: &Path) {
     );
     let hang = "script = \"hang.sh\"\napply_timeout_secs = 8\n";
     project.config(&vms(debian, hang, hang));
-    let ran = project.events(&["bootstrap"]);
+    let ran = Ran::of(project, &["bootstrap"]);
     ran.all_end(1, "made no end within 8 s");
     for vm in BOTH {
         assert!(
@@ -348,7 +272,7 @@ fn a_full_disk(project: &Project, debian: &Path) {
         );
     }
     project.config(&vms(debian, full, full));
-    let ran = project.events(&["bootstrap"]);
+    let ran = Ran::of(project, &["bootstrap"]);
     ran.all_end(1, "No space left");
     for vm in BOTH {
         assert!(ran.end(vm).contains("disk_size"), "{vm}: {}", ran.end(vm));
@@ -383,7 +307,7 @@ fn users_and_keys(project: &Project, debian: &Path) {
     project.config(&vms(debian, "", script));
     let with = |metadata: &str| {
         project.file("boot/bootstrap.toml", metadata.as_bytes());
-        project.events(&["bootstrap", "stock"])
+        Ran::of(project, &["bootstrap", "stock"])
     };
     let ran = with(&format!(
         "[ssh]\nidentity = \"{}\"\n",
@@ -421,7 +345,7 @@ fn vizier_for_any_user(project: &Project, debian: &Path) {
     let of_user = |user: &str| {
         let text = format!("remote_dir = \"/tmp/of {user}\"\n[ssh]\nuser = \"{user}\"\n");
         project.file("boot/bootstrap.toml", text.as_bytes());
-        let ran = project.events(&["bootstrap", "stock"]);
+        let ran = Ran::of(project, &["bootstrap", "stock"]);
         assert_eq!(ran.end("stock"), "Success", "{user}");
         assert_eq!(
             ran.step("stock", "vizier-handshake")["status"],
@@ -473,7 +397,7 @@ fn a_guest_without_sshd(project: &Project, debian: &Path) {
     stopped("stock", "systemctl stop ssh.socket ssh.service");
     let script = "script = \"true.sh\"\nhandshake_timeout_secs = 6\nstep_timeout_secs = 6\n";
     project.config(&vms(debian, script, script));
-    let ran = project.events(&["bootstrap"]);
+    let ran = Ran::of(project, &["bootstrap"]);
     assert!(
         ran.end("small").contains("no SSH server answered within 6 s"),
         "{}",
@@ -493,7 +417,7 @@ fn a_reboot_during_apply(project: &Project) {
     project.expect(0, &["down", "--quiet", "--graceful-wait-secs", "30"]);
     project.file("reboot.sh", b"#!/bin/sh\necho going\nreboot\nsleep 600\n");
     project.config("[[vms]]\nname = \"small\"\n[vms.bootstrap]\nscript = \"reboot.sh\"\n");
-    let ran = project.events(&["up"]);
+    let ran = Ran::of(project, &["up"]);
     // Its sshd ends before its QEMU does; where that takes long the connection is all that is known.
     let end = ran.end("small");
     assert!(
@@ -528,14 +452,14 @@ fn vizier_under_openrc_and_runit() {
     };
     let root = |vm: &str, command: &str| project.run(&["exec", vm, "--", "sh", "-c", command]);
 
-    let up = project.events(&["up"]);
+    let up = Ran::of(&project, &["up"]);
     for (vm, init, how) in inits {
         assert_eq!(detail(&up, vm, "vizier-enable"), format!("started under {how}"));
         let one = text(&root(vm, "tr '\\0' ' ' </proc/1/cmdline").stdout);
         assert!(one.starts_with(init), "{vm}: {one}");
     }
     // Nothing to do; then another version, which takes the place of the first.
-    let again = project.events(&["bootstrap"]);
+    let again = Ran::of(&project, &["bootstrap"]);
     for (vm, ..) in inits {
         let enabled = detail(&again, vm, "vizier-enable");
         assert!(enabled.starts_with("runs already"), "{vm}: {enabled}");
@@ -548,7 +472,7 @@ fn vizier_under_openrc_and_runit() {
             !started.trim().is_empty() && started.trim() != process
         });
     }
-    let updated = project.events(&["bootstrap"]);
+    let updated = Ran::of(&project, &["bootstrap"]);
     for (vm, _, how) in inits {
         let installed = detail(&updated, vm, "vizier-install");
         assert!(installed.starts_with("copied version"), "{vm}: {installed}");
@@ -596,7 +520,7 @@ fn the_example_of_the_documentation_runs() {
     eprintln!("{}{}", text(&ran.stdout), text(&ran.stderr));
     assert!(ran.status.success());
 
-    let again = project.events(&["up"]);
+    let again = Ran::of(&project, &["up"]);
     assert_eq!(again.end("web"), "NoOp");
     assert_eq!(again.step("web", "verify")["status"], "success");
     let page = project.expect(

@@ -7,35 +7,21 @@
 //! its package: a transport nobody tried is a transport that doesn't work.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/guest_scripts.rs"]
+mod guest_scripts;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-const SHELLS: &[&[&str]] = &[&["dash"], &["bash"], &["busybox", "sh"]];
-
-/// A transport as `--via` names it, the program it takes, and the Debian package that holds this.
-const TRANSPORTS: &[(&str, &str, &str)] = &[
-    ("auto", "busybox", "busybox-static"),
-    ("busybox", "busybox", "busybox-static"),
-    ("nc", "nc", "netcat-openbsd"),
-    ("openbsd", "nc.openbsd", "netcat-openbsd"),
-    ("traditional", "nc.traditional", "netcat-traditional"),
-    ("ncat", "ncat", "ncat"),
-    ("socat", "socat", "socat"),
-    ("bash", "bash", "bash"),
-    ("python3", "python3", "python3"),
-    ("perl", "perl", "perl-base"),
-];
+use guest_scripts::{PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require};
 
 const TOKEN: &str = "5f1d2c3b4a5968778695a4b3c2d1e0f0";
-
-/// Longer than any run here takes on a busy machine; reaching it is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 // --- the stand-in for the broker ----------------------------------------------------------------
 
@@ -110,10 +96,6 @@ fn deserted_port() -> u16 {
 
 // --- running the agent --------------------------------------------------------------------------
 
-fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/guest/castra-hello")
-}
-
 /// An empty directory of this test's own.
 fn scratch(name: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hello-{}-{name}", std::process::id()));
@@ -122,45 +104,10 @@ fn scratch(name: &str) -> PathBuf {
     dir
 }
 
-fn require(program: &str, package: &str) {
-    let found =
-        std::env::split_paths(&std::env::var_os("PATH").unwrap()).any(|dir| dir.join(program).exists());
-    assert!(
-        found,
-        "`{program}` is missing: apt-get install {package} (or run scripts/install-deps.sh test)"
-    );
-}
-
 /// The agent under `shell`, sealed off from this machine's own castra files.
 fn agent(shell: &[&str], args: &[&str]) -> Command {
-    require(
-        shell[0],
-        if shell[0] == "busybox" {
-            "busybox-static"
-        } else {
-            shell[0]
-        },
-    );
-    let mut command = Command::new(shell[0]);
-    command
-        .args(&shell[1..])
-        .arg(script())
-        .args(args)
-        .env("CASTRA_FW_CFG_DIR", "/nonexistent")
-        .env("CASTRA_ETC_DIR", "/nonexistent")
-        .env("CASTRA_VIZIER_ACTIVE", "/nonexistent")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    for name in [
-        "CASTRA_BROKER",
-        "CASTRA_VM",
-        "CASTRA_TOKEN",
-        "CASTRA_HEARTBEAT_SECS",
-    ] {
-        command.env_remove(name);
-    }
-    command
+    let script = guest_scripts::scripts().join("castra-hello");
+    guest_scripts::command(shell, &script, &std::env::temp_dir(), args)
 }
 
 fn once(shell: &[&str], via: &str, port: u16, timeout: &str) -> Output {
@@ -348,11 +295,7 @@ fn puts_the_token_into_no_argument_list() {
             .unwrap();
         // From here on the transport runs and waits for an answer.
         assert!(broker.next_hello().contains(secret));
-        let seen = fs::read_dir("/proc").unwrap().flatten().any(|entry| {
-            fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| line.windows(secret.len()).any(|part| part == secret.as_bytes()))
-        });
-        assert!(!seen, "via {via}");
+        assert_eq!(processes_with(secret), 0, "via {via}");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -473,43 +416,13 @@ fn refuses_what_it_cannot_use() {
 
 // --- the loop -----------------------------------------------------------------------------------
 
-/// A running `--loop`, killed with the test; its lines come by a channel.
-struct Loop {
-    child: Child,
-    lines: Receiver<String>,
-}
-
-impl Loop {
-    fn start(shell: &[&str], port: u16, vizier_active: &Path) -> Loop {
-        let address = format!("127.0.0.1:{port}");
-        let mut child = agent(shell, &["--loop", "--vm", "web-0", "--broker", &address])
-            .args(["--heartbeat", "1", "--timeout", "20", "--via", "busybox"])
-            .env("CASTRA_VIZIER_ACTIVE", vizier_active)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (send, lines) = mpsc::channel();
-        let errors = child.stderr.take().unwrap();
-        thread::spawn(move || {
-            for line in BufReader::new(errors).lines().map_while(Result::ok) {
-                let _ = send.send(line);
-            }
-        });
-        Loop { child, lines }
-    }
-
-    fn next_line(&self) -> String {
-        self.lines
-            .recv_timeout(PATIENCE)
-            .expect("the agent says what changed")
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn start_loop(shell: &[&str], port: u16, vizier_active: &Path) -> Running {
+    let address = format!("127.0.0.1:{port}");
+    let mut command = agent(shell, &["--loop", "--vm", "web-0", "--broker", &address]);
+    command
+        .args(["--heartbeat", "1", "--timeout", "20", "--via", "busybox"])
+        .env("CASTRA_VIZIER_ACTIVE", vizier_active);
+    Running::start(command)
 }
 
 #[test]
@@ -517,9 +430,9 @@ fn the_loop_finds_a_broker_that_comes_later_and_tells_only_what_changed() {
     let nowhere = Path::new("/nonexistent");
     for shell in SHELLS {
         let port = deserted_port();
-        let agent = Loop::start(shell, port, nowhere);
+        let agent = start_loop(shell, port, nowhere);
         assert_eq!(
-            agent.next_line(),
+            agent.next_said(),
             format!("castra-hello: nothing answers at 127.0.0.1:{port}")
         );
         let broker = Broker::serve(
@@ -527,14 +440,14 @@ fn the_loop_finds_a_broker_that_comes_later_and_tells_only_what_changed() {
             Manner::Answers("ok\n"),
         );
         assert_eq!(
-            agent.next_line(),
+            agent.next_said(),
             format!("castra-hello: web-0 accepted by 127.0.0.1:{port}")
         );
         for _ in 0..3 {
             broker.next_hello();
         }
         assert!(
-            agent.lines.try_recv().is_err(),
+            agent.said.try_recv().is_err(),
             "{shell:?}: three hellos, one line"
         );
     }
@@ -552,9 +465,9 @@ fn the_loop_rests_while_vizier_lives() {
         .spawn()
         .unwrap();
     fs::write(&active, format!("{}\n", vizier.id())).unwrap();
-    let agent = Loop::start(&["dash"], broker.port, &active);
+    let agent = start_loop(&["dash"], broker.port, &active);
     assert_eq!(
-        agent.next_line(),
+        agent.next_said(),
         format!(
             "castra-hello: resting while Vizier (process {}) keeps in touch",
             vizier.id()
@@ -567,7 +480,7 @@ fn the_loop_rests_while_vizier_lives() {
     fs::write(&active, format!("{}\n", std::process::id())).unwrap();
     broker.next_hello();
     assert_eq!(
-        agent.next_line(),
+        agent.next_said(),
         format!("castra-hello: web-0 accepted by 127.0.0.1:{}", broker.port)
     );
 }

@@ -3,6 +3,8 @@
 //! images. Without a KVM that is shown to work these guests run under plain emulation.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/guest_project.rs"]
+mod guest_project;
 mod support;
 
 use std::fs;
@@ -13,113 +15,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_project::{Project, home, text};
 use serde_json::Value;
 
 /// Generous: under emulation on a busy machine a boot may take half a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
-
-/// A project in a fresh directory, taken down and removed at the end of its test.
-struct Project {
-    dir: PathBuf,
-}
-
-impl Project {
-    fn new(label: &str, vms: &str) -> Project {
-        let dir = std::env::temp_dir().join(format!("castra-guests-{label}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let head = format!(
-            "version = \"0.2.0\"\n[project]\nname = \"{label}\"\nstate_dir = \"state\"\n[broker]\nport = 0\n"
-        );
-        fs::write(dir.join("castra.toml"), head + vms).unwrap();
-        Project { dir }
-    }
-
-    fn file(&self, name: &str, text: &str) {
-        let path = self.dir.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    fn state(&self, name: &str) -> PathBuf {
-        self.dir.join("state").join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
-        command
-            .args(args)
-            .current_dir(&self.dir)
-            .env("CASTRA_HOME", home())
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// Runs it and expects this exit code; its stdout.
-    fn expect(&self, code: i32, args: &[&str]) -> String {
-        let output = self.run(args);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "castra {args:?}\n--- stdout\n{out}\n--- stderr\n{err}"
-        );
-        out
-    }
-
-    /// Runs it with `--json`, expects this exit code; the objects on stdout.
-    fn events(&self, code: i32, args: &[&str]) -> Vec<Value> {
-        let args = [args, &["--json"]].concat();
-        self.expect(code, &args)
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.expect(0, &["status", "--json"])).unwrap()
-    }
-
-    fn vm(&self, name: &str) -> Value {
-        let status = self.status();
-        status["vms"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|vm| vm["name"] == name)
-            .unwrap()
-            .clone()
-    }
-}
-
-impl Drop for Project {
-    fn drop(&mut self) {
-        let _ = self.command(&["down", "--quiet"]).output();
-        if std::thread::panicking() {
-            eprintln!("what the test left is in {}", self.dir.display());
-        } else {
-            support::journals::check_below(&self.dir);
-            let _ = fs::remove_dir_all(&self.dir);
-        }
-    }
-}
-
-/// Where guest images are kept between runs.
-fn home() -> PathBuf {
-    match std::env::var_os("CASTRA_TEST_HOME") {
-        Some(home) => home.into(),
-        None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("castra-home"),
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
@@ -164,7 +64,7 @@ fn processes_named(needle: &str) -> Vec<String> {
 
 #[test]
 fn up_reachable_bootstrapped_down() {
-    let project = Project::new(
+    let project = Project::with(
         "main-job",
         r#"
 [[vms]]
@@ -324,7 +224,7 @@ name = "db"
 
 #[test]
 fn a_failing_script_fails_its_vm_alone() {
-    let project = Project::new(
+    let project = Project::with(
         "one-fails",
         "[[vms]]\nname = \"good\"\n[[vms]]\nname = \"bad\"\n  [vms.bootstrap]\n  script = \"bad.sh\"\n",
     );
@@ -356,7 +256,7 @@ fn a_failing_script_fails_its_vm_alone() {
 
 #[test]
 fn a_killed_qemu_a_powered_off_guest_and_a_killed_broker_are_seen() {
-    let project = Project::new("disturbed", "[[vms]]\nname = \"a\"\n[[vms]]\nname = \"b\"\n");
+    let project = Project::with("disturbed", "[[vms]]\nname = \"a\"\n[[vms]]\nname = \"b\"\n");
     project.expect(0, &["up"]);
     let kill = |pid: &Value| {
         assert!(
@@ -422,7 +322,7 @@ fn freshness_told(project: &Project) -> Vec<bool> {
 fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
     // A hello every 4 s: on a machine where other guests boot, one may come late.
     const WINDOW_MS: u64 = 12_000;
-    let project = Project::new(
+    let project = Project::with(
         "silence",
         "freshness_secs = 12\n[vizier]\nenabled = false\n[[vms]]\nname = \"a\"\n",
     );
@@ -523,7 +423,7 @@ fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
 
 #[test]
 fn ctrl_c_during_up_leaves_nothing_unreported() {
-    let project = Project::new(
+    let project = Project::with(
         "interrupted",
         "[[vms]]\nname = \"vm\"\n  [vms.bootstrap]\n  script = \"wait.sh\"\n",
     );
@@ -587,7 +487,7 @@ fn step_told<'e>(events: &'e [Value], step: &str) -> (&'e str, &'e str) {
 
 #[test]
 fn vizier_keeps_a_guest_in_touch_and_the_bus_goes_both_ways() {
-    let project = Project::new("vizier", "[[vms]]\nname = \"a\"\n");
+    let project = Project::with("vizier", "[[vms]]\nname = \"a\"\n");
     let first = project.events(0, &["up"]);
     assert_eq!(
         of_type(&first, "bootstrap.planned")[0]["vizier_status"],
@@ -692,7 +592,7 @@ fn vizier_keeps_a_guest_in_touch_and_the_bus_goes_both_ways() {
 
 #[test]
 fn an_isolated_guest_reaches_the_broker_and_nothing_else() {
-    let project = Project::new("isolated", "[[vms]]\nname = \"cell\"\nnetwork = \"isolated\"\n");
+    let project = Project::with("isolated", "[[vms]]\nname = \"cell\"\nnetwork = \"isolated\"\n");
     project.expect(0, &["up"]);
     assert_eq!(project.vm("cell")["reachable"], true);
     let port = project.status()["broker"]["port"].to_string();
@@ -708,7 +608,7 @@ fn an_isolated_guest_reaches_the_broker_and_nothing_else() {
 
 #[test]
 fn the_default_guest_is_the_same_bytes_each_time() {
-    let project = Project::new("reproducible", "");
+    let project = Project::with("reproducible", "");
     let built = |home: &str| {
         let home = project.dir.join(home);
         let output = project
@@ -732,7 +632,7 @@ fn the_default_guest_is_the_same_bytes_each_time() {
 
 #[test]
 fn init_up_status_ssh_down_in_an_empty_folder() {
-    let project = Project::new("tour", "");
+    let project = Project::with("tour", "");
     fs::remove_file(project.dir.join("castra.toml")).unwrap();
     project.expect(0, &["init"]);
     project.expect(0, &["up"]);
@@ -749,7 +649,7 @@ fn init_up_status_ssh_down_in_an_empty_folder() {
 
 #[test]
 fn a_disk_and_a_mount_persist() {
-    let project = Project::new(
+    let project = Project::with(
         "persist",
         "[[vms]]\nname = \"keep\"\npersist = true\ndisk_size = \"1 GiB\"\n  [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/share\"\n  readonly = false\n  \
          [[vms.mounts]]\n  host = \"share\"\n  guest = \"/mnt/frozen\"\n  readonly = true\n",
@@ -810,7 +710,7 @@ fn a_guest_attached_to_an_embedding_program_is_its_child_to_the_end() {
     use castra::core::reporter::Silent;
     use std::os::unix::process::ExitStatusExt;
 
-    let project = Project::new("attached", "[[vms]]\nname = \"web\"\n");
+    let project = Project::with("attached", "[[vms]]\nname = \"web\"\n");
     let environment = Environment {
         castra_home: Some(home()),
         user_home: None,

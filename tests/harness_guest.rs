@@ -51,11 +51,8 @@ impl Guest {
         let key = fleet.state.ssh_key();
         keygen(&key);
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-        let sshd = Sshd::start(&fleet.dir().join("sshd"), &key.with_extension("pub"), &path);
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .unwrap()
-            .unwrap()
-            .name;
+        let sshd = Sshd::start_with(&fleet.dir().join("sshd"), &key.with_extension("pub"), &path, "");
+        let user = sshd::login();
         fleet.run("web", 1000, |run: &mut RunRecord| {
             run.ssh.port = Some(sshd.port());
             run.ssh.user = user;

@@ -264,18 +264,8 @@ impl Booted {
         fs::create_dir_all(&root).unwrap();
         // The guest's way to the broker isn't there without a guest.
         let variables = format!("CASTRA_BROKER=\"127.0.0.1:{port}\" CASTRA_FW_CFG_DIR=\"/nonexistent\"");
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        let sshd = Sshd::start_with(&dir, &project.state("id_ed25519.pub"), path, &variables);
-        let user = nix::unistd::User::from_uid(nix::unistd::geteuid())
-            .unwrap()
-            .unwrap()
-            .name;
-        let remote = castra.dir().join("guest");
-        let metadata = format!(
-            "remote_dir = \"{}\"\n[ssh]\nuser = \"{user}\"\nport = {}\n",
-            remote.display(),
-            sshd.port()
-        );
+        let sshd = Sshd::start_with(&dir, &project.state("id_ed25519.pub"), sshd::PATH, &variables);
+        let metadata = sshd.metadata(&castra.dir().join("guest"));
         castra.write("boot/bootstrap.toml", &metadata);
         project.run(&["up", "--bootstrap", "skip"]).exits(0);
         Booted {

@@ -25,14 +25,16 @@ struct Served {
     reaper: JoinHandle<()>,
 }
 
+/// The PATH of a guest.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 impl Sshd {
-    /// A server with files in `dir` that accepts the keys in `authorized`. `path` is the PATH of
-    /// its sessions.
-    pub fn start(dir: &Path, authorized: &Path, path: &str) -> Sshd {
-        Sshd::start_with(dir, authorized, path, "")
+    /// A server with files in `dir` that accepts the keys in `authorized`.
+    pub fn start(dir: &Path, authorized: &Path) -> Sshd {
+        Sshd::start_with(dir, authorized, PATH, "")
     }
 
-    /// Likewise, with more variables for its sessions: `A="1" B="2"`.
+    /// Likewise, with this PATH and more variables for its sessions: `A="1" B="2"`.
     pub fn start_with(dir: &Path, authorized: &Path, path: &str, variables: &str) -> Sshd {
         let program = find_sshd();
         fs::create_dir_all(dir).unwrap();
@@ -99,6 +101,16 @@ impl Sshd {
         self.port
     }
 
+    /// A bootstrap.toml that leads a bootstrap here, and to this directory.
+    pub fn metadata(&self, remote: &Path) -> String {
+        format!(
+            "remote_dir = \"{}\"\n[ssh]\nuser = \"{}\"\nport = {}\n",
+            remote.display(),
+            login(),
+            self.port
+        )
+    }
+
     /// Cuts every connection, as a network that breaks.
     pub fn cut(&self) {
         for served in self.served.lock().unwrap().iter() {
@@ -118,6 +130,12 @@ impl Drop for Sshd {
             let _ = served.reaper.join();
         }
     }
+}
+
+/// Whoever runs the tests.
+pub fn login() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::geteuid());
+    user.unwrap().unwrap().name
 }
 
 /// Makes a key pair without a passphrase.

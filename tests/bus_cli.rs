@@ -209,6 +209,15 @@ fn a_message_is_acked_kept_and_shown() {
     );
     let data = json!({"topic": "broadcast", "acked": 1, "first_seq": 2, "last_seq": 2});
     assert_eq!(events[1]["data"], data);
+    let bytes = fs::read_to_string(state(&castra).join("logs/bus/bus.log")).unwrap();
+    let payload = bytes
+        .lines()
+        .last()
+        .unwrap()
+        .split_once("\"payload\":")
+        .unwrap()
+        .1;
+    assert_eq!(events[3]["bytes"], payload.len() - "}".len());
     let journal = castra
         .run(&["events", "--json", "--type", "command.completed"])
         .exits(0);

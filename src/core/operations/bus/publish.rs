@@ -66,6 +66,8 @@ pub struct BusPublishOutcome {
     pub topic: String,
     /// Messages that the broker has kept.
     pub acked: u64,
+    /// Bytes of their payloads.
+    pub bytes: u64,
     /// The first number one of them got.
     pub first_seq: Option<u64>,
     /// The last.
@@ -139,6 +141,6 @@ pub fn bus_publish_with_launcher(
         Some(failure) => failure.cause(),
         None => published(&outcome),
     };
-    operation.end(outcome.exit, Some(detail), VmCounts::default(), 0);
+    operation.end(outcome.exit, Some(detail), VmCounts::default(), outcome.bytes);
     Ok(outcome)
 }

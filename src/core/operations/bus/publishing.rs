@@ -57,7 +57,10 @@ impl Source {
 /// A message that has yet to be acked.
 struct InFlight {
     line: u64,
+    /// Of its whole frame.
     bytes: usize,
+    /// Of its payload.
+    payload: usize,
 }
 
 /// Why it ended before everything was acked.
@@ -112,6 +115,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
             outcome: BusPublishOutcome {
                 topic: topic.to_owned(),
                 acked: 0,
+                bytes: 0,
                 first_seq: None,
                 last_seq: None,
                 unknown: 0,
@@ -234,7 +238,8 @@ impl<'p, 'r> Publishing<'p, 'r> {
         });
         let bytes = self.client.unsent() - before;
         self.bytes_in_flight += bytes;
-        self.in_flight.insert(id, InFlight { line, bytes });
+        let payload = payload.len();
+        self.in_flight.insert(id, InFlight { line, bytes, payload });
     }
 
     fn hear(&mut self, frame: Frame) {
@@ -247,7 +252,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
         else {
             return;
         };
-        let Some(InFlight { line, bytes }) = self.in_flight.remove(&id) else {
+        let Some(InFlight { line, bytes, payload }) = self.in_flight.remove(&id) else {
             return;
         };
         self.bytes_in_flight -= bytes;
@@ -255,6 +260,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
         match refused {
             None => {
                 self.outcome.acked += 1;
+                self.outcome.bytes += payload as u64;
                 self.outcome.first_seq = self.outcome.first_seq.or(seq);
                 self.outcome.last_seq = seq.or(self.outcome.last_seq);
             }

@@ -10,6 +10,7 @@ mod bus;
 mod bus_bench;
 mod clean;
 mod completions;
+mod console;
 mod context;
 mod cp;
 mod doctor;
@@ -128,6 +129,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Doctor => doctor::run(context, raw),
         Command::Ssh | Command::Exec => ssh::run(context, raw),
         Command::Cp => cp::run(context, raw),
+        Command::Console => console::run(context, raw),
         Command::SshConfig => ssh_config::run(context, raw),
         Command::VmNames => vm_names::run(context, raw),
         Command::Workspaces => workspaces::run(context),

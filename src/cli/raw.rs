@@ -73,6 +73,8 @@ pub struct Raw {
     pub active: bool,
     /// `--verbose`.
     pub verbose: bool,
+    /// `--raw`.
+    pub raw: bool,
     /// `--watch`.
     pub watch: bool,
     /// `--source SOURCE`, in the order given.

@@ -27,6 +27,7 @@ pub enum Command {
     Exec,
     Cp,
     SshConfig,
+    Console,
     Logs,
     Events,
     Report,
@@ -450,6 +451,26 @@ pub const COMMANDS: &[CommandRow] = &[
             "castra ssh-config >.castra-ssh && rsync -e 'ssh -F .castra-ssh' -a site/ web-0:/srv/",
             "castra ssh-config >~/.ssh/castra    # with `Include castra` at the top of ~/.ssh/config",
         ],
+    },
+    CommandRow {
+        command: Command::Console,
+        words: "console",
+        section: Section::Guests,
+        operands: &[VM],
+        brief: "attach to the serial console of a VM",
+        manual: "Attaches the terminal to the guest's serial console, after its last lines. Every key goes to the \
+                 guest; Ctrl-] leaves it and the VM runs on. The default guest has a root shell there. If the VM \
+                 ends, so does the command, with exit code 0. One at a time: while somebody is attached another \
+                 one is refused with exit code 75.\n\n\
+                 With a pipe as stdin what it holds is sent, Ctrl-] included, and the command ends when the input \
+                 has ended and the guest has said nothing for 2 s.\n\n\
+                 The guest's colours and cursor movements reach the terminal; sequences that set titles or the \
+                 clipboard, make the terminal answer, or do anything else but paint are left out, unless --raw is \
+                 given. Output that the terminal doesn't take in time doesn't hold up the guest: beyond 1 MiB the \
+                 oldest is left out, and that is said. But don't stop (SIGSTOP) the command: the guest's console \
+                 would wait for it.\n\n\
+                 For windows of another size than 80x24 prefer `castra ssh`, or set it by `stty rows R cols C`.",
+        examples: &["castra console web", "echo 'dmesg | tail' | castra console web"],
     },
     CommandRow {
         command: Command::Status,

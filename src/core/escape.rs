@@ -71,7 +71,8 @@ fn push_escaped(line: &mut String, c: char) {
     }
 }
 
-fn is_harmless(c: char) -> bool {
+/// Whether a character only shows itself.
+pub(crate) fn is_harmless(c: char) -> bool {
     match c {
         '\t' => true,
         // What most text is made of, decided first.

@@ -366,6 +366,39 @@ pub fn has_open(pid: u32, path: &Path) -> bool {
         .any(|open| open.dev() == wanted.dev() && open.ino() == wanted.ino())
 }
 
+/// Whether a process has a client on a Unix socket of this name that it listens on. For a process
+/// of this user; the name is the one it bound, which may be relative.
+pub fn serves_somebody(pid: u32, name: &str) -> bool {
+    let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let connected: HashSet<String> = table
+        .lines()
+        .filter_map(|line| accepted_as(line, name))
+        .map(|inode| format!("socket:[{inode}]"))
+        .collect();
+    if connected.is_empty() {
+        return false;
+    }
+    let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .filter_map(|entry| fs::read_link(entry.path()).ok())
+        .any(|target| target.to_str().is_some_and(|target| connected.contains(target)))
+}
+
+/// The inode of a connected socket that bears the name of the one it was accepted from: a line of
+/// that table, `Num RefCount Protocol Flags Type St Inode Path`.
+fn accepted_as<'t>(line: &'t str, name: &str) -> Option<&'t str> {
+    const CONNECTED: &str = "03";
+    let mut fields = line.split_whitespace();
+    let state = fields.nth(5)?;
+    let inode = fields.next()?;
+    let path = fields.next()?;
+    let named = path == name || path.strip_suffix(name).is_some_and(|rest| rest.ends_with('/'));
+    (state == CONNECTED && named).then_some(inode)
+}
+
 /// Processes that have a file open, as `name (pid N)`, at most four and not ourselves; processes
 /// of other users stay hidden to all but root. For messages: it looks through all of `/proc`.
 pub fn file_users(path: &Path) -> Vec<String> {

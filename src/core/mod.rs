@@ -9,6 +9,7 @@ pub mod bus;
 pub mod cancel;
 pub mod clean;
 pub mod config;
+pub mod console;
 pub mod diagnostics;
 pub mod doctor;
 pub mod escape;

@@ -212,6 +212,11 @@ impl VmPaths {
         self.0.join("lock")
     }
 
+    /// Held by whoever is attached to the console.
+    pub fn console_lock(&self) -> PathBuf {
+        self.0.join("console.lock")
+    }
+
     /// QEMU's pid file.
     pub fn qemu_pid(&self) -> PathBuf {
         self.file(vm_file::QEMU_PID)

@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod clean;
+mod console;
 mod doctor;
 mod logs;
 mod ports;

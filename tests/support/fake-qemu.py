@@ -14,6 +14,9 @@ by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU
   ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
   console=TEXT        written to the console             off-after=SECS  the guest powers itself off
   busy                uses a whole core
+
+A client of the console hears what is written to it from then on. A line that it sends is answered by
+`you said LINE`; `poweroff` powers off, `colours` answers with sequences of all sorts.
 """
 
 import fcntl
@@ -105,6 +108,7 @@ class Machine:
         self.console = open(self.serial["logfile"], "w") if self.serial else open(os.devnull, "w")
         self.log = os.fdopen(os.dup(2), "w")
         self.client = None
+        self.watcher, self.typed = None, b""
         self.negotiated = False
         self.status = "running"
 
@@ -135,6 +139,22 @@ class Machine:
     def say(self, text):
         self.console.write(text + "\r\n")
         self.console.flush()
+        if self.watcher:
+            try:
+                self.watcher.sendall(text.encode() + b"\r\n")
+            except OSError:
+                self.watcher = None
+
+    def on_typed(self, data):
+        *lines, self.typed = (self.typed + data).replace(b"\r", b"\n").split(b"\n")
+        for line in lines:
+            if line == b"poweroff":
+                self.say("going down")
+                self.end("guest-shutdown", True)
+            elif line == b"colours":
+                self.say("\x1b]0;title\x07\x1b[31mred\x1b[0m\x1b[6n\x1b[?25lhidden\x1b]52;c;eA==\x07")
+            else:
+                self.say("you said " + line.decode(errors="replace"))
 
     def end(self, reason, guest):
         self.event("SHUTDOWN", guest=guest, reason=reason)
@@ -201,10 +221,23 @@ class Machine:
                 self.say("[    0.9] Kernel panic - not syncing: fake")
                 self.end("guest-reset", True)
             watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
+            # As QEMU: a second client waits until the first is gone.
+            watched += [self.watcher] if self.watcher else [console] if console else []
             wait = 0 if "busy" in FAKE else 0.02 if {"die-after", "off-after", "panic", "internal-error"} & FAKE.keys() else None
             for got in select.select(watched, [], [], wait)[0]:
                 if got is woken:
                     self.on_term(os.read(woken, 1)[0])
+                elif got is console:
+                    self.watcher, _ = console.accept()
+                elif got is self.watcher:
+                    try:
+                        data = got.recv(4096)
+                    except OSError:
+                        data = b""
+                    if not data:
+                        self.watcher.close()
+                        self.watcher = None
+                    self.on_typed(data)
                 elif got is listener:
                     self.client, _ = listener.accept()
                     pending = b""

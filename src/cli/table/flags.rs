@@ -407,6 +407,19 @@ pub const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        long: "raw",
+        short: None,
+        value: None,
+        scope: Scope::Only(&[Command::Console]),
+        brief: "leave nothing out of what the guest writes",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.raw = true;
+            Ok(())
+        },
+    },
+    Flag {
         long: "source",
         short: None,
         value: Some("SOURCE"),

@@ -89,9 +89,12 @@ impl Place {
                 "run.json" | vm_file::KNOWN_HOSTS | "known_hosts.old" if disk_stays => Meaning::Stays,
                 "lock" => Meaning::Lock,
                 vm_file::QEMU_LOG | vm_file::QMP_LOG | vm_file::SERIAL_LOG if logs_stay => Meaning::Stays,
-                "run.json" | "stop.json" | "vizier.json" | vm_file::KNOWN_HOSTS | "known_hosts.old" => {
-                    Meaning::File
-                }
+                "run.json"
+                | "stop.json"
+                | "vizier.json"
+                | "console.lock"
+                | vm_file::KNOWN_HOSTS
+                | "known_hosts.old" => Meaning::File,
                 vm_file::QEMU_LOG | vm_file::QMP_LOG | vm_file::SERIAL_LOG => Meaning::File,
                 vm_file::QEMU_PID | vm_file::QMP_SOCK | vm_file::SERIAL_SOCK => Meaning::File,
                 // ssh makes its socket under a name of its own first.

@@ -34,6 +34,7 @@ _castra() {
             'exec:run a command in a VM, without a terminal'
             'cp:copy files into or out of a VM'
             'ssh-config:print an ssh_config for running VMs'
+            'console:attach to the serial console of a VM'
             'status:show which VMs run and which are reachable'
             'ports:show which host ports are wanted, in use or in conflict'
             'logs:show the logs of VMs, broker and bus'
@@ -106,6 +107,10 @@ _castra() {
                 '1:SRC:_files';;
         ssh-config)
             _arguments $globals \
+                '*:VM:_castra_vms';;
+        console)
+            _arguments $globals \
+                '--raw[leave nothing out of what the guest writes]' \
                 '*:VM:_castra_vms';;
         status)
             _arguments $globals \

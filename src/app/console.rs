@@ -1,0 +1,150 @@
+//! `castra console`.
+//!
+//! Here: the terminal in raw mode and back again on every way out, what is said at the begin and the
+//! end. Not here: attaching and relaying (`core::console`).
+
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use castra::core::cancel::Cancel;
+use castra::core::console::Console;
+use castra::core::console::relay::{Relay, RelayEnd};
+use castra::core::failure::{Exit, Failure, Result};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+
+use super::context::Context;
+use super::{select, terminal, typed};
+use crate::cli::Raw;
+
+/// Ctrl-], as with `virsh console` and telnet.
+const ESCAPE: u8 = 0x1d;
+
+/// How long a guest is listened to after the end of a piped input.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// More of the past is in `castra logs`.
+const MOST_LINES: usize = 100;
+
+/// QEMU closes its sockets before it is gone.
+const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Attaches the terminal, or a pipe, to the console of a VM.
+pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let name = typed::name(&raw.operands[0])?;
+    let selected = select::project(raw)?;
+    let vm = select::vm(&selected, &name)?;
+    // Whatever is started from here on: who interrupts it finds the terminal as it was.
+    let cancel = context.end_on_signals();
+    let console = Console::attach(&selected.state(), &vm)?;
+    context.out.finish()?;
+    let interactive = io::stdin().is_terminal();
+    if interactive {
+        context.say(&format!(
+            "attached to the console of vm `{vm}`: Ctrl-] leaves it; if nothing shows, press Enter"
+        ));
+    }
+    let end = {
+        let _raw = if interactive { Terminal::raw()? } else { None };
+        if io::stdout().is_terminal() {
+            let lines = terminal::size().rows.saturating_sub(2).min(MOST_LINES);
+            write_all(console.last_lines(lines).as_bytes())?;
+        }
+        relay(&console, raw, interactive, cancel)?
+    };
+    if interactive {
+        // The guest's line, or its prompt, has no end as a rule.
+        context.say("");
+    }
+    let words = match end {
+        RelayEnd::Closed if has_gone(&console) => format!("vm `{vm}` has ended"),
+        RelayEnd::Closed => {
+            return Err(
+                Failure::new(Exit::Io, format!("the console of vm `{vm}` was closed"))
+                    .because("QEMU closed it and runs on")
+                    .advice("castra status"),
+            );
+        }
+        RelayEnd::Left | RelayEnd::InputEnded => format!("left the console of vm `{vm}`, which runs on"),
+        RelayEnd::ReaderGone => String::new(),
+        RelayEnd::Cancelled => return Ok(Exit::Interrupted),
+    };
+    if !words.is_empty() {
+        context.say(&words);
+    }
+    Ok(Exit::Done)
+}
+
+fn relay(console: &Console, raw: &Raw, interactive: bool, cancel: Cancel) -> Result<RelayEnd> {
+    let output = duplicate(io::stdout())?;
+    Relay {
+        input: duplicate(io::stdin())?,
+        output: Box::new(std::fs::File::from(output)),
+        escape: interactive.then_some(ESCAPE),
+        quiet: QUIET,
+        raw: raw.raw,
+        cancel,
+    }
+    .run(console.stream())
+}
+
+fn duplicate(stream: impl AsFd) -> Result<OwnedFd> {
+    stream
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| Failure::new(Exit::Internal, "can't duplicate a descriptor").because(error))
+}
+
+/// To stdout, past all buffers.
+fn write_all(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::fs::File::from(duplicate(io::stdout())?);
+    match io::Write::write_all(&mut stdout, bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Io, "can't write to stdout").because(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_gone(console: &Console) -> bool {
+    let began = Instant::now();
+    let patience = Cancel::new();
+    while console.vm_runs() {
+        if began.elapsed() >= GONE_WITHIN {
+            return false;
+        }
+        patience.pause(Duration::from_millis(10));
+    }
+    true
+}
+
+/// The terminal in raw mode; as it was before when this is dropped, at a panic too.
+struct Terminal {
+    before: Termios,
+}
+
+impl Terminal {
+    /// Every key goes to the guest, Ctrl-C and Ctrl-Z included. `None`: the terminal can't.
+    fn raw() -> Result<Option<Terminal>> {
+        // Suspended by somebody else we'd read nothing, and the guest would wait for us.
+        let mut masked = SigSet::empty();
+        masked.add(Signal::SIGTSTP);
+        let _ = masked.thread_block();
+        let Ok(before) = tcgetattr(io::stdin()) else {
+            return Ok(None);
+        };
+        let mut raw = before.clone();
+        cfmakeraw(&mut raw);
+        tcsetattr(io::stdin(), SetArg::TCSANOW, &raw)
+            .map_err(|errno| Failure::new(Exit::Io, "can't put the terminal into raw mode").because(errno))?;
+        Ok(Some(Terminal { before }))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // What was typed after the escape isn't for the shell.
+        let _ = tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &self.before);
+    }
+}

@@ -12,14 +12,14 @@ use super::timeline::{BARS_WIDTH, NAMES_WIDTH, cut, grid, svg, text};
 use super::units;
 
 const LEFT: f64 = 10.0;
-const RIGHT: f64 = 148.0;
+const RIGHT: f64 = 172.0;
 const TOP: f64 = 34.0;
 /// Heights of the first curve and of the others, and the gap between them.
 const ALL: f64 = 74.0;
 const ONE: f64 = 34.0;
 const GAP: f64 = 16.0;
 /// A shorter axis would make a wall of one message.
-const SHORTEST_MS: u64 = 1_000;
+const SHORTEST_MS: u64 = 10_000;
 /// Of a point with messages at least so much is seen.
 const LOWEST: f64 = 1.5;
 

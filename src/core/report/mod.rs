@@ -16,6 +16,8 @@ mod markup;
 pub mod model;
 mod scale;
 mod section;
+mod signs;
+mod story;
 mod tails;
 pub mod text;
 mod timeline;

@@ -55,10 +55,12 @@ pub struct RunReport {
     pub vms_total: usize,
     /// How many of them failed.
     pub vms_failed: usize,
-    /// The VMs, in the order in which they came up; failed ones are never left out before others.
+    /// The VMs, by name; failed ones are never left out before others.
     pub vms: Vec<VmReport>,
     /// VMs that aren't listed.
     pub vms_left_out: usize,
+    /// VMs of which there is nothing to tell: they were as asked for already.
+    pub vms_untouched: usize,
     /// Warnings and errors of the run, in their order.
     pub notes: Vec<Note>,
     /// Notes that aren't listed.

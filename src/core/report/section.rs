@@ -8,7 +8,7 @@ use crate::core::events::Severity;
 use super::html::{fact, took, verdict};
 use super::markup::Markup;
 use super::model::{LogTail, MarkKind, Note, Outcome, RunReport, State, VmReport};
-use super::{chart, timeline, units};
+use super::{chart, signs, timeline, units};
 
 /// Draws a run; `number` makes its ids unique on the page.
 pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
@@ -31,7 +31,7 @@ pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
     if !run.vms.is_empty() {
         page.leaf("h3", &[], "Timeline");
         timeline::draw(page, run, number + 1);
-        timeline::legend(page, run);
+        signs::legend(page, run);
     }
     notes(page, run);
     if !run.vms.is_empty() {
@@ -40,12 +40,15 @@ pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
             details(page, vm, run);
         }
     }
-    if run.vms_left_out > 0 {
-        let text = format!(
-            "{} more aren't shown here.",
-            units::plural(run.vms_left_out as u64, "VM")
-        );
-        page.leaf("p", &[("class", "remark")], &text).line();
+    for (count, what) in [
+        (run.vms_untouched, "with nothing to be done"),
+        (run.vms_left_out, "not shown one by one"),
+    ] {
+        if count > 0 {
+            let more = if run.vms.is_empty() { "" } else { "and " };
+            let text = format!("{more}{} {what}", units::plural(count as u64, "VM"));
+            page.leaf("p", &[("class", "remark and")], &text).line();
+        }
     }
     bus(page, run, number);
     page.close().line();
@@ -180,7 +183,7 @@ fn summary(page: &mut Markup, vm: &VmReport) {
             ("class", &format!("s-{}", vm.state.as_str())),
         ],
     );
-    timeline::badge(page, vm.state, 9.0, 9.0);
+    signs::badge(page, vm.state, 9.0, 9.0);
     page.close();
     page.leaf("b", &[], &vm.vm).text(" ");
     page.leaf("span", &[("class", "state")], vm.state.as_str());

@@ -76,12 +76,14 @@ fn of_run(text: &mut String, run: &RunReport, paint: &dyn Fn(Tone, &str) -> Stri
     for vm in &run.vms {
         of_vm(text, vm, width, paint);
     }
-    if run.vms_left_out > 0 {
-        let _ = writeln!(
-            text,
-            "  {} more aren't shown",
-            units::plural(run.vms_left_out as u64, "VM")
-        );
+    for (count, what) in [
+        (run.vms_untouched, "with nothing to be done"),
+        (run.vms_left_out, "not shown"),
+    ] {
+        if count > 0 {
+            let line = format!("  {} {what}", units::plural(count as u64, "VM"));
+            let _ = writeln!(text, "{}", paint(Tone::Faint, &line));
+        }
     }
     for note in run.notes.iter().filter(|note| note.vm.is_none()) {
         let tone = match note.severity {

@@ -1,21 +1,21 @@
 //! The timeline of a run: one row a VM, one bar a phase, a sign for each moment worth seeing.
 //!
-//! Here: where bars, signs and words lie, as SVG. Not here: colours and letters (`style.css`), tables
-//! and logs (`super::html`).
+//! Here: where bars, signs and words lie, as SVG. Not here: the signs themselves (`super::signs`),
+//! colours and letters (`style.css`), tables and logs (`super::section`).
 //!
 //! Names and bars are two drawings of equal height side by side: on a narrow screen the bars scroll and
 //! the names stay. A bar says its state by colour, by pattern and by words.
 
 use super::markup::Markup;
-use super::model::{Mark, MarkKind, Phase, RunReport, State, VmReport};
+use super::model::{Phase, QUEUED, RunReport, State, VmReport};
 use super::scale::TimeAxis;
-use super::units;
+use super::{signs, units};
 
 /// Widths of the two drawings, in CSS pixels.
 pub(super) const NAMES_WIDTH: u32 = 168;
 pub(super) const BARS_WIDTH: u32 = 872;
 /// Room behind the end of the axis, for the words behind the last bar.
-const RIGHT: f64 = 148.0;
+const RIGHT: f64 = 172.0;
 const LEFT: f64 = 10.0;
 /// Room above the rows, for the numbers of the axis.
 const TOP: f64 = 30.0;
@@ -26,12 +26,15 @@ const GAP: f64 = 11.0;
 const LANE: f64 = BAR + 2.0;
 /// Bars that overlap lie in so many lanes, the rest in the last.
 const MOST_LANES: usize = 4;
-/// Ends and beginnings are rounded, and nobody sees less than two pixels: that much is no overlap, as a
-/// part of the whole axis and at least.
-const TOUCH_PART: u64 = 350;
+/// Ends and beginnings are rounded, and a lane for what overlaps by some pixels would hold a splinter: that
+/// much is no overlap, as a part of the whole axis and at least.
+const TOUCH_PART: u64 = 90;
 const TOUCH_MS: u64 = 5;
-/// Width of a letter in a bar, about.
+/// Width of a letter in a bar, about; of a fat one.
 const LETTER: f64 = 6.3;
+const FAT_LETTER: f64 = 7.4;
+/// Letters of a VM's name that have room beside the bars.
+const NAME_LETTERS: usize = 17;
 /// No bar is thinner.
 const THINNEST: f64 = 2.5;
 
@@ -91,7 +94,12 @@ fn lanes(phases: &[Phase], touch_ms: u64) -> Vec<usize> {
 /// Draws the timeline; `number` makes its ids unique on the page.
 pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
     let (rows, height) = rows(run);
-    let axis = TimeAxis::new(0, run.end_ms(), LEFT, f64::from(BARS_WIDTH) - LEFT - RIGHT);
+    let axis = TimeAxis::new(
+        from_ms(run),
+        run.end_ms(),
+        LEFT,
+        f64::from(BARS_WIDTH) - LEFT - RIGHT,
+    );
     page.open("div", &[("class", "chart")]);
     names(page, &rows, height);
     page.open(
@@ -120,6 +128,22 @@ pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
         draw_row(page, row, &axis);
     }
     page.close().close().close().line();
+}
+
+/// Where the axis begins: at 0, but when all VMs have waited for long, as for an image to be built, only the
+/// end of that is drawn.
+fn from_ms(run: &RunReport) -> u64 {
+    let phases = run.vms.iter().flat_map(|vm| &vm.phases);
+    let first = phases
+        .filter(|phase| phase.phase != QUEUED)
+        .map(|phase| phase.start_ms)
+        .min();
+    let (first, end) = (first.unwrap_or(0), run.end_ms());
+    let rest = end.saturating_sub(first);
+    match first > rest / 2 && rest > 0 {
+        true => first.saturating_sub(rest / 5),
+        false => 0,
+    }
 }
 
 /// Opens a drawing of this size.
@@ -158,38 +182,11 @@ fn names(page: &mut Markup, rows: &[Row<'_>], height: f64) {
         let state = row.vm.state;
         page.open("g", &[("class", &format!("name s-{}", state.as_str()))]);
         page.leaf("title", &[], &format!("{}: {}", row.vm.vm, state.as_str()));
-        badge(page, state, 9.0, y);
-        text(page, "vm", 24.0, y + 4.0, &cut(&row.vm.vm, 20));
+        signs::badge(page, state, 9.0, y);
+        text(page, "vm", 24.0, y + 4.0, &cut(&row.vm.vm, NAME_LETTERS));
         page.close();
     }
     page.close();
-}
-
-/// The sign of a state: a tick, a cross, a dash, a dotted ring.
-pub(super) fn badge(page: &mut Markup, state: State, x: f64, y: f64) {
-    let at = |dx: f64, dy: f64| format!("{:.1} {:.1}", x + dx, y + dy);
-    let path = match state {
-        State::Ok => format!("M{} L{} L{}", at(-3.4, 0.3), at(-1.0, 2.8), at(3.6, -2.8)),
-        State::Failed => format!(
-            "M{} L{} M{} L{}",
-            at(-2.8, -2.8),
-            at(2.8, 2.8),
-            at(2.8, -2.8),
-            at(-2.8, 2.8)
-        ),
-        State::Skipped => format!("M{} L{}", at(-3.2, 0.0), at(3.2, 0.0)),
-        State::Waiting => format!("M{} L{} L{}", at(0.0, -3.4), at(0.0, 0.4), at(2.6, 1.8)),
-    };
-    page.empty(
-        "circle",
-        &[
-            ("class", "badge"),
-            ("cx", &format!("{x:.1}")),
-            ("cy", &format!("{y:.1}")),
-            ("r", "7.5"),
-        ],
-    );
-    page.empty("path", &[("class", "badge-sign"), ("d", &path)]);
 }
 
 /// Lines and numbers of the axis.
@@ -224,12 +221,13 @@ fn draw_row(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
     let mut number = 0;
     for (phase, lane) in row.vm.phases.iter().zip(&row.lanes) {
         // Neighbours differ in shade; those that were skipped are hardly to be seen.
-        number += usize::from(phase.state != State::Skipped);
+        number += usize::from(phase.state != State::Skipped && phase.duration_ms > 0);
         let y = row.top + SIGNS + LANE * *lane as f64;
         bar(page, phase, number, y, axis);
     }
     for mark in row.vm.marks.iter().filter(|mark| axis.holds(mark.at_ms)) {
-        sign(page, mark, axis.x(mark.at_ms), row.top);
+        let bottom = row.top + SIGNS + BAR;
+        signs::sign(page, mark, axis.x(mark.at_ms), row.top, bottom);
     }
     after(page, row, axis);
 }
@@ -262,24 +260,32 @@ fn bar(page: &mut Markup, phase: &Phase, number: usize, y: f64, axis: &TimeAxis)
             ("rx", "2.5"),
         ],
     );
-    let letters = (width - 10.0) / LETTER;
-    let name = words(phase);
-    if letters >= name.chars().count() as f64 {
-        text(page, "in-bar", from + 5.0, y + BAR / 2.0 + 4.0, &name);
-    } else if let Some(short) = name.split_once('-').map(|(_, short)| short)
-        && letters >= short.chars().count() as f64
-    {
-        text(page, "in-bar", from + 5.0, y + BAR / 2.0 + 4.0, short);
+    if let Some(words) = inside(phase, width, axis) {
+        text(page, "in-bar", from + 5.0, y + BAR / 2.0 + 4.0, &words);
     }
     page.close();
 }
 
-/// What a bar says inside, if there is room.
-fn words(phase: &Phase) -> String {
-    match phase.state {
-        State::Failed => format!("✕ {}", phase.phase),
-        _ => phase.phase.clone(),
+/// What a bar says inside: its phase, or the end of that, if there is room.
+fn inside(phase: &Phase, width: f64, axis: &TimeAxis) -> Option<String> {
+    if !axis.holds(phase.start_ms) {
+        return Some(format!(
+            "‹ {} {}",
+            phase.phase,
+            units::duration(phase.duration_ms)
+        ));
     }
+    let (sign, letter) = match phase.state {
+        State::Failed => ("✕ ", FAT_LETTER),
+        _ => ("", LETTER),
+    };
+    let room = (width - 10.0) / letter;
+    let short = phase.phase.split_once('-').map(|(_, short)| short);
+    [Some(phase.phase.as_str()), short]
+        .into_iter()
+        .flatten()
+        .map(|name| format!("{sign}{name}"))
+        .find(|words| words.chars().count() as f64 <= room)
 }
 
 fn tooltip(phase: &Phase) -> String {
@@ -311,7 +317,12 @@ fn after(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
     };
     let took = units::duration(took);
     let failed = row.vm.phases.iter().find(|phase| phase.state == State::Failed);
+    let says_itself = |phase: &Phase| {
+        let width = axis.x(phase.end_ms()) - axis.x(phase.start_ms) - 1.0;
+        inside(phase, width, axis).is_some()
+    };
     let (class, words) = match (row.vm.state, failed) {
+        (State::Failed, Some(phase)) if says_itself(phase) => ("after bad", format!("✕ {took}")),
         (State::Failed, Some(phase)) => ("after bad", format!("✕ {}, {took}", cut(&phase.phase, 14))),
         (State::Failed, None) => ("after bad", format!("✕ failed, {took}")),
         (State::Waiting, _) => ("after", "no end known".to_owned()),
@@ -319,138 +330,6 @@ fn after(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
     };
     let x = axis.x(end).max(LEFT + THINNEST) + 7.0;
     text(page, class, x, row.top + SIGNS + BAR / 2.0 + 4.0, &words);
-}
-
-fn sign(page: &mut Markup, mark: &Mark, x: f64, top: f64) {
-    page.open("g", &[("class", &format!("mark {}", class_of(mark.mark)))]);
-    let mut title = format!("{} at {}", mark.mark.words(), units::duration(mark.at_ms));
-    if let Some(detail) = &mark.detail {
-        title.push_str("; ");
-        title.push_str(&cut(detail, 200));
-    }
-    page.leaf("title", &[], &title);
-    let stem = format!("M{x:.1} {:.1} V{:.1}", top + 9.0, top + SIGNS + BAR);
-    page.empty("path", &[("class", "stem"), ("d", &stem)]);
-    shape(page, mark.mark, x, top + 5.5);
-    page.close();
-}
-
-fn class_of(kind: MarkKind) -> &'static str {
-    match kind {
-        MarkKind::Launched => "m-launched",
-        MarkKind::Handshake => "m-handshake",
-        MarkKind::Service => "m-service",
-        MarkKind::Banner => "m-banner",
-        MarkKind::Exited => "m-exited",
-        MarkKind::Unreachable => "m-unreachable",
-    }
-}
-
-/// Each kind has a shape of its own, so that none needs its colour.
-fn shape(page: &mut Markup, kind: MarkKind, x: f64, y: f64) {
-    let at = |dx: f64, dy: f64| format!("{:.1} {:.1}", x + dx, y + dy);
-    let path = match kind {
-        MarkKind::Launched => format!("M{} L{} L{} Z", at(-4.0, -4.5), at(4.5, 0.0), at(-4.0, 4.5)),
-        MarkKind::Handshake | MarkKind::Service => {
-            format!(
-                "M{} L{} L{} L{} Z",
-                at(0.0, -5.0),
-                at(5.0, 0.0),
-                at(0.0, 5.0),
-                at(-5.0, 0.0)
-            )
-        }
-        MarkKind::Banner => format!(
-            "M{} L{} L{} L{} Z",
-            at(-4.0, -4.0),
-            at(4.0, -4.0),
-            at(4.0, 4.0),
-            at(-4.0, 4.0)
-        ),
-        MarkKind::Exited => format!(
-            "M{} L{} M{} L{}",
-            at(-4.0, -4.0),
-            at(4.0, 4.0),
-            at(4.0, -4.0),
-            at(-4.0, 4.0)
-        ),
-        MarkKind::Unreachable => format!(
-            "M{} A4.2 4.2 0 1 0 {} A4.2 4.2 0 1 0 {}",
-            at(-4.2, 0.0),
-            at(4.2, 0.0),
-            at(-4.2, 0.0)
-        ),
-    };
-    page.empty("path", &[("class", "shape"), ("d", &path)]);
-}
-
-/// What the colours, patterns and signs of a timeline mean: only those that are on it.
-pub(super) fn legend(page: &mut Markup, run: &RunReport) {
-    page.open("ul", &[("class", "legend"), ("aria-label", "legend")]);
-    for (state, words) in [
-        (State::Ok, "done"),
-        (State::Failed, "failed"),
-        (State::Skipped, "skipped"),
-        (State::Waiting, "waiting"),
-    ] {
-        if run
-            .vms
-            .iter()
-            .flat_map(|vm| &vm.phases)
-            .any(|phase| phase.state == state)
-        {
-            page.open("li", &[]);
-            key(page, 22);
-            page.open("g", &[("class", &format!("bar s-{}", state.as_str()))]);
-            page.empty(
-                "rect",
-                &[
-                    ("x", "1"),
-                    ("y", "2"),
-                    ("width", "20"),
-                    ("height", "11"),
-                    ("rx", "2.5"),
-                ],
-            );
-            page.close().close().text(words).close();
-        }
-    }
-    for kind in [
-        MarkKind::Launched,
-        MarkKind::Handshake,
-        MarkKind::Service,
-        MarkKind::Banner,
-        MarkKind::Exited,
-        MarkKind::Unreachable,
-    ] {
-        let end = run.end_ms();
-        if run
-            .vms
-            .iter()
-            .flat_map(|vm| &vm.marks)
-            .any(|mark| mark.mark == kind && mark.at_ms <= end)
-        {
-            page.open("li", &[]);
-            key(page, 16);
-            page.open("g", &[("class", &format!("mark {}", class_of(kind)))]);
-            shape(page, kind, 8.0, 7.5);
-            page.close().close().text(kind.words()).close();
-        }
-    }
-    page.close().line();
-}
-
-fn key(page: &mut Markup, width: u32) {
-    let width = width.to_string();
-    page.open(
-        "svg",
-        &[
-            ("xmlns", "http://www.w3.org/2000/svg"),
-            ("width", &width),
-            ("height", "15"),
-            ("aria-hidden", "true"),
-        ],
-    );
 }
 
 #[cfg(test)]

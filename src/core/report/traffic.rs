@@ -20,8 +20,8 @@ use crate::core::paths::StateRoot;
 use super::model::{RunReport, Sender, Traffic};
 use super::{MOST_BUS_BYTES, MOST_POINTS, MOST_SENDERS};
 
-/// How much time a point stands for at first, milliseconds.
-const FINEST_MS: u64 = 50;
+/// How much time a point stands for at first, milliseconds: in less, one message looks like a high rate.
+const FINEST_MS: u64 = 1_000;
 /// Senders that are told apart while counting.
 const MOST_FOLLOWED: usize = 64;
 /// Between two places of the log that are nearer it is read line by line.

@@ -5,7 +5,7 @@
 //! which project and how many runs (`core::operations::report`), or where it is printed (`app`).
 //!
 //! Everything in the sources was said by guests and scripts, so every text is cut to a length and
-//! passes through [`markup::escape`] on its way to the page; every list has a most, and what was left
+//! passes through `markup::escape` on its way to the page; every list has a most, and what was left
 //! out is counted in the model and told by both.
 
 mod chart;

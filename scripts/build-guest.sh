@@ -234,19 +234,24 @@ resolve() {
     packages="$kernel_packages $programs $scp_package $libraries"
 }
 
-# Fetches package $1 into the directory $2 of $work; shown as number $3 of $4.
+# Fetches package $1 into the directory $2 of $work.
 fetch() {
-    say "fetching $1${3:+ ($3/$4)}"
+    say "fetching $1"
     (cd "$work/$2" && apt apt-get download "$1") >>"$log" 2>&1
 }
+# All at once: apt takes a while to start. castra reads from this line what to show a bar of.
 fetch_all() {
-    total=0
-    for name in $packages; do total=$((total + 1)); done
-    number=0
-    for name in $packages; do
-        number=$((number + 1))
-        fetch "$name" debs "$number" "$total" || return 1
-    done
+    # shellcheck disable=SC2086
+    set -- $packages
+    bytes=$(cd "$work/debs" && apt apt-get download --print-uris "$@" 2>/dev/null | {
+        sum=0
+        while read -r _ _ size _; do
+            case $size in *[!0-9]* | '') ;; *) sum=$((sum + size)) ;; esac
+        done
+        [ "$sum" -eq 0 ] || echo ", $sum bytes"
+    })
+    say "fetching $# packages$bytes, into $work/debs"
+    (cd "$work/debs" && apt apt-get download "$@") >>"$log" 2>&1
 }
 
 if ! { resolve && fetch_all; }; then
@@ -259,7 +264,7 @@ if ! { resolve && fetch_all; }; then
         "looked for one of: $kernel_candidates; and for: $programs. $(tail -n 2 "$log" | tr '\n' ' ')" \
         "check /etc/apt/sources.list and the network; or $elsewhere"
     rm -f "$work"/debs/*.deb
-    fetch_all || fail 74 "fetching $name failed" "$(tail -n 2 "$log" | tr '\n' ' ')" \
+    fetch_all || fail 74 "fetching the packages failed" "$(tail -n 2 "$log" | tr '\n' ' ')" \
         'check the network and the package mirror, then run it again'
 fi
 

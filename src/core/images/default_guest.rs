@@ -22,6 +22,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{combine, sha256_of};
 use crate::core::images::embedded::{RECIPE, Recipe};
+use crate::core::images::progress::{Fetching, Packages, tell};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
@@ -371,7 +373,8 @@ fn run_builder(
         Severity::Info,
         format!("building {which} from this system's packages (once; about {cost} of downloads)"),
     ));
-    let ended = Job::new("sh")
+    let (fetching, over) = (Fetching::default(), Cancel::new());
+    let job = Job::new("sh")
         .arg(&script)
         .arg("--output")
         .arg(&out)
@@ -386,10 +389,20 @@ fn run_builder(
             // shell says that it was ended, which isn't progress either.
             let told = !text.starts_with("done: ") && !is_complaint(line) && !cancel.is_requested();
             if told && !text.trim().is_empty() {
-                emitter.emit(said(Severity::Progress, text));
+                let packages = Packages::parse(text);
+                emitter.emit(match &packages {
+                    Some(packages) => packages.look().event(),
+                    None => said(Severity::Progress, text),
+                });
+                fetching.set(packages);
             }
-        })
-        .run();
+        });
+    let ended = thread::scope(|scope| {
+        scope.spawn(|| tell(emitter, &over, || fetching.look()));
+        let ended = job.run();
+        over.request();
+        ended
+    });
     match ended {
         Ok(_) => Ok(out),
         // Asked before the staging directory goes and the space with it: tools that ran out of it

@@ -20,14 +20,13 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::json;
-
 use crate::core::cancel::Cancel;
 use crate::core::config::ImageDigest;
-use crate::core::events::{Event, Severity};
+use crate::core::events::Severity;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{Algorithm, DigestCache, sha256_hex};
+use crate::core::images::progress::{Fetched, megabytes, tell};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
@@ -37,20 +36,21 @@ use crate::core::reporter::Emitter;
 const STALLED_SECS: &str = "60";
 /// Against a `curl` that doesn't keep to that.
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
-/// Between two progress messages.
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Where the image of a URL lies or will lie.
 pub fn cache_path(url: &str, digest: Option<&ImageDigest>, home: &Path) -> PathBuf {
     let pinned = digest.map_or("", |digest| Algorithm::of(digest).1);
     let id = &sha256_hex(format!("{url}\n{pinned}").as_bytes())[..12];
-    let last = without_query(url).rsplit('/').next().unwrap_or_default();
-    let name: String = last
+    let name: String = last_part(url)
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
         .take(64)
         .collect();
     images_dir(home).join("download").join(format!("{id}-{name}"))
+}
+
+fn last_part(url: &str) -> &str {
+    without_query(url).rsplit('/').next().unwrap_or_default()
 }
 
 fn without_query(url: &str) -> &str {
@@ -269,30 +269,17 @@ impl Download<'_, '_> {
         Err(self.failed(Exit::Io).because(words).advice(next))
     }
 
-    /// Says once a second how far it is, until `done`.
+    /// Says how far it is, until `done`.
     fn tell_progress(&self, part: &Path, headers: &Path, resume: Option<&Resume>, done: &Cancel) {
-        while !done.pause(TELL_EVERY) {
-            let bytes = fs::metadata(part).map_or(0, |meta| meta.len());
-            let total = Headers::load(headers)
-                .length
-                .map(|length| length + resume.map_or(0, |resume| resume.offset));
-            let mut event = said(
-                Severity::Progress,
-                match total {
-                    Some(total) => format!(
-                        "fetching {}: {} of {}",
-                        shown(self.url),
-                        megabytes(bytes),
-                        megabytes(total)
-                    ),
-                    None => format!("fetching {}: {}", shown(self.url), megabytes(bytes)),
-                },
-            );
-            if let Event::Message { data, .. } = &mut event {
-                *data = Some(json!({ "bytes": bytes, "total_bytes": total }));
-            }
-            self.emitter.emit(event);
-        }
+        let before = resume.map_or(0, |resume| resume.offset);
+        tell(self.emitter, done, || {
+            Some(Fetched {
+                what: format!("fetching {}", shown(self.url)),
+                label: format!("fetching {}", last_part(self.url)),
+                bytes: fs::metadata(part).map_or(0, |meta| meta.len()),
+                total: Headers::load(headers).length.map(|length| length + before),
+            })
+        });
     }
 
     fn verify(&self, part: &Path) -> Result<Attempt> {
@@ -418,10 +405,6 @@ impl Headers {
         }
         headers
     }
-}
-
-fn megabytes(bytes: u64) -> String {
-    format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 
 use super::*;
+use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::scratch::Scratch;
 

@@ -10,6 +10,7 @@ pub mod default_guest;
 pub mod digest;
 pub mod embedded;
 pub mod fetch;
+mod progress;
 pub mod qcow2;
 pub mod qemu_img;
 

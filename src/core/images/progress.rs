@@ -1,0 +1,175 @@
+//! How far a download is, told while another program does it.
+//!
+//! Here: the message with its bytes, repeated until it is over. Not here: how people see it (the
+//! command line draws a bar).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::core::cancel::Cancel;
+use crate::core::events::{Event, Severity};
+use crate::core::images::said;
+use crate::core::reporter::Emitter;
+
+/// Between two messages.
+const TELL_EVERY: Duration = Duration::from_millis(500);
+
+/// What has come of what, and what it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fetched {
+    /// `fetching` and its object.
+    pub what: String,
+    /// The same in short, to stand before a bar.
+    pub label: String,
+    pub bytes: u64,
+    /// If the other side has said it.
+    pub total: Option<u64>,
+}
+
+impl Fetched {
+    pub fn event(&self) -> Event {
+        let bytes = megabytes(self.bytes);
+        let mut event = said(
+            Severity::Progress,
+            match self.total {
+                Some(total) => format!("{}: {bytes} of {}", self.what, megabytes(total)),
+                None => format!("{}: {bytes}", self.what),
+            },
+        );
+        if let Event::Message { data, .. } = &mut event {
+            *data = Some(json!({
+                "label": self.label, "bytes": self.bytes, "total_bytes": self.total
+            }));
+        }
+        event
+    }
+}
+
+/// Tells what `look` finds again and again, until `done`.
+pub(super) fn tell(emitter: &Emitter<'_>, done: &Cancel, look: impl Fn() -> Option<Fetched>) {
+    while !done.pause(TELL_EVERY) {
+        if let Some(fetched) = look() {
+            emitter.emit(fetched.event());
+        }
+    }
+}
+
+/// Packages on their way into a directory, as the builder announces them:
+/// `fetching 18 packages, 51234567 bytes, into /some/where`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Packages {
+    label: String,
+    total: Option<u64>,
+    dir: PathBuf,
+}
+
+impl Packages {
+    /// Reads the builder's line; `None` if it says something else.
+    pub fn parse(line: &str) -> Option<Packages> {
+        let (what, dir) = line.split_once(", into ")?;
+        let (label, total) = match what.split_once(", ") {
+            Some((label, size)) => (label, Some(size.strip_suffix(" bytes")?.parse().ok()?)),
+            None => (what, None),
+        };
+        label.starts_with("fetching ").then(|| Packages {
+            label: label.to_owned(),
+            total,
+            dir: PathBuf::from(dir),
+        })
+    }
+
+    /// What has come so far.
+    pub fn look(&self) -> Fetched {
+        Fetched {
+            what: self.label.clone(),
+            label: self.label.clone(),
+            bytes: bytes_in(&self.dir),
+            total: self.total,
+        }
+    }
+}
+
+/// What the builder is fetching just now.
+#[derive(Debug, Default)]
+pub(super) struct Fetching(Mutex<Option<Packages>>);
+
+impl Fetching {
+    /// It began, or it does something else now.
+    pub fn set(&self, packages: Option<Packages>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = packages;
+    }
+
+    /// How far it is.
+    pub fn look(&self) -> Option<Fetched> {
+        let packages = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        packages.map(|packages| packages.look())
+    }
+}
+
+fn bytes_in(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some(entry.metadata().ok()?.len()))
+        .sum()
+}
+
+pub(super) fn megabytes(bytes: u64) -> String {
+    format!("{}.{} MB", bytes / 1_000_000, bytes % 1_000_000 / 100_000)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn the_builders_line() {
+        for (line, known) in [
+            (
+                "fetching 18 packages, 512 bytes, into /a b, c",
+                Some((Some(512), "/a b, c")),
+            ),
+            ("fetching 18 packages, into /tmp", Some((None, "/tmp"))),
+            ("fetching 18 packages", None),
+            ("fetching 18 packages, many bytes, into /tmp", None),
+            ("unpacking, into /tmp", None),
+        ] {
+            let packages = Packages::parse(line);
+            let expected = known.map(|(total, dir)| Packages {
+                label: "fetching 18 packages".to_owned(),
+                total,
+                dir: PathBuf::from(dir),
+            });
+            assert_eq!(packages, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_has_come_is_what_lies_there() {
+        let scratch = Scratch::new("packages");
+        fs::write(scratch.path("a.deb"), "12345").unwrap();
+        fs::write(scratch.path("b.deb"), "678").unwrap();
+        let line = format!(
+            "fetching 2 packages, 10 bytes, into {}",
+            scratch.path("").display()
+        );
+        let fetching = Fetching::default();
+        assert_eq!(fetching.look(), None);
+        fetching.set(Packages::parse(&line));
+        let fetched = fetching.look().unwrap();
+        assert_eq!((fetched.bytes, fetched.total), (8, Some(10)));
+        let Event::Message { text, data, .. } = fetched.event() else {
+            panic!("a message");
+        };
+        assert_eq!(text, "fetching 2 packages: 0.0 MB of 0.0 MB");
+        assert_eq!(
+            data.unwrap(),
+            json!({"label": "fetching 2 packages", "bytes": 8, "total_bytes": 10})
+        );
+    }
+}

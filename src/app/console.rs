@@ -66,8 +66,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
                     .advice("castra status"),
             );
         }
-        RelayEnd::Left | RelayEnd::InputEnded => format!("left the console of vm `{vm}`, which runs on"),
-        RelayEnd::ReaderGone => String::new(),
+        RelayEnd::Left => format!("left the console of vm `{vm}`, which runs on"),
+        RelayEnd::InputEnded | RelayEnd::ReaderGone => String::new(),
         RelayEnd::Cancelled => return Ok(Exit::Interrupted),
     };
     if !words.is_empty() {

@@ -13,13 +13,14 @@ use castra::core::name::VmName;
 use castra::core::nearest::nearest;
 use castra::core::operations::status::status_all;
 use castra::core::paths::{StateRoot, castra_home};
+use castra::core::process::shell_quote;
 use castra::core::records::WorkspaceRecord;
 use castra::core::reporter::Silent;
 use castra::core::status::evidence::Project;
 use castra::core::status::{BrokerState, StatusOutcome};
 
 use super::human;
-use crate::cli::Raw;
+use crate::cli::{Command, Raw};
 
 /// A project, with or without a config that can still be read.
 pub enum Selected {
@@ -172,7 +173,7 @@ fn none_found(here: &Path, _raw: &Raw) -> Failure {
 }
 
 fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
-    let command = raw.command.map_or("status", |command| command.row().words);
+    let command = typed_command(raw);
     let running = running_anywhere();
     let failure = none_found(here, raw);
     if running.is_empty() {
@@ -180,11 +181,26 @@ fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
     }
     let lines: Vec<String> = running
         .iter()
-        .map(|status| running_line(status, command))
+        .map(|status| running_line(status, &command))
         .collect();
     failure
         .because(format!("elsewhere something runs:\n{}", lines.join("\n")))
         .advice(format!("castra --workspace {} {command}", running[0].workspace))
+}
+
+/// The command with its words, as it may be typed again.
+fn typed_command(raw: &Raw) -> String {
+    let mut line = raw
+        .command
+        .map_or("status", |command| command.row().words)
+        .to_owned();
+    for (number, word) in raw.operands.iter().enumerate() {
+        // What stands behind the name of the VM is a command of its own.
+        let dashes = number == 1 && matches!(raw.command, Some(Command::Ssh | Command::Exec));
+        line.push_str(if dashes { " -- " } else { " " });
+        line.push_str(&shell_quote(&word.to_string_lossy()));
+    }
+    line
 }
 
 fn running_line(status: &StatusOutcome, command: &str) -> String {

@@ -139,6 +139,62 @@ fn other_programs_reach_a_vm_by_the_printed_config() {
     guest.project.run(&["ssh-config", "web"]).exits(1);
 }
 
+#[test]
+fn exec_is_a_raw_pipe_both_ways() {
+    let guest = Guest::up("exec-raw", "true\n", "");
+    let castra = guest.project.castra();
+    // 1 MiB of whatever bytes, from a generator so that every run has the same.
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let bytes: Vec<u8> = std::iter::repeat_with(|| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed.to_le_bytes()
+    })
+    .flatten()
+    .take(1 << 20)
+    .collect();
+    let sent = castra.write("sent", "");
+    fs::write(&sent, &bytes).unwrap();
+    let output = castra
+        .command(&["exec", "web", "--", "cat"])
+        .stdin(fs::File::open(&sent).unwrap())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stdout == bytes, "{} bytes came back", output.stdout.len());
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    // stdout and stderr stay apart; every word arrives as it is.
+    let script = "printf '<%s>' \"$@\"; echo complaint >&2; exit 42";
+    let odd = [
+        "a b",
+        "it's",
+        "\"q\"",
+        "$HOME",
+        "*",
+        "",
+        "back\\slash",
+        "line\nend",
+        "-n",
+        "größe",
+        "a=b",
+        "`x`",
+        ";",
+    ];
+    let args = [&["exec", "web", "--", "sh", "-c", script, "sh"], &odd[..]].concat();
+    let ran = guest.project.run(&args).exits(42);
+    let whole: String = odd.iter().map(|word| format!("<{word}>")).collect();
+    assert_eq!((ran.stdout, ran.stderr.as_str()), (whole, "complaint\n"));
+    // `ssh` leaves the words to the guest's shell, as ssh itself does.
+    let ran = guest
+        .project
+        .run(&["ssh", "web", "--", "echo one; exit 3"])
+        .exits(3);
+    assert_eq!(ran.stdout, "one\n");
+    guest.project.run(&["down"]).exits(0);
+}
+
 /// Every file of the state root with length and time, but ssh's own `known_hosts`.
 fn files(guest: &Guest) -> Vec<String> {
     crate::project::files_below(&guest.project.state(""))

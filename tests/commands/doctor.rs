@@ -335,6 +335,17 @@ fn ports_and_open_doors_are_found() {
 }
 
 #[test]
+fn a_fleet_too_large_for_the_host_is_found_before_it_starts() {
+    let project = Project::new("doctor-room", ONE);
+    project.config(&format!("{ONE}memory = \"60 TiB\"\ncpus = 250\n"));
+    let seen = findings(&doctor(&project, &["--json"]).exits(1));
+    let memory = one(&seen, "memory.fleet", "error");
+    assert!(memory["text"].as_str().unwrap().contains("vm `web`"), "{memory}");
+    let cores = one(&seen, "limits.cores", "warn");
+    assert_eq!(cores["data"]["vm"], "web");
+}
+
+#[test]
 fn projects_that_lost_their_config_or_state_are_named() {
     let project = Project::new("doctor-lost", ONE);
     project.run(&["up"]).exits(0);

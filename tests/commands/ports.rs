@@ -188,6 +188,8 @@ fn without_a_project_what_runs_anywhere_is_named() {
         running.stderr.contains("castra --workspace faults-") && running.stderr.contains(" ports"),
         "{running:?}"
     );
+    let ssh = elsewhere(&["exec", "web", "--", "echo", "a b"]).exits(66);
+    assert!(ssh.stderr.contains(" exec web -- echo 'a b'\n"), "{ssh:?}");
     let all = elsewhere(&["ports", "--all"]).exits(0);
     assert!(
         all.stdout.contains("active") && all.stdout.contains("faults-"),

@@ -1,7 +1,6 @@
-//! Room on the host: memory for the VMs that don't run yet, space for their disks, open files.
+//! Room on the host: memory, space for disks, open files.
 //!
-//! Here: what there is against what is wanted. Not here: who else may take it meanwhile, or refusing
-//! to start (`core::operations`).
+//! Here: what there is. Not here: what the VMs of a project need of it (`core::operations::room`).
 
 use std::path::{Path, PathBuf};
 
@@ -10,9 +9,7 @@ use serde_json::json;
 
 use super::{Area, Finding, plural, size};
 use crate::core::broker::room_for_guests;
-use crate::core::config::Config;
 use crate::core::host;
-use crate::core::runtime::process::qemu_pid;
 
 /// With less than this left on a file system castra's own records may not fit.
 const FULL: u64 = 64 << 20;
@@ -22,17 +19,28 @@ const NEARLY_FULL: u64 = 1 << 30;
 /// Memory that is available.
 pub fn memory() -> Finding {
     const ID: &str = "memory.available";
-    match host::memory_available() {
-        Some(bytes) => Finding::ok(
-            ID,
-            Area::Memory,
-            format!(
-                "{} of memory are available, {}",
-                size(bytes),
-                plural(host::cores(), "core")
-            ),
-        )
-        .data(json!({"available_bytes": bytes, "cores": host::cores()})),
+    match host::memory() {
+        Some(memory) => {
+            let limit = if memory.limited {
+                " to this control group"
+            } else {
+                ""
+            };
+            Finding::ok(
+                ID,
+                Area::Memory,
+                format!(
+                    "{} of {} memory are available{limit}, {}",
+                    size(memory.available),
+                    size(memory.total),
+                    plural(host::cores(), "core")
+                ),
+            )
+            .data(json!({
+                "available_bytes": memory.available, "total_bytes": memory.total, "limited": memory.limited,
+                "cores": host::cores(),
+            }))
+        }
         None => Finding::warn(
             ID,
             Area::Memory,
@@ -40,45 +48,6 @@ pub fn memory() -> Finding {
             "look whether /proc/meminfo can be read",
         ),
     }
-}
-
-/// Memory that the VMs of a project want which don't run, against what is available.
-pub fn memory_for(config: &Config) -> Option<Finding> {
-    const ID: &str = "memory.fleet";
-    let available = host::memory_available()?;
-    let idle: Vec<_> = config
-        .vms
-        .iter()
-        .filter(|vm| qemu_pid(&config.state.vm(&vm.name)).is_none())
-        .collect();
-    let wanted: u64 = idle.iter().map(|vm| vm.memory_bytes).fold(0, u64::saturating_add);
-    if idle.is_empty() {
-        return None;
-    }
-    let who = format!(
-        "{} of `{}` that don't run",
-        plural(idle.len(), "VM"),
-        config.project
-    );
-    let data = json!({
-        "workspace": config.workspace, "vms": idle.len(), "wanted_bytes": wanted, "available_bytes": available,
-    });
-    Some(
-        match wanted <= available {
-            true => Finding::ok(ID, Area::Memory, format!("{who}: {} in all", size(wanted))),
-            false => Finding::warn(
-                ID,
-                Area::Memory,
-                format!(
-                    "{who}: {} in all, but {} are available",
-                    size(wanted),
-                    size(available)
-                ),
-                "start fewer of them at once (`castra up VM…`), or give them less `memory`",
-            ),
-        }
-        .data(data),
-    )
 }
 
 /// The file system and the writability of a directory castra writes to, which may not be there yet.

@@ -9,18 +9,21 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use crate::core::cancel::Cancel;
-use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, workspace};
+use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, VmConfig, workspace};
 use crate::core::doctor::{
-    DoctorOutcome, Finding, accel, images, leftovers, modes, project as by_config, room, tools,
+    Area, DoctorOutcome, Finding, accel, images, leftovers, modes, plural, project as by_config, room, tools,
 };
+use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::images_dir;
 use crate::core::operations::image::{ImageAction, ImageOptions, ImageOutcome, image};
 use crate::core::operations::ports::{PortsOptions, ports};
+use crate::core::operations::room::{core_shortage, memory_shortage};
 use crate::core::ports::PortsProject;
 use crate::core::records::WorkspaceRecord;
 use crate::core::reporter::{Reporter, Silent};
 use crate::core::runtime::binary::find_qemu;
+use crate::core::runtime::process::qemu_pid;
 use crate::core::status::assemble::assemble;
 use crate::core::status::evidence::Project;
 use crate::core::status::read::read;
@@ -181,7 +184,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
     findings.extend(room::directory("disk.state", state.dir(), "the disks of VMs"));
     if let Some(config) = config {
         findings.extend(by_config::config(config));
-        findings.extend(room::memory_for(config));
+        findings.extend(room_for(config));
         findings.extend(images::of_config(config, home));
         findings.extend(by_config::security(config));
     }
@@ -203,10 +206,70 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
     findings
 }
 
+/// Memory and cores for the VMs of a project that don't run: as `up` judges them.
+fn room_for(config: &Config) -> Vec<Finding> {
+    let idle: Vec<&VmConfig> = config
+        .vms
+        .iter()
+        .filter(|vm| qemu_pid(&config.state.vm(&vm.name)).is_none())
+        .collect();
+    let wanted = idle.iter().map(|vm| vm.memory_bytes).fold(0, u64::saturating_add);
+    let memory = |finding: Finding| {
+        let finding = finding.field("workspace", config.workspace.as_str());
+        finding.field("vms", idle.len()).field("wanted_bytes", wanted)
+    };
+    let short = memory_shortage(&idle);
+    let mut findings = Vec::new();
+    let (id, area) = ("memory.fleet", Area::Memory);
+    match (&short.refusal, short.warnings.first().and_then(advice_of)) {
+        (Some(failure), _) => {
+            let remedy = failure.next.clone().unwrap_or_default();
+            findings.push(memory(Finding::error(id, area, failure.cause(), remedy)));
+        }
+        (None, Some((text, remedy))) => findings.push(memory(Finding::warn(id, area, text, remedy))),
+        (None, None) if !idle.is_empty() => {
+            let text = format!(
+                "enough for the {} of `{}` that don't run",
+                plural(idle.len(), "VM"),
+                config.project
+            );
+            findings.push(memory(Finding::ok(id, area, text)));
+        }
+        (None, None) => {}
+    }
+    for event in core_shortage(&idle) {
+        if let Event::Message { vm: Some(vm), .. } = &event
+            && let Some((text, remedy)) = advice_of(&event)
+        {
+            let text = format!("vm `{vm}`: {text}");
+            let finding = Finding::warn("limits.cores", Area::Limits, text, remedy);
+            findings.push(
+                finding
+                    .field("workspace", config.workspace.as_str())
+                    .field("vm", vm.as_str()),
+            );
+        }
+    }
+    findings
+}
+
+/// What a warning says, and what to do about it.
+fn advice_of(event: &Event) -> Option<(String, String)> {
+    match event {
+        Event::Message {
+            text, remediation, ..
+        } => Some((
+            text.to_string(),
+            remediation.as_deref().unwrap_or_default().to_owned(),
+        )),
+        _ => None,
+    }
+}
+
 fn unreadable(failure: &Failure) -> Finding {
     Finding::error(
         "state.unreadable",
-        crate::core::doctor::Area::State,
+        Area::State,
         failure.cause(),
         failure
             .next

@@ -80,10 +80,20 @@ impl Shortage {
 
 /// What the host lacks for these VMs, none of which runs.
 pub(crate) fn shortage(config: &Config, to_start: &[&VmConfig]) -> Shortage {
-    let mut short = host::memory().map_or_else(Shortage::default, |memory| of_memory(memory, to_start));
-    short.warnings.extend(of_cores(host::cores(), to_start));
+    let mut short = memory_shortage(to_start);
+    short.warnings.extend(core_shortage(to_start));
     short.warnings.extend(of_disk(config, to_start));
     short
+}
+
+/// The memory that the host lacks for these VMs.
+pub(crate) fn memory_shortage(vms: &[&VmConfig]) -> Shortage {
+    host::memory().map_or_else(Shortage::default, |memory| of_memory(memory, vms))
+}
+
+/// Which of these VMs have more virtual CPUs than the host has cores.
+pub(crate) fn core_shortage<'v>(vms: &'v [&VmConfig]) -> impl Iterator<Item = Event> + use<'v> {
+    of_cores(host::cores(), vms)
 }
 
 fn of_memory(memory: Memory, vms: &[&VmConfig]) -> Shortage {

@@ -672,7 +672,8 @@ fn a_transfer_that_stalls() {
     let fixture = Fixture::with_path("stall", "step_timeout_secs = 6", Some("true"), &path);
     let ran = fixture.run();
     assert!(
-        ran.error().contains("the transfer") && ran.steps().ends_with("transfer:failed"),
+        ran.error().contains("the transfer got no further for 6 s")
+            && ran.steps().ends_with("transfer:failed"),
         "{}",
         ran.error()
     );
@@ -724,6 +725,21 @@ fn a_guest_without_an_ssh_server() {
         ran.error()
     );
     assert_eq!(ran.steps(), "wait-handshake:failed");
+}
+
+#[test]
+fn a_guest_known_to_live_is_connected_to_once() {
+    let fixture = Fixture::new("known", "", Some("true"));
+    fixture.shake_hands();
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.detail("wait-handshake"), "hand-shake");
+    assert!(
+        !ran.detail("connect").contains("answered"),
+        "{}",
+        ran.detail("connect")
+    );
+    assert_eq!(fixture.sshd.as_ref().unwrap().connections(), 1);
 }
 
 #[test]

@@ -111,6 +111,11 @@ impl Sshd {
         )
     }
 
+    /// How many connections there were.
+    pub fn connections(&self) -> usize {
+        self.served.lock().unwrap().len()
+    }
+
     /// Cuts every connection, as a network that breaks.
     pub fn cut(&self) {
         for served in self.served.lock().unwrap().iter() {

@@ -204,11 +204,12 @@ impl Pipeline<'_, '_, '_> {
             .ssh
             .as_ref()
             .and_then(|ssh| SshTarget::new(context.vm, context.config, ssh));
-        let launched = Duration::from_millis(context.launch.launched_boottime_ms);
-        let age = host::boottime().saturating_sub(launched);
-        let mut banner = target
-            .as_ref()
-            .map(|target| BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age));
+        // Where the guest is known to live nobody needs to look for a banner.
+        let lives = wait::is_alive(context);
+        let mut banner = match &target {
+            Some(target) if !lives => Some(steps::search(context, target)),
+            _ => None,
+        };
 
         let mut reached_by_ssh = false;
         self.step(BootstrapStepKind::WaitHandshake, |pipeline| {
@@ -216,7 +217,10 @@ impl Pipeline<'_, '_, '_> {
                 .plan
                 .handshake_timeout_secs
                 .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs);
-            let life = wait::wait_for_life(context, &mut banner, limit, &mut || pipeline.look_around())?;
+            let life = match lives {
+                true => Life::Handshake,
+                false => wait::wait_for_life(context, &mut banner, limit, &mut || pipeline.look_around())?,
+            };
             (context.on_alive)();
             Ok(StepEnd::Success(Some(match life {
                 Life::Handshake => "hand-shake".to_owned(),

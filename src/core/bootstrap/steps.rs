@@ -26,6 +26,8 @@ pub const NOOP_LINE: &str = "Castra:noop";
 
 /// Between two looks for the banner.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// For a connection that nothing has announced. A server that takes longer, under a heavy load, is asked once more.
+const UNANNOUNCED: Duration = Duration::from_secs(20);
 /// Between attempts to connect where the guest hung up.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// A guest that booted this short ago may not have got its keys, or still refuse all but root
@@ -51,7 +53,15 @@ pub(super) enum Connected {
     NoBanner,
 }
 
-/// Waits for the banner and opens the master.
+/// Looks for the banner of this VM's SSH server.
+pub(super) fn search(context: &Context<'_, '_>, target: &SshTarget) -> BannerSearch {
+    let launched = Duration::from_millis(context.launch.launched_boottime_ms);
+    let age = host::boottime().saturating_sub(launched);
+    BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age)
+}
+
+/// Opens the master once there is a banner. Without a search so far the guest is one that was known to live: the
+/// master goes first, which spares the guest a connection, and the search begins where that leads nowhere.
 pub(super) fn connect(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -61,31 +71,40 @@ pub(super) fn connect(
     let bootstrap = &context.vm.bootstrap;
     let began = Instant::now();
     let limit = bootstrap.step_timeout;
-    if let Some(search) = banner {
-        search.hurry();
-        while search.wait(LOOK_EVERY).is_none() {
-            if let Some(stop) = watch.look() {
-                return Err(Trouble::Stopped(stop));
-            }
-            if began.elapsed() >= limit {
-                return Ok(Connected::NoBanner);
-            }
-        }
-    }
-    *banner = None;
-    let answered = began.elapsed();
     let mut refused: Option<Instant> = None;
+    let mut answered = None;
     let master = loop {
+        if let Some(search) = banner {
+            search.hurry();
+            while search.wait(LOOK_EVERY).is_none() {
+                if let Some(stop) = watch.look() {
+                    return Err(Trouble::Stopped(stop));
+                }
+                if began.elapsed() >= limit {
+                    return Ok(Connected::NoBanner);
+                }
+            }
+            answered.get_or_insert_with(|| began.elapsed());
+        }
         let left = limit.saturating_sub(began.elapsed());
+        let patience = if banner.is_some() {
+            left
+        } else {
+            left.min(UNANNOUNCED)
+        };
         let error = match Master::open(
             target.clone(),
             &remote::greeting(&bootstrap.remote_dir, context.config.vizier_enabled),
-            left,
+            patience,
             watch,
         ) {
             Ok(master) => break master,
             Err(error) => error,
         };
+        if banner.is_none() && matches!(error, SshError::Unreachable(_) | SshError::NotReady(..)) {
+            *banner = Some(search(context, &target));
+            continue;
+        }
         let again = match &error {
             SshError::Unreachable(_) => true,
             SshError::AuthRefused(_) => {
@@ -107,13 +126,14 @@ pub(super) fn connect(
             return Err(Trouble::Stopped(stop));
         }
     };
-    let detail = format!(
-        "{}@{}:{}; its SSH server answered after {} ms",
-        target.user,
-        target.host,
-        target.port,
-        answered.as_millis()
-    );
+    *banner = None;
+    let mut detail = format!("{}@{}:{}", target.user, target.host, target.port);
+    if let Some(answered) = answered {
+        detail.push_str(&format!(
+            "; its SSH server answered after {} ms",
+            answered.as_millis()
+        ));
+    }
     Ok(Connected::Open(Box::new(master), detail))
 }
 

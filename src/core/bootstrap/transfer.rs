@@ -11,7 +11,7 @@ use crate::core::bootstrap::archive;
 use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::plan::PAYLOAD_NAME;
 use crate::core::bootstrap::remote;
-use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
+use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit};
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::trouble::Trouble;
 use crate::core::bootstrap::watch::Watch;
@@ -95,7 +95,18 @@ pub(super) fn transfer(
         },
         &mut tick,
     )
-    .map_err(|error| Trouble::of_exec(error, &tail.text(), "the transfer", master.target()))?;
+    .map_err(|error| match error {
+        ExecError::TimedOut(after) => Trouble::because(format!(
+            "the transfer got no further for {} s and was ended",
+            after.as_secs()
+        ))
+        .with_tail(&tail.text())
+        .advise(format!(
+            "does the guest hang, or its disk? castra logs {}",
+            context.vm.name
+        )),
+        error => Trouble::of_exec(error, &tail.text(), "the transfer", master.target()),
+    })?;
     if code != 0 {
         let trouble = Trouble::because(format!(
             "the guest could not unpack into {}",

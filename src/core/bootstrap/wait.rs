@@ -35,6 +35,18 @@ pub(super) enum Life {
     Banner(String),
 }
 
+/// Whether the guest has proved its life already, by a hand-shake.
+pub(super) fn is_alive(context: &Context<'_, '_>) -> bool {
+    let identity = identity(context);
+    is_proof(&context.config.state.handshake(identity), identity, context)
+}
+
+/// Who has to shake hands.
+fn identity<'a>(context: &'a Context<'_, '_>) -> &'a VmName {
+    let vm = context.vm;
+    vm.bootstrap.handshake_identity.as_ref().unwrap_or(&vm.name)
+}
+
 /// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is asked at
 /// every turn whether to go on.
 pub(super) fn wait_for_life(
@@ -44,7 +56,7 @@ pub(super) fn wait_for_life(
     each: &mut dyn FnMut() -> Result<(), Trouble>,
 ) -> Result<Life, Trouble> {
     let vm = &context.vm.name;
-    let identity = context.vm.bootstrap.handshake_identity.as_ref().unwrap_or(vm);
+    let identity = identity(context);
     let record = context.config.state.handshake(identity);
     let began = Instant::now();
     let deadline = began + left_of(limit, context);

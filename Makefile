@@ -6,6 +6,8 @@ CARGO ?= cargo
 # A shell that starts `make test` in the background leaves Ctrl-C ignored, and tests send it.
 TEST = env --default-signal=INT,QUIT,HUP $(CARGO) test --locked
 RELEASE := target/release/castra
+# What `make install` installs; one that is named isn't built.
+BINARY ?= $(RELEASE)
 # Tests and demo keep guest images here, apart from anybody's home directory.
 export CASTRA_TEST_HOME ?= $(CURDIR)/target/castra-home
 # The events of all tests' castras, for the validator.
@@ -53,22 +55,28 @@ bench:
 	$(CARGO) build --release --locked --bins --examples
 	scripts/bench.sh $(RELEASE)
 
-install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
-	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions \
-	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions \
-	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
-	install -m 755 $(RELEASE) $(DESTDIR)$(PREFIX)/bin/castra
-	$(RELEASE) man > $(DESTDIR)$(PREFIX)/share/man/man1/castra.1
-	$(RELEASE) completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra
-	$(RELEASE) completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra
-	$(RELEASE) completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
+INSTALLED_BINARY = $(DESTDIR)$(PREFIX)/bin/castra
+INSTALLED_PAGE = $(DESTDIR)$(PREFIX)/share/man/man1/castra.1
+INSTALLED_BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra
+INSTALLED_ZSH = $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra
+INSTALLED_FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
+INSTALLED = $(INSTALLED_BINARY) $(INSTALLED_PAGE) $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
 
+ifeq ($(BINARY),$(RELEASE))
+install: build
+endif
+install:
+	install -d $(dir $(INSTALLED))
+	install -m 755 $(BINARY) $(INSTALLED_BINARY)
+	$(BINARY) man > $(INSTALLED_PAGE)
+	$(BINARY) completions bash > $(INSTALLED_BASH)
+	$(BINARY) completions zsh > $(INSTALLED_ZSH)
+	$(BINARY) completions fish > $(INSTALLED_FISH)
+	chmod 644 $(INSTALLED_PAGE) $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
+
+# What `install` has put there, and nothing else.
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/castra $(DESTDIR)$(PREFIX)/share/man/man1/castra.1 \
-	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra \
-	    $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra \
-	    $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
+	rm -f $(INSTALLED)
 
 clean:
 	$(CARGO) clean

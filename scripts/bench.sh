@@ -14,6 +14,7 @@ python3 "$here/bench_up.py" "$castra" --rounds "$rounds"
 python3 "$here/bench_bootstrap.py" "$castra" --rounds "$rounds"
 python3 "$here/bench-broker.py" "$castra" --rounds "$rounds"
 "$here/bench-bus.sh" "$castra" --rounds "$rounds"
+python3 "$here/bench-help.py" "$castra"
 "$here/bench-status.sh" "$castra" 200 2000
 "$here/bench-events.sh" "$castra"
 "$here/bench-harness.sh" "$castra" 256

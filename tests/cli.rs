@@ -365,52 +365,6 @@ fn completions_are_scripts_their_shells_accept() {
 }
 
 #[test]
-fn bash_completes_commands_flags_values_and_vms() {
-    let castra = Castra::new("bash");
-    castra.write(
-        "castra.toml",
-        "[[vms]]\nname = \"api\"\ncount = 2\n[[vms]]\nname = \"db\"\n",
-    );
-    let script = castra.write("castra.bash", &castra.run(&["completions", "bash"]).stdout);
-    let binary = std::path::Path::new(env!("CARGO_BIN_EXE_castra"));
-    let path = format!(
-        "{}:{}",
-        binary.parent().unwrap().display(),
-        std::env::var("PATH").unwrap()
-    );
-    for (words, expected) in [
-        (&["castra", "bro"][..], "broker"),
-        (&["castra", "image", ""], "build list path"),
-        (&["castra", "--config", "castra.toml", "wor"], "workspaces"),
-        (&["castra", "up", "--br"], "--broker-only"),
-        (&["castra", "up", "a"], "api-0 api-1"),
-        (&["castra", "up", "--bootstrap", "s"], "skip"),
-        (&["castra", "--color", ""], "auto always never"),
-        (&["castra", "completions", "z"], "zsh"),
-        (&["castra", "ssh", "db", "--", "u"], ""),
-    ] {
-        let program = format!(
-            ". {}; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($# - 1)); _castra; echo \"${{COMPREPLY[*]}}\"",
-            script.display()
-        );
-        let output = Command::new("bash")
-            .args(["-c", &program, "bash"])
-            .args(words)
-            .current_dir(castra.project())
-            .env("PATH", &path)
-            .env("CASTRA_HOME", castra.home())
-            .output()
-            .unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{words:?}");
-        assert_eq!(
-            String::from_utf8_lossy(&output.stdout).trim_end(),
-            expected,
-            "{words:?}"
-        );
-    }
-}
-
-#[test]
 fn the_man_page_is_roff_that_groff_renders() {
     let castra = Castra::new("man");
     let page = castra.run(&["man"]).exits(0).stdout;

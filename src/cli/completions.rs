@@ -3,6 +3,7 @@
 //! Here: three generators. VM names come from `castra vm-names`, which reads the config at the
 //! moment of the key press. Not here: installing them (the Makefile).
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::table::{COMMANDS, CommandRow, Complete, FLAGS, Flag, GROUPS, Scope, Section, Shell};
@@ -178,22 +179,16 @@ fn zsh() -> String {
         for (word, about) in second_words(group) {
             let _ = writeln!(script, "                    '{word}:{}'", zsh_quote(about));
         }
-        script.push_str("                )\n                _describe -t commands command words_known\n            else\n                _arguments $globals '1:word: '");
-        // All flags of the group's commands: none has one that means something else in another.
-        let in_group = FLAGS.iter().filter(|flag| {
-            rows().any(|row| {
-                row.words
-                    .strip_prefix(group)
-                    .is_some_and(|rest| rest.starts_with(' '))
-                    && row.flags().any(|own| own.long == flag.long)
-            })
-        });
-        for flag in in_group {
-            let mut line = String::new();
-            zsh_flag(&mut line, flag, 1);
-            script.push_str(line.trim_end());
+        script.push_str(
+            "                )\n                _describe -t commands command words_known\n            else\n\
+             \x20               shift words\n                (( CURRENT-- ))\n                case $words[1] in\n",
+        );
+        for row in rows() {
+            if let Some((_, word)) = row.words.split_once(' ').filter(|(first, _)| first == group) {
+                zsh_command(&mut script, row, word, 16);
+            }
         }
-        script.push_str("\n            fi ;;\n");
+        script.push_str("                esac\n            fi ;;\n");
     }
     script.push_str("        esac ;;\n    esac\n}\n\nif [[ $zsh_eval_context[-1] == loadautofunc ]]; then\n    _castra \"$@\"\nelse\n    compdef _castra castra\nfi\n");
     script
@@ -283,24 +278,19 @@ fn fish() -> String {
         }
     }
     for flag in FLAGS {
-        let scope = match flag.scope {
-            Scope::Global => String::new(),
-            Scope::Only(commands) => {
-                let words: Vec<&str> = commands.iter().map(|command| command.row().words).collect();
-                format!(" -n '__fish_seen_subcommand_from {}'", words.join(" "))
-            }
-        };
         let short = flag
             .short
             .map(|letter| format!(" -s {letter}"))
             .unwrap_or_default();
         let value = flag.value.map_or(String::new(), |_| fish_value(flag.complete));
-        let _ = writeln!(
-            script,
-            "complete -c castra{scope}{short} -l {}{value} -d '{}'",
-            flag.long,
-            fish_quote(flag.brief)
-        );
+        for scope in fish_scopes(flag) {
+            let _ = writeln!(
+                script,
+                "complete -c castra{scope}{short} -l {}{value} -d '{}'",
+                flag.long,
+                fish_quote(flag.brief)
+            );
+        }
     }
     for row in rows() {
         let Some(operand) = row
@@ -312,12 +302,44 @@ fn fish() -> String {
         };
         let _ = writeln!(
             script,
-            "complete -c castra -n '__fish_seen_subcommand_from {}'{}",
-            row.words,
+            "complete -c castra -n '{}'{}",
+            fish_seen(
+                row.words.split_once(' ').map(|(group, _)| group),
+                &[last_word(row.words)]
+            ),
             fish_value(operand.complete).replacen(" -x", "", 1)
         );
     }
     script
+}
+
+/// Where a flag is offered: everywhere, or behind each of its commands, those of a group together.
+fn fish_scopes(flag: &Flag) -> Vec<String> {
+    let Scope::Only(commands) = flag.scope else {
+        return vec![String::new()];
+    };
+    let mut groups: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
+    for command in commands {
+        let words = command.row().words;
+        let group = words.split_once(' ').map(|(group, _)| group);
+        groups.entry(group).or_default().push(last_word(words));
+    }
+    groups
+        .iter()
+        .map(|(group, words)| format!(" -n '{}'", fish_seen(*group, words)))
+        .collect()
+}
+
+fn last_word(words: &str) -> &str {
+    words.rsplit(' ').next().unwrap_or(words)
+}
+
+fn fish_seen(group: Option<&str>, words: &[&str]) -> String {
+    let seen = format!("__fish_seen_subcommand_from {}", words.join(" "));
+    match group {
+        Some(group) => format!("__fish_seen_subcommand_from {group}; and {seen}"),
+        None => seen,
+    }
 }
 
 fn fish_value(complete: Complete) -> String {

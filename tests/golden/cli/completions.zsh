@@ -171,7 +171,22 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[do what is refused without it]' '--mounts[the one for VMs with mounts]'
+                shift words
+                (( CURRENT-- ))
+                case $words[1] in
+                build)
+                    _arguments $globals \
+                        '--force[do what is refused without it]' \
+                        '--mounts[the one for VMs with mounts]' \
+                        ;;
+                list)
+                    _arguments $globals \
+                        ;;
+                path)
+                    _arguments $globals \
+                        '--mounts[the one for VMs with mounts]' \
+                        ;;
+                esac
             fi ;;
         harness)
             if (( CURRENT == 2 )); then
@@ -184,7 +199,35 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' '*--model=[the model Codex asks]:MODEL: ' '*--resume=[go on with this thread]:THREAD: ' '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' '*--timeout=[end Codex after this long (default\: never)]:TIME: ' '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' '--no-preamble[give Codex the prompt alone]' '--no-record[keep neither transcript nor events]'
+                shift words
+                (( CURRENT-- ))
+                case $words[1] in
+                run)
+                    _arguments $globals \
+                        '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' \
+                        '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' \
+                        '*--model=[the model Codex asks]:MODEL: ' \
+                        '*--resume=[go on with this thread]:THREAD: ' \
+                        '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' \
+                        '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' \
+                        '*--timeout=[end Codex after this long (default\: never)]:TIME: ' \
+                        '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' \
+                        '--no-preamble[give Codex the prompt alone]' \
+                        '1:PROMPT: ';;
+                relay)
+                    _arguments $globals \
+                        '--no-record[keep neither transcript nor events]' \
+                        '1:FILE:_files';;
+                list)
+                    _arguments $globals \
+                        ;;
+                show)
+                    _arguments $globals \
+                        '1:THREAD: ';;
+                usage)
+                    _arguments $globals \
+                        ;;
+                esac
             fi ;;
         bus)
             if (( CURRENT == 2 )); then
@@ -196,7 +239,37 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '*--tail=[only so many last lines]:N: ' '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' '--follow[then wait for more and print it as it comes]' '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' '*--from=[begin with the message of this number]:SEQ: ' '*--count=[end after so many messages]:N: ' '--shared[the log of the whole bus, which is the default]' '*--messages=[how many messages (default\: 50000)]:N: ' '*--size=[bytes of each payload (default\: 200)]:BYTES: ' '*--in-flight=[unacknowledged messages of each publisher (default\: 64)]:N: ' '*--publishers=[publishers at once (default\: 1)]:N: '
+                shift words
+                (( CURRENT-- ))
+                case $words[1] in
+                publish)
+                    _arguments $globals \
+                        '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
+                        '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
+                        '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' \
+                        '1:-: ';;
+                subscribe)
+                    _arguments $globals \
+                        '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' \
+                        '*--from=[begin with the message of this number]:SEQ: ' \
+                        '*--count=[end after so many messages]:N: ' \
+                        '1:TOPIC: ';;
+                tail)
+                    _arguments $globals \
+                        '*--tail=[only so many last lines]:N: ' \
+                        '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' \
+                        '--follow[then wait for more and print it as it comes]' \
+                        '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
+                        '--shared[the log of the whole bus, which is the default]' \
+                        ;;
+                bench)
+                    _arguments $globals \
+                        '*--messages=[how many messages (default\: 50000)]:N: ' \
+                        '*--size=[bytes of each payload (default\: 200)]:BYTES: ' \
+                        '*--in-flight=[unacknowledged messages of each publisher (default\: 64)]:N: ' \
+                        '*--publishers=[publishers at once (default\: 1)]:N: ' \
+                        ;;
+                esac
             fi ;;
         image)
             if (( CURRENT == 2 )); then
@@ -207,7 +280,22 @@ _castra() {
                 )
                 _describe -t commands command words_known
             else
-                _arguments $globals '1:word: ' '--force[do what is refused without it]' '--mounts[the one for VMs with mounts]'
+                shift words
+                (( CURRENT-- ))
+                case $words[1] in
+                build)
+                    _arguments $globals \
+                        '--force[do what is refused without it]' \
+                        '--mounts[the one for VMs with mounts]' \
+                        ;;
+                list)
+                    _arguments $globals \
+                        ;;
+                path)
+                    _arguments $globals \
+                        '--mounts[the one for VMs with mounts]' \
+                        ;;
+                esac
             fi ;;
         esac ;;
     esac

@@ -1,0 +1,99 @@
+//! `make install` and `make uninstall`, with the binary under test.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use support::Castra;
+
+const FILES: [(&str, u32); 5] = [
+    ("usr/bin/castra", 0o755),
+    ("usr/share/bash-completion/completions/castra", 0o644),
+    ("usr/share/fish/vendor_completions.d/castra.fish", 0o644),
+    ("usr/share/man/man1/castra.1", 0o644),
+    ("usr/share/zsh/site-functions/_castra", 0o644),
+];
+
+fn make(target: &str, root: &Path) {
+    let output = Command::new("make")
+        .args([
+            "--silent",
+            "--no-print-directory",
+            "-C",
+            env!("CARGO_MANIFEST_DIR"),
+            target,
+            "PREFIX=/usr",
+        ])
+        .arg(format!("DESTDIR={}", root.display()))
+        .arg(format!("BINARY={}", env!("CARGO_BIN_EXE_castra")))
+        // Cargo must not be needed for a binary that is there; nor is this make part of the one that
+        // runs the tests.
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("CARGO", "false")
+        .output()
+        .expect("make is there: scripts/install-deps.sh test");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "make {target}: {said}");
+}
+
+fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap().flatten() {
+        match entry.file_type().unwrap().is_dir() {
+            true => files_below(&entry.path(), found),
+            false => found.push(entry.path()),
+        }
+    }
+}
+
+fn found(root: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    files_below(root, &mut files);
+    files.sort();
+    files
+}
+
+#[test]
+fn what_is_installed_is_uninstalled() {
+    let castra = Castra::new("install");
+    let root = castra.dir().join("root");
+    let bystander = root.join("usr/share/man/man1/castrated.1");
+    fs::create_dir_all(bystander.parent().unwrap()).unwrap();
+    fs::write(&bystander, "somebody else's").unwrap();
+
+    make("install", &root);
+    let mut expected: Vec<PathBuf> = FILES.iter().map(|(name, _)| root.join(name)).collect();
+    expected.push(bystander.clone());
+    expected.sort();
+    assert_eq!(found(&root), expected);
+    for (name, mode) in FILES {
+        let path = root.join(name);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            mode,
+            "{name}"
+        );
+        assert!(fs::metadata(&path).unwrap().len() > 1000, "{name}");
+    }
+    let read = |name: &str| fs::read_to_string(root.join(name)).unwrap();
+    assert_eq!(
+        read("usr/share/man/man1/castra.1"),
+        castra.run(&["man"]).exits(0).stdout
+    );
+    let installed = Command::new(root.join("usr/bin/castra"))
+        .arg("--version")
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&installed.stdout),
+        castra.run(&["--version"]).stdout
+    );
+
+    make("uninstall", &root);
+    assert_eq!(found(&root), [bystander]);
+}

@@ -3,6 +3,7 @@
 use std::fs;
 
 use castra::core::events::{BootstrapStepKind, Event, HandshakeOutcome, Severity};
+use castra::core::host::FileLock;
 use castra::core::report::model::{Outcome, Report, State};
 use serde_json::{Value, json};
 
@@ -43,6 +44,20 @@ fn torn_lines_and_a_run_without_end() {
         "{left_out}"
     );
     assert!(page(&castra, &[]).contains("no end known"));
+    // Somebody holds its VM: it is under way. So it isn't when a later run is about that VM.
+    let lock = castra.write("state/vms/web/lock", "");
+    let held = FileLock::try_take(&lock, "test").unwrap();
+    let outcomes = |report: Value| {
+        [
+            report["runs"][0]["outcome"].clone(),
+            report["runs"][1]["outcome"].clone(),
+        ]
+    };
+    assert_eq!(outcomes(told(&castra, &[])), ["running", "ok"]);
+    assert!(page(&castra, &[]).contains("under way"));
+    drop(held);
+    assert_eq!(outcomes(told(&castra, &[])), ["unfinished", "ok"]);
+
     let text = castra.run(&["report"]).exits(0).stdout;
     assert!(
         text.contains("no end known") && text.contains("warning: something odd"),

@@ -81,6 +81,21 @@ impl Fold {
         self.index.keys().map(String::as_str)
     }
 
+    /// The VMs it is about.
+    pub(super) fn vms(&self) -> impl Iterator<Item = &VmName> {
+        self.vms.iter().map(|story| &story.vm)
+    }
+
+    /// Whether its end was kept.
+    pub(super) fn has_ended(&self) -> bool {
+        self.report.outcome != Outcome::Unfinished
+    }
+
+    /// It is under way.
+    pub(super) fn goes_on(&mut self) {
+        self.report.outcome = Outcome::Running;
+    }
+
     fn vm(&mut self, vm: &VmName) -> Option<&mut Story> {
         let key = vm.key();
         let at = match self.index.get(&key) {
@@ -284,3 +299,7 @@ fn vm_of(event: &Event) -> Option<&VmName> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+#[path = "fold_tests.rs"]
+mod tests;

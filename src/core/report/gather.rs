@@ -15,6 +15,8 @@ use crate::core::events::contract::Stamped;
 use crate::core::events::kept::Head;
 use crate::core::events::kept::trail::{Place, Trail};
 use crate::core::failure::Result;
+use crate::core::host::{self, Holder};
+use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::reporter::wall_clock;
 
@@ -55,6 +57,7 @@ pub fn gather(state: &StateRoot, wanted: &Wanted) -> Result<(Vec<RunReport>, Vec
     let mut left_out = corrupt_lines(&trail);
     read_broker(state, &mut folds)?;
 
+    see_what_goes_on(state, &mut folds);
     let begins: Vec<u64> = folds.iter().map(|fold| fold.began_ms).collect();
     let ends: Vec<u64> = folds.iter().map(Fold::ended_ms).collect();
     let mut runs: Vec<RunReport> = folds.into_iter().map(|fold| fold.finish(&keys)).collect();
@@ -192,6 +195,18 @@ fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
         folds[at].take_of_broker(&key, after, &event);
     }
     Ok(())
+}
+
+/// A run without an end is under way if it is the last about a VM whose lock somebody holds.
+fn see_what_goes_on(state: &StateRoot, folds: &mut [Fold]) {
+    let mut later: HashSet<String> = HashSet::new();
+    for fold in folds.iter_mut().rev() {
+        let held = |vm: &VmName| host::lock_holder(&state.vm(vm).lock()) != Holder::Nobody;
+        if !fold.has_ended() && fold.vms().any(|vm| !later.contains(&vm.key()) && held(vm)) {
+            fold.goes_on();
+        }
+        later.extend(fold.keys().map(str::to_owned));
+    }
 }
 
 /// Newest runs keep their VMs, older ones their sums, when there are more VMs than a page should hold.

@@ -186,7 +186,8 @@ pub(super) fn verdict(page: &mut Markup, outcome: Outcome) {
         Outcome::Ok => ("✓", "ok"),
         Outcome::Failed => ("✕", "failed"),
         Outcome::Interrupted => ("■", "interrupted"),
-        Outcome::Unfinished => ("…", "no end known"),
+        Outcome::Running => ("…", "under way"),
+        Outcome::Unfinished => ("?", "no end known"),
     };
     page.open("span", &[("class", &format!("verdict v-{}", outcome.as_str()))]);
     page.leaf("span", &[("aria-hidden", "true")], sign)

@@ -80,7 +80,9 @@ pub enum Outcome {
     Failed,
     /// Ctrl-C or SIGTERM.
     Interrupted,
-    /// No end was kept: it is under way, or it was killed.
+    /// It is under way: somebody holds the lock of one of its VMs.
+    Running,
+    /// No end was kept: it was killed, or it is under way without a VM yet.
     Unfinished,
 }
 
@@ -91,6 +93,7 @@ impl Outcome {
             Outcome::Ok => "ok",
             Outcome::Failed => "failed",
             Outcome::Interrupted => "interrupted",
+            Outcome::Running => "running",
             Outcome::Unfinished => "unfinished",
         }
     }

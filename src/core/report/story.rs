@@ -23,6 +23,7 @@ const BANNER: &str = "SSH banner";
 
 /// One VM in one run.
 pub(super) struct Story {
+    pub(super) vm: VmName,
     report: VmReport,
     /// A verdict on it has come.
     settled: bool,
@@ -35,6 +36,7 @@ pub(super) struct Story {
 impl Story {
     pub(super) fn new(vm: &VmName) -> Story {
         Story {
+            vm: vm.clone(),
             report: VmReport {
                 vm: vm.as_str().to_owned(),
                 state: State::Waiting,
@@ -310,7 +312,7 @@ impl Story {
             report.state = match outcome {
                 // Started and not bootstrapped, or found as it should be.
                 Outcome::Ok | Outcome::Failed => State::Ok,
-                Outcome::Interrupted | Outcome::Unfinished => State::Waiting,
+                Outcome::Interrupted | Outcome::Running | Outcome::Unfinished => State::Waiting,
             };
             if report.state == State::Waiting && known > end && report.phases.len() < MOST_PHASES {
                 report.phases.push(Phase {

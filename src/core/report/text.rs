@@ -52,6 +52,7 @@ fn of_run(text: &mut String, run: &RunReport, paint: &dyn Fn(Tone, &str) -> Stri
         Outcome::Ok => (Tone::Good, "ok"),
         Outcome::Failed => (Tone::Bad, "failed"),
         Outcome::Interrupted => (Tone::Odd, "interrupted"),
+        Outcome::Running => (Tone::Odd, "under way"),
         Outcome::Unfinished => (Tone::Odd, "no end known"),
     };
     let mut facts = vec![paint(tone, word)];

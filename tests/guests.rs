@@ -10,9 +10,8 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_project::{Project, home, text};
@@ -770,4 +769,51 @@ fn a_guest_attached_to_an_embedding_program_is_its_child_to_the_end() {
     assert_eq!(format!("{:?}", status().vms[0].state), "Crashed");
     operations::down(DownOptions::of(&config), &mut Silent).unwrap();
     broker.stop();
+}
+
+#[test]
+fn the_console_has_a_shell_and_a_slow_reader_stalls_nobody() {
+    let project = Project::with("console", "[[vms]]\nname = \"a\"\n");
+    project.events(0, &["up"]);
+    let console = |stdin: Stdio| {
+        project
+            .command(&["console", "a"])
+            .stdin(stdin)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    eventually("an answer on the console", || {
+        let mut child = console(Stdio::piped());
+        writeln!(child.stdin.take().unwrap(), "echo $((6 * 7))-answered").unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        text(&output.stdout).contains("42-answered")
+    });
+
+    // Somebody is attached and reads nothing, while the guest writes far more than pipe and socket
+    // hold: it goes on all the same.
+    let mut idle = console(Stdio::piped());
+    let lock = project.state("vms/a/console.lock");
+    eventually("it to be attached", || {
+        castra::core::host::locked_pid(&lock) == Some(idle.id())
+    });
+    let flood = format!(
+        "i=0; while [ $i -lt 6000 ]; do echo {}; i=$((i+1)); done >/dev/console",
+        "x".repeat(80)
+    );
+    project.expect(0, &["exec", "a", "--", "sh", "-c", &flood]);
+    assert!(idle.try_wait().unwrap().is_none(), "it was attached all the time");
+
+    // The VM ends, and so does it.
+    project.events(0, &["down"]);
+    let output = idle.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(output.stdout.len() > 480_000, "{}", output.stdout.len());
+    assert!(
+        text(&output.stderr).contains("vm `a` has ended"),
+        "{}",
+        text(&output.stderr)
+    );
 }

@@ -2,6 +2,8 @@
 //!
 //! Here: which projects are looked at, and findings as lines. Not here: looking (`core::doctor`).
 
+use std::io::{self, IsTerminal};
+
 use castra::core::config::workspace::list_workspaces;
 use castra::core::doctor::{DoctorOutcome, Finding, Level};
 use castra::core::escape::{escape_json, escape_line};
@@ -11,13 +13,22 @@ use castra::core::paths::castra_home;
 use castra::core::reporter::Silent;
 
 use super::context::Context;
-use super::human;
 use super::select::{self, Selected};
 use super::style::Style;
+use super::{human, terminal, width};
 use crate::cli::Raw;
 
 /// Longest line, in bytes; the last words of a guest can be long.
 const LIMIT: usize = 2000;
+
+/// Columns of a level, of an area, and between.
+const LEVEL: usize = 5;
+const AREA: usize = 11;
+const GAP: usize = 2;
+/// From this width on areas have a column.
+const ROOMY: usize = 72;
+/// Texts aren't made narrower than this.
+const NARROWEST: usize = 24;
 
 /// Looks, and says what was seen.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
@@ -32,7 +43,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         let line = serde_json::to_string(&outcome).expect("findings are plain data with text keys");
         context.out.line(escape_json(&line));
     } else {
-        context.out.text(render(&outcome, context.quiet, context.style));
+        let look = Look {
+            quiet: context.quiet,
+            width: io::stdout().is_terminal().then(|| terminal::size().columns),
+            style: context.style,
+        };
+        context.out.text(render(&outcome, look));
     }
     Ok(match outcome.verdict {
         Level::Error => Exit::Failed,
@@ -74,33 +90,89 @@ fn workspace_of(project: &DoctorProject) -> Option<String> {
     }
 }
 
+/// How findings are shown.
+#[derive(Clone, Copy, Debug)]
+struct Look {
+    /// Only what isn't ok.
+    quiet: bool,
+    /// Columns of the terminal; `None`: it is no terminal, and a finding is one line.
+    width: Option<usize>,
+    style: Style,
+}
+
+impl Look {
+    /// Columns before a text: the level, and where there is room the area.
+    fn indent(self) -> usize {
+        match self.width {
+            Some(0..ROOMY) => LEVEL + GAP,
+            _ => LEVEL + GAP + AREA + GAP,
+        }
+    }
+
+    /// A text behind a label of so many columns, in as many lines as it needs.
+    fn wrapped(self, text: &str, label: usize) -> String {
+        let text = escape_line(text, LIMIT);
+        let Some(width) = self.width else {
+            return text;
+        };
+        let room = width.saturating_sub(self.indent()).max(NARROWEST);
+        let mut lines = String::new();
+        let mut column = label;
+        for (number, word) in text.split(' ').enumerate() {
+            let columns = width::of(word);
+            if number > 0 && column + 1 + columns > room {
+                lines.push_str(&format!("\n{:1$}", "", self.indent()));
+                column = 0;
+            } else if number > 0 {
+                lines.push(' ');
+                column += 1;
+            }
+            lines.push_str(word);
+            column += columns;
+        }
+        lines
+    }
+}
+
 /// A line for each finding, what to do below it, and the sum of it last.
-fn render(outcome: &DoctorOutcome, quiet: bool, style: Style) -> String {
+fn render(outcome: &DoctorOutcome, look: Look) -> String {
     let shown = outcome
         .findings
         .iter()
-        .filter(|finding| !quiet || finding.level != Level::Ok);
-    let mut text: String = shown.map(|finding| lines(finding, style)).collect();
-    text.push_str(&summary(outcome, style));
+        .filter(|finding| !look.quiet || finding.level != Level::Ok);
+    let mut text: String = shown.map(|finding| lines(finding, look)).collect();
+    text.push_str(&summary(outcome, look.style));
     text.push('\n');
     text
 }
 
-fn lines(finding: &Finding, style: Style) -> String {
-    let level = format!("{:<5}", finding.level.as_str());
+fn lines(finding: &Finding, look: Look) -> String {
+    let style = look.style;
+    let level = format!("{:<LEVEL$}", finding.level.as_str());
     let level = match finding.level {
         Level::Ok => style.good(&level),
         Level::Warn => style.odd(&level),
         Level::Error => style.bad(&level),
     };
-    let area = style.faint(&format!("{:<11}", finding.area));
-    let mut text = format!("{level}  {area}  {}\n", escape_line(&finding.text, LIMIT));
+    let mut text = format!("{level}{:GAP$}", "");
+    if look.indent() > LEVEL + GAP {
+        let area = format!("{:<AREA$}", finding.area);
+        text.push_str(&format!("{}{:GAP$}", style.faint(&area), ""));
+    }
+    text.push_str(&look.wrapped(&finding.text, 0));
+    text.push('\n');
     if let Some(remedy) = &finding.remediation {
-        let word = match finding.level {
-            Level::Ok => style.faint("note:"),
-            Level::Warn | Level::Error => style.strong("try:"),
+        let (word, paint): (_, fn(Style, &str) -> String) = match finding.level {
+            Level::Ok => ("note:", Style::faint),
+            Level::Warn | Level::Error => ("try:", Style::strong),
         };
-        text.push_str(&format!("{:20}{word} {}\n", "", escape_line(remedy, LIMIT)));
+        let remedy = look.wrapped(remedy, word.len() + 1);
+        text.push_str(&format!(
+            "{:2$}{} {remedy}\n",
+            "",
+            paint(style, word),
+            look.indent()
+        ));
     }
     text
 }
@@ -127,6 +199,41 @@ mod tests {
 
     use super::*;
 
+    fn look(quiet: bool, width: Option<usize>) -> Look {
+        Look {
+            quiet,
+            width,
+            style: Style::PLAIN,
+        }
+    }
+
+    #[test]
+    fn on_a_terminal_lines_keep_to_its_width() {
+        let text = "the start of vm `db` was interrupted by somebody who was in a great hurry that day";
+        let outcome = DoctorOutcome::of(vec![Finding::warn(
+            "a",
+            Area::State,
+            text,
+            "`castra up` starts it anew, `castra down db` clears what is left of it",
+        )]);
+        assert_eq!(
+            render(&outcome, look(false, Some(80))),
+            "warn   state        the start of vm `db` was interrupted by somebody who was in\n\
+             \x20                   a great hurry that day\n\
+             \x20                   try: `castra up` starts it anew, `castra down db` clears\n\
+             \x20                   what is left of it\n\
+             1 warning, no error: castra can work here\n"
+        );
+        let narrow = render(&outcome, look(false, Some(40)));
+        assert!(
+            narrow
+                .lines()
+                .all(|line| width::of(line) <= 40 || line.starts_with("1 ")),
+            "{narrow}"
+        );
+        assert!(narrow.starts_with("warn   the start of"), "{narrow}");
+    }
+
     #[test]
     fn a_line_each_remedies_below_and_the_sum_last() {
         let outcome = DoctorOutcome::of(vec![
@@ -136,7 +243,7 @@ mod tests {
             Finding::ok("d", Area::Images, "not built").hint("`castra image build`"),
         ]);
         assert_eq!(
-            render(&outcome, false, Style::PLAIN),
+            render(&outcome, look(false, None)),
             "error  accelerator  no KVM\n\
              \x20                   try: load it\n\
              ok     tools        QEMU 7.2\n\
@@ -146,9 +253,9 @@ mod tests {
              \x20                   try: `castra down`\n\
              1 error, 1 warning\n"
         );
-        let quiet = render(&outcome, true, Style::PLAIN);
+        let quiet = render(&outcome, look(true, None));
         assert!(!quiet.contains("QEMU") && quiet.contains("no KVM"), "{quiet}");
         let fine = DoctorOutcome::of(vec![Finding::ok("a", Area::Tools, "QEMU")]);
-        assert!(render(&fine, true, Style::PLAIN) == "nothing is wrong\n");
+        assert!(render(&fine, look(true, None)) == "nothing is wrong\n");
     }
 }

@@ -172,9 +172,10 @@ pub fn security(config: &Config) -> Vec<Finding> {
         .collect();
     if !open.is_empty() {
         let text = format!(
-            "{} of `{}` with `network = \"user\"` reach every service on this host's loopback, by 10.0.2.2",
+            "{} of `{}` with `network = \"user\"` {} every service on this host's loopback, by 10.0.2.2",
             plural(open.len(), "VM"),
-            config.project
+            config.project,
+            if open.len() == 1 { "reaches" } else { "reach" }
         );
         findings.push(data(
             Finding::ok("security.network", Area::Security, text)

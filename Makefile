@@ -56,23 +56,29 @@ bench:
 	scripts/bench.sh $(RELEASE)
 
 INSTALLED_BINARY = $(DESTDIR)$(PREFIX)/bin/castra
-INSTALLED_PAGE = $(DESTDIR)$(PREFIX)/share/man/man1/castra.1
+INSTALLED_PAGES = $(DESTDIR)$(PREFIX)/share/man/man1
+# One for each command; a test holds that none is missing.
+COMMANDS = bootstrap broker bus-bench bus-publish bus-subscribe bus-tail clean completions console cp doctor \
+    down events exec harness-list harness-relay harness-run harness-show harness-usage image-build \
+    image-list image-path init logs man ports report restart ssh ssh-config status up workspaces
+PAGES = castra $(COMMANDS:%=castra-%)
 INSTALLED_BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra
 INSTALLED_ZSH = $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra
 INSTALLED_FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
-INSTALLED = $(INSTALLED_BINARY) $(INSTALLED_PAGE) $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
+INSTALLED = $(INSTALLED_BINARY) $(PAGES:%=$(INSTALLED_PAGES)/%.1) \
+    $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
 
 ifeq ($(BINARY),$(RELEASE))
 install: build
 endif
 install:
-	install -d $(dir $(INSTALLED))
+	install -d $(sort $(dir $(INSTALLED)))
 	install -m 755 $(BINARY) $(INSTALLED_BINARY)
-	$(BINARY) man > $(INSTALLED_PAGE)
+	$(BINARY) --quiet man --dir $(INSTALLED_PAGES)
 	$(BINARY) completions bash > $(INSTALLED_BASH)
 	$(BINARY) completions zsh > $(INSTALLED_ZSH)
 	$(BINARY) completions fish > $(INSTALLED_FISH)
-	chmod 644 $(INSTALLED_PAGE) $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
+	chmod 644 $(filter-out $(INSTALLED_BINARY),$(INSTALLED))
 
 # What `install` has put there, and nothing else.
 uninstall:

@@ -365,30 +365,39 @@ fn completions_are_scripts_their_shells_accept() {
 }
 
 #[test]
-fn the_man_page_is_roff_that_groff_renders() {
+fn man_pages_are_roff_that_groff_renders() {
     let castra = Castra::new("man");
     let page = castra.run(&["man"]).exits(0).stdout;
     golden("cli/castra.1", &page);
-    let path = castra.write("castra.1", &page);
-    let Ok(output) = Command::new("groff")
-        .args(["-man", "-Tascii", "-ww"])
-        .arg(&path)
-        .output()
-    else {
-        // Without groff the golden file still shows every change.
-        return;
-    };
-    assert!(output.status.success());
-    assert_eq!(
-        String::from_utf8_lossy(&output.stderr),
-        "",
-        "groff has nothing to complain about"
-    );
-    let shown = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        shown.contains("--graceful-wait-secs") || shown.contains("graceful"),
-        "{shown}"
-    );
+    let tail = castra.run(&["man", "bus", "tail"]).exits(0).stdout;
+    golden("cli/castra-bus-tail.1", &tail);
+    let dir = castra.project().join("pages");
+    fs::create_dir(&dir).unwrap();
+    castra.run(&["man", "--dir", "pages"]).exits(0);
+    assert_eq!(fs::read_to_string(dir.join("castra.1")).unwrap(), page);
+    assert_eq!(fs::read_to_string(dir.join("castra-bus-tail.1")).unwrap(), tail);
+    for entry in fs::read_dir(&dir).unwrap().flatten() {
+        let output = Command::new("groff")
+            .args(["-man", "-Tascii", "-ww"])
+            .arg(entry.path())
+            .output()
+            .expect("groff is there: scripts/install-deps.sh test");
+        assert!(output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(said, "", "{}", entry.path().display());
+        assert!(output.stdout.len() > 500, "{}", entry.path().display());
+    }
+    for (args, said) in [
+        (
+            &["man", "stauts"][..],
+            "try: castra man status, which is the nearest",
+        ),
+        (&["man", "up", "--dir", "pages"], "error: --dir takes all pages"),
+    ] {
+        let ran = castra.run(args).exits(64);
+        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+    }
+    castra.run(&["man", "--dir", "nowhere"]).exits(74);
 }
 
 /// A project whose state is a fleet's, and an `ssh` that shows what it was given.

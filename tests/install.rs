@@ -11,11 +11,14 @@ use std::process::Command;
 
 use support::Castra;
 
-const FILES: [(&str, u32); 5] = [
+const PAGES: &str = "usr/share/man/man1";
+
+const FILES: [(&str, u32); 6] = [
     ("usr/bin/castra", 0o755),
     ("usr/share/bash-completion/completions/castra", 0o644),
     ("usr/share/fish/vendor_completions.d/castra.fish", 0o644),
     ("usr/share/man/man1/castra.1", 0o644),
+    ("usr/share/man/man1/castra-bus-tail.1", 0o644),
     ("usr/share/zsh/site-functions/_castra", 0o644),
 ];
 
@@ -62,14 +65,22 @@ fn found(root: &Path) -> Vec<PathBuf> {
 fn what_is_installed_is_uninstalled() {
     let castra = Castra::new("install");
     let root = castra.dir().join("root");
-    let bystander = root.join("usr/share/man/man1/castrated.1");
+    let bystander = root.join(PAGES).join("castra-of-somebody-else.1");
     fs::create_dir_all(bystander.parent().unwrap()).unwrap();
     fs::write(&bystander, "somebody else's").unwrap();
 
     make("install", &root);
+    let pages = castra.dir().join("pages");
+    fs::create_dir(&pages).unwrap();
+    castra.run(&["man", "--dir", pages.to_str().unwrap()]).exits(0);
     let mut expected: Vec<PathBuf> = FILES.iter().map(|(name, _)| root.join(name)).collect();
+    // Those of all commands, which the Makefile lists so that they can be uninstalled.
+    for page in found(&pages) {
+        expected.push(root.join(PAGES).join(page.file_name().unwrap()));
+    }
     expected.push(bystander.clone());
     expected.sort();
+    expected.dedup();
     assert_eq!(found(&root), expected);
     for (name, mode) in FILES {
         let path = root.join(name);

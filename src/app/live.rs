@@ -40,6 +40,8 @@ pub struct Doing {
 #[derive(Debug)]
 struct VmDoing {
     vm: String,
+    /// It was announced, and will be up at the end.
+    expected: bool,
     state: State,
     /// When its QEMU was launched, if this run did that.
     launched: Option<Instant>,
@@ -122,7 +124,7 @@ impl Doing {
     pub fn expecting(vms: impl IntoIterator<Item = String>) -> Doing {
         Doing {
             general: None,
-            vms: vms.into_iter().map(|vm| VmDoing::new(&vm)).collect(),
+            vms: vms.into_iter().map(|vm| VmDoing::new(&vm, true)).collect(),
         }
     }
 
@@ -169,9 +171,14 @@ impl Doing {
                 detail,
                 ..
             } => self.note_step(vm.as_str(), *step, detail.as_deref(), now),
-            Event::BootstrapCompleted { vm, .. }
-            | Event::BootstrapFailed { vm, .. }
-            | Event::ShutdownComplete { vm, .. } => self.vm(vm.as_str()).state = State::Done,
+            Event::BootstrapCompleted { vm, .. } | Event::BootstrapFailed { vm, .. } => {
+                self.vm(vm.as_str()).state = State::Done;
+            }
+            Event::ShutdownComplete { vm, .. } => {
+                let doing = self.vm(vm.as_str());
+                // A restart goes on with it.
+                doing.state = if doing.expected { State::Waits } else { State::Done };
+            }
             Event::BrokerHandshake {
                 vm: Some(vm),
                 outcome: HandshakeOutcome::Ok,
@@ -268,7 +275,7 @@ impl Doing {
                 .iter()
                 .rposition(|known| by_number(&known.vm) <= by_number(vm));
             let index = place.map_or(0, |place| place + 1);
-            self.vms.insert(index, VmDoing::new(vm));
+            self.vms.insert(index, VmDoing::new(vm, false));
             index
         });
         &mut self.vms[index]
@@ -358,9 +365,10 @@ impl Doing {
 }
 
 impl VmDoing {
-    fn new(vm: &str) -> VmDoing {
+    fn new(vm: &str, expected: bool) -> VmDoing {
         VmDoing {
             vm: vm.to_owned(),
+            expected,
             state: State::Waits,
             launched: None,
             limits: Limits::default(),

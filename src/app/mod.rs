@@ -100,7 +100,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let command = raw.command.expect("the parser refuses a line without command");
     match command {
         Command::Completions => completions::run(context, raw),
-        Command::Man => man::run(context),
+        Command::Man => man::run(context, raw),
         Command::BrokerPipe => broker_pipe::run(raw),
         Command::Broker => broker::run(context, raw),
         Command::BusPublish => bus::publish(context, raw),

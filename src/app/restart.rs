@@ -23,6 +23,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         launch_mode: VmLaunchMode::Daemonize,
         cancel: context.cancel_on_signals(),
     };
+    context.expect(&options.config, &options.vms);
     let outcome = context.reporting(|reporter| restart(options, reporter))?;
     if !context.json && !context.quiet {
         let port = outcome.broker_port.unwrap_or_default();

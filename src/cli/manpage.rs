@@ -1,6 +1,6 @@
-//! castra(1), from the table.
+//! castra(1) and a page for each command, from the table.
 //!
-//! Here: roff with the `man` macros. Not here: where it is installed (the Makefile).
+//! Here: roff with the `man` macros. Not here: where the pages are installed (the Makefile).
 
 use std::fmt::Write;
 
@@ -8,17 +8,62 @@ use castra::core::failure::Exit;
 
 use super::help::{globals, sentence};
 use super::table::reference::{ABOUT, ENVIRONMENT, FILES, FIRST_STEPS, TAGLINE};
-use super::table::{COMMANDS, Flag, Section};
+use super::table::{COMMANDS, CommandRow, Flag, Section};
 
-/// The whole page.
-pub fn manpage() -> String {
-    let mut page = String::new();
-    let _ = writeln!(
-        page,
-        ".TH CASTRA 1 \"\" \"castra {}\" \"User Commands\"",
-        env!("CARGO_PKG_VERSION")
+/// The page of a command, or that of castra with all of them.
+pub fn manpage(command: Option<&'static CommandRow>) -> String {
+    command.map_or_else(whole_page, page_of)
+}
+
+/// All pages under their file names.
+pub fn pages() -> Vec<(String, String)> {
+    let listed = COMMANDS.iter().filter(|row| row.section != Section::Hidden);
+    let mut pages = vec![("castra.1".to_owned(), whole_page())];
+    pages.extend(listed.map(|row| (format!("{}.1", page_name(row)), page_of(row))));
+    pages
+}
+
+fn page_name(row: &CommandRow) -> String {
+    format!("castra-{}", row.words.replace(' ', "-"))
+}
+
+fn head(name: &str, about: &str) -> String {
+    format!(
+        ".TH {} 1 \"\" \"castra {}\" \"User Commands\"\n.SH NAME\n{} \\- {}\n",
+        escape(&name.to_uppercase()),
+        env!("CARGO_PKG_VERSION"),
+        escape(name),
+        escape(about)
+    )
+}
+
+fn page_of(row: &'static CommandRow) -> String {
+    let mut page = head(&page_name(row), row.brief);
+    let _ = write!(page, ".SH SYNOPSIS\n\\fB{}\\fR\n", escape(&row.usage()));
+    page.push_str(".SH DESCRIPTION\n");
+    paragraphs(&mut page, row.manual);
+    let flags: Vec<&Flag> = row.flags().collect();
+    if !flags.is_empty() {
+        page.push_str(".SH FLAGS\n");
+        flags.iter().for_each(|flag| flag_text(&mut page, flag));
+    }
+    page.push_str(".SH GLOBAL FLAGS\nThey may stand before or after the command.\n");
+    globals().iter().for_each(|flag| flag_text(&mut page, flag));
+    if !row.examples.is_empty() {
+        page.push_str(".SH EXAMPLES\n.nf\n");
+        for example in row.examples {
+            let _ = writeln!(page, "{}", escape(&format!("$ {example}")));
+        }
+        page.push_str(".fi\n");
+    }
+    page.push_str(
+        ".SH SEE ALSO\n.BR castra (1),\nwhich has the exit codes, the environment and the files.\n",
     );
-    let _ = write!(page, ".SH NAME\ncastra \\- {}\n", escape(TAGLINE));
+    page
+}
+
+fn whole_page() -> String {
+    let mut page = head("castra", TAGLINE);
     page.push_str(".SH SYNOPSIS\n.B castra\n[\\fIGLOBAL FLAGS\\fR] \\fICOMMAND\\fR \\&...\n");
     page.push_str(".SH DESCRIPTION\n");
     paragraphs(&mut page, ABOUT);
@@ -72,7 +117,9 @@ pub fn manpage() -> String {
     for (name, about) in FILES {
         definition(&mut page, name, &sentence(about));
     }
-    page.push_str(".SH SEE ALSO\n.BR qemu (1),\n.BR ssh (1)\n");
+    page.push_str(
+        ".SH SEE ALSO\nEach command has a page of its own, such as\n.BR castra\\-up (1).\n.PP\n.BR qemu (1),\n.BR ssh (1)\n",
+    );
     page
 }
 

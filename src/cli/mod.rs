@@ -14,8 +14,8 @@ mod table;
 
 pub use completions::completions;
 pub use help::{help, overview};
-pub use manpage::manpage;
-pub use parse::{Refused, parse};
+pub use manpage::{manpage, pages};
+pub use parse::{Refused, listed_command, parse};
 #[cfg(test)]
 pub use raw::HelpKind;
 pub use raw::{ColorChoice, Raw};

@@ -152,6 +152,18 @@ fn place_in_group(raw: &mut Raw, group: &'static str, word: &OsStr) -> Result<()
     ))
 }
 
+/// The command that these words name, as `castra man` takes them.
+pub fn listed_command(words: &str) -> Result<&'static CommandRow, Failure> {
+    let found = listed().find(|row| row.words == words);
+    found.ok_or_else(|| {
+        unknown(
+            &format!("there is no command {words:?}"),
+            nearest(words, listed().map(|row| row.words)).map(|near| format!("castra man {near}")),
+            "castra --help",
+        )
+    })
+}
+
 fn in_group(group: &'static str) -> impl Iterator<Item = &'static str> {
     listed().filter_map(move |row| row.words.strip_prefix(group)?.strip_prefix(' '))
 }

@@ -135,6 +135,8 @@ pub struct Raw {
     pub project_name: Option<String>,
     /// `--output PATH`.
     pub output: Option<PathBuf>,
+    /// `--dir DIR`.
+    pub dir: Option<PathBuf>,
     /// `--codex PATH`.
     pub codex: Option<PathBuf>,
     /// `--codex-arg ARG`, in the order given.

@@ -281,7 +281,6 @@ pub const GROUPS: &[(&str, &str)] = &[
         "bus",
         "messages between the host and its guests, in one order, kept in a log",
     ),
-    ("image", "the default guest, which VMs boot that name no image"),
 ];
 
 const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
@@ -816,10 +815,11 @@ pub const COMMANDS: &[CommandRow] = &[
         command: Command::Man,
         words: "man",
         section: Section::Parts,
-        operands: &[],
-        brief: "print the man page",
-        manual: "Prints the man page in roff.",
-        examples: &["castra man | man -l -"],
+        operands: &[Operand::new("COMMAND", Arity::Any, Complete::Nothing)],
+        brief: "print the man page, or that of a command",
+        manual: "Prints castra(1) in roff, or the page of the command that is named, such as castra-up(1).\n\n\
+                 With --dir it writes all of them into a directory; `make install` does.",
+        examples: &["castra man | man -l -", "castra man bus tail | man -l -"],
     },
     CommandRow {
         command: Command::BrokerPipe,

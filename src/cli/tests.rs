@@ -12,7 +12,7 @@ use super::help::WIDTH;
 use super::markdown::markdown;
 use super::raw::{ColorChoice, HelpKind, Raw};
 use super::table::{Arity, COMMANDS, Command, Complete, FLAGS, GROUPS, Scope, Section, Shell};
-use super::{help, manpage, overview, parse};
+use super::{help, overview, pages, parse};
 
 fn line(words: &str) -> Vec<OsString> {
     words.split_whitespace().map(OsString::from).collect()
@@ -138,7 +138,11 @@ fn help_keeps_to_its_width_and_shows_every_flag() {
             assert_eq!(listed, row.section != Section::Hidden, "{}", row.words);
         }
     }
-    assert!(manpage().is_ascii(), "some roffs know nothing else");
+    for (name, page) in pages() {
+        assert!(page.is_ascii(), "{name}: some roffs know nothing else");
+    }
+    let groups: HashSet<&str> = GROUPS.iter().map(|(group, _)| *group).collect();
+    assert_eq!(groups.len(), GROUPS.len(), "a group is there twice");
 }
 
 #[test]

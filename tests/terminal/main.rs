@@ -114,6 +114,28 @@ fn a_guest_that_ignores_the_power_button_is_waited_for_in_sight() {
 }
 
 #[test]
+fn a_restart_shows_the_way_down_and_the_way_up() {
+    let castra = project("restarts", 2);
+    let env = [("CASTRA_FAKE_QEMU", "ignore-powerdown")];
+    let window = Window::run(
+        &castra,
+        24,
+        100,
+        &env,
+        &["up", "--bootstrap", "web-0=skip,web-1=skip"],
+    );
+    window.ends(0);
+    drop(window);
+    let args = ["restart", "--graceful-wait-secs", "5", "--sigterm-wait-secs", "5"];
+    let mut window = Window::run(&castra, 24, 100, &[], &args);
+    window.shows("way down", |terminal| has_lines(terminal, 2, "power off"));
+    window.shows("way up", |terminal| has_lines(terminal, 2, "wait-handshake"));
+    window.interrupt();
+    let left = window.ends(130);
+    assert!(!left.iter().any(|line| is_live(line)), "{left:#?}");
+}
+
+#[test]
 fn a_fleet_taller_than_the_window_is_summed_up() {
     let castra = project("tall", 12);
     let mut window = Window::run(&castra, 8, 100, &[], &["up"]);

@@ -24,6 +24,7 @@ const UP: Scope = Scope::Only(&[Command::Up]);
 const STATUS: Scope = Scope::Only(&[Command::Status]);
 const CLEAN: Scope = Scope::Only(&[Command::Clean]);
 const PORTS: Scope = Scope::Only(&[Command::Ports]);
+const MAN: Scope = Scope::Only(&[Command::Man]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
 const HARNESS_RUN: Scope = Scope::Only(&[Command::HarnessRun]);
@@ -176,6 +177,19 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.project_name = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "dir",
+        short: None,
+        value: Some("DIR"),
+        scope: MAN,
+        brief: "write all pages into this directory",
+        manual: "",
+        complete: Complete::Path,
+        apply: |raw, value| {
+            raw.dir = Some(not_empty(value)?.into());
             Ok(())
         },
     },

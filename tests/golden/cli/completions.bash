@@ -7,7 +7,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
+            --config|--workspace|--color|--project-name|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -24,10 +24,6 @@ _castra() {
             subscribe) case $command in bus) command='bus subscribe' ;; '') command=subscribe ;; esac ;;
             tail) case $command in bus) command='bus tail' ;; '') command=tail ;; esac ;;
             bench) case $command in bus) command='bus bench' ;; '') command=bench ;; esac ;;
-            image) [[ -z $command ]] && command=image ;;
-            build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
-            list) case $command in image) command='image list' ;; '') command=list ;; esac ;;
-            path) case $command in image) command='image path' ;; '') command=path ;; esac ;;
             *) [[ -z $command ]] && command=$word ;;
         esac
     done
@@ -36,6 +32,7 @@ _castra() {
         --workspace)  return ;;
         --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
         --project-name)  return ;;
+        --dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
         --bootstrap) COMPREPLY=($(compgen -W 'auto skip always' -- "$cur")); return ;;
         --graceful-wait-secs)  return ;;
@@ -70,11 +67,10 @@ _castra() {
         --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config console status ports logs events doctor report workspaces broker completions man image harness bus image --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config console status ports logs events doctor report workspaces broker completions man image harness bus --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
-        image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
         'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --bootstrap --plan --broker-only' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
@@ -107,7 +103,7 @@ _castra() {
         'harness show') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness usage') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'completions') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); fi ;;
-        'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
+        'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --dir' -- "$cur")); else :;  fi ;;
     esac
 }
 complete -F _castra castra

@@ -44,11 +44,10 @@ _castra() {
             'workspaces:list the projects castra knows, wherever they are'
             'broker:run the project'\''s broker in the foreground'
             'completions:print the completions for a shell'
-            'man:print the man page'
+            'man:print the man page, or that of a command'
             'image:the default guest, which VMs boot that name no image'
             'harness:a coding agent that works with the VMs, and what it did'
             'bus:messages between the host and its guests, in one order, kept in a log'
-            'image:the default guest, which VMs boot that name no image'
         )
         _describe -t commands command words_known ;;
     argument)
@@ -161,7 +160,8 @@ _castra() {
                 '1:SHELL:(bash zsh fish)';;
         man)
             _arguments $globals \
-                ;;
+                '*--dir=[write all pages into this directory]:DIR:_files' \
+                '1:COMMAND: ';;
         image)
             if (( CURRENT == 2 )); then
                 words_known=(
@@ -268,32 +268,6 @@ _castra() {
                         '*--size=[bytes of each payload (default\: 200)]:BYTES: ' \
                         '*--in-flight=[unacknowledged messages of each publisher (default\: 64)]:N: ' \
                         '*--publishers=[publishers at once (default\: 1)]:N: ' \
-                        ;;
-                esac
-            fi ;;
-        image)
-            if (( CURRENT == 2 )); then
-                words_known=(
-                    'build:build the default guest now'
-                    'list:list the images in the cache'
-                    'path:print where the default guest lies'
-                )
-                _describe -t commands command words_known
-            else
-                shift words
-                (( CURRENT-- ))
-                case $words[1] in
-                build)
-                    _arguments $globals \
-                        '--force[do what is refused without it]' \
-                        '--mounts[the one for VMs with mounts]' \
-                        ;;
-                list)
-                    _arguments $globals \
-                        ;;
-                path)
-                    _arguments $globals \
-                        '--mounts[the one for VMs with mounts]' \
                         ;;
                 esac
             fi ;;

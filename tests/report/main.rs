@@ -111,6 +111,32 @@ fn four_real_runs_as_text_json_and_page() {
 }
 
 #[test]
+fn the_guide_names_every_field() {
+    fn fields(value: &Value, into: &mut Vec<String>) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(key, value)| {
+                into.push(key.clone());
+                fields(value, into);
+            }),
+            Value::Array(array) => array.iter().for_each(|value| fields(value, into)),
+            _ => {}
+        }
+    }
+    let file = |name: &str| fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap();
+    let (guide, mut all) = (file("docs/REPORT.md"), Vec::new());
+    fields(
+        &serde_json::from_str(&file("tests/golden/report/report.json")).unwrap(),
+        &mut all,
+    );
+    for field in all {
+        assert!(
+            guide.contains(&format!("`{field}`")),
+            "docs/REPORT.md doesn't name `{field}`"
+        );
+    }
+}
+
+#[test]
 fn vms_and_times_pick_the_runs() {
     let castra = kept_project("report-pick");
     let commands = |args: &[&str]| -> Vec<String> {

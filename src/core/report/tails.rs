@@ -94,8 +94,8 @@ fn tail(source: &str, path: &Path, since: u64) -> Option<LogTail> {
     let text = host::tail_of(path, MOST_READ);
     let mut lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     let mut cut = meta.len() > MOST_READ;
-    if cut {
-        // Its beginning wasn't read.
+    if cut && lines.len() > 1 {
+        // Its beginning wasn't read. The end of one endless line is better than nothing.
         lines.remove(0);
     }
     while lines.last().is_some_and(|line| line.is_empty()) {
@@ -145,4 +145,62 @@ fn millis_of(stamp: &str) -> Option<u64> {
     );
     let time: SystemTime = humantime::parse_rfc3339(&text).ok()?;
     u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn the_end_of_a_log_whatever_it_holds() {
+        let scratch = Scratch::new("report-tails");
+        let path = scratch.dir().join("log");
+        let told = |bytes: &[u8]| {
+            fs::write(&path, bytes).unwrap();
+            tail("script", &path, 0).map(|tail| (tail.lines, tail.cut))
+        };
+        assert_eq!(told(b""), None);
+        assert_eq!(told(b"\n\r\n"), None);
+        assert_eq!(told(b"a\r\n\n"), Some((vec!["a".into()], false)));
+        assert_eq!(told(b"a\x1b\xff"), Some((vec!["a\\x1b\u{fffd}".into()], false)));
+        let many: String = (0..100).map(|number| format!("{number}\n")).collect();
+        let (lines, cut) = told(many.as_bytes()).unwrap();
+        assert_eq!((lines.len(), lines[0].as_str(), cut), (MOST_LINES, "60", true));
+        for rest in ["", "\n", "\nlast"] {
+            let endless = "x".repeat(1_000_000) + rest;
+            let (lines, cut) = told(endless.as_bytes()).unwrap();
+            assert!(
+                cut && lines.len() == 1 && lines[0].len() <= LONGEST_TEXT,
+                "{rest:?}"
+            );
+        }
+        assert_eq!(tail("script", scratch.dir(), 0), None, "no file");
+        assert_eq!(tail("script", &path, u64::MAX / 2), None, "of an earlier launch");
+    }
+
+    #[test]
+    fn files_are_found_by_vm_and_time() {
+        let scratch = Scratch::new("report-outputs");
+        for name in [
+            "web-20261121T100000.123Z.out",
+            "web-20261121T100000.123Z.json",
+            "Web-0-20261121T100000.124Z.out",
+            "web-20261199T100000.123Z.out",
+            "-20261121T10é000.123Z.out",
+            "x.out",
+        ] {
+            fs::write(scratch.dir().join(name), "x").unwrap();
+        }
+        let found = outputs(scratch.dir());
+        let stamps =
+            |vm: &str| -> Vec<u64> { found.get(vm).into_iter().flatten().map(|(at, _)| *at).collect() };
+        assert_eq!(
+            (stamps("web"), stamps("web-0")),
+            (vec![1_795_255_200_123], vec![1_795_255_200_124])
+        );
+        assert_eq!(found.len(), 2);
+        assert!(outputs(&scratch.dir().join("nosuch")).is_empty());
+    }
 }

@@ -19,7 +19,7 @@ run='qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ssh=openssh-client s
      curl=curl tar=tar gzip=gzip xz=xz-utils zstd=zstd dpkg-deb=dpkg apt-get=apt cpio=cpio'
 test="$run sshd=openssh-server busybox=busybox-static python3=python3 jq=jq socat=socat ncat=ncat
       nc.openbsd=netcat-openbsd nc.traditional=netcat-traditional groff=groff-base bash=bash
-      make=make zsh=zsh fish=fish node=nodejs npm=npm mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs"
+      cc=gcc make=make zsh=zsh fish=fish node=nodejs npm=npm mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs"
 bench="$test mosquitto=mosquitto mosquitto_pub=mosquitto-clients nats-server=nats-server redis-server=redis-server
        taskset=util-linux valgrind=valgrind"
 

@@ -431,7 +431,16 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
 fn an_attached_qemu_tries_other_ports_too() {
     let mut vm = attached("snatch=1");
     let ports = Ports::new();
-    let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], AMPLE, &Cancel::new(), |_| Ok(()));
+    let launched = launch_with_ports(
+        &mut vm.plan,
+        &ports,
+        &[],
+        &[],
+        None,
+        AMPLE,
+        &Cancel::new(),
+        |_| Ok(()),
+    );
     assert!(launched.unwrap().attached.is_some());
 }
 
@@ -451,10 +460,19 @@ fn ports_snatched_away_are_replaced() {
     let mut vm = Vm::faked("snatch=2");
     let mut tried = Vec::new();
     let ports = Ports::new();
-    let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], AMPLE, &Cancel::new(), |plan| {
-        tried.push(plan.forwards[0].host);
-        Ok(())
-    });
+    let launched = launch_with_ports(
+        &mut vm.plan,
+        &ports,
+        &[],
+        &[],
+        None,
+        AMPLE,
+        &Cancel::new(),
+        |plan| {
+            tried.push(plan.forwards[0].host);
+            Ok(())
+        },
+    );
     launched.unwrap();
     assert_eq!(tried.len(), 3);
     assert!(tried[0] != tried[1] && tried[1] != tried[2], "{tried:?}");
@@ -477,6 +495,7 @@ fn a_fixed_port_is_never_replaced() {
             &Ports::new(),
             &wanted,
             &[],
+            None,
             AMPLE,
             &Cancel::new(),
             |_| Ok(()),
@@ -518,9 +537,16 @@ fn a_real_qemu_starts_answers_and_is_terminated() {
         protocol: Protocol::Udp,
     }];
     let ports = Ports::new();
-    let launched = launch_with_ports(&mut vm.plan, &ports, &wanted, &[], AMPLE, &Cancel::new(), |_| {
-        Ok(())
-    });
+    let launched = launch_with_ports(
+        &mut vm.plan,
+        &ports,
+        &wanted,
+        &[],
+        None,
+        AMPLE,
+        &Cancel::new(),
+        |_| Ok(()),
+    );
     let launched = launched.unwrap();
     assert_eq!(vm.plan.forwards.len(), 2);
     assert_eq!(qemu_pid(&vm.paths), Some(launched.pid));

@@ -20,6 +20,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Selected::Config(config) => DownOptions {
             project: config.project.clone(),
             state: config.state.clone(),
+            registry: config.registry.clone(),
             vms,
             declared: config.vms.iter().map(|vm| vm.name.clone()).collect(),
             lifecycle: deadlines(raw, config.lifecycle),
@@ -30,6 +31,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Selected::Record(record) => DownOptions {
             project: record.project.clone(),
             state: selected.state(),
+            registry: None,
             vms,
             declared: Vec::new(),
             lifecycle: deadlines(raw, LifecycleConfig::default()),

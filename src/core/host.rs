@@ -79,9 +79,7 @@ pub fn private_file() -> OpenOptions {
 
 /// Writes a file whole or not at all: a temporary name beside it, then rename. Mode 0600.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".tmp-{}-{}", std::process::id(), random_hex(4)?));
-    let temporary = path.with_file_name(name);
+    let temporary = temporary_beside(path)?;
     let written = private_file()
         .write(true)
         .create_new(true)
@@ -92,6 +90,29 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// The name that something has beside `path` while it is made: it tells who makes it.
+pub fn temporary_beside(path: &Path) -> io::Result<PathBuf> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(format!(".tmp-{}-{}", std::process::id(), random_hex(4)?));
+    Ok(path.with_file_name(name))
+}
+
+/// What processes that are gone were making in a directory and left half-done: names of
+/// [`temporary_beside`].
+pub fn abandoned_in(dir: &Path) -> Vec<PathBuf> {
+    let is_abandoned = |name: &str| -> Option<bool> {
+        let (pid, random) = name.rsplit_once(".tmp-")?.1.split_once('-')?;
+        let pid: u32 = pid.parse().ok()?;
+        let ours = random.len() == 8 && random.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Some(ours && !Path::new(&format!("/proc/{pid}")).exists())
+    };
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_str().and_then(is_abandoned) == Some(true))
+        .map(|entry| entry.path())
+        .collect()
 }
 
 /// Removes a file; that it is not there is fine. True if there was one.
@@ -272,6 +293,12 @@ impl FileLock {
         // Written before it is shortened: a reader never finds an empty file under a held lock.
         self.file.write_all_at(text.as_bytes(), 0)?;
         self.file.set_len(text.len() as u64)
+    }
+
+    /// The locked file once more, for a child that is to hold the lock too: it stays held until the
+    /// child has ended as well, whatever ends us. Dropping the lock ends it for both.
+    pub fn share(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// The locked file's path.

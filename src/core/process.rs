@@ -24,6 +24,7 @@ use nix::unistd::Pid;
 
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure};
+use crate::core::host::FileLock;
 
 /// How much of stdout is kept in memory, bytes.
 const STDOUT_LIMIT: u64 = 1024 * 1024;
@@ -45,6 +46,7 @@ pub struct Job<'a> {
     dir: Option<PathBuf>,
     env: Vec<(OsString, OsString)>,
     stdin: Vec<u8>,
+    holding: Option<File>,
     deadline: Duration,
     cancel: Option<Cancel>,
     on_stderr_line: Option<OnLine<'a>>,
@@ -100,6 +102,7 @@ impl<'a> Job<'a> {
             dir: None,
             env: Vec::new(),
             stdin: Vec::new(),
+            holding: None,
             deadline: Duration::from_secs(60),
             cancel: None,
             on_stderr_line: None,
@@ -136,6 +139,14 @@ impl<'a> Job<'a> {
     /// What it reads on stdin.
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = bytes.into();
+        self
+    }
+
+    /// Lets it hold a lock of ours as long as it runs, also when we are killed: so nobody takes what
+    /// it makes for a leftover. The locked file is its stdin, the one way to hand it over that can't
+    /// reach another child; so it can't read anything.
+    pub fn holding(mut self, lock: Option<&FileLock>) -> Self {
+        self.holding = lock.and_then(|lock| lock.share().ok());
         self
     }
 
@@ -184,10 +195,10 @@ impl<'a> Job<'a> {
             .env_remove(crate::core::harness::run::MARK)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .process_group(0)
-            .stdin(if self.stdin.is_empty() {
-                Stdio::null()
-            } else {
-                Stdio::piped()
+            .stdin(match self.holding.take() {
+                Some(file) => Stdio::from(file),
+                None if self.stdin.is_empty() => Stdio::null(),
+                None => Stdio::piped(),
             })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

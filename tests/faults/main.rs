@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod input;
+mod killed;
 mod launching;
 mod leftovers;
 mod project;

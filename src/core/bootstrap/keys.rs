@@ -68,9 +68,8 @@ fn public_path(key: &Path) -> PathBuf {
 /// Makes a key under a temporary name and links it into place: `link` refuses to replace a key
 /// that another castra has put there meanwhile, so both go on with the same one.
 fn make_key(key: &Path, comment: &str, cancel: &Cancel) -> Result<()> {
-    let random =
-        host::random_hex(8).map_err(|error| Failure::io("read", Path::new("/dev/urandom"), &error))?;
-    let folder = key.with_file_name(format!(".keygen-{random}"));
+    let folder = host::temporary_beside(key)
+        .map_err(|error| Failure::io("read", Path::new("/dev/urandom"), &error))?;
     host::ensure_private_dir(&folder).map_err(|error| Failure::io("create", &folder, &error))?;
     // Run inside the folder: then no part of the state root's name reaches an argument.
     let made = keygen(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", "key"])

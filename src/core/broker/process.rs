@@ -44,19 +44,24 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     let mut starter = starter();
     let log = options.state.broker_log();
     let rotation = options.bus.rotation;
+    let unwanted = stop.clone();
     let outcome = Signals::watch(stop.clone())
         .map_err(|error| Failure::new(Exit::Internal, "can't wait for signals").because(error))
         .and_then(|_signals| {
             run_announced(options, stop, |ready| {
                 if let Some(starter) = starter.take() {
-                    say(&starter, &Announcement::Ready(ready.clone()));
+                    // Whoever wanted it was killed before it listened: nobody may know of it.
+                    if say(&starter, &Announcement::Ready(ready.clone())).is_err() {
+                        unwanted.request();
+                    }
                     log_panics(log, rotation);
                     let_go();
                 }
             })
         });
     if let (Err(failure), Some(starter)) = (&outcome, &starter) {
-        say(starter, &Announcement::Failed(failure.clone()));
+        // A starter that has gone away needs no answer.
+        let _ = say(starter, &Announcement::Failed(failure.clone()));
     }
     outcome
 }
@@ -70,11 +75,10 @@ fn starter() -> Option<File> {
         .then_some(stdin)
 }
 
-fn say(mut starter: &File, announcement: &Announcement) {
+fn say(mut starter: &File, announcement: &Announcement) -> io::Result<()> {
     let mut line = serde_json::to_string(announcement).expect("announcements are plain data");
     line.push('\n');
-    // A starter that has gone away needs no answer.
-    let _ = starter.write_all(line.as_bytes());
+    starter.write_all(line.as_bytes())
 }
 
 /// From now on nobody reads stderr: a fault of ours must be found in the log.

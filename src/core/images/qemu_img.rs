@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::FileLock;
 use crate::core::process::{Ended, Job, JobError};
 
 /// It answers in 10 to 30 ms; a minute means a network file system that hangs.
@@ -39,17 +40,20 @@ pub enum QemuImgError {
 pub fn info(image: &Path, cancel: &Cancel) -> Result<Info, QemuImgError> {
     let ended = run(
         ["info".as_ref(), "--output=json".as_ref(), image.as_os_str()],
+        None,
         cancel,
     )?;
     serde_json::from_slice(&ended.stdout)
         .map_err(|error| QemuImgError::Refused(format!("`{}` answered something else: {error}", ended.argv)))
 }
 
-/// Makes a qcow2 file: over `base` (its format, its path) or empty.
+/// Makes a qcow2 file: over `base` (its format, its path) or empty. `lock` is held as long as that
+/// takes, also where we are killed meanwhile.
 pub fn create(
     image: &Path,
     base: Option<(&str, &Path)>,
     size: Option<u64>,
+    lock: Option<&FileLock>,
     cancel: &Cancel,
 ) -> Result<(), QemuImgError> {
     let size = size.map(|bytes| bytes.to_string());
@@ -59,11 +63,11 @@ pub fn create(
     }
     args.push(image.as_os_str());
     args.extend(size.as_deref().map(OsStr::new));
-    run(args, cancel).map(drop)
+    run(args, lock, cancel).map(drop)
 }
 
 /// Grows a qcow2 file to `size` bytes.
-pub fn grow(image: &Path, size: u64, cancel: &Cancel) -> Result<(), QemuImgError> {
+pub fn grow(image: &Path, size: u64, lock: Option<&FileLock>, cancel: &Cancel) -> Result<(), QemuImgError> {
     let size = size.to_string();
     let args: [&OsStr; 6] = [
         "resize".as_ref(),
@@ -73,16 +77,21 @@ pub fn grow(image: &Path, size: u64, cancel: &Cancel) -> Result<(), QemuImgError
         image.as_os_str(),
         size.as_ref(),
     ];
-    run(args, cancel).map(drop)
+    run(args, lock, cancel).map(drop)
 }
 
-fn run<'a>(args: impl IntoIterator<Item = &'a OsStr>, cancel: &Cancel) -> Result<Ended, QemuImgError> {
+fn run<'a>(
+    args: impl IntoIterator<Item = &'a OsStr>,
+    lock: Option<&FileLock>,
+    cancel: &Cancel,
+) -> Result<Ended, QemuImgError> {
     const WHAT: &str = "can't run qemu-img";
     Job::new("qemu-img")
         .args(args)
         // Its messages are shown as they are; nobody should have to guess at a translation.
         .env("LC_ALL", "C")
         .deadline(DEADLINE)
+        .holding(lock)
         .cancel(cancel)
         .run()
         .map_err(|error| match error {

@@ -102,6 +102,7 @@ fn run_again(
 ) -> Result<(Vec<VmUp>, u16)> {
     let config = &options.config;
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
+    run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     let locks = start::lock_vms(config, selected, "castra bootstrap")?;
     let broker_port = up::ensure_broker(config, broker, emitter, &options.cancel)?;
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));

@@ -40,6 +40,8 @@ pub struct DownOptions {
     pub project: String,
     /// Where its state is.
     pub state: StateRoot,
+    /// The project's entry under castra's home, where its state is elsewhere.
+    pub registry: Option<PathBuf>,
     /// Names of the VMs; empty: all.
     pub vms: Vec<String>,
     /// Names that the config has, though they may never have run.
@@ -60,6 +62,7 @@ impl DownOptions {
         DownOptions {
             project: config.project.clone(),
             state: config.state.clone(),
+            registry: config.registry.clone(),
             vms: Vec::new(),
             declared: config.vms.iter().map(|vm| vm.name.clone()).collect(),
             lifecycle: config.lifecycle,
@@ -115,6 +118,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("down", detail, state, options.rotation, reporter);
     let emitter = operation.emitter();
+    run::clear_abandoned(state, options.registry.as_deref(), emitter);
     let vms: Vec<VmDown> = thread::scope(|scope| {
         let threads: Vec<_> = selected
             .iter()

@@ -12,7 +12,7 @@ use crate::core::broker::protocol::heartbeat_secs;
 use crate::core::config::{Network, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host;
+use crate::core::host::{self, FileLock};
 use crate::core::name::VmName;
 use crate::core::operations::boot::Boot;
 use crate::core::operations::identity::Identity;
@@ -46,6 +46,7 @@ impl Fleet<'_, '_> {
     pub(crate) fn start(
         &self,
         vm: &VmConfig,
+        lock: &FileLock,
         identity: &Identity,
         with: &Launching<'_>,
     ) -> Result<Started<'_>> {
@@ -65,8 +66,8 @@ impl Fleet<'_, '_> {
             let path = self.config.state.overlay(&vm.name);
             records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
         }
-        let overlay = self.make_overlay(vm, &boot, earlier.as_ref())?;
-        let launched = self.launch(vm, identity, with, &boot, &overlay.path, earlier.as_ref());
+        let overlay = self.make_overlay(vm, lock, &boot, earlier.as_ref())?;
+        let launched = self.launch(vm, lock, identity, with, &boot, &overlay.path, earlier.as_ref());
         if launched.is_err() && !vm.persist {
             match overlay.reused {
                 true => tell_kept(self.emitter, vm),
@@ -139,6 +140,7 @@ impl Fleet<'_, '_> {
             disk_size: vm.disk_size,
             keep: self.keep_of(vm, path, earlier),
             ours: is_ours(vm, path, earlier),
+            lock: None,
         }
     }
 
@@ -158,6 +160,7 @@ impl Fleet<'_, '_> {
     fn make_overlay(
         &self,
         vm: &VmConfig,
+        lock: &FileLock,
         boot: &Boot,
         earlier: Option<&RunRecord>,
     ) -> Result<OverlayPrepared> {
@@ -166,7 +169,8 @@ impl Fleet<'_, '_> {
             host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
         }
         let began = Instant::now();
-        let spec = self.overlay_spec(vm, &path, boot, earlier);
+        let mut spec = self.overlay_spec(vm, &path, boot, earlier);
+        spec.lock = Some(lock);
         let left = path.exists().then(|| host::disk_usage(&path));
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
         // What a crashed guest has left makes room for a fresh disk.
@@ -187,6 +191,7 @@ impl Fleet<'_, '_> {
     fn launch(
         &self,
         vm: &VmConfig,
+        lock: &FileLock,
         identity: &Identity,
         with: &Launching<'_>,
         boot: &Boot,
@@ -204,6 +209,7 @@ impl Fleet<'_, '_> {
             &with.ports,
             &vm.port_forwards,
             last_time,
+            Some(lock),
             LAUNCH_DEADLINE,
             self.cancel,
             |plan| {

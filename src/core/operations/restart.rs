@@ -138,6 +138,7 @@ fn replace(
     keys::ensure_project_key(config, cancel)?;
 
     let project = run::lock_project(&config.project, &config.state, "castra restart")?;
+    run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     up::record_workspace(config, emitter)?;
     up::tell_what_user_networking_opens(config, selected, emitter);
     identity::issue(config, &[])?;

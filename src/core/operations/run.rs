@@ -195,6 +195,36 @@ pub(crate) fn lock_project(config_name: &str, state: &StateRoot, command: &str) 
     })
 }
 
+/// Removes what castras that were killed had begun to write, below the state root and in the
+/// project's entry of the registry if that is elsewhere, and says so. The
+/// caller holds the project's lock; whoever else may write there now is alive, and its files stay.
+pub(crate) fn clear_abandoned(state: &StateRoot, registry: Option<&Path>, emitter: &Emitter<'_>) {
+    let mut dirs = vec![
+        state.dir().to_owned(),
+        state.images(),
+        state.bootstrap_logs(),
+        state.dir().join("handshakes"),
+    ];
+    dirs.extend(registry.map(Path::to_owned));
+    let vms = std::fs::read_dir(state.dir().join("vms"));
+    dirs.extend(vms.into_iter().flatten().flatten().map(|entry| entry.path()));
+    for path in dirs.iter().flat_map(|dir| host::abandoned_in(dir)) {
+        let bytes = host::disk_usage(&path);
+        let removed = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        if removed.is_ok() {
+            emitter.emit(Event::Cleanup {
+                path,
+                category: "temporary".into(),
+                bytes,
+                dry_run: false,
+            });
+        }
+    }
+}
+
 /// Fails if somebody holds the project's lock now; takes nothing.
 pub(crate) fn check_project_free(config: &Config) -> Result<()> {
     let path = config.state.lock();

@@ -230,7 +230,10 @@ impl<'e> Fleet<'_, 'e> {
     /// As far as a QEMU that runs and its record.
     fn begin(&self, task: Task<'_>, done: &mut VmUp) -> Result<Begun<'_>> {
         let (lock, identity) = match task.way {
-            Way::Found(lock) => return Ok((lock, self.running_record(&task.vm.name)?, None, None)),
+            Way::Found(lock) => {
+                self.forget_stop(&task.vm.name);
+                return Ok((lock, self.running_record(&task.vm.name)?, None, None));
+            }
             Way::Launch(lock, identity) => (lock, identity),
             Way::Restart(with) => self.stop_first(task.vm, with, done)?,
         };
@@ -238,8 +241,16 @@ impl<'e> Fleet<'_, 'e> {
             .launching
             .as_ref()
             .expect("a fleet with VMs to launch has what that takes");
-        let started = self.start(task.vm, &identity, launching)?;
+        let started = self.start(task.vm, &lock, &identity, launching)?;
         Ok((lock, started.record, Some(started.slot), started.attached))
+    }
+
+    /// A VM that runs, and nobody has the locks of whoever was to stop it: that castra was killed.
+    fn forget_stop(&self, vm: &VmName) {
+        if host::remove_if_there(&self.config.state.vm(vm).stop()).unwrap_or(false) {
+            let text = "it was to be stopped, but castra was killed over that: it runs on";
+            self.emitter.emit(Event::message(Severity::Warn, Some(vm), text));
+        }
     }
 
     fn kvm_watch<'w>(&'w self, vm: &'w VmConfig) -> Option<KvmWatch<'w, 'e>> {

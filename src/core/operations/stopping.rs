@@ -74,29 +74,50 @@ impl Stopping<'_, '_> {
                 None
             }
         };
-        if let Err(failure) = self.say_stop(&paths, record.as_ref()) {
-            self.warn(vm, &failure);
+        if !self.shut_down(vm, &paths, record.as_ref(), &mut done) {
+            return done;
         }
-        if qemu_pid(&paths).is_some() {
-            let shut = shutdown::shutdown(vm, &paths, self.lifecycle, self.emitter, self.cancel);
-            done.ending = shut.ending;
-            done.changed = shut.changed;
-            if shut.ending == ShutdownEnding::Failed {
+        let lock = match self.wait_for_lock(&paths) {
+            Ok(lock) => lock,
+            Err(failure) => {
+                done.left = Err(failure);
                 return done;
             }
+        };
+        // A castra was killed while it launched the VM, and now its QEMU is there.
+        if !self.shut_down(vm, &paths, record.as_ref(), &mut done) {
+            return done;
         }
-        done.left = self.wait_for_lock(&paths).map(|lock| Left { lock, record });
-        if done.left.is_ok() {
-            // A QEMU that was killed leaves its sockets and pid file.
-            clear_leftovers(&paths);
-            runlog::close_abandoned_and_tell(self.state, vm, self.emitter);
-        }
+        // A QEMU that was killed leaves its sockets and pid file.
+        clear_leftovers(&paths);
+        runlog::close_abandoned_and_tell(self.state, vm, self.emitter);
+        done.left = Ok(Left { lock, record });
         done
+    }
+
+    /// Shuts the VM down if it runs; false if it still does.
+    fn shut_down(
+        &self,
+        vm: &VmName,
+        paths: &VmPaths,
+        record: Option<&RunRecord>,
+        done: &mut Stopped,
+    ) -> bool {
+        if qemu_pid(paths).is_none() {
+            return true;
+        }
+        if let Err(failure) = self.say_stop(paths, record) {
+            self.warn(vm, &failure);
+        }
+        let shut = shutdown::shutdown(vm, paths, self.lifecycle, self.emitter, self.cancel);
+        done.ending = shut.ending;
+        done.changed = shut.changed;
+        shut.ending != ShutdownEnding::Failed
     }
 
     /// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.
     fn say_stop(&self, paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
-        let (Some(record), Some(_)) = (record, qemu_pid(paths)) else {
+        let Some(record) = record else {
             return Ok(());
         };
         let stop = StopRecord {

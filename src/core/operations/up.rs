@@ -232,6 +232,7 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
 fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emitter<'_>) -> Result<u16> {
     let config = &options.config;
     let _project = run::lock_project(&config.project, &config.state, "castra up --broker-only")?;
+    run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     record_workspace(config, emitter)?;
     identity::issue(config, &[])?;
     ensure_broker(config, broker, emitter, &options.cancel)
@@ -301,6 +302,7 @@ fn raise(
     keys::ensure_project_key(config, cancel)?;
 
     let project = run::lock_project(&config.project, &config.state, "castra up")?;
+    run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     record_workspace(config, emitter)?;
     let locks = start::lock_vms(config, selected, "castra up")?;
     // Asked again under the locks: another `up` may have started some since.

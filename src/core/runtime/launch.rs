@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::core::cancel::Cancel;
 use crate::core::config::PortForward;
 use crate::core::failure::Failure;
-use crate::core::host;
+use crate::core::host::{self, FileLock};
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{Job, show_status};
 use crate::core::records::ForwardRecord;
@@ -53,13 +53,24 @@ pub struct Launched {
 /// Starts QEMU and waits until it answers QMP. On failure nothing is left running and no socket
 /// left lying; the logs stay.
 pub fn launch(plan: &LaunchPlan, limit: Duration, cancel: &Cancel) -> Result<Launched, LaunchError> {
+    launch_holding(plan, None, limit, cancel)
+}
+
+/// [`launch`] by whoever has the VM's lock. A QEMU that goes to the background holds it too until it
+/// has its pid file: if we are killed meanwhile, nobody takes the VM for stopped.
+fn launch_holding(
+    plan: &LaunchPlan,
+    lock: Option<&FileLock>,
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<Launched, LaunchError> {
     let paths = VmPaths::at(&plan.dir);
     if let Some(pid) = qemu_pid(&paths) {
         return Err(LaunchError::AlreadyRunning(pid));
     }
     prepare_files(&paths)?;
     let began = Instant::now();
-    let launched = start(plan, &paths, began + limit, cancel);
+    let launched = start(plan, lock, &paths, began + limit, cancel);
     if launched.is_err() {
         abandon(&paths);
     }
@@ -77,6 +88,7 @@ pub fn launch_with_ports(
     ports: &Ports,
     wanted: &[PortForward],
     last_time: &[ForwardRecord],
+    lock: Option<&FileLock>,
     limit: Duration,
     cancel: &Cancel,
     mut before: impl FnMut(&LaunchPlan) -> Result<(), Failure>,
@@ -88,7 +100,7 @@ pub fn launch_with_ports(
         plan.forwards = reservation.forwards().to_vec();
         before(plan).map_err(LaunchError::Io)?;
         reservation.let_go();
-        match launch(plan, limit, cancel) {
+        match launch_holding(plan, lock, limit, cancel) {
             Err(LaunchError::Refused(StartFault::PortTaken(port)))
                 if tries < PORT_TRIES && reservation.is_automatic(port) =>
             {
@@ -121,6 +133,7 @@ fn prepare_files(paths: &VmPaths) -> Result<(), LaunchError> {
 
 fn start(
     plan: &LaunchPlan,
+    lock: Option<&FileLock>,
     paths: &VmPaths,
     until: Instant,
     cancel: &Cancel,
@@ -131,7 +144,7 @@ fn start(
         .open(&log_path)
         .map_err(|error| io_error("open", &log_path, &error))?;
     match plan.mode {
-        VmLaunchMode::Daemonize => daemonize(plan, paths, log, until, cancel).map(|pid| (pid, None)),
+        VmLaunchMode::Daemonize => daemonize(plan, lock, paths, log, until, cancel).map(|pid| (pid, None)),
         VmLaunchMode::Attached => {
             attached::start(plan, paths, log, until, cancel).map(|(pid, qemu)| (pid, Some(qemu)))
         }
@@ -140,6 +153,7 @@ fn start(
 
 fn daemonize(
     plan: &LaunchPlan,
+    lock: Option<&FileLock>,
     paths: &VmPaths,
     log: File,
     until: Instant,
@@ -152,6 +166,7 @@ fn daemonize(
         .deadline(until.saturating_duration_since(Instant::now()))
         .cancel(cancel)
         .output_to(log)
+        .holding(lock)
         .run_any()?;
     if !ended.status.success() {
         return Err(LaunchError::Refused(refusal(paths, ended.status)));

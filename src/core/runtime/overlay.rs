@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, Holder, ImageUse};
+use crate::core::host::{self, FileLock, Holder, ImageUse};
 use crate::core::images::base::{ResolvedBase, refuse_if_written};
 use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
@@ -39,6 +39,8 @@ pub struct OverlaySpec<'a> {
     /// castra made whatever lies at `path`: it is the default place, or this VM's `run.json`
     /// names it. What castra didn't make is never replaced, unless it is a layer over this base.
     pub ours: bool,
+    /// The VM's lock: whoever makes the file holds it too.
+    pub lock: Option<&'a FileLock>,
 }
 
 /// Who keeps what an earlier launch left.
@@ -225,7 +227,7 @@ pub fn check_kept(spec: &OverlaySpec<'_>) -> Result<()> {
 fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> {
     let (now, wanted) = kept_sizes(spec, found)?;
     if wanted > now {
-        qemu_img::grow(spec.path, wanted, cancel).map_err(|error| explain(spec, error))?;
+        qemu_img::grow(spec.path, wanted, spec.lock, cancel).map_err(|error| explain(spec, error))?;
     }
     Ok(wanted)
 }
@@ -314,7 +316,7 @@ fn create(spec: &OverlaySpec<'_>, size: u64, cancel: &Cancel) -> Result<()> {
             let base = spec.base.map(|base| (base.format.as_str(), base.path.as_path()));
             // Over a base of the same size none is given: qemu-img takes the base's own.
             let size = (spec.base.map(|base| base.virtual_size) != Some(size)).then_some(size);
-            qemu_img::create(&temporary, base, size, cancel).map_err(|error| explain(spec, error))
+            qemu_img::create(&temporary, base, size, spec.lock, cancel).map_err(|error| explain(spec, error))
         })
         .and_then(|()| {
             fs::set_permissions(&temporary, fs::Permissions::from_mode(0o600))

@@ -26,6 +26,7 @@ fn spec<'a>(path: &'a Path, base: Option<&'a ResolvedBase>) -> OverlaySpec<'a> {
         base,
         disk_size: None,
         keep: Keep::Nothing,
+        lock: None,
         ours: true,
     }
 }

@@ -7,7 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::project::{ONE, Project, Refusal, SCRIPT, TWO, finish};
+use crate::project::{ONE, Project, Refusal, SCRIPT, TWO, files_below, finish};
+use crate::support::Ran;
 
 /// A PATH with these programs alone.
 fn path_with(project: &Project, programs: &[&str]) -> PathBuf {
@@ -220,46 +221,102 @@ fn a_state_root_that_cannot_be_made_is_said() {
     fs::remove_file(project.castra().project().join("state")).unwrap();
 
     // Somebody else's directory: as nobody where the tests run as root.
-    if nix::unistd::geteuid().is_root() {
-        let parent = project.castra().project();
-        fs::set_permissions(&parent, fs::Permissions::from_mode(0o755)).unwrap();
-        let binary = env!("CARGO_BIN_EXE_castra");
-        let open = |path: &Path| {
-            let mut above: Vec<&Path> = path.ancestors().collect();
-            above.pop();
-            above
-                .iter()
-                .all(|dir| fs::metadata(dir).is_ok_and(|meta| meta.permissions().mode() & 0o005 == 0o005))
-        };
-        // A build directory that nobody may enter: a copy will do.
-        let copy = project.castra().dir().join("castra");
-        let binary = match open(Path::new(binary)) {
-            true => PathBuf::from(binary),
-            false => {
-                fs::copy(binary, &copy).unwrap();
-                copy
-            }
-        };
-        let fake = project.castra().write("qemu.py", "#!/bin/sh\n");
-        fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
-        let text = fs::read_to_string(parent.join("castra.toml")).unwrap();
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
-        project.castra().write(
-            "castra.toml",
-            &text.replace(&own.display().to_string(), &fake.display().to_string()),
-        );
-        let mut command = Command::new("setpriv");
-        command
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-            .arg(binary)
-            .args(["--json", "up"])
-            .current_dir(&parent)
-            .env("CASTRA_HOME", project.castra().home());
-        let refusal = Refusal::of(finish(command, &["up"]).exits(73));
+    if let Some(nobody) = Nobody::of(&project) {
+        let refusal = Refusal::of(nobody.run(&["--json", "up"]).exits(73));
         refusal.tells(&["state", "ermission denied"]);
     }
     assert!(!project.state("").exists());
     project.config(ONE);
+}
+
+/// Runs castra as nobody, in a project that others may enter. Root may write everywhere, so a file
+/// system that refuses is shown by somebody who isn't root.
+struct Nobody<'p> {
+    project: &'p Project,
+    binary: PathBuf,
+}
+
+impl Nobody<'_> {
+    /// `None`: these tests don't run as root.
+    fn of(project: &Project) -> Option<Nobody<'_>> {
+        if !nix::unistd::geteuid().is_root() {
+            return None;
+        }
+        let dir = project.castra().project();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+        // A build directory that nobody may enter: copies will do.
+        let binary = project.castra().dir().join("castra");
+        fs::copy(env!("CARGO_BIN_EXE_castra"), &binary).unwrap();
+        let fake = dir.join("qemu.py");
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
+        fs::copy(&own, &fake).unwrap();
+        let text = fs::read_to_string(dir.join("castra.toml")).unwrap();
+        let text = text.replace(&own.display().to_string(), &fake.display().to_string());
+        project.castra().write("castra.toml", &text);
+        Some(Nobody { project, binary })
+    }
+
+    fn run(&self, args: &[&str]) -> Ran {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(&self.binary)
+            .args(args)
+            .current_dir(self.project.castra().project())
+            // A Python of root's own is not for nobody.
+            .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+            .env("CASTRA_HOME", self.project.castra().home());
+        finish(command, args)
+    }
+}
+
+#[test]
+fn a_state_root_that_became_read_only_is_said_and_what_runs_can_be_stopped() {
+    let project = Project::new("read-only", ONE);
+    let nobody = Nobody::of(&project);
+    let run = |args: &[&str]| match &nobody {
+        Some(nobody) => nobody.run(args),
+        None => project.run(args),
+    };
+    let dirs = [project.castra().project(), project.castra().home()];
+    for dir in &dirs {
+        fs::create_dir_all(dir).unwrap();
+        if nobody.is_some() {
+            std::os::unix::fs::chown(dir, Some(65_534), Some(65_534)).unwrap();
+        }
+    }
+    run(&["up"]).exits(0);
+    let set = |file: u32, dir: u32| {
+        for path in files_below(&project.state("")) {
+            if fs::symlink_metadata(&path).unwrap().is_file() {
+                fs::set_permissions(&path, fs::Permissions::from_mode(file)).unwrap();
+            }
+        }
+        for name in ["", "vms", "vms/web", "overlays", "logs", "logs/bus", "handshakes"] {
+            let path = project.state(name);
+            if path.exists() {
+                fs::set_permissions(path, fs::Permissions::from_mode(dir)).unwrap();
+            }
+        }
+    };
+    set(0o400, 0o500);
+    let status = run(&["status", "--json"]).exits(0).objects();
+    assert_eq!(status[0]["vms"][0]["state"], "running", "{status:#?}");
+    for command in ["up", "restart"] {
+        let refusal = Refusal::of(run(&["--json", command]).exits(73));
+        refusal.tells(&["state", "ermission denied"]).advises("writable");
+    }
+    let down = run(&["down"]).exits(1);
+    assert!(
+        down.stderr.contains("their disks stay") && down.stdout.contains("1 VM down"),
+        "{down:?}"
+    );
+    let status = run(&["status", "--json"]).exits(0).objects();
+    assert_ne!(status[0]["vms"][0]["state"], "running", "{status:#?}");
+    project.assert_no_process();
+    set(0o600, 0o700);
+    run(&["down"]).exits(0);
+    project.assert_nothing_left();
 }
 
 #[test]

@@ -113,11 +113,21 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     if !state.dir().exists() {
         return Ok(nothing_there(&options, reporter));
     }
-    let project = run::lock_project(&options.project, state, "castra down")?;
+    let (project, unlocked) = match run::lock_project(&options.project, state, "castra down") {
+        Ok(lock) => (Some(lock), None),
+        // Nobody else can make anything there either, and what runs must be stoppable.
+        Err(failure) if matches!(failure.exit, Exit::CantCreate | Exit::Io) => (None, Some(failure)),
+        Err(failure) => return Err(failure),
+    };
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("down", detail, state, options.rotation, reporter);
     let emitter = operation.emitter();
+    if let Some(failure) = unlocked {
+        let text = format!("VMs are stopped, but their disks stay: {}", failure.cause());
+        let next = failure.next.unwrap_or_default();
+        emitter.emit(Event::advice(Severity::Warn, None, text, next));
+    }
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
     let vms: Vec<VmDown> = thread::scope(|scope| {
         let threads: Vec<_> = selected

@@ -68,6 +68,8 @@ fn lifecycle() -> Vec<Event> {
             reason: "guest-reset".into(),
             outcome: "crashed".into(),
             last_words: Some("Kernel panic - not syncing".into()),
+            qemu_words: None,
+            remediation: Some("castra restart web-0 starts it again with its disk".into()),
         },
         Event::ShutdownRequested {
             vm: vm.clone(),

@@ -431,16 +431,7 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
 fn an_attached_qemu_tries_other_ports_too() {
     let mut vm = attached("snatch=1");
     let ports = Ports::new();
-    let launched = launch_with_ports(
-        &mut vm.plan,
-        &ports,
-        &[],
-        &[],
-        None,
-        AMPLE,
-        &Cancel::new(),
-        |_| Ok(()),
-    );
+    let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], None, &Cancel::new(), |_| Ok(()));
     assert!(launched.unwrap().attached.is_some());
 }
 
@@ -460,19 +451,10 @@ fn ports_snatched_away_are_replaced() {
     let mut vm = Vm::faked("snatch=2");
     let mut tried = Vec::new();
     let ports = Ports::new();
-    let launched = launch_with_ports(
-        &mut vm.plan,
-        &ports,
-        &[],
-        &[],
-        None,
-        AMPLE,
-        &Cancel::new(),
-        |plan| {
-            tried.push(plan.forwards[0].host);
-            Ok(())
-        },
-    );
+    let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], None, &Cancel::new(), |plan| {
+        tried.push(plan.forwards[0].host);
+        Ok(())
+    });
     launched.unwrap();
     assert_eq!(tried.len(), 3);
     assert!(tried[0] != tried[1] && tried[1] != tried[2], "{tried:?}");
@@ -496,7 +478,6 @@ fn a_fixed_port_is_never_replaced() {
             &wanted,
             &[],
             None,
-            AMPLE,
             &Cancel::new(),
             |_| Ok(()),
         )
@@ -537,16 +518,9 @@ fn a_real_qemu_starts_answers_and_is_terminated() {
         protocol: Protocol::Udp,
     }];
     let ports = Ports::new();
-    let launched = launch_with_ports(
-        &mut vm.plan,
-        &ports,
-        &wanted,
-        &[],
-        None,
-        AMPLE,
-        &Cancel::new(),
-        |_| Ok(()),
-    );
+    let launched = launch_with_ports(&mut vm.plan, &ports, &wanted, &[], None, &Cancel::new(), |_| {
+        Ok(())
+    });
     let launched = launched.unwrap();
     assert_eq!(vm.plan.forwards.len(), 2);
     assert_eq!(qemu_pid(&vm.paths), Some(launched.pid));

@@ -95,16 +95,21 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             reason,
             outcome,
             last_words,
+            qemu_words,
+            remediation,
             ..
         } => {
-            let words = last_words.as_deref().unwrap_or_default().trim();
-            let tail = if words.is_empty() {
-                String::new()
-            } else {
-                format!("; its last words: {words}")
-            };
+            let mut text = format!("{outcome} ({reason})");
+            for (who, words) in [("its last words", last_words), ("QEMU's", qemu_words)] {
+                let words = words.as_deref().unwrap_or_default().trim();
+                if !words.is_empty() {
+                    text.push_str(&format!("; {who}: {words}"));
+                }
+            }
             let severity = if outcome == "crashed" { Error } else { Warn };
-            Sentence::new(severity, Some(vm), format!("{outcome} ({reason}){tail}"))
+            let mut sentence = Sentence::new(severity, Some(vm), text);
+            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
+            sentence
         }
         Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
         Event::CooperativeAttempted {

@@ -511,7 +511,14 @@ fn details(status: &StatusOutcome, look: Look) -> String {
             if let Some(words) = &ended.last_words {
                 line.push_str(&format!(", last words: {}", escape_line(words, 512)));
             }
+            if let Some(words) = &ended.qemu_words {
+                line.push_str(&format!(", QEMU's: {}", escape_line(words, 512)));
+            }
             text.push_str(&wrap(&line, look.width, 4));
+            if let Some(remediation) = &ended.remediation {
+                let line = format!("  try: {}", escape_line(remediation, 512));
+                text.push_str(&wrap(&line, look.width, 4));
+            }
         }
         if let Some(metrics) = &vm.guest_metrics {
             let line = format!("{} metrics: {}", vm.name, escape_line(&metrics.to_string(), 1024));

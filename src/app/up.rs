@@ -85,8 +85,9 @@ pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str,
     let all = human::plural(vms.len(), "VM");
     let fleet = match well {
         well if well == vms.len() => format!("{all} {done}"),
-        0 => format!("none of {all} {done}"),
-        well => format!("{well} of {all} {done}"),
+        0 if vms.len() == 1 => "the VM is not ready".to_owned(),
+        0 => format!("none of {all} ready"),
+        well => format!("{well} of {all} ready"),
     };
     let port = match port {
         "" => String::new(),

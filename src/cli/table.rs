@@ -499,7 +499,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
-                 (`reason`, `at`, `last_words`) once that is over. What isn't known is null. \
+                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over. What isn't known is null. \
                  docs/STATUS.md says more.",
         examples: &[
             "castra status",

@@ -46,12 +46,16 @@ impl Diagnostic {
                 remediation: None,
             }),
             Event::VmExited {
-                vm, reason, outcome, ..
+                vm,
+                reason,
+                outcome,
+                remediation,
+                ..
             } if outcome == "crashed" => Some(Diagnostic {
                 severity: Severity::Warn,
                 vm: Some(vm.clone()),
                 text: format!("it crashed: {reason}"),
-                remediation: None,
+                remediation: remediation.clone(),
             }),
             _ => None,
         }

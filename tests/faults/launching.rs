@@ -2,7 +2,8 @@
 
 use nix::sys::signal::Signal;
 
-use crate::project::{ONE, Project, TWO, is_phase, of_type};
+use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, of_type};
+use crate::support::eventually;
 
 #[test]
 fn a_qemu_that_fails_is_told_with_its_own_words() {
@@ -93,13 +94,115 @@ fn a_qemu_that_never_gets_ready_is_ended_by_ctrl_c() {
 fn a_qemu_that_dies_later_is_seen_and_started_anew() {
     let project = Project::new("dies", ONE);
     project.run_faking("die-after=0.1", &["up"]).exits(0);
-    crate::support::eventually(crate::project::AMPLE, "its death", || {
+    eventually(AMPLE, "its death", || {
         (project.vm("web")["state"] == "crashed").then_some(())
     });
     let up = project.run(&["up", "--json"]).exits(0).objects();
     assert!(up.iter().any(|event| is_phase(event, "exited")), "{up:#?}");
     project.pid("web");
     project.down();
+}
+
+#[test]
+fn a_qemu_that_ends_while_its_guest_boots_ends_the_wait_and_is_explained() {
+    for (fake, state, reason, why) in [
+        ("die-after=0.3", "crashed", "unknown", "fake guest boots"),
+        ("off-after=0.3", "stopped", "guest-shutdown", "guest-shutdown"),
+        (
+            "panic-after=0.3",
+            "crashed",
+            "guest-reset",
+            "Kernel panic - not syncing: fake",
+        ),
+    ] {
+        let project = Project::new("mid-boot", &format!("{ONE}{SCRIPT}"));
+        let ran = project.run_faking(fake, &["up", "--json"]).exits(1);
+        let events = ran.objects();
+        let failed = of_type(&events, "bootstrap.failed");
+        assert_eq!(failed.len(), 1, "{fake}: {events:#?}");
+        let error = failed[0]["error"].as_str().unwrap();
+        assert!(
+            error.contains("the VM ended") && error.contains(why),
+            "{fake}: {error}"
+        );
+        assert_eq!(events.last().unwrap()["verdict"], "none");
+        let vm = project.vm("web");
+        assert_eq!(
+            (&vm["state"], &vm["ended"]["reason"]),
+            (&state.into(), &reason.into())
+        );
+        // The broker, which looks once a second, tells of it with words and a remedy.
+        let kept = project.state("logs/events-broker.jsonl");
+        let exited = eventually(AMPLE, "the broker's event", || {
+            let text = std::fs::read_to_string(&kept).ok()?;
+            let mut events = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+            events.find(|event| is_phase(event, "exited"))
+        });
+        assert_eq!(exited["outcome"], state);
+        let human = project.run(&["status"]).exits(0).stdout;
+        for remediation in [&exited["remediation"], &vm["ended"]["remediation"]] {
+            match state {
+                "crashed" => assert!(remediation.as_str().unwrap().contains("castra restart web")),
+                _ => assert!(remediation.is_null()),
+            }
+        }
+        assert_eq!(
+            human.contains("castra restart web"),
+            state == "crashed",
+            "{human}"
+        );
+        project.down();
+    }
+}
+
+#[test]
+fn who_ended_a_qemu_is_told_in_its_own_words() {
+    let project = Project::new("signalled", ONE);
+    project.run(&["up"]).exits(0);
+    let pid = i32::try_from(project.pid("web")).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    eventually(AMPLE, "its end", || {
+        (project.vm("web")["state"] == "crashed").then_some(())
+    });
+    let ended = &project.vm("web")["ended"];
+    assert_eq!(ended["reason"], "host-signal");
+    let said = ended["qemu_words"].as_str().unwrap();
+    assert!(said.contains("terminating on signal 15"), "{ended}");
+    assert!(
+        project
+            .run(&["status"])
+            .exits(0)
+            .stdout
+            .contains("terminating on signal 15")
+    );
+    project.down();
+}
+
+#[test]
+fn all_some_and_none_are_told_apart() {
+    let refusing = |count: usize| {
+        TWO.replacen(
+            "kernel",
+            "qemu_args = [\"-fake\", \"refuse=not today\"]\nkernel",
+            count,
+        )
+    };
+    for (failing, code, verdict, text) in [
+        (0, 0, "all", "2 VMs up"),
+        (1, 1, "some", "1 of 2 VMs ready"),
+        (2, 1, "none", "none of 2 VMs ready"),
+    ] {
+        let project = Project::new("verdicts", &refusing(failing));
+        let events = project.run(&["up", "--json"]).exits(code).objects();
+        let summary = events.last().unwrap();
+        assert_eq!(summary["verdict"], verdict);
+        assert_eq!(summary["vms"]["failed"], failing);
+        let again = project.run(&["up"]).exits(code);
+        assert!(again.stdout.contains(text), "{again:?}");
+        let down = project.run(&["down", "--json"]).exits(0).objects();
+        assert_eq!(down.last().unwrap()["verdict"], "all");
+        project.assert_nothing_left();
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU
   die                 gone before it answers             mute            QMP never greets
   die-greeted         gone during the negotiation        die-after=SECS  gone later, without a word
   internal-error      stopped by the accelerator at once, or `=SECS` later
-  panic               the guest panics, then ends
+  panic               the guest panics, then ends        panic-after=SECS  later
   ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
   console=TEXT        written to the console             off-after=SECS  the guest powers itself off
   busy                uses a whole core
@@ -217,13 +217,15 @@ class Machine:
                 self.end("guest-shutdown", True)
             if self.negotiated and FAKE.get("internal-error") and after >= float(FAKE["internal-error"]):
                 self.internal_error()
-            if "panic" in FAKE and self.negotiated:
+            panics = "panic" in FAKE or after >= float(FAKE.get("panic-after", "inf"))
+            if panics and self.negotiated:
                 self.say("[    0.9] Kernel panic - not syncing: fake")
                 self.end("guest-reset", True)
             watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
             # As QEMU: a second client waits until the first is gone.
             watched += [self.watcher] if self.watcher else [console] if console else []
-            wait = 0 if "busy" in FAKE else 0.02 if {"die-after", "off-after", "panic", "internal-error"} & FAKE.keys() else None
+            timed = {"die-after", "off-after", "panic", "panic-after", "internal-error"}
+            wait = 0 if "busy" in FAKE else 0.02 if timed & FAKE.keys() else None
             for got in select.select(watched, [], [], wait)[0]:
                 if got is woken:
                     self.on_term(os.read(woken, 1)[0])

@@ -67,8 +67,11 @@ fn from_launch_to_the_end() {
             reason: "guest-panic".into(),
             outcome: "crashed".into(),
             last_words: Some("Kernel panic\x1b[2J".into()),
+            qemu_words: Some("qemu: gone\x07".into()),
+            remediation: Some("castra restart web-0".into()),
         },
-        "web-0     error: crashed (guest-panic); its last words: Kernel panic\\x1b[2J",
+        "web-0     error: crashed (guest-panic); its last words: Kernel panic\\x1b[2J; QEMU's: qemu: gone\\x07\n  try: \
+         castra restart web-0",
     );
     check(
         Event::Escalated {

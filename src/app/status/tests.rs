@@ -136,6 +136,7 @@ fn fleet() -> StatusOutcome {
             reason: "guest-shutdown".into(),
             at: Some("2026-11-21T08:00:00.120Z".into()),
             last_words: Some("[  121.402117] reboot: Power down".into()),
+            ..EndedStatus::default()
         }),
         ..vm("batch", "batch")
     };
@@ -148,6 +149,10 @@ fn fleet() -> StatusOutcome {
             last_words: Some(
                 "[   52.118225] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100"
                     .into(),
+            ),
+            qemu_words: Some("qemu-system-x86_64: warning: guest said so".into()),
+            remediation: Some(
+                "castra logs fuzz --source serial shows the panic; castra restart fuzz starts it again with its disk".into(),
             ),
         }),
         ..vm("fuzz", "fuzz")
@@ -304,6 +309,8 @@ fn nothing_of_a_guest_reaches_the_terminal_raw() {
         reason: "x\r\n".into(),
         at: Some("\u{9b}31m".into()),
         last_words: Some("\u{1b}]0;title\u{7}\nbroker   running".into()),
+        qemu_words: Some("\u{1b}[1m".into()),
+        remediation: Some("\u{1b}[1m".into()),
     });
     let text = render(&status, PIPE);
     assert!(

@@ -24,7 +24,7 @@ use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::reporter::wall_clock;
-use crate::core::status::{VmState, ending};
+use crate::core::status::{EndedStatus, VmState, ending};
 
 use super::attempts::line_head;
 use super::buslog::{BusLog, last_kept, parse_line};
@@ -640,24 +640,33 @@ impl Edges {
         if stop.is_some_and(|stop| stop.launch_id == launch) {
             return;
         }
-        let (reason, outcome, last_words) = match ending::read(&paths) {
-            Some(ending) => (ending.ended.reason, ending.state, ending.ended.last_words),
-            None => ("unknown".to_owned(), VmState::Stopped, None),
+        let (outcome, ended) = match ending::read(&paths) {
+            Some(ending) => (ending.state, ending.ended),
+            None => {
+                let reason = "unknown".to_owned();
+                let ended = EndedStatus {
+                    reason,
+                    ..EndedStatus::default()
+                };
+                (VmState::Stopped, ended)
+            }
         };
         let outcome = outcome.as_str().to_owned();
         self.log(
             at,
             "WARN",
-            &format!("exit of vm:{vm} outcome={outcome} reason={reason}"),
+            &format!("exit of vm:{vm} outcome={outcome} reason={}", ended.reason),
         );
         self.tell(
             at,
             Event::VmExited {
                 vm: vm.clone(),
                 pid,
-                reason,
+                reason: ended.reason,
                 outcome,
-                last_words,
+                last_words: ended.last_words,
+                qemu_words: ended.qemu_words,
+                remediation: ended.remediation,
             },
         );
     }

@@ -300,13 +300,18 @@ pub enum Event {
         accel_reason: String,
         elapsed_ms: u64,
     },
-    /// QEMU is gone without `down`; `reason` as in the status contract's `ended`.
+    /// QEMU is gone without `down`; `reason`, `last_words`, `qemu_words` and `remediation` as in the
+    /// status contract's `ended`.
     VmExited {
         vm: VmName,
         pid: Option<u32>,
         reason: String,
         outcome: String,
         last_words: Option<String>,
+        #[serde(default)]
+        qemu_words: Option<String>,
+        #[serde(default)]
+        remediation: Option<String>,
     },
     /// `down` begins with this VM.
     ShutdownRequested { vm: VmName, pid: u32 },

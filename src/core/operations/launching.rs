@@ -25,7 +25,7 @@ use crate::core::reporter::wall_clock;
 use crate::core::runtime::accel;
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::fault::LaunchError;
-use crate::core::runtime::launch::{self, LAUNCH_DEADLINE};
+use crate::core::runtime::launch;
 use crate::core::runtime::overlay::{self, Keep, OverlayPrepared, OverlaySpec};
 use crate::core::runtime::plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
@@ -58,7 +58,7 @@ impl Fleet<'_, '_> {
         let paths = self.config.state.vm(&vm.name);
         let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
         self.clear_leftovers(vm, &paths, earlier.as_ref())?;
-        let boot = with.boots.get(&vm.name).cloned().unwrap_or_default();
+        let boot = with.boot_of(&vm.name);
         if vm.overlay.is_none() {
             // On record before it is there, so that `down` finds it whatever ends this castra. An
             // overlay elsewhere is put on record once it is made: till then the file there, if any,
@@ -67,7 +67,7 @@ impl Fleet<'_, '_> {
             records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
         }
         let overlay = self.make_overlay(vm, lock, &boot, earlier.as_ref())?;
-        let launched = self.launch(vm, lock, identity, with, &boot, &overlay.path, earlier.as_ref());
+        let launched = self.launch(vm, lock, identity, with, &overlay.path, earlier.as_ref());
         if launched.is_err() && !vm.persist {
             match overlay.reused {
                 true => tell_kept(self.emitter, vm),
@@ -108,6 +108,9 @@ impl Fleet<'_, '_> {
                 reason: found.ended.reason,
                 outcome: found.state.as_str().to_owned(),
                 last_words: found.ended.last_words,
+                qemu_words: found.ended.qemu_words,
+                // It is being started again.
+                remediation: None,
             });
         }
         // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
@@ -194,7 +197,6 @@ impl Fleet<'_, '_> {
         lock: &FileLock,
         identity: &Identity,
         with: &Launching<'_>,
-        boot: &Boot,
         overlay: &Path,
         earlier: Option<&RunRecord>,
     ) -> Result<(RunRecord, Option<AttachedQemu>)> {
@@ -202,7 +204,7 @@ impl Fleet<'_, '_> {
         let paths = self.config.state.vm(&vm.name);
         let seed = self.write_seed(vm, identity, &paths)?;
         let last_time = earlier.map_or(&[][..], |record| &record.forwards);
-        let mut plan = self.launch_plan(vm, with, boot, &seed, overlay)?;
+        let mut plan = self.launch_plan(vm, with, &seed, overlay)?;
         let mut record = self.record_of(vm, identity, with, overlay);
         let launched = launch::launch_with_ports(
             &mut plan,
@@ -210,7 +212,6 @@ impl Fleet<'_, '_> {
             &vm.port_forwards,
             last_time,
             Some(lock),
-            LAUNCH_DEADLINE,
             self.cancel,
             |plan| {
                 record.forwards.clone_from(&plan.forwards);
@@ -285,7 +286,6 @@ impl Fleet<'_, '_> {
         &self,
         vm: &VmConfig,
         with: &Launching<'_>,
-        boot: &Boot,
         seed: &seed::Seed,
         overlay: &Path,
     ) -> Result<LaunchPlan> {
@@ -306,7 +306,7 @@ impl Fleet<'_, '_> {
             accel: with.accel.accel,
             cpus: vm.cpus,
             memory_bytes: vm.memory_bytes,
-            kernel: boot.kernel.clone(),
+            kernel: with.boot_of(&vm.name).kernel,
             disk: Some(Disk {
                 path: overlay.to_owned(),
                 persist: vm.persist,

@@ -20,7 +20,7 @@ use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::operations::accelerator;
-use crate::core::operations::boot;
+use crate::core::operations::boot::{self, Boot};
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity::{self, Identity};
 use crate::core::operations::preflight;
@@ -260,9 +260,8 @@ impl Fleet<'_, '_> {
                     .advice("put the config back as it was, or begin with a fresh disk by --discard"),
             );
         }
-        let boots = self.launching.as_ref().map(|launching| launching.boots);
-        let boot = boots.and_then(|boots| boots.get(&vm.name)).cloned();
-        let boot = boot.unwrap_or_default();
+        let launching = self.launching.as_ref();
+        let boot = launching.map_or_else(Boot::default, |launching| launching.boot_of(&vm.name));
         overlay::check_kept(&self.overlay_spec(vm, &path, &boot, earlier))
     }
 }

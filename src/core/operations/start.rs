@@ -22,7 +22,7 @@ use crate::core::host::{self, FileLock, LockError};
 use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
 use crate::core::operations::accelerator::KvmWatch;
-use crate::core::operations::boot::{self, Boots};
+use crate::core::operations::boot::{self, Boot, Boots};
 use crate::core::operations::identity::Identity;
 use crate::core::operations::relay::Relay;
 use crate::core::operations::restart::Restarting;
@@ -71,6 +71,13 @@ pub(crate) struct Launching<'f> {
     pub ports: Ports,
     /// Disks of earlier launches are kept, whatever `persist` says.
     pub keeps_disks: bool,
+}
+
+impl Launching<'_> {
+    /// What this VM boots from.
+    pub(crate) fn boot_of(&self, vm: &VmName) -> Boot {
+        self.boots.get(vm).cloned().unwrap_or_default()
+    }
 }
 
 /// One VM's part.

@@ -89,7 +89,6 @@ pub fn launch_with_ports(
     wanted: &[PortForward],
     last_time: &[ForwardRecord],
     lock: Option<&FileLock>,
-    limit: Duration,
     cancel: &Cancel,
     mut before: impl FnMut(&LaunchPlan) -> Result<(), Failure>,
 ) -> Result<Launched, LaunchError> {
@@ -100,7 +99,7 @@ pub fn launch_with_ports(
         plan.forwards = reservation.forwards().to_vec();
         before(plan).map_err(LaunchError::Io)?;
         reservation.let_go();
-        match launch_holding(plan, lock, limit, cancel) {
+        match launch_holding(plan, lock, LAUNCH_DEADLINE, cancel) {
             Err(LaunchError::Refused(StartFault::PortTaken(port)))
                 if tries < PORT_TRIES && reservation.is_automatic(port) =>
             {

@@ -183,6 +183,7 @@ impl Scene<'_> {
                 reason: log.map_or_else(|| "unknown".to_owned(), |ended| ended.reason.clone()),
                 at: log.and_then(|ended| ended.at.clone()).or(Some(stop.at.clone())),
                 last_words,
+                ..EndedStatus::default()
             };
             return (VmState::Stopped, Some(ended));
         }
@@ -191,6 +192,7 @@ impl Scene<'_> {
                 reason: "host-reboot".to_owned(),
                 at: None,
                 last_words,
+                ..EndedStatus::default()
             };
             return (VmState::Stopped, Some(ended));
         }
@@ -199,8 +201,7 @@ impl Scene<'_> {
             None => {
                 let ended = EndedStatus {
                     reason: "unknown".to_owned(),
-                    at: None,
-                    last_words: None,
+                    ..EndedStatus::default()
                 };
                 (VmState::Stopped, Some(ended))
             }

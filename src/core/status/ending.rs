@@ -22,6 +22,9 @@ const QMP_TAIL: u64 = 16 * 1024;
 /// As much of the end of the console as is searched for a panic: its trace is some 4 KiB.
 const CONSOLE_TAIL: u64 = 16 * 1024;
 
+/// As much of the end of `qemu.log` as is read for its last line.
+const QEMU_TAIL: u64 = 4096;
+
 /// Longest last words, bytes.
 const LAST_WORDS: usize = 300;
 
@@ -32,7 +35,29 @@ const PANIC: &str = "Kernel panic - not syncing";
 pub fn read(paths: &VmPaths) -> Option<Ending> {
     let qmp = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
     let console = host::tail_of(&paths.file(vm_file::SERIAL_LOG), CONSOLE_TAIL);
-    parse(&qmp, &console)
+    let mut ending = parse(&qmp, &console)?;
+    if ending.state == VmState::Crashed {
+        let vm = paths.dir().file_name().unwrap_or_default().to_string_lossy();
+        let said = host::tail_of(&paths.file(vm_file::QEMU_LOG), QEMU_TAIL);
+        ending.ended.qemu_words = last_line(&said);
+        ending.ended.remediation = Some(remediation(&ending.ended.reason, &vm));
+    }
+    Some(ending)
+}
+
+/// What to do about a crash, by QEMU's word for it.
+fn remediation(reason: &str, vm: &str) -> String {
+    let look = match reason {
+        "guest-panic" | "guest-reset" => format!("castra logs {vm} --source serial shows the panic"),
+        "host-signal" => "somebody ended its QEMU by a signal".to_owned(),
+        "unknown" => {
+            "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for want of \
+                      memory"
+                .to_owned()
+        }
+        _ => format!("castra logs {vm} --source qemu shows what QEMU said"),
+    };
+    format!("{look}; castra restart {vm} starts it again with its disk")
 }
 
 /// What the ends of the two logs say.
@@ -65,6 +90,7 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
             reason: reason.unwrap_or("unknown").to_owned(),
             at: shutdown.and_then(time_of),
             last_words: last_words(console),
+            ..EndedStatus::default()
         },
     })
 }
@@ -84,10 +110,13 @@ fn time_of(message: &Value) -> Option<String> {
 
 /// The line of the panic if there is one, else the last line that isn't empty.
 fn last_words(console: &str) -> Option<String> {
-    let lines = || console.lines().map(str::trim).filter(|line| !line.is_empty());
-    let line = lines()
-        .rfind(|line| line.contains(PANIC))
-        .or(lines().next_back())?;
+    let panic = console.lines().rfind(|line| line.contains(PANIC));
+    last_line(panic.unwrap_or(console))
+}
+
+/// The last line that isn't empty, escaped.
+fn last_line(text: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
     Some(escape_line(line, LAST_WORDS))
 }
 
@@ -157,6 +186,42 @@ mod tests {
             let ended = parse(&format!("{ANSWER}{event}"), "").unwrap().ended;
             assert_eq!((ended.at, ended.reason.as_str()), (None, "unknown"), "{stamp}");
         }
+    }
+
+    #[test]
+    fn a_crash_has_qemus_words_and_a_remedy() {
+        let scratch = crate::core::scratch::Scratch::new("ending");
+        let paths = VmPaths::at(scratch.path("web"));
+        std::fs::create_dir_all(paths.dir()).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(paths.file(name), text).unwrap();
+        write(
+            vm_file::QEMU_LOG,
+            "warning: x\nqemu: terminating on signal 15 from pid 7 (kill)\n\n",
+        );
+        for (reason, words) in [
+            ("host-signal", "by a signal"),
+            ("host-error", "castra logs web --source qemu"),
+            ("guest-panic", "castra logs web --source serial"),
+        ] {
+            write(vm_file::QMP_LOG, &format!("{ANSWER}{}", shutdown(reason)));
+            let ended = read(&paths).unwrap().ended;
+            let remediation = ended.remediation.unwrap();
+            assert!(
+                remediation.contains(words) && remediation.contains("castra restart web"),
+                "{remediation}"
+            );
+            let said = ended.qemu_words.unwrap();
+            assert_eq!(said, "qemu: terminating on signal 15 from pid 7 (kill)");
+        }
+        write(vm_file::QMP_LOG, ANSWER);
+        let ended = read(&paths).unwrap().ended;
+        assert!(ended.remediation.unwrap().contains("dmesg"));
+        write(
+            vm_file::QMP_LOG,
+            &format!("{ANSWER}{}", shutdown("guest-shutdown")),
+        );
+        let ended = read(&paths).unwrap().ended;
+        assert_eq!((ended.remediation, ended.qemu_words), (None, None));
     }
 
     #[test]

@@ -188,7 +188,7 @@ impl GuestState {
 }
 
 /// How a launch ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndedStatus {
     /// QEMU's word for it (`guest-shutdown`, `guest-panic`, …), `host-reboot`, or `unknown`.
     pub reason: String,
@@ -196,6 +196,12 @@ pub struct EndedStatus {
     pub at: Option<String>,
     /// The panic on its console, else its last line, escaped. Null: it wrote nothing.
     pub last_words: Option<String>,
+    /// The last line QEMU wrote about itself, escaped. Null: it wrote none, or the VM didn't crash.
+    #[serde(default)]
+    pub qemu_words: Option<String>,
+    /// What to do about it. Null: it didn't crash.
+    #[serde(default)]
+    pub remediation: Option<String>,
 }
 
 /// Something `status` could not read.

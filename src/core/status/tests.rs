@@ -90,6 +90,7 @@ fn ending(state: VmState, reason: &str) -> Ending {
             reason: reason.into(),
             at: Some("2026-11-21T09:59:55.000Z".into()),
             last_words: Some("login: ".into()),
+            ..EndedStatus::default()
         },
     }
 }

@@ -153,11 +153,11 @@ fn a_castra_killed_in_mid_launch_leaves_nothing_that_down_does_not_find() {
         });
         up.signal(Signal::SIGKILL);
         drop(up);
-        // A QEMU that hangs lives on: that is what runs, whatever the phase says.
-        assert_ne!(project.vm("web")["state"], "starting");
+        // A QEMU that never gets ready lives on, and has the VM's lock as its castra had.
+        assert_eq!(project.vm("web")["state"], "starting");
         kill(Pid::from_raw(qemu), Signal::SIGKILL).unwrap();
         eventually(AMPLE, "a status without it", || {
-            (project.vm("web")["state"] != "running").then_some(())
+            (project.vm("web")["state"] == "stopped").then_some(())
         });
         project.run(&[next]).exits(0);
         project.down();

@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use crate::core::cancel::Cancel;
 use crate::core::config::LifecycleConfig;
 use crate::core::events::Event;
+use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::paths::VmPaths;
 use crate::core::reporter::Emitter;
@@ -26,6 +27,8 @@ const METHOD: &str = "qmp-system-powerdown";
 const QMP_LIMIT: Duration = Duration::from_secs(2);
 /// How often the power button is pressed again: a guest that was still booting didn't hear it.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
+/// From the end of QEMU's pid file to that of its process.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// How often the lock is looked at: a guest takes 30 to 70 ms to power off.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
@@ -85,8 +88,12 @@ pub fn shutdown(
         cancel,
         began: Instant::now(),
     };
+    let pid = qemu_pid(paths);
     let ending = ladder.descend();
     clear_leftovers(paths);
+    if let Some(pid) = pid.filter(|_| ending != ShutdownEnding::Failed) {
+        wait_for_end(pid);
+    }
     let outcome = ShutdownOutcome {
         ending,
         elapsed: ladder.began.elapsed(),
@@ -99,6 +106,15 @@ pub fn shutdown(
         changed: outcome.changed,
     });
     outcome
+}
+
+/// QEMU removes its pid file before it ends, and has its ports until it has ended: whoever starts the
+/// VM again wants them.
+fn wait_for_end(pid: u32) {
+    let until = Instant::now() + LAST_MOMENT;
+    while host::has_descriptors(pid) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 struct Ladder<'a, 'e> {

@@ -113,6 +113,8 @@ fn what_guests_and_scripts_say_stays_text() {
             reason: nasty.into(),
             outcome: "crashed".into(),
             last_words: Some(nasty.into()),
+            qemu_words: Some(nasty.into()),
+            remediation: Some(nasty.into()),
         },
     );
     castra.write("state/logs/events-broker.jsonl", &broker.lines);

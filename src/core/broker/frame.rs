@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use crate::core::bus::topic::{Pattern, Topic};
 use crate::core::escape::json_depth;
 
+use super::marks::Marks;
 use super::record::GUEST_METRICS_BYTES;
 
 /// Bytes of a frame's length.
@@ -362,30 +363,20 @@ fn scalar_id(raw: Option<&RawValue>) -> Option<&str> {
 /// Keeps a payload on one line. `None` if it is nested too deep or holds half a character, which
 /// the raw parser lets through and others choke on.
 fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
-    // The passes over every byte are written so that the compiler makes them pass over sixteen at once:
-    // a count in a byte for as many as a byte can count, and below a store for every byte.
-    let opened: usize = payload
-        .chunks(255)
-        .map(|some| {
-            usize::from(
-                some.iter()
-                    .map(|byte| u8::from(matches!(byte, b'{' | b'[')))
-                    .sum::<u8>(),
-            )
-        })
-        .sum();
-    let escaped = payload.contains(&b'\\');
-    if (opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH) || (escaped && has_lone_surrogate(payload)) {
+    let marks = Marks::of(payload);
+    if (marks.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH)
+        || (marks.escaped && has_lone_surrogate(payload))
+    {
         return None;
     }
     let kept = burst.keep(payload);
-    // Line ends can only stand between tokens: in a string they are no JSON.
-    for byte in &mut burst.text[kept.clone()] {
-        *byte = if matches!(*byte, b'\n' | b'\r') {
-            b' '
-        } else {
-            *byte
-        };
+    if marks.line_ends {
+        // They can only stand between tokens: in a string they are no JSON.
+        for byte in &mut burst.text[kept.clone()] {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
     }
     Some(kept)
 }

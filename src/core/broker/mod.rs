@@ -14,6 +14,7 @@ pub mod guests;
 pub mod launcher;
 mod link;
 mod listen;
+mod marks;
 mod outbox;
 pub mod process;
 pub mod protocol;

@@ -140,6 +140,8 @@ fn gone() -> Event {
         reason: "sigkill".into(),
         outcome: "crashed".into(),
         last_words: None,
+        qemu_words: None,
+        remediation: None,
     }
 }
 

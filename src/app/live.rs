@@ -307,6 +307,12 @@ impl Doing {
         }
     }
 
+    /// Whether there is nothing to show.
+    pub fn is_idle(&self) -> bool {
+        let works = |vm: &VmDoing| matches!(vm.state, State::Works(_));
+        self.general.is_none() && !self.vms.iter().any(works)
+    }
+
     /// The block: at most one line less than the terminal has, none of them as wide as it.
     pub fn lines(&self, now: Instant, size: Size, style: Style) -> Vec<Line> {
         // Some terminals wrap as soon as the last column is written.

@@ -68,7 +68,11 @@ impl PeopleReporter {
                 let doing = Arc::clone(&doing);
                 let mut consoles = Consoles::new(expected.map(|expected| expected.state));
                 LiveBlock::start(move |size| {
+                    if locked(&doing).is_idle() {
+                        return Vec::new();
+                    }
                     consoles.look(&doing);
+                    let size = size();
                     locked(&doing).lines(Instant::now(), size, style)
                 })
             }
@@ -320,5 +324,58 @@ impl Reporter for JsonReporter<'_> {
         self.trace.rejected |= matches!(stamped.event, Event::CommandRejected { .. });
         self.output.line(line);
         self.output.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn bytes(bytes: u64, total: Option<u64>) -> Event {
+        let mut event = Event::message(Severity::Progress, None, "fetching");
+        if let Event::Message { data, .. } = &mut event {
+            *data = Some(json!({"bytes": bytes, "total_bytes": total}));
+        }
+        event
+    }
+
+    #[test]
+    fn a_download_that_nobody_watches_is_told_at_every_tenth() {
+        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, true, None);
+        let mut told = |bytes_now, total| reporter.is_far_enough(&bytes(bytes_now, total));
+        for (now, expected) in [
+            (5, false),
+            (10, true),
+            (19, false),
+            (45, true),
+            (49, false),
+            (100, true),
+        ] {
+            assert_eq!(told(now, Some(100)), expected, "{now} %");
+        }
+        // Another one begins.
+        assert!(!told(3, Some(100)) && told(12, Some(100)));
+        assert!(!told(LINE_EVERY - 1, None) && told(LINE_EVERY, None));
+        assert!(!told(0, Some(0)));
+        assert!(reporter.is_far_enough(&Event::message(Severity::Progress, None, "trying KVM")));
+    }
+
+    #[test]
+    fn the_last_line_of_a_console() {
+        for (console, line) in [
+            ("", None),
+            ("\r\n \r\n", None),
+            ("one\r\ntwo\r\n\r\n", Some("two")),
+            (
+                "[  \x1b[32mOK\x1b[0m  ] Reached target\n",
+                Some("[  OK  ] Reached target"),
+            ),
+            ("10 %\r20 %\r", Some("20 %")),
+            ("login: \x1b", Some("login:")),
+        ] {
+            assert_eq!(last_line(console).as_deref(), line, "{console:?}");
+        }
     }
 }

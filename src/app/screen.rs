@@ -178,8 +178,11 @@ pub struct LiveBlock {
 }
 
 impl LiveBlock {
-    /// Shows what `lines` says for a terminal of this size, if stderr is one that can take lines back.
-    pub fn start(mut lines: impl FnMut(Size) -> Vec<Line> + Send + 'static) -> Option<LiveBlock> {
+    /// Shows what `lines` says, if stderr is a terminal that can take lines back. Its size is asked
+    /// for once there is anything to show.
+    pub fn start(
+        mut lines: impl FnMut(&dyn Fn() -> Size) -> Vec<Line> + Send + 'static,
+    ) -> Option<LiveBlock> {
         if !is_capable(&io::stderr()) {
             return None;
         }
@@ -188,8 +191,8 @@ impl LiveBlock {
             .name("live block".to_owned())
             .spawn(move || {
                 while stopped.recv_timeout(REDRAW_EVERY) == Err(RecvTimeoutError::Timeout) {
-                    let size = lock().size();
-                    lock().draw(lines(size));
+                    let block = lines(&|| lock().size());
+                    lock().draw(block);
                 }
             })
             .ok()?;

@@ -8,6 +8,7 @@ mod support;
 mod window;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use emulator::Terminal;
@@ -165,6 +166,53 @@ fn a_window_that_changes_isnt_garbled() {
     window.interrupt();
     let left = window.ends(130);
     assert!(!left.iter().any(|line| is_live(line)), "{left:#?}");
+}
+
+/// A stand-in for curl: half of a file of 1 MiB comes, and then nothing. How long it is, it says if
+/// LENGTH is set.
+const CURL: &str = r#"#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+    --output) part=$2 ;;
+    --dump-header) headers=$2 ;;
+    esac
+    shift
+done
+head -c 524288 /dev/zero >"$part"
+printf 'HTTP/1.1 200 OK\r\n%s\r\n' "${LENGTH:+content-length: $LENGTH}" >"$headers"
+exec sleep 600
+"#;
+
+#[test]
+fn a_download_has_a_bar_where_its_length_is_known() {
+    for (env, shown) in [
+        (&[("LENGTH", "1048576")][..], "fetching disk.qcow2  █"),
+        (&[], "fetching disk.qcow2  512 KiB"),
+    ] {
+        let castra = Castra::new("download");
+        castra.write(
+            "castra.toml",
+            "[project]\nname = \"download\"\n[[vms]]\nname = \"web\"\n\
+             base_image = \"https://images.invalid/disk.qcow2\"\n",
+        );
+        let curl = castra.write("bin/curl", CURL);
+        fs::set_permissions(&curl, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!(
+            "{}:{}",
+            curl.parent().unwrap().display(),
+            std::env::var("PATH").unwrap()
+        );
+        let env = [env, &[("PATH", path.as_str())]].concat();
+        let mut window = Window::run(&castra, 24, 80, &env, &["up"]);
+        window.shows("bytes", |terminal| {
+            let text = terminal.text();
+            text.iter()
+                .any(|line| line.starts_with(shown) && line.contains("512 KiB"))
+        });
+        window.interrupt();
+        let left = window.ends(130);
+        assert!(!left.iter().any(|line| line.starts_with("fetching")), "{left:#?}");
+    }
 }
 
 #[test]

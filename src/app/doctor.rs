@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 
 use castra::core::config::workspace::list_workspaces;
 use castra::core::doctor::{DoctorOutcome, Finding, Level};
-use castra::core::escape::{escape_json, escape_line};
+use castra::core::escape::escape_json;
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::doctor::{DoctorOptions, DoctorProject, doctor};
 use castra::core::paths::castra_home;
@@ -17,9 +17,6 @@ use super::select::{self, Selected};
 use super::style::Style;
 use super::{human, terminal, width};
 use crate::cli::Raw;
-
-/// Longest line, in bytes; the last words of a guest can be long.
-const LIMIT: usize = 2000;
 
 /// Columns of a level, of an area, and between.
 const LEVEL: usize = 5;
@@ -111,9 +108,8 @@ impl Look {
 
     /// A text behind a label of so many columns, in as many lines as it needs.
     fn wrapped(self, text: &str, label: usize) -> String {
-        let text = escape_line(text, LIMIT);
         let Some(width) = self.width else {
-            return text;
+            return text.to_owned();
         };
         let room = width.saturating_sub(self.indent()).max(NARROWEST);
         let mut lines = String::new();

@@ -14,9 +14,9 @@ use super::{Area, Finding, plural, size};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource};
 use crate::core::host::{self, Holder};
+use crate::core::images::cache::{CachedImage, CachedKind};
 use crate::core::images::default_guest::{self, Condition, GuestKind};
 use crate::core::images::{fetch, images_dir};
-use crate::core::operations::image::{CachedImage, CachedKind};
 
 /// Which default guests the configs at hand boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,6 +52,10 @@ impl Wanted {
 
 /// Looks at the default guests. Both at once: comparing their digests is most of the doctor's work.
 pub fn guests(home: &Path, wanted: Wanted, cancel: &Cancel) -> Vec<Finding> {
+    if home.exists() && !home.is_dir() {
+        // Nothing can be there, which the look at the disk says.
+        return Vec::new();
+    }
     thread::scope(|scope| {
         let looks = GuestKind::ALL
             .map(|kind| scope.spawn(move || (kind, default_guest::examine(home, kind, cancel))));

@@ -227,6 +227,10 @@ impl Look<'_> {
 
     fn disk(&self, path: &Path) -> Option<Finding> {
         let name = path.file_name()?.to_str()?;
+        // Whatever isn't a plain file castra hasn't made; opening it might wait for ever.
+        if !path.symlink_metadata().is_ok_and(|meta| meta.is_file()) {
+            return None;
+        }
         if host::image_use(path) != ImageUse::Unlocked {
             return None;
         }

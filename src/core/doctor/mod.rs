@@ -19,6 +19,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::core::escape::escape_line;
+
 /// Name and version of the contract.
 pub const SCHEMA: &str = "castra.doctor.v1";
 
@@ -36,8 +38,13 @@ pub struct DoctorOutcome {
 }
 
 impl DoctorOutcome {
-    /// Findings put in order, and their verdict.
+    /// Findings put in order, and their verdict. Their texts may quote guests and file names: from here
+    /// on each is one harmless line.
     pub fn of(mut findings: Vec<Finding>) -> DoctorOutcome {
+        for finding in &mut findings {
+            finding.text = one_line(&finding.text);
+            finding.remediation = finding.remediation.as_deref().map(one_line);
+        }
         // Stable: within an area they stay in the order in which they were found.
         findings.sort_by_key(|finding| finding.area);
         DoctorOutcome {
@@ -195,6 +202,14 @@ impl Finding {
     }
 }
 
+/// Several lines as one, escaped.
+fn one_line(text: &str) -> String {
+    /// Long enough for the last words of a guest and a few paths.
+    const LIMIT: usize = 2000;
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    escape_line(&lines.join("; "), LIMIT)
+}
+
 /// `3.2 GiB`, `512 MiB`, `12 KiB`: sizes in texts.
 pub(crate) fn size(bytes: u64) -> String {
     for (unit, name) in [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
@@ -226,8 +241,9 @@ mod tests {
         let outcome = DoctorOutcome::of(vec![
             Finding::warn("b", Area::Security, "b", "do"),
             Finding::ok("a", Area::Tools, "a"),
-            Finding::ok("c", Area::Tools, "c"),
+            Finding::ok("c", Area::Tools, "c\x1b[2J\n  d"),
         ]);
+        assert_eq!(outcome.findings[1].text, "c\\x1b[2J; d");
         let ids: Vec<&str> = outcome
             .findings
             .iter()

@@ -15,11 +15,7 @@ pub fn broken(failure: &Failure) -> Finding {
         .next
         .clone()
         .unwrap_or_else(|| "correct that file; docs/CONFIG.md has every key".to_owned());
-    Finding::error("config.invalid", Area::Config, one_line(&failure.cause()), remedy)
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+    Finding::error("config.invalid", Area::Config, failure.cause(), remedy)
 }
 
 /// That it is there and valid, and what is odd about it.
@@ -42,7 +38,7 @@ pub fn config(config: &Config) -> Vec<Finding> {
         Finding::warn(
             "config.odd",
             Area::Config,
-            one_line(warning),
+            warning.clone(),
             "correct that key, or take it out: castra ignores it",
         )
         .data(json!({"workspace": config.workspace, "path": config.path}))

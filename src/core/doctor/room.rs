@@ -54,6 +54,17 @@ pub fn memory() -> Finding {
 pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
     let there = nearest(dir);
     let shown = dir.display();
+    if !there.is_dir() {
+        return vec![
+            Finding::error(
+                "disk.writable",
+                Area::Disk,
+                format!("{shown} can't be made: {} is no directory", there.display()),
+                "put it elsewhere: `state_dir` under [project], or CASTRA_HOME",
+            )
+            .data(json!({"path": dir})),
+        ];
+    }
     let mut findings = Vec::new();
     if let Some(free) = host::space_left(&there) {
         let text = format!("{} free for {purpose} in {shown}", size(free));
@@ -126,6 +137,12 @@ mod tests {
         assert_eq!(findings.len(), 1, "{findings:?}");
         assert!(findings[0].data["free_bytes"].as_u64().unwrap() > 0);
         assert!(!scratch.path("a").exists());
+        std::fs::write(scratch.path("file"), "").unwrap();
+        let findings = directory("disk.state", &scratch.path("file/b"), "state");
+        assert!(
+            findings.len() == 1 && findings[0].text.contains("is no directory"),
+            "{findings:?}"
+        );
     }
 
     #[test]

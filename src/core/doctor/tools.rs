@@ -318,7 +318,12 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
         Ok(answer) => answer,
         Err(why) => {
             let text = format!("{} doesn't tell its version: {why}", path.display());
-            return missing(tool.id, Area::Tools, text, install).data(data(Some(path), None));
+            let remedy = format!(
+                "`{} {}` shows what is wrong with it",
+                path.display(),
+                tool.asks.join(" ")
+            );
+            return missing(tool.id, Area::Tools, text, remedy).data(data(Some(path), None));
         }
     };
     let first = answer.lines().next().unwrap_or_default();

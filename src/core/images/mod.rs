@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod base;
+pub mod cache;
 pub mod default_guest;
 pub mod digest;
 pub mod embedded;

@@ -15,8 +15,7 @@ use crate::core::doctor::{
 };
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::images::images_dir;
-use crate::core::operations::image::{ImageAction, ImageOptions, ImageOutcome, image};
+use crate::core::images::{cache as image_cache, images_dir};
 use crate::core::operations::ports::{PortsOptions, ports};
 use crate::core::operations::room::{core_shortage, memory_shortage};
 use crate::core::ports::PortsProject;
@@ -156,13 +155,9 @@ fn host_findings(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
         return findings;
     };
     findings.extend(room::directory("disk.home", &images_dir(home), "images"));
-    let list = ImageOptions {
-        home: home.to_owned(),
-        action: ImageAction::List,
-        cancel: Cancel::new(),
-    };
-    if let Ok(ImageOutcome::List { images, .. }) = image(list, &mut Silent) {
-        findings.extend(images::cache(home, &images));
+    match image_cache::list(home) {
+        Ok(cached) => findings.extend(images::cache(home, &cached)),
+        Err(failure) => findings.push(unreadable(&failure)),
     }
     findings.extend(modes::of_home(home));
     findings.extend(leftovers::registry(home, &workspace::list_workspaces(home)));

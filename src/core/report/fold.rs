@@ -91,8 +91,10 @@ impl Fold {
         self.report.outcome != Outcome::Unfinished
     }
 
-    /// It is under way.
-    pub(super) fn goes_on(&mut self) {
+    /// It is under way, now being that wall clock.
+    pub(super) fn goes_on(&mut self, now_ms: u64) {
+        let so_far = now_ms.saturating_sub(self.began_ms);
+        self.report.known_ms = self.report.known_ms.max(so_far);
         self.report.outcome = Outcome::Running;
     }
 

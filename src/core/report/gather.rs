@@ -199,11 +199,12 @@ fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
 
 /// A run without an end is under way if it is the last about a VM whose lock somebody holds.
 fn see_what_goes_on(state: &StateRoot, folds: &mut [Fold]) {
+    let now = millis(&wall_clock(SystemTime::now())).unwrap_or(0);
     let mut later: HashSet<String> = HashSet::new();
     for fold in folds.iter_mut().rev() {
         let held = |vm: &VmName| host::lock_holder(&state.vm(vm).lock()) != Holder::Nobody;
         if !fold.has_ended() && fold.vms().any(|vm| !later.contains(&vm.key()) && held(vm)) {
-            fold.goes_on();
+            fold.goes_on(now);
         }
         later.extend(fold.keys().map(str::to_owned));
     }

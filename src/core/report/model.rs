@@ -149,7 +149,8 @@ impl State {
 /// One bar of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `queued`, `overlay`, `launch`, a step of the bootstrap, `power-button`, `SIGTERM`, `SIGKILL`, `stop`.
+    /// `queued`, `overlay`, `launch`, a step of the bootstrap, `power-button`, `SIGTERM`, `SIGKILL`, `stop`;
+    /// `under-way` or `unfinished` behind the last one whose end is known.
     pub phase: String,
     /// How it ended.
     pub state: State,
@@ -288,6 +289,12 @@ impl RunReport {
         let phases = self.vms.iter().flat_map(|vm| &vm.phases).map(Phase::end_ms);
         let known = self.known_ms.max(self.duration_ms.unwrap_or(0));
         phases.max().unwrap_or(0).max(known)
+    }
+
+    /// Why it failed; of a run that didn't, `detail` names the VMs that were asked for.
+    pub fn why(&self) -> Option<&str> {
+        let has_failed = matches!(self.outcome, Outcome::Failed | Outcome::Interrupted);
+        self.detail.as_deref().filter(|_| has_failed)
     }
 
     /// What its VMs run under, each once.

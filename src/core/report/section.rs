@@ -25,7 +25,7 @@ pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
     page.leaf("span", &[("class", "when")], &units::moment(&run.started_at));
     page.close().line();
     strip(page, run);
-    if let Some(detail) = run.detail.as_ref().filter(|_| run.outcome != Outcome::Ok) {
+    if let Some(detail) = run.why() {
         page.leaf("p", &[("class", "why")], detail).line();
     }
     if !run.vms.is_empty() {

@@ -315,12 +315,16 @@ impl Story {
                 Outcome::Interrupted | Outcome::Running | Outcome::Unfinished => State::Waiting,
             };
             if report.state == State::Waiting && known > end && report.phases.len() < MOST_PHASES {
+                let (name, detail) = match outcome {
+                    Outcome::Running => ("under-way", None),
+                    _ => ("unfinished", Some("its end is not known".to_owned())),
+                };
                 report.phases.push(Phase {
-                    phase: open.map_or_else(|| "unfinished".to_owned(), |(signal, _)| signal),
+                    phase: open.map_or_else(|| name.to_owned(), |(signal, _)| signal),
                     state: State::Waiting,
                     start_ms: end,
                     duration_ms: known - end,
-                    detail: Some("its end is not known".to_owned()),
+                    detail,
                 });
             }
         }

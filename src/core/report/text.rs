@@ -70,7 +70,7 @@ fn of_run(text: &mut String, run: &RunReport, paint: &dyn Fn(Tone, &str) -> Stri
         facts.join(", "),
         paint(Tone::Faint, &run.run)
     );
-    if let Some(detail) = run.detail.as_ref().filter(|_| run.outcome != Outcome::Ok) {
+    if let Some(detail) = run.why() {
         let _ = writeln!(text, "  {detail}");
     }
     let width = run.vms.iter().map(|vm| vm.vm.len()).max().unwrap_or(0).min(24);

@@ -325,7 +325,7 @@ fn after(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
         (State::Failed, Some(phase)) if says_itself(phase) => ("after bad", format!("✕ {took}")),
         (State::Failed, Some(phase)) => ("after bad", format!("✕ {}, {took}", cut(&phase.phase, 14))),
         (State::Failed, None) => ("after bad", format!("✕ failed, {took}")),
-        (State::Waiting, _) => ("after", "no end known".to_owned()),
+        (State::Waiting, _) => ("after", took),
         _ => ("after", took),
     };
     let x = axis.x(end).max(LEFT + THINNEST) + 7.0;

@@ -140,8 +140,8 @@ fn gone() -> Event {
         reason: "sigkill".into(),
         outcome: "crashed".into(),
         last_words: None,
-        qemu_words: None,
-        remediation: None,
+        qemu_words: Some("killed".into()),
+        remediation: Some("castra up".into()),
     }
 }
 
@@ -243,7 +243,7 @@ fn vms_that_fail() {
         .end(900, 0)
         .exited(150)
         .exited(500)
-        .check("ok; web failed: queued 0+100waiting, launch 100+100, @200 launched, @500 QEMU gone (crashed (sigkill))");
+        .check("ok; web failed: queued 0+100waiting, launch 100+100, @200 launched, @500 QEMU gone (crashed (sigkill): QEMU: killed; → castra up)");
     Script::new()
         .at(5, gone())
         .launched(200)

@@ -75,15 +75,10 @@ impl Story {
                 self.phase("launch", State::Ok, at, *elapsed_ms, Some(detail));
                 self.mark(MarkKind::Launched, at, Some(format!("QEMU is pid {pid}")));
             }
-            Event::VmExited {
-                reason,
-                outcome,
-                last_words,
-                ..
-            } => {
-                // `up` finds what is left of an earlier launch.
-                let text = format!("an earlier launch: {reason}");
-                self.exited(at, &text, outcome, last_words.as_deref(), false);
+            // `up` finds what is left of an earlier launch.
+            Event::VmExited { .. } => {
+                let text = format!("an earlier launch {}", ending(event));
+                self.mark(MarkKind::Exited, at, Some(shown(&text)));
             }
             Event::BootstrapPlanned(plan) => match plan.action {
                 BootstrapPlanAction::Run => {}
@@ -176,14 +171,14 @@ impl Story {
             // That of an earlier launch was told a little late, or `down` has ended it.
             Event::VmExited { .. }
                 if (!self.launched && self.is_stopping()) || (self.launched && at < self.launched_at()) => {}
-            Event::VmExited {
-                reason,
-                outcome,
-                last_words,
-                ..
-            } => {
+            Event::VmExited { outcome, .. } => {
                 let meanwhile = end.is_none_or(|end| at <= end);
-                self.exited(at, reason, outcome, last_words.as_deref(), meanwhile);
+                let text = ending(event);
+                self.mark(MarkKind::Exited, at, Some(shown(&text)));
+                // What came after the run doesn't make it fail.
+                if meanwhile && outcome == "crashed" && self.report.error.is_none() {
+                    self.fail(&text);
+                }
             }
             _ => {}
         }
@@ -211,18 +206,6 @@ impl Story {
             .iter()
             .rfind(|mark| mark.mark == MarkKind::Launched);
         launched.map_or(0, |mark| mark.at_ms)
-    }
-
-    /// QEMU is gone. What died before this run, or after it, doesn't make the run fail.
-    fn exited(&mut self, at: u64, reason: &str, outcome: &str, last_words: Option<&str>, meanwhile: bool) {
-        let text = match last_words {
-            Some(words) => format!("{outcome} ({reason}): {words}"),
-            None => format!("{outcome} ({reason})"),
-        };
-        self.mark(MarkKind::Exited, at, Some(shown(&text)));
-        if meanwhile && outcome == "crashed" && self.report.error.is_none() {
-            self.fail(&text);
-        }
     }
 
     /// Its disk was there, and then came an error: there is no event of a launch that didn't work.
@@ -333,4 +316,30 @@ impl Story {
         report.marks.sort_by_key(|mark| mark.at_ms);
         self.report
     }
+}
+
+/// How a VM ended, in words: `crashed (sigkill): what its console said last; QEMU: what that said; → what to do`.
+fn ending(event: &Event) -> String {
+    let Event::VmExited {
+        reason,
+        outcome,
+        last_words,
+        qemu_words,
+        remediation,
+        ..
+    } = event
+    else {
+        return String::new();
+    };
+    let mut text = format!("{outcome} ({reason})");
+    let said = [
+        last_words.clone(),
+        qemu_words.as_ref().map(|words| format!("QEMU: {words}")),
+        remediation.as_ref().map(|advice| format!("→ {advice}")),
+    ];
+    for (number, words) in said.into_iter().flatten().enumerate() {
+        text.push_str(if number == 0 { ": " } else { "; " });
+        text.push_str(&words);
+    }
+    text
 }

@@ -8,8 +8,7 @@
 //! connection all end a script together with its children in the same way.
 
 use std::io::{self, Read, Write};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ExitStatus};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,16 +100,9 @@ pub fn run(
     tick: &mut dyn FnMut(),
 ) -> Result<i32, ExecError> {
     let target = master.target().clone();
-    let mut child = Command::new("ssh")
-        .args(target.channel_argv(&exec.command))
-        .current_dir(&target.dir)
-        .env("LC_ALL", "C")
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| ExecError::Ssh(SshError::NoTool(error)))?;
+    let mut child = target
+        .spawn(target.channel_argv(&exec.command))
+        .map_err(ExecError::Ssh)?;
     let stdin = child.stdin.take().expect("stdin is piped");
     let stdout = child.stdout.take().expect("stdout is piped");
     let stderr = child.stderr.take().expect("stderr is piped");

@@ -9,8 +9,7 @@
 //! nobody reaps.
 
 use std::io::Read;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -65,16 +64,7 @@ impl Master {
         let began = Instant::now();
         // A socket left by a killed ssh would make this one go on without a socket.
         let _ = host::remove_if_there(&target.dir.join(vm_file::SSH_CTL));
-        let mut child = Command::new("ssh")
-            .args(target.master_argv(command))
-            .current_dir(&target.dir)
-            .env("LC_ALL", "C")
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(SshError::NoTool)?;
+        let mut child = target.spawn(target.master_argv(command))?;
         let stdin = child.stdin.take();
         let stderr = Arc::new(Mutex::new(Tail::default()));
         let (tell, heard) = bounded(QUEUE_LINES);

@@ -15,8 +15,11 @@ pub mod master;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
+use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::BootstrapPlanSsh;
 use crate::core::name::VmName;
@@ -77,6 +80,20 @@ impl SshTarget {
     /// silent second connection.
     pub fn channel_argv(&self, command: &str) -> Vec<OsString> {
         self.argv(&[], &["ControlMaster=no", "ProxyCommand=false"], command)
+    }
+
+    /// Starts ssh in the VM's directory, away from the terminal's signals, with pipes for all three streams.
+    fn spawn(&self, argv: Vec<OsString>) -> Result<Child, SshError> {
+        Command::new("ssh")
+            .args(argv)
+            .current_dir(&self.dir)
+            .env("LC_ALL", "C")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(SshError::NoTool)
     }
 
     /// `Key=value` for an `ssh`, `scp` or ssh_config of the user's own, whatever its working

@@ -144,7 +144,8 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
          wait $p\n\
          c=$?\n",
     );
-    text.push_str(&format!("echo {mark} $c\nexec 3<&-\nkill $w\nexit $c\n}}\n"));
+    // The watcher goes first: at the mark stdin is closed, and it would end what the script has left running.
+    text.push_str(&format!("exec 3<&-\nkill $w\necho {mark} $c\nexit $c\n}}\n"));
     text
 }
 
@@ -264,8 +265,16 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "{shell:?}");
             child.wait().unwrap();
             for pid in String::from_utf8(pids).unwrap().split_whitespace() {
-                let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-                assert!(state.is_empty() || state.contains(") Z "), "{shell:?}: {state}");
+                // It has closed its stdout; the rest of its end may take it a moment.
+                let until = Instant::now() + Duration::from_secs(10);
+                loop {
+                    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+                    if state.is_empty() || state.contains(") Z ") {
+                        break;
+                    }
+                    assert!(Instant::now() < until, "{shell:?}: {state}");
+                    std::thread::yield_now();
+                }
             }
         }
     }
@@ -276,7 +285,10 @@ mod tests {
         let dir = scratch.dir().to_str().unwrap();
         for shell in SHELLS {
             let command = "sleep 600 >/dev/null 2>&1 & echo $!";
-            let (out, _) = converse(shell, &session(dir, &[], Program::Command(command), MARK));
+            let text = session(dir, &[], Program::Command(command), MARK);
+            // Once the mark is out the watcher is gone, whoever closes stdin how soon.
+            assert!(text.find("kill $w").unwrap() < text.find(&format!("echo {MARK} $c")).unwrap());
+            let (out, _) = converse(shell, &text);
             let pid: i32 = out.lines().next().unwrap().parse().unwrap();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
                 .unwrap();

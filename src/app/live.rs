@@ -26,6 +26,8 @@ use super::width;
 const EVIDENCE_BYTES: usize = 400;
 /// Narrower names are padded to this, so that lines begin alike.
 pub const NAME_COLUMN: usize = 8;
+/// From so many columns on there is room for calm.
+const ROOMY: usize = 75;
 /// A deadline nearer than this is worth a colour.
 const NEAR: Duration = Duration::from_secs(10);
 
@@ -35,6 +37,14 @@ pub struct Doing {
     /// What is done for all VMs; shown while no VM works.
     general: Option<Work>,
     vms: Vec<VmDoing>,
+    /// The widest that columns have been: they don't jump to and fro as their contents change.
+    widest: Widest,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Widest {
+    what: usize,
+    time: usize,
 }
 
 #[derive(Debug)]
@@ -123,8 +133,8 @@ impl Doing {
     /// These VMs will have their turn, in this order.
     pub fn expecting(vms: impl IntoIterator<Item = String>) -> Doing {
         Doing {
-            general: None,
             vms: vms.into_iter().map(|vm| VmDoing::new(&vm, true)).collect(),
+            ..Doing::default()
         }
     }
 
@@ -314,7 +324,7 @@ impl Doing {
     }
 
     /// The block: at most one line less than the terminal has, none of them as wide as it.
-    pub fn lines(&self, now: Instant, size: Size, style: Style) -> Vec<Line> {
+    pub fn lines(&mut self, now: Instant, size: Size, style: Style) -> Vec<Line> {
         // Some terminals wrap as soon as the last column is written.
         let columns = size.columns.saturating_sub(1);
         let rows = size.rows.saturating_sub(1).max(1);
@@ -333,10 +343,12 @@ impl Doing {
         if working.len() + waiting.len() <= rows {
             working.append(&mut waiting);
         } else {
+            // The sentences above keep a quarter of the terminal: what failed is told there.
+            let rows = rows.min(size.rows * 3 / 4).max(1);
             left_out = working.split_off(working.len().min(rows - 1));
             left_out.append(&mut waiting);
         }
-        let shape = Shape::of(&working, now, columns);
+        let shape = Shape::of(&working, now, columns, &mut self.widest);
         let mut lines: Vec<Line> = working
             .iter()
             .map(|(vm, work)| vm.line(*work, &shape, now, style))
@@ -468,17 +480,27 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(vms: &[(&VmDoing, Option<&Work>)], now: Instant, columns: usize) -> Shape {
+    fn of(vms: &[(&VmDoing, Option<&Work>)], now: Instant, columns: usize, before: &mut Widest) -> Shape {
         let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
         let works = || vms.iter().filter_map(|(_, work)| *work);
         let name = widest(&mut vms.iter().map(|(vm, _)| width::of(&vm.vm)));
         // A long name leaves room for what goes on.
         let most = (columns / 3).max(NAME_COLUMN / 2);
+        let mut found = Widest {
+            what: widest(&mut works().map(|work| width::of(&work.what))),
+            time: widest(&mut works().map(|work| width::of(&work.time(now)))),
+        };
+        // A narrow terminal has better uses for its columns.
+        if columns >= ROOMY {
+            found.what = found.what.max(before.what);
+            found.time = found.time.max(before.time);
+            *before = found;
+        }
         Shape {
             columns,
             name: name.max(NAME_COLUMN).min(most),
-            what: widest(&mut works().map(|work| width::of(&work.what))),
-            time: widest(&mut works().map(|work| width::of(&work.time(now)))),
+            what: found.what,
+            time: found.time,
         }
     }
 }

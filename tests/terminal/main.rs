@@ -140,10 +140,10 @@ fn a_restart_shows_the_way_down_and_the_way_up() {
 fn a_fleet_taller_than_the_window_is_summed_up() {
     let castra = project("tall", 12);
     let mut window = Window::run(&castra, 8, 100, &[], &["up"]);
-    window.shows("six lines and the rest", |terminal| {
+    window.shows("five lines and the rest", |terminal| {
         let lines = live(terminal);
-        lines.len() == 7
-            && lines[6] == "and 6 more: 6 at wait-handshake"
+        lines.len() == 6
+            && lines[5] == "and 7 more: 7 at wait-handshake"
             && terminal.screen().last().is_some_and(String::is_empty)
     });
     window.resize(20, 100);

@@ -35,9 +35,10 @@ impl Script {
         self.doing.note(&event, now);
     }
 
-    fn shows(&self, secs: u64, rows: usize, columns: usize, expected: &[&str]) {
+    fn shows(&mut self, secs: u64, rows: usize, columns: usize, expected: &[&str]) {
         let size = Size { rows, columns };
-        let lines = self.doing.lines(self.at(secs), size, Style::PLAIN);
+        let now = self.at(secs);
+        let lines = self.doing.lines(now, size, Style::PLAIN);
         for line in &lines {
             assert_eq!(line.width, width::of(&line.text), "{line:?}");
             assert!(line.width < columns, "{line:?}");
@@ -246,7 +247,7 @@ fn the_way_down() {
         21,
         24,
         100,
-        &["web       SIGTERM  1 s, 4 s left  waits for QEMU to end · didn't power off in 20 s"],
+        &["web       SIGTERM    1 s, 4 s left   waits for QEMU to end · didn't power off in 20 s"],
     );
     script.note(
         22,
@@ -271,7 +272,7 @@ fn a_fleet_taller_than_the_terminal() {
     script.note(1, prepared("web-3"));
     script.shows(
         2,
-        6,
+        8,
         60,
         &[
             "web-0     wait-handshake  2 s, 58 s left  waits for a hand…",
@@ -308,8 +309,9 @@ fn a_fleet_taller_than_the_terminal() {
         3,
         Event::message(Severity::Error, Some(&vm("web-1")), "no memory"),
     );
-    let size = Size { rows: 4, columns: 60 };
-    let lines = script.doing.lines(script.at(3), size, Style::PLAIN);
+    let size = Size { rows: 5, columns: 60 };
+    let now = script.at(3);
+    let lines = script.doing.lines(now, size, Style::PLAIN);
     assert!(lines[1].text.starts_with("web-2 "), "{lines:?}");
 }
 

@@ -701,6 +701,59 @@ fn a_disk_and_a_mount_persist() {
 }
 
 #[test]
+fn a_restarted_guest_has_its_disk_its_keys_and_its_port_and_is_reachable_anew() {
+    let project = Project::with(
+        "restart",
+        "[[vms]]\nname = \"web\"\n  [vms.bootstrap]\n  script = \"count.sh\"\n[[vms]]\nname = \"db\"\n",
+    );
+    project.file("count.sh", "#!/bin/sh\necho x >>/var/boots\n");
+    project.expect(0, &["up"]);
+    let (before, db) = (project.vm("web"), project.vm("db")["pid"].clone());
+    let exec = |vm: &str, command: &str| project.expect(0, &["exec", vm, "--", "sh", "-c", command]);
+    let boot_id = exec("web", "cat /proc/sys/kernel/random/boot_id");
+    exec("web", "echo kept >/var/kept");
+
+    let events = project.events(0, &["restart", "web"]);
+    let phases: Vec<&str> = of_type(&events, "vm.lifecycle")
+        .iter()
+        .map(|event| event["phase"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        phases,
+        [
+            "shutdown-requested",
+            "cooperative-attempted",
+            "cooperative-succeeded",
+            "shutdown-complete",
+            "overlay-prepared",
+            "launched"
+        ]
+    );
+    assert_eq!(of_type(&events, "bootstrap.completed").len(), 1);
+    let after = project.vm("web");
+    assert_eq!(
+        (&after["reachable"], &after["ssh"]["port"]),
+        (&true.into(), &before["ssh"]["port"])
+    );
+    assert_ne!(after["pid"], before["pid"]);
+    assert_ne!(exec("web", "cat /proc/sys/kernel/random/boot_id"), boot_id);
+    assert_eq!(exec("web", "cat /var/kept; wc -l </var/boots"), "kept\n2\n");
+    assert_eq!(project.vm("db")["pid"], db);
+
+    // One that switched itself off has its disk still; --discard begins anew.
+    project.run(&["exec", "web", "--", "sh", "-c", "sync; poweroff"]);
+    eventually("the guest to power off", || {
+        project.vm("web")["state"] == "stopped"
+    });
+    project.expect(0, &["restart", "web"]);
+    assert_eq!(exec("web", "cat /var/kept"), "kept\n");
+    project.expect(0, &["restart", "web", "--discard"]);
+    assert_eq!(exec("web", "ls /var/kept 2>/dev/null; wc -l </var/boots"), "1\n");
+    project.expect(0, &["down"]);
+    assert_eq!(processes_in(&project.dir), [""; 0]);
+}
+
+#[test]
 fn a_guest_attached_to_an_embedding_program_is_its_child_to_the_end() {
     use castra::core::config::{self, Environment};
     use castra::core::operations::{

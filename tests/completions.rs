@@ -61,7 +61,7 @@ fn offers(castra: &Castra, shell: &str, args: &[&str]) -> String {
         .unwrap_or_else(|error| panic!("{shell}: {error}: run scripts/install-deps.sh test"));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{shell} {args:?}");
     let printed = String::from_utf8(output.stdout).unwrap();
-    let mut words: Vec<&str> = printed.split_whitespace().collect();
+    let mut words: Vec<&str> = printed.lines().filter(|line| !line.is_empty()).collect();
     words.sort_unstable();
     words.join(" ")
 }
@@ -85,12 +85,19 @@ fn bash() {
         let found = offers(&castra, "bash", &["-c", program, "bash", &script, line]);
         assert_eq!(found, expected, "{line}");
     }
-    let after_dashes =
-        "source \"$1\"; COMP_WORDS=(castra ssh db -- u); COMP_CWORD=4; _castra; echo \"${COMPREPLY[*]}\"";
-    assert_eq!(
-        offers(&castra, "bash", &["-c", after_dashes, "bash", &script]),
-        ""
-    );
+    // As bash cuts lines with `=` and `--` into words.
+    let words = |words: &str| {
+        let program = format!(
+            "source \"$1\"; COMP_WORDS=(castra {words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _castra; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        );
+        offers(&castra, "bash", &["-c", &program, "bash", &script])
+    };
+    assert_eq!(words("ssh db -- u"), "");
+    assert_eq!(words("up --bootstrap = s"), "skip");
+    assert_eq!(words("completions --color ="), "always auto never");
+    assert_eq!(words("--color = never up a"), "api-0 api-1");
+    castra.write("z a.toml", "");
+    assert_eq!(words("up --config z"), "z a.toml");
 }
 
 #[test]

@@ -52,8 +52,11 @@ fn bash() -> String {
          _castra() {\n\
          \x20   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command= word i skip=\n\
          \x20   COMPREPLY=()\n\
+         \x20   # bash cuts --flag=value into three words.\n\
+         \x20   if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi\n\
          \x20   for ((i = 1; i < COMP_CWORD; i++)); do\n\
          \x20       word=${COMP_WORDS[i]}\n\
+         \x20       if [[ $word == = ]]; then skip=1; continue; fi\n\
          \x20       if [[ -n $skip ]]; then skip=; continue; fi\n\
          \x20       case $word in\n",
     );
@@ -133,7 +136,9 @@ fn bash() -> String {
 fn bash_reply(complete: Complete) -> String {
     match complete {
         Complete::Nothing => String::new(),
-        Complete::Path => "COMPREPLY=($(compgen -f -- \"$cur\"));".to_owned(),
+        Complete::Path => {
+            "mapfile -t COMPREPLY < <(compgen -f -- \"$cur\"); compopt -o filenames 2>/dev/null;".to_owned()
+        }
         Complete::VmName => {
             "COMPREPLY=($(compgen -W \"$(castra vm-names 2>/dev/null)\" -- \"$cur\"));".to_owned()
         }

@@ -2,8 +2,11 @@
 _castra() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} command= word i skip=
     COMPREPLY=()
+    # bash cuts --flag=value into three words.
+    if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
     for ((i = 1; i < COMP_CWORD; i++)); do
         word=${COMP_WORDS[i]}
+        if [[ $word == = ]]; then skip=1; continue; fi
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
@@ -28,17 +31,17 @@ _castra() {
         esac
     done
     case $prev in
-        --config) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --config) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --workspace)  return ;;
         --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
         --project-name)  return ;;
-        --dir) COMPREPLY=($(compgen -f -- "$cur")); return ;;
-        --output) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --dir) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
+        --output) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --bootstrap) COMPREPLY=($(compgen -W 'auto skip always' -- "$cur")); return ;;
         --graceful-wait-secs)  return ;;
         --sigterm-wait-secs)  return ;;
         --sigkill-wait-secs)  return ;;
-        --state-root) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --state-root) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --source) COMPREPLY=($(compgen -W 'serial qemu bootstrap broker bus' -- "$cur")); return ;;
         --tail)  return ;;
         --type)  return ;;
@@ -46,13 +49,13 @@ _castra() {
         --run)  return ;;
         --after)  return ;;
         --since)  return ;;
-        --html) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --html) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --last)  return ;;
-        --codex) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --codex) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --codex-arg)  return ;;
         --model)  return ;;
         --resume)  return ;;
-        --cwd) COMPREPLY=($(compgen -f -- "$cur")); return ;;
+        --cwd) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --in) COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); return ;;
         --timeout)  return ;;
         --idle-timeout)  return ;;
@@ -79,7 +82,7 @@ _castra() {
         'bootstrap') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --bootstrap --plan' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'ssh') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'exec') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
-        'cp') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        'cp') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; fi ;;
         'ssh-config') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'console') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --raw' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'status') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --watch --all' -- "$cur")); else :;  fi ;;
@@ -98,7 +101,7 @@ _castra() {
         'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --mounts' -- "$cur")); else :;  fi ;;
         'broker') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness run') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --codex --codex-arg --model --resume --cwd --in --timeout --idle-timeout --no-preamble' -- "$cur")); else :;  fi ;;
-        'harness relay') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --no-record' -- "$cur")); else :; COMPREPLY=($(compgen -f -- "$cur")); fi ;;
+        'harness relay') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --no-record' -- "$cur")); else :; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; fi ;;
         'harness list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness show') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness usage') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;

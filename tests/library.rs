@@ -18,8 +18,8 @@ use castra::core::events::contract::Stamped;
 use castra::core::events::{Event, Severity};
 use castra::core::failure::Exit;
 use castra::core::operations::{
-    self, BrokerLauncher, DownOptions, ProcessBrokerLauncher, StatusOptions, ThreadBrokerLauncher, UpOptions,
-    VmLaunchMode, collect,
+    self, BrokerLauncher, DownOptions, ProcessBrokerLauncher, RestartOptions, StatusOptions,
+    ThreadBrokerLauncher, UpOptions, VmLaunchMode, collect,
 };
 use castra::core::reporter::Silent;
 use castra::core::status::BrokerState;
@@ -150,13 +150,25 @@ fn live_once(config: &Config, broker: &dyn BrokerLauncher, mode: VmLaunchMode) {
     assert_eq!(seen.broker.state, BrokerState::Running);
     assert_eq!(seen.broker.pid, Some(std::process::id()));
     assert!(seen.vms.iter().all(|vm| vm.pid.is_some()), "{seen:?}");
+    let options = RestartOptions {
+        vms: vec![config.vms[0].name.to_string()],
+        launch_mode: mode,
+        ..RestartOptions::new(config.clone(), home())
+    };
+    let again = operations::restart_with_launcher(options, broker, &mut Silent).unwrap();
+    assert_eq!(again.exit, Exit::Done, "{again:?}");
+    assert!(
+        again.vms.len() == 1 && again.vms[0].stopped.is_some(),
+        "{again:?}"
+    );
+    assert_eq!(again.broker_port, outcome.broker_port);
     let down = operations::down(DownOptions::of(config), &mut Silent).unwrap();
     assert_eq!(down.exit, Exit::Done, "{down:?}");
     assert!(
         !down.broker_stopped,
         "a thread of ours was stopped by somebody else"
     );
-    for vm in outcome.vms {
+    for vm in outcome.vms.into_iter().chain(again.vms) {
         vm.attached.map(|qemu| qemu.wait(AMPLE).unwrap());
     }
 }

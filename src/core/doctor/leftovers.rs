@@ -170,15 +170,16 @@ impl Look<'_> {
             return None;
         }
         let died = matches!(&self.snapshot.broker, Found::Is(record) if !record.clean_stop);
-        let how = if died { "its broker died" } else { "no broker does" };
+        let how = if died { "its broker died" } else { "no broker runs" };
         Some(self.of(
             Finding::warn(
                 "state.broker-offline",
                 Area::State,
                 format!(
-                    "{} of `{}` run, but {how}: no guest can be heard",
+                    "{} of `{}` {}, but {how}: no guest can be heard",
                     plural(running, "VM"),
-                    self.status.project
+                    self.status.project,
+                    if running == 1 { "runs" } else { "run" }
                 ),
                 format!(
                     "`castra up` starts it again, on the port that the guests know; {} ends all",

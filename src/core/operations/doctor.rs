@@ -11,7 +11,7 @@ use std::thread;
 use crate::core::cancel::Cancel;
 use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, VmConfig, workspace};
 use crate::core::doctor::{
-    Area, DoctorOutcome, Finding, accel, images, leftovers, modes, plural, project as by_config, room, tools,
+    Area, DoctorOutcome, Finding, accel, images, leftovers, modes, project as by_config, room, tools,
 };
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
@@ -223,11 +223,14 @@ fn room_for(config: &Config) -> Vec<Finding> {
         }
         (None, Some((text, remedy))) => findings.push(memory(Finding::warn(id, area, text, remedy))),
         (None, None) if !idle.is_empty() => {
-            let text = format!(
-                "enough for the {} of `{}` that don't run",
-                plural(idle.len(), "VM"),
-                config.project
-            );
+            let text = match idle.as_slice() {
+                [vm] => format!("enough for vm `{}`, which doesn't run", vm.name),
+                vms => format!(
+                    "enough for the {} VMs of `{}` that don't run",
+                    vms.len(),
+                    config.project
+                ),
+            };
             findings.push(memory(Finding::ok(id, area, text)));
         }
         (None, None) => {}

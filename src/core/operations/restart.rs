@@ -8,7 +8,7 @@
 //! first: plans, ports, memory, images, the accelerator. A VM is started again as soon as it has
 //! stopped; a slow one delays no other.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::core::bootstrap::keys;
@@ -31,7 +31,7 @@ use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
 use crate::core::operations::stopping::{self, Stopping};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
-use crate::core::ports::read;
+use crate::core::ports::{PortConflict, PortOwner, read};
 use crate::core::records::{self, RunRecord};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::overlay;
@@ -101,13 +101,14 @@ pub fn restart_with_launcher(
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let plans = preflight::plans_of(config, &selected, &overrides);
     preflight::refuse_bad_plans(&plans)?;
-    // Those that run have their ports already.
     let stopped: Vec<&VmConfig> = selected
         .iter()
         .copied()
         .filter(|vm| !start::runs(config, vm))
         .collect();
-    preflight::refuse_conflicts(&read::conflicts(config, &stopped, &options.home))?;
+    let mut conflicts = read::conflicts(config, &stopped, &options.home);
+    conflicts.extend(conflicts_of_running(config, &selected, &options.home));
+    preflight::refuse_conflicts(&conflicts)?;
     let qemu = preflight::find_tools(config, &selected, &plans, options.cli.as_deref())?;
     let short = room::shortage(config, &stopped);
     let warnings = short.unless(options.force)?;
@@ -121,6 +122,36 @@ pub fn restart_with_launcher(
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
     }
+}
+
+/// Fixed ports that VMs which run are to have from now on, and somebody else has: not one of those that
+/// restart too, for they may give it up.
+fn conflicts_of_running(config: &Config, selected: &[&VmConfig], home: &Path) -> Vec<PortConflict> {
+    let restarts = |owner: &PortOwner| match owner {
+        PortOwner::Vm { vm, workspace, .. } => {
+            *workspace == config.workspace && selected.iter().any(|other| other.name == *vm)
+        }
+        _ => false,
+    };
+    let mut conflicts = Vec::new();
+    for vm in selected.iter().filter(|vm| start::runs(config, vm)) {
+        let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
+        let has = record.map(|record| record.forwards).unwrap_or_default();
+        for wanted in vm.port_forwards.iter().filter(|wanted| wanted.host != 0) {
+            let (port, protocol) = (wanted.host, wanted.protocol);
+            if has.iter().any(|has| (has.host, has.protocol) == (port, protocol)) {
+                continue;
+            }
+            let owner = read::owner_of(protocol, port, Some(home)).filter(|owner| !restarts(owner));
+            conflicts.extend(owner.map(|owner| PortConflict {
+                vm: vm.name.clone(),
+                port,
+                protocol,
+                owner,
+            }));
+        }
+    }
+    conflicts
 }
 
 fn replace(

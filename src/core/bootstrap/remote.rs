@@ -41,36 +41,47 @@ pub fn incoming(run: &str) -> String {
 }
 
 /// Unpacks a stream of `bootstrap::archive` and moves its parts into place; nothing is moved
-/// unless the stream was whole. What an earlier, broken transfer left goes first.
+/// unless the stream was whole. What an earlier, broken transfer left goes first. Few programs are
+/// started: each costs an emulated guest ten milliseconds.
 pub fn unpack(remote_dir: &str, run: &str, script: Option<&OsStr>, payload: bool) -> String {
     let mut text = format!(
-        "set -e; cd {dir}; i={incoming}; o=.outgoing-{run}; \
-         for x in .incoming-* .outgoing-*; do [ ! -e \"$x\" ] || rm -rf \"$x\"; done; \
+        "set -e; cd {dir}; i={incoming}; \
+         for x in .incoming-*; do [ ! -e \"$x\" ] || rm -rf \"$x\"; done; \
          trap 'rm -rf \"$i\"' 0; trap 'exit 1' 1 2 13 15; \
          tar -xpf -; \
          [ -f \"$i/{COMPLETE_MARK}\" ] || {{ echo 'the stream was cut off' >&2; exit 1; }}; ",
         dir = quote(remote_dir.as_bytes()),
         incoming = incoming(run),
     );
+    let mut parts = String::new();
+    if let Some(name) = script {
+        let name = name.as_bytes();
+        text.push_str(&format!(
+            "[ ! -d {0} ] || {{ echo 'a directory lies where the script goes:' {0} >&2; exit 1; }}; ",
+            quote(&[b"./", name].concat())
+        ));
+        parts.push_str(&format!(" \"$i\"/{}", quote(name)));
+    }
     if payload {
         // A full directory can't be replaced by a rename, so the old one steps aside first.
         text.push_str(&format!(
-            "if [ -e {PAYLOAD_NAME} ] || [ -L {PAYLOAD_NAME} ]; then mv {PAYLOAD_NAME} \"$o\"; fi; \
-             mv \"$i/{PAYLOAD_NAME}\" {PAYLOAD_NAME}; "
+            "if [ -e {PAYLOAD_NAME} ] || [ -L {PAYLOAD_NAME} ]; then mv {PAYLOAD_NAME} \"$i/{OLD}\"; fi; "
         ));
+        parts.push_str(&format!(" \"$i/{PAYLOAD_NAME}\""));
     }
-    if let Some(name) = script {
-        let name = quote(&[b"./", name.as_bytes()].concat());
-        text.push_str(&format!(
-            "[ ! -d {name} ] || {{ echo 'a directory lies where the script goes:' {name} >&2; exit 1; }}; \
-             mv -f \"$i\"/{name} {name}; "
-        ));
+    if !parts.is_empty() {
+        text.push_str(&format!("mv -f{parts} ."));
     }
     if payload {
-        text.push_str("rm -rf \"$o\"; ");
+        text.push_str(&format!(
+            " || {{ [ ! -e \"$i/{OLD}\" ] || mv \"$i/{OLD}\" {PAYLOAD_NAME}; exit 1; }}"
+        ));
     }
     format!("exec sh -c {}", quote(text.trim_end().as_bytes()))
 }
+
+/// The payload of the last time, until the new one is in its place. No member of a stream is called so.
+const OLD: &str = ".castra-old";
 
 /// What a session runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -354,4 +354,40 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn what_cannot_be_put_in_place_leaves_the_old_payload() {
+        let scratch = Scratch::new("remote restore");
+        let payload = scratch.path("from");
+        fs::create_dir(&payload).unwrap();
+        let script = scratch.path("run.sh");
+        fs::write(&script, "new").unwrap();
+        let mut stream = Vec::new();
+        archive::write(&mut stream, &incoming("r1"), Some(&script), Some(&payload)).unwrap();
+        let tools = scratch.path("bin");
+        fs::create_dir(&tools).unwrap();
+        fs::write(
+            tools.join("mv"),
+            "#!/bin/sh\n[ \"$1\" != -f ] || exit 1\nexec /bin/mv \"$@\"\n",
+        )
+        .unwrap();
+        fs::set_permissions(
+            tools.join("mv"),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let dir = scratch.path("to");
+        fs::create_dir_all(dir.join("payload/old")).unwrap();
+        let line = unpack(dir.to_str().unwrap(), "r1", script.file_name(), true);
+        let mut child = Command::new("dash")
+            .args(["-c", &line])
+            .env("PATH", format!("{}:/usr/bin:/bin", tools.display()))
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(&stream).unwrap();
+        assert!(!child.wait().unwrap().success());
+        assert!(dir.join("payload/old").exists());
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "something is left over");
+    }
 }

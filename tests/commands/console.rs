@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::project::{AMPLE, ONE, Project};
-use crate::support::eventually;
+use crate::support::{Ran, eventually};
 
 fn up(name: &str) -> Project {
     let project = Project::new(name, ONE);
@@ -208,34 +208,58 @@ fn a_signal_or_the_guests_end_leaves_the_terminal_as_it_was() {
     project.down();
 }
 
+/// Sends this through a pipe and closes it once the answer is there; all that was written.
+fn talk(project: &Project, args: &[&str], sent: &str, answer: &str) -> Ran {
+    let mut child = project
+        .castra()
+        .command(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(sent.as_bytes()).unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut heard = Vec::new();
+    let mut buffer = [0; 4096];
+    while !String::from_utf8_lossy(&heard).contains(answer) {
+        let count = stdout.read(&mut buffer).unwrap();
+        assert!(
+            count > 0,
+            "it ended before {answer:?}: {:?}",
+            String::from_utf8_lossy(&heard)
+        );
+        heard.extend_from_slice(&buffer[..count]);
+    }
+    drop(stdin);
+    stdout.read_to_end(&mut heard).unwrap();
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        args: args.join(" "),
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&heard).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 #[test]
 fn through_pipes_commands_go_in_and_answers_come_out() {
     let project = up("console-pipe");
-    let ran = project
-        .castra()
-        .run_with_stdin(&["console", "web"], b"one\ntwo\n")
-        .exits(0);
+    let ran = talk(&project, &["console", "web"], "one\ntwo\n", "two\r\n").exits(0);
     assert_eq!(ran.stdout, "you said one\r\nyou said two\r\n");
-    let ran = project
-        .castra()
-        .run_with_stdin(&["console", "web"], b"colours\n")
-        .exits(0);
+    assert_eq!(ran.stderr, "");
+    let ran = talk(&project, &["console", "web"], "colours\n", "hidden\r\n").exits(0);
     assert_eq!(
         ran.stdout,
         "\x1b[31mred\x1b[0m\x1b[?25lhidden\r\n\x1b[?25h\x1b[4l\x1b7\x1b[r\x1b8\x1b[0m\x1b(B\x0f\x1b>"
     );
-    let ran = project
-        .castra()
-        .run_with_stdin(&["console", "--raw", "web"], b"colours\n")
-        .exits(0);
+    let ran = talk(&project, &["console", "--raw", "web"], "colours\n", "hidden").exits(0);
     assert_eq!(
         ran.stdout,
         "\x1b]0;title\x07\x1b[31mred\x1b[0m\x1b[6n\x1b[?25lhidden\x1b]52;c;eA==\x07\r\n"
     );
-    let ran = project
-        .castra()
-        .run_with_stdin(&["console", "web"], b"poweroff\n")
-        .exits(0);
+    let ran = talk(&project, &["console", "web"], "poweroff\n", "going down\r\n").exits(0);
     assert_eq!(ran.stdout, "going down\r\n");
     assert!(ran.stderr.contains("vm `web` has ended"), "{ran:?}");
 
@@ -262,10 +286,7 @@ fn a_client_that_isnt_castra_is_noticed() {
         .refused(75, &["console", "web"])
         .tells(&["a program that isn't castra is attached"]);
     drop(foreign);
-    eventually(AMPLE, "its console", || {
-        let ran = project.castra().run_with_stdin(&["console", "web"], b"x\n");
-        (ran.code == Some(0) && ran.stdout == "you said x\r\n").then_some(())
-    });
+    talk(&project, &["console", "web"], "x\n", "you said x\r\n").exits(0);
     // Whatever became of the lock's holder: a lock nobody holds is no lock.
     fs::write(project.state("vms/web/console.lock"), "1 castra console\n").unwrap();
     project.castra().run_with_stdin(&["console", "web"], b"").exits(0);

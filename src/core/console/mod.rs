@@ -30,7 +30,7 @@ use filter::TerminalFilter;
 const NOTE: &str = "castra console";
 
 /// How long QEMU may take to notice that its client has left: an idle one takes 1 ms.
-const LEAVES_WITHIN: Duration = Duration::from_secs(1);
+const LEAVES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Between two looks at that.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

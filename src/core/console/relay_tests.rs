@@ -119,12 +119,12 @@ fn the_guests_end_comes_after_its_last_words() {
 fn after_the_end_of_a_pipe_the_guest_is_heard_out() {
     let mut scene = start(None, Duration::from_secs(1));
     scene.types(b"uname\n\x1d");
-    scene.input = None;
     assert_eq!(
         scene.hears(7),
         b"uname\n\x1d",
         "from a pipe every byte is handed on"
     );
+    scene.input = None;
     scene.guest.write_all(b"Linux\r\n").unwrap();
     let (end, output) = scene.ends();
     assert_eq!((end, output.as_str()), (RelayEnd::InputEnded, "Linux\r\n"));

@@ -3,7 +3,7 @@
 //! Here: which events people are told, and the NDJSON stream. Not here: the words (`sentence`), what
 //! goes on meanwhile (`live`), the terminal (`screen`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ pub struct PeopleReporter {
     live: Option<LiveBlock>,
     /// Why steps failed; the bootstrap then fails with the same words.
     told: BTreeMap<VmName, String>,
+    /// VMs that this run shuts down and that haven't been heard since.
+    stopping: BTreeSet<VmName>,
     /// How far what is counted in bytes was said to be.
     said: u64,
 }
@@ -85,6 +87,7 @@ impl PeopleReporter {
             doing,
             live,
             told: BTreeMap::new(),
+            stopping: BTreeSet::new(),
             said: 0,
         }
     }
@@ -105,6 +108,24 @@ impl PeopleReporter {
                 let told = self.told.remove(vm);
                 told.is_some_and(|why| why.contains(error.as_str()))
             }
+            _ => false,
+        }
+    }
+
+    /// Whether a guest falls silent that is just being shut down, which is no news.
+    fn is_expected_silence(&mut self, event: &Event) -> bool {
+        match event {
+            Event::ShutdownRequested { vm, .. } => {
+                self.stopping.insert(vm.clone());
+                false
+            }
+            Event::BrokerFreshness { vm, reachable, .. } => match *reachable {
+                true => {
+                    self.stopping.remove(vm);
+                    false
+                }
+                false => self.stopping.contains(vm),
+            },
             _ => false,
         }
     }
@@ -193,7 +214,8 @@ impl Reporter for PeopleReporter {
         if self.quiet && sentence.severity < Severity::Warn {
             return;
         }
-        if !is_told(&stamped.event) || self.is_repeated(&stamped.event) {
+        let event = &stamped.event;
+        if !is_told(event) || self.is_repeated(event) || self.is_expected_silence(event) {
             return;
         }
         // The live block shows progress, and the next overwrites it.
@@ -360,6 +382,26 @@ mod tests {
         assert!(!told(LINE_EVERY - 1, None) && told(LINE_EVERY, None));
         assert!(!told(0, Some(0)));
         assert!(reporter.is_far_enough(&Event::message(Severity::Progress, None, "trying KVM")));
+    }
+
+    #[test]
+    fn silence_while_a_vm_is_shut_down_is_no_news() {
+        let web: VmName = "web".parse().expect("a name");
+        let freshness = |reachable| Event::BrokerFreshness {
+            vm: web.clone(),
+            reachable,
+            last_handshake_age_ms: Some(6_700),
+        };
+        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, true, None);
+        assert!(!reporter.is_expected_silence(&freshness(false)));
+        reporter.is_expected_silence(&Event::ShutdownRequested {
+            vm: web.clone(),
+            pid: 1,
+        });
+        assert!(reporter.is_expected_silence(&freshness(false)));
+        // It is back, and from now on its silence is a warning again.
+        assert!(!reporter.is_expected_silence(&freshness(true)));
+        assert!(!reporter.is_expected_silence(&freshness(false)));
     }
 
     #[test]

@@ -175,6 +175,13 @@ fn who_ended_a_qemu_is_told_in_its_own_words() {
             .stdout
             .contains("terminating on signal 15")
     );
+    // `down` takes note of it: it reads as stopped, and why it ended is still there.
+    project.down();
+    let web = project.vm("web");
+    assert_eq!(
+        (&web["state"], &web["ended"]["reason"]),
+        (&"stopped".into(), &"host-signal".into())
+    );
     project.down();
 }
 

@@ -240,6 +240,11 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
     };
     match stopped.left {
         Ok(left) => {
+            if !stopped.changed
+                && let Some(record) = &left.record
+            {
+                stopping.take_note(vm, record);
+            }
             let path = what_to_discard(vm, left.record, options, emitter);
             match path.map(|path| stopping::discard(vm, &path, emitter)) {
                 None => {}

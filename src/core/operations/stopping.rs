@@ -13,7 +13,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::LifecycleConfig;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{FileLock, LockError};
+use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
 use crate::core::operations::run;
 use crate::core::paths::{StateRoot, VmPaths};
@@ -113,6 +113,20 @@ impl Stopping<'_, '_> {
         done.ending = shut.ending;
         done.changed = shut.changed;
         shut.ending != ShutdownEnding::Failed
+    }
+
+    /// Somebody has taken note of a VM that ended by itself: from now on it reads as stopped. That the
+    /// host was rebooted says more, and stays.
+    pub(crate) fn take_note(&self, vm: &VmName, record: &RunRecord) {
+        let paths = self.state.vm(vm);
+        let earlier: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
+        let noted = earlier.is_some_and(|stop| stop.launch_id == record.launch_id);
+        if noted || record.boot_id != host::boot_id() {
+            return;
+        }
+        if let Err(failure) = self.say_stop(&paths, Some(record)) {
+            self.warn(vm, &failure);
+        }
     }
 
     /// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.

@@ -10,6 +10,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use guest_project::{Project, home, text};
@@ -21,13 +22,16 @@ const PATIENCE: Duration = Duration::from_secs(900);
 const BUILDER: &str = "tests/support/build-debian.sh";
 
 /// The Debian guest, built if this script never built it.
-fn debian() -> PathBuf {
-    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER);
-    let sum = castra::core::host::hex(&Sha256::digest(fs::read(&builder).unwrap()));
-    let dir = home().join(format!("debian-{}", &sum[..12]));
-    let built = Command::new(&builder).arg(&dir).status().unwrap();
-    assert!(built.success(), "{BUILDER} failed");
-    dir
+fn debian() -> &'static Path {
+    static DEBIAN: LazyLock<PathBuf> = LazyLock::new(|| {
+        let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER);
+        let sum = castra::core::host::hex(&Sha256::digest(fs::read(&builder).unwrap()));
+        let dir = home().join(format!("debian-{}", &sum[..12]));
+        let built = Command::new(&builder).arg(&dir).status().unwrap();
+        assert!(built.success(), "{BUILDER} failed");
+        dir
+    });
+    &DEBIAN
 }
 
 #[track_caller]
@@ -133,7 +137,7 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
     fs::create_dir_all(project.dir.join("site/empty")).unwrap();
 
     // Boot, and the whole pipeline on both.
-    project.config(&vms(&debian, PIPELINE, PIPELINE));
+    project.config(&vms(debian, PIPELINE, PIPELINE));
     let began = Instant::now();
     let up = Ran::of(&project, &["up"]);
     up.all_end(0, "Success");
@@ -170,12 +174,12 @@ fn both_guests_through_everything_a_bootstrap_may_meet() {
 
     a_broker_restarted_in_between(&project);
     files_by_cp(&project);
-    failing_verify(&project, &debian);
-    a_deadline_ends_script_and_children(&project, &debian);
-    a_full_disk(&project, &debian);
-    users_and_keys(&project, &debian);
-    vizier_for_any_user(&project, &debian);
-    a_guest_without_sshd(&project, &debian);
+    failing_verify(&project, debian);
+    a_deadline_ends_script_and_children(&project, debian);
+    a_full_disk(&project, debian);
+    users_and_keys(&project, debian);
+    vizier_for_any_user(&project, debian);
+    a_guest_without_sshd(&project, debian);
     a_reboot_during_apply(&project);
 }
 
@@ -441,7 +445,7 @@ fn vizier_under_openrc_and_runit() {
     let vms: String = inits
         .iter()
         .map(|(vm, init, _)| {
-            let vm = stock_vm(&debian, vm, "", &format!(" init={init}"));
+            let vm = stock_vm(debian, vm, "", &format!(" init={init}"));
             format!("{vm}[vms.bootstrap]\nscript = \"true.sh\"\n")
         })
         .collect();

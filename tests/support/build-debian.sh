@@ -119,9 +119,8 @@ cat "$work"/tree/boot/initrd.img-* >"$work/initrd"
 truncate -s 2G "$work/disk.raw"
 mkfs.ext4 -q -F -L root -d "$work/tree" "$work/disk.raw"
 
-# The disk last: it is what a finished build is known by.
-mkdir -p "$out"
+# All of it in one step, so that nobody ever has one build's key beside another's disk. Who comes
+# second takes what is there.
+rm -rf "$work/tree" "$work/skeleton" "$work/finish"
 chmod 644 "$work/vmlinuz" "$work/initrd" "$work/disk.raw"
-for file in id_ed25519 vmlinuz initrd disk.raw; do
-    mv "$work/$file" "$out/$file"
-done
+mv -T "$work" "$out" 2>/dev/null || [ -e "$out/disk.raw" ]

@@ -15,8 +15,12 @@ EVENTS := $(CURDIR)/target/events
 
 .PHONY: build check test lint bless demo bench install uninstall clean
 
+# One file that needs nothing but a kernel; where there is no C library to link in, the usual kind.
+LIBC := $(shell $(CC) -print-file-name=libc.a 2>/dev/null)
+STATIC := $(if $(findstring /,$(LIBC)),-- -C target-feature=+crt-static)
+
 build:
-	$(CARGO) build --release --locked
+	$(CARGO) rustc --release --locked --bin castra $(STATIC)
 
 # All that needs no hypervisor.
 check:
@@ -47,12 +51,13 @@ bless:
 
 demo:
 	scripts/install-deps.sh run
-	$(CARGO) build --release --locked
+	$(MAKE) build
 	scripts/demo.sh $(RELEASE)
 
 bench:
 	scripts/install-deps.sh bench
-	$(CARGO) build --release --locked --bins --examples
+	$(CARGO) build --release --locked --examples
+	$(MAKE) build
 	scripts/bench.sh $(RELEASE)
 
 INSTALLED_BINARY = $(DESTDIR)$(PREFIX)/bin/castra

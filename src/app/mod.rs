@@ -18,7 +18,6 @@ mod down;
 mod events;
 mod failure;
 mod harness;
-mod human;
 mod image;
 mod init;
 mod interrupt;
@@ -48,6 +47,7 @@ mod workspaces;
 use std::io::{self, Write};
 
 use castra::core::failure::{Exit, Result};
+use castra::core::human;
 
 use crate::cli::{self, Command, Raw, Refused};
 use context::Context;

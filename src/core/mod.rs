@@ -19,6 +19,7 @@ pub mod failure;
 pub(crate) mod golden;
 pub mod harness;
 pub mod host;
+pub mod human;
 pub mod images;
 pub mod journal;
 pub mod logs;

@@ -10,10 +10,11 @@ use std::thread;
 
 use serde_json::json;
 
-use super::{Area, Finding, plural, size};
+use super::{Area, Finding};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource};
 use crate::core::host::{self, Holder};
+use crate::core::human::{bytes as size, plural};
 use crate::core::images::cache::{CachedImage, CachedKind};
 use crate::core::images::default_guest::{self, Condition, GuestKind};
 use crate::core::images::{fetch, images_dir};

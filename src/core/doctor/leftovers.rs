@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Area, Finding, plural, size};
+use super::{Area, Finding};
 use crate::core::config::workspace;
 use crate::core::host::{self, Holder, ImageUse};
+use crate::core::human::{bytes as size, plural};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{RunPhase, WorkspaceRecord};

@@ -210,28 +210,6 @@ fn one_line(text: &str) -> String {
     escape_line(&lines.join("; "), LIMIT)
 }
 
-/// `3.2 GiB`, `512 MiB`, `12 KiB`: sizes in texts.
-pub(crate) fn size(bytes: u64) -> String {
-    for (unit, name) in [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
-        if bytes >= unit {
-            let value = bytes as f64 / unit as f64;
-            return match value >= 100.0 || bytes.is_multiple_of(unit) {
-                true => format!("{value:.0} {name}"),
-                false => format!("{value:.1} {name}"),
-            };
-        }
-    }
-    format!("{bytes} bytes")
-}
-
-/// `1 VM`, `2 VMs`.
-pub(crate) fn plural(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        _ => format!("{count} {noun}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,17 +232,5 @@ mod tests {
         assert_eq!((outcome.count(Level::Ok), outcome.count(Level::Error)), (2, 0));
         assert_eq!(DoctorOutcome::of(Vec::new()).verdict, Level::Ok);
         assert!(Level::Error > Level::Warn && Level::Warn > Level::Ok);
-    }
-
-    #[test]
-    fn sizes() {
-        for (bytes, text) in [
-            (0, "0 bytes"),
-            (1536, "1.5 KiB"),
-            (256 << 20, "256 MiB"),
-            (150 << 30 | 7, "150 GiB"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
     }
 }

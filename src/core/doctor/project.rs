@@ -4,9 +4,10 @@
 
 use serde_json::json;
 
-use super::{Area, Finding, plural};
+use super::{Area, Finding};
 use crate::core::config::{AuthMode, Config, Network};
 use crate::core::failure::Failure;
+use crate::core::human::plural;
 use crate::core::ports::{PortOwner, PortState, PortsOutcome};
 
 /// A config that can't be used.

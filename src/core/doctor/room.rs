@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use serde_json::json;
 
-use super::{Area, Finding, plural, size};
+use super::{Area, Finding};
 use crate::core::broker::room_for_guests;
 use crate::core::host;
+use crate::core::human::{bytes as size, plural};
 
 /// With less than this left on a file system castra's own records may not fit.
 const FULL: u64 = 64 << 20;

@@ -889,6 +889,33 @@ later = 3
 }
 
 #[test]
+fn line_ends_of_windows_reach_no_guest() {
+    let text = "[[vms]]\nname = \"web\"\nbase_image = \"a.qcow2\"\nuser_data = \"\"\"\n#!/bin/sh\necho hi\n\"\"\"\n\
+                [vms.bootstrap]\nscript = \"s.sh\"\nverify_command = '''\ntest 1 = 1\ntest -d /tmp\n'''\n\
+                env = { A = \"\"\"one\ntwo\"\"\", B = \"kept\\r\\n\" }\nflavour = 1\n";
+    let project = Project::new(&text.replace('\n', "\r\n"));
+    project.write("s.sh", "#!/bin/sh\n");
+    project.write("bootstrap.toml", "[env]\r\nC = '''one\r\ntwo'''\r\n");
+    let config = project.load().unwrap();
+    let vm = &config.vms[0];
+    assert_eq!(vm.user_data.as_deref(), Some("#!/bin/sh\necho hi\n"));
+    let bootstrap = &vm.bootstrap;
+    assert_eq!(
+        bootstrap.verify_command.as_deref(),
+        Some("test 1 = 1\ntest -d /tmp\n")
+    );
+    assert_eq!(bootstrap.env["A"], "one\ntwo");
+    assert_eq!(bootstrap.env["B"], "kept\r\n", "what is written out is meant");
+    assert_eq!(bootstrap.env["C"], "one\ntwo");
+    // Places are those of the file.
+    let warning = &config.warnings[0];
+    assert!(
+        warning.starts_with("castra.toml:16:1: unknown key `flavour`"),
+        "{warning}"
+    );
+}
+
+#[test]
 fn the_broker_leaves_its_usual_port_to_a_vm_that_was_promised_it() {
     let config = load("[[vms]]\nname = \"a\"\nport_forwards = [{ host = 7070, guest = 80 }]\n");
     assert_eq!(config.broker.port, PortChoice::Free);

@@ -50,9 +50,11 @@ struct Problem {
 }
 
 impl Source {
-    /// A source from text already at hand.
+    /// A source from text already at hand. Line ends become LF, as TOML allows: what stands in a string
+    /// of several lines goes to shells and to cloud-init, which don't take CR LF for a line's end.
+    /// An escaped `\r` stays.
     pub(super) fn new(name: impl Into<String>, text: impl Into<String>) -> Source {
-        let text = text.into();
+        let text = text.into().replace("\r\n", "\n");
         Source {
             name: name.into(),
             lines: std::iter::once(0)

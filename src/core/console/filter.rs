@@ -5,7 +5,8 @@
 //! what sets titles, the clipboard or the palette (OSC), what carries data or programs (DCS, APC, PM,
 //! SOS), what makes the terminal *answer* (such an answer is typed into the shell as if the user had
 //! typed it), what moves or resizes windows, prints, clears the scrollback, or switches to other
-//! character sets than line drawing.
+//! character sets than line drawing. A reset, full or soft, erases the scrollback in many terminals:
+//! instead of it, what was let through is undone, and after a full one the screen is cleared.
 //!
 //! Here: that filter, over any split of the stream, with bounded memory. Not here: where the bytes
 //! come from or go to ([`super::relay`]).
@@ -191,10 +192,16 @@ impl TerminalFilter {
             b']' | b'P' | b'X' | b'^' | b'_' => State::String { seen: 0 },
             b'(' | b')' => State::Charset(byte),
             0x20..=0x2f => State::EscapeOther,
-            // Save and restore the cursor, line feeds both ways, tab stops, keypad, full reset.
-            b'7' | b'8' | b'D' | b'E' | b'H' | b'M' | b'=' | b'>' | b'c' => {
+            // Save and restore the cursor, line feeds both ways, tab stops, keypad.
+            b'7' | b'8' | b'D' | b'E' | b'H' | b'M' | b'=' | b'>' => {
                 self.touched = true;
                 out.extend([0x1b, byte]);
+                State::Ground
+            }
+            // Full reset.
+            b'c' => {
+                self.reset(out);
+                out.extend(b"\x1b[H\x1b[2J");
                 State::Ground
             }
             // Among them Z, which is answered.
@@ -227,6 +234,8 @@ impl TerminalFilter {
         };
         match private {
             Some(b'?') if intermediate.is_empty() => self.modes(&numbers, end, out),
+            // Soft reset.
+            None if (intermediate, end) == (b"!", b'p') => self.reset(out),
             None if is_let_through(&numbers, intermediate, end) => {
                 self.touched = true;
                 out.extend(b"\x1b[");
@@ -235,6 +244,13 @@ impl TerminalFilter {
             }
             _ => {}
         }
+    }
+
+    /// What a reset is good for: a garbled screen becomes readable again.
+    fn reset(&mut self, out: &mut Vec<u8>) {
+        self.touched = true;
+        out.extend(self.undo());
+        self.changed.clear();
     }
 
     /// Private modes: those of the list, each on its own.
@@ -284,13 +300,12 @@ fn is_let_through(numbers: &[Option<u32>], intermediate: &[u8], end: u8) -> bool
         ([], b's' | b'u') => numbers == [None],
         // Scroll. With five numbers `T` waits for the mouse.
         ([], b'S' | b'T') => numbers.len() == 1,
-        // Erase; not the scrollback, which is the user's.
-        ([], b'J') => numbers.len() == 1 && numbers != [Some(3)],
+        // Erase the screen or a part of it; not the scrollback, which is the user's.
+        ([], b'J') => matches!(numbers, [None | Some(0..=2)]),
         // Insert mode.
         ([], b'h' | b'l') => numbers == [Some(4)],
-        // The cursor's shape; soft reset.
+        // The cursor's shape.
         ([b' '], b'q') => numbers.len() == 1,
-        ([b'!'], b'p') => true,
         _ => false,
     }
 }

@@ -19,10 +19,10 @@ fn what_a_console_needs_is_let_through() {
         "Grüße, 名前, 👩‍💻",
         "\x1b[1;31mred\x1b[0m \x1b[38;5;200mpink\x1b[38:2::1:2:3m",
         "\x1b[H\x1b[2J\x1b[K\x1b[10;20H\x1b[A\x1b[2B\x1b[3C\x1b[4D\x1b[5G\x1b[6d\x1b[f\x1b[r\x1b[1;24r",
-        "\x1b7\x1b8\x1b[s\x1b[u\x1bM\x1bD\x1bE\x1bH\x1b=\x1b>\x1bc",
+        "\x1b7\x1b8\x1b[s\x1b[u\x1bM\x1bD\x1bE\x1bH\x1b=\x1b>",
         "\x1b(0lqqk\x1b(B \x0elqqk\x0f",
         "\x1b[?25l\x1b[?25h\x1b[?1049h\x1b[?1049l\x1b[?1h\x1b[?7l\x1b[?2004h",
-        "\x1b[4h\x1b[4l\x1b[2 q\x1b[!p\x1b[3S\x1b[3T\x1b[2@\x1b[2P\x1b[2X\x1b[2L\x1b[2M",
+        "\x1b[4h\x1b[4l\x1b[2 q\x1b[3S\x1b[3T\x1b[2@\x1b[2P\x1b[2X\x1b[2L\x1b[2M",
     ] {
         check(text, text);
     }
@@ -112,6 +112,30 @@ fn the_terminal_is_brought_back_to_rest() {
     assert_eq!(filtered(all.as_bytes()), all.as_bytes());
 }
 
+#[test]
+fn no_reset_and_no_erasure_reaches_the_scrollback() {
+    let rest = "\x1b[4l\x1b7\x1b[r\x1b8\x1b[0m\x1b(B\x0f\x1b>";
+    let screen = "\x1b[H\x1b[2J";
+    // Full and soft reset: what was let through is undone, and the screen cleared.
+    check("a\x1bcb", &format!("a{rest}{screen}b"));
+    check("a\x1b[!pb", &format!("a{rest}b"));
+    check("a\x1b[1!pb", &format!("a{rest}b"));
+    check(
+        "\x1b[?1049h\x1b[?25l\x1bcb",
+        &format!("\x1b[?1049h\x1b[?25l\x1b[?25h\x1b[?1049l{rest}{screen}b"),
+    );
+    // Erasures that aren't of the screen: the scrollback in all its spellings, and what is like it elsewhere.
+    for erasure in [
+        "3J", "03J", "0;3J", "3;J", "3:J", ";3J", "?3J", "22J", "4J", "+J", "!J", "61\"p", "0$p",
+    ] {
+        check(&format!("a\x1b[{erasure}b"), "ab");
+        // The same begun by one character, which is a control character of the second set.
+        assert!(!filtered(format!("\u{9b}{erasure}").as_bytes()).contains(&0x1b));
+    }
+    // A reset has no such form; what looks like one is text.
+    check("a\u{9b}!pb", "a!pb");
+}
+
 /// A generator of hostile streams: mostly sequences and pieces of them.
 struct Hostile(u64);
 
@@ -125,7 +149,7 @@ impl Hostile {
     }
 
     fn stream(&mut self) -> Vec<u8> {
-        const PIECES: [&[u8]; 24] = [
+        const PIECES: [&[u8]; 27] = [
             b"\x1b",
             b"\x1b[",
             b"\x1b]",
@@ -145,6 +169,9 @@ impl Hostile {
             b"c",
             b"\x07",
             b"\r\n",
+            b"!p",
+            b"3J",
+            b"\x1bc",
             b"\xc2\x9b",
             b"\xe2\x80\xae",
             b"\xf0\x9f",
@@ -180,7 +207,10 @@ fn fault(text: &str) -> Option<String> {
                     ('@'..='~').contains(c)
                 });
                 match end {
-                    Some('c' | 'n' | 't' | 'x' | 'i' | 'y' | 'b') | None => return Some(sequence),
+                    Some('c' | 'n' | 't' | 'x' | 'i' | 'y' | 'b' | 'p') | None => return Some(sequence),
+                    Some('J') if !["J", "0J", "1J", "2J"].contains(&sequence.as_str()) => {
+                        return Some(sequence);
+                    }
                     _ if sequence.starts_with(['>', '=', '<']) || sequence.contains('$') => {
                         return Some(sequence);
                     }
@@ -188,7 +218,7 @@ fn fault(text: &str) -> Option<String> {
                 }
             }
             Some('(' | ')') => drop(rest.next()),
-            Some('7' | '8' | 'D' | 'E' | 'H' | 'M' | '=' | '>' | 'c') => {}
+            Some('7' | '8' | 'D' | 'E' | 'H' | 'M' | '=' | '>') => {}
             other => return Some(format!("ESC {other:?}")),
         }
     }

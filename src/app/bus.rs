@@ -7,7 +7,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use castra::core::bus::Message;
 use castra::core::bus::topic::{BadPattern, Pattern};
-use castra::core::escape::{escape_json, escape_line};
+use castra::core::escape::escape_line;
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::bus::{
     BusProject, BusPublishOptions, BusSink, BusSubscribeOptions, BusTailOptions, BusTailOutcome, Input,
@@ -217,9 +217,6 @@ struct Printer<'c> {
     err_style: Style,
     json: bool,
     quiet: bool,
-    /// On a terminal JSON is written so that nothing in it moves the cursor; elsewhere as it was
-    /// kept, byte for byte.
-    on_terminal: bool,
     /// What was subscribed to, for people.
     subscription: Option<String>,
     is_subscribed: bool,
@@ -236,7 +233,6 @@ impl Printer<'_> {
             json: context.json,
             quiet: context.quiet,
             out: &mut context.out,
-            on_terminal: io::stdout().is_terminal(),
             subscription: None,
             is_subscribed: false,
             vm_column: VM_COLUMN,
@@ -276,17 +272,15 @@ impl BusSink for Printer<'_> {
         if !self.json {
             let line = self.in_words(message);
             self.out.line(line);
-        } else if self.on_terminal {
-            self.out.line(escape_json(&message.to_json()));
         } else {
-            self.out.line(message.to_json());
+            self.out.json_line(message.to_json());
         }
     }
 
     fn gap(&mut self, from: u64, to: u64) {
         if self.json {
             self.out
-                .line(format!("{{\"gap\":{{\"from\":{from},\"to\":{to}}}}}"));
+                .json_line(format!("{{\"gap\":{{\"from\":{from},\"to\":{to}}}}}"));
         }
         self.out.flush();
         let warning = self.err_style.odd("warning:");

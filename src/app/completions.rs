@@ -8,6 +8,6 @@ use crate::cli::{self, Raw};
 /// Prints the script.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let shell = raw.shell.expect("the parser claims the shell");
-    context.out.text(cli::completions(shell));
+    context.out.verbatim(cli::completions(shell));
     Ok(Exit::Done)
 }

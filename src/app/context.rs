@@ -132,7 +132,7 @@ impl Context {
         if self.json && !self.trace.rejected && (failure.exit.is_refusal() || silent) {
             let command = raw.command.map_or("castra", |command| command.row().words);
             self.out
-                .line(failure::rejected(command, failure, &self.trace).contract_line());
+                .json_line(failure::rejected(command, failure, &self.trace).contract_line());
         }
         self.out.flush();
         self.screen.say(&failure::render(failure, self.err_style));

@@ -6,7 +6,6 @@ use std::io::{self, IsTerminal};
 
 use castra::core::config::workspace::list_workspaces;
 use castra::core::doctor::{DoctorOutcome, Finding, Level};
-use castra::core::escape::escape_json;
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::doctor::{DoctorOptions, DoctorProject, doctor};
 use castra::core::paths::castra_home;
@@ -38,7 +37,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let outcome = doctor(options, &mut Silent)?;
     if context.json {
         let line = serde_json::to_string(&outcome).expect("findings are plain data with text keys");
-        context.out.line(escape_json(&line));
+        context.out.json_line(line);
     } else {
         let look = Look {
             quiet: context.quiet,

@@ -38,7 +38,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let outcome = events(&options, |told| {
         match told {
-            Told::Event(kept) if context.json => context.out.line(&kept.line),
+            Told::Event(kept) if context.json => context.out.json_line(&kept.line),
             Told::Event(kept) => {
                 let line = in_words(&kept, context);
                 context.out.line(line);

@@ -8,7 +8,7 @@ use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use castra::core::escape::{escape_json, escape_line};
+use castra::core::escape::escape_line;
 use castra::core::events::{Event, Severity};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::harness::Tokens;
@@ -177,10 +177,10 @@ pub fn show(context: &mut Context, raw: &Raw) -> Result<Exit> {
         harness::lines(&thread, |line| {
             // Wrapped, because an agent's lines look like castra's own events.
             let json = match serde_json::from_str::<serde::de::IgnoredAny>(line) {
-                Ok(_) => escape_json(line.trim_ascii()).into_owned(),
+                Ok(_) => line.trim_ascii().to_owned(),
                 Err(_) => serde_json::Value::from(line).to_string(),
             };
-            context.out.line(format!("{{\"line\":{json}}}"));
+            context.out.json_line(format!("{{\"line\":{json}}}"));
             context.out.is_open()
         })?;
         return Ok(Exit::Done);

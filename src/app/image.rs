@@ -82,7 +82,7 @@ pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if context.json {
         context.out.json(&outcome);
     } else {
-        context.out.line(dir.display().to_string());
+        context.out.data(format!("{}\n", dir.display()));
         context.out.flush();
     }
     if *present {

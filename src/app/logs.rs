@@ -2,7 +2,7 @@
 
 use castra::core::bus::message::Message;
 use castra::core::cancel::Cancel;
-use castra::core::escape::{escape_json, escape_line};
+use castra::core::escape::escape_line;
 use castra::core::failure::{Exit, Result};
 use castra::core::logs::{LogLine, Source};
 use castra::core::name::VmName;
@@ -46,7 +46,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         match told {
             ToldLine::Line(line) if context.json => {
                 let json = serde_json::to_string(&line).expect("a line is plain data");
-                context.out.line(escape_json(&json));
+                context.out.json_line(json);
             }
             ToldLine::Line(line) => {
                 let name = line.vm.as_ref().map_or(0, |vm| vm.as_str().len());

@@ -17,7 +17,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         false => Some(cli::listed_command(&words)?),
     };
     let Some(dir) = &raw.dir else {
-        context.out.text(cli::manpage(command));
+        context.out.verbatim(cli::manpage(command));
         return Ok(Exit::Done);
     };
     if command.is_some() {

@@ -91,7 +91,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     if let Some(kind) = raw.help {
-        context.out.text(match raw.command {
+        context.out.verbatim(match raw.command {
             Some(command) => cli::help(command, kind),
             None => cli::overview(raw.group, kind),
         });

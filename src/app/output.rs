@@ -1,11 +1,13 @@
 //! stdout: the result, and nothing else.
 //!
-//! Here: the one writer to it. When the reader has closed the pipe it falls silent, and what is
+//! Here: the one writer to it, which also sees that no path, name or word of a guest in it is obeyed by
+//! a terminal. When the reader has closed the pipe it falls silent, and what is
 //! under way goes on to its end: `castra up | head -1` leaves no half-started VM. Not here: the
 //! conversation on stderr (`screen`).
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
+use castra::core::escape::{escape_json, escape_text};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::host;
 use serde::Serialize;
@@ -31,14 +33,27 @@ enum State {
 }
 
 impl Output {
-    /// One line of text.
+    /// One line of text for people.
     pub fn line(&mut self, text: impl AsRef<str>) {
         self.text(text);
-        self.text("\n");
+        self.verbatim("\n");
     }
 
-    /// Text as it stands.
+    /// Text for people: castra's own colours and lines, everything else harmless.
     pub fn text(&mut self, text: impl AsRef<str>) {
+        self.verbatim(escape_text(text.as_ref()));
+    }
+
+    /// Text for other programs, such as a path or an ssh_config: as it stands, unless a terminal gets it.
+    pub fn data(&mut self, text: impl AsRef<str>) {
+        match io::stdout().is_terminal() {
+            true => self.text(text),
+            false => self.verbatim(text),
+        }
+    }
+
+    /// What castra alone has written: a man page, completions, a screen with its cursor movements.
+    pub fn verbatim(&mut self, text: impl AsRef<str>) {
         if !self.is_open() {
             return;
         }
@@ -51,8 +66,14 @@ impl Output {
     /// One JSON object on one line, handed over at once: somebody may be reading as it comes.
     pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
         let line = serde_json::to_string(value).expect("outcomes are plain data with text keys");
-        self.line(line);
+        self.json_line(line);
         self.flush();
+    }
+
+    /// The same of JSON already written.
+    pub fn json_line(&mut self, line: impl AsRef<str>) {
+        self.verbatim(escape_json(line.as_ref()));
+        self.verbatim("\n");
     }
 
     /// Whether anybody still reads. Commands that go on printing end when this turns false.

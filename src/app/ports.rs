@@ -1,7 +1,6 @@
 //! `castra ports`.
 
 use castra::core::config::Protocol;
-use castra::core::escape::escape_json;
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::ports::{PortsOptions, ports, ports_all, ports_project_on_record};
 use castra::core::ports::{PortOwner, PortRow, PortState, PortsOutcome, PortsProject};
@@ -19,7 +18,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         let all = ports_all(home, raw.active, &mut Silent)?;
         if context.json {
             let line = serde_json::to_string(&all).expect("ports are plain data with text keys");
-            context.out.line(escape_json(&line));
+            context.out.json_line(line);
         }
         show(context, raw, &all.projects);
         return Ok(Exit::Done);
@@ -35,7 +34,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let outcome = ports(options, &mut Silent)?;
     if context.json {
         let line = serde_json::to_string(&outcome).expect("ports are plain data with text keys");
-        context.out.line(escape_json(&line));
+        context.out.json_line(line);
     }
     show(context, raw, std::slice::from_ref(&outcome));
     Ok(Exit::Done)

@@ -344,7 +344,7 @@ impl Reporter for JsonReporter<'_> {
             self.trace.last = Some((stamped.run.clone(), stamped.seq, stamped.offset_ms));
         }
         self.trace.rejected |= matches!(stamped.event, Event::CommandRejected { .. });
-        self.output.line(line);
+        self.output.json_line(line);
         self.output.flush();
     }
 }

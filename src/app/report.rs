@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use castra::core::escape::escape_json;
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::report::{ReportOptions, report, save_page};
 use castra::core::report::html;
@@ -38,14 +37,14 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         }
     }
     match raw.html.as_deref() {
-        Some(path) if path == Path::new("-") => context.out.text(html::page(&found)),
+        Some(path) if path == Path::new("-") => context.out.verbatim(html::page(&found)),
         Some(path) => {
             let bytes = save_page(&found, path)?;
             say_where(context, &found, path, bytes);
         }
         None if context.json => {
             let line = serde_json::to_string(&found).expect("a report is plain data with text keys");
-            context.out.line(escape_json(&line));
+            context.out.json_line(line);
         }
         None => show(context, raw, &found),
     }

@@ -14,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use castra::core::escape::escape_text;
+
 use super::style::is_capable;
 use super::terminal::{self, Size, Watch};
 
@@ -54,13 +56,15 @@ pub struct Line {
 }
 
 impl Screen {
-    /// One line, or several. A stderr that nobody reads is no reason to stop.
+    /// One line, or several, with castra's own colours; all else is harmless to a terminal. A stderr
+    /// that nobody reads is no reason to stop.
     pub fn say(self, text: &str) {
-        lock().say(text);
+        lock().say(&escape_text(text));
     }
 
     /// The same for one who may have been interrupted while speaking.
     pub fn say_if_free(self, text: &str) {
+        let text = &*escape_text(text);
         match STATE.try_lock() {
             Ok(mut state) => state.say(text),
             Err(TryLockError::Poisoned(state)) => state.into_inner().say(text),

@@ -46,12 +46,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
                 "vm": target.vm, "user": target.user, "host": target.host, "port": target.port,
                 "identity": target.identity, "options": target.client_options(),
             });
-            context.out.line(line.to_string());
+            context.out.json_line(line.to_string());
         } else {
             if number > 0 {
-                context.out.line("");
+                context.out.data("\n");
             }
-            context.out.text(target.config_block());
+            context.out.data(target.config_block());
         }
     }
     Ok(Exit::Done)

@@ -10,7 +10,7 @@ use std::time::Duration;
 use castra::core::cancel::Cancel;
 use castra::core::config::Protocol;
 use castra::core::config::workspace::list_workspaces;
-use castra::core::escape::{escape_json, escape_line};
+use castra::core::escape::{escape_line, escape_text};
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::status::{
     StatusAllOutcome, StatusOptions, project_on_record, status, status_all,
@@ -47,7 +47,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
                 Answer::All(all) => render_all(&all.projects, look),
             };
             match size.filter(|_| in_place) {
-                Some(size) => context.out.text(frame(&text, size)),
+                Some(size) => context.out.verbatim(frame(&escape_text(&text), size)),
                 None => context.out.text(text),
             }
         }
@@ -92,7 +92,7 @@ impl Answer {
         };
         let line = line.expect("a status is plain data with text keys");
         // Metrics are a guest's own words: what could fool a terminal is written as `\u202e`.
-        context.out.line(escape_json(&line));
+        context.out.json_line(line);
         for note in projects.iter().flat_map(|status| &status.notes) {
             let about = note.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
             context.warn(&format!("{about}{}", note.text));

@@ -1,4 +1,4 @@
-//! Text that came from a guest, made fit for a terminal, a log line or an event.
+//! Text that came from a guest, or holds a path, made fit for a terminal, a log line or an event.
 //!
 //! Here: what is replaced, and by what; how deep JSON is nested. Not here: cutting a stream into lines
 //! (`core::bootstrap::lines`), or quoting for a shell (`core::process::shell_quote`).
@@ -38,6 +38,46 @@ pub fn escape_line(text: &str, limit: usize) -> String {
         }
     }
     line
+}
+
+/// Text of several lines, coloured by castra, as a terminal may be given it: everything [`escape_line`]
+/// would replace is, but for line feeds and colours (`ESC [ … m`). It is the net below all that is
+/// printed, which holds where a field wasn't escaped, such as a path; a hostile field is escaped before
+/// it is coloured.
+pub fn escape_text(text: &str) -> Cow<'_, str> {
+    let is_fine = |c: char| c == '\n' || is_harmless(c);
+    let Some(first) = text.find(|c| !is_fine(c)) else {
+        return Cow::Borrowed(text);
+    };
+    let (fine, mut rest) = text.split_at(first);
+    let mut shown = String::with_capacity(text.len() + 16);
+    shown.push_str(fine);
+    while let Some(c) = rest.chars().next() {
+        let length = colour_length(rest);
+        if length > 0 {
+            shown.push_str(&rest[..length]);
+            rest = &rest[length..];
+            continue;
+        }
+        match is_fine(c) {
+            true => shown.push(c),
+            false => push_escaped(&mut shown, c),
+        }
+        rest = &rest[c.len_utf8()..];
+    }
+    Cow::Owned(shown)
+}
+
+/// How long the colour is with which `text` begins; 0: it begins with none.
+fn colour_length(text: &str) -> usize {
+    let Some(numbers) = text.strip_prefix("\x1b[") else {
+        return 0;
+    };
+    let end = numbers.find(|c: char| !matches!(c, '0'..='9' | ';'));
+    match end.filter(|end| numbers[*end..].starts_with('m')) {
+        Some(end) => "\x1b[".len() + end + "m".len(),
+        None => 0,
+    }
 }
 
 /// JSON text with everything [`escape_line`] would replace written as `\u202e`: the same value
@@ -112,7 +152,7 @@ pub fn json_depth(json: &[u8]) -> usize {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::{escape_json, escape_line};
+    use super::{escape_json, escape_line, escape_text};
 
     #[test]
     fn what_moves_the_terminal_is_written_out() {
@@ -128,6 +168,21 @@ mod tests {
             ("\x7f", "\\x7f"),
         ] {
             assert_eq!(escape_line(text, 1000), shown);
+        }
+    }
+
+    #[test]
+    fn castras_own_colours_and_lines_stay() {
+        for (text, shown) in [
+            ("plain\n\tlines\n", "plain\n\tlines\n"),
+            ("\x1b[1;31merror:\x1b[0m x\n", "\x1b[1;31merror:\x1b[0m x\n"),
+            ("\x1b[m", "\x1b[m"),
+            ("/tmp/a\x1b[2Jb\rc", "/tmp/a\\x1b[2Jb\\rc"),
+            ("\x1b[1;31", "\\x1b[1;31"),
+            ("\x1b[?25m\x1b[3:1m\x1b", "\\x1b[?25m\\x1b[3:1m\\x1b"),
+            ("\u{9b}31m\x7f\u{202e}é", "\\u{9b}31m\\x7f\\u{202e}é"),
+        ] {
+            assert_eq!(escape_text(text), shown);
         }
     }
 

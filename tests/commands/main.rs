@@ -4,6 +4,7 @@
 mod bootstrap;
 mod clean;
 mod console;
+mod controls;
 mod doctor;
 mod logs;
 mod ports;

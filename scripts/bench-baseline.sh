@@ -1,6 +1,6 @@
 #!/bin/sh
 # What castra is measured against: the same QEMU command line started by hand, the same
-# hand-shake waited for, the same script run over plain ssh. One VM.
+# handshake waited for, the same script run over plain ssh. One VM.
 #
 # usage: bench-baseline.sh VM_DIR ARGV_FILE OVERLAY HELLO_FILE PORT KEY SCRIPT
 #   VM_DIR      the working directory of QEMU

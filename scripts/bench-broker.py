@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times the broker's hand-shakes: beside a crowd of bad clients, and beside Mosquitto's connects.
+"""Times the broker's handshakes: beside a crowd of bad clients, and beside Mosquitto's connects.
 
 usage: bench-broker.py CASTRA_BINARY [--rounds N] [--load BROKER_LOAD] [--dir DIR] [--json FILE]
 
@@ -72,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1].split("\n")[0])
     parser.add_argument("castra", type=lambda text: str(Path(text).resolve()))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--count", type=int, default=8000, help="hand-shakes in each part of a round")
+    parser.add_argument("--count", type=int, default=8000, help="handshakes in each part of a round")
     parser.add_argument("--load", help="the load generator; default: examples/broker-load beside castra")
     parser.add_argument("--dir", default=str(SCRIPTS.parent / "target"), help="where both servers keep their state")
     parser.add_argument("--json", metavar="FILE")
@@ -120,7 +120,7 @@ def main():
             "1 client, castra / mosquitto p50": ratio("hello alone", "mosquitto, 1 client", "p50_us"),
             "1 client, castra / mosquitto p99": ratio("hello alone", "mosquitto, 1 client", "p99_us"),
         }
-    print(f"hand-shakes, {args.rounds} alternating rounds of {args.count}, medians, state on {disk}, "
+    print(f"handshakes, {args.rounds} alternating rounds of {args.count}, medians, state on {disk}, "
           f"{os.cpu_count()} cores")
     print(f"{'':24}{'per second':>12}{'p50 us':>9}{'p99 us':>9}{'worst us':>10}{'failed':>8}")
     for name, row in rows.items():
@@ -135,7 +135,7 @@ def main():
         told = {"rounds": runs, "medians": rows, "ratios": ratios, "crowds": floods, "idle_kib": each, "disk": disk, "cores": os.cpu_count()}
         Path(args.json).write_text(json.dumps(told, indent=2) + "\n")
     if any(row["failed"] for row in rows.values()):
-        sys.exit("bench-broker: hand-shakes failed")
+        sys.exit("bench-broker: handshakes failed")
 
 
 if __name__ == "__main__":

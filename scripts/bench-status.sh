@@ -1,5 +1,5 @@
 #!/bin/sh
-# What `castra status --json` costs for a fleet, and whether a storm of hand-shakes slows it down.
+# What `castra status --json` costs for a fleet, and whether a storm of handshakes slows it down.
 #
 #   scripts/bench-status.sh CASTRA [VMS [POLLS [JSON_FILE]]]
 #

@@ -146,7 +146,7 @@ class Fleet:
         for agent in agents:
             said = agent.communicate()[1]
             if agent.returncode != 0:
-                sys.exit(f"no hand-shake: {said}")
+                sys.exit(f"no handshake: {said}")
 
     def bootstrap(self, names):
         """Seconds for the whole command, and for each VM's transfer."""

@@ -66,7 +66,7 @@ def figures(quick):
         Figure("others", f"{OTHERS} subscribers at {BUSY_RATE:,}/s", ("latency", str(BUSY_RATE), "5000", str(OTHERS), "0"), queued),
         Figure("others beside a stalled one", "the same beside one that never reads",
                ("latency", str(BUSY_RATE), "5000", str(OTHERS), "1"), queued),
-        Figure("hand-shake", "session granted, one core", ("hand-shake", "200" if quick else "2000"), pinned=True),
+        Figure("handshake", "session granted, one core", ("handshake", "200" if quick else "2000"), pinned=True),
     ]
 
 

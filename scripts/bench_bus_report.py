@@ -35,8 +35,8 @@ COLUMNS = (
     ("others", "p99_us", "beside a stalled consumer p99, us", 0),
     ("others", "worst_us", "beside a stalled consumer worst, us", 0),
     ("others", "stalled_cut_off", "stalled consumer cut off (1: yes)", 0),
-    ("hand-shake", "p50_us", "hand-shake p50, us", 0),
-    ("hand-shake", "p99_us", "hand-shake p99, us", 0),
+    ("handshake", "p50_us", "handshake p50, us", 0),
+    ("handshake", "p99_us", "handshake p99, us", 0),
     ("idle", "kib_each", "resident KiB per session", 1),
 )
 
@@ -67,8 +67,8 @@ GOALS = (
     ("latency 200", "p99_us", "raw", AT_MOST, 3),
     ("latency 10000", "p50_us", "raw", AT_MOST, 1.5),
     ("latency 10000", "p99_us", "raw", AT_MOST, 3),
-    ("hand-shake", "p50_us", "mosquitto", AT_MOST, 1.5),
-    ("hand-shake", "p99_us", "mosquitto", AT_MOST, 3),
+    ("handshake", "p50_us", "mosquitto", AT_MOST, 1.5),
+    ("handshake", "p99_us", "mosquitto", AT_MOST, 3),
     ("others beside a stalled one", "p99_us", "others", AT_MOST, 1.5),
     ("others beside a stalled one", "worst_us", None, AT_MOST, 15_000),
     ("idle", "kib_each", None, AT_MOST, 20),
@@ -80,7 +80,7 @@ TITLES = {"publish 1x1": "publish to ack 1 x 1", "publish 1x64": "publish to ack
           "publish 1x1024": "publish to ack 1 x 1024", "publish 8x64": "publish to ack 8 x 64",
           "publish 1x64 on disk": "on disk 1 x 64", "fan-out 8": "fan-out 1 to 8", "fan-out 64": "fan-out 1 to 64",
           "latency 200": "to subscriber, 200/s", "latency 10000": "to subscriber, 10,000/s",
-          "hand-shake": "hand-shake", "others beside a stalled one": "others of a stalled one",
+          "handshake": "handshake", "others beside a stalled one": "others of a stalled one",
           "idle": "idle session", "instructions": "user instructions"}
 BEGIN, END = "<!-- bench-bus -->\n", "<!-- /bench-bus -->\n"
 

@@ -219,7 +219,7 @@ def show(figures):
         n = f["guests"]
         print(f"\n{n} default guest{'s' if n > 1 else ''}, accelerator {f['accel']}; seconds, medians")
         print(f"  {'':34}{'castra':>9}{'baseline':>10}{'ratio':>8}")
-        rows = [("last hand-shake", "hello_last_ms"), ("median hand-shake", "hello_median_ms"),
+        rows = [("last handshake", "hello_last_ms"), ("median handshake", "hello_median_ms"),
                 ("last bootstrap done", "done_last_ms"), ("median bootstrap done", "done_median_ms")]
         for label, key in rows[:: 2 if n == 1 else 1]:
             ours, theirs = f[key], f["baseline_" + key]
@@ -228,7 +228,7 @@ def show(figures):
         print(f"  {'memory per guest, MiB':34}{ours:9.0f}{theirs:10.0f}{ours / theirs:8.2f}")
         print(f"  {'first-ever up, whole command':34}{f['first_up_ms'] / 1000:9.2f}")
         if n == 1:
-            for label, key in (("hand-shake", "hello_last_ms"), ("bootstrap", "done_last_ms")):
+            for label, key in (("handshake", "hello_last_ms"), ("bootstrap", "done_last_ms")):
                 goal = max(0.05 * f["baseline_" + key], 60)
                 print(f"  castra's own share until the {label}: {f[key] - f['baseline_' + key]:.0f} ms (goal: at most {goal:.0f} ms)")
         else:

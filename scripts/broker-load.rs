@@ -1,4 +1,4 @@
-//! Load for `bench-broker.py`: hand-shakes as fast as they are answered, and crowds of bad clients.
+//! Load for `bench-broker.py`: handshakes as fast as they are answered, and crowds of bad clients.
 //!
 //! Here: the clients of castra's broker and, equally built, of an MQTT broker; they print one JSON
 //! object. Not here: the servers, the rounds and the ratios, which the script owns. Std alone, and
@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Beyond this a hand-shake has failed.
+/// Beyond this a handshake has failed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn main() -> io::Result<()> {
@@ -36,7 +36,7 @@ fn main() -> io::Result<()> {
     }
 }
 
-/// One hand-shake of the client of this number; an answer that is no acceptance is an error.
+/// One handshake of the client of this number; an answer that is no acceptance is an error.
 type HandShake = fn(u16, usize) -> io::Result<()>;
 
 fn connect(port: u16) -> io::Result<TcpStream> {
@@ -84,7 +84,7 @@ fn refused(answer: &[u8]) -> io::Error {
     io::Error::other(format!("answered {:?}", String::from_utf8_lossy(answer)))
 }
 
-/// All clients at once, each one hand-shake after the other.
+/// All clients at once, each one handshake after the other.
 fn shake(port: u16, clients: usize, count: usize, hand_shake: HandShake) -> io::Result<()> {
     let failed = AtomicU64::new(0);
     let began = Instant::now();

@@ -692,7 +692,7 @@ fn auto_without_a_script_only_connects() {
         ran.steps(),
         format!("wait-handshake:ok {VIZIER} connect:ok transfer:skipped apply:skipped verify:skipped")
     );
-    assert_eq!(ran.detail("wait-handshake"), "hand-shake");
+    assert_eq!(ran.detail("wait-handshake"), "handshake");
     assert!(fixture.remote().is_dir(), "the place for later is there");
 }
 
@@ -733,7 +733,7 @@ fn a_guest_known_to_live_is_connected_to_once() {
     fixture.shake_hands();
     let ran = fixture.run();
     assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
-    assert_eq!(ran.detail("wait-handshake"), "hand-shake");
+    assert_eq!(ran.detail("wait-handshake"), "handshake");
     assert!(
         !ran.detail("connect").contains("answered"),
         "{}",

@@ -603,7 +603,7 @@ fn a_log_that_can_not_be_written_is_told_and_comes_back() {
         client.ack(),
         json!({ "type": "ack", "ack": "publish", "status": "error", "id": "x", "reason": "storage-error" })
     );
-    assert_eq!(broker.hello("other"), "ok\n", "hand-shakes go on");
+    assert_eq!(broker.hello("other"), "ok\n", "handshakes go on");
     client.lives();
     fs::remove_file(&dir).unwrap();
     eventually(SOON, "publishes to be taken", || {

@@ -158,7 +158,7 @@ fn bootstrap() -> Vec<Event> {
             step: BootstrapStepKind::WaitHandshake,
             status: BootstrapStepStatus::Success,
             duration_ms: 2286,
-            detail: Some("hand-shake".into()),
+            detail: Some("handshake".into()),
         },
         Event::BootstrapCompleted {
             vm: vm.clone(),

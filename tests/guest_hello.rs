@@ -1,6 +1,6 @@
 //! castra-hello, the guest's boot agent, under every shell and transport it claims to work with.
 //!
-//! Here: the script itself against a stand-in for the broker that speaks the hand-shake on an ephemeral port.
+//! Here: the script itself against a stand-in for the broker that speaks the handshake on an ephemeral port.
 //! Not here: the real broker, and the agent inside a booted guest.
 //!
 //! Needs dash, bash, busybox, python3, socat, ncat and both netcats. A missing one fails the test with the name of

@@ -390,7 +390,7 @@ fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
     eventually("the next launch to be up", || {
         let vm = project.vm("a");
         if let (Some(age), Some(uptime)) = (vm["last_handshake_age_ms"].as_u64(), vm["uptime_ms"].as_u64()) {
-            assert!(age <= uptime, "an older launch's hand-shake counts: {vm}");
+            assert!(age <= uptime, "an older launch's handshake counts: {vm}");
         }
         up.try_wait().unwrap().is_some()
     });

@@ -415,7 +415,7 @@ fn json_of_a_guest_cannot_fool_a_terminal_and_damage_is_told_on_stderr() {
     let status: StatusOutcome = serde_json::from_str(&text).unwrap();
     assert_eq!(status.vms[0].guest_metrics, record.guest_metrics);
     let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("db: can't read the hand-shake record"), "{said}");
+    assert!(said.contains("db: can't read the handshake record"), "{said}");
 }
 
 #[test]

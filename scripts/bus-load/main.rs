@@ -10,7 +10,7 @@
 //!        bus-load exactly    SYSTEM PORT IN_FLIGHT COUNT
 //!        bus-load fan-out    SYSTEM PORT SUBSCRIBERS MILLISECONDS
 //!        bus-load latency    SYSTEM PORT PER_SECOND MILLISECONDS SUBSCRIBERS STALLED
-//!        bus-load hand-shake SYSTEM PORT COUNT
+//!        bus-load handshake SYSTEM PORT COUNT
 //!        bus-load idle       SYSTEM PORT COUNT          until its stdin ends
 //!        bus-load relay                                 until its stdin ends
 //!        bus-load appends    FILE LINES MILLISECONDS
@@ -68,7 +68,7 @@ fn measured<D: Dialect>(what: &str, port: u16, numbers: &[usize]) -> io::Result<
         ("latency", &[per_second, time, subscribers, stalled]) if per_second > 0 => {
             measure::latency::<D>(port, per_second, millis(time), subscribers, stalled)
         }
-        ("hand-shake", &[count]) => measure::hand_shake::<D>(port, count),
+        ("handshake", &[count]) => measure::hand_shake::<D>(port, count),
         ("idle", &[count]) => measure::idle::<D>(port, count),
         _ => Err(usage()),
     }?;

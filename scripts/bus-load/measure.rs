@@ -1,5 +1,5 @@
 //! The measurements, each for any dialect: publishes until their acks, deliveries to many, the time
-//! from a publish to its subscriber, hand-shakes, idle sessions.
+//! from a publish to its subscriber, handshakes, idle sessions.
 //!
 //! Every delivery is checked for its number, in order and without a hole; every ack for acceptance.
 //! An error ends the measurement, and with it the benchmark: no figure stands on lost messages.

@@ -56,7 +56,7 @@ struct VmDoing {
     /// When its QEMU was launched, if this run did that.
     launched: Option<Instant>,
     limits: Limits,
-    /// The last that was heard of it: its console, a hand-shake, a line of its script.
+    /// The last that was heard of it: its console, a handshake, a line of its script.
     evidence: Option<(Instant, String)>,
 }
 
@@ -116,7 +116,7 @@ impl Limits {
 
     fn step(&self, step: BootstrapStepKind, now: Instant) -> Work {
         let (waits_for, limit) = match step {
-            BootstrapStepKind::WaitHandshake => ("a hand-shake or an SSH banner", self.handshake),
+            BootstrapStepKind::WaitHandshake => ("a handshake or an SSH banner", self.handshake),
             BootstrapStepKind::VizierInstall => ("SSH and the copy of Vizier", self.step),
             BootstrapStepKind::VizierEnable => ("Vizier to start", self.step),
             BootstrapStepKind::VizierHandshake => ("Vizier's hello", self.step),

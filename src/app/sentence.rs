@@ -169,7 +169,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         Event::BootstrapPlanned(plan) => planned(plan),
         Event::BootstrapStarted { vm, .. } => info(
             vm,
-            "bootstrap begins: waits for a hand-shake or an SSH banner".to_owned(),
+            "bootstrap begins: waits for a handshake or an SSH banner".to_owned(),
         ),
         Event::BootstrapStep {
             vm,

@@ -91,12 +91,12 @@ impl StateRoot {
         self.0.join("images")
     }
 
-    /// The folder of the hand-shake records.
+    /// The folder of the handshake records.
     pub fn handshakes(&self) -> PathBuf {
         self.0.join("handshakes")
     }
 
-    /// Last hand-shake and bus state of one guest. Written by the broker alone.
+    /// Last handshake and bus state of one guest. Written by the broker alone.
     pub fn handshake(&self, vm: &VmName) -> PathBuf {
         self.handshakes().join(format!("{vm}.json"))
     }

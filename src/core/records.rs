@@ -1,6 +1,6 @@
 //! The small JSON files under a state root by which castra's processes tell each other things.
 //!
-//! Here: their shapes, loading and saving, who writes which. Not here: the hand-shake records
+//! Here: their shapes, loading and saving, who writes which. Not here: the handshake records
 //! (`core::broker::record`), which are written in place, or what the files mean for a VM's state
 //! (`core::status`). Files of a later castra may hold more fields; they are ignored.
 

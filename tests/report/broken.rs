@@ -152,7 +152,7 @@ fn what_guests_and_scripts_say_stays_text() {
         (report.runs[0].outcome, vm.state),
         (Outcome::Failed, State::Failed)
     );
-    assert_eq!(vm.marks.len(), 3, "launched, a hand-shake in another case, gone");
+    assert_eq!(vm.marks.len(), 3, "launched, a handshake in another case, gone");
     assert_eq!(vm.log.as_ref().unwrap().source, "script");
     assert!(report.runs[0].detail.as_ref().unwrap().len() <= 600);
 }

@@ -1,4 +1,4 @@
-//! A state root as a running fleet leaves it, without QEMU: run files, hand-shake records, and pid
+//! A state root as a running fleet leaves it, without QEMU: run files, handshake records, and pid
 //! files that another process holds the record locks of, as QEMU does.
 //!
 //! The locks need a process of their own: a POSIX record lock is gone as soon as its owner closes

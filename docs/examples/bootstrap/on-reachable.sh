@@ -1,5 +1,5 @@
 #!/bin/sh
-# Automation by hand-shake evidence: boots a VM, waits until the guest itself has shown that it
+# Automation by handshake evidence: boots a VM, waits until the guest itself has shown that it
 # lives, then bootstraps it. No port, pid or time since the launch would prove that.
 #
 # usage: on-reachable.sh [VM] [PATIENCE_SECONDS]    (needs jq)

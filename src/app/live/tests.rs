@@ -157,10 +157,10 @@ fn a_line_for_each_vm_through_all_of_up() {
         &[
             // The limit counts from the launch.
             "web-0     wait-handshake  5 s, 55 s left  Run /init as init process",
-            "database  wait-handshake  3 s, 57 s left  waits for a hand-shake or an SSH ban…",
+            "database  wait-handshake  3 s, 57 s left  waits for a handshake or an SSH bann…",
         ],
     );
-    script.step(9, "web-0", BootstrapStepKind::WaitHandshake, "hand-shake");
+    script.step(9, "web-0", BootstrapStepKind::WaitHandshake, "handshake");
     for step in &BootstrapStepKind::ALL[1..6] {
         script.step(10, "web-0", *step, "done");
     }
@@ -170,7 +170,7 @@ fn a_line_for_each_vm_through_all_of_up() {
         80,
         &[
             "web-0     apply           2 s, 9 min 58 s left  waits for the script",
-            "database  wait-handshake  7 s, 53 s left        waits for a hand-shake or an S…",
+            "database  wait-handshake  7 s, 53 s left        waits for a handshake or an SS…",
         ],
     );
     script.script_says(12, "web-0", "Get:3\thttp://deb.example/日本", None);

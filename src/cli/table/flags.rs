@@ -386,7 +386,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "leave the guests' hand-shake records where they are",
+        brief: "leave the guests' handshake records where they are",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {

@@ -223,7 +223,7 @@ impl Pipeline<'_, '_, '_> {
             };
             (context.on_alive)();
             Ok(StepEnd::Success(Some(match life {
-                Life::Handshake => "hand-shake".to_owned(),
+                Life::Handshake => "handshake".to_owned(),
                 Life::Banner(text) => {
                     reached_by_ssh = true;
                     format!("SSH banner {text}")

@@ -305,7 +305,7 @@ pub(super) fn await_hello(
                 let how = if record.bus_session {
                     "in a session"
                 } else {
-                    "by repeated hand-shakes"
+                    "by repeated handshakes"
                 };
                 return Ok(format!("{CAPABILITY}, {how}"));
             }
@@ -313,7 +313,7 @@ pub(super) fn await_hello(
         if began.elapsed() >= limit {
             let log = state.vizier_log(vm);
             return Err(Trouble::because(format!(
-                "no hand-shake with {CAPABILITY} came from {vm} within {} s",
+                "no handshake with {CAPABILITY} came from {vm} within {} s",
                 limit.as_secs()
             ))
             .advise(format!(

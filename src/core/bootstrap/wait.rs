@@ -1,6 +1,6 @@
 //! `wait-handshake`: until the guest has given its first proof of life.
 //!
-//! Here: a fresh hand-shake in the broker's record, or an SSH banner, whichever comes first. Not
+//! Here: a fresh handshake in the broker's record, or an SSH banner, whichever comes first. Not
 //! here: who writes the record (`core::broker`), how a banner is found (`bootstrap::banner`).
 //!
 //! How long `up` takes beyond the guest itself is decided here: a record costs microseconds to
@@ -35,7 +35,7 @@ pub(super) enum Life {
     Banner(String),
 }
 
-/// Whether the guest has proved its life already, by a hand-shake.
+/// Whether the guest has proved its life already, by a handshake.
 pub(super) fn is_alive(context: &Context<'_, '_>) -> bool {
     let identity = identity(context);
     is_proof(&context.config.state.handshake(identity), identity, context)
@@ -81,7 +81,7 @@ pub(super) fn wait_for_life(
         if said.elapsed() >= SAY_EVERY {
             said = Instant::now();
             let text = format!(
-                "waiting for a hand-shake of {identity} or an SSH banner for {} s",
+                "waiting for a handshake of {identity} or an SSH banner for {} s",
                 began.elapsed().as_secs()
             );
             context
@@ -140,7 +140,7 @@ fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Tro
         None => "its console shows nothing".to_owned(),
     };
     Trouble::because(format!(
-        "no proof of life within {} s: neither a hand-shake of {identity} nor an SSH banner came",
+        "no proof of life within {} s: neither a handshake of {identity} nor an SSH banner came",
         limit.as_secs()
     ))
     .with_tail(&words)

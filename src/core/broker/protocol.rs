@@ -1,4 +1,4 @@
-//! The words of the hand-shake: greeting, hello, replies, decline reasons (DESIGN §6).
+//! The words of the handshake: greeting, hello, replies, decline reasons (DESIGN §6).
 //!
 //! Here: pure parsing and rendering; docs/PROTOCOL.md says the same in prose. Not here: who may
 //! come (`broker::state`), sockets and deadlines (`broker::listen`), log lines

@@ -1,4 +1,4 @@
-//! `handshakes/<vm>.json`: the last hand-shake of one guest, as `status` reads it (DESIGN §7).
+//! `handshakes/<vm>.json`: the last handshake of one guest, as `status` reads it (DESIGN §7).
 //!
 //! Here: the record's format, its reader and its writer. Not here: when one is written
 //! (`broker::state`), or what it means for a VM (`core::status`).
@@ -148,7 +148,7 @@ fn parse(bytes: &[u8]) -> Result<HandshakeRecord, &'static str> {
     if begin != end || sum != format!("{:08x}", checksum(body)).as_bytes() {
         return Err(TORN);
     }
-    serde_json::from_slice(bytes).map_err(|_| "it is no hand-shake record")
+    serde_json::from_slice(bytes).map_err(|_| "it is no handshake record")
 }
 
 /// FNV-1a, 32 bits: it guards against mixtures of two honest records, not against an adversary.

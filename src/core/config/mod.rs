@@ -378,7 +378,7 @@ pub struct BootstrapConfig {
     pub verify_command: Option<String>,
     /// Must exist at the end; relative to `remote_dir`.
     pub verify_path: Option<String>,
-    /// `handshake_identity` of `bootstrap.toml`: whose hand-shake counts; default this VM's.
+    /// `handshake_identity` of `bootstrap.toml`: whose handshake counts; default this VM's.
     pub handshake_identity: Option<VmName>,
     /// The `bootstrap.toml` that took part.
     pub metadata_path: Option<PathBuf>,

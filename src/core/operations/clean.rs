@@ -98,7 +98,7 @@ pub struct CleanOptions {
     pub dry_run: bool,
     /// Logs stay.
     pub keep_logs: bool,
-    /// Hand-shake records stay.
+    /// Handshake records stay.
     pub keep_handshakes: bool,
     /// Persistent disks go too.
     pub force: bool,

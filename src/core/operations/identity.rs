@@ -17,7 +17,7 @@ use crate::core::runtime::seed;
 pub(crate) struct Identity {
     /// Random, new for each launch.
     pub launch_id: String,
-    /// CLOCK_BOOTTIME when it was given out, ms. A hand-shake before it is not of this launch.
+    /// CLOCK_BOOTTIME when it was given out, ms. A handshake before it is not of this launch.
     pub launched_boottime_ms: u64,
     /// Secret the guest presents; `None` where castra can't hand one to it.
     pub token: Option<String>,

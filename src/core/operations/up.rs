@@ -1,4 +1,4 @@
-//! `up`: brings the VMs of a project to life, each through overlay, QEMU, hand-shake and
+//! `up`: brings the VMs of a project to life, each through overlay, QEMU, handshake and
 //! bootstrap.
 //!
 //! Here: the order of things for the fleet. Not here: one VM's way (`operations::start`), or

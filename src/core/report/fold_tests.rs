@@ -112,7 +112,7 @@ impl Script {
                 )
             });
             let marks = vm.marks.iter().map(|mark| match mark.mark {
-                MarkKind::Handshake => format!("@{} hand-shake", mark.at_ms),
+                MarkKind::Handshake => format!("@{} handshake", mark.at_ms),
                 MarkKind::Service => format!("@{} service", mark.at_ms),
                 kind => format!("@{} {}", mark.at_ms, kind.words()),
             });
@@ -221,7 +221,7 @@ fn a_bootstrap_that_works() {
         .exited(1_000)
         .check(
             "ok; web ok: queued 0+70waiting, overlay 70+10, launch 100+100, wait-handshake 210+50, apply 270+50, \
-             verify 270+50skipped, @200 launched, @250 hand-shake, @255 service, @260 SSH banner, @900 unreachable, \
+             verify 270+50skipped, @200 launched, @250 handshake, @255 service, @260 SSH banner, @900 unreachable, \
              @1000 QEMU gone",
         );
 }

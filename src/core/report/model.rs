@@ -175,11 +175,11 @@ impl Phase {
 pub enum MarkKind {
     /// QEMU runs and answers.
     Launched,
-    /// The first hand-shake.
+    /// The first handshake.
     Handshake,
-    /// The first hand-shake of the in-guest service.
+    /// The first handshake of the in-guest service.
     Service,
-    /// The guest's SSH server answered before any hand-shake came.
+    /// The guest's SSH server answered before any handshake came.
     Banner,
     /// QEMU was gone without `castra down`.
     Exited,
@@ -192,8 +192,8 @@ impl MarkKind {
     pub fn words(self) -> &'static str {
         match self {
             MarkKind::Launched => "launched",
-            MarkKind::Handshake => "hand-shake",
-            MarkKind::Service => "hand-shake of the in-guest service",
+            MarkKind::Handshake => "handshake",
+            MarkKind::Service => "handshake of the in-guest service",
             MarkKind::Banner => "SSH banner",
             MarkKind::Exited => "QEMU gone",
             MarkKind::Unreachable => "unreachable",

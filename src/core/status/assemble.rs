@@ -221,7 +221,7 @@ impl Scene<'_> {
             return Launch::Never;
         }
         // QEMU runs without a readable `run.json`: what the broker was told of this launch
-        // stands in. Without that nothing proves that a hand-shake isn't of an earlier one.
+        // stands in. Without that nothing proves that a handshake isn't of an earlier one.
         let guest = self
             .guests
             .and_then(|guests| guests.guests.iter().find(|guest| guest.name == vm.name))
@@ -255,7 +255,7 @@ struct Heard<'a> {
     current: Option<&'a HandshakeRecord>,
 }
 
-/// A record counts if it is of this host boot and its hand-shake isn't before the VM's launch.
+/// A record counts if it is of this host boot and its handshake isn't before the VM's launch.
 /// One of an earlier boot tells an age by the wall clock, if the VM wasn't launched since.
 fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<'a>> {
     let record = match &vm.record {
@@ -359,12 +359,12 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
         let path = snapshot.project.state.handshake(&vm.name);
         match &vm.record {
             RecordRead::Unreadable(why) => note(
-                &format!("can't read the hand-shake record {}: {why}", path.display()),
+                &format!("can't read the handshake record {}: {why}", path.display()),
                 "the broker writes it anew when it next hears the guest",
             ),
             RecordRead::Record(record) if !is_of(record, vm) => note(
                 &format!(
-                    "the hand-shake record {} is that of vm `{}`",
+                    "the handshake record {} is that of vm `{}`",
                     path.display(),
                     record.vm
                 ),

@@ -141,7 +141,7 @@ pub struct VmEvidence {
     pub stop: Found<StopRecord>,
     /// Somebody holds the VM's lock. Asked only where it decides something.
     pub lock_held: bool,
-    /// The hand-shake record.
+    /// The handshake record.
     pub record: RecordRead,
     /// How QEMU's log and the console say it ended. Asked only of VMs that don't run.
     pub ending: Option<Ending>,

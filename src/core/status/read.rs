@@ -4,7 +4,7 @@
 //!
 //! The order matters, since nothing is locked meanwhile: for each VM first who holds `qemu.pid`,
 //! then its launch, then the record, and the clock last. So a QEMU that was seen alive is judged by
-//! its own launch or a later one, never by a hand-shake of an earlier one. A VM that seems not to
+//! its own launch or a later one, never by a handshake of an earlier one. A VM that seems not to
 //! run is asked again after its logs were read: it may have been launched in between.
 
 use std::cmp::Ordering;

@@ -253,7 +253,7 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
         Found::Absent,
         Found::Unreadable("can't understand run.json".into()),
     ] {
-        // Nothing proves that the hand-shake is of this launch.
+        // Nothing proves that the handshake is of this launch.
         check("unknown launch", "running waiting - -", |s| {
             s.vms[0].run = run.clone()
         });
@@ -293,7 +293,7 @@ fn reachable_is_exactly_age_within_window_while_both_run() {
         |s| s.live_broker = None,
     );
     check(
-        "another broker run: the hand-shake counts",
+        "another broker run: the handshake counts",
         "running reachable 400 -",
         |s| {
             edit_record(s, |record| record.broker_run = "run-0".into());

@@ -62,7 +62,7 @@ complete -c castra -n '__fish_seen_subcommand_from clean' -l dry-run -d 'show wh
 complete -c castra -n '__fish_seen_subcommand_from clean' -l global -d 'every project, and what they share'
 complete -c castra -n '__fish_seen_subcommand_from clean' -l state-root -r -F -d 'the project whose state is in this directory'
 complete -c castra -n '__fish_seen_subcommand_from clean' -l no-logs -d 'leave logs where they are'
-complete -c castra -n '__fish_seen_subcommand_from clean' -l no-handshakes -d 'leave the guests\' hand-shake records where they are'
+complete -c castra -n '__fish_seen_subcommand_from clean' -l no-handshakes -d 'leave the guests\' handshake records where they are'
 complete -c castra -n '__fish_seen_subcommand_from ports' -l active -d 'only ports in use now'
 complete -c castra -n '__fish_seen_subcommand_from ports' -l verbose -d 'with processes, and who else wants the same port'
 complete -c castra -n '__fish_seen_subcommand_from console' -l raw -d 'leave nothing out of what the guest writes'

@@ -88,7 +88,7 @@ _castra() {
                 '--global[every project, and what they share]' \
                 '*--state-root=[the project whose state is in this directory]:PATH:_files' \
                 '--no-logs[leave logs where they are]' \
-                '--no-handshakes[leave the guests'\'' hand-shake records where they are]' \
+                '--no-handshakes[leave the guests'\'' handshake records where they are]' \
                 ;;
         bootstrap)
             _arguments $globals \

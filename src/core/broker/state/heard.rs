@@ -64,7 +64,7 @@ impl State {
         }
     }
 
-    /// A record belongs to one launch: an older hand-shake is another guest's.
+    /// A record belongs to one launch: an older handshake is another guest's.
     pub(super) fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
         let launched = self
             .table
@@ -213,7 +213,7 @@ impl State {
         }
     }
 
-    /// A hand-shake outlives the broker that heard it.
+    /// A handshake outlives the broker that heard it.
     pub(super) fn on_restored(&mut self, at: At, record: HandshakeRecord, alive: bool) {
         let key = record.vm.key();
         let unwanted = match &self.table {

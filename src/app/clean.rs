@@ -1,6 +1,6 @@
 //! `castra clean`.
 
-use castra::core::config::workspace::list_workspaces;
+use castra::core::config::workspace::{list_workspaces, unreadable_workspaces};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::journal::Rotation;
 use castra::core::operations::clean::{CleanOptions, CleanOutcome, CleanTarget, clean};
@@ -47,7 +47,11 @@ fn targets(raw: &Raw) -> Result<(Vec<CleanTarget>, Rotation)> {
         .advice("leave all but one out"));
     }
     if raw.global {
-        let records = list_workspaces(&select::home()?);
+        let home = select::home()?;
+        if let Some(failure) = unreadable_workspaces(&home).into_iter().next() {
+            return Err(failure);
+        }
+        let records = list_workspaces(&home);
         return Ok((
             records.iter().map(CleanTarget::from).collect(),
             Rotation::default(),

@@ -153,7 +153,7 @@ pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
         Selected::Record(_) => Vec::new(),
     };
     // A VM that the config has lost may still run.
-    known.extend(launched_vms(&selected.state()));
+    known.extend(launched_vms(&selected.state())?);
     if let Some(vm) = known.iter().find(|vm| vm.as_str().eq_ignore_ascii_case(name)) {
         return Ok(vm.clone());
     }

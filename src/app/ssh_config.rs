@@ -25,7 +25,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     }
     let named = !vms.is_empty();
     if !named {
-        vms = launched_vms(&state)
+        vms = launched_vms(&state)?
             .into_iter()
             .filter(|vm| client::runs(&state, vm))
             .collect();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use castra::core::cancel::Cancel;
 use castra::core::config::Protocol;
-use castra::core::config::workspace::list_workspaces;
+use castra::core::config::workspace::{list_workspaces, unreadable_workspaces};
 use castra::core::escape::{escape_line, escape_text};
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::status::{
@@ -70,9 +70,12 @@ enum Answer {
 impl Answer {
     fn get(raw: &Raw, cancel: &Cancel) -> Result<Answer> {
         if raw.all {
-            let records = castra_home()
-                .map(|home| list_workspaces(&home))
-                .unwrap_or_default();
+            let home = castra_home();
+            let records = home.as_deref().map(list_workspaces).unwrap_or_default();
+            let unreadable = home.as_deref().map(unreadable_workspaces).unwrap_or_default();
+            if let Some(failure) = unreadable.into_iter().next().filter(|_| records.is_empty()) {
+                return Err(failure);
+            }
             let projects = records.iter().map(project_on_record).collect();
             return Ok(Answer::All(status_all(projects, &mut Silent)));
         }

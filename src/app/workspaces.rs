@@ -1,6 +1,8 @@
 //! `castra workspaces`.
 
+use castra::core::config::workspace;
 use castra::core::failure::{Exit, Result};
+use castra::core::host;
 use castra::core::status::{BrokerState, StatusOutcome};
 use serde::Serialize;
 
@@ -26,7 +28,14 @@ struct Listing<'s> {
 
 /// Lists them.
 pub fn run(context: &mut Context) -> Result<Exit> {
+    let unreadable = workspace::unreadable_workspaces(&select::home()?);
     let all = select::all_projects();
+    match unreadable.into_iter().next() {
+        Some(failure) if all.is_empty() => return Err(failure),
+        // One that is hidden doesn't hide the others.
+        Some(failure) => context.warn(&failure.to_string()),
+        None => {}
+    }
     if context.json {
         let workspaces = all.iter().map(row).collect();
         context.out.json(&Listing { workspaces });
@@ -34,7 +43,7 @@ pub fn run(context: &mut Context) -> Result<Exit> {
     }
     let width = all.iter().map(|status| status.workspace.len()).max().unwrap_or(0);
     for status in &all {
-        let gone = if status.config_path.exists() {
+        let gone = if host::is_there(&status.config_path) {
             ""
         } else {
             " (gone)"
@@ -63,7 +72,7 @@ fn row(status: &StatusOutcome) -> Row<'_> {
         workspace: &status.workspace,
         project: &status.project,
         config_path: &status.config_path,
-        config_exists: status.config_path.exists(),
+        config_exists: host::is_there(&status.config_path),
         state_root: &status.state_root,
         vms_running: select::running_vms(status),
         broker_running: status.broker.state == BrokerState::Running,

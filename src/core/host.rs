@@ -7,18 +7,21 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
+mod lock;
 mod memory;
+pub use lock::{
+    FileLock, Holder, ImageUse, LockError, ask_lock_holder, image_use, lock_holder, lock_holder_of,
+    lock_open_file, locked_pid, unlock_open_file,
+};
 pub use memory::{Memory, memory, memory_available};
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
@@ -127,7 +130,7 @@ pub fn remove_if_there(path: &Path) -> io::Result<bool> {
 /// The last `limit` bytes of a file as text (lossy); empty if it can't be read.
 pub fn tail_of(path: &Path, limit: u64) -> String {
     let read = || -> io::Result<Vec<u8>> {
-        let mut file = File::open(path)?;
+        let mut file = open_state_file(path)?;
         let length = file.metadata()?.len();
         file.seek(SeekFrom::Start(length.saturating_sub(limit)))?;
         let mut bytes = Vec::new();
@@ -148,202 +151,50 @@ pub fn space_left(path: &Path) -> Option<u64> {
     Some(answer.blocks_available() * answer.fragment_size())
 }
 
-// --- locks ------------------------------------------------------------------------------------
-
-/// Who holds a lock on a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
-    /// Nobody, or there is no such file.
-    Nobody,
-    /// A process with a POSIX record lock, as QEMU on its pid file; the kernel names it.
-    Process(u32),
-    /// Somebody with an open-file-description lock; the kernel names nobody.
-    Description,
-}
-
-/// What QEMU says about an image by the byte locks it holds on it for as long as it is open
-/// (`block/file-posix.c`; the offsets are the same since QEMU 2.10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ImageUse {
-    /// Nobody has it open, or whoever has it switched the locks off.
-    Unlocked,
-    /// Open, but nobody writes.
-    Read,
-    /// Somebody writes it or may.
-    Written,
-}
-
-/// Who uses a disk image. Takes nothing.
-pub fn image_use(path: &Path) -> ImageUse {
-    // A byte at 100 + N is locked while somebody has permission N; 1 is writing.
-    const PERMISSIONS: (i64, i64) = (100, 8);
-    const WRITE: (i64, i64) = (101, 1);
-    let Ok(file) = File::open(path) else {
-        return ImageUse::Unlocked;
-    };
-    let held = |(start, len): (i64, i64)| {
-        let mut asked = whole_file(libc::F_WRLCK);
-        (asked.l_start, asked.l_len) = (start, len);
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && i32::from(asked.l_type) != libc::F_UNLCK
-    };
-    match (held(WRITE), held(PERMISSIONS)) {
-        (true, _) => ImageUse::Written,
-        (false, true) => ImageUse::Read,
-        (false, false) => ImageUse::Unlocked,
-    }
-}
-
-fn whole_file(kind: i32) -> libc::flock {
-    libc::flock {
-        l_type: i16::try_from(kind).expect("lock kinds are 0 to 2"),
-        l_whence: 0, // SEEK_SET
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
-/// Asks who would stand in the way of an exclusive lock. Takes nothing, changes nothing; works
-/// on a read-only descriptor in about 3 µs.
-pub fn lock_holder(path: &Path) -> Holder {
-    match File::open(path) {
-        Ok(file) => lock_holder_of(&file),
-        Err(_) => Holder::Nobody,
-    }
-}
-
-/// As [`lock_holder`], for a file already open.
-pub fn lock_holder_of(file: &File) -> Holder {
-    let mut asked = whole_file(libc::F_WRLCK);
-    if fcntl(file, FcntlArg::F_OFD_GETLK(&mut asked)).is_err() || i32::from(asked.l_type) == libc::F_UNLCK {
-        return Holder::Nobody;
-    }
-    match u32::try_from(asked.l_pid) {
-        Ok(pid) if pid > 0 => Holder::Process(pid),
-        _ => Holder::Description,
-    }
-}
-
-/// The pid written in a file of ours, counted only while the file is locked (DESIGN §4).
-/// Numbers that no process can have (0, negative, text) are `None`.
-pub fn locked_pid(path: &Path) -> Option<u32> {
-    let file = File::open(path).ok()?;
-    if lock_holder_of(&file) == Holder::Nobody {
-        return None;
-    }
-    let mut text = String::new();
-    (&file).take(64).read_to_string(&mut text).ok()?;
-    let first = text.split_whitespace().next()?;
-    first
-        .parse::<u32>()
-        .ok()
-        .filter(|pid| *pid > 0 && i32::try_from(*pid).is_ok())
-}
-
-/// An exclusive open-file-description lock, held until dropped. It excludes threads of one
-/// process too. The pid and a note are written into the file for whoever finds it locked.
-#[derive(Debug)]
-pub struct FileLock {
-    file: File,
-    path: PathBuf,
-}
-
-/// Why a lock was not had.
-#[derive(Debug)]
-pub enum LockError {
-    /// Somebody else holds it; what they wrote into the file (pid, then a note).
-    Held(String),
-    /// The file can't be made or locked.
-    Io(io::Error),
-}
-
-impl FileLock {
-    /// Tries to take the lock, making the file (0600) if needed. Never waits.
-    pub fn try_take(path: &Path, note: &str) -> Result<FileLock, LockError> {
-        loop {
-            let file = private_file()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(path)
-                .map_err(LockError::Io)?;
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-                Ok(_) => {}
-                Err(Errno::EAGAIN | Errno::EACCES) => {
-                    return Err(LockError::Held(tail_of(path, 512).trim().to_owned()));
-                }
-                Err(errno) => return Err(LockError::Io(errno.into())),
-            }
-            // The file may have been removed between open and lock; a lock on it proves nothing.
-            if !names_this_file(path, &file) {
-                continue;
-            }
-            let lock = FileLock {
-                file,
-                path: path.to_owned(),
-            };
-            lock.write_note(note).map_err(LockError::Io)?;
-            return Ok(lock);
-        }
-    }
-
-    fn write_note(&self, note: &str) -> io::Result<()> {
-        let text = format!("{} {note}\n", std::process::id());
-        // Written before it is shortened: a reader never finds an empty file under a held lock.
-        self.file.write_all_at(text.as_bytes(), 0)?;
-        self.file.set_len(text.len() as u64)
-    }
-
-    /// The locked file once more, for a child that is to hold the lock too: it stays held until the
-    /// child has ended as well, whatever ends us. Dropping the lock ends it for both.
-    pub fn share(&self) -> io::Result<File> {
-        self.file.try_clone()
-    }
-
-    /// The locked file's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Whether the path still names the locked file.
-    pub fn still_named(&self) -> bool {
-        names_this_file(&self.path, &self.file)
-    }
-}
-
-impl Drop for FileLock {
-    /// Closing alone isn't enough: a child that another thread is about to start has the
-    /// descriptor too until it runs exec, and would keep the lock for that long.
-    fn drop(&mut self) {
-        unlock_open_file(&self.file);
-    }
-}
-
-/// A lock on an open descriptor, for appending: shared among writers, exclusive to rotate.
-/// Waits; the holders keep it for one `write` or one rename.
-pub fn lock_open_file(file: &File, exclusive: bool) -> io::Result<()> {
-    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
-    loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLKW(&whole_file(kind))) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-/// Gives up a lock taken with [`lock_open_file`].
-pub fn unlock_open_file(file: &File) {
-    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
-}
-
 /// Whether `path` still leads to the open `file` (same device and inode).
 pub fn names_this_file(path: &Path, file: &File) -> bool {
     match (fs::metadata(path), file.metadata()) {
         (Ok(named), Ok(open)) => named.dev() == open.dev() && named.ino() == open.ino(),
         _ => false,
     }
+}
+
+/// Opens a file of a state root for reading, at once: a regular file or nothing. A named pipe in its
+/// place would keep its opener waiting for ever, and anything else was not made by castra.
+pub fn open_state_file(path: &Path) -> io::Result<File> {
+    regular(open_without_waiting(path)?)
+}
+
+/// All bytes of a file of a state root, under the rule of [`open_state_file`].
+pub fn read_state_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_state_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The file, if it is a regular one.
+pub fn regular(file: File) -> io::Result<File> {
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is no regular file",
+        )),
+    }
+}
+
+/// Whether there may be something at `path`: false only where the system says that there is nothing.
+/// A place that may not be looked into is not an empty one.
+pub fn is_there(path: &Path) -> bool {
+    path.try_exists().unwrap_or(true)
+}
+
+/// Whether this error says that there is nothing at a path; every other one leaves it open.
+pub fn says_absent(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
 }
 
 /// Opens a path for reading, whatever it is, at once: a named pipe without a writer too.
@@ -632,39 +483,6 @@ fn socket_owner(inodes: &HashSet<String>) -> Option<String> {
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;
-
-    #[test]
-    fn a_lock_excludes_and_names_its_holder() {
-        let scratch = Scratch::new("host-lock");
-        let path = scratch.path("lock");
-        assert_eq!(lock_holder(&path), Holder::Nobody);
-        let lock = FileLock::try_take(&path, "castra up").unwrap();
-        assert_eq!(lock_holder(&path), Holder::Description);
-        assert_eq!(locked_pid(&path), Some(std::process::id()));
-        match FileLock::try_take(&path, "castra down") {
-            Err(LockError::Held(who)) => assert_eq!(who, format!("{} castra up", std::process::id())),
-            other => panic!("two took one lock: {other:?}"),
-        }
-        drop(lock);
-        assert_eq!(lock_holder(&path), Holder::Nobody);
-        assert_eq!(
-            locked_pid(&path),
-            None,
-            "the pid of a free file counts for nothing"
-        );
-    }
-
-    #[test]
-    fn pids_that_no_process_has_are_none() {
-        let scratch = Scratch::new("host-pid");
-        let path = scratch.path("pid");
-        let lock = FileLock::try_take(&path, "x").unwrap();
-        for text in ["0", "-1", "", "abc", "99999999999"] {
-            fs::write(&path, text).unwrap();
-            assert_eq!(locked_pid(&path), None, "{text:?}");
-        }
-        drop(lock);
-    }
 
     #[test]
     fn the_owner_of_a_port_is_named() {

@@ -9,7 +9,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::core::host;
@@ -198,7 +198,7 @@ pub(crate) fn rotate(path: &Path, keep: u32) -> io::Result<()> {
         0 => path.to_owned(),
         keep => rotated(path, keep),
     };
-    let held = File::open(&oldest);
+    let held = host::open_state_file(&oldest);
     host::remove_if_there(&oldest)?;
     for number in (1..keep).rev() {
         match fs::rename(rotated(path, number), rotated(path, number + 1)) {
@@ -223,7 +223,9 @@ fn open_for_append(path: &Path) -> io::Result<File> {
         .read(true)
         .append(true)
         .create(true)
+        .custom_flags(nix::libc::O_NONBLOCK)
         .open(path)
+        .and_then(host::regular)
 }
 
 /// Where the last whole line ends: the length up to and with the last line feed.

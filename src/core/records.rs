@@ -4,8 +4,6 @@
 //! (`core::broker::record`), which are written in place, or what the files mean for a VM's state
 //! (`core::status`). Files of a later castra may hold more fields; they are ignored.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -166,9 +164,9 @@ pub struct BrokerRecord {
 /// Loads a record; `None` if there is no such file. A file that isn't what it should be is a
 /// failure that names it.
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
-    let bytes = match fs::read(path) {
+    let bytes = match host::read_state_file(path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if host::says_absent(&error) => return Ok(None),
         Err(error) => return Err(Failure::io("read", path, &error)),
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
@@ -180,7 +178,10 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 
 /// Saves a record, whole or not at all, mode 0600.
 pub fn save<T: Serialize>(path: &Path, record: &T) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(record).expect("records are plain data with text keys");
+    // The one thing that JSON can't hold is a path that is no UTF-8.
+    let mut bytes = serde_json::to_vec_pretty(record).map_err(|error| {
+        Failure::new(Exit::CantCreate, format!("can't write {}", path.display())).because(error)
+    })?;
     bytes.push(b'\n');
     host::replace_file(path, &bytes).map_err(|error| Failure::io("create", path, &error))
 }

@@ -231,14 +231,14 @@ fn a_state_root_that_cannot_be_made_is_said() {
 
 /// Runs castra as nobody, in a project that others may enter. Root may write everywhere, so a file
 /// system that refuses is shown by somebody who isn't root.
-struct Nobody<'p> {
+pub struct Nobody<'p> {
     project: &'p Project,
     binary: PathBuf,
 }
 
 impl Nobody<'_> {
     /// `None`: these tests don't run as root.
-    fn of(project: &Project) -> Option<Nobody<'_>> {
+    pub fn of(project: &Project) -> Option<Nobody<'_>> {
         if !nix::unistd::geteuid().is_root() {
             return None;
         }
@@ -256,7 +256,7 @@ impl Nobody<'_> {
         Some(Nobody { project, binary })
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
+    pub fn run(&self, args: &[&str]) -> Ran {
         let mut command = Command::new("setpriv");
         command
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod fleets;
+mod hidden;
 mod input;
 mod killed;
 mod launching;

@@ -21,17 +21,17 @@ pub const SSH_PACKAGE: &str = "openssh-client";
 pub fn ensure_project_key(config: &Config, cancel: &Cancel) -> Result<PathBuf> {
     let key = config.state.ssh_key();
     let public = public_path(&key);
-    if key.exists() && public.exists() {
+    if host::is_there(&key) && host::is_there(&public) {
         return Ok(key);
     }
     host::ensure_private_dir(config.state.dir())
         .map_err(|error| Failure::io("create", config.state.dir(), &error))?;
-    if !key.exists() {
+    if !host::is_there(&key) {
         make_key(&key, &format!("castra-{}", config.workspace), cancel)?;
     }
     // The private key is the truth: the public half always follows from it, also where an
     // earlier castra was killed between the two.
-    if !public.exists() {
+    if !host::is_there(&public) {
         let text = derive_public(&key, cancel)?;
         host::replace_file(&public, format!("{text}\n").as_bytes())
             .map_err(|error| Failure::io("create", &public, &error))?;

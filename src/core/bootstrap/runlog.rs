@@ -193,7 +193,7 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
             continue;
         }
         let open = entry.path();
-        let read = fs::read(&open).map_err(|error| Failure::io("read", &open, &error))?;
+        let read = host::read_state_file(&open).map_err(|error| Failure::io("read", &open, &error))?;
         // One that isn't ours is left alone.
         let Some(mut log) = RunLog::read(&read) else {
             continue;

@@ -7,7 +7,6 @@
 //! A warm guest costs nothing: the master's first command says already what runs there. Otherwise one command installs
 //! and enables.
 
-use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -143,6 +142,18 @@ impl<'a> Answer<'a> {
     }
 }
 
+/// The VM's token; empty where it was given none.
+fn read_token(path: &Path) -> Result<String, Trouble> {
+    match host::read_state_file(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if host::says_absent(&error) => Ok(String::new()),
+        Err(error) => Err(Trouble::because(format!(
+            "can't read {}: {error}",
+            path.display()
+        ))),
+    }
+}
+
 /// Brings the guest's Vizier up to date and starts it, unless what runs there is just that.
 pub(super) fn install(
     context: &Context<'_, '_>,
@@ -153,7 +164,7 @@ pub(super) fn install(
     let began = Instant::now();
     let vm = &context.vm.name;
     let config = context.config;
-    let token = fs::read_to_string(config.state.vm(vm).seed().join("token")).unwrap_or_default();
+    let token = read_token(&config.state.vm(vm).seed().join("token"))?;
     let token = token.trim();
     let heartbeat = heartbeat_secs(config.broker.freshness, config.bus.session_idle).to_string();
     let mut settings = vec![

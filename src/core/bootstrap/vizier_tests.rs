@@ -5,6 +5,7 @@ use crate::core::bootstrap::plan::tests::config_of;
 use crate::core::host::FileLock;
 use crate::core::paths::StateRoot;
 use crate::core::scratch::Scratch;
+use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::symlink;

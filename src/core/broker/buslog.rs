@@ -274,7 +274,7 @@ pub fn last_kept(path: &Path, keep: u32) -> io::Result<Option<u64>> {
             0 => path.to_owned(),
             number => rotated(path, number),
         };
-        let mut file = match File::open(&path) {
+        let mut file = match host::open_state_file(&path) {
             Ok(file) => file,
             // The newest may be missing between two steps of a rotation.
             Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,

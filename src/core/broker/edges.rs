@@ -7,7 +7,7 @@
 //! and said as soon as there is room again.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -98,7 +98,7 @@ impl LineFile {
 
     /// Makes the file anew if its name was taken away.
     fn check(&mut self) {
-        if !self.path.exists() {
+        if !host::is_there(&self.path) {
             self.journal = None;
             let _ = self.journal();
         }
@@ -414,7 +414,7 @@ impl Edges {
     /// Copies what a killed broker had acked but not yet copied: each sender's lines behind the
     /// last one in its own log. Only the newest file can hold such.
     fn complete_shelves(&mut self, at: At) {
-        let Ok(file) = File::open(self.bus.path()) else {
+        let Ok(file) = host::open_state_file(self.bus.path()) else {
             return;
         };
         let mut known: BTreeMap<String, u64> = BTreeMap::new();
@@ -592,7 +592,7 @@ impl Edges {
     fn qemu_of(&self, vm: &VmName) -> Option<u32> {
         match host::lock_holder(&self.paths.vm(vm).qemu_pid()) {
             Holder::Process(pid) => Some(pid),
-            Holder::Nobody | Holder::Description => None,
+            Holder::Nobody | Holder::Description | Holder::Unknown => None,
         }
     }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use crate::core::host;
 use crate::core::journal::rotated;
 
 use super::buslog::{parse_line, seq_of};
@@ -165,7 +166,7 @@ impl Replay {
                 0 => self.path.clone(),
                 number => rotated(&self.path, number),
             };
-            let file = match File::open(&path) {
+            let file = match host::open_state_file(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),

@@ -475,7 +475,7 @@ impl Broker {
                 }
             }
         }
-        if !self.options.state.broker_json().exists() {
+        if !host::is_there(&self.options.state.broker_json()) {
             let _ = records::save(&self.options.state.broker_json(), &self.record);
         }
         if self.host_door.is_some() && !is_socket(&self.options.state) {

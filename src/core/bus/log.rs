@@ -19,6 +19,8 @@ use super::frame::LONGEST_FRAME;
 use super::message::Message;
 use super::topic::Pattern;
 
+use crate::core::host;
+
 /// Older files than so many are not looked at: each one open takes a descriptor, of which a
 /// process has 1024 as a rule. With the usual rotation five files are all there is.
 pub const MOST_FILES: usize = 200;
@@ -393,7 +395,7 @@ fn open_part(path: &Path) -> io::Result<Option<Part>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     }
-    match File::open(path) {
+    match host::open_state_file(path) {
         Ok(file) => {
             let id = id_of(&file.metadata()?);
             Ok(Some(Part { file, id, at: 0 }))

@@ -18,6 +18,7 @@ use super::{
     vms, workspace,
 };
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
 use crate::core::paths::{StateRoot, castra_home};
 
 /// The name that is looked for.
@@ -98,7 +99,11 @@ pub fn discover(start: &Path) -> Option<PathBuf> {
     start
         .ancestors()
         .map(|dir| dir.join(CONFIG_FILE))
-        .find(|path| path.is_file())
+        // One that may not be looked at is told of when it is loaded, and not passed by.
+        .find(|path| match fs::metadata(path) {
+            Ok(meta) => meta.is_file(),
+            Err(error) => !host::says_absent(&error),
+        })
 }
 
 /// The directory with its symbolic links resolved, the file's own name kept: a config that is

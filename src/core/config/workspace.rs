@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::Config;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
 use crate::core::nearest::nearest;
 use crate::core::records::{self, WorkspaceRecord};
 
@@ -123,6 +124,28 @@ pub fn forget_workspace(castra_home: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Why projects can't be listed: the register, or entries of it, may not be looked into. What is
+/// merely damaged isn't in here.
+pub fn unreadable_workspaces(castra_home: &Path) -> Vec<Failure> {
+    let dir = projects_dir(castra_home);
+    let failed = |path: &Path, error: io::Error| Failure::io("read", path, &error);
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if host::says_absent(&error) => return Vec::new(),
+        Err(error) => return vec![failed(&dir, error)],
+    };
+    let mut unreadable: Vec<Failure> = entries
+        .filter_map(|entry| {
+            let path = entry.ok()?.path().join(WORKSPACE_FILE);
+            let error = host::open_state_file(&path).err()?;
+            let is_hidden = error.kind() == io::ErrorKind::PermissionDenied;
+            is_hidden.then(|| failed(&path, error))
+        })
+        .collect();
+    unreadable.sort_by(|a, b| a.what.cmp(&b.what));
+    unreadable
+}
+
 /// Ids of projects whose state root is gone.
 pub fn lost_workspaces(castra_home: &Path) -> Vec<String> {
     let entries = fs::read_dir(projects_dir(castra_home)).into_iter().flatten();
@@ -130,7 +153,8 @@ pub fn lost_workspaces(castra_home: &Path) -> Vec<String> {
         .filter_map(|entry| {
             let id = entry.ok()?.file_name().into_string().ok()?;
             let record = record_in(&projects_dir(castra_home).join(&id))?;
-            (record.id == id && record.state_root.is_absolute() && !record.state_root.exists()).then_some(id)
+            (record.id == id && record.state_root.is_absolute() && !host::is_there(&record.state_root))
+                .then_some(id)
         })
         .collect();
     lost.sort_unstable();
@@ -153,7 +177,8 @@ pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {
             let dir = entry.ok()?.path();
             let record = read_record(&dir.join(WORKSPACE_FILE))?;
             let is_own = dir.file_name().is_some_and(|name| name == record.id.as_str());
-            (is_own && record.state_root.is_absolute() && record.state_root.is_dir()).then_some(record)
+            (is_own && record.state_root.is_absolute() && host::is_there(&record.state_root))
+                .then_some(record)
         })
         .collect();
     found.sort_by(|a, b| a.id.cmp(&b.id));
@@ -163,6 +188,11 @@ pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {
 /// The project of this id, or of this name where only one bears it.
 pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecord> {
     let mut all = list_workspaces(castra_home);
+    if all.is_empty()
+        && let Some(failure) = unreadable_workspaces(castra_home).into_iter().next()
+    {
+        return Err(failure);
+    }
     if let Some(index) = all.iter().position(|record| record.id == wanted) {
         return Ok(all.swap_remove(index));
     }
@@ -194,9 +224,5 @@ pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecor
 const WORKSPACE_FILE: &str = "workspace.json";
 
 fn read_record(path: &Path) -> Option<WorkspaceRecord> {
-    // A FIFO or device in its place must not hang a reading command.
-    if !fs::metadata(path).ok()?.is_file() {
-        return None;
-    }
     records::load(path).ok().flatten()
 }

@@ -159,10 +159,10 @@ impl Look<'_> {
         let paths = self.state.vm(&evidence.name);
         let disk = evidence.run.known().filter(|run| !run.persist);
         let disk = disk.and_then(|run| run.overlay.as_deref());
-        disk.is_some_and(Path::exists)
+        disk.is_some_and(host::is_there)
             || [vm_file::QEMU_PID, vm_file::QMP_SOCK, vm_file::SERIAL_SOCK]
                 .iter()
-                .any(|name| paths.file(name).exists())
+                .any(|name| host::is_there(&paths.file(name)))
     }
 
     fn broker(&self) -> Option<Finding> {
@@ -254,7 +254,7 @@ impl Look<'_> {
         let mut known = self.snapshot.vms.iter().zip(&self.status.vms);
         let Some((evidence, status)) = known.find(|(evidence, _)| evidence.name.key() == vm.key()) else {
             let what = format!("the disk of vm `{vm}`, which the config doesn't name");
-            let remedy = match self.state.vm(&vm).dir().exists() {
+            let remedy = match host::is_there(self.state.vm(&vm).dir()) {
                 true => format!("{} discards it", self.down(vm.as_str())),
                 // Nobody knows any more whether it was to be kept.
                 false => format!("{} removes it", self.command("clean --force")),
@@ -280,7 +280,7 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let lost: Vec<&WorkspaceRecord> = records
         .iter()
-        .filter(|record| !record.config_path.exists())
+        .filter(|record| !host::is_there(&record.config_path))
         .collect();
     for record in &lost {
         let text = format!(
@@ -299,6 +299,10 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             })),
         );
     }
+    findings.extend(workspace::unreadable_workspaces(home).into_iter().map(|failure| {
+        let remedy = failure.next.clone().unwrap_or_default();
+        Finding::error("state.unreadable", Area::State, failure.cause(), remedy)
+    }));
     let gone = workspace::lost_workspaces(home);
     if !gone.is_empty() {
         let text = match gone.as_slice() {

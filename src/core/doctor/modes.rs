@@ -12,6 +12,7 @@ use nix::unistd::Uid;
 use serde_json::json;
 
 use super::{Area, Finding};
+use crate::core::host;
 use crate::core::logs::launched_vms;
 use crate::core::paths::StateRoot;
 
@@ -28,11 +29,11 @@ pub fn of_home(home: &Path) -> Vec<Finding> {
 
 /// Looks at a project's state root.
 pub fn of_state(state: &StateRoot) -> Vec<Finding> {
-    if !state.dir().exists() {
+    if !host::is_there(state.dir()) {
         return Vec::new();
     }
     let mut secrets = vec![state.ssh_key()];
-    for vm in launched_vms(state) {
+    for vm in launched_vms(state).unwrap_or_default() {
         secrets.extend(files_in(&state.vm(&vm).seed()));
     }
     let what = format!("the state root {}", state.dir().display());

@@ -3,7 +3,7 @@
 //! Here: writing these files and naming them, reading them back in order. Not here: what was
 //! made of the lines (`relay`), or the sums beside them (`ledger`).
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -134,7 +134,7 @@ pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<(
         if number > 0 {
             name.push(format!(".{number}"));
         }
-        match File::open(&name) {
+        match host::open_state_file(Path::new(&name)) {
             Ok(file) => files.push(file),
             Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => break,

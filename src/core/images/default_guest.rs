@@ -21,6 +21,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
@@ -173,7 +174,8 @@ pub fn examine(home: &Path, kind: GuestKind, cancel: &Cancel) -> Condition {
 }
 
 fn check_digests(dir: &Path, cancel: &Cancel) -> Result<(), String> {
-    let sealed = fs::read(dir.join(COMPLETE)).map_err(|error| format!("{COMPLETE}: {error}"))?;
+    let sealed =
+        host::read_state_file(&dir.join(COMPLETE)).map_err(|error| format!("{COMPLETE}: {error}"))?;
     let seals: BTreeMap<String, Sealed> =
         serde_json::from_slice(&sealed).map_err(|error| format!("{COMPLETE}: {error}"))?;
     for (name, seal) in seals {
@@ -283,7 +285,7 @@ fn load_as(dir: &Path, kind: GuestKind) -> Result<DefaultGuest, Damage> {
 
 fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
     let broken = |name: &str, why: &dyn std::fmt::Display| Damage::Broken(format!("{name}: {why}"));
-    let read = |name: &str| match fs::read(dir.join(name)) {
+    let read = |name: &str| match host::read_state_file(&dir.join(name)) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !dir.exists() => Err(Damage::Absent),
         Err(error) => Err(broken(name, &error)),
@@ -359,7 +361,10 @@ fn run_builder(
     let out = staging.join("out");
     host::ensure_private_dir(&source).map_err(|error| Failure::io("create", &source, &error))?;
     let write = |path: &Path, contents: &str| {
-        fs::write(path, contents).map_err(|error| Failure::io("create", path, &error))
+        // The guest gets copies with this mode, whatever umask castra was started under.
+        fs::write(path, contents)
+            .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
+            .map_err(|error| Failure::io("create", path, &error))
     };
     write(&script, recipe.script)?;
     for (name, contents) in recipe.files {
@@ -473,7 +478,7 @@ fn put_in_place(out: &Path, dir: &Path, staging: &Path, cancel: &Cancel) -> Resu
     }
     let seal = serde_json::to_vec(&seals).expect("a map of plain data");
     let seal_path = out.join(COMPLETE);
-    fs::write(&seal_path, seal).map_err(|error| Failure::io("create", &seal_path, &error))?;
+    host::replace_file(&seal_path, &seal).map_err(|error| Failure::io("create", &seal_path, &error))?;
     // A guest that is there already moves aside first; it goes away with the staging directory.
     // Whoever finds nothing in between waits for the lock and then finds the new one.
     let moved = match fs::rename(dir, staging.join("replaced")) {

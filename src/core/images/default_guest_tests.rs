@@ -110,6 +110,9 @@ fn built_once_then_found() {
     let (guest, said) = run(STAND_IN, home, Freshness::AsCached, &Cancel::new());
     let guest = guest.unwrap();
     assert_eq!(guest.cmdline, "console=ttyS0 quiet");
+    let seal = guest.kernel.with_file_name(COMPLETE);
+    let mode = fs::metadata(seal).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "whatever umask castra was started under");
     assert_eq!(fs::read_to_string(&guest.kernel).unwrap(), "hello");
     let source = crate::core::images::digest::BootSource::Kernel {
         kernel: &guest.kernel,

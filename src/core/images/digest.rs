@@ -128,7 +128,7 @@ impl DigestCache {
     }
 
     fn entry(&self, path: &Path, stamp: &Stamp) -> Option<Entry> {
-        let bytes = fs::read(self.file_for(path)).ok()?;
+        let bytes = host::read_state_file(&self.file_for(path)).ok()?;
         let entry: Entry = serde_json::from_slice(&bytes).ok()?;
         (entry.path == path && entry.stamp == *stamp).then_some(entry)
     }

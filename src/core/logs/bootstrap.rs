@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::bootstrap::runlog::{RunLog, StepRecord};
 use crate::core::events::BootstrapStepStatus;
+use crate::core::host;
 use crate::core::name::VmName;
 
 use super::tail::Tail;
@@ -172,7 +173,7 @@ fn load(stem: &Path) -> Option<RunLog> {
         path.push(end);
         let meta = fs::metadata(&path).ok()?;
         let is_sane = meta.is_file() && meta.len() <= LONGEST_LOG;
-        RunLog::read(&is_sane.then(|| fs::read(&path).ok())??)
+        RunLog::read(&is_sane.then(|| host::read_state_file(Path::new(&path)).ok())??)
     };
     read(".json").or_else(|| read(".open"))
 }

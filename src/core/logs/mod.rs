@@ -115,7 +115,7 @@ pub fn time_in(line: &str) -> Option<&str> {
 /// The logs of these VMs (none named: all that were ever launched, and the broker), of these
 /// sources (none named: all). `known` are names that count although they were never launched.
 pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmName]) -> Result<Vec<Log>> {
-    let mut all = launched_vms(state);
+    let mut all = launched_vms(state)?;
     let there = all.len();
     all.extend_from_slice(known);
     let mut chosen: Vec<VmName> = Vec::new();
@@ -165,18 +165,21 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
     Ok(logs)
 }
 
-/// The VMs that were ever launched under a state root, by name.
-pub fn launched_vms(state: &StateRoot) -> Vec<VmName> {
-    let mut names: Vec<VmName> = fs::read_dir(state.vms())
-        .map(|entries| {
-            entries
-                .flatten()
-                .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-                .collect()
-        })
-        .unwrap_or_default();
+/// The VMs that were ever launched under a state root, by name. A state root that may not be looked
+/// into is a failure: it isn't an empty one.
+pub fn launched_vms(state: &StateRoot) -> Result<Vec<VmName>> {
+    let dir = state.vms();
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if host::says_absent(&error) => return Ok(Vec::new()),
+        Err(error) => return Err(Failure::io("read", &dir, &error)),
+    };
+    let mut names: Vec<VmName> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
     names.sort();
-    names
+    Ok(names)
 }
 
 fn unknown(name: &str, known: &[VmName]) -> Failure {

@@ -15,6 +15,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::core::host;
+
 /// At most so much of a file's end is read for its last lines, bytes: a guest may write without ever
 /// ending a line.
 const MOST_READ: u64 = 16 * 1024 * 1024;
@@ -55,7 +57,7 @@ impl Open {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         }
-        let file = match File::open(path) {
+        let file = match host::open_state_file(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

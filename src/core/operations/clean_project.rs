@@ -19,7 +19,7 @@ use crate::core::operations::clean::{CleanTarget, Work, remove_named};
 use crate::core::operations::run;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, RunRecord};
-use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 
 /// Who takes the locks, as whoever finds them held is told.
 const COMMAND: &str = "castra clean";
@@ -27,10 +27,12 @@ const COMMAND: &str = "castra clean";
 /// Refuses a project of which anything runs. Goes by locks alone and takes none.
 pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
     let state = &target.state;
-    let mut running: Vec<String> = launched_vms(state)
-        .iter()
-        .filter_map(|vm| Some(format!("vm `{vm}` (pid {})", qemu_pid(&state.vm(vm))?)))
-        .collect();
+    let mut running = Vec::new();
+    for vm in launched_vms(state)? {
+        if let Some(pid) = find_qemu_pid(&state.vm(&vm))? {
+            running.push(format!("vm `{vm}` (pid {pid})"));
+        }
+    }
     if let Some((pid, _)) = live_broker(state) {
         running.push(format!("its broker (pid {pid})"));
     } else if host::lock_holder(&state.broker_pid()) != Holder::Nobody {
@@ -66,7 +68,7 @@ pub(crate) fn clean(work: &mut Work<'_, '_>, target: &CleanTarget) -> Result<boo
         Err(error) => return Err(Failure::io("read", state.dir(), &error)),
     };
     refuse_running(target)?;
-    let vms = launched_vms(state);
+    let vms = launched_vms(state)?;
     let locks = match work.options.dry_run {
         true => check_locks(target, &vms)?,
         false => take_locks(target, &root, &vms)?,

@@ -110,7 +110,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     let state = &options.state;
     let declared: Vec<&str> = options.declared.iter().map(VmName::as_str).collect();
     let selected = select::launched_vms(state, &options.vms, &declared)?;
-    if !state.dir().exists() {
+    if !host::is_there(state.dir()) {
         return Ok(nothing_there(&options, reporter));
     }
     let (project, unlocked) = match run::lock_project(&options.project, state, "castra down") {
@@ -276,7 +276,7 @@ fn what_to_discard(
     if options.discard {
         return Some(path);
     }
-    if path.exists() {
+    if host::is_there(&path) {
         let text = format!(
             "overlay {} is kept: without run.json nobody knows whether it was to be",
             path.display()

@@ -116,7 +116,7 @@ impl Fleet<'_, '_> {
         // A fresh disk brings fresh host keys. ssh would make the file readable by everybody.
         let known = paths.file(vm_file::KNOWN_HOSTS);
         let keeps = self.keep_of(vm, &self.overlay_of(vm), earlier) != Keep::Nothing;
-        if !(keeps && self.overlay_of(vm).exists() && known.exists()) {
+        if !(keeps && host::is_there(&self.overlay_of(vm)) && host::is_there(&known)) {
             host::replace_file(&known, b"").map_err(|error| Failure::io("create", &known, &error))?;
         }
         Ok(())
@@ -174,7 +174,7 @@ impl Fleet<'_, '_> {
         let began = Instant::now();
         let mut spec = self.overlay_spec(vm, &path, boot, earlier);
         spec.lock = Some(lock);
-        let left = path.exists().then(|| host::disk_usage(&path));
+        let left = host::is_there(&path).then(|| host::disk_usage(&path));
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
         // What a crashed guest has left makes room for a fresh disk.
         if let Some(bytes) = left.filter(|_| !prepared.reused) {

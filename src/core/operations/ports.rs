@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::config::{self, workspace};
 use crate::core::failure::Result;
+use crate::core::logs;
 use crate::core::ports::read::ports_of;
 use crate::core::ports::{PortRow, PortState, PortsOutcome, PortsProject};
 use crate::core::records::WorkspaceRecord;
@@ -27,6 +28,8 @@ pub struct PortsOptions {
 
 /// Tells which ports a project wants and has. Reads, binds nothing and changes nothing.
 pub fn ports(options: PortsOptions, _reporter: &mut dyn Reporter) -> Result<PortsOutcome> {
+    // A state root that may not be looked into isn't one in which nothing runs.
+    logs::launched_vms(&options.project.state)?;
     let mut outcome = ports_of(&options.project, &options.home);
     if options.active {
         outcome.ports.retain(in_use);
@@ -57,6 +60,11 @@ pub struct PortsAllOutcome {
 /// Tells of the ports of every project under a castra home.
 pub fn ports_all(home: PathBuf, active: bool, reporter: &mut dyn Reporter) -> Result<PortsAllOutcome> {
     let records = workspace::list_workspaces(&home);
+    if records.is_empty()
+        && let Some(failure) = workspace::unreadable_workspaces(&home).into_iter().next()
+    {
+        return Err(failure);
+    }
     let all = records.iter().map(|record| {
         let project = ports_project_on_record(record);
         let home = home.clone();

@@ -280,7 +280,7 @@ impl Fleet<'_, '_> {
     fn check_disk(&self, vm: &VmConfig, earlier: Option<&RunRecord>) -> Result<()> {
         let path = self.overlay_of(vm);
         let had = earlier.and_then(|record| record.overlay.as_ref());
-        if let Some(had) = had.filter(|had| **had != path && had.exists()) {
+        if let Some(had) = had.filter(|had| **had != path && host::is_there(had)) {
             return Err(
                 Failure::new(Exit::Failed, format!("vm `{}` was not restarted", vm.name))
                     .because(format!(

@@ -2,11 +2,12 @@
 
 use crate::core::config::{Config, VmConfig};
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::paths::StateRoot;
-use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::process::find_qemu_pid;
 
 /// The named VMs in config order; no name: all. An unknown one is refused, naming what exists.
 pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c VmConfig>> {
@@ -23,12 +24,17 @@ pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c
 /// The named VMs among those that were ever launched under a state root, by name; no name: all.
 /// This is what `down` goes by: a config may have changed or gone since.
 pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&str]) -> Result<Vec<VmName>> {
-    let mut launched = logs::launched_vms(state);
-    // A run record that somebody removed hides neither a QEMU nor a disk.
-    launched.retain(|vm| {
-        let paths = state.vm(vm);
-        paths.run().exists() || qemu_pid(&paths).is_some() || state.overlay(vm).exists()
-    });
+    let mut launched = Vec::new();
+    for vm in logs::launched_vms(state)? {
+        let paths = state.vm(&vm);
+        // A run record that somebody removed hides neither a QEMU nor a disk.
+        if find_qemu_pid(&paths)?.is_some()
+            || host::is_there(&paths.run())
+            || host::is_there(&state.overlay(&vm))
+        {
+            launched.push(vm);
+        }
+    }
     for name in names {
         let known = launched.iter().any(|vm| same(name, vm))
             || also_known.iter().any(|vm| vm.eq_ignore_ascii_case(name));

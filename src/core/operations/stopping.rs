@@ -171,7 +171,7 @@ fn not_stopped(vm: &VmName) -> Failure {
 
 /// Removes an overlay and tells of it; the bytes given back.
 pub(crate) fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
-    let was_there = path.exists();
+    let was_there = host::is_there(path);
     let bytes = discard_overlay(path)?;
     if was_there {
         run::tell_discarded(emitter, vm, path, bytes);

@@ -94,6 +94,7 @@ fn foreign(bound: &[BoundPort], protocol: Protocol, port: u16) -> Option<PortOwn
 /// The VMs under a state root that run.
 fn running_in(state: &StateRoot) -> Vec<Running> {
     launched_vms(state)
+        .unwrap_or_default()
         .into_iter()
         .filter_map(|vm| {
             let paths = state.vm(&vm);

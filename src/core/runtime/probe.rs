@@ -206,7 +206,7 @@ impl Place {
             paths: VmPaths::at(&dir),
             dir,
         };
-        fs::write(place.dir.join(Place::INITRD), initramfs)?;
+        host::replace_file(&place.dir.join(Place::INITRD), initramfs)?;
         Ok(place)
     }
 

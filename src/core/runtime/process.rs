@@ -7,16 +7,25 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::paths::{VmPaths, vm_file};
 
 /// The pid of a VM's QEMU, told by the kernel: the process that holds the lock on its pid file.
-/// The number in the file counts for nothing. `None`: it doesn't run.
+/// The number in the file counts for nothing. `None`: it doesn't run, or nobody may ask.
 pub fn qemu_pid(paths: &VmPaths) -> Option<u32> {
-    match host::lock_holder(&paths.qemu_pid()) {
-        Holder::Process(pid) => Some(pid),
+    find_qemu_pid(paths).ok().flatten()
+}
+
+/// As [`qemu_pid`], for whoever concludes something from its absence: a pid file that may not be
+/// looked at is a failure, lest a VM of somebody else's reads as stopped.
+pub fn find_qemu_pid(paths: &VmPaths) -> Result<Option<u32>> {
+    let path = paths.qemu_pid();
+    match host::ask_lock_holder(&path) {
+        Ok(Holder::Process(pid)) => Ok(Some(pid)),
         // A copy of the file, or somebody's own lock on it: no QEMU, and nobody to signal.
-        Holder::Nobody | Holder::Description => None,
+        Ok(Holder::Nobody | Holder::Description | Holder::Unknown) => Ok(None),
+        Err(error) => Err(Failure::io("read", &path, &error)),
     }
 }
 

@@ -10,7 +10,6 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
-use std::io;
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
@@ -22,6 +21,7 @@ use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, VmPaths};
 use crate::core::records::{self, RunPhase, RunRecord};
+use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 
 use super::assemble::bootstrap_runs;
 use super::ending;
@@ -75,13 +75,16 @@ fn names_of(project: &Project) -> Result<Vec<(VmName, Option<Declared>)>> {
         Ok(entries) => entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) if host::says_absent(&error) => Vec::new(),
         Err(error) => return Err(Failure::io("read", &project.state.vms(), &error)),
     };
+    for name in &on_disk {
+        find_qemu_pid(&project.state.vm(name))?;
+    }
     on_disk.sort_by(|a, b| by_name(a.as_str(), b.as_str()));
-    let runs = |name: &VmName| qemu_of(&project.state.vm(name)).is_some();
+    let runs = |name: &VmName| qemu_pid(&project.state.vm(name)).is_some();
     let Some(declared) = &project.vms else {
-        on_disk.retain(|name| project.state.vm(name).run().exists() || runs(name));
+        on_disk.retain(|name| host::is_there(&project.state.vm(name).run()) || runs(name));
         return Ok(on_disk.into_iter().map(|name| (name, None)).collect());
     };
     let mut names: Vec<_> = declared
@@ -109,7 +112,7 @@ fn read_vm(state: &StateRoot, name: &VmName, declared: Option<Declared>) -> VmEv
     for _ in 1..TRIES {
         let settled = evidence.qemu.is_some()
             || evidence.run == Found::Absent
-            || (qemu_of(&paths).is_none() && evidence.run == found(records::load(&paths.run())));
+            || (qemu_pid(&paths).is_none() && evidence.run == found(records::load(&paths.run())));
         if settled {
             break;
         }
@@ -119,7 +122,7 @@ fn read_vm(state: &StateRoot, name: &VmName, declared: Option<Declared>) -> VmEv
 }
 
 fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<Declared>) -> VmEvidence {
-    let qemu = qemu_of(paths);
+    let qemu = qemu_pid(paths);
     let run: Found<RunRecord> = found(records::load(&paths.run()));
     let stop = match run {
         Found::Absent => Found::Absent,
@@ -146,14 +149,6 @@ fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<D
         lock_held,
         record: read_record(&state.handshake(name)),
         ending,
-    }
-}
-
-/// The process that holds QEMU's record lock. A lock of another kind is not QEMU's.
-fn qemu_of(paths: &VmPaths) -> Option<u32> {
-    match host::lock_holder(&paths.qemu_pid()) {
-        Holder::Process(pid) => Some(pid),
-        Holder::Nobody | Holder::Description => None,
     }
 }
 

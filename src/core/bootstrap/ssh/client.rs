@@ -18,7 +18,7 @@ pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
     let paths = state.vm(vm);
     let not_running =
         || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!("castra up {vm}"));
-    if !runs(state, vm) {
+    if !ask_whether_runs(state, vm)? {
         return Err(not_running());
     }
     let run: RunRecord = records::load(&paths.run())?.ok_or_else(not_running)?;
@@ -40,7 +40,16 @@ pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
 
 /// Whether a VM has a QEMU.
 pub fn runs(state: &StateRoot, vm: &VmName) -> bool {
-    host::lock_holder(&state.vm(vm).qemu_pid()) != Holder::Nobody
+    ask_whether_runs(state, vm).unwrap_or(true)
+}
+
+/// The same; that it can't be told is a failure.
+fn ask_whether_runs(state: &StateRoot, vm: &VmName) -> Result<bool> {
+    let path = state.vm(vm).qemu_pid();
+    match host::ask_lock_holder(&path) {
+        Ok(holder) => Ok(holder != Holder::Nobody),
+        Err(error) => Err(Failure::io("read", &path, &error)),
+    }
 }
 
 impl SshTarget {

@@ -78,6 +78,7 @@ impl BusProject {
 
     fn some_vm_runs(&self) -> bool {
         launched_vms(&self.state)
+            .unwrap_or_default()
             .iter()
             .any(|vm| qemu_pid(&self.state.vm(vm)).is_some())
     }

@@ -147,7 +147,11 @@ fn without_a_project_castra_says_what_there_is() {
 fn init_then_a_config_that_loads() {
     let castra = Castra::new("init");
     let ran = castra.run(&["init"]).exits(0);
-    assert!(ran.stdout.contains("castra.toml is there"), "{}", ran.stdout);
+    assert!(
+        ran.stdout.starts_with("Created castra.toml (project "),
+        "{}",
+        ran.stdout
+    );
     assert!(ran.stderr.contains("next: `castra up`"), "{}", ran.stderr);
     assert_eq!(castra.run(&["vm-names"]).exits(0).stdout, "web\n");
     let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];

@@ -6,7 +6,7 @@
 use std::io;
 
 use castra::core::cancel::Cancel;
-use castra::core::config::Config;
+use castra::core::config::{AccelChoice, Config};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::name::VmName;
 use castra::core::reporter::Reporter;
@@ -14,7 +14,7 @@ use castra::core::reporter::Reporter;
 use super::failure;
 use super::interrupt::{cancel_on_signals, end_on_signals};
 use super::output::Output;
-use super::progress::{Expected, JsonReporter, PeopleReporter, Trace};
+use super::progress::{Detail, Expected, JsonReporter, PeopleReporter, Trace};
 use super::screen::Screen;
 use super::style::Style;
 use crate::cli::Raw;
@@ -33,6 +33,8 @@ pub struct Context {
     pub json: bool,
     /// `--quiet`.
     pub quiet: bool,
+    /// `--verbose`.
+    pub verbose: bool,
     expected: Option<Expected>,
     trace: Trace,
 }
@@ -48,6 +50,7 @@ impl Context {
             err_style: Style::decide(raw.color, &io::stderr()),
             json: raw.json,
             quiet: raw.quiet,
+            verbose: raw.verbose,
             trace: Trace::default(),
         }
     }
@@ -88,7 +91,15 @@ impl Context {
 
     /// Sentences on stderr, for the next operation.
     pub fn people_reporter(&mut self) -> PeopleReporter {
-        PeopleReporter::new(self.screen, self.err_style, self.quiet, self.expected.take())
+        PeopleReporter::new(self.screen, self.err_style, self.detail(), self.expected.take())
+    }
+
+    fn detail(&self) -> Detail {
+        match (self.quiet, self.verbose) {
+            (true, _) => Detail::Quiet,
+            (false, true) => Detail::Verbose,
+            (false, false) => Detail::Usual,
+        }
     }
 
     /// The VMs of a project that the next operation will work on; none: all that are declared.
@@ -99,6 +110,7 @@ impl Context {
         self.expected = Some(Expected {
             vms: declared.filter(|vm| asked(vm)).cloned().collect(),
             state: config.state.clone(),
+            wants_emulation: config.qemu.accel == AccelChoice::Tcg,
         });
     }
 

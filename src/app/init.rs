@@ -28,15 +28,17 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         output: raw.output.clone(),
         force: raw.force,
     };
+    let here = options.dir.clone();
     let outcome = context.reporting(|reporter| init(options, reporter))?;
+    let shown = outcome.path.strip_prefix(&here).unwrap_or(&outcome.path);
     if !context.json {
         context.out.line(format!(
-            "{} is there: project {}, one VM of castra's default guest",
-            outcome.path.display(),
+            "Created {} (project {}, one VM)",
+            shown.display(),
             outcome.project
         ));
         context.out.flush();
-        context.say("next: `castra up` boots it; the file says what else it can have");
+        context.say("next: `castra up` boots it; the file shows what else you can set");
     }
     Ok(Exit::Done)
 }

@@ -11,6 +11,7 @@ use castra::core::events::{
     BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome,
     Severity,
 };
+use castra::core::host;
 use castra::core::runtime::launch::LAUNCH_DEADLINE;
 use serde_json::Value;
 
@@ -22,6 +23,8 @@ use super::style::Style;
 use super::terminal::Size;
 use super::width;
 
+/// What a VM does until it is heard.
+const BOOTING: &str = "booting";
 /// Of what was heard of a VM so much is kept.
 const EVIDENCE_BYTES: usize = 400;
 /// Narrower names are padded to this, so that lines begin alike.
@@ -43,8 +46,8 @@ pub struct Doing {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Widest {
-    what: usize,
-    time: usize,
+    doing: usize,
+    limit: usize,
 }
 
 #[derive(Debug)]
@@ -80,17 +83,15 @@ struct Limits {
 #[derive(Debug)]
 struct Work {
     what: String,
-    waits_for: &'static str,
     since: Instant,
     until: Option<Instant>,
     meter: Option<Meter>,
 }
 
 impl Work {
-    fn new(what: impl Into<String>, waits_for: &'static str, now: Instant, limit: Option<Duration>) -> Work {
+    fn new(what: impl Into<String>, now: Instant, limit: Option<Duration>) -> Work {
         Work {
             what: what.into(),
-            waits_for,
             since: now,
             until: limit.map(|limit| now + limit),
             meter: None,
@@ -115,17 +116,17 @@ impl Limits {
     }
 
     fn step(&self, step: BootstrapStepKind, now: Instant) -> Work {
-        let (waits_for, limit) = match step {
-            BootstrapStepKind::WaitHandshake => ("a handshake or an SSH banner", self.handshake),
-            BootstrapStepKind::VizierInstall => ("SSH and the copy of Vizier", self.step),
-            BootstrapStepKind::VizierEnable => ("Vizier to start", self.step),
-            BootstrapStepKind::VizierHandshake => ("Vizier's hello", self.step),
-            BootstrapStepKind::Connect => ("a command over SSH", self.step),
-            BootstrapStepKind::Transfer => ("the guest to unpack", self.step),
-            BootstrapStepKind::Apply => ("the script", self.apply),
-            BootstrapStepKind::Verify => ("the verification", self.step),
+        let (what, limit) = match step {
+            BootstrapStepKind::WaitHandshake => (BOOTING, self.handshake),
+            BootstrapStepKind::VizierInstall => ("installing Vizier", self.step),
+            BootstrapStepKind::VizierEnable => ("starting Vizier", self.step),
+            BootstrapStepKind::VizierHandshake => ("waiting for Vizier", self.step),
+            BootstrapStepKind::Connect => ("connecting over SSH", self.step),
+            BootstrapStepKind::Transfer => ("copying files", self.step),
+            BootstrapStepKind::Apply => ("running its script", self.apply),
+            BootstrapStepKind::Verify => ("verifying", self.step),
         };
-        Work::new(step.as_str(), waits_for, now, limit)
+        Work::new(what, now, limit)
     }
 }
 
@@ -164,7 +165,7 @@ impl Doing {
                 ..
             } => self.vm(vm.as_str()).state = State::Done,
             Event::OverlayPrepared { vm, .. } => {
-                let work = Work::new("launch", "QEMU to answer", now, Some(LAUNCH_DEADLINE));
+                let work = Work::new("starting QEMU", now, Some(LAUNCH_DEADLINE));
                 self.begin(vm.as_str(), work);
             }
             Event::VmLaunched { vm, .. } => {
@@ -193,16 +194,16 @@ impl Doing {
                 vm: Some(vm),
                 outcome: HandshakeOutcome::Ok,
                 ..
-            } => self.see(vm.as_str(), "shook hands", now),
+            } => self.see(vm.as_str(), "handshake accepted", now),
             Event::BrokerFreshness {
                 vm, reachable: true, ..
             } => self.see(vm.as_str(), "reachable", now),
             Event::ShutdownRequested { vm, .. } => {
-                self.begin(vm.as_str(), Work::new("shut down", "QMP", now, None));
+                self.begin(vm.as_str(), Work::new("shutting down", now, None));
             }
             Event::CooperativeAttempted { vm, timeout_ms, .. } => {
                 let limit = Duration::from_millis(*timeout_ms);
-                let work = Work::new("power off", "the guest to end", now, Some(limit));
+                let work = Work::new("powering off", now, Some(limit));
                 self.begin(vm.as_str(), work);
             }
             Event::CooperativeTimedOut { vm, elapsed_ms, .. } => {
@@ -216,7 +217,7 @@ impl Doing {
                 ..
             } => {
                 let limit = Duration::from_millis(*timeout_ms);
-                let work = Work::new(signal, "QEMU to end", now, Some(limit));
+                let work = Work::new(format!("{signal} sent"), now, Some(limit));
                 self.begin(vm.as_str(), work);
             }
             Event::CommandCompleted { source, .. } | Event::CommandFailed { source, .. } => {
@@ -234,7 +235,7 @@ impl Doing {
         let label = data.and_then(|data| data["label"].as_str()).unwrap_or(text);
         let what = escape_line(label, 200);
         if self.general.as_ref().is_none_or(|work| work.what != what) {
-            self.general = Some(Work::new(what, "", now, None));
+            self.general = Some(Work::new(what, now, None));
         }
         if let (Some(work), Some(bytes)) = (&mut self.general, bytes) {
             work.count(now, bytes, total);
@@ -272,7 +273,7 @@ impl Doing {
             .nth(1);
         doing.state = match next {
             Some(next) => State::Works(doing.limits.step(*next, now)),
-            None => State::Works(Work::new("end", "the connection to close", now, None)),
+            None => State::Works(Work::new("disconnecting", now, None)),
         };
     }
 
@@ -305,8 +306,7 @@ impl Doing {
 
     /// The VMs of which nothing can be heard yet but what is on their consoles.
     pub fn booting(&self) -> Vec<String> {
-        let first = BootstrapStepKind::WaitHandshake.as_str();
-        let boots = |vm: &&VmDoing| matches!(&vm.state, State::Works(work) if work.what == first);
+        let boots = |vm: &&VmDoing| matches!(&vm.state, State::Works(work) if work.what == BOOTING);
         self.vms.iter().filter(boots).map(|vm| vm.vm.clone()).collect()
     }
 
@@ -404,44 +404,35 @@ impl VmDoing {
         line.push(&name, |text| style.strong(text));
         line.gap(shape.name.saturating_sub(width::of(&name)) + 2);
         let Some(work) = work else {
-            line.push("waits for its turn", |text| style.faint(text));
+            let text = match host::cores() {
+                1 => "waiting: 1 VM boots at a time here".to_owned(),
+                at_once => format!("waiting: {at_once} VMs boot at a time here"),
+            };
+            line.push(&text, |text| style.faint(text));
             return line.line;
         };
-        line.push(&work.what, str::to_owned);
-        line.gap(shape.what.saturating_sub(width::of(&work.what)) + 2);
-        let time = work.time(now);
-        let near = work
-            .left(now)
-            .is_some_and(|left| left <= NEAR && now.duration_since(work.since) > NEAR);
-        line.push(&time, |text| if near { style.odd(text) } else { text.to_owned() });
-        line.gap(shape.time.saturating_sub(width::of(&time)) + 2);
+        let doing = work.doing(now);
+        line.push(&doing, str::to_owned);
+        line.gap(shape.doing.saturating_sub(width::of(&doing)) + 1);
+        if let Some(limit) = work.limit(now) {
+            // Where there is no room for it, half of it is noise.
+            if line.left() < width::of(&limit) {
+                return line.line;
+            }
+            let near = work.is_near(now);
+            line.push(
+                &limit,
+                |text| if near { style.odd(text) } else { style.faint(text) },
+            );
+            line.gap(shape.limit.saturating_sub(width::of(&limit)) + 2);
+        } else {
+            line.gap(1);
+        }
         if let Some(meter) = &work.meter {
             let (text, taken) = meter.render(now, line.left(), style);
             line.push_painted(&text, taken);
-            return line.line;
-        }
-        let waits = format!("waits for {}", work.waits_for);
-        let waits = (waits.as_str(), true);
-        // What is newer says more; what doesn't fit any more is left out, for half of it is noise.
-        let parts = match &self.evidence {
-            Some((at, text)) if *at > work.since => [Some((text.as_str(), false)), Some(waits)],
-            Some((_, text)) => [Some(waits), Some((text.as_str(), false))],
-            None => [Some(waits), None],
-        };
-        for (index, (text, is_faint)) in parts.into_iter().flatten().enumerate() {
-            if index > 0 {
-                if line.left() < width::of(text) + 3 {
-                    break;
-                }
-                line.push(" · ", |dot| style.faint(dot));
-            }
-            line.push(text, |text| {
-                if is_faint {
-                    style.faint(text)
-                } else {
-                    text.to_owned()
-                }
-            });
+        } else if let Some((_, text)) = self.evidence.as_ref().filter(|(at, _)| *at >= work.since) {
+            line.push(text, str::to_owned);
         }
         line.line
     }
@@ -458,16 +449,28 @@ impl Work {
         Some(until.saturating_duration_since(now))
     }
 
-    fn time(&self, now: Instant) -> String {
+    /// What, and for how long: `booting, 3 s`.
+    fn doing(&self, now: Instant) -> String {
         let since = human::whole_secs(now.duration_since(self.since).as_secs());
-        match self.left(now) {
-            // Rounded up: at the deadline it is over.
-            Some(left) => format!(
-                "{since}, {} left",
-                human::whole_secs(left.as_millis().div_ceil(1000) as u64)
-            ),
-            None => since,
+        format!("{}, {since}", self.what)
+    }
+
+    /// Whether its limit comes near.
+    fn is_near(&self, now: Instant) -> bool {
+        let worked = now.duration_since(self.since);
+        self.left(now).is_some_and(|left| left <= NEAR && worked > NEAR)
+    }
+
+    /// `(gives up after 4 min)`, or near the end how soon.
+    fn limit(&self, now: Instant) -> Option<String> {
+        let left = self.left(now)?;
+        let secs = |time: Duration| human::whole_secs(time.as_millis().div_ceil(1000) as u64);
+        let is_stalled = self.meter.is_some();
+        if is_stalled || self.is_near(now) {
+            return Some(format!("(gives up in {})", secs(left)));
         }
+        let limit = self.until?.duration_since(self.since);
+        Some(format!("(gives up after {})", secs(limit)))
     }
 }
 
@@ -475,8 +478,8 @@ impl Work {
 struct Shape {
     columns: usize,
     name: usize,
-    what: usize,
-    time: usize,
+    doing: usize,
+    limit: usize,
 }
 
 impl Shape {
@@ -486,21 +489,22 @@ impl Shape {
         let name = widest(&mut vms.iter().map(|(vm, _)| width::of(&vm.vm)));
         // A long name leaves room for what goes on.
         let most = (columns / 3).max(NAME_COLUMN / 2);
+        let limits = || works().filter_map(|work| work.limit(now));
         let mut found = Widest {
-            what: widest(&mut works().map(|work| width::of(&work.what))),
-            time: widest(&mut works().map(|work| width::of(&work.time(now)))),
+            doing: widest(&mut works().map(|work| width::of(&work.doing(now)))),
+            limit: widest(&mut limits().map(|limit| width::of(&limit))),
         };
         // A narrow terminal has better uses for its columns.
         if columns >= ROOMY {
-            found.what = found.what.max(before.what);
-            found.time = found.time.max(before.time);
+            found.doing = found.doing.max(before.doing);
+            found.limit = found.limit.max(before.limit);
             *before = found;
         }
         Shape {
             columns,
             name: name.max(NAME_COLUMN).min(most),
-            what: found.what,
-            time: found.time,
+            doing: found.doing,
+            limit: found.limit,
         }
     }
 }
@@ -511,24 +515,22 @@ fn by_number(vm: &str) -> (&str, Option<u64>) {
     (role, vm[role.len()..].parse().ok())
 }
 
-/// `and 29 more: 20 wait for their turn, 9 at wait-handshake`.
+/// `and 29 more: 9 booting, 20 waiting`.
 fn more(left_out: &[(&VmDoing, Option<&Work>)]) -> String {
     let mut waiting = 0;
-    let mut steps: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut works: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, work) in left_out {
         match work {
-            Some(work) => *steps.entry(&work.what).or_default() += 1,
+            Some(work) => *works.entry(&work.what).or_default() += 1,
             None => waiting += 1,
         }
     }
-    let mut parts: Vec<String> = steps
+    let mut parts: Vec<String> = works
         .iter()
-        .map(|(step, count)| format!("{count} at {step}"))
+        .map(|(what, count)| format!("{count} {what}"))
         .collect();
-    match waiting {
-        0 => {}
-        1 => parts.push("1 waits for its turn".to_owned()),
-        _ => parts.push(format!("{waiting} wait for their turn")),
+    if waiting > 0 {
+        parts.push(format!("{waiting} waiting"));
     }
     format!("and {} more: {}", left_out.len(), parts.join(", "))
 }
@@ -542,10 +544,12 @@ pub fn bytes_of(data: Option<&Value>) -> (Option<u64>, Option<u64>) {
     (bytes, data["total_bytes"].as_u64())
 }
 
-/// A line that never gets wider than it may.
+/// A line that never gets wider than it may, and never ends in spaces.
 struct LineBuilder {
     line: Line,
     columns: usize,
+    /// Spaces before whatever comes next.
+    owed: usize,
 }
 
 impl LineBuilder {
@@ -553,11 +557,12 @@ impl LineBuilder {
         LineBuilder {
             line: Line::default(),
             columns,
+            owed: 0,
         }
     }
 
     fn left(&self) -> usize {
-        self.columns.saturating_sub(self.line.width)
+        self.columns.saturating_sub(self.line.width + self.owed)
     }
 
     fn push(&mut self, text: &str, paint: impl FnOnce(&str) -> String) {
@@ -567,13 +572,17 @@ impl LineBuilder {
     }
 
     fn gap(&mut self, columns: usize) {
-        let columns = columns.min(self.left());
-        self.push_painted(&" ".repeat(columns), columns);
+        self.owed += columns.min(self.left());
     }
 
     fn push_painted(&mut self, text: &str, taken: usize) {
+        if taken == 0 {
+            return;
+        }
+        let gap = std::mem::take(&mut self.owed);
+        self.line.text.extend(std::iter::repeat_n(' ', gap));
         self.line.text.push_str(text);
-        self.line.width += taken;
+        self.line.width += gap + taken;
     }
 }
 

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use castra::core::events::contract::Stamped;
 use castra::core::events::{
-    BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
+    Accel, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
 };
 use castra::core::host;
 use castra::core::name::VmName;
 use castra::core::paths::{StateRoot, vm_file};
 use castra::core::reporter::Reporter;
 
+use super::human::duration;
 use super::live::{Doing, NAME_COLUMN, bytes_of};
 use super::output::Output;
 use super::screen::{LiveBlock, Screen};
@@ -26,15 +27,29 @@ use super::style::Style;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// As much of a console as is looked at for its last line.
 const CONSOLE_BYTES: u64 = 1024;
+/// What is told where nobody has chosen the emulation.
+const EMULATED: &str =
+    "note: guests are emulated (TCG): KVM can't be used here, and `castra doctor` says why";
 /// Of a download that nobody watches a line is said at every tenth; without a known length, at
 /// every so many bytes.
 const LINE_EVERY: u64 = 64 << 20;
+
+/// How much people are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// `--quiet`: warnings and errors.
+    Quiet,
+    /// Each VM's stations, and what its script prints.
+    Usual,
+    /// `--verbose`: every step.
+    Verbose,
+}
 
 /// Tells people, on stderr.
 pub struct PeopleReporter {
     screen: Screen,
     style: Style,
-    quiet: bool,
+    detail: Detail,
     column: usize,
     doing: Arc<Mutex<Doing>>,
     /// Dropped with the reporter, which takes the block off the terminal.
@@ -43,6 +58,12 @@ pub struct PeopleReporter {
     told: BTreeMap<VmName, String>,
     /// VMs that this run shuts down and that haven't been heard since.
     stopping: BTreeSet<VmName>,
+    /// When this run launched them.
+    launched: BTreeMap<VmName, Instant>,
+    /// VMs that were told to be reachable, and not to be unreachable since.
+    reached: BTreeSet<VmName>,
+    /// That guests are emulated is no news.
+    knows_emulation: bool,
     /// How far what is counted in bytes was said to be.
     said: u64,
 }
@@ -54,19 +75,22 @@ pub struct Expected {
     pub vms: Vec<VmName>,
     /// Of their project.
     pub state: StateRoot,
+    /// The config asks for emulated guests.
+    pub wants_emulation: bool,
 }
 
 impl PeopleReporter {
     /// A reporter; on a terminal it has a live block as long as it lives.
-    pub fn new(screen: Screen, style: Style, quiet: bool, expected: Option<Expected>) -> PeopleReporter {
+    pub fn new(screen: Screen, style: Style, detail: Detail, expected: Option<Expected>) -> PeopleReporter {
+        let knows_emulation = expected.as_ref().is_some_and(|expected| expected.wants_emulation);
         let names = expected
             .iter()
             .flat_map(|expected| &expected.vms)
             .map(VmName::to_string);
         let doing = Arc::new(Mutex::new(Doing::expecting(names)));
-        let live = match quiet {
-            true => None,
-            false => {
+        let live = match detail {
+            Detail::Quiet => None,
+            Detail::Usual | Detail::Verbose => {
                 let doing = Arc::clone(&doing);
                 let mut consoles = Consoles::new(expected.map(|expected| expected.state));
                 LiveBlock::start(move |size| {
@@ -82,12 +106,15 @@ impl PeopleReporter {
         PeopleReporter {
             screen,
             style,
-            quiet,
+            detail,
             column: NAME_COLUMN,
             doing,
             live,
             told: BTreeMap::new(),
             stopping: BTreeSet::new(),
+            launched: BTreeMap::new(),
+            reached: BTreeSet::new(),
+            knows_emulation,
             said: 0,
         }
     }
@@ -128,6 +155,100 @@ impl PeopleReporter {
             },
             _ => false,
         }
+    }
+
+    /// What is told of an event by the way that most people want it: the stations of each VM in a few
+    /// words. `None`: nothing.
+    fn in_short<'e>(&mut self, event: &'e Event) -> Option<Sentence<'e>> {
+        match event {
+            Event::VmLaunched { vm, elapsed_ms, .. } => Some(Sentence::info(
+                vm,
+                format!("launched in {}", duration(*elapsed_ms)),
+            )),
+            Event::BrokerFreshness {
+                vm, reachable: true, ..
+            }
+            | Event::BootstrapStep {
+                vm,
+                step: BootstrapStepKind::WaitHandshake,
+                status: BootstrapStepStatus::Success,
+                ..
+            } => {
+                // A handshake and the step that has waited for it tell the same.
+                let is_news = self.reached.insert(vm.clone());
+                let after = self.launched.get(vm).map(|at| {
+                    let ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    format!(" after {}", duration(ms))
+                });
+                is_news.then(|| Sentence::info(vm, format!("reachable{}", after.unwrap_or_default())))
+            }
+            event => is_station(event).then(|| sentence(event)),
+        }
+    }
+
+    /// Remembers what later events are told by.
+    fn remember(&mut self, event: &Event) {
+        match event {
+            Event::VmLaunched { vm, .. } => {
+                self.launched.insert(vm.clone(), Instant::now());
+                self.reached.remove(vm);
+            }
+            Event::BrokerFreshness {
+                vm, reachable: false, ..
+            } => {
+                self.launched.remove(vm);
+                self.reached.remove(vm);
+            }
+            _ => {}
+        }
+    }
+
+    /// Once a run, that its guests are emulated though nobody asked for it.
+    fn note_emulation(&mut self, event: &Event) -> Option<String> {
+        let is_emulated = matches!(
+            event,
+            Event::VmLaunched {
+                accel: Accel::Tcg,
+                ..
+            }
+        );
+        let is_news = is_emulated && !std::mem::replace(&mut self.knows_emulation, true);
+        is_news.then(|| EMULATED.to_owned())
+    }
+
+    /// What is told of an event: lines above the live block.
+    fn lines(&mut self, event: &Event) -> Vec<String> {
+        self.remember(event);
+        if !is_told(event) || self.is_repeated(event) || self.is_expected_silence(event) {
+            return Vec::new();
+        }
+        let told = match self.detail {
+            Detail::Verbose => Some(sentence(event)),
+            Detail::Quiet | Detail::Usual => self.in_short(event),
+        };
+        let Some(sentence) = told else {
+            return Vec::new();
+        };
+        if self.detail == Detail::Quiet && sentence.severity < Severity::Warn {
+            return Vec::new();
+        }
+        // The live block shows progress, and the next overwrites it; what a script prints is there to
+        // be read.
+        if sentence.severity == Severity::Progress
+            && !is_printed(event)
+            && (self.live.is_some() || !self.is_far_enough(event))
+        {
+            return Vec::new();
+        }
+        if let Some(vm) = sentence.vm {
+            self.column = self.column.max(vm.as_str().len());
+        }
+        let note = match self.detail {
+            Detail::Usual => self.note_emulation(event),
+            Detail::Quiet | Detail::Verbose => None,
+        };
+        let line = render(&sentence, self.style, self.column);
+        note.into_iter().chain([line]).collect()
     }
 
     /// Whether this progress is worth a line of its own: nobody reads a download's every second in a
@@ -210,24 +331,9 @@ fn without_sequences(text: &str) -> String {
 impl Reporter for PeopleReporter {
     fn report(&mut self, stamped: &Stamped) {
         locked(&self.doing).note(&stamped.event, Instant::now());
-        let sentence = sentence(&stamped.event);
-        if self.quiet && sentence.severity < Severity::Warn {
-            return;
+        for line in self.lines(&stamped.event) {
+            self.screen.say(&line);
         }
-        let event = &stamped.event;
-        if !is_told(event) || self.is_repeated(event) || self.is_expected_silence(event) {
-            return;
-        }
-        // The live block shows progress, and the next overwrites it.
-        if sentence.severity == Severity::Progress
-            && (self.live.is_some() || !self.is_far_enough(&stamped.event))
-        {
-            return;
-        }
-        if let Some(vm) = sentence.vm {
-            self.column = self.column.max(vm.as_str().len());
-        }
-        self.screen.say(&render(&sentence, self.style, self.column));
     }
 }
 
@@ -255,6 +361,29 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
         line.push_str(advice);
     }
     line
+}
+
+/// Whether most people want to be told: steps that went well show themselves in the live block and
+/// in the result.
+fn is_station(event: &Event) -> bool {
+    match event {
+        Event::OverlayPrepared { .. }
+        | Event::OverlayDiscarded { .. }
+        | Event::BrokerStarted { .. }
+        | Event::BrokerStopped { .. }
+        | Event::ShutdownRequested { .. }
+        | Event::CooperativeAttempted { .. }
+        | Event::CooperativeSucceeded { .. }
+        | Event::BootstrapStarted { .. } => false,
+        Event::BootstrapPlanned(plan) => plan.action == BootstrapPlanAction::Error,
+        Event::BootstrapStep { status, .. } => *status == BootstrapStepStatus::Failed,
+        _ => true,
+    }
+}
+
+/// Whether this is a line that a script has printed.
+fn is_printed(event: &Event) -> bool {
+    matches!(event, Event::Message { source: Some(_), data: Some(data), .. } if data.get("stream").is_some())
 }
 
 /// The frame of an operation is for scripts; people see its beginning and end by themselves.
@@ -351,6 +480,7 @@ impl Reporter for JsonReporter<'_> {
 
 #[cfg(test)]
 mod tests {
+    use castra::core::events::{BootstrapStatus, BootstrapTrigger};
     use serde_json::json;
 
     use super::*;
@@ -365,7 +495,7 @@ mod tests {
 
     #[test]
     fn a_download_that_nobody_watches_is_told_at_every_tenth() {
-        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, true, None);
+        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
         let mut told = |bytes_now, total| reporter.is_far_enough(&bytes(bytes_now, total));
         for (now, expected) in [
             (5, false),
@@ -384,6 +514,101 @@ mod tests {
         assert!(reporter.is_far_enough(&Event::message(Severity::Progress, None, "trying KVM")));
     }
 
+    fn step(step: BootstrapStepKind, status: BootstrapStepStatus) -> Event {
+        Event::BootstrapStep {
+            vm: "web".parse().expect("a name"),
+            step,
+            status,
+            duration_ms: 1_300,
+            detail: Some("root@127.0.0.1:2222".to_owned()),
+        }
+    }
+
+    /// What `up` tells of one VM, and of a second.
+    fn story() -> Vec<Event> {
+        let vm = |name: &str| -> VmName { name.parse().expect("a name") };
+        let launched = |name: &str| Event::VmLaunched {
+            vm: vm(name),
+            pid: 7,
+            accel: Accel::Tcg,
+            accel_reason: "no /dev/kvm".to_owned(),
+            elapsed_ms: 60,
+        };
+        let mut printed = Event::message(Severity::Progress, Some(&vm("web")), "step 1 of 3");
+        if let Event::Message { source, data, .. } = &mut printed {
+            *source = Some("bootstrap".to_owned());
+            *data = Some(json!({"stream": "stdout"}));
+        }
+        vec![
+            Event::OverlayPrepared {
+                vm: vm("web"),
+                path: "web.qcow2".into(),
+                base: None,
+                reused: false,
+                elapsed_ms: 3,
+            },
+            launched("web"),
+            Event::BootstrapStarted {
+                vm: vm("web"),
+                base_hash: String::new(),
+                artifact_hash: String::new(),
+                trigger: BootstrapTrigger::Auto,
+            },
+            Event::BrokerFreshness {
+                vm: vm("web"),
+                reachable: true,
+                last_handshake_age_ms: Some(1),
+            },
+            step(BootstrapStepKind::WaitHandshake, BootstrapStepStatus::Success),
+            step(BootstrapStepKind::Connect, BootstrapStepStatus::Success),
+            launched("db"),
+            printed,
+            Event::BootstrapCompleted {
+                vm: vm("web"),
+                status: BootstrapStatus::Success,
+                duration_ms: 5_400,
+                stamp: None,
+            },
+        ]
+    }
+
+    fn told(detail: Detail, events: &[Event]) -> Vec<String> {
+        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
+        reporter.detail = detail;
+        events.iter().flat_map(|event| reporter.lines(event)).collect()
+    }
+
+    #[test]
+    fn a_vm_has_three_lines_and_those_of_its_script() {
+        let usual = told(Detail::Usual, &story());
+        assert!(usual[2].starts_with("web       reachable after "), "{usual:?}");
+        let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
+        assert_eq!(usual[..2], [EMULATED, "web       launched in 60 ms"]);
+        assert_eq!(
+            usual[3..],
+            [
+                "db        launched in 60 ms",
+                "web       | step 1 of 3",
+                "web       bootstrapped in 5.4 s",
+            ]
+        );
+        assert_eq!(told(Detail::Quiet, &story()), Vec::<String>::new());
+        let failed = [step(BootstrapStepKind::Connect, BootstrapStepStatus::Failed)];
+        for detail in [Detail::Quiet, Detail::Usual, Detail::Verbose] {
+            assert_eq!(told(detail, &failed).len(), 1);
+        }
+    }
+
+    #[test]
+    fn verbose_tells_every_step_and_why_kvm_isnt_used() {
+        let verbose = told(Detail::Verbose, &story());
+        assert_eq!(verbose.len(), story().len(), "{verbose:#?}");
+        assert_eq!(
+            verbose[1],
+            "web       launched in 60 ms, pid 7, tcg (no /dev/kvm)"
+        );
+    }
+
     #[test]
     fn silence_while_a_vm_is_shut_down_is_no_news() {
         let web: VmName = "web".parse().expect("a name");
@@ -392,7 +617,7 @@ mod tests {
             reachable,
             last_handshake_age_ms: Some(6_700),
         };
-        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, true, None);
+        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
         assert!(!reporter.is_expected_silence(&freshness(false)));
         reporter.is_expected_silence(&Event::ShutdownRequested {
             vm: web.clone(),

@@ -29,7 +29,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         let port = outcome.broker_port.unwrap_or_default();
         let took = human::duration(outcome.elapsed_ms);
         let port = format!("broker on 127.0.0.1:{port}");
-        up::show_outcome(context, &outcome.vms, "restarted", &port, &took);
+        up::show_outcome(context, &outcome.vms, "restarted", &port, &took, outcome.exit);
         up::next(context, &outcome.vms, outcome.exit);
     }
     Ok(outcome.exit)

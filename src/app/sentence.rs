@@ -33,6 +33,11 @@ pub struct Sentence<'e> {
 }
 
 impl<'e> Sentence<'e> {
+    /// A fact about a VM that asks for no attention.
+    pub fn info(vm: &'e VmName, text: impl AsRef<str>) -> Sentence<'e> {
+        Sentence::new(Severity::Info, Some(vm), text)
+    }
+
     fn new(severity: Severity, vm: Option<&'e VmName>, text: impl AsRef<str>) -> Sentence<'e> {
         Sentence {
             severity,
@@ -56,7 +61,9 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             source,
             ..
         } => {
-            let text = match source {
+            let text = match source.as_deref() {
+                // What a script prints.
+                Some("bootstrap") => format!("| {text}"),
                 Some(source) => format!("{source}: {text}"),
                 None => text.clone(),
             };
@@ -85,9 +92,9 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         } => info(
             vm,
             format!(
-                "launched ({}: {accel_reason}) pid {pid} in {}",
-                accel.as_str(),
-                duration(*elapsed_ms)
+                "launched in {}, pid {pid}, {} ({accel_reason})",
+                duration(*elapsed_ms),
+                accel.as_str()
             ),
         ),
         Event::VmExited {
@@ -100,7 +107,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             ..
         } => {
             let mut text = format!("{outcome} ({reason})");
-            for (who, words) in [("its last words", last_words), ("QEMU's", qemu_words)] {
+            for (who, words) in [("console", last_words), ("QEMU", qemu_words)] {
                 let words = words.as_deref().unwrap_or_default().trim();
                 if !words.is_empty() {
                     text.push_str(&format!("; {who}: {words}"));
@@ -118,10 +125,13 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             timeout_ms,
         } => info(
             vm,
-            format!("asked to power off ({method}); it has {}", duration(*timeout_ms)),
+            format!(
+                "asked to power off by {method}; it gets {}",
+                duration(*timeout_ms)
+            ),
         ),
         Event::CooperativeSucceeded { vm, elapsed_ms, .. } => {
-            info(vm, format!("powered off in {}", duration(*elapsed_ms)))
+            info(vm, format!("QEMU ended after {}", duration(*elapsed_ms)))
         }
         Event::CooperativeTimedOut {
             vm,
@@ -147,7 +157,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         } => Sentence::new(
             Warn,
             Some(vm),
-            format!("{signal} sent to pid {pid}; it has {}", duration(*timeout_ms)),
+            format!("{signal} sent to pid {pid}; it gets {}", duration(*timeout_ms)),
         ),
         Event::ShutdownComplete {
             vm,
@@ -159,7 +169,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             let text = match (outcome.as_str(), *changed) {
                 ("failed", _) => format!("still runs after {}", duration(*elapsed_ms)),
                 (_, false) => "was not running".to_owned(),
-                (outcome, true) => format!("down ({outcome}) in {}", duration(*elapsed_ms)),
+                ("graceful", true) => format!("powered off in {}", duration(*elapsed_ms)),
+                ("terminated", true) => format!("stopped by SIGTERM after {}", duration(*elapsed_ms)),
+                ("killed", true) => format!("stopped by SIGKILL after {}", duration(*elapsed_ms)),
+                (outcome, true) => format!("stopped after {} ({outcome})", duration(*elapsed_ms)),
             };
             Sentence::new(severity, Some(vm), text)
         }
@@ -167,10 +180,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             vm, reclaimed_bytes, ..
         } => info(vm, format!("disk discarded, {} freed", bytes(*reclaimed_bytes))),
         Event::BootstrapPlanned(plan) => planned(plan),
-        Event::BootstrapStarted { vm, .. } => info(
-            vm,
-            "bootstrap begins: waits for a handshake or an SSH banner".to_owned(),
-        ),
+        Event::BootstrapStarted { vm, .. } => info(vm, "waiting for the guest to boot".to_owned()),
         Event::BootstrapStep {
             vm,
             step,
@@ -241,7 +251,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                     } else {
                         format!(" with {}", capabilities.join(", "))
                     };
-                    Sentence::new(Info, vm.as_ref(), format!("shook hands{with}{times}"))
+                    Sentence::new(Info, vm.as_ref(), format!("handshake accepted{with}{times}"))
                 }
                 HandshakeOutcome::Declined => Sentence::new(
                     Warn,
@@ -383,7 +393,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             Info,
             None,
             format!(
-                "{operation} took {}: {} changed, {} as they were, {} failed",
+                "{operation} took {}: {} changed, {} unchanged, {} failed",
                 duration(*duration_ms),
                 vms.changed,
                 vms.unchanged,

@@ -75,25 +75,27 @@ fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
         context.say("next: `castra status`; `castra down` stops it");
         return;
     }
-    show_outcome(context, &outcome.vms, "up", &port.unwrap_or_default(), &took);
+    let port = port.unwrap_or_default();
+    show_outcome(context, &outcome.vms, "up", &port, &took, outcome.exit);
     next(context, &outcome.vms, outcome.exit);
 }
 
 /// How the fleet fares: all, some or none of it, then each VM.
-pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str, took: &str) {
+pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str, took: &str, exit: Exit) {
     let well = vms.iter().filter(|vm| vm.error.is_none()).count();
     let all = human::plural(vms.len(), "VM");
-    let fleet = match well {
-        well if well == vms.len() => format!("{all} {done}"),
-        0 if vms.len() == 1 => "the VM is not ready".to_owned(),
-        0 => format!("none of {all} ready"),
-        well => format!("{well} of {all} ready"),
+    let fleet = match (exit, vms, vms.len() - well) {
+        (_, _, 0) => format!("{all} {done} in {took}"),
+        (Exit::Interrupted, ..) => format!("interrupted after {took}: {well} of {all} {done}"),
+        (_, [vm], _) => format!("{} failed after {took}", vm.vm),
+        (_, _, failed) if well == 0 => format!("{failed} of {all} failed, after {took}"),
+        (_, _, failed) => format!("{well} of {all} {done}, {failed} failed, after {took}"),
     };
     let port = match port {
         "" => String::new(),
-        port => format!(", {port}"),
+        port => format!("; {port}"),
     };
-    context.out.line(format!("{fleet}{port}, in {took}"));
+    context.out.line(format!("{fleet}{port}"));
     show_vms(context, vms);
     context.out.flush();
 }
@@ -115,7 +117,7 @@ fn well(vm: &VmUp) -> String {
     let mut facts = vec![match (&vm.stopped, vm.started) {
         (Some(how), true) => format!("restarted ({how})"),
         (None, true) => "started".to_owned(),
-        (_, false) => "ran already".to_owned(),
+        (_, false) => "was running already".to_owned(),
     }];
     if let Some(bootstrap) = &vm.bootstrap {
         facts.push(match (bootstrap.status.as_str(), bootstrap.noop) {
@@ -128,7 +130,7 @@ fn well(vm: &VmUp) -> String {
         let forwards: Vec<String> = vm.forwards.iter().map(forward).collect();
         facts.push(forwards.join(", "));
     }
-    facts.join("; ")
+    facts.join(", ")
 }
 
 fn forward(forward: &ForwardRecord) -> String {
@@ -136,7 +138,10 @@ fn forward(forward: &ForwardRecord) -> String {
         castra::core::config::Protocol::Tcp => "",
         castra::core::config::Protocol::Udp => "/udp",
     };
-    format!("127.0.0.1:{} to its {}{protocol}", forward.host, forward.guest)
+    format!(
+        "127.0.0.1:{} → guest port {}{protocol}",
+        forward.host, forward.guest
+    )
 }
 
 /// The next useful command.
@@ -145,13 +150,14 @@ pub fn next(context: &Context, vms: &[VmUp], exit: Exit) {
     let failed = vms.iter().find(|vm| vm.error.is_some());
     match (exit, well, failed) {
         (Exit::Interrupted, ..) => {
-            context.say("interrupted; `castra status` shows what runs, `castra down` ends it")
+            context.say("next: `castra status` shows what runs, `castra down` stops it")
         }
-        (_, _, Some(failed)) => {
-            context.say(&format!("next: `castra logs {}` and `castra status`", failed.vm))
-        }
+        (_, _, Some(failed)) => context.say(&format!(
+            "next: `castra logs {}` shows what it printed, `castra status` what runs",
+            failed.vm
+        )),
         (_, Some(well), None) => context.say(&format!(
-            "next: `castra ssh {}`, `castra status`; `castra down` ends it",
+            "next: `castra ssh {}` opens a shell, `castra status` shows all, `castra down` stops them",
             well.vm
         )),
         (_, None, None) => {}

@@ -34,11 +34,15 @@ fn project(name: &str, count: u32) -> Castra {
     castra
 }
 
+/// What VMs do there.
+const LIVE: [&str; 4] = ["booting,", "powering off,", "SIGTERM sent,", "waiting:"];
+
 /// Whether this line belongs to the block: a name, then a step and its time, which narrow windows
 /// cut.
 fn is_live(line: &str) -> bool {
-    let is_vm = line.starts_with("web-") && (line.contains(" left") || line.ends_with('…'));
-    is_vm || line.ends_with("waits for its turn") || (line.starts_with("and ") && line.contains(" more"))
+    let is_vm =
+        line.starts_with("web-") && (LIVE.iter().any(|word| line.contains(word)) || line.ends_with('…'));
+    is_vm || (line.starts_with("and ") && line.contains(" more"))
 }
 
 /// The lines of the block, none of which may be there twice.
@@ -69,13 +73,13 @@ fn up_and_down_show_a_line_for_each_vm_and_leave_none() {
         let castra = project("widths", 3);
         let mut window = Window::run(&castra, 24, columns, &[], &["up"]);
         // As much of it as the narrowest has room for.
-        window.shows("line per VM", |terminal| has_lines(terminal, 3, "wait-han"));
+        window.shows("line per VM", |terminal| has_lines(terminal, 3, "boot"));
         window.interrupt();
         let left = window.ends(130);
         assert!(!left.iter().any(|line| is_live(line)), "{left:#?}");
         assert!(window.see(|terminal| terminal.redraws && terminal.colours));
         let told = |word: &str| left.iter().filter(|line| line.contains(word)).count();
-        assert_eq!(told("launched ("), 3, "{left:#?}");
+        assert_eq!(told("launched in "), 3, "{left:#?}");
         assert_eq!(told("stopping in order"), 1, "{left:#?}");
         assert_eq!(told("^C"), 0, "{left:#?}");
         drop(window);
@@ -104,7 +108,7 @@ fn a_guest_that_ignores_the_power_button_is_waited_for_in_sight() {
     assert!(!left.iter().any(|line| is_live(line)), "{left:#?}");
     drop(window);
     window = Window::run(&castra, 24, 100, &[], &["down"]);
-    window.shows("line per VM", |terminal| has_lines(terminal, 3, "power off"));
+    window.shows("line per VM", |terminal| has_lines(terminal, 3, "powering off"));
     window.interrupt();
     window.shows("word on it", |terminal| {
         terminal.text().iter().any(|line| line.starts_with("stopping"))
@@ -129,8 +133,8 @@ fn a_restart_shows_the_way_down_and_the_way_up() {
     drop(window);
     let args = ["restart", "--graceful-wait-secs", "5", "--sigterm-wait-secs", "5"];
     let mut window = Window::run(&castra, 24, 100, &[], &args);
-    window.shows("way down", |terminal| has_lines(terminal, 2, "power off"));
-    window.shows("way up", |terminal| has_lines(terminal, 2, "wait-handshake"));
+    window.shows("way down", |terminal| has_lines(terminal, 2, "powering off"));
+    window.shows("way up", |terminal| has_lines(terminal, 2, "booting"));
     window.interrupt();
     let left = window.ends(130);
     assert!(!left.iter().any(|line| is_live(line)), "{left:#?}");
@@ -143,7 +147,7 @@ fn a_fleet_taller_than_the_window_is_summed_up() {
     window.shows("five lines and the rest", |terminal| {
         let lines = live(terminal);
         lines.len() == 6
-            && lines[5] == "and 7 more: 7 at wait-handshake"
+            && lines[5] == "and 7 more: 7 booting"
             && terminal.screen().last().is_some_and(String::is_empty)
     });
     window.resize(20, 100);
@@ -157,11 +161,11 @@ fn a_fleet_taller_than_the_window_is_summed_up() {
 fn a_window_that_changes_isnt_garbled() {
     let castra = project("resized", 3);
     let mut window = Window::run(&castra, 24, 120, &[], &["up"]);
-    window.shows("line per VM", |terminal| has_lines(terminal, 3, "wait-handshake"));
+    window.shows("line per VM", |terminal| has_lines(terminal, 3, "booting"));
     // What wraps in the smaller window still fits into it: what has scrolled off can't be taken back.
     for (rows, columns) in [(24, 40), (8, 31), (24, 132), (30, 20), (10, 80)] {
         window.resize(rows, columns);
-        window.shows("line per VM again", |terminal| has_lines(terminal, 3, "wait-han"));
+        window.shows("line per VM again", |terminal| has_lines(terminal, 3, "boot"));
     }
     window.interrupt();
     let left = window.ends(130);
@@ -219,7 +223,7 @@ fn a_download_has_a_bar_where_its_length_is_known() {
 fn a_castra_that_is_killed_leaves_the_cursor_at_the_beginning_of_a_line() {
     let castra = project("killed", 2);
     let window = Window::run(&castra, 24, 80, &[], &["up"]);
-    window.shows("line per VM", |terminal| has_lines(terminal, 2, "wait-handshake"));
+    window.shows("line per VM", |terminal| has_lines(terminal, 2, "booting"));
     kill(&castra);
     window.shows("exit code", |terminal| {
         terminal.text().iter().any(|line| line == "exit 137")
@@ -267,7 +271,7 @@ fn without_colour_there_is_still_a_block() {
     ] {
         let castra = project(name, 2);
         let mut window = Window::run(&castra, 24, 80, env, args);
-        window.shows("line per VM", |terminal| has_lines(terminal, 2, "wait-handshake"));
+        window.shows("line per VM", |terminal| has_lines(terminal, 2, "booting"));
         window.interrupt();
         window.ends(130);
         assert!(

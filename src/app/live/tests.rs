@@ -80,6 +80,14 @@ impl Script {
     }
 }
 
+/// What is said of a VM whose turn hasn't come.
+fn waiting() -> String {
+    match host::cores() {
+        1 => "waiting: 1 VM boots at a time here".to_owned(),
+        cores => format!("waiting: {cores} VMs boot at a time here"),
+    }
+}
+
 fn prepared(name: &str) -> Event {
     Event::OverlayPrepared {
         vm: vm(name),
@@ -138,8 +146,8 @@ fn a_line_for_each_vm_through_all_of_up() {
         24,
         80,
         &[
-            "web-0     launch  1 s, 59 s left  waits for QEMU to answer",
-            "database  waits for its turn",
+            "web-0     starting QEMU, 1 s (gives up after 1 min)",
+            &format!("database  {}", waiting()),
         ],
     );
     script.note(3, launched("web-0"));
@@ -156,8 +164,8 @@ fn a_line_for_each_vm_through_all_of_up() {
         80,
         &[
             // The limit counts from the launch.
-            "web-0     wait-handshake  5 s, 55 s left  Run /init as init process",
-            "database  wait-handshake  3 s, 57 s left  waits for a handshake or an SSH bann…",
+            "web-0     booting, 5 s       (gives up after 1 min)  Run /init as init process",
+            "database  booting, 3 s       (gives up after 1 min)",
         ],
     );
     script.step(9, "web-0", BootstrapStepKind::WaitHandshake, "handshake");
@@ -169,8 +177,8 @@ fn a_line_for_each_vm_through_all_of_up() {
         24,
         80,
         &[
-            "web-0     apply           2 s, 9 min 58 s left  waits for the script",
-            "database  wait-handshake  7 s, 53 s left        waits for a handshake or an SS…",
+            "web-0     running its script, 2 s (gives up after 10 min)",
+            "database  booting, 7 s            (gives up after 1 min)",
         ],
     );
     script.script_says(12, "web-0", "Get:3\thttp://deb.example/日本", None);
@@ -179,7 +187,7 @@ fn a_line_for_each_vm_through_all_of_up() {
         13,
         24,
         60,
-        &["web-0     apply  3 s, 9 min 57 s left  Get:3 http://deb.ex…"],
+        &["web-0     running its script, 3 s (gives up after 10 min)"],
     );
     let completed = Event::BootstrapCompleted {
         vm: vm("web-0"),
@@ -209,7 +217,7 @@ fn the_way_down() {
     let mut script = Script::new(&[]);
     let web = || vm("web");
     script.note(0, Event::ShutdownRequested { vm: web(), pid: 7 });
-    script.shows(0, 24, 80, &["web       shut down  0 s  waits for QMP"]);
+    script.shows(0, 24, 80, &["web       shutting down, 0 s"]);
     let method = || "qmp-system-powerdown".to_owned();
     script.note(
         0,
@@ -219,12 +227,7 @@ fn the_way_down() {
             timeout_ms: 20_000,
         },
     );
-    script.shows(
-        15,
-        24,
-        80,
-        &["web       power off  15 s, 5 s left  waits for the guest to end"],
-    );
+    script.shows(15, 24, 80, &["web       powering off, 15 s (gives up in 5 s)"]);
     script.note(
         20,
         Event::CooperativeTimedOut {
@@ -247,7 +250,7 @@ fn the_way_down() {
         21,
         24,
         100,
-        &["web       SIGTERM    1 s, 4 s left   waits for QEMU to end · didn't power off in 20 s"],
+        &["web       SIGTERM sent, 1 s  (gives up after 5 s)  didn't power off in 20 s"],
     );
     script.note(
         22,
@@ -275,11 +278,11 @@ fn a_fleet_taller_than_the_terminal() {
         8,
         60,
         &[
-            "web-0     wait-handshake  2 s, 58 s left  waits for a hand…",
-            "web-1     wait-handshake  2 s, 58 s left  waits for a hand…",
-            "web-2     wait-handshake  2 s, 58 s left  waits for a hand…",
-            "web-3     launch          1 s, 59 s left  waits for QEMU t…",
-            "and 36 more: 36 wait for their turn",
+            "web-0     booting, 2 s       (gives up after 1 min)",
+            "web-1     booting, 2 s       (gives up after 1 min)",
+            "web-2     booting, 2 s       (gives up after 1 min)",
+            "web-3     starting QEMU, 1 s (gives up after 1 min)",
+            "and 36 more: 36 waiting",
         ],
     );
     script.shows(
@@ -287,23 +290,13 @@ fn a_fleet_taller_than_the_terminal() {
         3,
         60,
         &[
-            "web-0     wait-handshake  2 s, 58 s left  waits for a hand…",
-            "and 39 more: 1 at launch, 2 at wait-handshake, 36 wait for…",
+            "web-0     booting, 2 s (gives up after 1 min)",
+            "and 39 more: 2 booting, 1 starting QEMU, 36 waiting",
         ],
     );
     // A terminal of one line or two has no room for more than this.
-    script.shows(
-        2,
-        2,
-        60,
-        &["and 40 more: 1 at launch, 3 at wait-handshake, 36 wait for…"],
-    );
-    script.shows(
-        2,
-        1,
-        60,
-        &["and 40 more: 1 at launch, 3 at wait-handshake, 36 wait for…"],
-    );
+    script.shows(2, 2, 60, &["and 40 more: 3 booting, 1 starting QEMU, 36 waiting"]);
+    script.shows(2, 1, 60, &["and 40 more: 3 booting, 1 starting QEMU, 36 waiting"]);
     // Those that can't be brought up make room.
     script.note(
         3,
@@ -329,19 +322,14 @@ fn vms_that_nobody_announced_are_in_order() {
 fn narrow_terminals() {
     let mut script = Script::new(&["a-very-long-name-of-a-vm", "b"]);
     script.launch(0, "a-very-long-name-of-a-vm");
-    for (columns, lines) in [
-        (
-            40,
-            [
-                "a-very-long-…  wait-handshake  2 s, 58…",
-                "b              waits for its turn",
-            ],
-        ),
-        (20, ["a-ver…  wait-hands…", "b       waits for …"]),
-        (10, ["a-v…  wa…", "b     wa…"]),
-        (2, ["…", "b"]),
+    let b = |gap: usize, room: usize| format!("b{}{}", " ".repeat(gap), width::cut(&waiting(), room));
+    for (columns, first, second) in [
+        (40, "a-very-long-…  booting, 2 s", b(14, 24)),
+        (20, "a-ver…  booting, 2…", b(7, 11)),
+        (10, "a-v…  bo…", b(5, 3)),
+        (2, "…", "b".to_owned()),
     ] {
-        script.shows(2, 24, columns, &lines);
+        script.shows(2, 24, columns, &[first, &second]);
     }
 }
 
@@ -375,7 +363,7 @@ fn bytes_have_a_bar() {
         9,
         24,
         80,
-        &["web       transfer  3 s  ████░░░░░░░░░░░░░░ 10 MiB of 40 MiB, 5 MiB/s, 6 s left"],
+        &["web       copying files, 3 s  ███░░░░░░░░░░ 10 MiB of 40 MiB, 5 MiB/s, 6 s left"],
     );
     // What no longer moves has a deadline: 30 s from the last byte.
     script.script_says(14, "web", "10 of 40", sent(10));
@@ -383,6 +371,6 @@ fn bytes_have_a_bar() {
         15,
         24,
         80,
-        &["web       transfer  9 s, 24 s left  10 MiB of 40 MiB, nothing more for 6 s"],
+        &["web       copying files, 9 s (gives up in 24 s)  10 MiB of 40 MiB, nothing mor…"],
     );
 }

@@ -29,7 +29,7 @@ fn from_launch_to_the_end() {
             accel_reason: "no /dev/kvm".into(),
             elapsed_ms: 212,
         },
-        "web-0     launched (tcg: no /dev/kvm) pid 4711 in 0.2 s",
+        "web-0     launched in 0.2 s, pid 4711, tcg (no /dev/kvm)",
     );
     check(
         Event::BootstrapStep {
@@ -70,7 +70,7 @@ fn from_launch_to_the_end() {
             qemu_words: Some("qemu: gone\x07".into()),
             remediation: Some("castra restart web-0".into()),
         },
-        "web-0     error: crashed (guest-panic); its last words: Kernel panic\\x1b[2J; QEMU's: qemu: gone\\x07\n  try: \
+        "web-0     error: crashed (guest-panic); console: Kernel panic\\x1b[2J; QEMU: qemu: gone\\x07\n  try: \
          castra restart web-0",
     );
     check(
@@ -80,10 +80,12 @@ fn from_launch_to_the_end() {
             signal: "SIGTERM".into(),
             timeout_ms: 10_000,
         },
-        "web-0     warning: SIGTERM sent to pid 4711; it has 10 s",
+        "web-0     warning: SIGTERM sent to pid 4711; it gets 10 s",
     );
     for (outcome, changed, expected) in [
-        ("graceful", true, "web-0     down (graceful) in 70 ms"),
+        ("graceful", true, "web-0     powered off in 70 ms"),
+        ("terminated", true, "web-0     stopped by SIGTERM after 70 ms"),
+        ("killed", true, "web-0     stopped by SIGKILL after 70 ms"),
         ("already-stopped", false, "web-0     was not running"),
         ("failed", false, "web-0     error: still runs after 70 ms"),
     ] {

@@ -409,11 +409,18 @@ pub const FLAGS: &[Flag] = &[
     },
     Flag {
         long: "verbose",
-        short: None,
+        short: Some('v'),
         value: None,
-        scope: PORTS,
-        brief: "with processes, and who else wants the same port",
-        manual: "",
+        scope: Scope::Only(&[
+            Command::Up,
+            Command::Down,
+            Command::Restart,
+            Command::Bootstrap,
+            Command::Ports,
+        ]),
+        brief: "say more: every step; ports: processes and conflicts",
+        manual: "Without it each VM has a few lines: launched, reachable, bootstrapped, what its script prints, and what \
+                 went wrong. `ports` adds the processes, and who else wants the same port.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.verbose = true;

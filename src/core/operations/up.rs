@@ -373,8 +373,8 @@ pub(crate) fn tell_what_user_networking_opens(
     emitter.emit(Event::advice(
         Severity::Info,
         None,
-        format!("guests with `network = \"user\"` reach all services on this host's loopback, at {GATEWAY}"),
-        "set `network = \"isolated\"` for guests that need castra's broker alone; docs/SECURITY.md says more",
+        format!("note: these guests can reach services on your localhost, at {GATEWAY}"),
+        "`network = \"isolated\"` in castra.toml keeps a guest from all but castra's broker",
     ));
 }
 

@@ -64,7 +64,7 @@ complete -c castra -n '__fish_seen_subcommand_from clean' -l state-root -r -F -d
 complete -c castra -n '__fish_seen_subcommand_from clean' -l no-logs -d 'leave logs where they are'
 complete -c castra -n '__fish_seen_subcommand_from clean' -l no-handshakes -d 'leave the guests\' handshake records where they are'
 complete -c castra -n '__fish_seen_subcommand_from ports' -l active -d 'only ports in use now'
-complete -c castra -n '__fish_seen_subcommand_from ports' -l verbose -d 'with processes, and who else wants the same port'
+complete -c castra -n '__fish_seen_subcommand_from up down restart bootstrap ports' -s v -l verbose -d 'say more: every step; ports: processes and conflicts'
 complete -c castra -n '__fish_seen_subcommand_from console' -l raw -d 'leave nothing out of what the guest writes'
 complete -c castra -n '__fish_seen_subcommand_from logs' -l source -x -a 'serial qemu bootstrap broker bus' -d 'only this log: serial, qemu, bootstrap, broker or bus'
 complete -c castra -n '__fish_seen_subcommand_from logs events' -l tail -x -d 'only so many last lines'

@@ -64,6 +64,7 @@ _castra() {
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
                 '--broker-only[start the broker and no VM]' \
+                '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 '*:VM:_castra_vms';;
         down)
             _arguments $globals \
@@ -71,6 +72,7 @@ _castra() {
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
                 '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
+                '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 '*:VM:_castra_vms';;
         restart)
             _arguments $globals \
@@ -80,6 +82,7 @@ _castra() {
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
                 '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
+                '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
@@ -94,6 +97,7 @@ _castra() {
             _arguments $globals \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
+                '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 '*:VM:_castra_vms';;
         ssh)
             _arguments $globals \
@@ -120,7 +124,7 @@ _castra() {
             _arguments $globals \
                 '--all[show every project castra knows]' \
                 '--active[only ports in use now]' \
-                '--verbose[with processes, and who else wants the same port]' \
+                '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 ;;
         logs)
             _arguments $globals \

@@ -4,6 +4,8 @@
 
 #[path = "bootstrap_cli/clients.rs"]
 mod clients;
+#[path = "bootstrap_cli/commands.rs"]
+mod commands;
 #[path = "bootstrap_cli/killed.rs"]
 mod killed;
 #[path = "bootstrap_cli/plans.rs"]

@@ -454,7 +454,8 @@ fn ssh_and_exec_become_ssh() {
     );
     assert_eq!((code, stderr.as_str()), (7, ""), "the exit code is ssh's");
     assert!(
-        stdout.ends_with("<-l>\n<root>\n<-p>\n<2222>\n<-->\n<127.0.0.1>\n<cat 'a b'>\nraw\0bytes"),
+        stdout.contains("<-l>\n<root>\n<-p>\n<2222>\n<-->\n<127.0.0.1>\n<exec sh -c '")
+            && stdout.ends_with(" sh 'cat' 'a b'>\nraw\0bytes"),
         "{stdout}"
     );
     assert!(stdout.starts_with("<-F>\n</dev/null>\n<-T>\n"), "{stdout}");
@@ -470,10 +471,10 @@ fn ssh_and_exec_become_ssh() {
     );
     let (code, stdout, _) = with_stand_in_ssh(&castra, &fleet, &["ssh", "web-0", "--", "ls", "|", "wc"], b"");
     assert_eq!(code, 7);
-    assert!(stdout.ends_with("<ls>\n<|>\n<wc>\n"), "{stdout}");
+    assert!(stdout.ends_with(" sh 'ls | wc'>\n"), "{stdout}");
 
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["ssh", "db"], b"");
-    assert_eq!(code, 1);
+    assert_eq!(code, 255);
     assert_eq!(stderr, "error: vm `db` is not running\n  try: castra up db\n");
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "wbe-0", "--", "true"], b"");
     assert_eq!(code, 64);

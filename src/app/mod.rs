@@ -102,6 +102,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::Completions => completions::run(context, raw),
         Command::Man => man::run(context, raw),
         Command::BrokerPipe => broker_pipe::run(raw),
+        Command::ExecFeed => ssh::feed(raw),
         Command::Broker => broker::run(context, raw),
         Command::BusPublish => bus::publish(context, raw),
         Command::BusSubscribe => bus::subscribe(context, raw),

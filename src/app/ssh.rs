@@ -1,17 +1,19 @@
 //! `castra ssh` and `castra exec`: castra becomes `ssh`.
 //!
-//! Here: who is meant, the words after `--`. Not here: whether it runs, and the options that make
-//! a connection the same as the bootstrap's (`core::bootstrap::ssh`).
+//! Here: who is meant, the words after `--`, the stdin of a command too long for a command line. Not here: whether the
+//! VM runs, the options that make a connection the same as the bootstrap's, and what the guest's shell is told
+//! (`core::bootstrap::ssh`).
 
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{ChildStdout, Command, Stdio};
 
-use castra::core::bootstrap::ssh::SshTarget;
-use castra::core::bootstrap::ssh::client;
+use castra::core::bootstrap::ssh::command::{RemoteCommand, Words};
+use castra::core::bootstrap::ssh::{SshTarget, alive_options, client};
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::process::shell_quote;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::context::Context;
 use super::{select, typed};
@@ -19,6 +21,10 @@ use crate::cli::{self, Raw};
 
 /// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
 const CONNECT_TIMEOUT_SECS: u32 = 30;
+/// Linux takes no longer argument, and a login shell gets its line as one.
+const LONGEST_LINE: usize = 128 * 1024 - 1;
+/// Bytes of stdin passed on at once.
+const FEED_BYTES: usize = 64 * 1024;
 
 /// Becomes `ssh`; returns only where that can't be. The exit code is then the remote command's.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
@@ -26,11 +32,22 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let typed_name = typed::name(&raw.operands[0])?;
     let selected = select::project(raw)?;
     let vm = select::vm(&selected, &typed_name)?;
-    let target = client::running_target(&selected.state(), &vm)?;
+    let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;
+    let words = &raw.operands[1..];
+    if interactive && words.iter().map(|word| word.len() + 1).sum::<usize>() > LONGEST_LINE {
+        let why = "the guest's shell reads it as one line, of less than 128 KiB";
+        return Err(Failure::new(Exit::Usage, "the command is too long")
+            .because(why)
+            .advice(format!("castra exec {vm} -- …, which sends each word by itself")));
+    }
+    let command = (!words.is_empty()).then(|| RemoteCommand::new(as_words(interactive, words)));
     context.out.finish()?;
-    let error = Command::new("ssh")
-        .args(argv(&target, interactive, &raw.operands[1..]))
-        .exec();
+    let mut ssh = Command::new("ssh");
+    ssh.args(argv(&target, interactive, command.as_ref()));
+    if command.is_some_and(|command| command.preamble.is_some()) {
+        ssh.stdin(start_feeder(interactive, words)?);
+    }
+    let error = ssh.exec();
     Err(match error.kind() {
         io::ErrorKind::NotFound => {
             Failure::new(Exit::Unavailable, "there is no `ssh`").advice("install the package openssh-client")
@@ -39,8 +56,28 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     })
 }
 
+/// What `ssh` says by 255, castra says by it too.
+fn no_connection(failure: Failure) -> Failure {
+    match failure.exit {
+        Exit::Failed => Failure {
+            exit: Exit::NoConnection,
+            ..failure
+        },
+        _ => failure,
+    }
+}
+
+/// `exec` has each word reach the command as it is, `ssh` has the guest's shell read them joined by blanks.
+fn as_words(interactive: bool, words: &[OsString]) -> Words<'_> {
+    if interactive {
+        Words::Line(words)
+    } else {
+        Words::Argv(words)
+    }
+}
+
 /// The user's own ssh config takes no part: a `Host *` in it must not decide how a VM is reached.
-fn argv(target: &SshTarget, interactive: bool, words: &[OsString]) -> Vec<OsString> {
+fn argv(target: &SshTarget, interactive: bool, command: Option<&RemoteCommand>) -> Vec<OsString> {
     let mut argv: Vec<OsString> = vec!["-F".into(), "/dev/null".into()];
     if !interactive {
         argv.push("-T".into());
@@ -55,13 +92,66 @@ fn argv(target: &SshTarget, interactive: bool, words: &[OsString]) -> Vec<OsStri
     argv.extend(["-l".into(), target.user.as_str().into()]);
     argv.extend(["-p".into(), target.port.to_string().into()]);
     argv.extend(["--".into(), target.host.as_str().into()]);
-    match interactive {
-        // As with `ssh`: the guest's shell reads the words joined by blanks.
-        true => argv.extend_from_slice(words),
-        // Each word reaches the command as it is.
-        false => argv.push(quoted(words)),
-    }
+    argv.extend(command.map(|command| command.line.clone()));
     argv
+}
+
+/// Starts the process whose output is to be the stdin of `ssh`: the words, then what comes by our stdin. It isn't castra
+/// itself, because then an `ssh` would outlive a castra that is killed.
+fn start_feeder(interactive: bool, words: &[OsString]) -> Result<ChildStdout> {
+    let cannot = |error: io::Error| {
+        Failure::new(Exit::Internal, "castra can't start itself to send a long command").because(error)
+    };
+    let program = std::env::current_exe().map_err(cannot)?;
+    let mut feeder = Command::new(program)
+        .args(["exec-feed", if interactive { LINE } else { ARGV }, "--"])
+        .args(words)
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(cannot)?;
+    Ok(feeder.stdout.take().expect("stdout was asked to be a pipe"))
+}
+
+const ARGV: &str = "argv";
+const LINE: &str = "line";
+
+/// `castra exec-feed`: the words of a long command, then stdin, until either side has ended.
+pub fn feed(raw: &Raw) -> Result<Exit> {
+    let words = &raw.operands[1..];
+    let command = RemoteCommand::new(as_words(raw.operands[0] == LINE, words));
+    // The reader that is gone says itself why.
+    match pass_on(&command.preamble.unwrap_or_default()) {
+        Ok(()) => Ok(Exit::Done),
+        Err(_) => Ok(Exit::Io),
+    }
+}
+
+fn pass_on(preamble: &[u8]) -> io::Result<()> {
+    let (stdin, mut stdout) = (io::stdin(), io::stdout().lock());
+    stdout.write_all(preamble)?;
+    stdout.flush()?;
+    // Not through the buffers of `io`: what stdin brings goes on at once.
+    let mut buffer = vec![0; FEED_BYTES];
+    loop {
+        let sides = [
+            PollFd::new(stdin.as_fd(), PollFlags::POLLIN),
+            PollFd::new(stdout.as_fd(), PollFlags::empty()),
+        ];
+        let mut asked = sides;
+        poll(&mut asked, PollTimeout::NONE)?;
+        // A closed pipe is an event that needs not be asked for: `ssh` is gone, and may have been killed.
+        if asked[1].any().unwrap_or(true) {
+            return Ok(());
+        }
+        let count = nix::unistd::read(stdin.as_fd(), &mut buffer)?;
+        if count == 0 {
+            return Ok(());
+        }
+        stdout.write_all(&buffer[..count])?;
+        stdout.flush()?;
+    }
 }
 
 /// Options after those of the VM, the same for `ssh` and `scp`.
@@ -71,39 +161,11 @@ pub fn common_options(interactive: bool) -> Vec<String> {
         // Hides "Permanently added … to the list of known hosts", which says nothing to anybody here.
         "LogLevel=ERROR".to_owned(),
     ];
+    options.extend(alive_options());
     if !interactive {
         options.push("BatchMode=yes".to_owned());
     }
     options
-}
-
-fn quoted(words: &[OsString]) -> OsString {
-    let mut line = OsString::new();
-    for (number, word) in words.iter().enumerate() {
-        if number > 0 {
-            line.push(" ");
-        }
-        line.push(quote(word));
-    }
-    line
-}
-
-fn quote(word: &OsString) -> OsString {
-    // A first word with `=` in it would be an assignment.
-    if let Some(text) = word.to_str().filter(|text| !text.contains('=')) {
-        return shell_quote(text).into();
-    }
-    // Bytes that are no text: in single quotes, each of those written as '\''.
-    use std::os::unix::ffi::{OsStrExt, OsStringExt};
-    let mut bytes = vec![b'\''];
-    for byte in word.as_bytes() {
-        match byte {
-            b'\'' => bytes.extend_from_slice(b"'\\''"),
-            other => bytes.push(*other),
-        }
-    }
-    bytes.push(b'\'');
-    OsString::from_vec(bytes)
 }
 
 #[cfg(test)]
@@ -113,7 +175,8 @@ mod tests {
 
     fn words(target: &SshTarget, interactive: bool, command: &[&str]) -> Vec<String> {
         let command: Vec<OsString> = command.iter().map(OsString::from).collect();
-        argv(target, interactive, &command)
+        let command = (!command.is_empty()).then(|| RemoteCommand::new(as_words(interactive, &command)));
+        argv(target, interactive, command.as_ref())
             .into_iter()
             .map(|word| word.into_string().unwrap())
             .collect()
@@ -131,16 +194,24 @@ mod tests {
             options: vec!["Compression=yes".into()],
             dir: "/state/vms/web-0".into(),
         };
-        let ssh = words(&target, true, &["uname", "-a"]);
-        assert_eq!(ssh[..2], ["-F", "/dev/null"]);
-        let tail = ["-l", "root", "-p", "2222", "--", "127.0.0.1", "uname", "-a"];
-        assert_eq!(ssh[ssh.len() - 8..], tail);
-        assert!(ssh.contains(&"Compression=yes".to_owned()));
-        assert!(!ssh.contains(&"-T".to_owned()) && !ssh.contains(&"BatchMode=yes".to_owned()));
-        let exec = words(&target, false, &["printf", "%s\\n", "a b", "it's"]);
-        assert!(exec.contains(&"-T".to_owned()) && exec.contains(&"BatchMode=yes".to_owned()));
-        let line = exec.last().unwrap();
-        let output = Command::new("sh").args(["-c", line]).output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "a b\nit's\n");
+        let login = words(&target, true, &[]);
+        assert_eq!(login[..2], ["-F", "/dev/null"]);
+        assert_eq!(
+            login[login.len() - 6..],
+            ["-l", "root", "-p", "2222", "--", "127.0.0.1"]
+        );
+        assert!(login.contains(&"Compression=yes".to_owned()));
+        assert!(!login.contains(&"-T".to_owned()) && !login.contains(&"BatchMode=yes".to_owned()));
+        for (interactive, expected) in [(true, "a b it\ns\n"), (false, "a b\nit's $x\n")] {
+            let words = match interactive {
+                true => words(&target, true, &["printf '%s\\n'", "'a b it'", "s"]),
+                false => words(&target, false, &["printf", "%s\\n", "a b", "it's $x"]),
+            };
+            assert_eq!(words.contains(&"-T".to_owned()), !interactive);
+            assert_eq!(words.contains(&"BatchMode=yes".to_owned()), !interactive);
+            let line = words.last().unwrap();
+            let output = Command::new("sh").args(["-c", line]).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+        }
     }
 }

@@ -50,7 +50,7 @@ pub fn help(command: Command, kind: HelpKind) -> String {
             }
             match command {
                 Command::Ssh | Command::Exec => {
-                    text.push_str("  else the remote command's own, 255 where there was no connection\n");
+                    text.push_str("  255  no connection to the VM, or it doesn't run\n  else the remote command's own, 128 + signal where a signal ended it\n");
                 }
                 Command::Cp => text.push_str("  else scp's own: 0 only where everything was copied\n"),
                 _ => {}
@@ -101,7 +101,7 @@ pub fn overview(group: Option<&str>, kind: HelpKind) -> String {
         for exit in Exit::ALL {
             let _ = writeln!(text, "  {:<4} {}", exit.code(), exit.meaning());
         }
-        text.push_str("  `ssh` and `exec` pass on the remote command's, 255 without a connection\n");
+        text.push_str("  `ssh` and `exec` pass on the remote command's; 255 is: no connection\n");
         text.push_str("\nEnvironment:\n");
         pairs(&mut text, ENVIRONMENT);
         text.push_str("\nFiles:\n");

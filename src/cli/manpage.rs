@@ -106,7 +106,7 @@ fn whole_page() -> String {
         page,
         "{}",
         escape(
-            "`castra ssh` and `castra exec` pass on the remote command's exit code, 255 where there was no connection."
+            "`castra ssh` and `castra exec` pass on the remote command's exit code, 128 + signal where a signal ended it, 255 where there was no connection or the VM doesn't run."
         )
     );
     page.push_str(".SH ENVIRONMENT\n");

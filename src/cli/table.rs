@@ -49,6 +49,7 @@ pub enum Command {
     Completions,
     Man,
     BrokerPipe,
+    ExecFeed,
     VmNames,
 }
 
@@ -397,8 +398,8 @@ pub const COMMANDS: &[CommandRow] = &[
             Operand::new("COMMAND", Arity::OptionalRest, Complete::Nothing),
         ],
         brief: "open a shell in a VM, or run a command there",
-        manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. Its exit code \
-                 is the remote command's, 255 where there was no connection.",
+        manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. The guest's shell \
+                 reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra exec`.",
         examples: &["castra ssh web-0", "castra ssh web-0 -- uname -a"],
     },
     CommandRow {
@@ -408,7 +409,13 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[VM, Operand::new("COMMAND", Arity::Rest, Complete::Nothing)],
         brief: "run a command in a VM, without a terminal",
         manual: "As `castra ssh VM -- COMMAND`, but never with a terminal: stdin and stdout pass through byte for \
-                 byte, and nothing is asked. Each argument reaches the command as it is given here.",
+                 byte, and nothing is asked. Each argument reaches the command as it is given here, however long \
+                 all of them are together.\n\n\
+                 The exit code is the command's, 128 + signal where a signal ended it, 255 where there was no \
+                 connection or the VM doesn't run. A server that says nothing for a minute is given up. When \
+                 castra ends first, by Ctrl-C, `timeout` or kill, the command is ended in the guest within a few \
+                 seconds, by SIGTERM and then SIGKILL, with all that runs in its session. What it has put into \
+                 the background before it ended by itself goes on.",
         examples: &[
             "castra exec db -- cat /etc/os-release",
             "tar c . | castra exec db -- tar x -C /srv",
@@ -828,6 +835,18 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[Operand::new("PORT", Arity::One, Complete::Nothing)],
         brief: "join stdin and stdout to a port of this host's loopback",
         manual: "The way out of an isolated guest: QEMU runs it for each connection to the broker's address.",
+        examples: &[],
+    },
+    CommandRow {
+        command: Command::ExecFeed,
+        words: "exec-feed",
+        section: Section::Hidden,
+        operands: &[
+            Operand::new("HOW", Arity::One, Complete::OneOf(&["argv", "line"])),
+            Operand::new("COMMAND", Arity::Rest, Complete::Nothing),
+        ],
+        brief: "print the words of a command, quoted, and then stdin",
+        manual: "The stdin of a command that is too long for a command line: `castra exec` and `castra ssh` start it.",
         examples: &[],
     },
     CommandRow {

@@ -36,10 +36,12 @@ pub enum Exit {
     Busy,
     /// Ended by Ctrl-C or SIGTERM.
     Interrupted,
+    /// There is no connection to the VM, or it doesn't run.
+    NoConnection,
 }
 
 impl Exit {
-    /// Every kind, in the order of the numbers.
+    /// Every kind that any command may end by, in the order of the numbers; [`Exit::NoConnection`] is of `ssh` and `exec`.
     pub const ALL: [Exit; 11] = [
         Exit::Done,
         Exit::Failed,
@@ -68,6 +70,7 @@ impl Exit {
             Exit::Io => 74,
             Exit::Busy => 75,
             Exit::Interrupted => 130,
+            Exit::NoConnection => 255,
         }
     }
 
@@ -81,9 +84,13 @@ impl Exit {
     pub fn blocks(self) -> bool {
         match self {
             Exit::Config | Exit::NoInput | Exit::Unavailable | Exit::CantCreate | Exit::Io => true,
-            Exit::Done | Exit::Failed | Exit::Usage | Exit::Internal | Exit::Busy | Exit::Interrupted => {
-                false
-            }
+            Exit::Done
+            | Exit::Failed
+            | Exit::Usage
+            | Exit::Internal
+            | Exit::Busy
+            | Exit::Interrupted
+            | Exit::NoConnection => false,
         }
     }
 
@@ -101,6 +108,7 @@ impl Exit {
             Exit::Io => "input or output failed",
             Exit::Busy => "busy, somebody else has the lock, the port or the memory: try again",
             Exit::Interrupted => "interrupted",
+            Exit::NoConnection => "no connection to the VM, or it doesn't run",
         }
     }
 }

@@ -9,7 +9,7 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::{SshTarget, alive_options};
 use crate::core::process::shell_quote;
 
 /// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
@@ -62,10 +62,9 @@ pub fn ssh_argv(target: &SshTarget, line: String) -> Vec<OsString> {
     options.extend([
         "BatchMode=yes".to_owned(),
         format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
-        "ServerAliveInterval=15".to_owned(),
-        "ServerAliveCountMax=4".to_owned(),
         "LogLevel=ERROR".to_owned(),
     ]);
+    options.extend(alive_options());
     for option in options {
         argv.extend(["-o".into(), option.into()]);
     }

@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::core::bootstrap::keys::SSH_PACKAGE;
-use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::{FATAL_WORDS, SshTarget};
 use crate::core::bootstrap::watch::Stop;
 use crate::core::escape::escape_line;
 
@@ -63,7 +63,7 @@ impl SshError {
             "Connection refused",
             "Connection reset",
             "Connection closed",
-            "Connection timed out",
+            "timed out",
             "kex_exchange_identification",
             "banner exchange",
             "No route to host",
@@ -109,12 +109,20 @@ impl SshError {
 pub fn said(stderr: &str, status: &str) -> String {
     let lines: Vec<&str> = stderr
         .lines()
-        .map(str::trim)
+        .map(|line| without_place(line.trim()))
         .filter(|line| !line.is_empty())
         .collect();
     match lines.split_at_checked(lines.len().saturating_sub(3)) {
         Some((_, last)) if !last.is_empty() => escape_line(&last.join("; "), SAID_BYTES),
         _ => format!("ssh ended with {status}"),
+    }
+}
+
+/// The words without the place in ssh's source that LogVerbose puts before them.
+fn without_place(line: &str) -> &str {
+    match line.split_once("): ") {
+        Some((place, words)) if place.starts_with(FATAL_WORDS) => words,
+        _ => line,
     }
 }
 
@@ -164,6 +172,11 @@ mod tests {
                 "Unreachable",
             ),
             ("Connection timed out during banner exchange", "Unreachable"),
+            (
+                "packet.c:sshpkt_vfatal():1912 (pid=9): Connection to 127.0.0.1 port 1 timed out",
+                "Unreachable(\"Connection to 127.0.0.1 port 1 timed out\")",
+            ),
+            ("Connection closed by 127.0.0.1 port 1", "Unreachable"),
             (
                 "Load key \"/k\": error in libcrypto\r\nroot@127.0.0.1: Permission denied (publickey).",
                 "KeyUnusable",

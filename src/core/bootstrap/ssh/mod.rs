@@ -10,6 +10,7 @@
 
 pub mod channel;
 pub mod client;
+pub mod command;
 pub mod error;
 pub mod master;
 
@@ -31,6 +32,22 @@ const CONNECT_TIMEOUT_SECS: u32 = 30;
 /// cores can stall for many seconds, so it is generous.
 const ALIVE_INTERVAL_SECS: u32 = 15;
 const ALIVE_COUNT: u32 = 4;
+
+/// A server that says nothing for a minute is given up, at the login too: ssh waits so long for each answer of a key
+/// exchange and an authentication. ConnectTimeout ends with the banner. ssh says the reason of such an end, and that of a
+/// connection closed during the login, at LogLevel INFO only, between remarks that nobody needs; so that one function is
+/// made to speak. OpenSSH before 8.5 doesn't know how.
+pub fn alive_options() -> [String; 4] {
+    [
+        format!("ServerAliveInterval={ALIVE_INTERVAL_SECS}"),
+        format!("ServerAliveCountMax={ALIVE_COUNT}"),
+        "IgnoreUnknown=LogVerbose".to_owned(),
+        format!("LogVerbose={FATAL_WORDS}*:*"),
+    ]
+}
+
+/// Begins the lines that LogVerbose has brought: file and function.
+const FATAL_WORDS: &str = "packet.c:sshpkt_vfatal";
 
 /// Everything ssh needs to reach one guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,8 +145,6 @@ impl SshTarget {
             .map(str::to_owned);
         let defaults = [
             format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
-            format!("ServerAliveInterval={ALIVE_INTERVAL_SECS}"),
-            format!("ServerAliveCountMax={ALIVE_COUNT}"),
             "PreferredAuthentications=publickey".to_owned(),
             "ForwardAgent=no".to_owned(),
             "LogLevel=ERROR".to_owned(),
@@ -139,6 +154,7 @@ impl SshTarget {
             .chain(self.options.clone())
             .chain(self.host_key_options(vm_file::KNOWN_HOSTS))
             .chain(self.key_exchange())
+            .chain(alive_options())
             .chain(defaults);
         for option in options {
             word("-o");
@@ -253,9 +269,11 @@ ssh.ctl
 -o UpdateHostKeys=no
 -o CheckHostIP=no
 -o KexAlgorithms=^curve25519-sha256
--o ConnectTimeout=30
 -o ServerAliveInterval=15
 -o ServerAliveCountMax=4
+-o IgnoreUnknown=LogVerbose
+-o LogVerbose=packet.c:sshpkt_vfatal*:*
+-o ConnectTimeout=30
 -o PreferredAuthentications=publickey
 -o ForwardAgent=no
 -o LogLevel=ERROR

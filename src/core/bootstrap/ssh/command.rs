@@ -1,0 +1,266 @@
+//! A person's own command in the guest: what its shell is told to run, so that the command's end is told rightly and
+//! the command ends with its client.
+//!
+//! Here: the shell text and how words get into it. Not here: which ssh carries it (`app::ssh`), what a bootstrap runs
+//! (`bootstrap::remote`), an agent (`harness::guest`).
+//!
+//! An SSH server has two habits that a person doesn't expect. A command that a signal ended has no exit code, and ssh
+//! makes 255 of that, its own code for "no connection". And a command without a terminal isn't told that its client is
+//! gone. So a shell stays beside the command: it makes 128 + signal of such an end, and has a watch that looks now and
+//! then who its parent is. The parent is the server's process for this connection, which ends with the connection; then
+//! the whole session of the command gets SIGTERM, and two seconds later SIGKILL. Nothing needs to be installed for that,
+//! stdin stays the command's alone, and no round trip is added. Without /proc there is no watch.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// A longer line goes by stdin. Dropbear closes the connection at 9,000 bytes; Linux takes no argument of 128 KiB, and
+/// the line is one argument of ssh's here and of the login shell's there.
+const LONGEST_LINE: usize = 8_000;
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Words<'a> {
+    /// A command and its arguments; each reaches it as it is.
+    Argv(&'a [OsString]),
+    /// Words for the guest's login shell, joined by blanks, as with `ssh`.
+    Line(&'a [OsString]),
+}
+
+/// How a command gets to the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemoteCommand {
+    /// For the login shell of the guest's user.
+    pub line: OsString,
+    /// What stdin has to begin with, before the user's own.
+    pub preamble: Option<Vec<u8>>,
+}
+
+impl RemoteCommand {
+    /// The command for these words: all in one line, or, where that would be too long, with the words by stdin.
+    pub fn new(words: Words<'_>) -> RemoteCommand {
+        let (before, words) = match words {
+            Words::Argv(words) => ("", words.to_vec()),
+            Words::Line(words) => (LOGIN_SHELL, vec![joined(words)]),
+        };
+        let mut line = script(before);
+        for word in &words {
+            line.push(b' ');
+            quote(word.as_bytes(), b"\n", &mut line);
+        }
+        if line.len() <= LONGEST_LINE {
+            return RemoteCommand {
+                line: OsString::from_vec(line),
+                preamble: None,
+            };
+        }
+        let mut preamble = Vec::new();
+        for word in &words {
+            quote(word.as_bytes(), LINE_END, &mut preamble);
+            preamble.push(b' ');
+        }
+        preamble.push(b'\n');
+        RemoteCommand {
+            line: OsString::from_vec(script(&format!("{READ_WORDS} {before}"))),
+            preamble: Some(preamble),
+        }
+    }
+}
+
+/// Has the user's own shell read the line. bash reads its start-up files for a second time where SHLVL is low.
+const LOGIN_SHELL: &str = r#"SHLVL=1; export SHLVL; set -- "${SHELL:-sh}" -c "$1";"#;
+
+/// Takes the words from the first line of stdin. `read` takes nothing beyond that line's end.
+const READ_WORDS: &str =
+    r#"n=$(printf "\nx"); n=${n%x}; IFS= read -r w || exit 255; eval "set -- $w"; unset w;"#;
+
+/// A line end within that one line.
+const LINE_END: &[u8] = br#"'"$n"'"#;
+
+/// One line, without `!`, line ends and single quotes: csh and fish have to get it through, too.
+///
+/// `p` and `s` are the parent and the session at the start. Where the session is neither the command's own (OpenSSH
+/// makes one) nor the connection's (Dropbear makes that), only the command itself is ended. The command runs in a
+/// subshell, so that `exit` and `exec` of it leave this shell alone, and a shell's remarks such as "Killed" go nowhere.
+const BESIDE: &str = r#"
+exec 3>&2 2>/dev/null; trap : INT QUIT; p= s=;
+IFS=" " read -r a a a p a s a </proc/$$/stat;
+case $s in $$|"$p") ;; *) s=-;; esac;
+all() {
+  some=; for f in /proc/[0-9]*/stat; do
+    IFS= read -r l <"$f" || continue;
+    i=${f#/proc/}; i=${i%/stat};
+    set -- ${l##*) };
+    [ "$1" = Z ] || [ "$i" = "$me" ] || { [ "$4" = "$s" ] || { [ "$s" = - ] && [ "$2" = $$ ]; } && some=y && kill -$sig "$i"; };
+  done;
+};
+{
+  trap "" HUP INT QUIT PIPE;
+  n=1; while x=; IFS=" " read -r a a a x a </proc/$$/stat && [ "$x" = "$p" ]; do
+    sleep $n & t=$! ; trap "kill $t; exit" TERM; wait $t;
+    [ $n -ge 3 ] || n=$((n+1));
+  done;
+  trap "" TERM; [ "$x" ] || exit;
+  IFS=" " read -r me a </proc/self/stat;
+  sig=TERM; all; [ "$some" ] || exit; sleep 2;
+  sig=KILL; for n in 1 2 3 4 5; do all; [ "$some" ] || exit; done;
+} </dev/null >/dev/null 3>&- & w=$! ;
+("$@") 2>&3 3>&-; c=$?; kill $w; exit $c"#;
+
+fn script(before: &str) -> Vec<u8> {
+    let text = BESIDE.split_whitespace().collect::<Vec<_>>().join(" ");
+    // The last word is `$0`, by which a shell begins its complaints.
+    format!("exec sh -c '{before}{text}' sh").into_bytes()
+}
+
+fn joined(words: &[OsString]) -> OsString {
+    OsString::from_vec(
+        words
+            .iter()
+            .map(|word| word.as_bytes())
+            .collect::<Vec<_>>()
+            .join(&b' '),
+    )
+}
+
+/// Any bytes as one word of a shell; `line_end` is what stands for a line end in it.
+fn quote(word: &[u8], line_end: &[u8], into: &mut Vec<u8>) {
+    into.push(b'\'');
+    for byte in word {
+        match byte {
+            b'\'' => into.extend_from_slice(br"'\''"),
+            b'\n' => into.extend_from_slice(line_end),
+            other => into.push(*other),
+        }
+    }
+    into.push(b'\'');
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::process::{Child, Command, Output, Stdio};
+
+    const SHELLS: [&[&str]; 3] = [&["dash"], &["busybox", "ash"], &["bash"]];
+
+    /// Run as a login shell would; the `sh` of the line is `shell`, too.
+    fn start(shell: &[&str], command: &RemoteCommand) -> Child {
+        let rest = command.line.as_bytes().strip_prefix(b"exec sh ").unwrap();
+        let line = [b"exec ", shell.join(" ").as_bytes(), b" ", rest].concat();
+        Command::new(shell[0])
+            .args(&shell[1..])
+            .arg("-c")
+            .arg(OsString::from_vec(line))
+            .env("SHELL", "/bin/sh")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn run(shell: &[&str], words: Words<'_>, stdin: &[u8]) -> Output {
+        let command = RemoteCommand::new(words);
+        let mut child = start(shell, &command);
+        let mut pipe = child.stdin.take().unwrap();
+        let bytes = [&command.preamble.unwrap_or_default(), stdin].concat();
+        let writer = std::thread::spawn(move || {
+            let _ = pipe.write_all(&bytes);
+        });
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
+    }
+
+    fn words(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn words_stdin_outputs_and_code_pass_through() {
+        let stdin: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+        let odd = ["it's", "a b", "$HOME `x` \\", "", "-n", "two\nlines\n", "größe"];
+        for shell in SHELLS {
+            for filler in ["", &"x".repeat(20_000)] {
+                let script = "printf '<%s>' \"$@\" >&2; cat; exit 7";
+                let argv = words(&[&["sh", "-c", script, "sh"], &odd[..], &[filler]].concat());
+                let output = run(shell, Words::Argv(&argv), &stdin);
+                assert_eq!(output.status.code(), Some(7), "{shell:?}");
+                assert!(output.stdout == stdin, "{shell:?}: {}", output.stdout.len());
+                let shown: String = odd
+                    .iter()
+                    .chain([&filler])
+                    .map(|word| format!("<{word}>"))
+                    .collect();
+                assert_eq!(String::from_utf8(output.stderr).unwrap(), shown, "{shell:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass_through() {
+        let word = OsString::from_vec(b"\xff\n\xfe".to_vec());
+        for count in [1, 5_000] {
+            let mut argv = words(&["printf", "%s."]);
+            argv.extend(std::iter::repeat_n(word.clone(), count));
+            let output = run(SHELLS[0], Words::Argv(&argv), b"");
+            assert_eq!(output.stdout, b"\xff\n\xfe.".repeat(count));
+        }
+    }
+
+    #[test]
+    fn an_end_by_a_signal_has_a_code_and_no_remark() {
+        for shell in SHELLS {
+            for (argv, code, said) in [
+                (&["sh", "-c", "kill -9 $$"][..], 137, ""),
+                (&["sh", "-c", "kill -TERM $$"], 143, ""),
+                (&["exit", "5"], 5, ""),
+                (&["exec", "false"], 1, ""),
+                (&["castra-none"], 127, "not found"),
+            ] {
+                let output = run(shell, Words::Argv(&words(argv)), b"");
+                assert_eq!(output.status.code(), Some(code), "{shell:?} {argv:?}");
+                let stderr = String::from_utf8(output.stderr).unwrap();
+                assert!(
+                    stderr.contains(said) && stderr.is_empty() == said.is_empty(),
+                    "{stderr}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_login_shell_reads_joined_words() {
+        for shell in SHELLS {
+            for filler in ["", &"x".repeat(20_000)] {
+                let line = words(&["x=1;", "echo $x \"a  b\" | cat; kill -TERM $$", "#", filler]);
+                let output = run(shell, Words::Line(&line), b"");
+                assert_eq!(output.status.code(), Some(143), "{output:?}");
+                assert_eq!(output.stdout, b"1 a  b\n");
+            }
+        }
+    }
+
+    #[test]
+    fn csh_and_fish_can_read_the_line() {
+        let command = RemoteCommand::new(Words::Argv(&words(&["true"])));
+        let line = command.line.into_string().unwrap();
+        assert!(
+            line.len() < 1_500,
+            "{} bytes are left for words",
+            LONGEST_LINE - line.len()
+        );
+        let (_, script) = line.split_once('\'').unwrap();
+        let (script, _) = script.rsplit_once("' sh 'true'").unwrap();
+        assert!(!script.contains(['\'', '\n', '\\']), "{script}");
+        // csh leaves a `!` alone before a blank only.
+        assert!(
+            script
+                .match_indices('!')
+                .all(|(at, _)| script[at + 1..].starts_with(' ')),
+            "{script}"
+        );
+    }
+}

@@ -3,6 +3,7 @@
 //! Here: turning signals into requests to stop. Not here: what stops, and how (`core`).
 
 use std::io;
+use std::thread;
 
 use castra::core::cancel::Cancel;
 use castra::core::host;
@@ -34,6 +35,13 @@ fn on_signals(then: impl Fn(u32) + Send + 'static) -> Cancel {
     keep_ignoring();
     let cancel = Cancel::new();
     let raised = cancel.clone();
+    // ctrlc takes the signals first and then counts on a thread to hear of them: without one castra
+    // would be deaf to them. Left alone they end it as they end any program.
+    let spare = thread::Builder::new().spawn(|| {}).map(thread::JoinHandle::join);
+    if let Err(error) = spare {
+        log::warn!("no thread for signals: {error}");
+        return cancel;
+    }
     let installed = ctrlc::set_handler(move || {
         raised.request();
         then(raised.requests());

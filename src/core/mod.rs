@@ -37,3 +37,4 @@ pub mod runtime;
 #[cfg(test)]
 pub(crate) mod scratch;
 pub mod status;
+pub mod threads;

@@ -25,6 +25,7 @@ use nix::unistd::Pid;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::FileLock;
+use crate::core::threads::{MORE_ROOM, is_no_room};
 
 /// How much of stdout is kept in memory, bytes.
 const STDOUT_LIMIT: u64 = 1024 * 1024;
@@ -220,16 +221,29 @@ impl<'a> Job<'a> {
         let input = std::mem::take(&mut self.stdin);
         let callback = self.on_stderr_line.take();
         thread::scope(|scope| {
-            if let Some(mut stdin) = stdin {
+            let thread = |name: &'static str| thread::Builder::new().name(name.to_owned());
+            let fed = stdin.map(|mut stdin| {
                 // A child that doesn't want its input is no fault of the job.
-                scope.spawn(move || stdin.write_all(&input));
-            }
-            let out = scope.spawn(move || stdout.map(drain_stdout).unwrap_or_default());
-            let err = scope.spawn(move || {
+                thread("job-in").spawn_scoped(scope, move || drop(stdin.write_all(&input)))
+            });
+            let out =
+                thread("job-out").spawn_scoped(scope, move || stdout.map(drain_stdout).unwrap_or_default());
+            let err = thread("job-err").spawn_scoped(scope, move || {
                 stderr
                     .map(|pipe| drain_stderr(pipe, callback))
                     .unwrap_or_default()
             });
+            let (out, err) = match (fed.transpose(), out, err) {
+                (Ok(_), Ok(out), Ok(err)) => (out, err),
+                (Err(error), _, _) | (_, Err(error), _) | (_, _, Err(error)) => {
+                    // Undrained it would stand still at a full pipe.
+                    end_group(&mut child);
+                    return Err(JobError::NotStarted {
+                        program: self.program.to_string_lossy().into_owned(),
+                        error,
+                    });
+                }
+            };
             let waited = self.wait(&mut child, began);
             let stdout = out.join().unwrap_or_default();
             let stderr_tail = err.join().unwrap_or_default();
@@ -412,6 +426,9 @@ impl JobError {
     /// `Interrupted`, all else `otherwise`.
     pub fn into_failure(self, what: impl Into<String>, otherwise: Exit) -> Failure {
         let exit = match &self {
+            JobError::NotStarted { error, .. } if is_no_room(error) => {
+                return Failure::new(Exit::Busy, what).because(&self).advice(MORE_ROOM);
+            }
             JobError::NotStarted { .. } => Exit::Unavailable,
             JobError::Cancelled => Exit::Interrupted,
             JobError::TimedOut { .. } | JobError::Failed(_) => otherwise,

@@ -4,6 +4,7 @@
 //! QEMU is a stand-in that fails on demand, so no guest boots here; `tests/guests.rs` has those.
 #![allow(clippy::unwrap_used)]
 
+mod exhausted;
 mod fleets;
 mod hidden;
 mod input;

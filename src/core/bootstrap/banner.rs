@@ -47,7 +47,7 @@ pub struct BannerSearch {
 
 impl BannerSearch {
     /// Starts to search at this address, for a guest that was launched so long ago.
-    pub fn start(host: &str, port: u16, label: &str, age: Duration) -> BannerSearch {
+    pub fn start(host: &str, port: u16, label: &str, age: Duration) -> io::Result<BannerSearch> {
         let (tell, found) = bounded(1);
         let wanted = Arc::new(AtomicBool::new(true));
         let eager = Arc::new(AtomicBool::new(false));
@@ -59,16 +59,15 @@ impl BannerSearch {
                     if let Some(banner) = search(&host, port, age, &wanted, &eager) {
                         let _ = tell.send(banner);
                     }
-                })
-                .expect("a thread can be started")
+                })?
         };
-        BannerSearch {
+        Ok(BannerSearch {
             found,
             seen: None,
             wanted,
             eager,
             thread: Some(thread),
-        }
+        })
     }
 
     /// The guest lives: try more often from now on.
@@ -239,7 +238,7 @@ mod tests {
             speaking.write_all(b"hello there\r\nSSH-2.0-test_1\r\n").unwrap();
             (silent, speaking)
         });
-        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
         search.hurry();
         assert_eq!(search.wait(Duration::from_secs(20)), Some("SSH-2.0-test_1"));
         assert_eq!(search.wait(Duration::ZERO), Some("SSH-2.0-test_1"));
@@ -259,7 +258,7 @@ mod tests {
     fn a_slow_server_is_not_asked_again_and_again() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
         search.hurry();
         // The eager attempt is the last one accepted within the first moment; it is answered later
         // than a young guest's attempts are given up.
@@ -280,7 +279,7 @@ mod tests {
     fn an_open_port_is_no_banner() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO);
+        let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
         assert_eq!(search.wait(Duration::from_millis(100)), None);
     }
 

@@ -29,6 +29,7 @@ use crate::core::events::{
 use crate::core::failure::Result as Done;
 use crate::core::host;
 use crate::core::reporter::Emitter;
+use crate::core::threads;
 
 /// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);
@@ -125,20 +126,20 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         trigger,
     );
     let (tell, hashes) = bounded(2);
+    let compute = || {
+        for job in [&context.artifact_hash, &context.base_hash] {
+            let job = job
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
+            let _ = tell.send(job.map_or_else(|| Ok(String::new()), |job| job()));
+        }
+    };
     let (log, result) = thread::scope(|scope| {
-        let jobs = [&context.artifact_hash, &context.base_hash];
-        thread::Builder::new()
-            .name(format!("hash {}", context.vm.name))
-            .spawn_scoped(scope, move || {
-                for job in jobs {
-                    let job = job
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .take();
-                    let _ = tell.send(job.map_or_else(|| Ok(String::new()), |job| job()));
-                }
-            })
-            .expect("a thread can be started");
+        // Without a thread beside this one they are computed first.
+        if threads::start_in(scope, &format!("hash {}", context.vm.name), &compute).is_err() {
+            compute();
+        }
         match log {
             Ok(log) => {
                 let mut pipeline = Pipeline {
@@ -207,7 +208,7 @@ impl Pipeline<'_, '_, '_> {
         // Where the guest is known to live nobody needs to look for a banner.
         let lives = wait::is_alive(context);
         let mut banner = match &target {
-            Some(target) if !lives => Some(steps::search(context, target)),
+            Some(target) if !lives => Some(steps::search(context, target)?),
             _ => None,
         };
 

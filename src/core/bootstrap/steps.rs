@@ -20,6 +20,7 @@ use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
 use crate::core::process::Tail;
+use crate::core::threads::none_to_be_had;
 
 /// What a script prints, on a line of its own, when it found nothing to change.
 pub const NOOP_LINE: &str = "Castra:noop";
@@ -54,10 +55,11 @@ pub(super) enum Connected {
 }
 
 /// Looks for the banner of this VM's SSH server.
-pub(super) fn search(context: &Context<'_, '_>, target: &SshTarget) -> BannerSearch {
+pub(super) fn search(context: &Context<'_, '_>, target: &SshTarget) -> Result<BannerSearch, Trouble> {
     let launched = Duration::from_millis(context.launch.launched_boottime_ms);
     let age = host::boottime().saturating_sub(launched);
     BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age)
+        .map_err(|error| Trouble::because(none_to_be_had("banner", &error).cause()))
 }
 
 /// Opens the master once there is a banner. Without a search so far the guest is one that was known to live: the
@@ -102,7 +104,7 @@ pub(super) fn connect(
             Err(error) => error,
         };
         if banner.is_none() && matches!(error, SshError::Unreachable(_) | SshError::NotReady(..)) {
-            *banner = Some(search(context, &target));
+            *banner = Some(search(context, &target)?);
             continue;
         }
         let again = match &error {

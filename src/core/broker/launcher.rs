@@ -22,6 +22,7 @@ use crate::core::host::{self, Holder};
 use crate::core::paths::StateRoot;
 use crate::core::process::Tail;
 use crate::core::records::{self, BrokerRecord};
+use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
 
 use super::process::Announcement;
 use super::serve::{BrokerOptions, run_announced};
@@ -71,8 +72,11 @@ impl BrokerLauncher for ProcessBrokerLauncher {
             .stderr(Stdio::from(OwnedFd::from(as_stderr)))
             .spawn()
             .map_err(|error| {
-                Failure::new(Exit::Unavailable, what)
-                    .because(format!("{} can't be run: {error}", self.cli.display()))
+                let why = format!("{} can't be run: {error}", self.cli.display());
+                match is_no_room(&error) {
+                    true => Failure::new(Exit::Busy, what).because(why).advice(MORE_ROOM),
+                    false => Failure::new(Exit::Unavailable, what).because(why),
+                }
             })?;
         let heard = listen_to_start(ours);
         // Whoever started it reaps it, so that no zombie stays beside a long `up`.
@@ -200,9 +204,7 @@ impl BrokerLauncher for ThreadBrokerLauncher {
                     let _ = tell.send(Err(failure));
                 }
             })
-            .map_err(|error| {
-                Failure::new(Exit::Internal, "can't start the broker's thread").because(error)
-            })?;
+            .map_err(|error| none_to_be_had("broker", &error))?;
         let started = told.recv_timeout(START_LIMIT).unwrap_or_else(|_| {
             stop.request();
             Err(Failure::new(

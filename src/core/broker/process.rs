@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::journal::{Journal, Rotation};
+use crate::core::threads::{is_no_room, none_to_be_had};
 
 use super::attempts::line_head;
 use super::serve::{BrokerOptions, Ready, run_announced, wall_ms};
@@ -46,7 +47,10 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     let rotation = options.bus.rotation;
     let unwanted = stop.clone();
     let outcome = Signals::watch(stop.clone())
-        .map_err(|error| Failure::new(Exit::Internal, "can't wait for signals").because(error))
+        .map_err(|error| match is_no_room(&error) {
+            true => none_to_be_had("broker", &error),
+            false => Failure::new(Exit::Internal, "can't wait for signals").because(error),
+        })
         .and_then(|_signals| {
             run_announced(options, stop, |ready| {
                 if let Some(starter) = starter.take() {

@@ -25,6 +25,7 @@ use crate::core::journal::Journal;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, BrokerRecord};
 use crate::core::reporter::wall_clock;
+use crate::core::threads::none_to_be_had;
 
 use super::attempts::line_head;
 use super::buslog::{BusLog, resume_after};
@@ -162,9 +163,8 @@ impl Broker {
         let (to_state, inbox) = unbounded();
         let bus = &options.bus;
         let budget = Budget::new(bus.outbound_queue_bytes, bus.total_queue_bytes);
-        let drainer = Drainer::start(Arc::clone(&budget)).map_err(|error| {
-            Failure::new(Exit::Internal, "can't start the broker's threads").because(error)
-        })?;
+        let drainer =
+            Drainer::start(Arc::clone(&budget)).map_err(|error| none_to_be_had("broker", &error))?;
         let sessions = Arc::new(Sessions {
             max_frame: bus.max_frame_bytes,
             log: paths.bus_log(),
@@ -277,9 +277,7 @@ impl Broker {
     }
 
     fn open_doors(&mut self, guests: TcpListener, host: UnixListener, places: usize) -> Result<()> {
-        let cant = |error: io::Error| {
-            Failure::new(Exit::Internal, "can't start the broker's threads").because(error)
-        };
+        let cant = |error: io::Error| none_to_be_had("broker", &error);
         let reception = &self.reception;
         self.guest_door =
             Some(Door::open(Listener::Tcp(guests), Arc::clone(reception), places).map_err(cant)?);
@@ -331,6 +329,11 @@ impl Broker {
             let more = self.inbox.try_iter().take(BATCH - 1);
             let batch: Vec<Wake> = first.into_iter().chain(more).collect();
             let at = now();
+            // Where no thread could be had to tell of a stop, this is how it is heard of.
+            if stopping.is_none() && stop.is_requested() {
+                stopping = Some(at.boot_ms + STOP_GRACE_MS);
+                self.begin_stop(at);
+            }
             if batch
                 .iter()
                 .any(|wake| matches!(wake, Wake::Input(Input::Hello { .. })))
@@ -503,7 +506,7 @@ impl Broker {
                     Arc::clone(&self.reception),
                     HOST_CONNECTIONS,
                 )
-                .map_err(|error| Failure::new(Exit::Internal, "can't start a thread").because(error))
+                .map_err(|error| none_to_be_had("broker", &error))
             });
         match reopened {
             Ok(door) => {

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use serde_json::json;
 
@@ -18,6 +17,7 @@ use crate::core::human::{bytes as size, plural};
 use crate::core::images::cache::{CachedImage, CachedKind};
 use crate::core::images::default_guest::{self, Condition, GuestKind};
 use crate::core::images::{fetch, images_dir};
+use crate::core::threads;
 
 /// Which default guests the configs at hand boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,23 +57,24 @@ pub fn guests(home: &Path, wanted: Wanted, cancel: &Cancel) -> Vec<Finding> {
         // Nothing can be there, which the look at the disk says.
         return Vec::new();
     }
-    thread::scope(|scope| {
-        let looks = GuestKind::ALL
-            .map(|kind| scope.spawn(move || (kind, default_guest::examine(home, kind, cancel))));
-        let mut findings = Vec::new();
-        let mut seen: Option<PathBuf> = None;
-        for (kind, condition) in looks.into_iter().filter_map(|look| look.join().ok()) {
-            if let Condition::Intact(guest) = &condition {
-                // One guest may serve as both.
-                if seen.as_deref() == Some(&guest.dir) {
-                    continue;
-                }
-                seen = Some(guest.dir.clone());
+    let looks = threads::each(
+        &GuestKind::ALL,
+        |_| "doctor guest".to_owned(),
+        |kind| (*kind, default_guest::examine(home, *kind, cancel)),
+    );
+    let mut findings = Vec::new();
+    let mut seen: Option<PathBuf> = None;
+    for (kind, condition) in looks.into_iter().flatten() {
+        if let Condition::Intact(guest) = &condition {
+            // One guest may serve as both.
+            if seen.as_deref() == Some(&guest.dir) {
+                continue;
             }
-            findings.extend(guest_finding(home, kind, &condition, wanted.has(kind)));
+            seen = Some(guest.dir.clone());
         }
-        findings
-    })
+        findings.extend(guest_finding(home, kind, &condition, wanted.has(kind)));
+    }
+    findings
 }
 
 fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bool) -> Option<Finding> {

@@ -4,7 +4,6 @@
 //! them are asked at once, each with a deadline, for none of them is known to answer.
 
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use serde_json::json;
@@ -18,6 +17,7 @@ use crate::core::events::BootstrapMode;
 use crate::core::process::{Job, JobError};
 use crate::core::runtime::binary::{find_qemu, find_tool};
 use crate::core::runtime::qemu::machine_type;
+use crate::core::threads;
 
 /// All of them answer within 0.1 s; longer, and something is wrong with the program or the machine.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -64,22 +64,25 @@ impl Needs {
 
 /// Looks at each QEMU of these configs, and at everything else.
 pub fn look(qemus: &[QemuConfig], needs: &Needs, cancel: &Cancel) -> Vec<Finding> {
-    thread::scope(|scope| {
-        let qemus: Vec<_> = qemus
-            .iter()
-            .map(|qemu| scope.spawn(move || qemu_findings(qemu, needs, cancel)))
-            .collect();
-        let tools: Vec<_> = tools(needs)
-            .into_iter()
-            .map(|tool| scope.spawn(move || tool_finding(&tool, cancel)))
-            .collect();
-        let mut findings: Vec<Finding> = qemus
-            .into_iter()
-            .flat_map(|thread| thread.join().unwrap_or_default())
-            .collect();
-        findings.extend(tools.into_iter().filter_map(|thread| thread.join().ok()));
-        findings
-    })
+    let of_qemus = || {
+        threads::each(
+            qemus,
+            |_| "doctor qemu".to_owned(),
+            |qemu| qemu_findings(qemu, needs, cancel),
+        )
+    };
+    let tools = tools(needs);
+    let of_tools = || {
+        threads::each(
+            &tools,
+            |tool| format!("doctor {}", tool.name),
+            |tool| tool_finding(tool, cancel),
+        )
+    };
+    let (of_qemus, of_tools) = threads::both("doctor qemus", of_qemus, of_tools);
+    let mut findings: Vec<Finding> = of_qemus.into_iter().flatten().flatten().collect();
+    findings.extend(of_tools.into_iter().flatten());
+    findings
 }
 
 // --- QEMU -------------------------------------------------------------------------------------
@@ -95,14 +98,11 @@ fn qemu_findings(config: &QemuConfig, needs: &Needs, cancel: &Cancel) -> Vec<Fin
             ];
         }
     };
-    let (version, features) = thread::scope(|scope| {
-        let version = scope.spawn(|| version_of(&binary, &["--version"], cancel));
-        let features = missing_features(&binary, needs, cancel);
-        (
-            version.join().unwrap_or_else(|_| Err("no answer".to_owned())),
-            features,
-        )
-    });
+    let (version, features) = threads::both(
+        "doctor version",
+        || version_of(&binary, &["--version"], cancel),
+        || missing_features(&binary, needs, cancel),
+    );
     let mut findings = vec![version_finding(&binary, version)];
     findings.extend(features.map(|missing| features_finding(&binary, &missing)));
     findings
@@ -163,16 +163,12 @@ fn missing_features(binary: &Path, needs: &Needs, cancel: &Cancel) -> Option<Vec
             word: "virtio-9p-pci",
         });
     }
-    let answers: Vec<Option<bool>> = thread::scope(|scope| {
-        let asked: Vec<_> = wanted
-            .iter()
-            .map(|feature| scope.spawn(|| has(binary, feature, cancel)))
-            .collect();
-        asked
-            .into_iter()
-            .map(|thread| thread.join().ok().flatten())
-            .collect()
-    });
+    let asked = threads::each(
+        &wanted,
+        |feature| format!("doctor {}", feature.word),
+        |feature| has(binary, feature, cancel),
+    );
+    let answers: Vec<Option<bool>> = asked.into_iter().map(|answer| answer.ok().flatten()).collect();
     if answers.contains(&None) {
         return None;
     }

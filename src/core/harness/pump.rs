@@ -41,7 +41,7 @@ pub enum Heard {
 impl Source {
     /// Begins to read. The thread ends with the stream, or at the first read after the source was
     /// dropped; nobody waits for it, because a read can't be interrupted.
-    pub fn start(mut reader: impl Read + Send + 'static) -> Source {
+    pub fn start(mut reader: impl Read + Send + 'static) -> io::Result<Source> {
         let (full, pieces) = bounded(AHEAD);
         let (used, empty) = bounded::<Vec<u8>>(AHEAD + 1);
         let read = move || {
@@ -65,9 +65,8 @@ impl Source {
         };
         thread::Builder::new()
             .name("harness-read".to_owned())
-            .spawn(read)
-            .expect("the system starts one thread more");
-        Source { pieces, used }
+            .spawn(read)?;
+        Ok(Source { pieces, used })
     }
 
     /// What is there already.

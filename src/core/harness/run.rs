@@ -24,7 +24,7 @@ use super::pump::{Heard, Pump, Source};
 use crate::core::cancel::Cancel;
 use crate::core::events::Event;
 use crate::core::host;
-use crate::core::process::Tail;
+use crate::core::process::{Tail, end_group};
 
 /// The variable that marks whatever an agent starts; its value is the id of castra's run.
 pub const MARK: &str = "CASTRA_HARNESS_RUN";
@@ -172,11 +172,20 @@ impl Process {
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
         let stderr = child.stderr.take().expect("stderr was asked to be a pipe");
         debug_assert_eq!(child.stdin.is_some(), start.stdin_held);
+        let heard = Source::start(stdout).and_then(|source| Ok((source, Stderr::start(stderr)?)));
+        let (source, stderr) = match heard {
+            Ok(heard) => heard,
+            Err(error) => {
+                // Nobody would read what it says.
+                end_group(&mut child);
+                return Err(error);
+            }
+        };
         Ok(Process {
             group: Pid::from_raw(i32::try_from(child.id()).expect("pids fit in 31 bits")),
             stdin: child.stdin.take(),
-            source: Source::start(stdout),
-            stderr: Stderr::start(stderr),
+            source,
+            stderr,
             child,
             status: None,
         })
@@ -334,7 +343,7 @@ struct Stderr {
 }
 
 impl Stderr {
-    fn start(stderr: impl Read + Send + 'static) -> Stderr {
+    fn start(stderr: impl Read + Send + 'static) -> std::io::Result<Stderr> {
         let tail = Arc::new(Mutex::new(Tail::default()));
         let shared = Arc::clone(&tail);
         let read = move || {
@@ -354,9 +363,8 @@ impl Stderr {
         };
         let thread = thread::Builder::new()
             .name("harness-stderr".to_owned())
-            .spawn(read)
-            .expect("the system starts one thread more");
-        Stderr { tail, thread }
+            .spawn(read)?;
+        Ok(Stderr { tail, thread })
     }
 
     /// What there is; waits for the rest, but not for a pipe that somebody out of reach holds.

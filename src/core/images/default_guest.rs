@@ -38,6 +38,7 @@ use crate::core::images::progress::{Fetching, Packages, tell};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
+use crate::core::threads::{self, RaisedAtEnd};
 
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initramfs.cpio";
@@ -403,10 +404,10 @@ fn run_builder(
             }
         });
     let ended = thread::scope(|scope| {
-        scope.spawn(|| tell(emitter, &over, || fetching.look()));
-        let ended = job.run();
-        over.request();
-        ended
+        let _end = RaisedAtEnd(&over);
+        // Without a thread for it the progress isn't told, and the build goes on.
+        let _ = threads::start_in(scope, "progress", || tell(emitter, &over, || fetching.look()));
+        job.run()
     });
     match ended {
         Ok(_) => Ok(out),

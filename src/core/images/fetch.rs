@@ -30,6 +30,7 @@ use crate::core::images::progress::{Fetched, megabytes, tell};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
+use crate::core::threads::{self, RaisedAtEnd, is_no_room};
 
 /// A download ends when nothing has come for this long; how long all of it takes is the line's
 /// business.
@@ -217,17 +218,19 @@ impl Download<'_, '_> {
         let headers = self.beside(".headers");
         let done = Cancel::new();
         let ended = thread::scope(|scope| {
-            scope.spawn(|| self.tell_progress(part, &headers, resume, &done));
-            let ended = Job::new(&self.curl)
+            let _end = RaisedAtEnd(&done);
+            // Without a thread for it the progress isn't told, and the fetch goes on.
+            let _ = threads::start_in(scope, "progress", || {
+                self.tell_progress(part, &headers, resume, &done);
+            });
+            Job::new(&self.curl)
                 .args(curl_args(part, &headers, resume))
                 // The URL and the tag go by stdin: a URL may hold a password, and argv is public.
                 .stdin(curl_config(self.url, resume))
                 .env("LC_ALL", "C")
                 .deadline(DEADLINE)
                 .cancel(self.cancel)
-                .run();
-            done.request();
-            ended
+                .run()
         });
         let answer = Headers::load(&headers);
         let _ = host::remove_if_there(&headers);
@@ -239,7 +242,8 @@ impl Download<'_, '_> {
         let ended = match ended {
             Ok(_) => return Ok(Attempt::Complete),
             Err(JobError::Failed(ended)) => ended,
-            Err(error @ JobError::NotStarted { .. }) => {
+            Err(JobError::NotStarted { error, program }) if !is_no_room(&error) => {
+                let error = JobError::NotStarted { error, program };
                 return Err(self.failed(Exit::Unavailable).because(error).advice(
                     "install it: `apt-get install curl`; or fetch the image yourself and name the file in `base_image`",
                 ));

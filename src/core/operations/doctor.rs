@@ -6,7 +6,6 @@
 //! Reads, and runs a few programs to hear their versions; writes no file, takes no lock.
 
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use crate::core::cancel::Cancel;
 use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, VmConfig, workspace};
@@ -26,6 +25,7 @@ use crate::core::runtime::process::qemu_pid;
 use crate::core::status::assemble::assemble;
 use crate::core::status::evidence::Project;
 use crate::core::status::read::read;
+use crate::core::threads;
 
 /// A project to be looked at.
 #[derive(Clone, Debug)]
@@ -64,34 +64,37 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
         })
         .collect();
     let home = home.as_deref();
-    let findings = thread::scope(|scope| {
-        // The slow ones beside each other: programs that are asked, digests that are compared.
-        let asked = scope.spawn(|| {
-            tools::look(
-                &distinct_qemus(&configs),
-                &tools::Needs::of(configs.iter().copied()),
-                &cancel,
-            )
-        });
-        let guests = scope.spawn(|| {
-            let wanted = images::Wanted::of(configs.iter().copied());
-            home.map(|home| images::guests(home, wanted, &cancel))
-                .unwrap_or_default()
-        });
+    // The slow ones beside each other: programs that are asked, digests that are compared.
+    let asked = || {
+        tools::look(
+            &distinct_qemus(&configs),
+            &tools::Needs::of(configs.iter().copied()),
+            &cancel,
+        )
+    };
+    let guests = || {
+        let wanted = images::Wanted::of(configs.iter().copied());
+        home.map(|home| images::guests(home, wanted, &cancel))
+            .unwrap_or_default()
+    };
+    let others = || {
         let mut findings = accelerators(&configs, home);
         findings.extend(host_findings(&configs, home));
         for project in &projects {
             findings.extend(project_findings(project, home));
         }
-        findings.extend(asked.join().unwrap_or_default());
-        // Before what else lies in the cache.
-        let at = findings
-            .iter()
-            .position(|finding| finding.id == "image.cache")
-            .unwrap_or(findings.len());
-        findings.splice(at..at, guests.join().unwrap_or_default());
         findings
+    };
+    let (asked, (guests, mut findings)) = threads::both("doctor tools", asked, || {
+        threads::both("doctor guests", guests, others)
     });
+    findings.extend(asked);
+    // Before what else lies in the cache.
+    let at = findings
+        .iter()
+        .position(|finding| finding.id == "image.cache")
+        .unwrap_or(findings.len());
+    findings.splice(at..at, guests);
     if cancel.is_requested() {
         return Err(Failure::new(Exit::Interrupted, "interrupted"));
     }

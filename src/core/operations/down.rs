@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -28,6 +27,7 @@ use crate::core::records::RunRecord;
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::process::qemu_pid;
 use crate::core::runtime::seed;
+use crate::core::threads;
 
 /// How long the broker may take to stop in order.
 const BROKER_DEADLINE: Duration = Duration::from_secs(5);
@@ -129,16 +129,15 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         emitter.emit(Event::advice(Severity::Warn, None, text, next));
     }
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
-    let vms: Vec<VmDown> = thread::scope(|scope| {
-        let threads: Vec<_> = selected
-            .iter()
-            .map(|vm| run::spawn(scope, &format!("down {vm}"), || take_down(vm, &options, emitter)))
-            .collect();
-        let joined = threads.into_iter().zip(&selected);
-        joined
-            .map(|(thread, vm)| thread.join().unwrap_or_else(|_| panicked(vm)))
-            .collect()
-    });
+    let outcomes = threads::each(
+        &selected,
+        |vm| format!("down {vm}"),
+        |vm| take_down(vm, &options, emitter),
+    );
+    let outcomes = outcomes.into_iter().zip(&selected);
+    let vms: Vec<VmDown> = outcomes
+        .map(|(outcome, vm)| outcome.unwrap_or_else(|_| panicked(vm)))
+        .collect();
     let (broker_stopped, broker_error) = stop_broker_if_last(&options, emitter);
     drop(project);
 

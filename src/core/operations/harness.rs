@@ -188,7 +188,10 @@ fn pour(
     pump: &mut Pump<'_>,
     emit: &mut dyn FnMut(Event),
 ) -> Poured {
-    let source = Source::start(reader);
+    let source = match Source::start(reader) {
+        Ok(source) => source,
+        Err(error) => return Poured::Broken(error),
+    };
     loop {
         if cancel.is_requested() {
             return Poured::Interrupted;

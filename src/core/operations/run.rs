@@ -6,7 +6,6 @@
 
 use std::path::Path;
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::thread::{self, Scope, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::core::cancel::Cancel;
@@ -248,18 +247,6 @@ pub(crate) fn ensure_state_root(state: &StateRoot) -> Result<()> {
             }
         }
     })
-}
-
-/// Starts a thread with a name, so that a panic is attributed.
-pub(crate) fn spawn<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    name: &str,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> ScopedJoinHandle<'scope, T> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn_scoped(scope, work)
-        .expect("the system starts a few threads more")
 }
 
 /// The project's lock, given up as soon as the last of several has passed.

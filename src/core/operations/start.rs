@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::overrides::Overrides;
@@ -39,6 +39,7 @@ use crate::core::runtime::plan::{VmLaunchMode, broker_address};
 use crate::core::runtime::ports::Ports;
 use crate::core::runtime::process::qemu_pid;
 use crate::core::status::ending;
+use crate::core::threads::{self, RaisedAtEnd};
 
 /// A launch slot is free again after this at the latest (DESIGN §9).
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
@@ -161,23 +162,46 @@ impl<'e> Fleet<'_, 'e> {
     pub(crate) fn run(&self, tasks: Vec<Task<'_>>, relay: Relay) -> Vec<VmUp> {
         let relayed = Cancel::new();
         thread::scope(|scope| {
-            let follower = run::spawn(scope, "events", || relay.follow(self.emitter, &relayed));
+            // The follower ends however this is left.
+            let told_all = RaisedAtEnd(&relayed);
+            let follower = threads::start_in(scope, "events", || relay.follow(self.emitter, &relayed));
             let threads: Vec<_> = tasks
                 .into_iter()
                 .map(|task| {
                     let name = task.vm.name.clone();
-                    let thread = run::spawn(scope, &format!("up {name}"), || self.bring_up(task));
+                    let thread = threads::start_in(scope, &format!("up {name}"), || self.bring_up(task));
                     (name, thread)
                 })
                 .collect();
             let done = threads
                 .into_iter()
-                .map(|(name, thread)| thread.join().unwrap_or_else(|_| panicked(name)))
+                .map(|(name, thread)| match thread {
+                    Ok(thread) => thread.join().unwrap_or_else(|_| panicked(name)),
+                    Err(failure) => self.without_thread(&name, failure),
+                })
                 .collect();
-            relayed.request();
-            let _ = follower.join();
+            drop(told_all);
+            match follower.map(ScopedJoinHandle::join) {
+                Ok(_) => {}
+                Err(failure) => self.emitter.emit(Event::advice(
+                    Severity::Warn,
+                    None,
+                    format!("the broker's events were not shown: {}", failure.cause()),
+                    "castra status tells what the broker knows",
+                )),
+            }
             done
         })
+    }
+
+    /// A VM whose way could not begin. Its locks went with its task.
+    fn without_thread(&self, vm: &VmName, failure: Failure) -> VmUp {
+        drop(self.gate.passage());
+        self.emitter.emit(failed(vm, &failure));
+        VmUp {
+            error: Some(failure),
+            ..VmUp::of(vm)
+        }
     }
 
     /// Starts the VM if need be, and bootstraps it.
@@ -207,20 +231,30 @@ impl<'e> Fleet<'_, 'e> {
         thread::scope(|scope| {
             if let Some(watch) = self.kvm_watch(vm).filter(|_| done.started) {
                 let (alive, over, fault) = (&alive, &over, &fault);
-                run::spawn(scope, &format!("kvm {name}"), move || {
+                let started = threads::start_in(scope, &format!("kvm {name}"), move || {
                     watch.watch(alive, over, fault);
                 });
+                if let Err(failure) = started {
+                    let text = format!("nobody watches what KVM does to it: {}", failure.cause());
+                    self.emitter
+                        .emit(Event::message(Severity::Warn, Some(name), text));
+                }
             }
             if done.started {
-                run::spawn(scope, &format!("slot {name}"), || {
+                let started = threads::start_in(scope, &format!("slot {name}"), || {
                     self.watch_start(&record, &alive);
                     release();
                 });
+                if started.is_err() {
+                    // Nobody can tell when its start is over: the next one needn't wait for it.
+                    release();
+                }
             }
+            // The watchers end however this is left.
+            let _end = Over(&over, &alive);
             let end = self.bootstrap(vm, &record, done.started, &fault, &|| {
                 alive.store(true, Ordering::Release)
             });
-            over.store(true, Ordering::Release);
             match end {
                 Ok(ended) => done.bootstrap = Some(ended),
                 Err(failure) => done.error = Some(failure),
@@ -392,6 +426,18 @@ impl<'e> Fleet<'_, 'e> {
                     None => failure,
                 })
             }
+        }
+    }
+}
+
+/// Ends the watchers of a start when it is dropped.
+struct Over<'w>(&'w AtomicBool, &'w AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+        if thread::panicking() {
+            self.1.store(true, Ordering::Release);
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::core::events::Accel;
 use crate::core::host;
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{Job, JobError};
+use crate::core::threads::{self, RaisedAtEnd};
 
 use super::fault::own_words;
 use super::probe_guest::{MARKER, initramfs};
@@ -58,7 +59,11 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
     let enough = Cancel::new();
     let began = Instant::now();
     thread::scope(|scope| {
-        let qemu = scope.spawn(|| run(binary, accel, kernel, &place, &enough));
+        let _end = RaisedAtEnd(&enough);
+        let qemu = match threads::start_in(scope, "probe", || run(binary, accel, kernel, &place, &enough)) {
+            Ok(qemu) => qemu,
+            Err(failure) => return Verdict::Unknown(failure.cause()),
+        };
         let verdict = watch(&place, accel, began, || qemu.is_finished(), cancel);
         enough.request();
         let ended = qemu.join();

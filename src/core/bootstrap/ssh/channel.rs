@@ -20,6 +20,7 @@ use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
 use crate::core::bootstrap::watch::{Stop, Watch};
 use crate::core::process::{end_group, show_status};
+use crate::core::threads;
 
 /// How often a wait looks at the VM and the wish to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -111,19 +112,28 @@ pub fn run(
     let (feed, hold) = (exec.feed, exec.hold_stdin);
     let vm = &target.vm;
     let (tell_out, tell_err) = (tell.clone(), tell.clone());
-    master.adopt([
+    let readers = [
         spawn_reader(&format!("ssh-out {vm}"), move || {
             read_lines(stdout, Stream::Out, &tell_out)
         }),
         spawn_reader(&format!("ssh-err {vm}"), move || {
             read_lines(stderr, Stream::Err, &tell_err)
         }),
-    ]);
+    ];
+    for reader in readers {
+        match reader {
+            Ok(reader) => master.adopt([reader]),
+            Err(error) => return Err(unheard(&mut child, error)),
+        }
+    }
     thread::scope(|scope| {
-        thread::Builder::new()
-            .name(format!("ssh-feed {vm}"))
-            .spawn_scoped(scope, move || feed_stdin(stdin, feed, hold, &released, &tell))
-            .expect("a thread can be started");
+        let name = format!("ssh-feed {vm}");
+        let feeder = threads::start_in(scope, &name, move || {
+            feed_stdin(stdin, feed, hold, &released, &tell);
+        });
+        if let Err(failure) = feeder {
+            return Err(unheard(&mut child, SshError::Lost(failure.cause())));
+        }
         let mut conversation = Conversation {
             child: &mut child,
             heard,
@@ -151,6 +161,13 @@ pub fn run(
         }
         result
     })
+}
+
+/// Ends a command that nobody can listen to or feed.
+fn unheard(child: &mut Child, error: SshError) -> ExecError {
+    let _ = child.kill();
+    let _ = child.wait();
+    ExecError::Ssh(error)
 }
 
 /// What the end of a command means.

@@ -25,6 +25,7 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::host;
 use crate::core::paths::vm_file;
 use crate::core::process::{Tail, show_status};
+use crate::core::threads::none_to_be_had;
 
 /// The line after which the connection counts as usable.
 pub const READY: &str = "castra-ready";
@@ -79,18 +80,12 @@ impl Master {
         };
         let vm = master.target.vm.clone();
         if let Some(stdout) = master.child.stdout.take() {
-            master
-                .readers
-                .push(spawn_reader(&format!("ssh-out {vm}"), move || {
-                    read_answer(stdout, &tell)
-                }));
+            let reader = spawn_reader(&format!("ssh-out {vm}"), move || read_answer(stdout, &tell))?;
+            master.readers.push(reader);
         }
         if let Some(pipe) = master.child.stderr.take() {
-            master
-                .readers
-                .push(spawn_reader(&format!("ssh-err {vm}"), move || {
-                    read_complaints(pipe, &stderr)
-                }));
+            let reader = spawn_reader(&format!("ssh-err {vm}"), move || read_complaints(pipe, &stderr))?;
+            master.readers.push(reader);
         }
         master.wait_ready(began, limit, watch)?;
         Ok(master)
@@ -227,11 +222,12 @@ impl Drop for Master {
     }
 }
 
-pub(super) fn spawn_reader(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(work)
-        .expect("a thread can be started")
+pub(super) fn spawn_reader(
+    name: &str,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, SshError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started.map_err(|error| SshError::Lost(none_to_be_had(name, &error).cause()))
 }
 
 fn read_answer(mut stdout: impl Read, tell: &Sender<String>) {

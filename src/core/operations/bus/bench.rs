@@ -144,6 +144,7 @@ pub fn bus_bench_with_launcher(
     };
     let failed = |error: Trouble| match error {
         Trouble::Interrupted => interrupted(),
+        Trouble::NoThread(failure) => failure,
         Trouble::Bus(error) => failed("the measurement ended early", project, &error),
     };
 

@@ -13,7 +13,8 @@ use crate::core::bus::frame::{Frame, Request};
 use crate::core::bus::topic::Pattern;
 use crate::core::bus::{BusError, Client};
 use crate::core::cancel::Cancel;
-use crate::core::operations::run;
+use crate::core::failure::Failure;
+use crate::core::threads;
 
 /// Digits of a payload's number.
 pub(super) const NUMBER_DIGITS: usize = 10;
@@ -25,6 +26,14 @@ const PHASE_LIMIT: Duration = Duration::from_secs(20);
 pub(super) enum Trouble {
     Interrupted,
     Bus(BusError),
+    /// There is no thread to be had.
+    NoThread(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Trouble {
+        Trouble::NoThread(failure)
+    }
 }
 
 impl From<BusError> for Trouble {
@@ -62,9 +71,9 @@ impl Bench<'_> {
         let sent_at: Vec<AtomicU64> = (0..messages).map(|_| AtomicU64::new(0)).collect();
         let published = AtomicU64::new(u64::MAX);
         let (sent, elapsed, heard) = thread::scope(|scope| {
-            let hearing = run::spawn(scope, "bench subscriber", || {
+            let hearing = threads::start_in(scope, "bench subscriber", || {
                 self.hear(&mut subscriber, began, &sent_at, &published)
-            });
+            })?;
             let sent = self.publish(publisher, 0..messages, 1, |number| {
                 sent_at[number as usize].store(nanos(began), Ordering::Release);
             });
@@ -73,8 +82,8 @@ impl Bench<'_> {
             let acked = sent.as_ref().map_or(0, |sent| sent.latencies.len() as u64);
             published.store(acked, Ordering::Release);
             let heard = hearing.join().unwrap_or(Err(Trouble::Bus(BusError::Ended)));
-            (sent, elapsed, heard)
-        });
+            Ok::<_, Trouble>((sent, elapsed, heard))
+        })?;
         let (sent, heard) = (sent?, heard?);
         let acks = self.measured(&sent.latencies, elapsed, 1, 1);
         let deliveries = self.measured(&heard, elapsed, 1, 1);
@@ -98,14 +107,14 @@ impl Bench<'_> {
                     // The first ones take what doesn't divide.
                     let (each, more) = (messages / count as u64, messages % count as u64);
                     let share = each + u64::from((index as u64) < more);
-                    run::spawn(scope, &format!("bench publisher {index}"), move || {
+                    threads::start_in(scope, &format!("bench publisher {index}"), move || {
                         self.publish(client, 0..share, in_flight, |_| {})
                     })
                 })
                 .collect();
             threads
                 .into_iter()
-                .map(|thread| thread.join().unwrap_or(Err(Trouble::Bus(BusError::Ended))))
+                .map(|thread| thread?.join().unwrap_or(Err(Trouble::Bus(BusError::Ended))))
                 .collect()
         });
         let elapsed = began.elapsed();

@@ -1,6 +1,9 @@
-//! `make install` and `make uninstall`, with the binary under test.
+//! `make install` and `make uninstall`, with the binary under test; in `deps` the packages that `make
+//! demo` and `make test` need.
 #![allow(clippy::unwrap_used)]
 
+#[path = "install/deps.rs"]
+mod deps;
 #[path = "support/mod.rs"]
 mod support;
 

@@ -20,7 +20,7 @@ LIBC := $(shell $(CC) -print-file-name=libc.a 2>/dev/null)
 STATIC := $(if $(findstring /,$(LIBC)),-- -C target-feature=+crt-static)
 
 build:
-	$(CARGO) rustc --release --locked --bin castra $(STATIC)
+	scripts/compile.sh $(RELEASE) $(CARGO) rustc --release --locked --bin castra $(STATIC)
 
 # All that needs no hypervisor.
 check:

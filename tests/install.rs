@@ -1,7 +1,9 @@
 //! `make install` and `make uninstall`, with the binary under test; in `deps` the packages that `make
-//! demo` and `make test` need.
+//! demo` and `make test` need, in `compile` how the release is built.
 #![allow(clippy::unwrap_used)]
 
+#[path = "install/compile.rs"]
+mod compile;
 #[path = "install/deps.rs"]
 mod deps;
 #[path = "support/mod.rs"]

@@ -359,8 +359,17 @@ fn the_command_prints_object_table_and_all_projects() {
 
     let output = castra(&fleet, &["status"]).output().unwrap();
     let table = String::from_utf8(output.stdout).unwrap();
-    assert!(table.contains("\nweb-0  running  reachable  "), "{table}");
-    assert!(table.contains("\nBROKER  reachable: ") && !table.contains('\u{1b}'));
+    let row = table.lines().find(|line| line.starts_with("web-0 ")).unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    assert_eq!(cells[..4], ["web-0", "-", "running", "reachable"], "{table}");
+    // A pipe has the table alone; what it means, whoever asks is told.
+    assert!(
+        !table.contains("--legend") && !table.contains('\u{1b}'),
+        "{table}"
+    );
+    let explained = castra(&fleet, &["status", "--legend"]).output().unwrap();
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    assert!(explained.contains("\nBROKER     reachable: "), "{explained}");
 
     // By its id, after the config has gone.
     let entry = fleet.dir().join("home/projects").join(&status.workspace);

@@ -1,7 +1,8 @@
-//! `castra status`: the facts of the status contract in human units, with a legend.
+//! `castra status`: the facts of the status contract in human units.
 //!
 //! Here: the command, and [`render`], which makes text from an outcome and nothing else. Not here:
-//! the contract itself (`core::status`).
+//! the contract itself (`core::status`), what the columns mean (`legend`), what guests measure
+//! (`metrics`).
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
@@ -24,6 +25,9 @@ use super::style::Style;
 use super::{human, select, terminal};
 use crate::cli::Raw;
 
+mod legend;
+mod metrics;
+
 /// Between two pictures of `--watch`, and how often scripts should ask (docs/STATUS.md).
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
@@ -41,6 +45,9 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             let look = Look {
                 width: size.map(|size| size.columns),
                 style: context.style,
+                wide: raw.wide,
+                legend: raw.legend,
+                hints: !raw.watch && !context.quiet,
             };
             let text = match &answer {
                 Answer::One(status) => render(status, look),
@@ -110,6 +117,19 @@ struct Look {
     width: Option<usize>,
     /// Colours.
     style: Style,
+    /// `--wide`: every column and the guests' metrics, even where lines wrap.
+    wide: bool,
+    /// `--legend`.
+    legend: bool,
+    /// Say on a terminal what else there is to see.
+    hints: bool,
+}
+
+impl Look {
+    /// Columns that the table has to fit into.
+    fn room(self) -> Option<usize> {
+        self.width.filter(|_| !self.wide)
+    }
 }
 
 /// The lines of one project's status.
@@ -126,18 +146,20 @@ fn render(status: &StatusOutcome, look: Look) -> String {
         text.push('\n');
         text.push_str(&details);
     }
-    text.push('\n');
-    text.push_str(&legend(status, look));
+    text.push_str(&closing(status, look));
     text
 }
 
-/// Several projects, one below the other; the legend stands once, at the end.
+/// Several projects, one below the other; what closes the text stands once, at the end.
 fn render_all(projects: &[StatusOutcome], look: Look) -> String {
     let Some(last) = projects.last() else {
         return "no project has any state on this machine\n".to_owned();
     };
     let mut text = String::new();
-    for status in projects {
+    for (index, status) in projects.iter().enumerate() {
+        if index > 0 {
+            text.push('\n');
+        }
         text.push_str(&header(status, look));
         if !status.vms.is_empty() {
             text.push('\n');
@@ -148,9 +170,29 @@ fn render_all(projects: &[StatusOutcome], look: Look) -> String {
             text.push('\n');
             text.push_str(&details);
         }
+    }
+    text.push_str(&closing(last, look));
+    text
+}
+
+/// The legend where it was asked for, else on a terminal one line on what else there is.
+fn closing(status: &StatusOutcome, look: Look) -> String {
+    let mut text = String::new();
+    if look.legend {
+        let window = human::duration(status.freshness_window_ms);
+        text.push('\n');
+        for line in legend::paragraphs(&window) {
+            text.push_str(&wrap(&line, Some(look.width.unwrap_or(100).min(100)), 11));
+        }
+    } else if look.hints && look.width.is_some() {
+        let hint = match look.wide {
+            true => "--legend explains the columns",
+            false => "--wide shows more, --legend explains the columns",
+        };
+        text.push('\n');
+        text.push_str(&paint(hint, Tone::Faint, look));
         text.push('\n');
     }
-    text.push_str(&legend(last, look));
     text
 }
 
@@ -208,12 +250,8 @@ fn header(status: &StatusOutcome, look: Look) -> String {
     let reachable = status.vms.iter().filter(|vm| vm.reachable).count();
     let mut guests = format!("{reachable} of {} reachable", status.vms.len());
     if let (Some(vm), Some(age)) = (&status.last_handshake_vm, status.last_handshake_age_ms) {
-        guests.push_str(&format!(", last heard {vm} {} ago", human::duration(age)));
+        guests.push_str(&format!("; {vm} was heard {} ago", human::duration(age)));
     }
-    guests.push_str(&format!(
-        ", window {}",
-        human::duration(status.freshness_window_ms)
-    ));
     let unattended =
         status.broker.state == BrokerState::Offline && status.vms.iter().any(|vm| vm.pid.is_some());
     let path = |path: &Path| escape_line(&path.to_string_lossy(), 4096);
@@ -237,7 +275,7 @@ fn header(status: &StatusOutcome, look: Look) -> String {
         let is_path = matches!(word, "config" | "state");
         text.push_str(&wrap(&line, look.width.filter(|_| !is_path), 9));
         if word == "broker" && unattended {
-            let remedy = "but VMs run: `castra up` starts one and leaves them as they are";
+            let remedy = "VMs run without a broker: `castra up` starts one and leaves the VMs alone";
             text.push_str(&wrap(
                 &format!("         {}", paint(remedy, Tone::Odd, look)),
                 None,
@@ -257,7 +295,7 @@ struct Column {
     tone: fn(&VmStatus) -> Tone,
     /// `None`: always there. Else the lowest number gets room first.
     goes: Option<u8>,
-    /// Left out where no VM has anything to say in it.
+    /// On a terminal left out where no VM has anything to say in it.
     only_if_used: bool,
 }
 
@@ -286,43 +324,49 @@ impl Column {
 /// An empty cell.
 const NOTHING: &str = "-";
 
+/// `2 min` of `2 min 5 s`: the table has many columns, and --json every millisecond.
+fn roughly(ms: u64) -> String {
+    let text = human::duration(ms);
+    text.splitn(3, ' ').take(2).collect::<Vec<_>>().join(" ")
+}
+
 fn or_nothing(value: Option<String>) -> String {
     value.unwrap_or_else(|| NOTHING.to_owned())
 }
 
 const COLUMNS: [Column; 16] = [
     Column::new("VM", None, |vm| vm.name.to_string()),
-    Column::new("ROLE", Some(12), role_cell).if_used(),
+    Column::new("ROLE", Some(13), role_cell).if_used(),
     Column::new("STATE", None, |vm| vm.state.as_str().to_owned()).toned(state_tone),
-    Column::new("BROKER", None, |vm| vm.broker.as_str().to_owned()).toned(broker_tone),
-    Column::new("AGE", None, |vm| {
-        or_nothing(vm.last_handshake_age_ms.map(human::duration))
+    Column::new("BROKER", Some(1), |vm| vm.broker.as_str().to_owned()).toned(broker_tone),
+    Column::new("AGE", Some(2), |vm| {
+        or_nothing(vm.last_handshake_age_ms.map(roughly))
     }),
-    Column::new("UPTIME", Some(1), |vm| {
-        or_nothing(vm.uptime_ms.map(human::duration))
+    Column::new("UPTIME", Some(3), |vm| or_nothing(vm.uptime_ms.map(roughly))),
+    Column::new("PID", Some(10), |vm| {
+        or_nothing(vm.pid.map(|pid| pid.to_string()))
     }),
-    Column::new("PID", Some(9), |vm| or_nothing(vm.pid.map(|pid| pid.to_string()))),
-    Column::new("CPUS", Some(8), |vm| {
+    Column::new("CPUS", Some(9), |vm| {
         or_nothing(vm.cpus.map(|cpus| cpus.to_string()))
     }),
-    Column::new("MEMORY", Some(7), |vm| {
+    Column::new("MEMORY", Some(8), |vm| {
         or_nothing(vm.memory_bytes.map(human::bytes))
     }),
-    Column::new("SSH", Some(3), ssh_cell).if_used(),
-    Column::new("FORWARDS", Some(6), forwards_cell).if_used(),
-    Column::new("BOOTSTRAP", Some(2), bootstrap_cell)
+    Column::new("SSH", Some(4), ssh_cell).if_used(),
+    Column::new("FORWARDS", Some(7), forwards_cell).if_used(),
+    Column::new("BOOTSTRAP", Some(5), bootstrap_cell)
         .if_used()
         .toned(bootstrap_tone),
-    Column::new("BUS", Some(5), bus_cell).if_used(),
-    Column::new("PUBLISH", Some(10), |vm| {
-        or_nothing(vm.last_publish_age_ms.map(human::duration))
+    Column::new("BUS", Some(6), bus_cell).if_used(),
+    Column::new("PUBLISH", Some(12), |vm| {
+        or_nothing(vm.last_publish_age_ms.map(roughly))
     })
     .if_used(),
     Column::new("HEARTBEAT", Some(11), |vm| {
-        or_nothing(vm.last_heartbeat_age_ms.map(human::duration))
+        or_nothing(vm.last_heartbeat_age_ms.map(roughly))
     })
     .if_used(),
-    Column::new("CAPABILITIES", Some(13), |vm| {
+    Column::new("CAPABILITIES", Some(14), |vm| {
         if vm.capabilities.is_empty() {
             NOTHING.to_owned()
         } else {
@@ -359,7 +403,7 @@ fn forwards_cell(vm: &VmStatus) -> String {
                 Protocol::Tcp => "",
                 Protocol::Udp => "/udp",
             };
-            format!("{}>{}{protocol}", forward.host, forward.guest)
+            format!("{}→{}{protocol}", forward.host, forward.guest)
         })
         .collect();
     if forwards.is_empty() {
@@ -379,7 +423,7 @@ fn bootstrap_cell(vm: &VmStatus) -> String {
         bootstrap.status.as_str()
     };
     match bootstrap.duration_ms {
-        Some(ms) => format!("{status} {}", human::duration(ms)),
+        Some(ms) => format!("{status} {}", roughly(ms)),
         None => status.to_owned(),
     }
 }
@@ -397,9 +441,12 @@ fn table(status: &StatusOutcome, look: Look) -> String {
     let mut columns: Vec<(&Column, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| (column, status.vms.iter().map(column.cell).collect::<Vec<_>>()))
-        .filter(|(column, cells)| !column.only_if_used || cells.iter().any(|cell| cell != NOTHING))
+        // Into a pipe every column is written, for scripts that count them.
+        .filter(|(column, cells)| {
+            look.width.is_none() || !column.only_if_used || cells.iter().any(|cell| cell != NOTHING)
+        })
         .collect();
-    let left_out = fit(&mut columns, look.width);
+    fit(&mut columns, look.room());
     let widths: Vec<usize> = columns
         .iter()
         .map(|(column, cells)| column_width(column, cells))
@@ -413,10 +460,6 @@ fn table(status: &StatusOutcome, look: Look) -> String {
             .map(|(column, cells)| (cells[index].as_str(), (column.tone)(vm)));
         push_row(&mut text, cells, &widths, look);
     }
-    if !left_out.is_empty() {
-        let line = format!("(no room for {}; --json has all)", left_out.join(", "));
-        text.push_str(&wrap(&line, look.width, 1));
-    }
     text
 }
 
@@ -427,12 +470,16 @@ fn column_width(column: &Column, cells: &[String]) -> usize {
 
 /// Between two columns.
 const GAP: usize = 2;
+/// How many of the wishes come before all others.
+const FIRST: u8 = 3;
+/// Columns that a name takes before it makes room for others.
+const LONG_NAME: usize = 16;
 
 /// Leaves the columns that fit, the most important first, and takes the middle out of long names
-/// if even those that must be there don't. The heads of what it took out.
-fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) -> Vec<&'static str> {
+/// if even those that must be there don't.
+fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) {
     let Some(width) = width else {
-        return Vec::new();
+        return;
     };
     let mut wishes: Vec<usize> = (0..columns.len()).collect();
     wishes.sort_by_key(|index| columns[*index].0.goes);
@@ -440,30 +487,32 @@ fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) -> Vec<&
     let mut taken = 0;
     for index in wishes {
         let (column, cells) = &columns[index];
-        let needs = column_width(column, cells) + if taken == 0 { 0 } else { GAP };
+        let mut needs = column_width(column, cells) + if taken == 0 { 0 } else { GAP };
+        if index == 0 {
+            // Long names give way to what is said of them.
+            needs = needs.min(LONG_NAME.max(width / 3));
+        }
         if column.goes.is_none() || taken + needs <= width {
             kept[index] = true;
             taken += needs;
+        } else if column.goes <= Some(FIRST) {
+            // Without these the others are of little use.
+            break;
         }
     }
-    let mut left_out = Vec::new();
     let mut kept = kept.into_iter();
-    columns.retain(|(column, _)| {
-        let keep = kept.next() == Some(true);
-        if !keep {
-            left_out.push(column.head);
-        }
-        keep
-    });
-    let excess = taken.saturating_sub(width);
-    if let Some((column, names)) = columns.first_mut().filter(|_| excess > 0) {
-        // Under 8 characters nobody recognises a name; then the terminal may wrap.
-        let room = column_width(column, names).saturating_sub(excess).max(8);
+    columns.retain(|_| kept.next() == Some(true));
+    let others: usize = columns
+        .iter()
+        .skip(1)
+        .map(|(column, cells)| column_width(column, cells) + GAP)
+        .sum();
+    if let Some((_, names)) = columns.first_mut() {
+        let room = width.saturating_sub(others).max(2);
         for name in names {
             *name = without_middle(name, room);
         }
     }
-    left_out
 }
 
 /// A name of at most `room` characters. Its end stays: replicas differ there.
@@ -503,7 +552,7 @@ fn details(status: &StatusOutcome, look: Look) -> String {
     for vm in &status.vms {
         if let Some(ended) = &vm.ended {
             let mut line = format!(
-                "{} {}: {}",
+                "{} {} ({})",
                 vm.name,
                 vm.state.as_str(),
                 escape_line(&ended.reason, 64)
@@ -511,11 +560,10 @@ fn details(status: &StatusOutcome, look: Look) -> String {
             if let Some(at) = &ended.at {
                 line.push_str(&format!(" at {}", escape_line(at, 64)));
             }
-            if let Some(words) = &ended.last_words {
-                line.push_str(&format!(", last words: {}", escape_line(words, 512)));
-            }
-            if let Some(words) = &ended.qemu_words {
-                line.push_str(&format!(", QEMU's: {}", escape_line(words, 512)));
+            for (who, words) in [("console", &ended.last_words), ("QEMU", &ended.qemu_words)] {
+                if let Some(words) = words {
+                    line.push_str(&format!("; {who}: {}", escape_line(words, 512)));
+                }
             }
             text.push_str(&wrap(&line, look.width, 4));
             if let Some(remediation) = &ended.remediation {
@@ -523,8 +571,8 @@ fn details(status: &StatusOutcome, look: Look) -> String {
                 text.push_str(&wrap(&line, look.width, 4));
             }
         }
-        if let Some(metrics) = &vm.guest_metrics {
-            let line = format!("{} metrics: {}", vm.name, escape_line(&metrics.to_string(), 1024));
+        if let Some(metrics) = vm.guest_metrics.as_ref().filter(|_| look.wide) {
+            let line = format!("{}: {}", vm.name, escape_line(&metrics::in_words(metrics), 1024));
             text.push_str(&wrap(&line, look.width, 4));
         }
     }
@@ -535,27 +583,6 @@ fn details(status: &StatusOutcome, look: Look) -> String {
         if let Some(advice) = &note.advice {
             text.push_str(&format!("  try: {advice}\n"));
         }
-    }
-    text
-}
-
-fn legend(status: &StatusOutcome, look: Look) -> String {
-    let window = human::duration(status.freshness_window_ms);
-    let mut text = String::new();
-    for line in [
-        "STATE   starting: being launched; running; stopping: asked to stop, not yet gone; stopped: ended in order, \
-         or never ran; crashed: ended, and nobody meant it to"
-            .to_owned(),
-        format!(
-            "BROKER  reachable: proof of life within the window ({window}); waiting: none, or older than that; \
-             offline: no broker runs, so nobody listens"
-        ),
-        "AGE     since the newest proof of life, an accepted hello or a frame of an open session; it grows on when \
-         guest, VM or broker are gone; -: this launch was never heard"
-            .to_owned(),
-        "        Ask every 2 s or so: status reads a few files, waits for nothing and changes nothing.".to_owned(),
-    ] {
-        text.push_str(&wrap(&line, Some(look.width.unwrap_or(100).min(100)), 8));
     }
     text
 }

@@ -77,6 +77,10 @@ pub struct Raw {
     pub raw: bool,
     /// `--watch`.
     pub watch: bool,
+    /// `--wide`.
+    pub wide: bool,
+    /// `--legend`.
+    pub legend: bool,
     /// `--source SOURCE`, in the order given.
     pub sources: Vec<LogSource>,
     /// `--tail N`.

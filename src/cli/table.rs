@@ -484,13 +484,13 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[],
         brief: "show which VMs run and which are reachable",
-        manual: "Reads what the kernel, QEMU and the broker left to read; it talks to nobody, changes \
-                 nothing and can't hang. Poll it about every 2 s.\n\n\
-                 STATE is starting (being launched), running, stopping (asked to stop, not yet gone), \
-                 stopped (ended in order, or never ran) or crashed. BROKER is offline (no broker runs), \
-                 waiting (no fresh proof of life) or reachable. AGE is the age of the newest proof of \
-                 life, an accepted hello or any frame of an open bus session; `-` where this launch was \
-                 never heard. It goes on growing when guest, VM or broker are gone.\n\n\
+        manual: "Reads locks and a few files; it asks no other process, changes nothing and can't hang. Scripts \
+                 may ask every 2 s.\n\n\
+                 STATE is starting (QEMU is being launched), running, stopping (asked to stop, still running), \
+                 stopped (shut down in order, or never started) or crashed (ended unexpectedly). BROKER is \
+                 offline (no broker runs), waiting (the guest wasn't heard lately) or reachable. AGE is the time \
+                 since the guest was last heard: an accepted hello, or any message of an open session; `-` where \
+                 it wasn't heard since this launch. AGE keeps growing while guest, VM or broker are down.\n\n\
                  A VM is reachable exactly while that age is within the freshness window \
                  ([broker].freshness_secs, 45 s unless set) and broker and QEMU run. A broker younger \
                  than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
@@ -506,7 +506,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
-                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over. What isn't known is null. \
+                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over. A value that castra doesn't know is null. \
                  docs/STATUS.md says more.",
         examples: &[
             "castra status",

@@ -196,8 +196,8 @@ fn all_some_and_none_are_told_apart() {
     };
     for (failing, code, verdict, text) in [
         (0, 0, "all", "2 VMs up"),
-        (1, 1, "some", "1 of 2 VMs ready"),
-        (2, 1, "none", "none of 2 VMs ready"),
+        (1, 1, "some", "1 of 2 VMs up, 1 failed, after "),
+        (2, 1, "none", "2 of 2 VMs failed, after "),
     ] {
         let project = Project::new("verdicts", &refusing(failing));
         let events = project.run(&["up", "--json"]).exits(code).objects();

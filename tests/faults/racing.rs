@@ -49,7 +49,7 @@ fn up_when_all_is_up_says_so() {
     assert_ne!(project.vm("db")["state"], "running");
     let again = project.run(&["up", "web"]).exits(0);
     assert!(
-        again.stderr.contains("runs already") && again.stdout.contains("ran already"),
+        again.stderr.contains("is running already") && again.stdout.contains("was running already"),
         "{again:?}"
     );
     project.run(&["up"]).exits(0);

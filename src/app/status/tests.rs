@@ -12,7 +12,7 @@ use castra::core::status::{
 };
 use serde_json::{Value, json};
 
-use super::{Look, cut, frame, render, render_all, without_middle, wrap};
+use super::{COLUMNS, Look, cut, frame, legend, render, render_all, without_middle, wrap};
 use crate::app::style::Style;
 use crate::app::terminal::Size;
 use crate::cli::{self, ColorChoice, Command, HelpKind};
@@ -20,12 +20,15 @@ use crate::cli::{self, ColorChoice, Command, HelpKind};
 const PIPE: Look = Look {
     width: None,
     style: Style::PLAIN,
+    wide: false,
+    legend: false,
+    hints: true,
 };
 
 fn terminal(width: usize) -> Look {
     Look {
         width: Some(width),
-        style: Style::PLAIN,
+        ..PIPE
     }
 }
 
@@ -282,10 +285,82 @@ fn tables() {
     empty.vms.clear();
     golden("empty.txt", &render(&empty, PIPE));
     let colored = Look {
-        width: None,
         style: Style::decide(ColorChoice::Always, &std::io::stdout()),
+        ..PIPE
     };
     golden("fleet-color.txt", &render(&fleet(), colored));
+    let all = Look {
+        wide: true,
+        legend: true,
+        ..terminal(80)
+    };
+    golden("fleet-wide-legend.txt", &render(&fleet(), all));
+}
+
+/// The table of a rendered status: its head and rows.
+fn table_of(text: &str) -> Vec<&str> {
+    let lines = text.lines().skip_while(|line| !line.starts_with("VM "));
+    lines.take_while(|line| !line.is_empty()).collect()
+}
+
+#[test]
+fn a_table_never_wraps_and_the_most_useful_columns_stay() {
+    for (width, heads) in [
+        (24, "VM STATE"),
+        (40, "VM STATE BROKER AGE"),
+        (60, "VM STATE BROKER AGE UPTIME BOOTSTRAP"),
+        (80, "VM STATE BROKER AGE UPTIME SSH BOOTSTRAP"),
+        (100, "VM STATE BROKER AGE UPTIME SSH FORWARDS BOOTSTRAP BUS"),
+        (
+            120,
+            "VM STATE BROKER AGE UPTIME PID CPUS MEMORY SSH FORWARDS BOOTSTRAP BUS",
+        ),
+        (
+            200,
+            "VM ROLE STATE BROKER AGE UPTIME PID CPUS MEMORY SSH FORWARDS BOOTSTRAP BUS HEARTBEAT CAPABILITIES",
+        ),
+    ] {
+        let text = render(&fleet(), terminal(width));
+        let found: Vec<&str> = table_of(&text)[0].split_whitespace().collect();
+        assert_eq!(found.join(" "), heads, "{width}");
+    }
+    for width in 20..220 {
+        let text = render(&fleet(), terminal(width));
+        for line in table_of(&text) {
+            assert!(line.chars().count() <= width, "{width}: {line}");
+        }
+    }
+}
+
+/// Scripts that read the table find every column, whatever the VMs have to say.
+#[test]
+fn a_pipe_has_a_stable_table_and_nothing_else() {
+    let text = render(&fleet(), PIPE);
+    let other = render(&offline(), PIPE);
+    let heads: Vec<&str> = COLUMNS.iter().map(|column| column.head).collect();
+    for text in [&text, &other] {
+        let found: Vec<&str> = table_of(text)[0].split_whitespace().collect();
+        assert_eq!(found, heads);
+    }
+    assert!(!text.contains("--legend") && !text.contains("metrics"), "{text}");
+}
+
+#[test]
+fn every_column_that_needs_words_is_in_the_legend() {
+    let text = legend::paragraphs("45 s").join("\n");
+    for head in [
+        "STATE",
+        "BROKER",
+        "AGE",
+        "UPTIME",
+        "FORWARDS",
+        "BOOTSTRAP",
+        "BUS",
+        "PUBLISH",
+        "HEARTBEAT",
+    ] {
+        assert!(text.contains(head), "{head}");
+    }
 }
 
 #[test]

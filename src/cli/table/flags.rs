@@ -317,6 +317,33 @@ pub const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        long: "wide",
+        short: None,
+        value: None,
+        scope: STATUS,
+        brief: "show every column, and what guests measure",
+        manual: "Without it a terminal has the columns that fit into its width, the most useful first. Into a pipe \
+                 every column is always written.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.wide = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "legend",
+        short: None,
+        value: None,
+        scope: STATUS,
+        brief: "explain the columns below the table",
+        manual: "",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.legend = true;
+            Ok(())
+        },
+    },
+    Flag {
         long: "all",
         short: None,
         value: None,

@@ -262,7 +262,7 @@ pub(crate) fn ensure_broker(
         format!("broker listens on 127.0.0.1:{} (pid {})", broker.port, broker.pid)
     } else {
         format!(
-            "broker runs already on 127.0.0.1:{} (pid {})",
+            "broker is running on 127.0.0.1:{} (pid {})",
             broker.port, broker.pid
         )
     };
@@ -383,7 +383,11 @@ fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter:
         .iter()
         .filter(|vm| !missing.iter().any(|other| other.name == vm.name))
     {
-        emitter.emit(Event::message(Severity::Info, Some(&vm.name), "runs already"));
+        emitter.emit(Event::message(
+            Severity::Info,
+            Some(&vm.name),
+            "is running already",
+        ));
     }
 }
 

@@ -57,6 +57,8 @@ complete -c castra -n '__fish_seen_subcommand_from down restart' -l sigterm-wait
 complete -c castra -n '__fish_seen_subcommand_from down restart' -l sigkill-wait-secs -x -d 'how long QEMU may take after SIGKILL'
 complete -c castra -n '__fish_seen_subcommand_from down restart' -l discard -d 'discard persistent disks too; restart: begin with fresh ones'
 complete -c castra -n '__fish_seen_subcommand_from status' -l watch -d 'print again every 2 s until Ctrl-C'
+complete -c castra -n '__fish_seen_subcommand_from status' -l wide -d 'show every column, and what guests measure'
+complete -c castra -n '__fish_seen_subcommand_from status' -l legend -d 'explain the columns below the table'
 complete -c castra -n '__fish_seen_subcommand_from status ports doctor' -l all -d 'show every project castra knows'
 complete -c castra -n '__fish_seen_subcommand_from clean' -l dry-run -d 'show what would be removed, and touch nothing'
 complete -c castra -n '__fish_seen_subcommand_from clean' -l global -d 'every project, and what they share'

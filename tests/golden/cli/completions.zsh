@@ -118,6 +118,8 @@ _castra() {
         status)
             _arguments $globals \
                 '--watch[print again every 2 s until Ctrl-C]' \
+                '--wide[show every column, and what guests measure]' \
+                '--legend[explain the columns below the table]' \
                 '--all[show every project castra knows]' \
                 ;;
         ports)

@@ -8,11 +8,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use castra::core::config::Protocol;
 use castra::core::events::contract::{FACTS, Stamped};
 use castra::core::events::{
     Accel, BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapPlanSsh, BootstrapPlanVerify,
     BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, HandshakeOutcome,
-    SessionPhase, Severity, VizierPlanStatus, VmCounts,
+    MachinePlan, PlannedForward, PlannedMount, SessionPhase, Severity, VizierPlanStatus, VmCounts,
 };
 use castra::core::name::VmName;
 use serde_json::Value;
@@ -111,6 +112,30 @@ fn lifecycle() -> Vec<Event> {
     ]
 }
 
+fn machine() -> MachinePlan {
+    MachinePlan {
+        running: false,
+        image: "/images/debian.qcow2".into(),
+        pending: false,
+        kernel: None,
+        cpus: 2,
+        memory_bytes: 1 << 30,
+        disk_bytes: Some(2 << 30),
+        persist: false,
+        network: "user".into(),
+        forwards: vec![PlannedForward {
+            host: None,
+            guest: 22,
+            protocol: Protocol::Tcp,
+        }],
+        mounts: vec![PlannedMount {
+            host: "/home/u/demo/site".into(),
+            guest: "/srv".into(),
+            readonly: true,
+        }],
+    }
+}
+
 fn bootstrap() -> Vec<Event> {
     let vm = vm();
     let plan = BootstrapPlan {
@@ -144,6 +169,7 @@ fn bootstrap() -> Vec<Event> {
         vizier_status: Some(VizierPlanStatus::Disabled),
         vizier_log_path: None,
         vizier_remediation: None,
+        machine: Some(machine()),
     };
     vec![
         Event::BootstrapPlanned(Box::new(plan)),

@@ -2,10 +2,9 @@
 
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::bootstrap::{BootstrapOptions, bootstrap};
-use castra::core::reporter::Silent;
 
 use super::context::Context;
-use super::{human, select, typed, up};
+use super::{human, plan, select, typed, up};
 use crate::cli::Raw;
 
 /// Bootstraps running VMs again.
@@ -20,16 +19,14 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         cancel: context.cancel_on_signals(),
     };
     context.expect(&options.config, &options.vms);
-    let outcome = match raw.plan && !context.json {
-        true => bootstrap(options, &mut Silent)?,
-        false => context.reporting(|reporter| bootstrap(options, reporter))?,
-    };
-    if context.json {
+    if raw.plan && !context.json {
+        let mut told = Vec::new();
+        let outcome = bootstrap(options, &mut told)?;
+        plan::show(context, &outcome, &told);
         return Ok(outcome.exit);
     }
-    if raw.plan {
-        up::show_plans(context, &outcome.plans);
-    } else if !context.quiet {
+    let outcome = context.reporting(|reporter| bootstrap(options, reporter))?;
+    if !context.json && !context.quiet {
         let well = outcome.vms.iter().filter(|vm| vm.error.is_none()).count();
         let took = human::duration(outcome.elapsed_ms);
         context.out.line(match outcome.vms.len() {

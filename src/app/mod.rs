@@ -26,6 +26,7 @@ mod logs;
 mod man;
 mod meter;
 mod output;
+mod plan;
 mod ports;
 mod progress;
 mod report;

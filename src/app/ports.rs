@@ -25,7 +25,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     }
     let options = PortsOptions {
         project: match select::project(raw)? {
-            Selected::Config(config) => PortsProject::from(config.as_ref()),
+            Selected::Config(config) => {
+                for warning in &config.warnings {
+                    context.warn(warning);
+                }
+                PortsProject::from(config.as_ref())
+            }
             Selected::Record(record) => ports_project_on_record(&record),
         },
         home,

@@ -3,15 +3,13 @@
 use std::env;
 use std::path::PathBuf;
 
-use castra::core::events::{BootstrapPlan, BootstrapPlanAction};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::up::{UpOptions, UpOutcome, VmUp, up};
 use castra::core::records::ForwardRecord;
-use castra::core::reporter::Silent;
 use castra::core::runtime::plan::VmLaunchMode;
 
 use super::context::Context;
-use super::{failure, human, select, typed};
+use super::{human, plan, select, typed};
 use crate::cli::Raw;
 
 /// Brings VMs up.
@@ -29,11 +27,14 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         cancel: context.cancel_on_signals(),
     };
     context.expect(&options.config, &options.vms);
-    let outcome = match raw.plan && !context.json {
-        // The plans are the result: they are printed below, in full.
-        true => up(options, &mut Silent)?,
-        false => context.reporting(|reporter| up(options, reporter))?,
-    };
+    if raw.plan && !context.json {
+        // The plans are the result.
+        let mut told = Vec::new();
+        let outcome = up(options, &mut told)?;
+        plan::show(context, &outcome, &told);
+        return Ok(outcome.exit);
+    }
+    let outcome = context.reporting(|reporter| up(options, reporter))?;
     if !context.json {
         show(context, raw, &outcome);
     }
@@ -47,20 +48,7 @@ pub fn own_binary() -> Result<PathBuf> {
 }
 
 fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
-    if raw.plan {
-        show_plans(context, &outcome.plans);
-        for conflict in &outcome.port_conflicts {
-            let error = context.err_style.bad("error:");
-            let next = context.err_style.strong("try:");
-            let line = format!("{error} {conflict}\n  {next} {}", conflict.advice());
-            context.screen.say(&line);
-        }
-        if let Some(short) = &outcome.shortage {
-            context.screen.say(&failure::render(short, context.err_style));
-        }
-        return;
-    }
-    if context.quiet {
+    if raw.plan || context.quiet {
         return;
     }
     let took = human::duration(outcome.elapsed_ms);
@@ -162,68 +150,4 @@ pub fn next(context: &Context, vms: &[VmUp], exit: Exit) {
         )),
         (_, None, None) => {}
     }
-}
-
-/// What `--plan` prints: every VM's bootstrap as it would run.
-pub fn show_plans(context: &mut Context, plans: &[BootstrapPlan]) {
-    for plan in plans {
-        let action = match plan.action {
-            BootstrapPlanAction::Run => context.style.good("run"),
-            BootstrapPlanAction::Skip => context.style.faint("skip"),
-            BootstrapPlanAction::Error => context.style.bad("error"),
-        };
-        let name = context.style.strong(plan.vm.as_str());
-        context.out.line(format!("{name}: {action}, {}", plan.reason));
-        for (word, value) in details(plan) {
-            context.out.line(format!("  {word:<12} {value}"));
-        }
-    }
-    context.out.flush();
-    context.say("nothing was changed");
-}
-
-fn details(plan: &BootstrapPlan) -> Vec<(&'static str, String)> {
-    let mut rows = Vec::new();
-    let mut row = |word, value: Option<String>| rows.extend(value.map(|value| (word, value)));
-    row(
-        "script",
-        plan.script_path.as_ref().map(|path| path.display().to_string()),
-    );
-    row(
-        "payload",
-        plan.payload_path.as_ref().map(|path| match plan.payload_bytes {
-            Some(size) => format!("{} ({})", path.display(), human::bytes(size)),
-            None => path.display().to_string(),
-        }),
-    );
-    row("into", plan.remote_dir.clone());
-    row(
-        "ssh",
-        plan.ssh.as_ref().map(|ssh| match ssh.port {
-            Some(port) => format!("{}@{}:{port}", ssh.user, ssh.host),
-            None => format!("{}@{}, port chosen at launch", ssh.user, ssh.host),
-        }),
-    );
-    row(
-        "variables",
-        (!plan.env_keys.is_empty()).then(|| plan.env_keys.join(", ")),
-    );
-    if let Some(verify) = &plan.verify {
-        row("verify", verify.command.clone());
-        row("verify path", verify.path.clone());
-    }
-    row(
-        "waits",
-        plan.handshake_timeout_secs
-            .map(|secs| format!("{} for the first proof of life", human::duration(secs * 1000))),
-    );
-    row(
-        "metadata",
-        plan.metadata_path.as_ref().map(|path| path.display().to_string()),
-    );
-    row("artifact", plan.artifact_hash.clone());
-    for warning in &plan.warnings {
-        row("warning", Some(warning.clone()));
-    }
-    rows
 }

@@ -7,6 +7,7 @@ mod console;
 mod controls;
 mod doctor;
 mod logs;
+mod plans;
 mod ports;
 #[allow(dead_code)]
 #[path = "../faults/project.rs"]

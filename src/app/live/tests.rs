@@ -131,6 +131,7 @@ fn planned(name: &str, action: BootstrapPlanAction) -> Event {
         vizier_status: None,
         vizier_log_path: None,
         vizier_remediation: None,
+        machine: None,
     }))
 }
 

@@ -128,6 +128,7 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -
         vizier_status: Some(vizier_status),
         vizier_log_path: config.vizier_enabled.then(|| config.state.vizier_log(&vm.name)),
         vizier_remediation,
+        machine: None,
     }
 }
 
@@ -206,6 +207,7 @@ fn skipped(vm: &VmConfig) -> BootstrapPlan {
         vizier_status: None,
         vizier_log_path: None,
         vizier_remediation: None,
+        machine: None,
     }
 }
 
@@ -339,6 +341,7 @@ pub(crate) mod tests {
                 metadata_path: None,
             },
             ssh: SshConfig::default(),
+            places: BTreeMap::new(),
         }
     }
 

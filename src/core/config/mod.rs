@@ -254,9 +254,19 @@ pub struct VmConfig {
     pub bootstrap: BootstrapConfig,
     /// How it is reached by SSH.
     pub ssh: SshConfig,
+    /// Where its keys stand, as `castra.toml:LINE:COLUMN`; entries of lists are `mounts.0`, `mounts.1`.
+    /// For messages about what only a look at the host, or QEMU, finds wrong.
+    pub places: BTreeMap<String, String>,
 }
 
 impl VmConfig {
+    /// `castra.toml:4:8: `, where this key stands; nothing where the config doesn't have it.
+    pub fn place(&self, key: &str) -> String {
+        self.places
+            .get(key)
+            .map_or_else(String::new, |place| format!("{place}: "))
+    }
+
     /// Whether it boots castra's own default guest: neither an image nor a kernel is named.
     pub fn is_default_guest(&self) -> bool {
         self.base_image.is_none() && self.kernel.is_none()

@@ -75,6 +75,13 @@ impl<'a> Section<'a> {
         Some(self.table?.get(key)?.span().start)
     }
 
+    /// Where the entries of a list stand; doesn't count as asking for it.
+    pub(super) fn entry_places(&self, key: &str) -> Vec<Offset> {
+        let list = self.table.and_then(|table| table.get(key)?.get_ref().as_array());
+        let entries = list.map(|list| list.iter().map(|entry| entry.span().start).collect());
+        entries.unwrap_or_default()
+    }
+
     /// A number where a text with a unit is wanted; doesn't count as asking for the key.
     pub(super) fn bare_number(&self, key: &str) -> Option<(Offset, String)> {
         let value = self.table?.get(key)?;

@@ -217,7 +217,7 @@ impl Source {
         let mut errors = found.errors.iter();
         match (errors.next(), errors.next()) {
             (None, _) => Ok(()),
-            (Some(only), None) => Err(Failure::new(Exit::Config, self.place(only)).advice(only.fix.clone())),
+            (Some(only), None) => Err(Failure::new(Exit::Config, self.told(only)).advice(only.fix.clone())),
             _ => Err(failure_of(&self.name, &self.render(&found.errors))),
         }
     }
@@ -227,19 +227,22 @@ impl Source {
         self.lines.partition_point(|&start| start <= at).max(1)
     }
 
-    fn place(&self, problem: &Problem) -> String {
-        let line = self.line(problem.at);
-        let (_, column) = position(
-            &self.text[self.lines[line - 1]..],
-            problem.at - self.lines[line - 1],
-        );
-        format!("{}:{line}:{column}: {}", self.name, problem.text)
+    /// `castra.toml:4:8`.
+    pub(super) fn place(&self, at: Offset) -> String {
+        let line = self.line(at);
+        let start = self.lines[line - 1];
+        let (_, column) = position(&self.text[start..], at - start);
+        format!("{}:{line}:{column}", self.name)
+    }
+
+    fn told(&self, problem: &Problem) -> String {
+        format!("{}: {}", self.place(problem.at), problem.text)
     }
 
     fn render(&self, problems: &BTreeSet<Problem>) -> Vec<String> {
         let shown = problems.iter().take(MAX_SHOWN);
         let mut lines: Vec<String> = shown
-            .map(|problem| format!("{}; {}", self.place(problem), problem.fix))
+            .map(|problem| format!("{}; {}", self.told(problem), problem.fix))
             .collect();
         if problems.len() > MAX_SHOWN {
             lines.push(format!(

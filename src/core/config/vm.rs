@@ -3,12 +3,14 @@
 //! Here: reading them and laying one table over another. Not here: names, replicas and clashes
 //! between VMs (`vms`), `[vms.bootstrap]` (`bootstrap`).
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::bootstrap::{RawBootstrap, Scope};
 use super::paths::Places;
 use super::section::{At, Section, quoted, shown};
 use super::size::parse_size;
+use super::source::Offset;
 use super::{
     BaseImage, DirectKernel, ImageDigest, ImageSource, Mount, Network, PortForward, Protocol, SeedMode,
 };
@@ -44,7 +46,21 @@ pub(super) struct RawVm {
     pub(super) port_forwards: Option<Vec<At<PortForward>>>,
     pub(super) mounts: Option<Vec<Mount>>,
     pub(super) bootstrap: RawBootstrap,
+    /// Where its keys stand.
+    pub(super) places: BTreeMap<String, Offset>,
 }
+
+/// Keys whose values only a look at the host, or QEMU, can find wrong.
+const PLACED: [&str; 8] = [
+    "base_image",
+    "kernel",
+    "initrd",
+    "disk_size",
+    "memory",
+    "user_data",
+    "mounts",
+    "qemu_args",
+];
 
 impl RawVm {
     pub(super) fn read(section: &mut Section<'_>, places: &Places) -> RawVm {
@@ -84,13 +100,23 @@ impl RawVm {
             port_forwards: port_forwards(section),
             mounts: mounts(section, places),
             bootstrap: RawBootstrap::read(section.section("bootstrap"), places, Scope::Vm),
+            places: placed(section),
         }
     }
 
     /// Lays a replica's own table over its entry's. Lists are replaced, not joined.
     pub(super) fn overlaid(self, over: &RawVm) -> RawVm {
         let over = over.clone();
+        // The places of a list go with the list.
+        let replaced = |place: &String| {
+            let key = place.split('.').next().unwrap_or_default();
+            over.places.contains_key(key)
+        };
+        let mut places = self.places;
+        places.retain(|place, _| !replaced(place));
+        places.extend(over.places);
         RawVm {
+            places,
             // Another image has another digest.
             digest: if over.image.is_some() {
                 over.digest
@@ -163,6 +189,16 @@ impl RawVm {
             cmdline: self.cmdline.as_ref().map(|cmdline| cmdline.value.clone()),
         })
     }
+}
+
+fn placed(section: &Section<'_>) -> BTreeMap<String, Offset> {
+    let mut places = BTreeMap::new();
+    for key in PLACED {
+        places.extend(section.place(key).map(|at| (key.to_owned(), at)));
+        let entries = section.entry_places(key).into_iter().enumerate();
+        places.extend(entries.map(|(index, at)| (format!("{key}.{index}"), at)));
+    }
+    places
 }
 
 fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSource>> {

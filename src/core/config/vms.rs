@@ -265,6 +265,11 @@ fn resolve(
         mounts: raw.mounts.unwrap_or_default(),
         bootstrap,
         ssh,
+        places: raw
+            .places
+            .iter()
+            .map(|(key, at)| (key.clone(), source.place(*at)))
+            .collect(),
     }
 }
 

@@ -7,6 +7,7 @@
 
 pub mod contract;
 pub mod kept;
+mod machine;
 
 use std::path::PathBuf;
 
@@ -15,6 +16,8 @@ use serde_json::Value;
 
 use crate::core::failure::Failure;
 use crate::core::name::VmName;
+
+pub use machine::{MachinePlan, PlannedForward, PlannedMount};
 
 /// How much attention a message asks for (the Attention Model, DESIGN §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -263,6 +266,9 @@ pub struct BootstrapPlan {
     pub vizier_log_path: Option<PathBuf>,
     /// What to do if it isn't healthy.
     pub vizier_remediation: Option<String>,
+    /// The VM as it would be launched; null but in plans of `up`.
+    #[serde(default)]
+    pub machine: Option<MachinePlan>,
 }
 
 /// One fact, in the past tense. Defined here and nowhere else. Durations are milliseconds.

@@ -27,6 +27,9 @@ use crate::core::reporter::Emitter;
 
 const GET_AGAIN: &str = "get the image again: it is damaged, or made for a newer QEMU than this host's";
 
+/// Why an encrypted image is refused: QEMU would want its key on the command line, which is public.
+pub const ENCRYPTED: &str = "it is encrypted, and castra has no way to give QEMU its key";
+
 /// The formats a base image may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFormat {
@@ -80,6 +83,28 @@ pub fn resolve_base_image(
             inspect(&path, cancel)
         }
     }
+}
+
+/// The same for plans: fetches nothing and writes nothing. `None`: it has to be fetched first.
+pub fn look_at_base_image(
+    image: &BaseImage,
+    home: &Path,
+    state: &StateRoot,
+    cancel: &Cancel,
+) -> Result<Option<ResolvedBase>> {
+    let path = expected_path(image, home);
+    if matches!(image.source, ImageSource::Url(_)) {
+        // What lies in the cache was verified when it was put there.
+        return match path.exists() {
+            true => inspect(&path, cancel).map(Some),
+            false => Ok(None),
+        };
+    }
+    let found = inspect(&path, cancel)?;
+    if let Some(pinned) = &image.digest {
+        verify(&path, pinned, &DigestCache::reading(state.images()), cancel)?;
+    }
+    Ok(Some(found))
 }
 
 /// The file of a base image as far as it is known without fetching anything, for plans.
@@ -216,6 +241,12 @@ fn check_contents(path: &Path) -> Result<DiskFormat> {
                         "flatten it if you trust it: qemu-img convert -O qcow2 {} FLAT.qcow2",
                         crate::core::process::shell_quote(&path.to_string_lossy())
                     )));
+            }
+            if header.encrypted {
+                return Err(refused(path).because(ENCRYPTED).advice(format!(
+                    "decrypt it: qemu-img convert, with its key by --object and --image-opts, -O qcow2 {} PLAIN.qcow2",
+                    crate::core::process::shell_quote(&path.to_string_lossy())
+                )));
             }
             return Ok(DiskFormat::Qcow2);
         }

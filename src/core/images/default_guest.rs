@@ -82,6 +82,27 @@ impl GuestKind {
     }
 }
 
+/// What kernel, root file system and the first programs need beside the files themselves. Measured:
+/// with a kernel of 51 MiB and an initramfs of 8.2 MiB the plain guest boots with 84 MiB and panics
+/// with 80; with 63 and 11.4 MiB the one for mounts boots with 108 and panics with 100.
+const ROOM: u64 = 20 << 20;
+/// The same for a guest that isn't built yet.
+const LEAST_PLAIN: u64 = 88 << 20;
+const LEAST_MOUNTS: u64 = 106 << 20;
+
+/// Memory without which this guest panics before it says anything, bytes. The initramfs is there twice
+/// while it is unpacked.
+pub fn least_memory(home: &Path, kind: GuestKind) -> u64 {
+    let Some(guest) = find_default_guest(home, kind) else {
+        return match kind {
+            GuestKind::Plain => LEAST_PLAIN,
+            GuestKind::Mounts => LEAST_MOUNTS,
+        };
+    };
+    let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+    (length(&guest.kernel) + 2 * length(&guest.initrd) + ROOM).next_multiple_of(1 << 20)
+}
+
 /// A default guest, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DefaultGuest {

@@ -65,6 +65,7 @@ impl fmt::Display for Algorithm {
 #[derive(Clone, Debug)]
 pub struct DigestCache {
     dir: PathBuf,
+    keeps: bool,
 }
 
 /// One cache file.
@@ -113,7 +114,18 @@ impl Entry {
 impl DigestCache {
     /// A cache in this directory (`StateRoot::images`), which is made when something is kept.
     pub fn new(dir: impl Into<PathBuf>) -> DigestCache {
-        DigestCache { dir: dir.into() }
+        DigestCache {
+            dir: dir.into(),
+            keeps: true,
+        }
+    }
+
+    /// The same cache for a command that writes nothing: what isn't known is computed and not kept.
+    pub fn reading(dir: impl Into<PathBuf>) -> DigestCache {
+        DigestCache {
+            dir: dir.into(),
+            keeps: false,
+        }
     }
 
     fn file_for(&self, path: &Path) -> PathBuf {
@@ -139,7 +151,9 @@ impl DigestCache {
             return Ok(known);
         }
         let (stamp, digest) = digest_of(path, algorithm, cancel)?;
-        self.keep(path, stamp, algorithm, &digest);
+        if self.keeps {
+            self.keep(path, stamp, algorithm, &digest);
+        }
         Ok(digest)
     }
 

@@ -33,6 +33,8 @@ pub struct Header {
     pub backing_file: Option<PathBuf>,
     /// Guest data lies in another file, which the image names.
     pub external_data: bool,
+    /// Its data is encrypted.
+    pub encrypted: bool,
 }
 
 /// Reads the head of a file; `None` if it isn't a qcow2. A head that contradicts the format is an
@@ -70,6 +72,7 @@ pub fn load_header(path: &Path) -> io::Result<Option<Header>> {
         virtual_size: be64(&head, 24),
         backing_file,
         external_data: features & EXTERNAL_DATA != 0,
+        encrypted: be32(&head, 32) != 0,
     }))
 }
 
@@ -131,8 +134,12 @@ mod tests {
         match load_header(&scratch.path("x")) {
             Ok(None) => "no qcow2".into(),
             Ok(Some(header)) => format!(
-                "v{} {} {:?} {}",
-                header.version, header.virtual_size, header.backing_file, header.external_data
+                "v{} {} {:?} {}{}",
+                header.version,
+                header.virtual_size,
+                header.backing_file,
+                header.external_data,
+                if header.encrypted { " encrypted" } else { "" }
             ),
             Err(error) => error.to_string(),
         }
@@ -149,6 +156,9 @@ mod tests {
             "version 2 has no features"
         );
         assert_eq!(check(&head(3, (0, 0), 4)), "v3 1048576 None true");
+        let mut encrypted = head(3, (0, 0), 0);
+        encrypted[35] = 2;
+        assert_eq!(check(&encrypted), "v3 1048576 None false encrypted");
         let mut backed = head(3, (104, 9), 0);
         backed.extend(b"/base.img");
         assert_eq!(check(&backed), "v3 1048576 Some(\"/base.img\") false");

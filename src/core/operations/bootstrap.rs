@@ -14,7 +14,6 @@ use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
-use crate::core::operations::room::Shortage;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Task, Way};
@@ -72,21 +71,15 @@ pub fn bootstrap_with_launcher(
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
     selected.retain(|vm| start::runs(config, vm));
-    let plans = preflight::plans_of(config, &selected, &overrides);
+    let found = preflight::examine_bootstrap(config, &selected, &overrides);
     if options.plan {
-        return Ok(preflight::show_plans(
-            plans,
-            Vec::new(),
-            Shortage::default(),
-            reporter,
-        ));
+        return Ok(found.show(config, false, reporter));
     }
-    preflight::refuse_bad_plans(&plans)?;
-    preflight::require_ssh(&plans)?;
-    run::check_project_free(config)?;
+    let (_, warnings) = found.pass(false)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
+    up::tell_warnings(config, warnings, operation.emitter());
     match run_again(&options, broker, &selected, &overrides, operation.emitter()) {
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),

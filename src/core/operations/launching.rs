@@ -153,11 +153,7 @@ impl Fleet<'_, '_> {
             .launching
             .as_ref()
             .is_some_and(|launching| launching.keeps_disks);
-        match (vm.persist, restarts && is_ours(vm, path, earlier)) {
-            (true, _) => Keep::Persist,
-            (false, true) => Keep::Restart,
-            (false, false) => Keep::Nothing,
-        }
+        keep_of(vm, path, earlier, restarts)
     }
 
     fn make_overlay(
@@ -322,9 +318,18 @@ impl Fleet<'_, '_> {
     }
 }
 
+/// Who keeps what an earlier launch left at `path`; `restarts`: castra does, whatever `persist` says.
+pub(crate) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, restarts: bool) -> Keep {
+    match (vm.persist, restarts && is_ours(vm, path, earlier)) {
+        (true, _) => Keep::Persist,
+        (false, true) => Keep::Restart,
+        (false, false) => Keep::Nothing,
+    }
+}
+
 /// Whether castra made what lies at `path`: it is the default place, or the last launch's record
 /// names it.
-fn is_ours(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
+pub(crate) fn is_ours(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
     vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_deref() == Some(path))
 }
 

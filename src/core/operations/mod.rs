@@ -53,6 +53,7 @@ pub mod image;
 pub mod init;
 mod launching;
 pub mod logs;
+mod machine;
 pub mod ports;
 mod preflight;
 mod relay;

@@ -23,9 +23,8 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot::{self, Boot};
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity::{self, Identity};
-use crate::core::operations::preflight;
+use crate::core::operations::preflight::{self, Asked};
 use crate::core::operations::relay::Relay;
-use crate::core::operations::room;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
@@ -99,8 +98,6 @@ pub fn restart_with_launcher(
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
-    let plans = preflight::plans_of(config, &selected, &overrides);
-    preflight::refuse_bad_plans(&plans)?;
     let stopped: Vec<&VmConfig> = selected
         .iter()
         .copied()
@@ -108,11 +105,20 @@ pub fn restart_with_launcher(
         .collect();
     let mut conflicts = read::conflicts(config, &stopped, &options.home);
     conflicts.extend(conflicts_of_running(config, &selected, &options.home));
-    preflight::refuse_conflicts(&conflicts)?;
-    let qemu = preflight::find_tools(config, &selected, &plans, options.cli.as_deref())?;
-    let short = room::shortage(config, &stopped);
-    let warnings = short.unless(options.force)?;
-    run::check_project_free(config)?;
+    let found = preflight::examine(Asked {
+        config,
+        home: &options.home,
+        selected: &selected,
+        launches: &selected,
+        grows: &stopped,
+        overrides: &overrides,
+        conflicts,
+        cli: options.cli.as_deref(),
+        keeps_disks: !options.discard,
+        cancel: &options.cancel,
+    });
+    let (qemu, warnings) = found.pass(options.force)?;
+    let qemu = qemu.expect("the examination of a launch finds QEMU or refuses");
     run::ensure_state_root(&config.state)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));

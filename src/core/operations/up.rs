@@ -22,9 +22,8 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity;
-use crate::core::operations::preflight;
+use crate::core::operations::preflight::{self, Asked};
 use crate::core::operations::relay::Relay;
-use crate::core::operations::room;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
@@ -89,8 +88,10 @@ impl UpOptions {
 pub struct UpOutcome {
     /// The VMs asked for, in config order.
     pub vms: Vec<VmUp>,
-    /// The bootstrap plans, when only a plan was asked for.
+    /// The plans, each with its machine, when only a plan was asked for.
     pub plans: Vec<BootstrapPlan>,
+    /// Why nothing would be started, but for ports and memory, when only a plan was asked for.
+    pub refusals: Vec<Failure>,
     /// Ports that would keep VMs from starting, when only a plan was asked for.
     pub port_conflicts: Vec<PortConflict>,
     /// The broker's port.
@@ -158,32 +159,30 @@ pub fn up_with_launcher(
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
-    let plans = preflight::plans_of(config, &selected, &overrides);
     let missing: Vec<&VmConfig> = selected
         .iter()
         .copied()
         .filter(|vm| !options.broker_only && !start::runs(config, vm))
         .collect();
-    let conflicts = read::conflicts(config, &missing, &options.home);
-    let short = room::shortage(config, &missing);
-    if options.plan {
-        return Ok(preflight::show_plans(plans, conflicts, short, reporter));
-    }
-    if !options.broker_only {
-        preflight::refuse_bad_plans(&plans)?;
-    }
-    preflight::refuse_conflicts(&conflicts)?;
-    let qemu = match options.broker_only {
-        true => None,
-        false => Some(preflight::find_tools(
+    let found = match options.broker_only {
+        true => preflight::examine_broker(config),
+        false => preflight::examine(Asked {
             config,
-            &missing,
-            &plans,
-            options.cli.as_deref(),
-        )?),
+            home: &options.home,
+            selected: &selected,
+            launches: &missing,
+            grows: &missing,
+            overrides: &overrides,
+            conflicts: read::conflicts(config, &missing, &options.home),
+            cli: options.cli.as_deref(),
+            keeps_disks: false,
+            cancel: &options.cancel,
+        }),
     };
-    let warnings = short.unless(options.force)?;
-    run::check_project_free(config)?;
+    if options.plan {
+        return Ok(found.show(config, options.force, reporter));
+    }
+    let (qemu, warnings) = found.pass(options.force)?;
     run::ensure_state_root(&config.state)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
@@ -219,6 +218,7 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
     UpOutcome {
         vms,
         plans: Vec::new(),
+        refusals: Vec::new(),
         port_conflicts: Vec::new(),
         shortage: None,
         verdict: FleetVerdict::of(counts.total, counts.failed),

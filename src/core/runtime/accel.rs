@@ -71,10 +71,23 @@ pub fn decide(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision>
         Some(decision) => decision,
         None => ask_a_guest(question, cancel)?,
     };
-    if question.choice == AccelChoice::Kvm && decision.accel == Accel::Tcg {
-        return Err(no_kvm(question, decision.reason));
-    }
+    refuse_without_kvm(question, &decision)?;
     Ok(decision)
+}
+
+/// What [`decide`] would refuse, as far as that is known without a probe: for plans.
+pub fn check(question: &AccelQuestion<'_>) -> Result<()> {
+    match known(question) {
+        Some(decision) => refuse_without_kvm(question, &decision),
+        None => Ok(()),
+    }
+}
+
+fn refuse_without_kvm(question: &AccelQuestion<'_>, decision: &Decision) -> Result<()> {
+    if question.choice == AccelChoice::Kvm && decision.accel == Accel::Tcg {
+        return Err(no_kvm(question, decision.reason.clone()));
+    }
+    Ok(())
 }
 
 /// What can be said without starting anything or writing a file; `None`: it takes a probe.

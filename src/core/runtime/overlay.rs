@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, ImageUse};
-use crate::core::images::base::{ResolvedBase, refuse_if_written};
+use crate::core::images::base::{ENCRYPTED, ResolvedBase, refuse_if_written};
 use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
 
@@ -214,6 +214,20 @@ fn refuse_if_held(path: &Path) -> Result<()> {
     )
 }
 
+/// Everything about the overlay that can be found wrong without making it. Changes nothing.
+pub fn check(spec: &OverlaySpec<'_>) -> Result<()> {
+    wanted_size(spec)?;
+    if !spec.path.parent().is_some_and(Path::is_dir) {
+        // The folder is made, or can't be, when the overlay is.
+        return Ok(());
+    }
+    match look_at(spec.path)? {
+        None => Ok(()),
+        Some(found) if spec.keep != Keep::Nothing => kept_sizes(spec, &found).map(drop),
+        Some(found) => check_replaceable(spec, &found),
+    }
+}
+
 /// Whether what lies there, if anything, can be kept as it is asked for. Changes nothing, and doesn't
 /// mind a QEMU that runs on it.
 pub fn check_kept(spec: &OverlaySpec<'_>) -> Result<()> {
@@ -243,6 +257,11 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
             ))
             .advice("remove it, or set `overlay` to another place"));
     };
+    if header.encrypted {
+        return Err(failed(spec.path)
+            .because(ENCRYPTED)
+            .advice("remove it, or set `overlay` to another place"));
+    }
     if !stands_on(header, spec.base) {
         let name = |path: Option<&Path>| match path {
             Some(path) => path.display().to_string(),

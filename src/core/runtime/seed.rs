@@ -106,7 +106,7 @@ pub fn write_seed(kind: SeedKind, dir: &Path, inputs: &SeedInputs<'_>) -> Result
         SeedKind::Nothing => Ok(Seed::default()),
         SeedKind::FwCfg => write_fw_cfg(dir, inputs),
         SeedKind::NoCloud => {
-            let seed = write_nocloud(&dir.join("nocloud"), inputs)?;
+            let seed = write_nocloud(&nocloud_dir(dir), inputs)?;
             // Beside the disk, for the bootstrap: Vizier gets it from there.
             if let Some(token) = inputs.token {
                 write_private(&dir.join("token"), format!("{token}\n").as_bytes())?;
@@ -159,7 +159,22 @@ fn write_fw_cfg(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
     })
 }
 
-fn write_nocloud(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
+/// Everything about a seed that can be found wrong without making it; `inputs` may hold placeholders
+/// for what only a launch knows.
+pub fn check_seed(kind: SeedKind, dir: &Path, inputs: &SeedInputs<'_>) -> Result<()> {
+    match kind {
+        SeedKind::Nothing => Ok(()),
+        SeedKind::FwCfg => mounts_text(inputs.vm, inputs.mounts).map(drop),
+        SeedKind::NoCloud => nocloud_text(&nocloud_dir(dir), inputs).map(drop),
+    }
+}
+
+fn nocloud_dir(dir: &Path) -> PathBuf {
+    dir.join("nocloud")
+}
+
+/// The user data that is to lie in `dir`.
+fn nocloud_text(dir: &Path, inputs: &SeedInputs<'_>) -> Result<String> {
     let refused = |why: String| {
         Failure::new(Exit::Config, format!("can't make the seed of {}", inputs.vm)).because(why)
     };
@@ -183,6 +198,11 @@ fn write_nocloud(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
             )),
         );
     }
+    Ok(user_data)
+}
+
+fn write_nocloud(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
+    let user_data = nocloud_text(dir, inputs)?;
     make_dir(dir)?;
     write_private(&dir.join("meta-data"), nocloud::meta_data(inputs).as_bytes())?;
     write_private(&dir.join("user-data"), user_data.as_bytes())?;

@@ -80,7 +80,7 @@ output=${output%/}
 case $source in /*) ;; *) source=$PWD/$source ;; esac
 
 # From the repository these are all files of guest/; castra writes the same set.
-guest_files='acpid castra-bus castra-hello hello inittab late power profile rcS sshd'
+guest_files='acpid castra-bus castra-hello hello inittab late power profile rcS sshd sshd_config'
 for file in $guest_files; do
     [ -f "$source/$file" ] || fail 64 "$source/$file is missing" 'the guest is made from it' 'give --source a complete directory'
 done
@@ -211,9 +211,10 @@ closure() {
 # Small kernels for virtual machines first, then the distribution's usual one.
 kernel_candidates='linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 linux-image-generic'
 [ "$mounts" = no ] || kernel_candidates='linux-image-amd64 linux-image-virtual linux-image-generic'
-programs='busybox-static dropbear-bin openssh-sftp-server e2fsprogs'
-# Of this only scp is taken, which clients before OpenSSH 9 expect in a guest; it needs nothing but libc6.
-scp_package=openssh-client
+programs='busybox-static openssh-server e2fsprogs'
+# Of this only scp, which clients before OpenSSH 9 expect in a guest, and ssh-keygen are taken; they need no library that
+# the server doesn't.
+client_package=openssh-client
 
 # Sets `packages` to everything to be fetched.
 resolve() {
@@ -226,12 +227,14 @@ resolve() {
     # Not all libraries that packages depend on are needed by the programs we take; that is seen later.
     # shellcheck disable=SC2086
     libraries=$(closure '^(lib|zlib1g)' $programs)
+    # The guest's SSH server asks no PAM module: it lets in who has the key.
+    libraries=$(for name in $libraries; do case $name in libpam-*) ;; *) echo "$name" ;; esac done)
     # Where there is no smaller kernel without 9p, the guest with mounts is the only one there is.
     plain=true
     [ "$mounts" = no ] || [ "$(closure '^linux-image-[0-9]' linux-image-cloud-amd64)" = ' ' ] || plain=false
-    case $libraries in *" libc6 "*) ;; *) return 1 ;; esac
+    printf '%s\n' "$libraries" | grep -qx libc6 || return 1
     kernel_packages=$(for name in $kernel_packages; do case $name in linux-modules-extra-*) ;; *) echo "$name" ;; esac done)
-    packages="$kernel_packages $programs $scp_package $libraries"
+    packages="$kernel_packages $programs $client_package $libraries"
 }
 
 # Fetches package $1 into the directory $2 of $work.
@@ -294,9 +297,9 @@ unexpected() {
 }
 
 busybox=$(first_of "$pkg/bin/busybox" "$pkg/usr/bin/busybox") || unexpected 'busybox-static holds no busybox'
-dropbear=$(first_of "$pkg/usr/sbin/dropbear" "$pkg/usr/bin/dropbear") || unexpected 'dropbear-bin holds no dropbear'
-sftp_server=$(first_of "$pkg/usr/lib/openssh/sftp-server") || unexpected 'openssh-sftp-server holds no sftp-server'
+sshd=$(first_of "$pkg/usr/sbin/sshd") || unexpected 'openssh-server holds no sshd'
 scp=$(first_of "$pkg/usr/bin/scp") || unexpected 'openssh-client holds no scp'
+ssh_keygen=$(first_of "$pkg/usr/bin/ssh-keygen") || unexpected 'openssh-client holds no ssh-keygen'
 mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fsprogs holds no mke2fs'
 resize2fs=$(first_of "$pkg/sbin/resize2fs" "$pkg/usr/sbin/resize2fs") || unexpected 'e2fsprogs holds no resize2fs'
 # Not by /lib64: that may be an absolute link, which would lead to the host's own.
@@ -477,9 +480,9 @@ say 'putting the guest together'
 cd "$root"
 mkdir -p bin sbin usr/bin usr/sbin usr/lib/openssh usr/local/bin usr/local/sbin lib/x86_64-linux-gnu lib64 dev proc sys run/lock \
     tmp root/.ssh etc/init.d etc/acpi/PWRF mnt opt home srv \
-    var/cache var/lib/dropbear var/log var/spool var/tmp run/castra
+    etc/ssh var/cache var/lib var/log var/spool var/tmp run/castra
 chmod 1777 tmp var/tmp
-chmod 700 root root/.ssh var/lib/dropbear
+chmod 700 root root/.ssh
 ln -s /run var/run
 ln -s /run/lock var/lock
 
@@ -491,19 +494,25 @@ cp "$busybox" bin/busybox
 done
 ln -s /bin/busybox init
 ln -s /bin/busybox sbin/init
-cp "$dropbear" usr/sbin/dropbear
-dropbearkey=$(first_of "$pkg/usr/bin/dropbearkey") && cp "$dropbearkey" usr/bin/dropbearkey
-cp "$sftp_server" usr/lib/openssh/sftp-server
-# Where dropbear looks for it.
-ln -s openssh/sftp-server usr/lib/sftp-server
+# Since 9.8 a connection is served by a program of its own, since 10.0 its login by another.
+ssh_programs='usr/sbin/sshd usr/bin/ssh-keygen usr/bin/scp'
+cp "$sshd" usr/sbin/sshd
+cp "$ssh_keygen" usr/bin/ssh-keygen
 cp "$scp" usr/bin/scp
+for helper in sshd-session sshd-auth; do
+    [ -f "$pkg/usr/lib/openssh/$helper" ] || continue
+    cp "$pkg/usr/lib/openssh/$helper" "usr/lib/openssh/$helper"
+    ssh_programs="$ssh_programs usr/lib/openssh/$helper"
+done
 cp "$mke2fs" usr/sbin/mke2fs
 cp "$resize2fs" usr/sbin/resize2fs
 rm -f sbin/mke2fs
 ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
 
 # Exactly the libraries these programs load, found by their own loader among the unpacked packages.
-for program in usr/sbin/dropbear usr/lib/openssh/sftp-server usr/bin/scp usr/sbin/mke2fs usr/sbin/resize2fs; do
+# Split on purpose: a list of names.
+# shellcheck disable=SC2086
+for program in $ssh_programs usr/sbin/mke2fs usr/sbin/resize2fs; do
     "$loader" --inhibit-cache --library-path "$library_path" --list "$program" >"$work/libraries" 2>>"$log" ||
         unexpected "$program: $(tail -n 1 "$log")"
     if grep -q 'not found' "$work/libraries"; then
@@ -542,8 +551,15 @@ done
 # The event that BusyBox acpid reports for the power button.
 printf '#!/bin/sh\nexec /sbin/poweroff\n' >etc/acpi/PWRF/00000080
 chmod 755 etc/acpi/PWRF/00000080
-# Host keys live where they outlast the initramfs.
-ln -s /var/lib/dropbear etc/dropbear
+cp "$source/sshd_config" etc/ssh/sshd_config
+# All connections come from one address, 10.0.2.2, and castra's own look for a banner is one: nobody may be punished for
+# another's. The option is as old as the punishment, 9.8, which also brought the helper.
+[ ! -e usr/lib/openssh/sshd-session ] || echo 'PerSourcePenalties no' >>etc/ssh/sshd_config
+# Clients prefer key exchanges that withstand quantum computers. sntrup761 doubles the time of a login under emulation;
+# ML-KEM is quick, but only newer servers know it.
+kex=curve25519-sha256,curve25519-sha256@libssh.org
+! grep -aq mlkem768x25519-sha256 usr/sbin/sshd usr/lib/openssh/sshd-session 2>/dev/null || kex=mlkem768x25519-sha256,$kex
+echo "KexAlgorithms $kex" >>etc/ssh/sshd_config
 
 cat >etc/fstab <<'EOF'
 proc     /proc    proc     defaults                       0 0
@@ -552,9 +568,9 @@ devtmpfs /dev     devtmpfs defaults                       0 0
 devpts   /dev/pts devpts   noauto,gid=5,mode=620,ptmxmode=666 0 0
 tmpfs    /dev/shm tmpfs    noauto,mode=1777,nosuid,nodev  0 0
 EOF
-printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n' >etc/passwd
+printf 'root:x:0:0:root:/root:/bin/sh\nsshd:x:100:65534:sshd:/run/sshd:/bin/false\nnobody:x:65534:65534:nobody:/:/bin/false\n' >etc/passwd
 printf 'root:x:0:\ntty:x:5:\nnogroup:x:65534:\n' >etc/group
-printf 'root:*:19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n' >etc/shadow
+printf 'root:*:19000:0:99999:7:::\nsshd:*:19000:0:99999:7:::\nnobody:*:19000:0:99999:7:::\n' >etc/shadow
 chmod 600 etc/shadow
 printf '/bin/sh\n/bin/ash\n' >etc/shells
 printf 'passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n' >etc/nsswitch.conf
@@ -567,7 +583,8 @@ PRETTY_NAME="castra default guest (Linux $kernel_version)"
 ID=castra
 EOF
 find . -type f \( -path './lib/*' -o -path './lib64/*' \) -exec chmod 644 {} +
-chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/dropbear usr/sbin/mke2fs usr/sbin/resize2fs usr/bin/scp usr/lib/openssh/sftp-server
+# shellcheck disable=SC2086
+chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/mke2fs usr/sbin/resize2fs $ssh_programs
 
 # --- the archive --------------------------------------------------------------------------------
 # Written here rather than by cpio, which may be absent, would store our user id, and can't make device nodes
@@ -614,7 +631,8 @@ pack >"$out/initramfs.cpio" 2>>"$log" || fail 74 "writing $output failed" "$(tai
 # panic=-1: a panic ends the guest at once, after its message. The others only make it quicker under emulation:
 # nr_uarts: no probing for serial ports that aren't there. notests (0.35 s): the kernel doesn't test its ciphers at
 # each boot. noreplace-smp (0.2 s): with one CPU, lock prefixes stay in the code instead of being patched out.
-cmdline='console=ttyS0 quiet panic=-1 8250.nr_uarts=1 cryptomgr.notests noreplace-smp'
+# init_on_alloc=0 (0.2 s): the kernel doesn't also clear the memory that it is about to fill.
+cmdline='console=ttyS0 quiet panic=-1 8250.nr_uarts=1 cryptomgr.notests noreplace-smp init_on_alloc=0'
 {
     printf '{\n  "kernel_version": "%s",\n  "packages": {' "$kernel_version"
     for deb in "$work"/debs/*.deb; do

@@ -1,4 +1,4 @@
-//! The bootstrap on real guests: castra's own (BusyBox init, dropbear) and a Debian with systemd and
+//! The bootstrap on real guests: castra's own (BusyBox init) and a Debian with systemd and
 //! OpenSSH that is built here, and boots with OpenRC and runit too. Run by `make test`. Each boots
 //! once; what is tested is told by rewriting castra.toml between two `castra bootstrap`.
 #![allow(clippy::unwrap_used)]
@@ -396,7 +396,7 @@ fn a_guest_without_sshd(project: &Project, debian: &Path) {
     // What answers already goes on; init finds no server to start again.
     stopped(
         "small",
-        "mv /usr/sbin/dropbear /usr/sbin/dropbear.off; kill $(cat /run/dropbear.pid)",
+        "mv /usr/sbin/sshd /usr/sbin/sshd.off; kill $(cat /run/sshd.pid)",
     );
     stopped("stock", "systemctl stop ssh.socket ssh.service");
     let script = "script = \"true.sh\"\nhandshake_timeout_secs = 6\nstep_timeout_secs = 6\n";

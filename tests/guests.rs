@@ -5,6 +5,8 @@
 
 #[path = "support/guest_project.rs"]
 mod guest_project;
+#[path = "guests/server.rs"]
+mod server;
 mod support;
 
 use std::fs;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Attempts under way at once. dropbear allows five unauthenticated connections from one address.
+/// Attempts under way at once. Some servers (dropbear) allow five unauthenticated connections from one address.
 const AT_ONCE: usize = 4;
 /// An attempt without a banner is given up after a quarter of the guest's age, within these. The
 /// lower one finds a guest whose network has just come up, the upper one a server that needs long.

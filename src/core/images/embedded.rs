@@ -23,7 +23,7 @@ pub const CASTRA_VIZIER: &str = include_str!("../../../scripts/guest/castra-vizi
 pub const CASTRA_MOUNTS: &str = include_str!("../../../scripts/guest/castra-mounts");
 
 /// The files of `scripts/guest/` that go into the default guest, by name.
-pub const GUEST_FILES: [(&str, &str); 10] = [
+pub const GUEST_FILES: [(&str, &str); 11] = [
     ("acpid", include_str!("../../../scripts/guest/acpid")),
     ("castra-bus", CASTRA_BUS),
     ("castra-hello", CASTRA_HELLO),
@@ -34,6 +34,7 @@ pub const GUEST_FILES: [(&str, &str); 10] = [
     ("profile", include_str!("../../../scripts/guest/profile")),
     ("rcS", include_str!("../../../scripts/guest/rcS")),
     ("sshd", include_str!("../../../scripts/guest/sshd")),
+    ("sshd_config", include_str!("../../../scripts/guest/sshd_config")),
 ];
 
 /// What a default guest is made from: a script and the files it is given.

@@ -7,6 +7,7 @@ mod sshd;
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -697,6 +698,60 @@ fn auto_without_a_script_only_connects() {
 }
 
 #[test]
+fn a_server_that_says_nothing_behind_its_banner() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut fixture = Fixture::new("mute", "step_timeout_secs = 2", Some("true"));
+    fixture.port = listener.local_addr().unwrap().port();
+    fixture.shake_hands();
+    // Every connection gets a banner and nothing else, and is held.
+    std::thread::spawn(move || {
+        let mut held = Vec::new();
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut stream = stream;
+            let _ = stream.write_all(b"SSH-2.0-mute\r\n");
+            held.push(stream);
+        }
+    });
+    let ran = fixture.run();
+    assert!(
+        ran.error().contains("no command ran over SSH within 2 s"),
+        "{}",
+        ran.error()
+    );
+}
+
+/// Start-up files that print without a line end, before and while the commands run.
+#[test]
+fn a_login_shell_that_prints() {
+    let script = "#!/bin/sh\n[ -e done ] && { echo Castra:noop; exit; }\ncat \"$CASTRA_PAYLOAD_DIR/file\"; sleep 0.3; printf 'no line end'; sleep 0.3; : >done\n";
+    let more = "payload = \"pay load\"\nverify_path = \"done\"\nverify_command = \"test -e done\"";
+    let fixture = Fixture::new("noise", more, Some(script));
+    fs::create_dir(fixture.dir.join("project/pay load")).unwrap();
+    fs::write(fixture.dir.join("project/pay load/file"), "first\n").unwrap();
+    let noise = "printf '\\033]0;title\\007'; printf 'castra-dir no'; (for n in 1 2 3 4 5 6; do sleep 0.1; printf '\\033[K'; done) &\n";
+    let dir = fixture.dir.join("sshd");
+    for name in [".bashrc", ".profile", ".zshenv"] {
+        fs::write(dir.join(name), noise).unwrap();
+    }
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{}", ran.steps());
+    // What the shell's background process prints meanwhile can't be told from what the script prints.
+    let output: Vec<String> = ran
+        .output()
+        .iter()
+        .map(|line| line.replace("\\x1b[K", ""))
+        .collect();
+    let output: Vec<&String> = output.iter().filter(|line| !line.is_empty()).collect();
+    assert_eq!(
+        output,
+        ["first", "no line end"],
+        "noise is in the script's output"
+    );
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::NoOp, "{:?}", ran.output());
+}
+
+#[test]
 fn a_guest_without_an_ssh_server() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
@@ -710,6 +765,23 @@ fn a_guest_without_an_ssh_server() {
         ran.steps()
             .ends_with("connect:skipped transfer:skipped apply:skipped verify:skipped")
     );
+
+    // It answered before: to skip its steps would hide that somebody keeps it busy.
+    let mut fixture = Fixture::new("no-sshd-any-more", "step_timeout_secs = 1", None);
+    fixture.shake_hands();
+    let ran = fixture.run();
+    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert!(ran.steps().contains("connect:ok"), "{}", ran.steps());
+    fixture.port = port;
+    fixture.shake_hands();
+    let ran = fixture.run();
+    assert!(
+        ran.error()
+            .contains("no SSH server answered within 1 s, though it did before"),
+        "{}",
+        ran.error()
+    );
+    assert!(ran.steps().ends_with("connect:failed"), "{}", ran.steps());
 
     let mut fixture = Fixture::new("no-sshd-script", "step_timeout_secs = 1", Some("true"));
     fixture.port = port;

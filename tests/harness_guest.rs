@@ -174,6 +174,34 @@ fn the_agent_works_in_the_guest() {
 }
 
 #[test]
+fn a_long_prompt_reaches_it_past_start_up_files_that_print() {
+    let guest = Guest::new(
+        "inside-long",
+        &format!("for word in \"$@\"; do printf '%s\\0' \"$word\"; done >argv\n{SAYS}\n{DONE}"),
+    );
+    for name in [".bashrc", ".profile", ".zshenv"] {
+        fs::write(
+            guest.fleet.dir().join("sshd").join(name),
+            "printf '\\033]0;title\\007'\n",
+        )
+        .unwrap();
+    }
+    let long = format!("begin{}end", "x".repeat(100_000));
+    let mut command = guest.command(&[]);
+    command.arg(&long);
+    let (code, events) = told(command.output().unwrap());
+    assert_eq!((code, verdict(&events)), (Some(0), "complete"), "{events:?}");
+    assert!(
+        fs::read_to_string(guest.work().join("argv"))
+            .unwrap()
+            .contains(&long)
+    );
+    let mut command = guest.command(&[]);
+    command.args([&long, &long]);
+    assert_eq!(told(command.output().unwrap()).0, Some(64));
+}
+
+#[test]
 fn its_exit_and_its_absence_are_told() {
     let guest = Guest::new("inside-exit", "echo 'no login' >&2; exit 9");
     let (code, events) = guest.run(&[]);

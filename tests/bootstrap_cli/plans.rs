@@ -193,3 +193,23 @@ fn bootstrap_again_without_a_restart() {
     project.castra().write("boot/run.sh", "#!/bin/sh\ntouch done\n");
     assert_ne!(status(&["bootstrap"]).1, hash);
 }
+
+#[test]
+fn sockets_and_pipes_of_a_payload_are_left_out_and_named() {
+    let script = "#!/bin/sh\nls \"$CASTRA_PAYLOAD_DIR\"\n";
+    let guest = Guest::up("special", script, "payload = \"site\"\n");
+    let castra = guest.project.castra();
+    castra.write("site/file", "x");
+    nix::unistd::mkfifo(
+        &castra.project().join("site/a-pipe"),
+        nix::sys::stat::Mode::S_IRWXU,
+    )
+    .unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(castra.project().join("site/a-socket")).unwrap();
+    let ran = guest.project.run(&["bootstrap"]).exits(0);
+    assert!(
+        ran.stderr.contains("warning") && ran.stderr.contains("a-pipe") && ran.stderr.contains("a-socket"),
+        "{ran:?}"
+    );
+    assert_eq!(fs::read_dir(guest.remote().join("payload")).unwrap().count(), 1);
+}

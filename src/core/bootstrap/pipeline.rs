@@ -24,7 +24,7 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::{
-    BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event,
+    BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, Severity,
 };
 use crate::core::failure::Result as Done;
 use crate::core::host;
@@ -174,6 +174,8 @@ struct Route {
     banner: Option<BannerSearch>,
     /// That nobody answers is an error, and no reason to skip steps.
     must: bool,
+    /// It answered an earlier bootstrap, or somebody's ssh, with the disk that the guest has now.
+    answered_before: bool,
     /// Nobody answered, in words.
     nobody: Option<String>,
     /// Somebody did; for the step `connect`.
@@ -231,10 +233,12 @@ impl Pipeline<'_, '_, '_> {
                 }
             })))
         })?;
+        let answered_before = steps::has_answered(context);
         let mut route = Route {
             target,
             banner,
-            must: has_script || reached_by_ssh,
+            must: has_script || reached_by_ssh || answered_before,
+            answered_before,
             nobody: None,
             connected: None,
         };
@@ -312,12 +316,16 @@ impl Pipeline<'_, '_, '_> {
                 let waited = context.vm.bootstrap.step_timeout.as_secs();
                 let words = format!("no SSH server answered within {waited} s");
                 if route.must {
-                    return Err(
-                        Trouble::because(format!("{words}, though the guest lives")).advise(format!(
-                            "see whether one runs in it: castra logs {}",
-                            context.vm.name
-                        )),
-                    );
+                    let vm = &context.vm.name;
+                    let (though, advice) = match route.answered_before {
+                        true => (
+                            "it did before",
+                            "others may keep all its places for logins busy: try again later, or castra restart",
+                        ),
+                        false => ("the guest lives", "see whether one runs in it: castra logs"),
+                    };
+                    return Err(Trouble::because(format!("{words}, though {though}"))
+                        .advise(format!("{advice} {vm}")));
                 }
                 route.nobody = Some(words);
             }
@@ -480,9 +488,12 @@ impl Pipeline<'_, '_, '_> {
             self.planned = true;
             self.plan.artifact_hash = known.clone();
             self.log.log.artifact_hash = known;
-            self.context
-                .emitter
-                .emit(Event::BootstrapPlanned(Box::new(self.plan.clone())));
+            let emitter = self.context.emitter;
+            emitter.emit(Event::BootstrapPlanned(Box::new(self.plan.clone())));
+            for warning in &self.plan.warnings {
+                let vm = Some(&self.context.vm.name);
+                emitter.emit(Event::message(Severity::Warn, vm, warning.clone()));
+            }
             return;
         }
         self.started = true;

@@ -6,6 +6,10 @@
 //! The guest's login shell may be anything, so it only ever sees `exec sh` or one quoted line
 //! for `exec sh -c`. Everything secret goes by stdin: an environment on a command line could be
 //! read by every user of the guest.
+//!
+//! Start-up files of the login shell may print, with or without a line end, also from a process that they left in the
+//! background. So every line that castra reads begins with a line end of its own and is printed at once ([`say`]); what
+//! stands around such lines isn't castra's.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -28,11 +32,24 @@ pub fn greeting(remote_dir: &str, vizier: bool) -> String {
     };
     let script = format!(
         "d={dir}; if {{ [ -d \"$d\" ] || mkdir -p \"$d\"; }} && [ -w \"$d\" ] && [ -x \"$d\" ]; \
-         then echo {DIR_OK}; else [ ! -d \"$d\" ] || echo \"$d is not writable\" >&2; fi; \
-         {before}echo {READY}; {wait}",
+         then {ok}; else [ ! -d \"$d\" ] || echo \"$d is not writable\" >&2; fi; \
+         {before}{ready}; {wait}",
+        ok = say(DIR_OK),
+        ready = say(READY),
         dir = quote(remote_dir.as_bytes()),
     );
     format!("exec sh -c {}", quote(script.as_bytes()))
+}
+
+/// A command that prints these words as a line of their own, whatever was printed before and is printed meanwhile. The
+/// words are castra's, with variables at most.
+pub(super) fn say(words: &str) -> String {
+    format!("printf \"\\n%s\\n\" \"{words}\"")
+}
+
+/// What a session prints before its program does.
+pub fn begin_mark(mark: &str) -> String {
+    format!("{mark}-begin")
 }
 
 /// Where a transfer unpacks before anything is moved into place.
@@ -103,7 +120,8 @@ pub enum Program<'a> {
 pub const SESSION_COMMAND: &str = "exec sh";
 
 /// The stdin of [`SESSION_COMMAND`]: runs a program in `remote_dir` with these variables, as a
-/// session of its own, and prints `mark`, a blank and its exit code when it has ended. When stdin
+/// session of its own, and prints `mark`, a blank and its exit code when it has ended; [`begin_mark`] before it starts.
+/// When stdin
 /// ends first, the program and its children get SIGTERM and, two seconds later, SIGKILL.
 ///
 /// The whole text is one compound command: the shell has parsed it to its end before it runs any
@@ -111,8 +129,10 @@ pub const SESSION_COMMAND: &str = "exec sh";
 pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mark: &str) -> String {
     let mut text = String::from("{\nexec 3<&0 0</dev/null\n");
     text.push_str(&format!(
-        "cd {} || {{ echo {mark} 1; exit 1; }}\n",
-        quote(remote_dir.as_bytes())
+        "{begin}\ncd {dir} || {{ {end}; exit 1; }}\n",
+        begin = say(&begin_mark(mark)),
+        dir = quote(remote_dir.as_bytes()),
+        end = say(&format!("{mark} 1")),
     ));
     for (key, value) in env {
         text.push_str(&format!("export {key}={}\n", quote(value.as_bytes())));
@@ -125,8 +145,9 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
         Program::Command(command) => format!("sh -c {}", quote(command.as_bytes())),
         Program::Exists(path) => {
             text.push_str(&format!(
-                "test -e {path}; c=$?; echo {mark} $c; exit $c\n}}\n",
-                path = quote(path.as_bytes())
+                "test -e {path}; c=$?; {end}; exit $c\n}}\n",
+                path = quote(path.as_bytes()),
+                end = say(&format!("{mark} $c")),
             ));
             return text;
         }
@@ -156,7 +177,10 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
          c=$?\n",
     );
     // The watcher goes first: at the mark stdin is closed, and it would end what the script has left running.
-    text.push_str(&format!("exec 3<&-\nkill $w\necho {mark} $c\nexit $c\n}}\n"));
+    text.push_str(&format!(
+        "exec 3<&-\nkill $w\n{end}\nexit $c\n}}\n",
+        end = say(&format!("{mark} $c")),
+    ));
     text
 }
 
@@ -203,7 +227,10 @@ mod tests {
         child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         drop(stdin);
         child.wait().unwrap();
-        (out, err)
+        let begin = format!("\n{}\n", begin_mark(MARK));
+        let out = out.strip_prefix(&begin).unwrap_or_else(|| panic!("{out}"));
+        // The end mark's own line end.
+        (out.replacen(&format!("\n{MARK} "), &format!("{MARK} "), 1), err)
     }
 
     #[test]
@@ -263,16 +290,17 @@ mod tests {
                 .unwrap();
             let mut stdout = child.stdout.take().unwrap();
             let mut pids = Vec::new();
-            while pids.last() != Some(&b'\n') {
+            while pids.iter().filter(|byte| **byte == b'\n').count() < 3 {
                 let mut byte = [0];
                 stdout.read_exact(&mut byte).unwrap();
                 pids.push(byte[0]);
             }
+            let pids = pids.split_off(format!("\n{}\n", begin_mark(MARK)).len());
             let began = Instant::now();
             drop(stdin);
             let mut rest = String::new();
             stdout.read_to_string(&mut rest).unwrap();
-            assert_eq!(rest, format!("{MARK} 137\n"), "{shell:?}");
+            assert_eq!(rest, format!("\n{MARK} 137\n"), "{shell:?}");
             assert!(began.elapsed() < Duration::from_secs(10), "{shell:?}");
             child.wait().unwrap();
             for pid in String::from_utf8(pids).unwrap().split_whitespace() {
@@ -298,7 +326,7 @@ mod tests {
             let command = "sleep 600 >/dev/null 2>&1 & echo $!";
             let text = session(dir, &[], Program::Command(command), MARK);
             // Once the mark is out the watcher is gone, whoever closes stdin how soon.
-            assert!(text.find("kill $w").unwrap() < text.find(&format!("echo {MARK} $c")).unwrap());
+            assert!(text.find("kill $w").unwrap() < text.find(&format!("{MARK} $c")).unwrap());
             let (out, _) = converse(shell, &text);
             let pid: i32 = out.lines().next().unwrap().parse().unwrap();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)

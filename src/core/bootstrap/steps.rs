@@ -3,6 +3,7 @@
 //! Here: what each does and how it tells of a failure. Not here: their order and events
 //! (`bootstrap::pipeline`), `transfer` and `wait-handshake` (modules of their own).
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
@@ -19,6 +20,7 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
+use crate::core::paths::vm_file;
 use crate::core::process::Tail;
 use crate::core::threads::none_to_be_had;
 
@@ -60,6 +62,16 @@ pub(super) fn search(context: &Context<'_, '_>, target: &SshTarget) -> Result<Ba
     let age = host::boottime().saturating_sub(launched);
     BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age)
         .map_err(|error| Trouble::because(none_to_be_had("banner", &error).cause()))
+}
+
+/// Whether the guest's SSH server has answered since the guest got its disk: a fresh disk begins with an empty file.
+pub(super) fn has_answered(context: &Context<'_, '_>) -> bool {
+    let known_hosts = context
+        .config
+        .state
+        .vm(&context.vm.name)
+        .file(vm_file::KNOWN_HOSTS);
+    fs::metadata(known_hosts).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
 }
 
 /// Opens the master once there is a banner. Without a search so far the guest is one that was known to live: the
@@ -321,6 +333,7 @@ fn run_session(
         feed: Box::new(move |stdin| stdin.write_all(text.as_bytes())),
         hold_stdin: true,
         limit: Limit::Total(limit),
+        begin_mark: Some(remote::begin_mark(&mark)),
         end_mark: Some(mark),
     };
     channel::run(master, exec, watch, on_line, &mut || ())

@@ -73,6 +73,7 @@ pub(super) fn transfer(
         }),
         hold_stdin: false,
         limit: Limit::Idle(bootstrap.step_timeout, &sent),
+        begin_mark: None,
         end_mark: None,
     };
     let began = Instant::now();

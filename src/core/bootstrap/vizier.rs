@@ -207,6 +207,7 @@ pub(super) fn install(
         feed: Box::new(move |stdin| stdin.write_all(text.as_bytes())),
         hold_stdin: false,
         limit: Limit::Total(context.vm.bootstrap.step_timeout),
+        begin_mark: None,
         end_mark: Some(mark.clone()),
     };
     let mut told = Told::default();

@@ -16,10 +16,10 @@ pub const HAS: &str = "castra-vizier-has";
 pub const LOG: &str = "castra-vizier-log";
 
 /// Says what is installed and what runs. It starts no program. Whoever is logged in: root's Vizier is seen by all.
-pub const PROBE: &str = r#"r=${CASTRA_ROOT:-}; u=$HOME/.castra/vizier; for d in "$r/usr/local/lib/castra" "$u"; do x=; { IFS= read -r x <"$d/vizier.version"; } 2>/dev/null; [ -z "$x" ] || { echo "castra-vizier-has $x"; break; }; done; for a in "$r/run/castra/vizier.active" "$u/vizier.active"; do p= x= c=; { { IFS= read -r p; IFS= read -r x; } <"$a"; } 2>/dev/null; case $p in ""|*[!0-9]*) continue;; esac; { IFS= read -r c <"/proc/$p/cmdline"; } 2>/dev/null; case $c in *castra-vizier*) echo "castra-vizier-runs $x $p"; break;; esac; done; "#;
+pub const PROBE: &str = r#"r=${CASTRA_ROOT:-}; u=$HOME/.castra/vizier; for d in "$r/usr/local/lib/castra" "$u"; do x=; { IFS= read -r x <"$d/vizier.version"; } 2>/dev/null; [ -z "$x" ] || { printf "\n%s\n" "castra-vizier-has $x"; break; }; done; for a in "$r/run/castra/vizier.active" "$u/vizier.active"; do p= x= c=; { { IFS= read -r p; IFS= read -r x; } <"$a"; } 2>/dev/null; case $p in ""|*[!0-9]*) continue;; esac; { IFS= read -r c <"/proc/$p/cmdline"; } 2>/dev/null; case $c in *castra-vizier*) printf "\n%s\n" "castra-vizier-runs $x $p"; break;; esac; done; "#;
 
 /// Shows the last lines of the service's log.
-pub const LOG_TAIL: &str = r#"for f in "${CASTRA_ROOT:-}/var/log/castra-vizier.log" "$HOME/.castra/vizier/vizier.log"; do [ ! -r "$f" ] || { echo castra-vizier-log; exec tail -n 100 "$f"; }; done"#;
+pub const LOG_TAIL: &str = r#"for f in "${CASTRA_ROOT:-}/var/log/castra-vizier.log" "$HOME/.castra/vizier/vizier.log"; do [ ! -r "$f" ] || { printf "\n%s\n" castra-vizier-log; exec tail -n 100 "$f"; }; done"#;
 
 /// The command line that takes an [`install`] on its stdin: root by itself, else by a sudo that asks for nothing,
 /// else as whoever is logged in.
@@ -62,7 +62,7 @@ pub fn install(parcel: &Parcel<'_>) -> String {
         text.push_str(&here(&format!("put {mode} \"$etc/{key}\""), value, mark));
     }
     text.push_str(&here("put 644 \"$lib/vizier.version\"", parcel.stamp, mark));
-    text.push_str("echo \"$mark installed $lib${why:+ ($why)}\"\n");
+    text.push_str("say \"$mark installed $lib${why:+ ($why)}\"\n");
     text.push_str(&format!("unit='{UNIT}'\n"));
     text.push_str(ENABLE);
     text.push_str("}\n");
@@ -77,7 +77,8 @@ fn here(command: &str, contents: &str, mark: &str) -> String {
 /// Where things go, for root and for others; helpers.
 const PLACES: &str = r#"umask 022
 r=${CASTRA_ROOT:-}
-fail() { echo "$mark failed $1"; echo "$mark 1"; exit 1; }
+say() { printf "\n%s\n" "$1"; }
+fail() { say "$mark failed $1"; say "$mark 1"; exit 1; }
 put() { (umask 077; cat >"$2.new") && chmod "$1" "$2.new" && mv -f "$2.new" "$2"; }
 have() { command -v "$1" >/dev/null 2>&1; }
 if [ "$(id -u)" = 0 ]; then
@@ -183,6 +184,6 @@ else
         sh "$start" start || fail "it can't be started"
     fi
 fi
-echo "$mark enabled $how"
-echo "$mark 0"
+say "$mark enabled $how"
+say "$mark 0"
 "#;

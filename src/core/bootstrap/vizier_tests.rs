@@ -69,7 +69,9 @@ impl Guest {
             .spawn()
             .unwrap();
         child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
-        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+        let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        // Every line of an answer has a line end before it, too.
+        output.replace("\n\n", "\n").trim_start().to_owned()
     }
 
     /// Installs by way of the shell; the answer.

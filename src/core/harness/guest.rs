@@ -1,11 +1,14 @@
 //! An agent inside a VM: the `ssh` that starts it there, and sees to it that it ends with castra.
 //!
-//! Here: arguments only. Not here: running them (`run`), what the agent is told (`preamble`).
+//! Here: arguments and the script for the guest's shell. Not here: running them (`run`), what the agent is told (`preamble`).
 //!
 //! Without a terminal sshd tells nobody when its client is gone. So castra holds the stdin of its
 //! `ssh` open for as long as the agent may run, and beside the agent a watch reads it: at its end,
 //! whether castra closed it, was killed or lost the connection, the agent's session gets SIGTERM,
 //! then SIGKILL. The agent's own stdin is empty, as on the host.
+//!
+//! The script goes by stdin too: a prompt may be longer than a command line, of which an SSH server takes 9,000 bytes
+//! (Dropbear) and Linux 128 KiB.
 
 use std::ffi::{OsStr, OsString};
 
@@ -18,11 +21,13 @@ const CONNECT_TIMEOUT_SECS: u32 = 30;
 pub const GRACE_SECS: u64 = 5;
 /// The exit code by which a shell says that there is no such program.
 pub const NOT_FOUND: i32 = 127;
-/// Linux takes no argument longer than this, and the guest's shell gets all of it as one.
-pub const LONGEST_LINE: usize = 128 * 1024 - 1;
+/// Linux takes no argument longer than this, in the guest too.
+pub const LONGEST_WORD: usize = 128 * 1024 - 1;
+/// What the login shell of the guest's user is told to run; it may be any, and the script is for the POSIX one.
+const REMOTE_COMMAND: &str = "exec sh";
 
-/// What the guest's shell is told to run.
-pub fn remote_line(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) -> String {
+/// What the guest's shell reads first. One compound command: the shell has read all of it before it runs any.
+pub fn remote_script(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) -> String {
     let quote = |word: &OsStr| shell_quote(&word.to_string_lossy());
     let agent = std::iter::once(program)
         .chain(args.iter().map(OsString::as_os_str))
@@ -33,12 +38,15 @@ pub fn remote_line(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) -> S
         Some(dir) => format!("cd -- {} || exit 1\n", quote(dir)),
         None => String::new(),
     };
+    let missing = quote(OsStr::new(&not_found(&program.to_string_lossy())));
     let program = quote(program);
-    let script = format!(
-        "{go_there}\
-         command -v {program} >/dev/null 2>&1 || {{ echo {program}: not found >&2; exit {NOT_FOUND}; }}\n\
+    format!(
+        "{{\n\
+         exec 3<&0 0</dev/null\n\
+         echo\n\
+         {go_there}\
+         command -v {program} >/dev/null 2>&1 || {{ echo {missing} >&2; exit {NOT_FOUND}; }}\n\
          if command -v setsid >/dev/null 2>&1; then session=setsid; else session=; fi\n\
-         exec 3<&0\n\
          $session {agent} </dev/null 3<&- &\n\
          agent=$!\n\
          end() {{ kill -$1 -$agent || kill -$1 $agent; }}\n\
@@ -49,14 +57,18 @@ pub fn remote_line(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) -> S
          code=$?\n\
          kill $watch\n\
          end KILL 2>/dev/null\n\
-         exit $code"
-    );
-    // The login shell of the guest's user may be any; this is written for the POSIX one.
-    format!("exec sh -c {}", shell_quote(&script))
+         exit $code\n\
+         }}\n"
+    )
+}
+
+/// What the script says on stderr beside [`NOT_FOUND`]; an agent may end with that code, too.
+pub fn not_found(program: &str) -> String {
+    format!("{program}: not found")
 }
 
 /// The arguments of the `ssh` that runs it.
-pub fn ssh_argv(target: &SshTarget, line: String) -> Vec<OsString> {
+pub fn ssh_argv(target: &SshTarget) -> Vec<OsString> {
     let mut argv: Vec<OsString> = ["-F", "/dev/null", "-T"].map(OsString::from).to_vec();
     let mut options = target.client_options();
     options.extend([
@@ -70,7 +82,8 @@ pub fn ssh_argv(target: &SshTarget, line: String) -> Vec<OsString> {
     }
     argv.extend(["-l".into(), target.user.as_str().into()]);
     argv.extend(["-p".into(), target.port.to_string().into()]);
-    argv.extend(["--".into(), target.host.as_str().into(), line.into()]);
+    argv.extend(["--".into(), target.host.as_str().into()]);
+    argv.push(REMOTE_COMMAND.into());
     argv
 }
 
@@ -78,46 +91,59 @@ pub fn ssh_argv(target: &SshTarget, line: String) -> Vec<OsString> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
-    use std::process::{Command, Stdio};
+    use std::process::{Child, ChildStdin, Command, Stdio};
 
     use super::*;
 
-    fn sh(line: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", line]);
-        command
+    const SHELLS: [&[&str]; 3] = [&["dash"], &["busybox", "ash"], &["bash"]];
+
+    /// A shell that has got this script, and its stdin held open as castra does.
+    fn start(shell: &[&str], script: &str) -> (Child, ChildStdin) {
+        let mut child = Command::new(shell[0])
+            .args(&shell[1..])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(script.as_bytes()).unwrap();
+        (child, stdin)
     }
 
     #[test]
     fn words_output_and_exit_code_pass_through() {
-        let args: Vec<OsString> = [
-            "-c",
-            "pwd; cat; printf '%s|' \"$@\"; exit 3",
-            "it's",
-            "a b",
-            "$HOME\n`x`",
-        ]
-        .map(OsString::from)
-        .to_vec();
-        let line = remote_line("sh".as_ref(), &args, Some("/usr".as_ref()));
-        let mut child = sh(&line)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // Held open, as castra does; what is written there isn't the agent's.
-        let mut held = child.stdin.take().unwrap();
-        let _ = held.write_all(b"not for the agent");
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "/usr\na b|$HOME\n`x`|");
-        assert_eq!(output.status.code(), Some(3));
+        for shell in SHELLS {
+            let long = "x".repeat(100_000);
+            let args: Vec<OsString> = [
+                "-c",
+                "pwd; cat; printf '%s|' \"$@\"; exit 3",
+                "it's",
+                "a b",
+                "$HOME\n`x`",
+                &long,
+                &long,
+            ]
+            .map(OsString::from)
+            .to_vec();
+            let script = remote_script("sh".as_ref(), &args, Some("/usr".as_ref()));
+            let (child, held) = start(shell, &script);
+            let output = child.wait_with_output().unwrap();
+            drop(held);
+            let expected = format!("\n/usr\na b|$HOME\n`x`|{long}|{long}|");
+            assert!(String::from_utf8_lossy(&output.stdout) == expected, "{shell:?}");
+            assert_eq!(output.status.code(), Some(3), "{shell:?}");
+        }
     }
 
     #[test]
     fn a_missing_agent_is_told_by_its_code() {
-        let output = sh(&remote_line("castra-no-such-agent".as_ref(), &[], None))
-            .output()
-            .unwrap();
+        let (child, held) = start(
+            SHELLS[0],
+            &remote_script("castra-no-such-agent".as_ref(), &[], None),
+        );
+        let output = child.wait_with_output().unwrap();
+        drop(held);
         assert_eq!(output.status.code(), Some(NOT_FOUND));
         assert!(String::from_utf8_lossy(&output.stderr).contains("castra-no-such-agent: not found"));
     }
@@ -127,21 +153,19 @@ mod tests {
         let args: Vec<OsString> = ["-c", "sleep 1000 & echo ready; sleep 1000"]
             .map(OsString::from)
             .to_vec();
-        let line = remote_line("sh".as_ref(), &args, None);
-        let mut child = sh(&line)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = child.stdout.take().unwrap();
-        let mut ready = [0; 6];
-        std::io::Read::read_exact(&mut stdout, &mut ready).unwrap();
-        drop(child.stdin.take());
-        let status = child.wait().unwrap();
-        assert_eq!(status.code(), Some(128 + 15));
-        // The background child held this pipe: its end proves that it is gone.
-        let mut rest = Vec::new();
-        std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
-        assert!(rest.is_empty());
+        for shell in SHELLS {
+            let (mut child, held) = start(shell, &remote_script("sh".as_ref(), &args, None));
+            let mut stdout = child.stdout.take().unwrap();
+            let mut ready = [0; 7];
+            std::io::Read::read_exact(&mut stdout, &mut ready).unwrap();
+            assert_eq!(&ready, b"\nready\n");
+            drop(held);
+            let status = child.wait().unwrap();
+            assert_eq!(status.code(), Some(128 + 15));
+            // The background child held this pipe: its end proves that it is gone.
+            let mut rest = Vec::new();
+            std::io::Read::read_to_end(&mut stdout, &mut rest).unwrap();
+            assert!(rest.is_empty());
+        }
     }
 }

@@ -9,7 +9,7 @@
 //! mark at the end is ended too.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -55,9 +56,9 @@ pub struct Start {
     pub args: Vec<OsString>,
     /// Its working directory; `None`: castra's.
     pub dir: Option<PathBuf>,
-    /// Holds its stdin open until it is to end, and closes it for a first sign to end. Otherwise
+    /// Writes this to its stdin, holds that open until it is to end, and closes it for a first sign to end. Otherwise
     /// stdin is empty: Codex waits for ever on one that stays open.
-    pub stdin_held: bool,
+    pub held_stdin: Option<Vec<u8>>,
     /// The value of [`MARK`].
     pub mark: String,
     /// It may run this long.
@@ -75,7 +76,7 @@ impl Start {
             program: program.into(),
             args,
             dir: None,
-            stdin_held: false,
+            held_stdin: None,
             mark: mark.to_owned(),
             time_limit: None,
             idle_limit: None,
@@ -134,7 +135,7 @@ pub fn run(
         .args(&start.args)
         .env(MARK, &start.mark)
         .process_group(0)
-        .stdin(if start.stdin_held {
+        .stdin(if start.held_stdin.is_some() {
             Stdio::piped()
         } else {
             Stdio::null()
@@ -160,7 +161,8 @@ pub fn run(
 struct Process {
     child: Child,
     group: Pid,
-    stdin: Option<ChildStdin>,
+    /// Dropped: stdin is closed, as soon as all is written.
+    stdin: Option<Sender<()>>,
     source: Source,
     stderr: Stderr,
     status: Option<ExitStatus>,
@@ -171,9 +173,17 @@ impl Process {
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
         let stderr = child.stderr.take().expect("stderr was asked to be a pipe");
-        debug_assert_eq!(child.stdin.is_some(), start.stdin_held);
-        let heard = Source::start(stdout).and_then(|source| Ok((source, Stderr::start(stderr)?)));
-        let (source, stderr) = match heard {
+        let pipe = child.stdin.take();
+        let heard = || -> std::io::Result<_> {
+            let source = Source::start(stdout)?;
+            let stderr = Stderr::start(stderr)?;
+            let stdin = match (pipe, &start.held_stdin) {
+                (Some(pipe), Some(text)) => Some(hold(pipe, text.clone())?),
+                _ => None,
+            };
+            Ok((source, stderr, stdin))
+        };
+        let (source, stderr, stdin) = match heard() {
             Ok(heard) => heard,
             Err(error) => {
                 // Nobody would read what it says.
@@ -183,7 +193,7 @@ impl Process {
         };
         Ok(Process {
             group: Pid::from_raw(i32::try_from(child.id()).expect("pids fit in 31 bits")),
-            stdin: child.stdin.take(),
+            stdin,
             source,
             stderr,
             child,
@@ -305,6 +315,20 @@ impl Drop for Process {
     }
 }
 
+/// Writes a text and holds the pipe open until the returned end is dropped. In a thread of its own: a reader that
+/// reads nothing, such as an ssh that can't log in, must not keep anybody from looking at the clock.
+fn hold(mut pipe: ChildStdin, text: Vec<u8>) -> std::io::Result<Sender<()>> {
+    let (release, released) = bounded::<()>(0);
+    thread::Builder::new()
+        .name("harness-stdin".to_owned())
+        .spawn(move || {
+            // A reader that is gone has its exit status to say why.
+            let _ = pipe.write_all(&text).and_then(|()| pipe.flush());
+            let _ = released.recv();
+        })?;
+    Ok(release)
+}
+
 /// Ends every process that carries the mark; how many there were.
 fn end_marked(mark: &str) -> usize {
     // What is about to end by itself isn't left behind: Codex looks at the system as it begins.
@@ -419,7 +443,7 @@ mod tests {
                 "trap '' TERM; setsid sleep 1000 & sleep 1000 & while :; do echo; sleep 0.01; done",
                 |start| {
                     start.time_limit = Some(Duration::from_millis(50));
-                    start.stdin_held = held;
+                    start.held_stdin = held.then(|| b"text\n".to_vec());
                 },
                 &Cancel::new(),
             );

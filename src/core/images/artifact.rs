@@ -120,7 +120,8 @@ fn is_executable(meta: &Metadata) -> bool {
 type Visit<'a> = dyn FnMut(&[u8], &Path, &Metadata) -> Result<()> + 'a;
 
 /// Calls `visit` for everything below a directory, each directory before what is in it, names in
-/// the order of their bytes. Links are not followed, except that the root may be one.
+/// the order of their bytes, sockets, pipes and devices left out. Links are not followed, except that the root may be
+/// one.
 fn walk(root: &Path, visit: &mut Visit<'_>) -> Result<()> {
     let refused = |why: &str| {
         Failure::new(Exit::Config, format!("can't use payload {}", root.display()))
@@ -152,10 +153,8 @@ fn walk(root: &Path, visit: &mut Visit<'_>) -> Result<()> {
         let meta = fs::symlink_metadata(&path).map_err(|error| Failure::io("read", &path, &error))?;
         let kind = meta.file_type();
         if !(kind.is_file() || kind.is_dir() || kind.is_symlink()) {
-            return Err(refused(&format!(
-                "{} is a socket, pipe or device",
-                String::from_utf8_lossy(&relative)
-            )));
+            // A socket, pipe or device is left out of the transfer, so it is none of the artifact.
+            continue;
         }
         visit(&relative, &path, &meta)?;
         if kind.is_dir() {
@@ -307,16 +306,22 @@ mod tests {
     }
 
     #[test]
+    fn sockets_and_pipes_count_for_nothing() {
+        let scratch = Scratch::new("artifact-special");
+        let dir = scratch.path("dir");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("file"), "text").unwrap();
+        let before = (payload_hash(&dir), payload_bytes(&dir).unwrap());
+        let _socket = std::os::unix::net::UnixListener::bind(dir.join("socket")).unwrap();
+        nix::unistd::mkfifo(&dir.join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!((payload_hash(&dir), payload_bytes(&dir).unwrap()), before);
+    }
+
+    #[test]
     fn what_can_not_be_brought_is_refused() {
         let scratch = Scratch::new("artifact-refuse");
         fs::write(scratch.path("file"), "").unwrap();
-        fs::create_dir(scratch.path("dir")).unwrap();
-        let _socket = std::os::unix::net::UnixListener::bind(scratch.path("dir/socket")).unwrap();
-        for (path, why) in [
-            ("file", "not a directory"),
-            ("gone", "no such directory"),
-            ("dir", "socket is a socket, pipe or device"),
-        ] {
+        for (path, why) in [("file", "not a directory"), ("gone", "no such directory")] {
             let failure = payload_bytes(&scratch.path(path)).unwrap_err();
             assert_eq!(failure.exit, Exit::Config);
             assert!(failure.why.unwrap().contains(why));

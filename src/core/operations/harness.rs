@@ -23,7 +23,7 @@ use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::harness::codex::{Ask, Codex, argv};
-use crate::core::harness::guest::{self, remote_line, ssh_argv};
+use crate::core::harness::guest::{self, remote_script, ssh_argv};
 use crate::core::harness::ledger::{self, Ledger, ThreadRecord};
 use crate::core::harness::preamble::{Bootstrapped, View, preamble};
 use crate::core::harness::pump::{Heard, Pump, Source};
@@ -287,9 +287,9 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     tell_trouble(Some(&mut ledger), &operation);
     if let Some(vm) = &options.vm
         && ended.status.and_then(|status| status.code()) == Some(guest::NOT_FOUND)
-        && bytes == 0
+        && let program = program_name(&options).to_string_lossy().into_owned()
+        && ended.stderr_tail.contains(&guest::not_found(&program))
     {
-        let program = program_name(&options).to_string_lossy().into_owned();
         let failure = Failure::new(Exit::Unavailable, format!("there is no `{program}` in vm `{vm}`"))
             .because(ended.stderr_tail)
             .advice(format!(
@@ -514,14 +514,16 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
     };
     find_program(OsStr::new("ssh"))?;
     let target = running_target(&options.config.state, vm)?;
-    let line = remote_line(&program, &args, options.dir.as_deref().map(Path::as_os_str));
-    if line.len() > guest::LONGEST_LINE {
+    if args.iter().any(|word| word.len() > guest::LONGEST_WORD) {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
-            .because("with its quotes it is longer than the guest's shell can be told")
-            .advice("put it in a file there (`castra exec`) and ask the agent to read that"));
+            .because(
+                "with what castra puts before it, it has more than 128 KiB, which no program can be given",
+            )
+            .advice("put it in a file there (`castra cp`) and ask the agent to read that"));
     }
-    let mut start = Start::new("ssh", ssh_argv(&target, line), "");
-    start.stdin_held = true;
+    let script = remote_script(&program, &args, options.dir.as_deref().map(Path::as_os_str));
+    let mut start = Start::new("ssh", ssh_argv(&target), "");
+    start.held_stdin = Some(script.into_bytes());
     // The watch in the guest has its own ladder; ours begins when that should be over.
     start.grace += Duration::from_secs(guest::GRACE_SECS);
     Ok(start)

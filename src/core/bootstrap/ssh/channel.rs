@@ -19,7 +19,7 @@ use crate::core::bootstrap::lines::LineCutter;
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
 use crate::core::bootstrap::watch::{Stop, Watch};
-use crate::core::process::{end_group, show_status};
+use crate::core::process::{Tail, end_group, show_status};
 use crate::core::threads;
 
 /// How often a wait looks at the VM and the wish to stop.
@@ -68,7 +68,10 @@ pub struct Exec<'a> {
     pub hold_stdin: bool,
     /// How long it may take.
     pub limit: Limit<'a>,
-    /// A word that, found in its stdout, is followed by a blank and the exit code.
+    /// A line of its stdout. What came before is of the login shell's start-up files and nobody's business.
+    pub begin_mark: Option<String>,
+    /// A word that, found in its stdout, is followed by a blank and the exit code. It has a line end before it, which
+    /// isn't the command's.
     pub end_mark: Option<String>,
 }
 
@@ -141,7 +144,10 @@ pub fn run(
             eofs: 0,
             code: None,
             fed: None,
+            begin: exec.begin_mark.as_deref(),
+            before: Tail::default(),
             mark: exec.end_mark.as_deref(),
+            empty_line: false,
         };
         let result = match conversation.wait(exec.limit, watch, on_line, tick) {
             Ok(()) => conversation.finish(),
@@ -151,6 +157,7 @@ pub fn run(
                 Err(why)
             }
         };
+        conversation.let_out(on_line);
         let (code, fed) = (conversation.code, conversation.fed.take());
         drop(conversation);
         let result = result.and_then(|status| judge(master, code, status, fed));
@@ -206,7 +213,13 @@ struct Conversation<'a> {
     eofs: u8,
     code: Option<i32>,
     fed: Option<io::Result<()>>,
+    /// Until it has come.
+    begin: Option<&'a str>,
+    /// The last lines before it.
+    before: Tail,
     mark: Option<&'a str>,
+    /// An empty line of stdout that may belong to the end mark.
+    empty_line: bool,
 }
 
 impl Conversation<'_> {
@@ -266,20 +279,49 @@ impl Conversation<'_> {
 
     fn hear(&mut self, pause: Duration, on_line: &mut dyn FnMut(Stream, &str)) {
         match self.heard.recv_timeout(pause) {
-            Ok(Heard::Line(Stream::Out, line)) => match self.marked_code(&line) {
-                Some((before, code)) => {
-                    if !before.is_empty() {
-                        on_line(Stream::Out, before);
-                    }
-                    self.code = Some(code);
-                }
-                None => on_line(Stream::Out, &line),
-            },
+            Ok(Heard::Line(Stream::Out, line)) => self.out_line(&line, on_line),
             Ok(Heard::Line(stream, line)) => on_line(stream, &line),
             Ok(Heard::Eof) => self.eofs += 1,
             Ok(Heard::Fed(result)) => self.fed = Some(result),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => self.eofs = 2,
+        }
+    }
+
+    fn out_line(&mut self, line: &str, on_line: &mut dyn FnMut(Stream, &str)) {
+        let marked = self.marked_code(line);
+        if let Some(begin) = self.begin {
+            if line == begin {
+                (self.begin, self.before) = (None, Tail::default());
+                return;
+            }
+            if marked.is_none() {
+                self.before.push(line);
+                return;
+            }
+        }
+        if std::mem::take(&mut self.empty_line) && marked.is_none() {
+            on_line(Stream::Out, "");
+        }
+        match marked {
+            Some((before, code)) => {
+                if !before.is_empty() {
+                    on_line(Stream::Out, before);
+                }
+                self.code = Some(code);
+            }
+            None if line.is_empty() && self.mark.is_some() => self.empty_line = true,
+            None => on_line(Stream::Out, line),
+        }
+    }
+
+    /// A command that never began may have said why before: a login shell that refuses, for example.
+    fn let_out(&mut self, on_line: &mut dyn FnMut(Stream, &str)) {
+        if std::mem::take(&mut self.empty_line) && self.code.is_none() {
+            on_line(Stream::Out, "");
+        }
+        for line in self.before.text().lines() {
+            on_line(Stream::Out, line);
         }
     }
 

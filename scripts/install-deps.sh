@@ -63,6 +63,10 @@ look() {
     if [ "$purpose" != run ] && ! python3 -c 'import ensurepip' 2>/dev/null; then
         want python3-venv python3-venv
     fi
+    # A Debian is built for the tests; Ubuntu doesn't bring what it is signed with.
+    if [ "$purpose" != run ] && [ ! -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then
+        want debian-archive-keyring debian-archive-keyring
+    fi
     for pair in $wanted; do
         command -v "${pair%%=*}" >/dev/null 2>&1 || want "${pair#*=}" "${pair%%=*}"
     done

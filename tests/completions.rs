@@ -116,9 +116,12 @@ fn fish() {
     let castra = project("fish");
     let script = script(&castra, "fish");
     for (line, expected) in CASES {
-        // A candidate, a tab, what it is.
+        // A candidate, a tab, what it is. fish adds words that merely contain the letters typed, from
+        // version 4 on in any distance; castra promises those that begin with them.
         let program = "source $argv[1]; complete -C $argv[2] | string replace -r '\\t.*' ''";
         let found = offers(&castra, "fish", &["-c", program, &script, line]);
-        assert_eq!(found, expected, "{line}");
+        let typed = line.rsplit(' ').next().unwrap();
+        let found: Vec<_> = found.split(' ').filter(|word| word.starts_with(typed)).collect();
+        assert_eq!(found.join(" "), expected, "{line}");
     }
 }

@@ -1,5 +1,5 @@
-//! The bootstrap on real guests: castra's own (BusyBox init) and a Debian with systemd and
-//! OpenSSH that is built here, and boots with OpenRC and runit too. Run by `make test`. Each boots
+//! The bootstrap on real guests: castra's own (BusyBox init) and Debians with OpenSSH that are built
+//! here, one with systemd, another with OpenRC and runit. Run by `make test`. Each boots
 //! once; what is tested is told by rewriting castra.toml between two `castra bootstrap`.
 #![allow(clippy::unwrap_used)]
 
@@ -21,17 +21,20 @@ use sha2::{Digest, Sha256};
 const PATIENCE: Duration = Duration::from_secs(900);
 const BUILDER: &str = "tests/support/build-debian.sh";
 
-/// The Debian guest, built if this script never built it.
+/// The Debian guest of systemd.
 fn debian() -> &'static Path {
-    static DEBIAN: LazyLock<PathBuf> = LazyLock::new(|| {
-        let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER);
-        let sum = castra::core::host::hex(&Sha256::digest(fs::read(&builder).unwrap()));
-        let dir = home().join(format!("debian-{}", &sum[..12]));
-        let built = Command::new(&builder).arg(&dir).status().unwrap();
-        assert!(built.success(), "{BUILDER} failed");
-        dir
-    });
+    static DEBIAN: LazyLock<PathBuf> = LazyLock::new(|| built("systemd"));
     &DEBIAN
+}
+
+/// A Debian guest, built if this script never built it.
+fn built(init: &str) -> PathBuf {
+    let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join(BUILDER);
+    let sum = castra::core::host::hex(&Sha256::digest(fs::read(&builder).unwrap()));
+    let dir = home().join(format!("debian-{init}-{}", &sum[..12]));
+    let built = Command::new(&builder).arg(init).arg(&dir).status().unwrap();
+    assert!(built.success(), "{BUILDER} {init} failed");
+    dir
 }
 
 #[track_caller]
@@ -434,7 +437,7 @@ fn a_reboot_during_apply(project: &Project) {
 
 #[test]
 fn vizier_under_openrc_and_runit() {
-    let debian = debian();
+    let debian = &built("others");
     let key = format!("[ssh]\nidentity = \"{}/id_ed25519\"\n", debian.display());
     let project = Project::new("inits", &key);
     project.file("true.sh", b"#!/bin/sh\ntrue\n");

@@ -6,6 +6,8 @@
 mod compile;
 #[path = "install/deps.rs"]
 mod deps;
+#[path = "install/sources.rs"]
+mod sources;
 #[path = "support/mod.rs"]
 mod support;
 

@@ -77,6 +77,7 @@ apt-get)
         done
         [ "$FAKE_CASE" != offline ] || { echo 'E: Could not resolve host' && exit 100; }
         ;;
+    *SOURCESENTRY*) cat "$FAKE_BIN/targets" ;;
     *ORIGIN*) echo "Debian $codename http://mirror.example/debian/" ;;
     *" indextargets "*) echo "$codename $codename " ;;
     *" -s "*) simulate "$*" ;;

@@ -62,16 +62,21 @@ bench:
 	scripts/bench.sh $(RELEASE)
 
 INSTALLED_BINARY = $(DESTDIR)$(PREFIX)/bin/castra
-INSTALLED_PAGES = $(DESTDIR)$(PREFIX)/share/man/man1
+INSTALLED_MAN = $(DESTDIR)$(PREFIX)/share/man
 # One for each command; a test holds that none is missing.
 COMMANDS = bootstrap broker bus-bench bus-publish bus-subscribe bus-tail clean completions console cp doctor \
     down events exec harness-list harness-relay harness-run harness-show harness-usage image-build \
     image-list image-path init logs man ports report restart ssh ssh-config status up workspaces
-PAGES = castra $(COMMANDS:%=castra-%)
+PAGES = castra.1 $(COMMANDS:%=castra-%.1) castra.toml.5 \
+    castra-doctor.7 castra-harness.7 castra-report.7 castra-security.7 castra-status.7
+INSTALLED_PAGES = $(foreach page,$(PAGES),$(INSTALLED_MAN)/man$(subst .,,$(suffix $(page)))/$(page))
+# docs/ as it is, for its pages link to each other, to the schema and to the examples.
+INSTALLED_DOCS = $(DESTDIR)$(PREFIX)/share/doc/castra
+DOCS := $(shell cd docs && find . -type f)
 INSTALLED_BASH = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/castra
 INSTALLED_ZSH = $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_castra
 INSTALLED_FISH = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/castra.fish
-INSTALLED = $(INSTALLED_BINARY) $(PAGES:%=$(INSTALLED_PAGES)/%.1) \
+INSTALLED = $(INSTALLED_BINARY) $(INSTALLED_PAGES) $(DOCS:./%=$(INSTALLED_DOCS)/%) \
     $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
 
 ifeq ($(BINARY),$(RELEASE))
@@ -80,15 +85,23 @@ endif
 install:
 	install -d $(sort $(dir $(INSTALLED)))
 	install -m 755 $(BINARY) $(INSTALLED_BINARY)
-	$(BINARY) --quiet man --dir $(INSTALLED_PAGES)
+	pages=$$(mktemp -d) && trap 'rm -rf "$$pages"' EXIT && $(BINARY) --quiet man --dir "$$pages" && \
+	    for page in $(PAGES); do \
+	        install -m 644 "$$pages/$$page" "$(INSTALLED_MAN)/man$${page##*.}/$$page" || exit 1; \
+	    done
+	for file in $(DOCS:./%=%); do \
+	    mode=644; [ ! -x "docs/$$file" ] || mode=755; \
+	    install -m "$$mode" "docs/$$file" "$(INSTALLED_DOCS)/$$file" || exit 1; \
+	done
 	$(BINARY) completions bash > $(INSTALLED_BASH)
 	$(BINARY) completions zsh > $(INSTALLED_ZSH)
 	$(BINARY) completions fish > $(INSTALLED_FISH)
-	chmod 644 $(filter-out $(INSTALLED_BINARY),$(INSTALLED))
+	chmod 644 $(INSTALLED_BASH) $(INSTALLED_ZSH) $(INSTALLED_FISH)
 
-# What `install` has put there, and nothing else.
+# What `install` has put there, and nothing else; of the directories castra's own, if nothing else is in them.
 uninstall:
 	rm -f $(INSTALLED)
+	[ ! -d $(INSTALLED_DOCS) ] || find $(INSTALLED_DOCS) -depth -type d -empty -delete
 
 clean:
 	$(CARGO) clean

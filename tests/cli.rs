@@ -380,9 +380,12 @@ fn man_pages_are_roff_that_groff_renders() {
     castra.run(&["man", "--dir", "pages"]).exits(0);
     assert_eq!(fs::read_to_string(dir.join("castra.1")).unwrap(), page);
     assert_eq!(fs::read_to_string(dir.join("castra-bus-tail.1")).unwrap(), tail);
+    let config = castra.run(&["man", "castra.toml"]).exits(0).stdout;
+    assert_eq!(fs::read_to_string(dir.join("castra.toml.5")).unwrap(), config);
+    assert!(config.starts_with(".TH CASTRA.TOML 5 "), "{config}");
     for entry in fs::read_dir(&dir).unwrap().flatten() {
         let output = Command::new("groff")
-            .args(["-man", "-Tascii", "-ww"])
+            .args(["-man", "-Tutf8", "-ww"])
             .arg(entry.path())
             .output()
             .expect("groff is there: scripts/install-deps.sh test");

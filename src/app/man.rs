@@ -1,6 +1,8 @@
 //! `castra man`.
 
 use std::fs;
+use std::io::{self, IsTerminal, Write};
+use std::process::{Command, Stdio};
 
 use castra::core::failure::{Exit, Failure, Result};
 
@@ -8,19 +10,18 @@ use super::context::Context;
 use super::human;
 use crate::cli::{self, Raw};
 
-/// Prints a page, or writes all of them.
+/// Shows or prints a page, or writes all of them.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let words: Vec<_> = raw.operands.iter().map(|word| word.to_string_lossy()).collect();
     let words = words.join(" ");
-    let command = match words.is_empty() {
-        true => None,
-        false => Some(cli::listed_command(&words)?),
-    };
+    let page = cli::manpage(&words)?;
     let Some(dir) = &raw.dir else {
-        context.out.verbatim(cli::manpage(command));
+        if !(io::stdout().is_terminal() && shown(&page)) {
+            context.out.verbatim(page);
+        }
         return Ok(Exit::Done);
     };
-    if command.is_some() {
+    if !words.is_empty() {
         return Err(
             Failure::new(Exit::Usage, "--dir takes all pages, and one was named").advice(format!(
                 "castra man {words}, or castra man --dir {}",
@@ -39,4 +40,20 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         dir.display()
     ));
     Ok(Exit::Done)
+}
+
+/// Whether man(1) has shown the page to whoever sits at the terminal: not every system has one, and
+/// not each takes a page that isn't installed.
+fn shown(page: &str) -> bool {
+    let child = Command::new("man")
+        .args(["-l", "-"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = child else { return false };
+    if let Some(mut pipe) = child.stdin.take() {
+        // A pager that is left early closes it: that is no mistake.
+        let _ = pipe.write_all(page.as_bytes());
+    }
+    child.wait().is_ok_and(|status| status.success())
 }

@@ -1,18 +1,31 @@
-//! castra(1) and a page for each command, from the table.
+//! castra(1), a page for each command, from the table, and those of `guides`.
 //!
-//! Here: roff with the `man` macros. Not here: where the pages are installed (the Makefile).
+//! Here: which page the words after `castra man` name, and the text of the commands'. Not here: where
+//! the pages are installed (the Makefile), how roff is written (`roff`).
 
 use std::fmt::Write;
 
-use castra::core::failure::Exit;
+use castra::core::failure::{Exit, Failure};
 
+use super::guides::{GUIDES, guide_named};
 use super::help::{globals, sentence};
+use super::parse::listed_command;
+use super::roff::escape;
 use super::table::reference::{ABOUT, ENVIRONMENT, FILES, FIRST_STEPS, TAGLINE};
 use super::table::{COMMANDS, CommandRow, Flag, Section};
 
-/// The page of a command, or that of castra with all of them.
-pub fn manpage(command: Option<&'static CommandRow>) -> String {
-    command.map_or_else(whole_page, page_of)
+/// The page that these words name; castra(1) without any.
+pub fn manpage(words: &str) -> Result<String, Failure> {
+    // The section of all commands.
+    let command = words.strip_prefix("1 ").unwrap_or(words);
+    if matches!(command, "" | "1" | "castra") {
+        return Ok(whole_page());
+    }
+    match (listed_command(command), guide_named(words)) {
+        (Ok(row), _) => Ok(page_of(row)),
+        (Err(_), Some(guide)) => Ok(guide.page()),
+        (Err(failure), None) => Err(failure),
+    }
 }
 
 /// All pages under their file names.
@@ -20,6 +33,11 @@ pub fn pages() -> Vec<(String, String)> {
     let listed = COMMANDS.iter().filter(|row| row.section != Section::Hidden);
     let mut pages = vec![("castra.1".to_owned(), whole_page())];
     pages.extend(listed.map(|row| (format!("{}.1", page_name(row)), page_of(row))));
+    pages.extend(
+        GUIDES
+            .iter()
+            .map(|guide| (format!("{}.{}", guide.name, guide.section), guide.page())),
+    );
     pages
 }
 
@@ -117,9 +135,11 @@ fn whole_page() -> String {
     for (name, about) in FILES {
         definition(&mut page, name, &sentence(about));
     }
-    page.push_str(
-        ".SH SEE ALSO\nEach command has a page of its own, such as\n.BR castra\\-up (1).\n.PP\n.BR qemu (1),\n.BR ssh (1)\n",
-    );
+    page.push_str(".SH SEE ALSO\nEach command has a page of its own, such as\n.BR castra\\-up (1).\n.PP\n");
+    for guide in &GUIDES {
+        let _ = writeln!(page, ".BR {} ({}),", escape(guide.name), guide.section);
+    }
+    page.push_str(".BR qemu (1),\n.BR ssh (1)\n");
     page
 }
 
@@ -143,30 +163,4 @@ fn paragraphs(page: &mut String, text: &str) {
     for paragraph in text.split("\n\n") {
         let _ = write!(page, ".PP\n{}\n", escape(paragraph));
     }
-}
-
-/// Text that roff prints as it stands: backslashes, hyphens that are to be typed, dots and quotes
-/// that would begin a request, characters that older roffs don't know.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for (number, line) in text.lines().enumerate() {
-        if number > 0 {
-            out.push('\n');
-        }
-        if line.starts_with(['.', '\'']) {
-            out.push_str("\\&");
-        }
-        for letter in line.chars() {
-            match letter {
-                '\\' => out.push_str("\\e"),
-                '-' => out.push_str("\\-"),
-                '`' => out.push_str("\\(ga"),
-                '\'' => out.push_str("\\(aq"),
-                '~' => out.push_str("\\(ti"),
-                '…' => out.push_str("..."),
-                other => out.push(other),
-            }
-        }
-    }
-    out
 }

@@ -1,21 +1,23 @@
 //! The command line: one table of commands and flags, and all that is printed from it.
 //!
-//! Here: turning argv into [`Raw`], help, the man page, completions, docs/CLI.md. Not here: what
+//! Here: turning argv into [`Raw`], help, the man pages, completions, docs/CLI.md. Not here: what
 //! a value means beyond its type, or anything that touches the file system (`app`).
 
 mod completions;
+mod guides;
 mod help;
 mod manpage;
 #[cfg(test)]
 mod markdown;
 mod parse;
 mod raw;
+mod roff;
 mod table;
 
 pub use completions::completions;
 pub use help::{help, overview};
 pub use manpage::{manpage, pages};
-pub use parse::{Refused, listed_command, parse};
+pub use parse::{Refused, parse};
 #[cfg(test)]
 pub use raw::HelpKind;
 pub use raw::{ColorChoice, Raw};

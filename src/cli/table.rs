@@ -76,6 +76,9 @@ pub enum LogSource {
     Bus,
 }
 
+/// Pages of `castra man` that are no command's.
+const MAN_PAGES: &[&str] = &["castra.toml", "security"];
+
 /// How a shell can help to type a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Complete {
@@ -507,7 +510,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
                  (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over. A value that castra doesn't know is null. \
-                 docs/STATUS.md says more.",
+                 `castra man 7 status` says more.",
         examples: &[
             "castra status",
             "castra status --json | jq .reachable",
@@ -590,7 +593,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  error, else 0. With --quiet lines that are ok are left out.\n\n\
                  With --json one object, `schema` castra.doctor.v1: `version`, `verdict` (the worst level) and \
                  `findings`, each with `id`, `area`, `level`, `text`, `remediation` and `data`. The ids are stable; \
-                 docs/DOCTOR.md lists them.",
+                 `castra man 7 doctor` lists them.",
         examples: &[
             "castra doctor",
             "castra doctor --all --quiet",
@@ -609,7 +612,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  --html writes the same as one page for a browser, with a timeline of each run. The page is whole in \
                  itself: it fetches nothing and runs no script. It holds what scripts and guests have printed, so only you may \
                  read the file.\n\n\
-                 With --json one object, `castra.report.v1`, of which docs/REPORT.md tells the fields.",
+                 With --json one object, `castra.report.v1`, the fields of which `castra man 7 report` tells.",
         examples: &[
             "castra report",
             "castra report --html report.html",
@@ -752,7 +755,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  messages, its commands with exit code and the end of their output, its use of tokens.\n\n\
                  The exit code is 0 if its last turn was completed, else 1, and 130 after Ctrl-C; `verdict` in the \
                  closing `summary` says complete, failed, incomplete or timed out. Whatever Codex started is ended \
-                 with it. Its own lines are kept in logs/harness/ under the project's state. docs/HARNESS.md says \
+                 with it. Its own lines are kept in logs/harness/ under the project's state. `castra man 7 harness` says \
                  more.",
         examples: &[
             "castra harness run -- find out why the web server in web-0 answers 502",
@@ -822,11 +825,19 @@ pub const COMMANDS: &[CommandRow] = &[
         command: Command::Man,
         words: "man",
         section: Section::Parts,
-        operands: &[Operand::new("COMMAND", Arity::Any, Complete::Nothing)],
-        brief: "print the man page, or that of a command",
-        manual: "Prints castra(1) in roff, or the page of the command that is named, such as castra-up(1).\n\n\
-                 With --dir it writes all of them into a directory; `make install` does.",
-        examples: &["castra man | man -l -", "castra man bus tail | man -l -"],
+        operands: &[Operand::new("PAGE", Arity::Any, Complete::OneOf(MAN_PAGES))],
+        brief: "show the man page, that of a command or of castra.toml",
+        manual: "Without a name it shows castra(1). A command's words name its page: `castra man bus tail`. Further \
+                 pages are castra.toml(5), castra-doctor(7), castra-harness(7), castra-report(7), castra-security(7) and \
+                 castra-status(7). As with man, the number of the section may stand before the name, and tells \
+                 `castra man 7 status` from the page of the command.\n\n\
+                 On a terminal man(1) shows the page, if the system has it; elsewhere it is printed in roff. With --dir \
+                 all pages are written into a directory; `make install` does that.",
+        examples: &[
+            "castra man castra.toml",
+            "castra man bus tail",
+            "castra man 7 security",
+        ],
     },
     CommandRow {
         command: Command::BrokerPipe,

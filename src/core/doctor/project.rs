@@ -15,7 +15,7 @@ pub fn broken(failure: &Failure) -> Finding {
     let remedy = failure
         .next
         .clone()
-        .unwrap_or_else(|| "correct that file; docs/CONFIG.md has every key".to_owned());
+        .unwrap_or_else(|| "correct that file; `castra man castra.toml` has every key".to_owned());
     Finding::error("config.invalid", Area::Config, failure.cause(), remedy)
 }
 
@@ -176,7 +176,7 @@ pub fn security(config: &Config) -> Vec<Finding> {
         );
         findings.push(data(
             Finding::ok("security.network", Area::Security, text)
-                .hint("`network = \"isolated\"` lets a guest reach the broker and nothing else (docs/SECURITY.md)")
+                .hint("`network = \"isolated\"` lets a guest reach the broker and nothing else (`castra man 7 security`)")
                 .field("vms", open),
         ));
     }

@@ -106,7 +106,7 @@ _castra() {
         'harness show') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness usage') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'completions') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :; COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); fi ;;
-        'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --dir' -- "$cur")); else :;  fi ;;
+        'man') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --dir' -- "$cur")); else :; COMPREPLY=($(compgen -W 'castra.toml security' -- "$cur")); fi ;;
     esac
 }
 complete -F _castra castra

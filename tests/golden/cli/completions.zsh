@@ -44,7 +44,7 @@ _castra() {
             'workspaces:list the projects castra knows, wherever they are'
             'broker:run the project'\''s broker in the foreground'
             'completions:print the completions for a shell'
-            'man:print the man page, or that of a command'
+            'man:show the man page, that of a command or of castra.toml'
             'image:the default guest, which VMs boot that name no image'
             'harness:a coding agent that works with the VMs, and what it did'
             'bus:messages between the host and its guests, in one order, kept in a log'
@@ -167,7 +167,7 @@ _castra() {
         man)
             _arguments $globals \
                 '*--dir=[write all pages into this directory]:DIR:_files' \
-                '1:COMMAND: ';;
+                '1:PAGE:(castra.toml security)';;
         image)
             if (( CURRENT == 2 )); then
                 words_known=(

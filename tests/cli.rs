@@ -457,8 +457,9 @@ fn ssh_and_exec_become_ssh() {
     );
     assert_eq!((code, stderr.as_str()), (7, ""), "the exit code is ssh's");
     assert!(
-        stdout.contains("<-l>\n<root>\n<-p>\n<2222>\n<-->\n<127.0.0.1>\n<exec sh -c '")
-            && stdout.ends_with(" sh 'cat' 'a b'>\nraw\0bytes"),
+        stdout.contains("<-l>\n<root>\n<-p>\n<2222>\n<-->\n<127.0.0.1>\n<exec env castra_exec='")
+            && stdout
+                .ends_with(" castra_1='cat' castra_2='a b' sh -c 'eval \"$castra_exec\"' sh>\nraw\0bytes"),
         "{stdout}"
     );
     assert!(stdout.starts_with("<-F>\n</dev/null>\n<-T>\n"), "{stdout}");
@@ -474,7 +475,7 @@ fn ssh_and_exec_become_ssh() {
     );
     let (code, stdout, _) = with_stand_in_ssh(&castra, &fleet, &["ssh", "web-0", "--", "ls", "|", "wc"], b"");
     assert_eq!(code, 7);
-    assert!(stdout.ends_with(" sh 'ls | wc'>\n"), "{stdout}");
+    assert!(stdout.contains(" castra_1='ls | wc' sh -c "), "{stdout}");
 
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["ssh", "db"], b"");
     assert_eq!(code, 255);

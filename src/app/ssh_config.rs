@@ -16,6 +16,7 @@ use crate::cli::Raw;
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let selected = select::project(raw)?;
     let state = selected.state();
+    let prefix = raw.prefix.as_deref().unwrap_or_default();
     let mut vms: Vec<VmName> = Vec::new();
     for name in typed::names(&raw.operands)? {
         let vm = select::vm(&selected, &name)?;
@@ -44,14 +45,15 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         if context.json {
             let line = json!({
                 "vm": target.vm, "user": target.user, "host": target.host, "port": target.port,
-                "identity": target.identity, "options": target.client_options(),
+                "identity": target.identity, "options": target.config_options(),
+                "alias": format!("{prefix}{vm}"),
             });
             context.out.json_line(line.to_string());
         } else {
             if number > 0 {
                 context.out.data("\n");
             }
-            context.out.data(target.config_block());
+            context.out.data(target.config_block(prefix));
         }
     }
     Ok(Exit::Done)

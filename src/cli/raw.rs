@@ -139,6 +139,8 @@ pub struct Raw {
     pub project_name: Option<String>,
     /// `--output PATH`.
     pub output: Option<PathBuf>,
+    /// `--prefix TEXT`.
+    pub prefix: Option<String>,
     /// `--dir DIR`.
     pub dir: Option<PathBuf>,
     /// `--codex PATH`.

@@ -455,10 +455,12 @@ pub const COMMANDS: &[CommandRow] = &[
         brief: "print an ssh_config for running VMs",
         manual: "One `Host` block for each running VM, or for the named ones, with the user, port, key and options \
                  that castra itself uses: for `ssh -F`, rsync, editors and whatever else speaks SSH. Ports change \
-                 with every launch, so print it anew after `castra up`. With --json one object a VM.",
+                 with every launch, so print it anew after `castra up`. What stands under `Host *` of your own \
+                 config applies too, except where it would lead to another VM, through a proxy, or your agent into \
+                 the guest. With --json one object a VM.",
         examples: &[
             "castra ssh-config >.castra-ssh && rsync -e 'ssh -F .castra-ssh' -a site/ web-0:/srv/",
-            "castra ssh-config >~/.ssh/castra    # with `Include castra` at the top of ~/.ssh/config",
+            "castra ssh-config --prefix demo- >~/.ssh/castra    # `Include castra` at the top of ~/.ssh/config",
         ],
     },
     CommandRow {

@@ -174,6 +174,8 @@ pub mod vm_file {
     pub const SERIAL_SOCK: &str = "serial.sock";
     /// The control socket of the ssh master connection.
     pub const SSH_CTL: &str = "ssh.ctl";
+    /// The control socket of a person's own ssh, where the user's ssh_config asks for one.
+    pub const CLIENT_CTL: &str = "client.ctl";
     /// The host keys this VM's sshd has shown.
     pub const KNOWN_HOSTS: &str = "known_hosts";
     /// What of Vizier was last enabled in the guest.

@@ -115,8 +115,51 @@ fn other_programs_reach_a_vm_by_the_printed_config() {
         "{output:?}"
     );
 
+    // Included above a `Host *` of the user's that would have all VMs share one control socket, by way of a bastion.
+    let block = guest
+        .project
+        .run(&["ssh-config", "--prefix", "demo-"])
+        .exits(0)
+        .stdout;
+    assert!(block.starts_with("Host demo-web\n"), "{block}");
+    castra.write("block", &block);
+    let shared = castra.dir().join("cm-%r-%h");
+    let own = format!(
+        "Include {}/block\nHost *\n  ControlMaster auto\n  ControlPath {}\n  ControlPersist 20\n  ProxyCommand false\n",
+        castra.project().display(),
+        shared.display()
+    );
+    let own = castra.write("own config", &own);
+    let by_own = |args: &[&str]| {
+        let mut command = Command::new("ssh");
+        command
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .arg("-F")
+            .arg(&own)
+            .args(args)
+            .output()
+            .unwrap()
+    };
+    let output = by_own(&["demo-web", "echo reached"]);
+    assert_eq!(output.stdout, b"reached\n", "{output:?}");
+    let control = guest.project.state("vms/web/client.ctl");
+    let fits = control.as_os_str().len() <= 90;
+    assert_eq!(control.exists(), fits, "the VM's own control socket");
+    assert!(
+        !fs::read_dir(castra.dir())
+            .unwrap()
+            .flatten()
+            .any(|entry| { entry.file_name().to_string_lossy().starts_with("cm-") })
+    );
+    if fits {
+        assert!(by_own(&["-O", "exit", "demo-web"]).status.success());
+    }
+    guest.project.run(&["ssh-config", "--prefix", "a b"]).exits(64);
+
     let line = guest.project.run(&["ssh-config", "--json"]).exits(0).stdout;
     let object: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(object["alias"], "web");
     assert_eq!(
         (&object["vm"], &object["port"]),
         (&"web".into(), &guest.sshd.port().into())

@@ -24,6 +24,7 @@ const UP: Scope = Scope::Only(&[Command::Up]);
 const STATUS: Scope = Scope::Only(&[Command::Status]);
 const CLEAN: Scope = Scope::Only(&[Command::Clean]);
 const PORTS: Scope = Scope::Only(&[Command::Ports]);
+const SSH_CONFIG: Scope = Scope::Only(&[Command::SshConfig]);
 const MAN: Scope = Scope::Only(&[Command::Man]);
 const INIT: Scope = Scope::Only(&[Command::Init]);
 const LOGS: Scope = Scope::Only(&[Command::Logs]);
@@ -177,6 +178,24 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.project_name = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "prefix",
+        short: None,
+        value: Some("TEXT"),
+        scope: SSH_CONFIG,
+        brief: "put this before the VMs' names, as in demo-web",
+        manual: "Names such as `web` are in many projects. It may hold A-Z a-z 0-9 . _ and -.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            let text = value.to_string_lossy().into_owned();
+            let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if text.is_empty() || text.starts_with('-') || !text.chars().all(allowed) {
+                return Err(BadValue("use A-Z a-z 0-9 . _ and -, the first no -".to_owned()));
+            }
+            raw.prefix = Some(text);
             Ok(())
         },
     },

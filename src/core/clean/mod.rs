@@ -98,7 +98,10 @@ impl Place {
                 vm_file::QEMU_LOG | vm_file::QMP_LOG | vm_file::SERIAL_LOG => Meaning::File,
                 vm_file::QEMU_PID | vm_file::QMP_SOCK | vm_file::SERIAL_SOCK => Meaning::File,
                 // ssh makes its socket under a name of its own first.
-                other => file(other == vm_file::SSH_CTL || other.starts_with("ssh.ctl.")),
+                other => file([vm_file::SSH_CTL, vm_file::CLIENT_CTL].iter().any(|socket| {
+                    let rest = other.strip_prefix(socket);
+                    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+                })),
             },
             Place::Digests => file(name.starts_with("digest-") && name.ends_with(".json")),
             Place::Handshakes => file(is_of_vm(name, ".json")),

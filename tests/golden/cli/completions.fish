@@ -47,6 +47,7 @@ complete -c castra -n '__fish_seen_subcommand_from init up restart clean' -l for
 complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build' -l force -d 'do what is refused without it'
 complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build path' -l mounts -d 'the one for VMs with mounts'
 complete -c castra -n '__fish_seen_subcommand_from init' -l project-name -x -d 'name the project (default: the folder\'s name)'
+complete -c castra -n '__fish_seen_subcommand_from ssh-config' -l prefix -x -d 'put this before the VMs\' names, as in demo-web'
 complete -c castra -n '__fish_seen_subcommand_from man' -l dir -r -F -d 'write all pages into this directory'
 complete -c castra -n '__fish_seen_subcommand_from init' -l output -r -F -d 'write this file instead of castra.toml'
 complete -c castra -n '__fish_seen_subcommand_from up restart bootstrap' -l bootstrap -x -a 'auto skip always' -d 'override when VMs are bootstrapped: auto, skip, always'

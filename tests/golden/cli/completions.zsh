@@ -110,6 +110,7 @@ _castra() {
                 '1:SRC:_files';;
         ssh-config)
             _arguments $globals \
+                '*--prefix=[put this before the VMs'\'' names, as in demo-web]:TEXT: ' \
                 '*:VM:_castra_vms';;
         console)
             _arguments $globals \

@@ -6,12 +6,15 @@
 
 use std::fmt::Write as _;
 
-use crate::core::bootstrap::ssh::SshTarget;
+use crate::core::bootstrap::ssh::{SshTarget, option_path};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
+use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{self, RunRecord};
+
+/// ssh binds its control socket under this name and 17 characters first, and a Unix socket's name has 108 bytes at most.
+const LONGEST_CONTROL_PATH: usize = 90;
 
 /// Where a running VM's sshd answers.
 pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
@@ -56,19 +59,38 @@ impl SshTarget {
     /// `Key=value` for a program that is told the VM's name as its host: address, port and user,
     /// then [`SshTarget::client_options`].
     pub fn named_options(&self) -> Vec<String> {
-        let mut options = vec![
-            format!("HostName={}", self.host),
-            format!("Port={}", self.port),
-            format!("User={}", self.user),
-        ];
+        let mut options = self.address_options();
         options.extend(self.client_options());
         options
     }
 
-    /// The VM as a block of an ssh_config, its name the host's.
-    pub fn config_block(&self) -> String {
-        let mut block = format!("Host {}\n", self.vm);
-        for option in self.named_options() {
+    fn address_options(&self) -> Vec<String> {
+        vec![
+            format!("HostName={}", self.host),
+            format!("Port={}", self.port),
+            format!("User={}", self.user),
+        ]
+    }
+
+    /// [`SshTarget::client_options`] for an ssh that reads the user's own config, too: what stands under `Host *` there
+    /// must not lead elsewhere. A control socket named after user and host is one for all VMs, all of them root's on the
+    /// loopback; a proxy doesn't reach this machine's loopback; an agent would work for whoever is root in the guest.
+    pub fn config_options(&self) -> Vec<String> {
+        let mut options = self.client_options();
+        let control = self.dir.join(vm_file::CLIENT_CTL);
+        options.push(if control.as_os_str().len() <= LONGEST_CONTROL_PATH {
+            format!("ControlPath={}", option_path(&control))
+        } else {
+            "ControlPath=none".to_owned()
+        });
+        options.extend(["ProxyCommand=none".to_owned(), "ForwardAgent=no".to_owned()]);
+        options
+    }
+
+    /// The VM as a block of an ssh_config, its name behind this prefix the host's.
+    pub fn config_block(&self, prefix: &str) -> String {
+        let mut block = format!("Host {prefix}{}\n", self.vm);
+        for option in self.address_options().into_iter().chain(self.config_options()) {
             // Both spellings are ssh's own; this is the one that people write.
             let line = match option.split_once('=') {
                 Some((key, value)) if !key.contains(char::is_whitespace) => format!("{key} {value}"),
@@ -107,12 +129,13 @@ mod tests {
         let scratch = Scratch::new("ssh config");
         let target = target(&scratch);
         let file = scratch.path("config");
-        std::fs::write(&file, target.config_block()).unwrap();
+        let more = "Host *\n  ControlMaster auto\n  ControlPath /tmp/cm-%r-%h\n  ProxyJump bastion\n  ForwardAgent yes\n";
+        std::fs::write(&file, format!("{}{more}", target.config_block("demo-"))).unwrap();
         let output = Command::new("ssh")
             .arg("-G")
             .arg("-F")
             .arg(&file)
-            .arg("web-0")
+            .arg("demo-web-0")
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
@@ -127,11 +150,35 @@ mod tests {
             "identitiesonly yes",
             "hostkeyalias castra-web-0",
             "identityagent none",
+            "forwardagent no",
         ] {
             assert!(has(line), "{line}\n{text}");
         }
         let known = target.dir.join("known_hosts");
         assert!(text.contains(&known.display().to_string()), "{text}");
+        let control = target.dir.join("client.ctl").display().to_string();
+        assert!(has(&format!("controlpath {control}")), "{text}");
+        assert!(
+            !text.contains("bastion") && !text.contains("proxycommand"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn no_control_socket_is_too_long_and_the_config_may_name_another() {
+        let scratch = Scratch::new("ssh config control");
+        let mut target = target(&scratch);
+        for (length, own) in [(90, true), (91, false)] {
+            let root = "/".to_owned() + &"d".repeat(length - "/client.ctl".len() - 1);
+            target.dir = root.into();
+            let block = target.config_block("");
+            assert_eq!(block.contains("ControlPath none"), !own, "{block}");
+            assert_eq!(block.contains("/client.ctl"), own, "{block}");
+        }
+        target.options = vec!["ControlPath=/mine".into(), "ProxyJump=bastion".into()];
+        let block = target.config_block("");
+        assert!(block.find("/mine") < block.find("ControlPath none"), "{block}");
+        assert!(block.find("bastion") < block.find("ProxyCommand none"), "{block}");
     }
 
     #[test]
@@ -139,9 +186,11 @@ mod tests {
         let scratch = Scratch::new("ssh config lines");
         let mut target = target(&scratch);
         target.options = vec!["Compression=yes\nProxyCommand touch here".into()];
-        let block = target.config_block();
+        let block = target.config_block("");
         assert!(
-            !block.lines().any(|line| line.trim().starts_with("ProxyCommand")),
+            !block
+                .lines()
+                .any(|line| line.trim().starts_with("ProxyCommand touch")),
             "{block}"
         );
     }

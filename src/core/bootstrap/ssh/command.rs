@@ -43,11 +43,8 @@ impl RemoteCommand {
             Words::Argv(words) => ("", words.to_vec()),
             Words::Line(words) => (LOGIN_SHELL, vec![joined(words)]),
         };
-        let mut line = script(before);
-        for word in &words {
-            line.push(b' ');
-            quote(word.as_bytes(), b"\n", &mut line);
-        }
+        let take = take_words(words.len());
+        let mut line = script(&format!("{take} {before}"), &words);
         if line.len() <= LONGEST_LINE {
             return RemoteCommand {
                 line: OsString::from_vec(line),
@@ -60,11 +57,26 @@ impl RemoteCommand {
             preamble.push(b' ');
         }
         preamble.push(b'\n');
+        line = script(&format!("{READ_WORDS} {before}"), &[]);
         RemoteCommand {
-            line: OsString::from_vec(script(&format!("{READ_WORDS} {before}"))),
+            line: OsString::from_vec(line),
             preamble: Some(preamble),
         }
     }
+}
+
+/// Takes the words from the environment and out of it.
+fn take_words(count: usize) -> String {
+    let all = |before: &str, after: &str| {
+        (1..=count)
+            .map(|n| format!(" {before}{n}{after}"))
+            .collect::<String>()
+    };
+    format!(
+        "set --{};{};",
+        all("\"$castra_", "\""),
+        all("unset castra_", ";").trim_end_matches(';')
+    )
 }
 
 /// Has the user's own shell read the line. bash reads its start-up files for a second time where SHLVL is low.
@@ -107,10 +119,18 @@ all() {
 } </dev/null >/dev/null 3>&- & w=$! ;
 ("$@") 2>&3 3>&-; c=$?; kill $w; exit $c"#;
 
-fn script(before: &str) -> Vec<u8> {
+/// The text and the words are in the environment of the shell, which takes them out of there. On its command line
+/// `pkill -f` would find them: a command that is to end others by name would end the shell beside it first.
+fn script(before: &str, words: &[OsString]) -> Vec<u8> {
     let text = BESIDE.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut line = format!("exec env castra_exec='unset castra_exec; {before} {text}'").into_bytes();
+    for (number, word) in words.iter().enumerate() {
+        line.extend(format!(" castra_{}=", number + 1).bytes());
+        quote(word.as_bytes(), b"\n", &mut line);
+    }
     // The last word is `$0`, by which a shell begins its complaints.
-    format!("exec sh -c '{before}{text}' sh").into_bytes()
+    line.extend_from_slice(b" sh -c 'eval \"$castra_exec\"' sh");
+    line
 }
 
 fn joined(words: &[OsString]) -> OsString {
@@ -147,8 +167,13 @@ mod tests {
 
     /// Run as a login shell would; the `sh` of the line is `shell`, too.
     fn start(shell: &[&str], command: &RemoteCommand) -> Child {
-        let rest = command.line.as_bytes().strip_prefix(b"exec sh ").unwrap();
-        let line = [b"exec ", shell.join(" ").as_bytes(), b" ", rest].concat();
+        let start = command
+            .line
+            .as_bytes()
+            .strip_suffix(b" sh -c 'eval \"$castra_exec\"' sh")
+            .unwrap();
+        let end = format!(" {} -c 'eval \"$castra_exec\"' sh", shell.join(" "));
+        let line = [start, end.as_bytes()].concat();
         Command::new(shell[0])
             .args(&shell[1..])
             .arg("-c")
@@ -245,22 +270,36 @@ mod tests {
 
     #[test]
     fn csh_and_fish_can_read_the_line() {
-        let command = RemoteCommand::new(Words::Argv(&words(&["true"])));
-        let line = command.line.into_string().unwrap();
-        assert!(
-            line.len() < 1_500,
-            "{} bytes are left for words",
-            LONGEST_LINE - line.len()
-        );
-        let (_, script) = line.split_once('\'').unwrap();
-        let (script, _) = script.rsplit_once("' sh 'true'").unwrap();
-        assert!(!script.contains(['\'', '\n', '\\']), "{script}");
-        // csh leaves a `!` alone before a blank only.
-        assert!(
-            script
-                .match_indices('!')
-                .all(|(at, _)| script[at + 1..].starts_with(' ')),
-            "{script}"
-        );
+        for words in [&words(&["true"])[..], &vec![OsString::from("x"); 5_000]] {
+            let command = RemoteCommand::new(Words::Argv(words));
+            let line = command.line.into_string().unwrap();
+            assert!(
+                line.len() < 1_800,
+                "{} bytes are left for words",
+                LONGEST_LINE - line.len()
+            );
+            assert!(!line.contains('\n'));
+            // fish takes these two for one.
+            assert!(!line.contains("\\\\") && !line.contains("\\'"), "{line}");
+            // csh leaves a `!` alone before a blank only.
+            assert!(
+                line.match_indices('!')
+                    .all(|(at, _)| line[at + 1..].starts_with(' ')),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn neither_words_nor_text_are_on_a_command_line_or_left_in_the_environment() {
+        for shell in SHELLS {
+            for filler in ["", &"x".repeat(20_000)] {
+                let show = "tr '\\0' '\\n' </proc/$PPID/cmdline; env | grep -c ^castra_";
+                let output = run(shell, Words::Argv(&words(&["sh", "-c", show, "sh", filler])), b"");
+                let shown = String::from_utf8(output.stdout).unwrap();
+                let expected = format!("{}\n-c\neval \"$castra_exec\"\nsh\n0\n", shell.join("\n"));
+                assert_eq!(shown, expected);
+            }
+        }
     }
 }

@@ -15,6 +15,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use crate::core::cancel::Cancel;
+
 use super::frame::LONGEST_FRAME;
 use super::message::Message;
 use super::topic::Pattern;
@@ -38,6 +40,8 @@ const LISTINGS: usize = 10;
 #[derive(Debug)]
 pub struct LogReader {
     path: PathBuf,
+    /// Looked at between two reads: a line may have gigabytes.
+    stop: Cancel,
     topics: Vec<Pattern>,
     /// Oldest first; the first one is being read.
     parts: VecDeque<Part>,
@@ -81,6 +85,7 @@ impl LogReader {
         parts.reverse();
         Ok(LogReader {
             path,
+            stop: Cancel::new(),
             topics,
             parts: parts.into(),
             buffer: Vec::new(),
@@ -96,13 +101,19 @@ impl LogReader {
         })
     }
 
+    /// Reading ends with an error of the kind `Interrupted` soon after this flag is raised.
+    pub fn until(mut self, stop: Cancel) -> LogReader {
+        self.stop = stop;
+        self
+    }
+
     /// Goes to before the last `count` messages wanted, reading from the end: what a log of many
     /// files costs is what those messages take. For a reader that has read nothing yet.
     pub fn seek_last(&mut self, count: u64) -> io::Result<()> {
         let mut left = count;
         let mut keep = 0;
         for part in self.parts.iter_mut().rev() {
-            part.at = start_of_last(&part.file, &mut left, &self.topics)?;
+            part.at = start_of_last(&part.file, &mut left, &self.topics, &self.stop)?;
             keep += 1;
             if left == 0 {
                 break;
@@ -212,6 +223,7 @@ impl LogReader {
         let Some(part) = self.parts.front() else {
             return Ok(false);
         };
+        go_on(&self.stop)?;
         let have = self.buffer.len();
         self.buffer.resize(have + PIECE, 0);
         let read = read_at(&part.file, &mut self.buffer[have..], part.at + have as u64);
@@ -330,6 +342,14 @@ fn still_there(part: &Part, passed: &[u8]) -> io::Result<u64> {
     Ok(from + lines.map_or(0, |end| end as u64 + 1))
 }
 
+/// Fails if whoever reads has had enough.
+fn go_on(stop: &Cancel) -> io::Result<()> {
+    match stop.is_requested() {
+        true => Err(io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
+    }
+}
+
 /// A read that isn't troubled by signals.
 fn read_at(file: &File, out: &mut [u8], at: u64) -> io::Result<usize> {
     loop {
@@ -406,7 +426,7 @@ fn open_part(path: &Path) -> io::Result<Option<Part>> {
 }
 
 /// Where the last `left` messages wanted begin in a file; `left` is reduced by those found.
-fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern]) -> io::Result<u64> {
+fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern], stop: &Cancel) -> io::Result<u64> {
     let mut start = file.metadata()?.len();
     // The beginning of a line whose end was seen already. At first that is what stands behind the
     // last line end, which is no line.
@@ -417,6 +437,7 @@ fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern]) -> io::Result<
         if *left == 0 && !behind_last_end {
             return Ok(end_of_lines);
         }
+        go_on(stop)?;
         let from = start.saturating_sub(PIECE as u64);
         let mut piece = vec![0; usize::try_from(start - from).unwrap_or(PIECE)];
         let mut have = 0;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use crate::core::cancel::Cancel;
 use crate::core::events::kept::trail::{Place, Reverse, Trail};
 use crate::core::events::kept::{Head, Kept};
-use crate::core::failure::Result;
+use crate::core::failure::{Exit, Result};
 use crate::core::paths::StateRoot;
 use crate::core::reporter::wall_clock;
 
@@ -90,10 +90,23 @@ pub struct EventsOutcome {
 /// Hands over every event that is wanted, until `take` returns false. Types and fields of a later
 /// castra are handed over like any others.
 pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Result<EventsOutcome> {
+    let mut outcome = EventsOutcome::default();
+    match tell(options, &mut take, &mut outcome) {
+        // Whoever had enough needn't hear where reading stopped.
+        Err(failure) if failure.exit == Exit::Io && options.cancel.is_requested() => Ok(outcome),
+        told => told.map(|()| outcome),
+    }
+}
+
+fn tell(
+    options: &EventsOptions,
+    take: &mut dyn FnMut(Told) -> bool,
+    outcome: &mut EventsOutcome,
+) -> Result<()> {
     let pick = Pick::of(options);
     let mut trails = [
-        Trail::open(&options.state.events())?,
-        Trail::open(&options.state.broker_events())?,
+        Trail::open(&options.state.events())?.until(&options.cancel),
+        Trail::open(&options.state.broker_events())?.until(&options.cancel),
     ];
     if let Some(since) = options.since {
         let earlier = wall_clock(since.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH));
@@ -108,7 +121,6 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Re
         }
     }
 
-    let mut told = 0;
     let mut queues = [Queue::default(), Queue::default()];
     loop {
         for (queue, trail) in queues.iter_mut().zip(&mut trails) {
@@ -117,17 +129,15 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Re
         let next = first(queues.each_ref().map(Queue::time));
         let listening = match next.and_then(|number| queues[number].pop()) {
             Some(kept) => {
-                told += 1;
+                outcome.told += 1;
                 take(Told::Event(kept))
             }
             None => take(Told::CaughtUp) && options.follow && !options.cancel.pause(LOOK_EVERY),
         };
         if !listening || options.cancel.is_requested() {
-            return Ok(EventsOutcome {
-                told,
-                corrupt: trails.iter().map(|trail| trail.corrupt).sum(),
-                missed: trails.iter().any(|trail| trail.missed),
-            });
+            outcome.corrupt = trails.iter().map(|trail| trail.corrupt).sum();
+            outcome.missed = trails.iter().any(|trail| trail.missed);
+            return Ok(());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::bus::log::LogReader;
 use crate::core::cancel::Cancel;
-use crate::core::failure::{Failure, Result};
+use crate::core::failure::{Exit, Failure, Result};
 use crate::core::logs::bootstrap::BootstrapTail;
 use crate::core::logs::tail::Tail;
 use crate::core::logs::{self, Log, LogLine, Source};
@@ -82,10 +82,16 @@ pub struct LogsOutcome {
 pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Result<LogsOutcome> {
     let mut outcome = LogsOutcome::default();
     let mut streams = Vec::new();
+    // A log may be long, and a line of it longer than anybody waits.
+    let mut take = |told| !options.cancel.is_requested() && take(told);
+    let stopped = |failure: &Failure| failure.exit == Exit::Io && options.cancel.is_requested();
     for log in list(options)? {
-        let mut stream = Stream::of(log);
-        if !stream.history(options, &mut |line| tell(&mut take, &mut outcome, line))? {
-            return Ok(outcome);
+        let mut stream = Stream::of(log, &options.cancel);
+        match stream.history(options, &mut |line| tell(&mut take, &mut outcome, line)) {
+            Ok(true) => {}
+            Ok(false) => return Ok(outcome),
+            Err(failure) if stopped(&failure) => return Ok(outcome),
+            Err(failure) => return Err(failure),
         }
         streams.push(stream);
     }
@@ -98,13 +104,16 @@ pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Re
             listed = Instant::now();
             for log in list(options)? {
                 if !streams.iter().any(|stream| stream.log == log) {
-                    streams.push(Stream::of(log));
+                    streams.push(Stream::of(log, &options.cancel));
                 }
             }
         }
         for stream in &mut streams {
-            if !stream.more(&mut |line| tell(&mut take, &mut outcome, line))? {
-                return Ok(outcome);
+            match stream.more(&mut |line| tell(&mut take, &mut outcome, line)) {
+                Ok(true) => {}
+                Ok(false) => return Ok(outcome),
+                Err(failure) if stopped(&failure) => return Ok(outcome),
+                Err(failure) => return Err(failure),
             }
         }
         if !take(ToldLine::CaughtUp) {
@@ -126,6 +135,7 @@ fn list(options: &LogsOptions) -> Result<Vec<Log>> {
 /// One log being read.
 struct Stream {
     log: Log,
+    cancel: Cancel,
     reader: Reader,
 }
 
@@ -137,13 +147,14 @@ enum Reader {
 }
 
 impl Stream {
-    fn of(log: Log) -> Stream {
+    fn of(log: Log, cancel: &Cancel) -> Stream {
         let reader = match (log.source, &log.vm) {
             (Source::Bootstrap, Some(vm)) => Reader::Bootstrap(BootstrapTail::new(&log.path, vm.clone())),
             (Source::Bus, _) => Reader::Bus(None),
             (source, _) => Reader::Text(Tail::new(&log.path, source == Source::Broker)),
         };
-        Stream { log, reader }
+        let cancel = cancel.clone();
+        Stream { log, cancel, reader }
     }
 
     /// The last lines that are wanted.
@@ -179,7 +190,8 @@ impl Stream {
                 .map_err(failed)?;
             }
             Reader::Bus(reader) => {
-                let mut opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
+                let opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
+                let mut opened = opened.until(self.cancel.clone());
                 if count != usize::MAX {
                     opened.seek_last(count as u64).map_err(failed)?;
                 }
@@ -211,7 +223,7 @@ impl Stream {
                     Some(reader) => reader,
                     None => {
                         let opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
-                        reader.insert(Box::new(opened))
+                        reader.insert(Box::new(opened.until(self.cancel.clone())))
                     }
                 };
                 while let Some(message) = reader.next_message().map_err(failed)? {

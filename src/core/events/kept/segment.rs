@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use super::read;
+use crate::core::cancel::Cancel;
 use crate::core::host;
 
 /// Read so much at a time.
@@ -29,6 +30,8 @@ pub(crate) struct Segment {
     at: u64,
     /// Inside a line that is longer than any event.
     skipping: bool,
+    /// Looked at between two reads: such a line may have gigabytes.
+    stop: Cancel,
 }
 
 /// A step of reading.
@@ -57,7 +60,13 @@ impl Segment {
             used: 0,
             at: 0,
             skipping: false,
+            stop: Cancel::new(),
         }))
+    }
+
+    /// Reading ends with an error of the kind `Interrupted` soon after this flag is raised.
+    pub(crate) fn until(&mut self, stop: &Cancel) {
+        self.stop = stop.clone();
     }
 
     /// The name it was opened by.
@@ -129,6 +138,7 @@ impl Segment {
 
     /// Reads on. Bytes of an unended line are read again, because they may have changed.
     fn refill(&mut self) -> io::Result<bool> {
+        go_on(&self.stop)?;
         let known = self.buffer.len() - self.used;
         self.at += self.used as u64;
         self.used = 0;
@@ -214,6 +224,7 @@ pub(crate) struct Backward<'s> {
     buffer: Vec<u8>,
     /// Lines from here on have been handed out.
     end: usize,
+    stop: &'s Cancel,
 }
 
 impl<'s> Backward<'s> {
@@ -225,6 +236,7 @@ impl<'s> Backward<'s> {
             at: end.max(segment.position()),
             buffer: Vec::new(),
             end: 0,
+            stop: &segment.stop,
         }
     }
 
@@ -255,6 +267,7 @@ impl<'s> Backward<'s> {
     /// Puts an earlier piece before what is left. Of a line that is too long only its end stays,
     /// which is no event.
     fn read_more(&mut self) -> io::Result<()> {
+        go_on(self.stop)?;
         if self.end > LONGEST_LINE {
             self.buffer.drain(..self.end - 1);
             self.end = 1;
@@ -271,6 +284,14 @@ impl<'s> Backward<'s> {
         self.buffer = bytes;
         self.at = at;
         Ok(())
+    }
+}
+
+/// Fails if whoever reads has had enough.
+fn go_on(stop: &Cancel) -> io::Result<()> {
+    match stop.is_requested() {
+        true => Err(io::ErrorKind::Interrupted.into()),
+        false => Ok(()),
     }
 }
 

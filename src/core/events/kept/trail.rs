@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::read;
 use super::segment::{Backward, Segment, Step};
+use crate::core::cancel::Cancel;
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
 
@@ -34,6 +35,7 @@ pub(crate) struct Trail {
     pub corrupt: u64,
     /// Files were removed by rotation before they had been read.
     pub missed: bool,
+    stop: Cancel,
 }
 
 impl Trail {
@@ -44,7 +46,15 @@ impl Trail {
             path: path.to_owned(),
             corrupt: 0,
             missed: false,
+            stop: Cancel::new(),
         })
+    }
+
+    /// Reading fails soon after this flag is raised, however long the lines are.
+    pub(crate) fn until(mut self, stop: &Cancel) -> Trail {
+        self.stop = stop.clone();
+        self.segments.iter_mut().for_each(|segment| segment.until(stop));
+        self
     }
 
     /// Hands the next event's line to `look`; its answer is handed back. `None`: no more for now.
@@ -58,6 +68,8 @@ impl Trail {
             let Some(segment) = self.segments.front_mut() else {
                 if follow {
                     self.segments = files(&self.path, None)?.0;
+                    let stop = &self.stop;
+                    self.segments.iter_mut().for_each(|segment| segment.until(stop));
                 }
                 if self.segments.is_empty() {
                     return Ok(None);
@@ -148,7 +160,8 @@ impl Trail {
         }
         let identity = segment.identity();
         let identity = identity.map_err(|error| Failure::io("read", &self.path, &error))?;
-        let (newer, found) = files(&self.path, Some(identity))?;
+        let (mut newer, found) = files(&self.path, Some(identity))?;
+        newer.iter_mut().for_each(|segment| segment.until(&self.stop));
         if newer.is_empty() {
             // Rotated, and nobody has written since.
             return Ok(false);

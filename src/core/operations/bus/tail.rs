@@ -82,13 +82,22 @@ pub fn bus_tail(options: &BusTailOptions, sink: &mut dyn BusSink) -> Result<BusT
 }
 
 fn read(options: &BusTailOptions, path: &Path, sink: &mut dyn BusSink) -> io::Result<BusTailOutcome> {
-    let mut reader = LogReader::open(path, options.topics.clone())?;
+    let mut reader = LogReader::open(path, options.topics.clone())?.until(options.cancel.clone());
+    let stopped =
+        |error: &io::Error| error.kind() == io::ErrorKind::Interrupted && options.cancel.is_requested();
     if let Some(last) = options.last {
-        reader.seek_last(last)?;
+        match reader.seek_last(last) {
+            Err(error) if stopped(&error) => return Ok(BusTailOutcome::default()),
+            sought => sought?,
+        }
     }
     let mut messages = 0;
     while sink.is_open() {
-        match reader.next_message()? {
+        let next = match reader.next_message() {
+            Err(error) if stopped(&error) => break,
+            next => next?,
+        };
+        match next {
             Some(message) => {
                 sink.message(&message);
                 messages += 1;

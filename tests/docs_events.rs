@@ -225,6 +225,7 @@ fn broker() -> Vec<Event> {
             session: "s-17".into(),
             phase: SessionPhase::Closed,
             reason: Some("idle".into()),
+            repeated: Some(19),
         },
         Event::BrokerFreshness {
             vm: vm.clone(),
@@ -236,6 +237,7 @@ fn broker() -> Vec<Event> {
             session: Some("s-17".into()),
             reason: "slow-consumer".into(),
             queued_bytes: Some(4_194_304),
+            repeated: None,
         },
     ]
 }

@@ -268,16 +268,22 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             session,
             phase,
             reason,
-        } => match phase {
-            SessionPhase::Opened => info(vm, format!("bus session {session} opened")),
-            SessionPhase::Closed => info(
-                vm,
-                format!(
-                    "bus session {session} closed: {}",
-                    reason.as_deref().unwrap_or("no reason given")
+            repeated,
+        } => {
+            let times = repeated
+                .map(|times| format!(" (the last of {times})"))
+                .unwrap_or_default();
+            match phase {
+                SessionPhase::Opened => info(vm, format!("bus session {session} opened{times}")),
+                SessionPhase::Closed => info(
+                    vm,
+                    format!(
+                        "bus session {session} closed: {}{times}",
+                        reason.as_deref().unwrap_or("no reason given")
+                    ),
                 ),
-            ),
-        },
+            }
+        }
         Event::BrokerFreshness { vm, reachable, .. } if *reachable => info(vm, "reachable".to_owned()),
         Event::BrokerFreshness {
             vm,

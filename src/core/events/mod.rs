@@ -406,12 +406,13 @@ pub enum Event {
         remote: String,
         repeated: Option<u64>,
     },
-    /// A bus session began or ended.
+    /// A bus session began or ended, or `repeated` of them merged.
     BrokerSession {
         vm: VmName,
         session: String,
         phase: SessionPhase,
         reason: Option<String>,
+        repeated: Option<u64>,
     },
     /// A VM entered or left the freshness window.
     BrokerFreshness {
@@ -419,12 +420,13 @@ pub enum Event {
         reachable: bool,
         last_handshake_age_ms: Option<u64>,
     },
-    /// Somebody sent or took too much or too little.
+    /// Somebody sent or took too much or too little, or `repeated` of such merged.
     BrokerBackpressure {
         vm: Option<VmName>,
         session: Option<String>,
         reason: String,
         queued_bytes: Option<u64>,
+        repeated: Option<u64>,
     },
 
     /// A file was removed, or would be.

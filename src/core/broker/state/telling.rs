@@ -102,6 +102,7 @@ impl State {
             session: session.clone(),
             phase,
             reason: closed.map(|cause| cause.as_str().to_owned()),
+            repeated,
         };
         self.announce(at, "session", vm, &event);
         out.push(Effect::Log(line));
@@ -134,6 +135,7 @@ impl State {
             session: Some(id),
             reason: reason.to_owned(),
             queued_bytes: Some(queued_bytes),
+            repeated: None,
         }));
         self.close_session(at, conn, Cause::SlowConsumer, out);
     }
@@ -165,6 +167,7 @@ fn say_refusal(at: At, refusal: &Refusal, repeated: Option<u64>, out: &mut Vec<E
             session: Some(session.clone()),
             reason: reason.as_str().to_owned(),
             queued_bytes: None,
+            repeated,
         }));
     }
 }

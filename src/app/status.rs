@@ -640,7 +640,7 @@ fn paint(text: &str, tone: Tone, look: Look) -> String {
 
 fn state_tone(vm: &VmStatus) -> Tone {
     match vm.state {
-        VmState::Running => Tone::Good,
+        VmState::Running | VmState::External => Tone::Good,
         VmState::Starting | VmState::Stopping => Tone::Odd,
         VmState::Stopped => Tone::Faint,
         VmState::Crashed => Tone::Bad,

@@ -492,12 +492,13 @@ pub const COMMANDS: &[CommandRow] = &[
         manual: "Reads locks and a few files; it asks no other process, changes nothing and can't hang. Scripts \
                  may ask every 2 s.\n\n\
                  STATE is starting (QEMU is being launched), running, stopping (asked to stop, still running), \
-                 stopped (shut down in order, or never started) or crashed (ended unexpectedly). BROKER is \
+                 stopped (shut down in order, or never started), crashed (ended unexpectedly) or external (not \
+                 launched by castra, but heard: you started it yourself). BROKER is \
                  offline (no broker runs), waiting (the guest wasn't heard lately) or reachable. AGE is the time \
                  since the guest was last heard: an accepted hello, or any message of an open session; `-` where \
                  it wasn't heard since this launch. AGE keeps growing while guest, VM or broker are down.\n\n\
                  A VM is reachable exactly while that age is within the freshness window \
-                 ([broker].freshness_secs, 45 s unless set) and broker and QEMU run. A broker younger \
+                 ([broker].freshness_secs, 45 s unless set), the broker runs, and QEMU runs or the VM is external. A broker younger \
                  than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
                  With --json one object, `schema` castra.status.v1; ages and durations are milliseconds, \
                  memory is bytes. `project`, `workspace`, `config_path` and `state_root` say which \
@@ -507,7 +508,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
                  its last accepted hello; `bus_session` and `bus_subscribed`; `last_publish_age_ms` and \
-                 `last_heartbeat_age_ms`; `last_acked_seq`, the number of its last `ack`, if there was one; `guest_metrics`, payload of \
+                 `last_heartbeat_age_ms`; `last_acked_seq`, the number of its last `ack`; `guest_metrics`, payload of \
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \

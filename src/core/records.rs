@@ -125,9 +125,10 @@ pub struct GuestsRecord {
 pub struct GuestRecord {
     /// The VM.
     pub name: VmName,
-    /// Its current launch; null if it never ran.
+    /// Its current launch; null if it never ran, or ran before `up --broker-only` and no more.
     pub launch_id: Option<String>,
-    /// CLOCK_BOOTTIME of that launch, ms.
+    /// CLOCK_BOOTTIME of that launch, ms; without one, of the end of the last: what was heard before
+    /// it doesn't count.
     pub launched_boottime_ms: Option<u64>,
     /// The host boot of that launch.
     pub boot_id: Option<String>,

@@ -6,7 +6,7 @@
 pub fn paragraphs(window: &str) -> Vec<String> {
     vec![
         "STATE      starting: QEMU is being launched; running: QEMU runs; stopping: it was asked to stop and still \
-         runs; stopped: it was shut down in order, or never started; crashed: it ended unexpectedly"
+         runs; stopped: it was shut down in order, or never started; crashed: it ended unexpectedly; external: you started it yourself"
             .to_owned(),
         format!(
             "BROKER     reachable: the guest was heard within the last {window}; waiting: it was not; offline: no \

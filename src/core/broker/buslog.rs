@@ -15,8 +15,14 @@ use crate::core::config::SyncMode;
 use crate::core::host;
 use crate::core::journal::{Rotation, end_of_last_line, rotate, rotated};
 
+use super::survey::survey;
+
 /// Longest piece read at once when looking for a line.
 const PIECE: u64 = 64 * 1024;
+
+/// Highest number a message can have: the highest that every reader of JSON takes as it is. A line
+/// with a higher one is spoilt, and counts as one that is no message.
+pub const MAX_SEQ: u64 = (1 << 53) - 1;
 
 /// The log as the state thread writes it.
 #[derive(Debug)]
@@ -39,6 +45,8 @@ pub struct Opened {
     pub last: u64,
     /// Bytes of a torn tail that were cut off.
     pub cut_bytes: u64,
+    /// Every number is higher than the one before it.
+    pub rises: bool,
 }
 
 impl BusLog {
@@ -66,8 +74,25 @@ impl BusLog {
         &self.path
     }
 
-    /// Makes or opens it, cuts a torn tail off and finds the last number.
+    /// Makes or opens it, cuts a torn tail off and finds the highest number, wherever it stands.
     pub fn open(&mut self) -> io::Result<Opened> {
+        let cut_bytes = self.open_file()?;
+        let found = match survey(&self.path, self.rotation.keep) {
+            Ok(found) => found,
+            Err(error) => {
+                self.file = None;
+                return Err(error);
+            }
+        };
+        Ok(Opened {
+            last: found.highest,
+            cut_bytes,
+            rises: found.rises,
+        })
+    }
+
+    /// The same without a look at what it holds; bytes that were cut off.
+    fn open_file(&mut self) -> io::Result<u64> {
         if let Some(dir) = self.path.parent() {
             host::ensure_private_dir(dir)?;
         }
@@ -87,13 +112,9 @@ impl BusLog {
         if whole < length {
             file.set_len(whole)?;
         }
-        let last = last_kept(&self.path, self.rotation.keep)?;
         self.length = whole;
         self.file = Some(file);
-        Ok(Opened {
-            last: last.unwrap_or(0),
-            cut_bytes: length - whole,
-        })
+        Ok(length - whole)
     }
 
     /// The next append begins a new file.
@@ -174,7 +195,7 @@ impl BusLog {
         rotate(&self.path, self.rotation.keep)?;
         self.rotated = true;
         self.file = None;
-        self.open().map(|_| ())
+        self.open_file().map(|_| ())
     }
 }
 
@@ -182,9 +203,10 @@ impl BusLog {
 /// noted elsewhere. `lossy`: a loss of power may have taken the last lines, so that numbers
 /// nobody knows of were given; then it goes on where nobody can have been.
 pub fn resume_after(in_log: u64, noted: u64, lossy: bool) -> u64 {
+    let noted = Some(noted).filter(|noted| *noted <= MAX_SEQ).unwrap_or(0);
     let last = in_log.max(noted);
     if lossy && last > 0 {
-        ((last >> 32) + 1) << 32
+        (((last >> 32) + 1) << 32).min(MAX_SEQ)
     } else {
         last
     }
@@ -242,16 +264,24 @@ pub struct Line<'a> {
 /// Reads a line as this broker writes it; `None` for anything else.
 pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
     let (seq, rest) = number(line.strip_prefix(b"{\"seq\":")?)?;
+    if seq > MAX_SEQ {
+        return None;
+    }
     let (_, rest) = number(rest.strip_prefix(b",\"ts\":")?)?;
     let (vm, rest) = text(rest.strip_prefix(b",\"vm\":\"")?)?;
     let (topic, rest) = text(rest.strip_prefix(b",\"topic\":\"")?)?;
+    let rest = match rest.strip_prefix(b",\"reply\":\"") {
+        Some(reply) => text(reply)?.1,
+        None => rest,
+    };
     rest.strip_prefix(b",\"payload\":")?;
     Some(Line { seq, vm, topic })
 }
 
 /// The number of a line alone.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
-    number(line.strip_prefix(b"{\"seq\":")?).map(|(seq, _)| seq)
+    let (seq, _) = number(line.strip_prefix(b"{\"seq\":")?)?;
+    (seq <= MAX_SEQ).then_some(seq)
 }
 
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
@@ -334,7 +364,8 @@ mod tests {
             log.open().unwrap(),
             Opened {
                 last: 0,
-                cut_bytes: 0
+                cut_bytes: 0,
+                rises: true
             }
         );
         for seq in 1..=7 {
@@ -354,21 +385,24 @@ mod tests {
             reopened(""),
             Opened {
                 last: 7,
-                cut_bytes: 0
+                cut_bytes: 0,
+                rises: true
             }
         );
         assert_eq!(
             reopened("{\"seq\":8,\"ts"),
             Opened {
                 last: 7,
-                cut_bytes: 12
+                cut_bytes: 12,
+                rises: true
             }
         );
         assert_eq!(
             reopened("somebody's line\n"),
             Opened {
                 last: 7,
-                cut_bytes: 0
+                cut_bytes: 0,
+                rises: true
             }
         );
         fs::write(&path, "").unwrap();

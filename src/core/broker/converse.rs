@@ -4,7 +4,6 @@
 //! (`broker::listen`), what frames do (`broker::state`), queues (`broker::outbox`).
 
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use super::frame::{Decoder, Frame};
 use super::link::Link;
 use super::listen::Wake;
 use super::outbox::{Budget, Drainer, Sent};
-use super::replay::{Piece, Replay};
+use super::replay::{Past, Piece, Replay};
 use super::state::{Input, Order, Part};
 
 /// A piece of the past that isn't taken within this ends the session (DESIGN §6).
@@ -33,9 +32,7 @@ pub struct Sessions {
     /// Largest frame, bytes.
     pub max_frame: usize,
     /// The log of the bus.
-    pub log: PathBuf,
-    /// Its rotated files.
-    pub keep: u32,
+    pub past: Past,
     /// What may wait to be sent.
     pub budget: Arc<Budget>,
     /// Who empties queues.
@@ -155,7 +152,7 @@ impl Conversation<'_> {
             (Order::Attached, _) => self.replay = None,
             (Order::Replay(plan), Some(replay)) => replay.update(plan),
             (Order::Replay(plan), None) => {
-                let replay = Replay::new(self.sessions.log.clone(), self.sessions.keep, plan);
+                let replay = Replay::new(self.sessions.past.clone(), plan);
                 self.replay = Some(Box::new(replay));
             }
         }
@@ -171,7 +168,7 @@ impl Conversation<'_> {
             Ok(Piece::Frames(frames)) => (frames, None),
             Ok(Piece::End(frames, next)) => (frames, Some(next)),
             Err(error) => {
-                let text = format!("can't read {}: {error}", self.sessions.log.display());
+                let text = format!("can't read {}: {error}", self.sessions.past.path().display());
                 let _ = self.to_state.send(Wake::Trouble(text));
                 self.tell(Input::Ended { conn });
                 return false;

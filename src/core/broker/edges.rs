@@ -324,9 +324,18 @@ impl Edges {
                 if torn {
                     self.complete_shelves(at);
                 }
-                Some(Input::LogOpened {
-                    last: floor(opened.last),
-                })
+                let last = floor(opened.last);
+                if !opened.rises {
+                    let text = format!(
+                        "{}: its numbers don't rise, it was damaged or pasted together; what is behind \
+                         them goes on after {last}",
+                        self.bus.path().display()
+                    );
+                    self.log(at, "WARN", &text);
+                }
+                let past = &self.sessions.past;
+                past.is_tangled_upto(if opened.rises { 0 } else { opened.last });
+                Some(Input::LogOpened { last })
             }
             Err(error) => {
                 let text = format!(
@@ -627,8 +636,8 @@ impl Edges {
             }
             if !first {
                 self.tell_exit(at, &vm, &launch, pid);
-                gone.push(vm.clone());
             }
+            gone.push(vm.clone());
             self.ended.insert(vm, launch);
         }
         gone

@@ -13,8 +13,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use crate::core::bus::message::MAX_DEPTH;
 use crate::core::bus::topic::{Pattern, Topic};
 use crate::core::escape::json_depth;
+use crate::core::name::VmName;
 
 use super::marks::Marks;
 use super::record::GUEST_METRICS_BYTES;
@@ -25,9 +27,11 @@ pub const HEAD_BYTES: usize = 4;
 /// Longest `id` that is echoed, bytes of its JSON text.
 const ID_BYTES: usize = 128;
 
-/// Deepest nesting of a payload, as of serde_json's own parser: what a subscriber reads with a
-/// common parser must not end it.
-const MAX_DEPTH: usize = 128;
+/// The same for a heartbeat, whose payload is put deep into records and `status --json`.
+const MAX_METRICS_DEPTH: usize = 64;
+
+/// Longest `detail` of an error, characters: it may quote what the client sent.
+const DETAIL_CHARS: usize = 160;
 
 /// What a session's buffer has at first; an idle session holds no more.
 const SMALL_BUFFER: usize = 1024;
@@ -78,6 +82,8 @@ pub enum Frame {
         topic: Range<usize>,
         /// JSON on one line.
         payload: Range<usize>,
+        /// The topic on which an answer is awaited; empty: none is.
+        reply: Range<usize>,
         /// JSON of the id; empty: none.
         id: Range<usize>,
     },
@@ -85,8 +91,8 @@ pub enum Frame {
     Subscribe {
         /// What.
         pattern: Pattern,
-        /// First number wanted.
-        from: Option<u64>,
+        /// What else is asked.
+        terms: Terms,
         /// JSON of the id; empty: none.
         id: String,
     },
@@ -117,12 +123,32 @@ pub enum Frame {
         id: String,
         /// Why.
         reason: Refused,
+        /// The same for people, such as where it stops being JSON; may be empty.
+        detail: String,
     },
     /// A length that is none: what follows can't be trusted any more.
     Broken {
         /// The length it claims.
         length: u32,
     },
+}
+
+/// How a subscription is to be served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// First number wanted; `None`: what comes now.
+    pub from: Option<u64>,
+    /// The newest message of each topic first.
+    pub last: bool,
+    /// Shared with whoever else names this group.
+    pub group: Option<String>,
+}
+
+impl Terms {
+    /// Whether messages of the past are wanted, which a session's thread reads from the log.
+    pub fn replays(&self) -> bool {
+        self.from.is_some() || self.last
+    }
 }
 
 /// The frames that one read completed, in order.
@@ -145,7 +171,7 @@ impl Burst {
 
     /// Whether it asks for messages of the past.
     pub fn replays(&self) -> bool {
-        let asks = |frame: &Frame| matches!(frame, Frame::Subscribe { from: Some(_), .. });
+        let asks = |frame: &Frame| matches!(frame, Frame::Subscribe { terms, .. } if terms.replays());
         self.frames.iter().any(asks)
     }
 
@@ -248,6 +274,12 @@ struct Wire<'a> {
     #[serde(borrow)]
     from: Option<&'a RawValue>,
     #[serde(borrow)]
+    last: Option<&'a RawValue>,
+    #[serde(borrow)]
+    group: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reply: Option<&'a RawValue>,
+    #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
     seq: Option<&'a RawValue>,
@@ -258,35 +290,58 @@ fn even_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-fn parse(body: &[u8], burst: &mut Burst) -> Frame {
-    let bad = |kind: &str, id: &str, reason: Refused| Frame::Bad {
+/// A frame that is refused.
+fn bad(kind: &str, id: &str, reason: Refused) -> Frame {
+    Frame::Bad {
         kind: kind.to_owned(),
         id: id.to_owned(),
         reason,
-    };
+        detail: String::new(),
+    }
+}
+
+/// A frame that is malformed, and in which way.
+fn malformed(kind: &str, id: &str, why: impl std::fmt::Display) -> Frame {
+    Frame::Bad {
+        kind: kind.to_owned(),
+        id: id.to_owned(),
+        reason: Refused::Malformed,
+        detail: why.to_string().chars().take(DETAIL_CHARS).collect(),
+    }
+}
+
+fn parse(body: &[u8], burst: &mut Burst) -> Frame {
     // serde would take an array for a struct.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return bad("", "", Refused::Malformed);
+        return malformed("", "", "it is no JSON object");
     }
     // Text as a whole once, rather than each string in it again.
-    let wire = std::str::from_utf8(body).map(serde_json::from_str::<Wire<'_>>);
-    let Ok(Ok(wire)) = wire else {
-        return bad("", "", Refused::Malformed);
+    let text = match std::str::from_utf8(body) {
+        Ok(text) => text,
+        Err(error) => {
+            let why = format!("it is no UTF-8, from byte {} on", error.valid_up_to() + 1);
+            return malformed("", "", why);
+        }
+    };
+    let wire = match serde_json::from_str::<Wire<'_>>(text) {
+        Ok(wire) => wire,
+        Err(error) => return malformed("", "", error),
     };
     let Some(id) = scalar_id(wire.id) else {
-        return bad("", "", Refused::Malformed);
+        let why = format!("`id` is no string or number of at most {ID_BYTES} bytes");
+        return malformed("", "", why);
     };
-    let Some(kind) = wire.kind.map(text_of) else {
-        return bad("", id, Refused::Malformed);
+    let Some(kind) = wire.kind else {
+        return malformed("", id, "it has no `type`");
     };
-    let Some(kind) = kind else {
-        return bad("", id, Refused::Malformed);
+    let Some(kind) = text_of(kind) else {
+        return malformed("", id, "`type` is no string");
     };
     let number = |raw: Option<&RawValue>| raw.map(|raw| raw.get().parse::<u64>()).transpose();
     match kind.as_ref() {
         "publish" => {
             let Some(payload) = wire.payload.map(|payload| payload.get().as_bytes()) else {
-                return bad("\"publish\"", id, Refused::Malformed);
+                return malformed("\"publish\"", id, "it has no `payload`");
             };
             let topic = match wire.topic {
                 None => Some(std::borrow::Cow::Borrowed("broadcast")),
@@ -295,12 +350,21 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
             let Some(topic) = topic else {
                 return bad("\"publish\"", id, Refused::BadTopic);
             };
-            let Some(payload) = keep_payload(payload, burst) else {
-                return bad("\"publish\"", id, Refused::Malformed);
+            let payload = match keep_payload(payload, burst) {
+                Ok(payload) => payload,
+                Err(why) => return malformed("\"publish\"", id, why),
+            };
+            let reply = match wire.reply {
+                None => 0..0,
+                Some(raw) => match text_of(raw).filter(|topic| Topic::is_valid(topic)) {
+                    Some(topic) => burst.keep(topic.as_bytes()),
+                    None => return malformed("\"publish\"", id, "`reply` is no topic"),
+                },
             };
             Frame::Publish {
                 topic: burst.keep(topic.as_bytes()),
                 payload,
+                reply,
                 id: burst.keep(id.as_bytes()),
             }
         }
@@ -314,26 +378,47 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
                 return bad(&quoted, id, Refused::BadTopic);
             };
             let Ok(from) = number(wire.from) else {
-                return bad(&quoted, id, Refused::Malformed);
+                return malformed(&quoted, id, "`from` is no number");
             };
-            let id = id.to_owned();
-            if kind == "subscribe" {
-                Frame::Subscribe { pattern, from, id }
-            } else {
-                Frame::Unsubscribe { pattern, id }
+            if kind == "unsubscribe" {
+                let id = id.to_owned();
+                return Frame::Unsubscribe { pattern, id };
             }
+            let last = match wire.last.map(RawValue::get) {
+                None | Some("false") => false,
+                Some("true") => true,
+                Some(_) => return malformed(&quoted, id, "`last` is neither true nor false"),
+            };
+            let group = match wire.group.map(|raw| text_of(raw)?.parse::<VmName>().ok()) {
+                None => None,
+                Some(Some(name)) => Some(String::from(name)),
+                Some(None) => return malformed(&quoted, id, "`group` is no name"),
+            };
+            let terms = Terms { from, last, group };
+            if terms.group.is_some() && terms.replays() {
+                let why = "a group gets what comes: it takes neither `from` nor `last`";
+                return malformed(&quoted, id, why);
+            }
+            let id = id.to_owned();
+            Frame::Subscribe { pattern, terms, id }
         }
         "ack" => match number(wire.seq) {
             Ok(seq) => Frame::Ack { seq },
-            Err(_) => bad("\"ack\"", id, Refused::Malformed),
+            Err(_) => malformed("\"ack\"", id, "`seq` is no number"),
         },
-        "heartbeat" => Frame::Heartbeat {
-            metrics: wire
-                .payload
-                .filter(|payload| payload.get().len() <= GUEST_METRICS_BYTES)
-                .and_then(|payload| serde_json::from_str(payload.get()).ok()),
-            id: id.to_owned(),
-        },
+        "heartbeat" => {
+            let payload = wire.payload.map(RawValue::get);
+            if payload.is_some_and(|payload| json_depth(payload.as_bytes()) > MAX_METRICS_DEPTH) {
+                let why = format!("`payload` is nested more than {MAX_METRICS_DEPTH} deep");
+                return malformed("\"heartbeat\"", id, why);
+            }
+            Frame::Heartbeat {
+                metrics: payload
+                    .filter(|payload| payload.len() <= GUEST_METRICS_BYTES)
+                    .and_then(|payload| serde_json::from_str(payload).ok()),
+                id: id.to_owned(),
+            }
+        }
         other => {
             let told: String = other.chars().take(64).collect();
             bad(&Value::String(told).to_string(), id, Refused::UnknownType)
@@ -360,14 +445,15 @@ fn scalar_id(raw: Option<&RawValue>) -> Option<&str> {
     (scalar && raw.len() <= ID_BYTES && !has_lone_surrogate(raw.as_bytes())).then_some(raw)
 }
 
-/// Keeps a payload on one line. `None` if it is nested too deep or holds half a character, which
+/// Keeps a payload on one line. An error if it is nested too deep or holds half a character, which
 /// the raw parser lets through and others choke on.
-fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
+fn keep_payload(payload: &[u8], burst: &mut Burst) -> Result<Range<usize>, String> {
     let marks = Marks::of(payload);
-    if (marks.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH)
-        || (marks.escaped && has_lone_surrogate(payload))
-    {
-        return None;
+    if marks.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH {
+        return Err(format!("`payload` is nested more than {MAX_DEPTH} deep"));
+    }
+    if marks.escaped && has_lone_surrogate(payload) {
+        return Err("`payload` holds half of a surrogate pair".to_owned());
     }
     let kept = burst.keep(payload);
     if marks.line_ends {
@@ -378,7 +464,7 @@ fn keep_payload(payload: &[u8], burst: &mut Burst) -> Option<Range<usize>> {
             }
         }
     }
-    Some(kept)
+    Ok(kept)
 }
 
 /// Whether valid JSON holds `\ud800` without its other half.
@@ -422,6 +508,10 @@ pub struct Answer<'a> {
     pub seq: Option<u64>,
     /// Why not.
     pub refused: Option<Refused>,
+    /// The same for people; empty: the word says all.
+    pub detail: &'a str,
+    /// It was done, but perhaps isn't what was meant.
+    pub warning: Option<&'static str>,
 }
 
 impl Answer<'_> {
@@ -449,10 +539,19 @@ impl Answer<'_> {
             out.extend_from_slice(b",\"seq\":");
             push_number(out, seq);
         }
+        if let Some(warning) = self.warning {
+            out.extend_from_slice(b",\"warning\":\"");
+            out.extend_from_slice(warning.as_bytes());
+            out.push(b'"');
+        }
         if let Some(reason) = self.refused {
             out.extend_from_slice(b",\"reason\":\"");
             out.extend_from_slice(reason.as_str().as_bytes());
             out.push(b'"');
+        }
+        if !self.detail.is_empty() {
+            out.extend_from_slice(b",\"detail\":");
+            out.extend_from_slice(Value::from(self.detail).to_string().as_bytes());
         }
         out.push(b'}');
         close_frame(out, start);

@@ -19,16 +19,30 @@ fn said(bytes: &[u8]) -> Vec<String> {
         .frames
         .iter()
         .map(|frame| match frame {
-            Frame::Publish { topic, payload, id } => {
-                format!("publish {} {} {}", text(topic), text(payload), text(id))
+            Frame::Publish {
+                topic,
+                payload,
+                reply,
+                id,
+            } => {
+                let reply = match text(reply) {
+                    reply if reply.is_empty() => reply,
+                    reply => format!(" reply {reply}"),
+                };
+                format!("publish {} {} {}{reply}", text(topic), text(payload), text(id))
             }
-            Frame::Subscribe { pattern, from, id } => format!("subscribe {pattern} {from:?} {id}"),
+            Frame::Subscribe { pattern, terms, id } => {
+                let last = if terms.last { " last" } else { "" };
+                let group = terms.group.iter().map(|name| format!(" group {name}"));
+                let group: String = group.collect();
+                format!("subscribe {pattern} {:?} {id}{last}{group}", terms.from)
+            }
             Frame::Unsubscribe { pattern, id } => format!("unsubscribe {pattern} {id}"),
             Frame::Ack { seq } => format!("ack {seq:?}"),
             Frame::Heartbeat { metrics, id } => {
                 format!("heartbeat {} {id}", metrics.clone().unwrap_or(Value::Null))
             }
-            Frame::Bad { kind, id, reason } => format!("bad {kind} {id} {}", reason.as_str()),
+            Frame::Bad { kind, id, reason, .. } => format!("bad {kind} {id} {}", reason.as_str()),
             Frame::Broken { length } => format!("broken {length}"),
         })
         .collect()
@@ -79,10 +93,10 @@ fn frames_good_and_bad() {
             r#"bad "publish"  malformed"#.into(),
         ),
         (
-            deep(128),
-            format!("publish broadcast {}1{} ", "[".repeat(128), "]".repeat(128)),
+            deep(120),
+            format!("publish broadcast {}1{} ", "[".repeat(120), "]".repeat(120)),
         ),
-        (deep(129), r#"bad "publish"  malformed"#.into()),
+        (deep(121), r#"bad "publish"  malformed"#.into()),
         (deep(10_000), r#"bad "publish"  malformed"#.into()),
         (
             format!(r#"{{"x":{},"type":"heartbeat"}}"#, "[".repeat(10_000)),

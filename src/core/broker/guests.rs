@@ -110,6 +110,18 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
     }
 }
 
+/// Whether this hello shows the token of its VM's launch, whatever is enough to be let in.
+pub fn is_proven(table: Option<&GuestTable>, hello: &Hello) -> bool {
+    let listed = table.and_then(|table| table.get(&hello.vm.key()));
+    match (
+        listed.and_then(|listed| listed.token_sha256.as_ref()),
+        &hello.token_sha256,
+    ) {
+        (Some(stored), Some(presented)) => same(stored, presented),
+        _ => false,
+    }
+}
+
 /// A guest that was heard.
 #[derive(Clone, Debug)]
 pub struct Guest {

@@ -11,6 +11,7 @@ mod converse;
 mod edges;
 pub mod frame;
 pub mod guests;
+mod lasts;
 pub mod launcher;
 mod link;
 mod listen;
@@ -23,6 +24,7 @@ mod replay;
 pub mod serve;
 mod signals;
 pub mod state;
+mod survey;
 mod throttle;
 
 pub use launcher::{

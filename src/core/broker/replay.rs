@@ -2,19 +2,30 @@
 //! (DESIGN §6).
 //!
 //! Here: finding a number in the rotated files, which lines a session gets, gaps. Not here: when
-//! a session is behind or has caught up (`broker::state`), sending (`broker::converse`).
+//! a session is behind or has caught up (`broker::state`), sending (`broker::converse`), the newest
+//! message of each topic (`broker::lasts`).
+//!
+//! Numbers rise in all that a broker has written, so a place in it is found by halving. A log that
+//! was damaged or pasted together may be otherwise. What the broker found so when it started is
+//! delivered line by line in the order in which it stands, each line that is wanted, and only what
+//! comes behind it is searched.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::host;
 use crate::core::journal::rotated;
 
 use super::buslog::{parse_line, seq_of};
 use super::frame;
+use super::lasts::Lasts;
 use super::state::{Plan, Wanted};
+use super::survey;
 
 /// Deliveries of one piece, bytes, give or take a message (DESIGN §6).
 const PIECE: usize = 64 * 1024;
@@ -29,6 +40,36 @@ const READ: usize = 64 * 1024;
 /// for some microseconds.
 const LOOKS: u32 = 50;
 
+/// The log as those read it who are behind.
+#[derive(Clone, Debug)]
+pub struct Past {
+    path: PathBuf,
+    keep: u32,
+    /// The highest number of what stood there in no order when the log was opened; 0: all rises.
+    tangled: Arc<AtomicU64>,
+}
+
+impl Past {
+    /// The log at `path` and `keep` rotated files.
+    pub fn new(path: PathBuf, keep: u32) -> Past {
+        Past {
+            path,
+            keep,
+            tangled: Arc::default(),
+        }
+    }
+
+    /// Numbers up to this one may stand anywhere.
+    pub fn is_tangled_upto(&self, highest: u64) {
+        self.tangled.store(highest, Ordering::Relaxed);
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// What one step brought.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
@@ -41,11 +82,27 @@ pub enum Piece {
 /// The place of one session in the log.
 #[derive(Debug)]
 pub struct Replay {
-    path: PathBuf,
-    keep: u32,
+    past: Past,
     plan: Plan,
     /// The first number not read.
     next: u64,
+    source: Option<Source>,
+    /// The way through what stands in no order, while it is read.
+    tangle: Option<Tangle>,
+    /// A search for the newest messages, while it goes on, and what it found.
+    lasts: Option<Box<Lasts>>,
+    newest: VecDeque<Vec<u8>>,
+    /// Subscriptions that had their newest messages.
+    served: BTreeSet<u64>,
+}
+
+/// Lines in the order in which they stand, oldest file first.
+#[derive(Debug)]
+struct Tangle {
+    upto: u64,
+    /// The subscriptions they are for; others may have come meanwhile.
+    serving: Vec<u64>,
+    files: VecDeque<File>,
     source: Option<Source>,
 }
 
@@ -58,14 +115,17 @@ struct Source {
 }
 
 impl Replay {
-    /// A reader for a session that fell behind, of the log at `path` and `keep` rotated files.
-    pub fn new(path: PathBuf, keep: u32, plan: Plan) -> Replay {
+    /// A reader for a session that fell behind.
+    pub fn new(past: Past, plan: Plan) -> Replay {
         Replay {
             next: first_of(&plan.wanted),
-            path,
-            keep,
+            past,
             plan,
             source: None,
+            tangle: None,
+            lasts: None,
+            newest: VecDeque::new(),
+            served: BTreeSet::new(),
         }
     }
 
@@ -98,6 +158,9 @@ impl Replay {
 
     /// The next frames.
     pub fn piece(&mut self) -> io::Result<Piece> {
+        if let Some(piece) = self.newest_first()? {
+            return Ok(piece);
+        }
         let mut out = Vec::new();
         let mut scanned = 0;
         let mut looks = 0;
@@ -107,6 +170,10 @@ impl Replay {
         while self.next <= self.plan.upto {
             if out.len() >= PIECE || scanned >= SCAN {
                 return Ok(Piece::Frames(out));
+            }
+            if self.next <= self.past.tangled.load(Ordering::Relaxed) {
+                self.untangle(&mut out, &mut scanned)?;
+                continue;
             }
             if self.source.is_none() && !self.find(&mut out)? {
                 looks += 1;
@@ -139,12 +206,90 @@ impl Replay {
                 break;
             }
             looks = 0;
-            if self.plan.wants(parsed.seq, parsed.topic) {
+            if self.plan.wants(parsed.seq, parsed.topic, &|_| true) {
                 frame::delivery(&line, &mut out);
             }
             self.next = parsed.seq + 1;
         }
         Ok(Piece::End(out, self.next))
+    }
+
+    /// The newest messages of subscriptions that have yet to get them.
+    fn newest_first(&mut self) -> io::Result<Option<Piece>> {
+        if let Some(piece) = self.newest.pop_front() {
+            return Ok(Some(Piece::Frames(piece)));
+        }
+        if self.lasts.is_none() {
+            let is_due = |wanted: &&Wanted| wanted.last.is_some() && !self.served.contains(&wanted.number);
+            let due: Vec<Wanted> = self.plan.wanted.iter().filter(is_due).cloned().collect();
+            if due.is_empty() {
+                return Ok(None);
+            }
+            self.served.extend(due.iter().map(|wanted| wanted.number));
+            let files = survey::files(&self.past.path, self.past.keep)?;
+            self.lasts = Some(Box::new(Lasts::new(&self.plan, due, files)));
+        }
+        if let Some(mut lasts) = self.lasts.take() {
+            match lasts.step()? {
+                true => self.newest = lasts.pieces(),
+                false => self.lasts = Some(lasts),
+            }
+        }
+        Ok(Some(Piece::Frames(self.newest.pop_front().unwrap_or_default())))
+    }
+
+    /// Delivers lines that stand in no order, one after the other.
+    fn untangle(&mut self, out: &mut Vec<u8>, scanned: &mut usize) -> io::Result<()> {
+        let mut tangle = match self.tangle.take() {
+            Some(tangle) => tangle,
+            None => {
+                let upto = self.past.tangled.load(Ordering::Relaxed);
+                let wanted = self.plan.wanted.iter();
+                Tangle {
+                    upto,
+                    serving: wanted
+                        .filter(|wanted| wanted.next.max(wanted.first) <= upto)
+                        .map(|wanted| wanted.number)
+                        .collect(),
+                    files: survey::files(&self.past.path, self.past.keep)?.into(),
+                    source: None,
+                }
+            }
+        };
+        while out.len() < PIECE && *scanned < SCAN {
+            let Some(source) = &mut tangle.source else {
+                let Some(file) = tangle.files.pop_front() else {
+                    return self.is_untangled(&tangle);
+                };
+                tangle.source = Some(Source::whole(file));
+                continue;
+            };
+            let Some(line) = source.line()? else {
+                tangle.source = None;
+                continue;
+            };
+            *scanned += line.len() + 1;
+            if let Some(parsed) = parse_line(&line).filter(|parsed| parsed.seq <= tangle.upto)
+                && self.plan.wants(parsed.seq, parsed.topic, &|wanted| {
+                    wanted.next > tangle.upto || tangle.serving.contains(&wanted.number)
+                })
+            {
+                frame::delivery(&line, out);
+            }
+        }
+        self.tangle = Some(tangle);
+        Ok(())
+    }
+
+    fn is_untangled(&mut self, tangle: &Tangle) -> io::Result<()> {
+        for wanted in &mut self.plan.wanted {
+            if tangle.serving.contains(&wanted.number) {
+                wanted.next = wanted.next.max(tangle.upto + 1);
+            }
+        }
+        self.next = first_of(&self.plan.wanted);
+        self.source = None;
+        Ok(())
     }
 
     /// What should be there and can't be found: first it may be on its way, then it is gone.
@@ -161,10 +306,10 @@ impl Replay {
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         // The oldest that begins behind the number.
         let mut oldest: Option<(u64, File)> = None;
-        for number in 0..=self.keep {
+        for number in 0..=self.past.keep {
             let path = match number {
-                0 => self.path.clone(),
-                number => rotated(&self.path, number),
+                0 => self.past.path.clone(),
+                number => rotated(&self.past.path, number),
             };
             let file = match host::open_state_file(&path) {
                 Ok(file) => file,
@@ -206,10 +351,10 @@ fn first_of(wanted: &[Wanted]) -> u64 {
 
 impl Plan {
     /// Whether a session gets this message now: a subscription wants it that hasn't dealt with
-    /// it, and none has that did.
-    pub fn wants(&self, seq: u64, topic: &str) -> bool {
+    /// it, and none has that did. `counts`: which of them are asked.
+    pub fn wants(&self, seq: u64, topic: &str, counts: &dyn Fn(&Wanted) -> bool) -> bool {
         let mut wanted = false;
-        for one in &self.wanted {
+        for one in self.wanted.iter().filter(|one| counts(one)) {
             if seq < one.first || !one.pattern.matches(topic) {
                 continue;
             }
@@ -223,6 +368,15 @@ impl Plan {
 }
 
 impl Source {
+    /// All of a file.
+    fn whole(file: File) -> Source {
+        Source {
+            file,
+            offset: 0,
+            bytes: Vec::new(),
+        }
+    }
+
     /// At the line of this number, or the next one after it, found by halving.
     fn at(file: File, seq: u64) -> io::Result<Source> {
         let (mut low, mut high) = (0, file.metadata()?.len());
@@ -333,6 +487,7 @@ mod tests {
                     number: number as u64,
                     first: *first,
                     next: *next,
+                    last: None,
                 })
                 .collect(),
         }
@@ -380,10 +535,10 @@ mod tests {
             wanted.map(|seq| seq.to_string()).collect::<Vec<_>>().join(" ")
         };
         for from in [10, 11, 12, 2999, 3000, 3001, 4321, 6000, 6001, 8998, 9000] {
-            let mut replay = Replay::new(path.clone(), 4, plan(9000, &[("a", from, from)]));
+            let mut replay = Replay::new(Past::new(path.clone(), 4), plan(9000, &[("a", from, from)]));
             assert_eq!(all(&mut replay), (expected(from, 9000), 9001), "from {from}");
         }
-        let mut replay = Replay::new(path.clone(), 4, plan(20, &[("*", 1, 1)]));
+        let mut replay = Replay::new(Past::new(path.clone(), 4), plan(20, &[("*", 1, 1)]));
         let (told, next) = all(&mut replay);
         assert_eq!(
             (told.as_str(), next),
@@ -403,7 +558,7 @@ mod tests {
         let plan = plan(100, &[("a", 10, 50), ("*", 1, 1)]);
         let got: Vec<bool> = [(9, "a"), (10, "a"), (10, "b"), (49, "a"), (50, "a")]
             .iter()
-            .map(|(seq, topic)| plan.wants(*seq, topic))
+            .map(|(seq, topic)| plan.wants(*seq, topic, &|_| true))
             .collect();
         assert_eq!(got, [true, false, true, false, true]);
     }
@@ -416,7 +571,7 @@ mod tests {
         fs::write(rotated(&path, 1), text(1..=6)).unwrap();
         fs::write(&path, text(100..=105)).unwrap();
         let from = |first: u64| {
-            let mut replay = Replay::new(path.clone(), 4, plan(105, &[("a", first, first)]));
+            let mut replay = Replay::new(Past::new(path.clone(), 4), plan(105, &[("a", first, first)]));
             all(&mut replay)
         };
         let behind = "gap7-99 102 105";
@@ -435,7 +590,7 @@ mod tests {
         };
         // Number 2 is being written, but the disk is full.
         fs::write(&path, said(1, "1") + &said(2, "\"never acked\"")).unwrap();
-        let mut replay = Replay::new(path.clone(), 4, plan(1, &[("a", 1, 1)]));
+        let mut replay = Replay::new(Past::new(path.clone(), 4), plan(1, &[("a", 1, 1)]));
         assert!(matches!(replay.piece().unwrap(), Piece::End(_, 2)));
         fs::write(&path, said(1, "1") + &said(2, "\"acked\"")).unwrap();
         replay.update(plan(2, &[("a", 1, 1)]));
@@ -447,11 +602,39 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_go_back_lose_no_message() {
+        let scratch = Scratch::new("replay-tangled");
+        let path = scratch.path("bus.log");
+        let text = |seqs: &[u64]| seqs.iter().map(|seq| line(*seq)).collect::<String>();
+        // Pasted together: 9 before 3, 12 twice, and a number that is none; then our own.
+        fs::write(rotated(&path, 1), text(&[6, 9, 3])).unwrap();
+        fs::write(&path, text(&[12, u64::MAX, 99, 12, 15, 102, 105])).unwrap();
+        let past = Past::new(path, 4);
+        past.is_tangled_upto(99);
+        let from = |wanted: &[(&str, u64, u64)]| all(&mut Replay::new(past.clone(), plan(105, wanted)));
+        assert_eq!(from(&[("a", 1, 1)]), ("6 9 3 12 99 12 15 102 105".into(), 106));
+        assert_eq!(from(&[("a", 10, 10)]).0, "12 99 12 15 102 105");
+        assert_eq!(from(&[("a", 100, 100)]).0, "102 105");
+        assert_eq!(
+            from(&[("a", 1, 100), ("*", 1, 1)]).0,
+            "102 105",
+            "it had them all"
+        );
+        // A subscription that comes on the way gets all of it, and the others nothing twice.
+        let mut replay = Replay::new(past.clone(), plan(105, &[("a", 12, 12)]));
+        let mut out = Vec::new();
+        replay.untangle(&mut out, &mut (SCAN - 100)).unwrap();
+        replay.update(plan(105, &[("a", 12, 12), ("*", 1, 1)]));
+        let rest = all(&mut replay).0;
+        assert_eq!(said(&out) + " " + &rest, " 12 99 12 15 6 9 3 102 105");
+    }
+
+    #[test]
     fn a_log_that_is_gone_is_a_gap() {
         let scratch = Scratch::new("replay-gone");
-        let mut replay = Replay::new(scratch.path("bus.log"), 4, plan(7, &[("*", 3, 3)]));
+        let mut replay = Replay::new(Past::new(scratch.path("bus.log"), 4), plan(7, &[("*", 3, 3)]));
         assert_eq!(all(&mut replay), ("gap3-7".into(), 8));
-        let empty = Replay::new(scratch.path("bus.log"), 4, plan(7, &[]))
+        let empty = Replay::new(Past::new(scratch.path("bus.log"), 4), plan(7, &[]))
             .piece()
             .unwrap();
         assert_eq!(empty, Piece::End(Vec::new(), 8));

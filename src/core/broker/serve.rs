@@ -35,6 +35,7 @@ use super::edges::Edges;
 use super::listen::{Arrival, Door, Listener, Reception, Wake};
 use super::outbox::{Budget, Drainer};
 use super::protocol::{BUS_VERSIONS, heartbeat_secs};
+use super::replay::Past;
 use super::state::{At, BusRules, Input, Rules, State, step};
 
 /// Inputs taken in one turn, so that one write serves many.
@@ -167,8 +168,7 @@ impl Broker {
             Drainer::start(Arc::clone(&budget)).map_err(|error| none_to_be_had("broker", &error))?;
         let sessions = Arc::new(Sessions {
             max_frame: bus.max_frame_bytes,
-            log: paths.bus_log(),
-            keep: bus.rotation.keep,
+            past: Past::new(paths.bus_log(), bus.rotation.keep),
             budget,
             drainer,
         });
@@ -239,7 +239,9 @@ impl Broker {
         self.take(at, guests);
         let restored = self.edges.restored();
         self.take(at, restored);
-        let _ = self.edges.gone_vms(at, true);
+        for vm in self.edges.gone_vms(at, true) {
+            self.take(at, [Input::VmGone { vm }]);
+        }
         self.commit(at);
         self.edges.flush(at);
     }
@@ -424,6 +426,10 @@ impl Broker {
 
     fn end(mut self) {
         let at = now();
+        // Those that ended since the last look were stopped, as a rule, by the `down` that stops us.
+        for vm in self.edges.gone_vms(at, false) {
+            self.take(at, [Input::VmGone { vm }]);
+        }
         self.take(at, [Input::Finish]);
         self.commit(at);
         self.edges.shelve_now(at);

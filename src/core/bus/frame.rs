@@ -139,6 +139,8 @@ pub struct Ack {
     pub seq: Option<u64>,
     /// Why not; `None`: it was done.
     pub refused: Option<String>,
+    /// The same for people, where the word doesn't say all.
+    pub detail: Option<String>,
 }
 
 /// Why a stream can't be read on.
@@ -244,6 +246,7 @@ struct Wire {
     id: Option<Box<RawValue>>,
     seq: Option<u64>,
     reason: Option<String>,
+    detail: Option<String>,
     from: Option<u64>,
     to: Option<u64>,
 }
@@ -265,6 +268,7 @@ fn parse(body: &[u8]) -> Result<Frame, BadFrame> {
                 Some("ok") => None,
                 _ => Some(wire.reason.unwrap_or_else(|| "no reason given".to_owned())),
             },
+            detail: wire.detail,
         })),
         "gap" => Ok(Frame::Gap {
             from: wire.from.ok_or_else(|| missing("from"))?,
@@ -354,6 +358,7 @@ mod tests {
                 id,
                 seq,
                 refused: refused.map(str::to_owned),
+                detail: None,
             })
         };
         for (body, frame) in [

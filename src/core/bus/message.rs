@@ -7,6 +7,10 @@ use std::borrow::Cow;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+/// Deepest nesting of a payload: with the object of its line or delivery around it, it stays below
+/// the 128 at which common parsers, serde_json's among them, give up.
+pub const MAX_DEPTH: usize = 120;
+
 /// What somebody has published. Its JSON form is its line in the log: these keys in this order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Message {
@@ -18,6 +22,9 @@ pub struct Message {
     pub vm: String,
     /// What it is about.
     pub topic: String,
+    /// Where its sender awaits answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
     /// Any JSON, as its sender wrote it, on one line.
     #[serde(deserialize_with = "on_one_line")]
     pub payload: Box<RawValue>,
@@ -41,6 +48,7 @@ impl PartialEq for Message {
         fields(self) == fields(other)
             && self.vm == other.vm
             && self.topic == other.topic
+            && self.reply == other.reply
             && self.payload.get() == other.payload.get()
     }
 }
@@ -74,6 +82,7 @@ mod tests {
             r#"{"seq":1,"ts":1763719200000,"vm":"web-0","topic":"broadcast","payload":{"a": 1.50,"b":[1e400]}}"#,
             r#"{"seq":18446744073709551615,"ts":0,"vm":"host","topic":"a/b","payload":null}"#,
             r#"{"seq":2,"ts":3,"vm":"x","topic":"t","payload":"\ud83d\u001b é"}"#,
+            r#"{"seq":2,"ts":3,"vm":"x","topic":"t","reply":"vm:x/reply/1","payload":{}}"#,
         ] {
             assert_eq!(Message::parse(line.as_bytes()).unwrap().to_json(), line);
         }

@@ -25,7 +25,8 @@ fn is_allowed(byte: u8) -> bool {
 }
 
 /// What a subscription names: a topic, or with a trailing `*` all that begin like it. `*` alone
-/// is everything.
+/// is everything. Anywhere else a `*` stands alone between slashes, for exactly one segment that
+/// isn't empty: `sensor/*/state`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pattern(String);
 
@@ -49,12 +50,39 @@ impl Pattern {
         self.0.strip_suffix('*').unwrap_or(&self.0)
     }
 
+    /// Whether a `*` stands for a segment in it.
+    pub fn has_holes(&self) -> bool {
+        self.stem().contains('*')
+    }
+
     /// Whether a message of this topic is meant.
     pub fn matches(&self, topic: &str) -> bool {
-        match self.0.strip_suffix('*') {
-            Some(stem) => topic.starts_with(stem),
-            None => topic == self.0,
+        match (self.has_holes(), self.is_prefix()) {
+            (false, false) => topic == self.0,
+            (false, true) => topic.starts_with(self.stem()),
+            (true, is_prefix) => fits(self.stem(), topic, is_prefix),
         }
+    }
+}
+
+/// Whether a topic fits a stem in which `*` stands for segments.
+fn fits(stem: &str, topic: &str, is_prefix: bool) -> bool {
+    let (mut stem, mut topic) = (stem, topic);
+    loop {
+        let Some((part, stem_rest)) = stem.split_once('/') else {
+            // The last part, which is no hole: a `*` at the end stands for any rest.
+            return match is_prefix {
+                true => topic.starts_with(stem),
+                false => topic == stem,
+            };
+        };
+        let Some((segment, topic_rest)) = topic.split_once('/') else {
+            return false;
+        };
+        if segment != part && (part != "*" || segment.is_empty()) {
+            return false;
+        }
+        (stem, topic) = (stem_rest, topic_rest);
     }
 }
 
@@ -62,10 +90,18 @@ impl FromStr for Pattern {
     type Err = BadPattern;
 
     fn from_str(text: &str) -> Result<Pattern, BadPattern> {
-        let good = match text.strip_suffix('*') {
-            Some(stem) => stem.is_empty() || Topic::is_valid(stem),
-            None => Topic::is_valid(text),
+        let stem = text.strip_suffix('*').unwrap_or(text);
+        let is_hole = |part: &str| part == "*";
+        let is_plain = |part: &str| part.bytes().all(is_allowed);
+        let good = match (stem.is_empty(), stem.rsplit_once('/')) {
+            (true, _) => text == "*",
+            // What a `*` at the end follows is the beginning of a segment, not one that is a hole.
+            (false, Some((parts, last))) => {
+                parts.split('/').all(|part| is_hole(part) || is_plain(part)) && is_plain(last)
+            }
+            (false, None) => is_plain(stem),
         };
+        let good = good && stem.len() <= MAX_TOPIC_BYTES;
         if good {
             Ok(Pattern(text.to_owned()))
         } else {
@@ -101,6 +137,12 @@ mod tests {
             "é",
             "a*b",
             "a**",
+            "**",
+            "a/**",
+            "a*/b",
+            "a/*b/c",
+            "*a/b",
+            "a/**/b",
             longer.as_str(),
         ] {
             assert!(!Topic::is_valid(bad) && bad.parse::<Pattern>().is_err(), "{bad}");
@@ -115,9 +157,24 @@ mod tests {
             ("a/*", "a", false),
             ("*", "x", true),
             ("vm:*", "vm:db", true),
+            ("a/*/c", "a/b/c", true),
+            ("a/*/c", "a/b/d/c", false),
+            ("a/*/c", "a//c", false),
+            ("a/*/c", "a/b/c/d", false),
+            ("a/*/c", "a/c", false),
+            ("*/c", "b/c", true),
+            ("*/c", "/c", false),
+            ("*/*/c", "a/b/c", true),
+            ("a/*/c*", "a/b/cd/e", true),
+            ("a/*/c*", "a/b/d", false),
+            ("a/*/*", "a/b/c/d", true),
+            ("a/*/*", "a/b", false),
+            ("*/*", "a/b/c", true),
+            ("a/*/", "a/b/", true),
         ] {
             assert_eq!(pattern(text).matches(topic), expected, "{text} {topic}");
         }
+        assert!(pattern("a/*/c").has_holes() && !pattern("a/*").has_holes() && !pattern("*").has_holes());
         assert_eq!((pattern("a/*").stem(), pattern("a").stem()), ("a/", "a"));
     }
 }

@@ -53,13 +53,44 @@ pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<
     Ok(issued)
 }
 
+/// Writes `guests.json` for a broker without VMs: those that run stay as they are; all others are
+/// whoever says their names, without a token. That of a launch that has ended would decline every
+/// hello of a VM that somebody starts himself. The caller holds the project's lock.
+pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Result<()> {
+    let path = config.state.guests();
+    let before: GuestsRecord = records::load(&path).ok().flatten().unwrap_or_default();
+    let now = host::boottime_ms();
+    let launched_nowhere = |guest: GuestRecord| match guest.launch_id.is_some() && !runs(&guest.name) {
+        // Whoever was heard before now was the one that has ended.
+        true => GuestRecord {
+            launched_boottime_ms: Some(now),
+            boot_id: Some(host::boot_id().to_owned()),
+            ..never_launched(&guest.name)
+        },
+        false => guest,
+    };
+    let named = config.vms.iter().map(|vm| &vm.name);
+    let mut guests: Vec<GuestRecord> = named
+        .map(|name| earlier(&before, name).unwrap_or_else(|| never_launched(name)))
+        .map(launched_nowhere)
+        .collect();
+    guests.extend(
+        before
+            .guests
+            .iter()
+            .filter(|guest| config.vm(guest.name.as_str()).is_none())
+            .cloned(),
+    );
+    records::save(&path, &GuestsRecord { guests })
+}
+
 /// Whether one of these VMs was launched before, as far as `guests.json` tells.
 pub(crate) fn was_launched(config: &Config, mut vms: impl Iterator<Item = VmName>) -> bool {
     let before: GuestsRecord = records::load(&config.state.guests())
         .ok()
         .flatten()
         .unwrap_or_default();
-    vms.any(|vm| earlier(&before, &vm).is_some_and(|guest| guest.launch_id.is_some()))
+    vms.any(|vm| earlier(&before, &vm).is_some_and(|guest| guest.launched_boottime_ms.is_some()))
 }
 
 fn new_identity(vm: &VmConfig) -> Result<Identity> {

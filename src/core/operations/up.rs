@@ -16,7 +16,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::{Config, Network, VmConfig, workspace};
 use crate::core::events::{BootstrapPlan, Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host;
+use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::operations::accelerator;
 use crate::core::operations::boot;
@@ -35,6 +35,7 @@ use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::plan::{GATEWAY, VmLaunchMode};
 use crate::core::runtime::ports::Ports;
+use crate::core::runtime::process::qemu_pid;
 
 /// How long a broker may take until it listens.
 const BROKER_DEADLINE: Duration = Duration::from_secs(10);
@@ -234,7 +235,10 @@ fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emit
     let _project = run::lock_project(&config.project, &config.state, "castra up --broker-only")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     record_workspace(config, emitter)?;
-    identity::issue(config, &[])?;
+    identity::open_to_all(config, |vm| {
+        let paths = config.state.vm(vm);
+        qemu_pid(&paths).is_some() || host::lock_holder(&paths.lock()) != Holder::Nobody
+    })?;
     ensure_broker(config, broker, emitter, &options.cancel)
 }
 

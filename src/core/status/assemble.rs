@@ -105,7 +105,19 @@ impl Scene<'_> {
         let alive = vm.qemu.is_some();
         let heard = heard(vm, self.now, self.launch_of(vm));
         let age = heard.as_ref().map(|heard| heard.age_ms);
-        let reachable = self.broker.runs() && alive && age.is_some_and(|age| age <= self.window_ms);
+        let fresh = self.broker.runs() && age.is_some_and(|age| age <= self.window_ms);
+        let ended_or_never = matches!(state, VmState::Stopped | VmState::Crashed);
+        let external = fresh
+            && ended_or_never
+            && heard
+                .as_ref()
+                .and_then(|heard| heard.current)
+                .is_some_and(|record| self.is_nobodys_launch(record));
+        let (state, ended) = match external {
+            true => (VmState::External, None),
+            false => (state, ended),
+        };
+        let reachable = fresh && (alive || external);
         // What belongs to another host boot tells an age and nothing else.
         let record = heard.as_ref().and_then(|heard| heard.current);
         let back = |then: Option<u64>| Some(self.now.boottime_ms.saturating_sub(then?));
@@ -206,6 +218,20 @@ impl Scene<'_> {
                 (VmState::Stopped, Some(ended))
             }
         }
+    }
+
+    /// Whether what the broker heard is of a VM that castra hasn't launched: by `guests.json` there is
+    /// no launch, and what was heard is newer than the end of the last one.
+    fn is_nobodys_launch(&self, record: &HandshakeRecord) -> bool {
+        let key = record.vm.key();
+        let mut listed = self.guests.iter().flat_map(|guests| &guests.guests);
+        let listed = listed.find(|guest| guest.name.key() == key);
+        listed.is_some_and(|guest| {
+            let since = guest
+                .launched_boottime_ms
+                .filter(|_| guest.boot_id.as_deref() == Some(self.now.boot_id.as_str()));
+            guest.launch_id.is_none() && since.is_none_or(|since| record.handshake_boottime_ms >= since)
+        })
     }
 
     /// The launch a proof of life must not be older than.

@@ -109,7 +109,7 @@ pub struct Snapshot {
     pub live_broker: Option<(u32, String)>,
     /// `broker.json`, whether or not a broker runs.
     pub broker: Found<BrokerRecord>,
-    /// `guests.json`; asked only where a VM runs whose `run.json` says nothing.
+    /// `guests.json`; asked only where a broker or a VM runs whose `run.json` says nothing.
     pub guests: Found<GuestsRecord>,
     /// The VMs, in the order they are shown.
     pub vms: Vec<VmEvidence>,

@@ -104,7 +104,8 @@ pub struct VmStatus {
     pub uptime_ms: Option<u64>,
     /// What the broker knows of it.
     pub broker: GuestState,
-    /// Exactly `last_handshake_age_ms <= freshness_window_ms` while broker and QEMU run.
+    /// Exactly `last_handshake_age_ms <= freshness_window_ms` while the broker and QEMU run, or the
+    /// VM is `external`.
     pub reachable: bool,
     /// Age of the newest proof of life, ms: the last accepted hello or the last frame of an open
     /// session. It grows on when guest, VM or broker are gone. Null: this launch was never heard.
@@ -119,8 +120,7 @@ pub struct VmStatus {
     pub last_publish_age_ms: Option<u64>,
     /// Age of its last heartbeat, ms. Null: none.
     pub last_heartbeat_age_ms: Option<u64>,
-    /// How far it says it is: the number of its last `ack`. Left out where it never said.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// How far it says it is: the number of its last `ack`. Null: it never said.
     pub last_acked_seq: Option<u64>,
     /// Payload of its last heartbeat that had one of at most 512 bytes: the guest's own words,
     /// any JSON. Null: none.
@@ -149,6 +149,8 @@ pub enum VmState {
     Stopped,
     /// It ended, and nobody meant it to.
     Crashed,
+    /// castra launched none, but the broker hears one: somebody started it himself.
+    External,
 }
 
 impl VmState {
@@ -160,6 +162,7 @@ impl VmState {
             VmState::Running => "running",
             VmState::Stopped => "stopped",
             VmState::Crashed => "crashed",
+            VmState::External => "external",
         }
     }
 }
@@ -172,7 +175,7 @@ pub enum GuestState {
     Offline,
     /// A broker runs, but there is no fresh proof of life.
     Waiting,
-    /// Fresh proof of life, and QEMU runs.
+    /// Fresh proof of life, and QEMU runs, castra's or somebody else's.
     Reachable,
 }
 

@@ -41,7 +41,8 @@ pub fn read(project: Project) -> Result<Snapshot> {
         .map(|(name, declared)| read_vm(state, &name, declared))
         .collect();
     let undated = vms.iter().any(|vm| vm.qemu.is_some() && vm.run.known().is_none());
-    let guests = if undated {
+    // With a broker a VM may be there that somebody started himself.
+    let guests = if undated || live_broker.is_some() {
         found(records::load(&state.guests()))
     } else {
         Found::Absent

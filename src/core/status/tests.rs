@@ -277,6 +277,61 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
 }
 
 #[test]
+fn a_vm_that_somebody_started_himself_is_external() {
+    let listed = |launch: Option<&str>, since: Option<u64>| {
+        Found::Is(GuestsRecord {
+            guests: vec![GuestRecord {
+                name: "Web-0".parse().unwrap(),
+                launch_id: launch.map(str::to_owned),
+                launched_boottime_ms: since,
+                boot_id: Some("this-boot".into()),
+                token_sha256: None,
+            }],
+        })
+    };
+    let ended = |s: &mut Snapshot| {
+        s.vms[0].qemu = None;
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].ending = Some(ending(VmState::Stopped, "host-signal"));
+    };
+    check("castra launched none", "external reachable 400 -", |s| {
+        s.vms[0].qemu = None;
+        s.vms[0].run = Found::Absent;
+        s.guests = listed(None, None);
+    });
+    check("after down, and --broker-only", "external reachable 400 -", |s| {
+        ended(s);
+        s.guests = listed(None, Some(NOW - 400));
+    });
+    check("heard before that", "stopped waiting 400 host-signal", |s| {
+        ended(s);
+        s.guests = listed(None, Some(NOW - 399));
+    });
+    check("no longer heard", "stopped waiting 45001 host-signal", |s| {
+        ended(s);
+        s.guests = listed(None, None);
+        edit_record(s, |record| record.heard_boottime_ms = NOW - WINDOW - 1);
+    });
+    check("a launch of castra's", "stopped waiting 400 host-signal", |s| {
+        ended(s);
+        s.guests = listed(Some("launch-2"), Some(LAUNCHED));
+    });
+    check("without a broker", "stopped offline 400 host-signal", |s| {
+        ended(s);
+        s.guests = listed(None, None);
+        s.live_broker = None;
+    });
+    let mut snapshot = healthy();
+    ended(&mut snapshot);
+    snapshot.guests = listed(None, None);
+    let status = assemble(&snapshot);
+    let vm = &status.vms[0];
+    assert!(
+        status.reachable && vm.reachable && vm.pid.is_none() && vm.ssh.is_none() && vm.uptime_ms.is_none()
+    );
+}
+
+#[test]
 fn reachable_is_exactly_age_within_window_while_both_run() {
     check("at the edge", "running reachable 45000 -", |s| {
         edit_record(s, |record| record.heard_boottime_ms = NOW - WINDOW);

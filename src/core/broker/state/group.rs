@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use crate::core::broker::frame::{self, push_number};
+use crate::core::broker::frame::{self, Terms, push_number};
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
@@ -35,6 +35,8 @@ pub struct Message {
     pub text: usize,
     /// Its id, in that text.
     pub id: Range<usize>,
+    /// It is to a VM that the project doesn't have.
+    pub is_lost: bool,
 }
 
 /// What a group does, in order.
@@ -55,8 +57,8 @@ pub enum Op {
         conn: ConnId,
         /// To what.
         pattern: Pattern,
-        /// First number wanted; `None`: what comes now.
-        from: Option<u64>,
+        /// What else was asked.
+        terms: Terms,
         /// JSON of the id.
         id: String,
     },
@@ -87,6 +89,8 @@ pub struct Said<'a> {
     pub topic: &'a [u8],
     /// JSON on one line.
     pub payload: &'a [u8],
+    /// The topic on which an answer is awaited; empty: none is.
+    pub reply: &'a [u8],
 }
 
 /// The beginning of every line, up to its number.
@@ -172,6 +176,10 @@ impl Group {
         let topic = log.len();
         log.extend_from_slice(said.topic);
         let topic = topic..log.len();
+        if !said.reply.is_empty() {
+            log.extend_from_slice(b"\",\"reply\":\"");
+            log.extend_from_slice(said.reply);
+        }
         log.extend_from_slice(b"\",\"payload\":");
         let payload = log.len();
         log.extend_from_slice(said.payload);

@@ -78,6 +78,7 @@ impl State {
     pub(super) fn heard(&mut self, at: At, record: HandshakeRecord, written: bool, out: &mut Vec<Effect>) {
         let window = self.rules.freshness_ms;
         let vm = record.vm.clone();
+        let is_over = self.is_over(&vm.key());
         let guest = self.guests.entry(vm.key()).or_insert_with(|| Guest {
             record: record.clone(),
             fresh: false,
@@ -91,8 +92,9 @@ impl State {
             guest.written_ms = Some(at.boot_ms);
         }
         guest.dirty = !written;
-        let (entered, leaves_at, writable_at) = (!guest.fresh, guest.leaves_at(window), guest.writable_at());
-        guest.fresh = true;
+        let entered = !is_over && !guest.fresh;
+        let (leaves_at, writable_at) = (guest.leaves_at(window), guest.writable_at());
+        guest.fresh = !is_over;
         self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
         if !written {
             self.write_due = Some(self.write_due.map_or(writable_at, |due| due.min(writable_at)));
@@ -105,6 +107,7 @@ impl State {
     /// A burst of a session proves life like a hello; its record follows a few times a second.
     pub(super) fn heard_on_bus(&mut self, at: At, key: &str, said: Said, out: &mut Vec<Effect>) {
         let window = self.rules.freshness_ms;
+        let is_over = self.is_over(key);
         let Some(guest) = self.guests.get_mut(key) else {
             return;
         };
@@ -122,8 +125,8 @@ impl State {
                 guest.record.guest_metrics = metrics;
             }
         }
-        let (entered, leaves_at) = (!guest.fresh, guest.leaves_at(window));
-        guest.fresh = true;
+        let (entered, leaves_at) = (!is_over && !guest.fresh, guest.leaves_at(window));
+        guest.fresh = !is_over;
         self.note_dirty(key);
         if entered {
             self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
@@ -179,6 +182,12 @@ impl State {
         let Some(table) = self.table.as_ref() else {
             return;
         };
+        let same_launch = |key: &str, over: &Option<u64>| {
+            table
+                .get(key)
+                .is_some_and(|listed| listed.launched_boottime_ms == *over)
+        };
+        self.over.retain(|key, over| same_launch(key, over));
         let mut gone = Vec::new();
         for (key, guest) in &mut self.guests {
             match table.get(key) {
@@ -213,8 +222,15 @@ impl State {
         }
     }
 
-    /// A handshake outlives the broker that heard it.
-    pub(super) fn on_restored(&mut self, at: At, record: HandshakeRecord, alive: bool) {
+    /// A handshake outlives the broker that heard it. Its VM has left the window when that broker
+    /// stopped, and enters it again.
+    pub(super) fn on_restored(
+        &mut self,
+        at: At,
+        record: HandshakeRecord,
+        alive: bool,
+        out: &mut Vec<Effect>,
+    ) {
         let key = record.vm.key();
         let unwanted = match &self.table {
             Some(table) => table.get(&key).is_none_or(|listed| listed.name != record.vm),
@@ -234,14 +250,35 @@ impl State {
         };
         let fresh = alive && counts && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
         let leaves_at = guest.leaves_at(self.rules.freshness_ms);
+        let (vm, age) = (guest.record.vm.clone(), guest.age_ms(at.boot_ms));
         self.guests.insert(key, Guest { fresh, ..guest });
         if fresh {
+            tell_freshness(at, &vm, true, age, out);
             self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
         }
     }
 
     pub(super) fn on_vm_gone(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
-        self.leave(at, &vm.key(), out);
+        let key = vm.key();
+        if let Some(listed) = self.table.as_ref().and_then(|table| table.get(&key)) {
+            self.over.insert(key.clone(), listed.launched_boottime_ms);
+        }
+        self.leave(at, &key, out);
+    }
+
+    /// Whether a VM's current launch has ended.
+    fn is_over(&self, key: &str) -> bool {
+        self.over.contains_key(key)
+    }
+
+    /// The broker stops: what was held back is due, and nobody is reachable through it any more.
+    pub(super) fn on_finish(&mut self, at: At, out: &mut Vec<Effect>) {
+        self.on_tick(at, true, out);
+        let fresh = self.guests.iter().filter(|(_, guest)| guest.fresh);
+        let fresh: Vec<String> = fresh.map(|(key, _)| key.clone()).collect();
+        for key in fresh {
+            self.leave(at, &key, out);
+        }
     }
 
     pub(super) fn leave(&mut self, at: At, key: &str, out: &mut Vec<Effect>) {

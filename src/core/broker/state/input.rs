@@ -282,6 +282,8 @@ pub struct Wanted {
     pub first: u64,
     /// The first one not dealt with yet.
     pub next: u64,
+    /// The newest message up to this number of each topic comes before everything else.
+    pub last: Option<u64>,
 }
 
 /// What `[bus]` allows.

@@ -13,6 +13,7 @@ pub mod session;
 mod settle;
 mod telling;
 pub mod topics;
+mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::core::name::VmName;
 
 use super::attempts::{Attempt, Attempts};
 use super::frame::Refused;
-use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit};
+use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit, is_proven};
 use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply, session_reply};
 use super::record::HandshakeRecord;
 use super::throttle::Throttle;
@@ -80,6 +81,8 @@ pub struct State {
     rules: Rules,
     table: Option<GuestTable>,
     guests: BTreeMap<String, Guest>,
+    /// Launches that are over, by VM: whatever speaks in their name proves no life of theirs.
+    over: BTreeMap<String, Option<u64>>,
     conns: BTreeMap<ConnId, Conn>,
     guest_places: Places,
     host_places: Places,
@@ -133,11 +136,11 @@ pub fn step(state: &mut State, at: At, input: Input) -> Vec<Effect> {
         Input::Recorded { vm, asked_by, made } => state.on_recorded(at, &vm, asked_by, made, out),
         Input::RecordLost { vm } => state.on_record_lost(at, &vm, out),
         Input::Guests(table) => state.on_guests(at, table, out),
-        Input::Restored { record, alive } => state.on_restored(at, *record, alive),
+        Input::Restored { record, alive } => state.on_restored(at, *record, alive, out),
         Input::VmGone { vm } => state.on_vm_gone(at, &vm, out),
         Input::Tick => state.on_tick(at, false, out),
         Input::Stop => state.on_stop(at, out),
-        Input::Finish => state.on_tick(at, true, out),
+        Input::Finish => state.on_finish(at, out),
     }
     effects
 }
@@ -149,6 +152,7 @@ impl State {
             rules,
             table: None,
             guests: BTreeMap::new(),
+            over: BTreeMap::new(),
             conns: BTreeMap::new(),
             guest_places: Places::default(),
             host_places: Places::default(),
@@ -266,9 +270,12 @@ impl State {
             Ok(()) => negotiate(&hello.capabilities, self.rules.bus_versions),
         };
         let key = hello.vm.key();
-        let crowded = plane == Plane::Guest && self.sessions_of(&key) >= self.rules.bus.sessions_per_vm;
+        let proven = plane == Plane::Guest && is_proven(self.table.as_ref(), &hello);
         let verdict = match verdict {
-            Ok(Some(_)) if crowded || leaving => Err(DeclineReason::SessionLimit),
+            Ok(Some(_)) if leaving => Err(DeclineReason::SessionLimit),
+            Ok(Some(_)) if plane == Plane::Guest && !self.make_place(at, &key, proven, out) => {
+                Err(DeclineReason::SessionLimit)
+            }
             other => other,
         };
         let listed = self.table.as_ref().and_then(|table| table.get(&key));
@@ -290,7 +297,8 @@ impl State {
         let session = matches!(verdict, Ok(Some(_))).then(|| {
             let id = format!("s-{}.{run}", conn.0);
             let capabilities = attempt.capabilities.clone();
-            Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities)
+            let session = Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities);
+            Session { proven, ..session }
         });
         attempt.session = session.as_ref().map(|session| session.id.clone());
         let vm = match verdict {

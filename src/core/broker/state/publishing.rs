@@ -6,15 +6,27 @@
 use std::ops::Range;
 
 use crate::core::broker::attempts::line_head;
-use crate::core::broker::frame::{Answer, Burst, Frame, Refused};
+use crate::core::broker::buslog::MAX_SEQ;
+use crate::core::broker::frame::{Answer, Burst, Frame, Refused, Terms};
 use crate::core::bus::topic::Pattern;
 use crate::core::events::Event;
 use crate::core::name::VmName;
 
 use super::group::{Message, Op, Said, head_of, stamped};
 use super::session::Cause;
-use super::topics::{OWN, TO_VM, names_vm};
-use super::{At, ConnId, Effect, State, heard};
+use super::topics::{OWN, TO_VM, name_in, names_vm};
+use super::{At, ConnId, Effect, Plane, State, heard};
+
+/// How a topic is spelled.
+#[derive(PartialEq)]
+enum Spelling {
+    /// As it should be.
+    Same,
+    /// In the project it is this.
+    Another(String),
+    /// It is to a VM that the project doesn't have.
+    Unknown,
+}
 
 /// A VM's allowance of publishes, thousandths of one.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +43,7 @@ impl State {
             return;
         };
         session.heard_ms = at.boot_ms;
+        session.spoke = true;
         if burst.replays() || (session.behind && burst.subscribes()) {
             session.asks = true;
             asks = true;
@@ -53,12 +66,19 @@ impl State {
                 Frame::Publish {
                     topic,
                     payload,
+                    reply,
                     id: echo,
                 } => {
-                    let refused = self.may_publish(at, &key, &text[topic.clone()]).err();
-                    if let Some(reason) = refused {
-                        let echo = String::from_utf8_lossy(&text[echo]).into_owned();
-                        self.refuse(at, conn, "\"publish\"", &echo, None, reason, out);
+                    let allowed = self.may_publish(at, &key, &text[topic.clone()]);
+                    let allowed = allowed.and_then(|()| self.may_await(conn, &text[reply.clone()]));
+                    if let Err(reason) = allowed {
+                        let answer = Answer {
+                            kind: "\"publish\"",
+                            id: &text[echo],
+                            refused: Some(reason),
+                            ..Answer::default()
+                        };
+                        self.refuse(at, conn, &answer, out);
                         continue;
                     }
                     heard.published = true;
@@ -66,12 +86,13 @@ impl State {
                         head: &head,
                         topic: &text[topic],
                         payload: &text[payload],
+                        reply: &text[reply],
                     };
                     let deliver = deliver || self.group.subscribes;
                     let origin = (Some(conn), texts, echo);
                     self.publish(&vm, said, origin, deliver);
                 }
-                Frame::Subscribe { pattern, from, id } => self.ask(at, conn, pattern, from, id, out),
+                Frame::Subscribe { pattern, terms, id } => self.ask(at, conn, pattern, terms, id, out),
                 Frame::Unsubscribe { pattern, id } => {
                     self.group.ops.push(Op::Unsubscribe {
                         conn,
@@ -89,7 +110,21 @@ impl State {
                     };
                     self.say(conn, &answer);
                 }
-                Frame::Bad { kind, id, reason } => self.refuse(at, conn, &kind, &id, None, reason, out),
+                Frame::Bad {
+                    kind,
+                    id,
+                    reason,
+                    detail,
+                } => {
+                    let answer = Answer {
+                        kind: &kind,
+                        id: id.as_bytes(),
+                        refused: Some(reason),
+                        detail: &detail,
+                        ..Answer::default()
+                    };
+                    self.refuse(at, conn, &answer, out);
+                }
                 Frame::Broken { length } => {
                     out.push(Effect::Log(format!(
                         "{} frame of vm:{vm} session={id} length={length} is beyond max_frame_bytes",
@@ -112,7 +147,7 @@ impl State {
         if topic.starts_with(TO_VM.as_bytes()) && !std::str::from_utf8(topic).is_ok_and(names_vm) {
             return Err(Refused::BadTopic);
         }
-        if !self.log_open {
+        if !self.log_open || self.given >= MAX_SEQ {
             return Err(Refused::StorageError);
         }
         let rate = u64::from(self.rules.bus.publishes_per_sec_per_vm);
@@ -137,6 +172,22 @@ impl State {
         }
     }
 
+    /// Whether answers may be asked for on this topic. A guest names a topic of its own: whoever
+    /// answers publishes there in his own name, and must not be made to tell others what he didn't mean.
+    fn may_await(&self, conn: ConnId, topic: &[u8]) -> Result<(), Refused> {
+        if topic.is_empty() {
+            return Ok(());
+        }
+        let topic = std::str::from_utf8(topic).map_err(|_| Refused::BadTopic)?;
+        if !names_vm(topic) {
+            return Err(Refused::BadTopic);
+        }
+        let own = self.session(conn).is_some_and(|session| {
+            session.reader.owns(topic) || (session.reader.plane == Plane::Host && !topic.starts_with(OWN))
+        });
+        if own { Ok(()) } else { Err(Refused::Forbidden) }
+    }
+
     /// A message gets its number and its place in the group.
     fn publish(
         &mut self,
@@ -145,13 +196,13 @@ impl State {
         origin: (Option<ConnId>, usize, Range<usize>),
         deliver: bool,
     ) {
-        let spelled = self.spelled_topic(said.topic);
-        let said = match &spelled {
-            Some(topic) => Said {
+        let spelling = self.spelling_of(said.topic);
+        let said = match &spelling {
+            Spelling::Another(topic) => Said {
                 topic: topic.as_bytes(),
                 ..said
             },
-            None => said,
+            Spelling::Same | Spelling::Unknown => said,
         };
         self.given += 1;
         let seq = self.given;
@@ -168,19 +219,33 @@ impl State {
             frame,
             text,
             id,
+            is_lost: spelling == Spelling::Unknown,
         }));
     }
 
     /// `vm:web-0` in the project's own spelling, so that names are the same whatever their case.
-    fn spelled_topic(&self, topic: &[u8]) -> Option<String> {
-        let name = std::str::from_utf8(topic.strip_prefix(TO_VM.as_bytes())?).ok()?;
-        let listed = self.table.as_ref()?.get(&name.to_ascii_lowercase())?;
-        (listed.name.as_str() != name).then(|| format!("{TO_VM}{}", listed.name))
+    fn spelling_of(&self, topic: &[u8]) -> Spelling {
+        let rest = topic.strip_prefix(TO_VM.as_bytes());
+        let (Some(rest), Some(table)) = (rest, self.table.as_ref()) else {
+            return Spelling::Same;
+        };
+        let Ok(rest) = std::str::from_utf8(rest) else {
+            return Spelling::Same;
+        };
+        let name = name_in(rest);
+        match table.get(&name.to_ascii_lowercase()) {
+            None if name.eq_ignore_ascii_case("host") => Spelling::Same,
+            None => Spelling::Unknown,
+            Some(listed) if listed.name.as_str() == name => Spelling::Same,
+            Some(listed) => Spelling::Another(format!("{TO_VM}{}{}", listed.name, &rest[name.len()..])),
+        }
     }
 
     fn spelled(&self, pattern: Pattern) -> Pattern {
-        let spelled = self.spelled_topic(pattern.as_str().as_bytes());
-        spelled.and_then(|topic| topic.parse().ok()).unwrap_or(pattern)
+        match self.spelling_of(pattern.as_str().as_bytes()) {
+            Spelling::Another(topic) => topic.parse().unwrap_or(pattern),
+            Spelling::Same | Spelling::Unknown => pattern,
+        }
     }
 
     fn ask(
@@ -188,7 +253,7 @@ impl State {
         at: At,
         conn: ConnId,
         pattern: Pattern,
-        from: Option<u64>,
+        terms: Terms,
         id: String,
         out: &mut Vec<Effect>,
     ) {
@@ -201,13 +266,19 @@ impl State {
             self.group.ops.push(Op::Subscribe {
                 conn,
                 pattern,
-                from,
+                terms,
                 id,
             });
             return;
         }
-        let topic = Some(pattern.as_str());
-        self.refuse(at, conn, "\"subscribe\"", &id, topic, Refused::Forbidden, out);
+        let answer = Answer {
+            kind: "\"subscribe\"",
+            id: id.as_bytes(),
+            topic: Some(pattern.as_str()),
+            refused: Some(Refused::Forbidden),
+            ..Answer::default()
+        };
+        self.refuse(at, conn, &answer, out);
     }
 
     pub(super) fn say(&mut self, conn: ConnId, answer: &Answer<'_>) {
@@ -216,33 +287,19 @@ impl State {
         self.group.ops.push(Op::Say { conn, frame });
     }
 
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn refuse(
-        &mut self,
-        at: At,
-        conn: ConnId,
-        kind: &str,
-        id: &str,
-        topic: Option<&str>,
-        reason: Refused,
-        out: &mut Vec<Effect>,
-    ) {
-        let answer = Answer {
-            kind,
-            id: id.as_bytes(),
-            topic,
-            refused: Some(reason),
-            ..Answer::default()
-        };
-        self.say(conn, &answer);
-        self.tell_refusal(at, conn, kind, reason, out);
+    /// An answer that says no; the log hears of it as well.
+    pub(super) fn refuse(&mut self, at: At, conn: ConnId, answer: &Answer<'_>, out: &mut Vec<Effect>) {
+        self.say(conn, answer);
+        if let Some(reason) = answer.refused {
+            self.tell_refusal(at, conn, answer.kind, reason, out);
+        }
     }
 
     /// A message of the broker's own on `castra/<family>/<vm>`, for VMs the project knows: the
     /// fields of the event.
     pub(super) fn announce(&mut self, at: At, family: &str, vm: &VmName, event: &Event) {
         let known = self.table.as_ref().and_then(|table| table.get(&vm.key()));
-        if known.is_none() || !self.log_open {
+        if known.is_none() || !self.log_open || self.given >= MAX_SEQ {
             return;
         }
         let tagged = serde_json::to_string(event).expect("events are plain data with text keys");
@@ -255,6 +312,7 @@ impl State {
             head: &stamped(&head_of(broker.as_str()), at.wall_ms),
             topic: topic.as_bytes(),
             payload: &fields.as_bytes()[..fields.len() - 1],
+            reply: b"",
         };
         let deliver = !self.index.is_empty() || self.group.subscribes;
         self.publish(&broker, said, (None, 0, 0..0), deliver);

@@ -28,7 +28,8 @@ pub enum Cause {
     ShuttingDown,
     /// It doesn't take what is delivered.
     SlowConsumer,
-    /// The project has no such VM any more, or has launched it anew.
+    /// The project has no such VM any more, or has launched it anew; or a session of the same VM took
+    /// its place.
     Superseded,
 }
 
@@ -52,6 +53,24 @@ impl Cause {
     }
 }
 
+/// A session that has sent nothing but its hello for so long makes room for another one of its VM: its
+/// client can send a frame together with the hello.
+const FIRST_FRAME_MS: u64 = 1000;
+
+/// One that has left out so many heartbeats makes room as well.
+const STALE_BEATS: u64 = 2;
+
+/// Why a session makes room for another one of its VM: the first reason comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    /// Its hello showed no token, and the other one's does.
+    Unproven,
+    /// It has never said anything.
+    Silent,
+    /// It says nothing any more.
+    Stale,
+}
+
 /// One subscription.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sub {
@@ -61,6 +80,10 @@ pub struct Sub {
     pub first: u64,
     /// The first message it hasn't dealt with, as of the moment its session fell behind.
     pub next: u64,
+    /// The newest messages up to this number were asked for.
+    pub last: Option<u64>,
+    /// The group it shares the subscription with.
+    pub group: Option<String>,
 }
 
 /// A granted session.
@@ -78,6 +101,10 @@ pub struct Session {
     pub since_ms: u64,
     /// When its last frame came.
     pub heard_ms: u64,
+    /// Its hello showed the token of this launch.
+    pub proven: bool,
+    /// It has sent a frame.
+    pub spoke: bool,
     pub(super) head: Vec<u8>,
     pub(super) subs: BTreeMap<Pattern, Sub>,
     pub(super) subs_made: u64,
@@ -98,6 +125,8 @@ impl Session {
             vm,
             since_ms,
             heard_ms: since_ms,
+            proven: false,
+            spoke: false,
             subs: BTreeMap::new(),
             subs_made: 0,
             behind: false,
@@ -111,11 +140,14 @@ impl Session {
     }
 
     pub(super) fn plan(&self, upto: u64) -> Plan {
-        let wanted = self.subs.iter().map(|(pattern, sub)| Wanted {
+        // What a group gets is decided when it comes, and never read from the log.
+        let plain = self.subs.iter().filter(|(_, sub)| sub.group.is_none());
+        let wanted = plain.map(|(pattern, sub)| Wanted {
             pattern: pattern.clone(),
             number: sub.number,
             first: sub.first,
             next: sub.next,
+            last: sub.last,
         });
         Plan {
             upto,
@@ -143,6 +175,37 @@ impl State {
     /// The open sessions of a VM.
     pub(super) fn sessions_of(&self, key: &str) -> usize {
         self.vm_sessions.get(key).map_or(0, BTreeSet::len)
+    }
+
+    /// Makes sure that a VM may have one session more. At the limit one of its sessions makes room if it is
+    /// worth less than the new one: whoever squats them must not keep the VM out. False: none is.
+    pub(super) fn make_place(&mut self, at: At, key: &str, proven: bool, out: &mut Vec<Effect>) -> bool {
+        if self.sessions_of(key) < self.rules.bus.sessions_per_vm {
+            return true;
+        }
+        let stale_ms = self.rules.bus.heartbeat_secs.saturating_mul(STALE_BEATS * 1000);
+        let known = self.vm_sessions.get(key).into_iter().flatten();
+        let known = known.filter_map(|conn| Some((*conn, self.session(*conn)?)));
+        let worth = |session: &Session| {
+            let silent_ms = at.boot_ms.saturating_sub(session.heard_ms);
+            if proven && !session.proven {
+                return Some(Worth::Unproven);
+            }
+            let equal = proven == session.proven;
+            match session.spoke {
+                false if equal && silent_ms >= FIRST_FRAME_MS => Some(Worth::Silent),
+                true if equal && silent_ms >= stale_ms => Some(Worth::Stale),
+                _ => None,
+            }
+        };
+        let victim = known
+            .filter_map(|(conn, session)| Some((worth(session)?, session.heard_ms, conn)))
+            .min();
+        let Some((_, _, conn)) = victim else {
+            return false;
+        };
+        self.close_session(at, conn, Cause::Superseded, out);
+        true
     }
 
     /// Whether a VM has a session, and one with a subscription.
@@ -247,6 +310,8 @@ impl State {
         let order = if next > kept {
             session.behind = false;
             session.asks = false;
+            // Told once; should the session fall behind again, it isn't due again.
+            session.subs.values_mut().for_each(|sub| sub.last = None);
             Order::Attached
         } else {
             Order::Replay(session.plan(kept))

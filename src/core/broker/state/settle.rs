@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::core::broker::frame::{Answer, Refused};
+use crate::core::broker::frame::{Answer, Refused, Terms};
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
@@ -18,6 +18,14 @@ use super::{At, ConnId, Effect, State};
 
 /// What the in-guest service's log lines come on (DESIGN §9).
 const VIZIER_LOG: &[u8] = b"vizier/log";
+
+/// What a publisher is warned of whose message is to a VM that the project doesn't have.
+const UNKNOWN_VM: &str = "unknown-vm";
+
+/// Subscriptions of one session that have to be looked at for each message: those with a `*` in the
+/// middle and those of a group. With a handful of sessions a VM, hostile ones cost a publish some
+/// microseconds.
+const COSTLY_SUBSCRIPTIONS: usize = 16;
 
 /// What one session gets of a group.
 #[derive(Default)]
@@ -141,10 +149,13 @@ impl State {
                 Op::Subscribe {
                     conn,
                     pattern,
-                    from,
+                    terms,
                     id,
                 } => {
-                    let refused = self.subscribe(*conn, pattern, *from, before).err();
+                    let (refused, detail) = match self.subscribe(*conn, pattern, terms, before) {
+                        Ok(()) => (None, ""),
+                        Err((reason, detail)) => (Some(reason), detail),
+                    };
                     if let Some(reason) = refused {
                         self.tell_refusal(at, *conn, "\"subscribe\"", reason, out);
                     }
@@ -154,6 +165,8 @@ impl State {
                         topic: Some(pattern.as_str()),
                         seq: refused.is_none().then_some(before),
                         refused,
+                        detail,
+                        warning: None,
                     };
                     outgoing.entry(*conn).or_default().answer(&answer);
                     changed.insert(*conn);
@@ -222,19 +235,36 @@ impl State {
         &mut self,
         conn: ConnId,
         pattern: &Pattern,
-        from: Option<u64>,
+        terms: &Terms,
         before: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), (Refused, &'static str)> {
         let limit = self.rules.bus.subscriptions_per_session;
         let Some(session) = self.session_mut(conn) else {
             return Ok(());
         };
-        if session.subs.len() >= limit && !session.subs.contains_key(pattern) {
-            return Err(Refused::SubscriptionLimit);
+        let others = || session.subs.iter().filter(|(known, _)| *known != pattern);
+        if others().count() >= limit {
+            return Err((Refused::SubscriptionLimit, ""));
+        }
+        let is_costly = pattern.has_holes() || terms.group.is_some();
+        let costly = others().filter(|(known, sub)| known.has_holes() || sub.group.is_some());
+        if is_costly && costly.count() >= COSTLY_SUBSCRIPTIONS {
+            return Err((
+                Refused::SubscriptionLimit,
+                "a session may have 16 subscriptions with a `*` in the middle or a group",
+            ));
+        }
+        // While a session reads the past its thread alone sends to it: it could take no part in a group.
+        let works = others().any(|(_, sub)| sub.group.is_some());
+        if (terms.replays() && works) || (terms.group.is_some() && session.behind) {
+            return Err((
+                Refused::Forbidden,
+                "a group, and `from` or `last`, go to sessions of their own",
+            ));
         }
         // Numbers begin with 1; who asks for 0 means everything.
-        let first = from.map_or(before + 1, |from| from.max(1));
-        if first <= before && !session.behind {
+        let first = terms.from.map_or(before + 1, |from| from.max(1));
+        if (first <= before || terms.last) && !session.behind {
             session.behind = true;
             for sub in session.subs.values_mut() {
                 sub.next = before + 1;
@@ -245,15 +275,23 @@ impl State {
             number: session.subs_made,
             first,
             next: first,
+            last: terms.last.then_some(before.min(first - 1)),
+            group: terms.group.clone(),
         };
+        let plane = session.reader.plane;
         session.subs.insert(pattern.clone(), sub);
-        self.index.insert(conn, pattern, first);
+        // It may have been the other kind before.
+        self.index.remove(conn, pattern);
+        match &terms.group {
+            Some(name) => self.index.groups.join(conn, plane, name, pattern),
+            None => self.index.insert(conn, pattern, first),
+        }
         Ok(())
     }
 
     /// One run of messages of one topic to everybody who is subscribed to it.
     fn deliver(
-        &self,
+        &mut self,
         run: &[Op],
         lines: &[u8],
         frames: &Arc<Vec<u8>>,
@@ -265,7 +303,11 @@ impl State {
         let Ok(topic) = std::str::from_utf8(&lines[first.topic.clone()]) else {
             return;
         };
-        for (conn, wanted) in self.index.matching(topic) {
+        let subscribers = self.index.matching(topic);
+        if !self.index.groups.is_empty() {
+            self.deliver_to_groups(run, topic, &subscribers, frames, outgoing);
+        }
+        for (conn, wanted) in subscribers {
             let Some(session) = self.session(conn) else {
                 continue;
             };
@@ -278,6 +320,35 @@ impl State {
                 outgoing.entry(conn).or_default().deliver(frames, range);
             }
         }
+    }
+
+    /// Each message of a run to one member of each group. Who is subscribed besides gets it by
+    /// that.
+    fn deliver_to_groups(
+        &mut self,
+        run: &[Op],
+        topic: &str,
+        subscribers: &BTreeMap<ConnId, u64>,
+        frames: &Arc<Vec<u8>>,
+        outgoing: &mut BTreeMap<ConnId, Outgoing>,
+    ) {
+        let mut groups = std::mem::take(&mut self.index.groups);
+        let will_do = |conn: ConnId| {
+            self.session(conn)
+                .is_some_and(|session| !session.behind && session.reader.may_read(topic))
+        };
+        for op in run {
+            let Op::Message(message) = op else {
+                continue;
+            };
+            for conn in groups.choose(topic, &will_do) {
+                if subscribers.get(&conn).is_none_or(|first| *first > message.seq) {
+                    let range = message.frame.clone();
+                    outgoing.entry(conn).or_default().deliver(frames, range);
+                }
+            }
+        }
+        self.index.groups = groups;
     }
 
     fn acknowledge(
@@ -301,6 +372,7 @@ impl State {
                 kind: "\"publish\"",
                 id: &texts[message.text][message.id.clone()],
                 seq: kept.then_some(message.seq),
+                warning: (kept && message.is_lost).then_some(UNKNOWN_VM),
                 refused: (!kept).then_some(Refused::StorageError),
                 ..Answer::default()
             };

@@ -317,7 +317,8 @@ fn a_record_belongs_to_one_launch() {
     script.run(1, opened(1));
     script.run(10, hello(1, "web"));
     script.check(20, Input::VmGone { vm: name("web") }, "fresh web false 10");
-    script.run(21, opened(2));
+    script.check(25, table(&["web"], Some(25)), "");
+    script.run(26, opened(2));
     script.run(30, hello(2, "web"));
     script.check(50, table(&["web"], Some(40)), "fresh web false 20");
     script.check(51, table(&["web"], Some(40)), "");
@@ -423,7 +424,7 @@ fn a_hand_shake_outlives_the_broker() {
     };
 
     let mut second = Script::new();
-    second.check(5000, restored(true), "");
+    second.check(5000, restored(true), "fresh web true 4000");
     assert_eq!(second.state.recorded().count(), 1);
     second.check(1001 + WINDOW, Input::Tick, "fresh web false 45001");
 
@@ -497,7 +498,7 @@ fn what_was_held_back_is_told_at_the_end() {
         script.run(0, hello(conn, "web"));
         script.run(0, closed(conn));
     }
-    script.check(1, Input::Finish, "hello - ok x5; record web 0");
+    script.check(1, Input::Finish, "hello - ok x5; record web 0; fresh web false 1");
 }
 
 /// xorshift64*: enough to make schedules, small enough to read.

@@ -1,13 +1,15 @@
 //! Topics: who is subscribed to what, and who may read what (DESIGN §6).
 //!
 //! Here: the index of live and past subscriptions, access. Not here: the grammar of topics
-//! (`core::bus::topic`), when a subscription begins or ends (`super::settle`).
+//! (`core::bus::topic`), subscriptions that several share (`super::workers`), when a subscription
+//! begins or ends (`super::settle`).
 
 use std::collections::BTreeMap;
 
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
+use super::workers::Groups;
 use super::{ConnId, Plane};
 
 /// What the broker alone publishes under.
@@ -29,8 +31,8 @@ impl Reader {
     /// Whether a message of this topic may reach it. The host reads all; what is for or about
     /// one VM is nobody else's.
     pub fn may_read(&self, topic: &str) -> bool {
-        let name = if let Some(name) = topic.strip_prefix(TO_VM) {
-            name
+        let name = if let Some(rest) = topic.strip_prefix(TO_VM) {
+            name_in(rest)
         } else if topic.starts_with(OWN) {
             topic.rsplit('/').next().unwrap_or_default()
         } else {
@@ -39,40 +41,63 @@ impl Reader {
         self.plane == Plane::Host || name.eq_ignore_ascii_case(&self.key)
     }
 
-    /// Whether it may ask for this at all. A prefix may be asked for by anybody: it matches what
-    /// its session may read.
+    /// Whether it may ask for this at all. What has a `*` may be asked for by anybody: it matches
+    /// what its session may read.
     pub fn may_ask(&self, pattern: &Pattern) -> bool {
-        pattern.is_prefix() || self.may_read(pattern.as_str())
+        pattern.is_prefix() || pattern.has_holes() || self.may_read(pattern.as_str())
     }
+
+    /// Whether messages of this topic reach nobody but this reader and the host.
+    pub fn owns(&self, topic: &str) -> bool {
+        topic
+            .strip_prefix(TO_VM)
+            .is_some_and(|rest| name_in(rest).eq_ignore_ascii_case(&self.key))
+    }
+}
+
+/// The name in what follows `vm:`, which may go on behind a slash.
+pub fn name_in(rest: &str) -> &str {
+    rest.split_once('/').map_or(rest, |(name, _)| name)
 }
 
 /// Whether a topic that begins with `vm:` names a VM.
 pub fn names_vm(topic: &str) -> bool {
     topic
         .strip_prefix(TO_VM)
-        .is_none_or(|name| name.parse::<VmName>().is_ok())
+        .is_none_or(|rest| name_in(rest).parse::<VmName>().is_ok())
 }
 
 type Subscribers = BTreeMap<ConnId, u64>;
 
 /// Subscriptions by topic, each with the first number wanted. Finding the subscribers of a topic
-/// takes one look for the topic and one for each length that a prefix has, however many
-/// subscriptions there are.
+/// takes one look for the topic, one for each length that a prefix has, and one at each pattern
+/// with a `*` in the middle, of which a session may have few.
 #[derive(Debug, Default)]
 pub struct Index {
     exact: BTreeMap<String, Subscribers>,
     prefixes: BTreeMap<String, Subscribers>,
     lengths: BTreeMap<usize, usize>,
+    with_holes: BTreeMap<Pattern, Subscribers>,
+    /// Those who share a subscription.
+    pub groups: Groups,
 }
 
 impl Index {
     /// Nobody is subscribed to anything.
     pub fn is_empty(&self) -> bool {
-        self.exact.is_empty() && self.prefixes.is_empty()
+        self.exact.is_empty()
+            && self.prefixes.is_empty()
+            && self.with_holes.is_empty()
+            && self.groups.is_empty()
     }
 
     /// Adds a subscription, or changes its first number.
     pub fn insert(&mut self, conn: ConnId, pattern: &Pattern, first: u64) {
+        if pattern.has_holes() {
+            let subscribers = self.with_holes.entry(pattern.clone()).or_default();
+            subscribers.insert(conn, first);
+            return;
+        }
         if !pattern.is_prefix() {
             self.exact
                 .entry(pattern.as_str().to_owned())
@@ -90,6 +115,14 @@ impl Index {
 
     /// Takes a subscription away.
     pub fn remove(&mut self, conn: ConnId, pattern: &Pattern) {
+        self.groups.leave(conn, pattern);
+        if let Some(subscribers) = self.with_holes.get_mut(pattern) {
+            subscribers.remove(&conn);
+            if subscribers.is_empty() {
+                self.with_holes.remove(pattern);
+            }
+            return;
+        }
         let stem = pattern.stem();
         let map = if pattern.is_prefix() {
             &mut self.prefixes
@@ -121,11 +154,11 @@ impl Index {
             let Some(subscribers) = topic.get(..*length).and_then(|stem| self.prefixes.get(stem)) else {
                 continue;
             };
-            for (conn, first) in subscribers {
-                found
-                    .entry(*conn)
-                    .and_modify(|known| *known = (*known).min(*first))
-                    .or_insert(*first);
+            add(&mut found, subscribers);
+        }
+        for (pattern, subscribers) in &self.with_holes {
+            if pattern.matches(topic) {
+                add(&mut found, subscribers);
             }
         }
         found
@@ -134,8 +167,18 @@ impl Index {
     /// Whether anything is left of this connection; for tests.
     #[cfg(test)]
     pub fn mentions(&self, conn: ConnId) -> bool {
-        let mut all = self.exact.values().chain(self.prefixes.values());
-        all.any(|subscribers| subscribers.contains_key(&conn))
+        let plain = self.exact.values().chain(self.prefixes.values());
+        let mut all = plain.chain(self.with_holes.values());
+        all.any(|subscribers| subscribers.contains_key(&conn)) || self.groups.mentions(conn)
+    }
+}
+
+fn add(found: &mut Subscribers, more: &Subscribers) {
+    for (conn, first) in more {
+        found
+            .entry(*conn)
+            .and_modify(|known| *known = (*known).min(*first))
+            .or_insert(*first);
     }
 }
 
@@ -157,6 +200,8 @@ mod tests {
             (1, "*", 6),
             (2, "a/*", 0),
             (3, "a/b/c", 0),
+            (4, "a/*/c", 7),
+            (5, "*/b*", 3),
         ] {
             index.insert(ConnId(conn), &pattern(text), first);
         }
@@ -167,11 +212,11 @@ mod tests {
                 .map(|(conn, first)| (conn.0, first))
                 .collect()
         };
-        assert_eq!(found(&index, "a/b"), [(1, 4), (2, 0)]);
-        assert_eq!(found(&index, "a/b/c"), [(1, 4), (2, 0), (3, 0)]);
+        assert_eq!(found(&index, "a/b"), [(1, 4), (2, 0), (5, 3)]);
+        assert_eq!(found(&index, "a/b/c"), [(1, 4), (2, 0), (3, 0), (4, 7), (5, 3)]);
         assert_eq!(found(&index, "z"), [(1, 6)]);
         index.remove(ConnId(1), &pattern("a/*"));
-        assert_eq!(found(&index, "a/b"), [(1, 6), (2, 0)]);
+        assert_eq!(found(&index, "a/b"), [(1, 6), (2, 0), (5, 3)]);
         for (conn, text) in [
             (1, "a/b"),
             (1, "*"),
@@ -179,6 +224,8 @@ mod tests {
             (3, "a/b/c"),
             (3, "never"),
             (4, "a/*"),
+            (4, "a/*/c"),
+            (5, "*/b*"),
         ] {
             index.remove(ConnId(conn), &pattern(text));
         }
@@ -200,6 +247,9 @@ mod tests {
             ("vm:web-0", true),
             ("vm:Web-0", true),
             ("vm:db", false),
+            ("vm:web-0/reply/1", true),
+            ("vm:db/reply/1", false),
+            ("vm:db/web-0", false),
             ("castra/handshake/web-0", true),
             ("castra/session/db", false),
             ("castra/", false),
@@ -209,7 +259,11 @@ mod tests {
             assert!(host.may_read(topic));
         }
         assert!(web.may_ask(&pattern("castra/*")) && web.may_ask(&pattern("vm:*")));
+        assert!(web.may_ask(&pattern("castra/*/db")) && web.may_ask(&pattern("*/db")));
         assert!(!web.may_ask(&pattern("vm:db")) && web.may_ask(&pattern("x")));
-        assert!(names_vm("vm:a") && names_vm("x/y") && !names_vm("vm:") && !names_vm("vm:a/b"));
+        assert!(!web.may_ask(&pattern("vm:db/reply/1")));
+        assert!(web.owns("vm:web-0") && web.owns("vm:WEB-0/x") && !web.owns("vm:web-01") && !web.owns("x"));
+        assert!(names_vm("vm:a") && names_vm("x/y") && names_vm("vm:a/b"));
+        assert!(!names_vm("vm:") && !names_vm("vm:/a") && !names_vm("vm:-/a"));
     }
 }

@@ -264,7 +264,7 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
 /// What a refused request means, where the word alone doesn't tell.
 fn refusal(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        "malformed" => "payloads may be nested 128 deep and hold no half of a surrogate pair",
+        "malformed" => "payloads may be nested 120 deep and hold no half of a surrogate pair",
         "rate-limit" => "more were published than `publishes_per_sec_per_vm` under [bus] allows",
         "storage-error" => "the log of the bus can't be written: is the disk full?",
         "subscription-limit" => "there may be `subscriptions_per_session` under [bus] at once",

@@ -6,8 +6,9 @@
 use serde_json::value::RawValue;
 
 use crate::core::bus::frame::{HEAD_BYTES, Request};
-use crate::core::bus::message::one_line;
+use crate::core::bus::message::{MAX_DEPTH, one_line};
 use crate::core::bus::topic::{MAX_TOPIC_BYTES, Topic};
+use crate::core::escape::json_depth;
 use crate::core::failure::{Exit, Failure, Result};
 
 /// Refuses what is no topic to publish on.
@@ -62,6 +63,10 @@ pub(super) fn check_payload(bytes: &[u8], topic: &str, longest: usize) -> Result
         .map_err(|error| format!("it is no UTF-8, from byte {} on", error.valid_up_to() + 1))?;
     serde_json::from_str::<&RawValue>(text)
         .map_err(|error| format!("it is no JSON: {}", in_words(&error)))?;
+    let depth = json_depth(text.as_bytes());
+    if depth > MAX_DEPTH {
+        return Err(format!("it is nested {depth} deep, more than {MAX_DEPTH}"));
+    }
     let bytes = frame_bytes(topic, text);
     if bytes > longest {
         return Err(format!(

@@ -247,6 +247,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
             id: Some(id),
             seq,
             refused,
+            detail,
             ..
         }) = frame
         else {
@@ -265,7 +266,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
                 self.outcome.last_seq = seq.or(self.outcome.last_seq);
             }
             Some(reason) => {
-                let why = match refusal(&reason) {
+                let why = match detail.as_deref().or(refusal(&reason)) {
                     Some(meaning) => format!("the broker refused it: {reason} ({meaning})"),
                     None => format!("the broker refused it: {reason}"),
                 };

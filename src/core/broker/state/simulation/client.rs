@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde_json::Value;
 
 use crate::core::broker::buslog::{parse_line, seq_of};
+use crate::core::broker::frame::Terms;
 use crate::core::broker::state::Plane;
 use crate::core::bus::topic::Pattern;
 
@@ -88,7 +89,7 @@ struct Asked {
 #[derive(Debug)]
 enum What {
     Publish { number: u64, topic: &'static str },
-    Subscribe { pattern: String, from: Option<u64> },
+    Subscribe { pattern: String, terms: Terms },
     Unsubscribe,
     Heartbeat,
     Bad(&'static str),
@@ -102,6 +103,24 @@ struct Sub {
     cursor: u64,
     /// What a subscription that is no more had dealt with: it may come once more, or not.
     either: BTreeSet<u64>,
+}
+
+/// A share of a group's subscription: what comes by it may come to another member instead.
+#[derive(Debug)]
+struct Share {
+    pattern: Pattern,
+    group: String,
+    first: u64,
+}
+
+/// The newest message of a topic, which is to come before everything else.
+#[derive(Debug)]
+struct Newest {
+    pattern: String,
+    topic: String,
+    seq: u64,
+    /// It needn't come: another one may stand for it.
+    may_stay: bool,
 }
 
 /// What a client waits for.
@@ -125,6 +144,10 @@ pub struct Client {
     bytes: Vec<u8>,
     asked: VecDeque<Asked>,
     subs: BTreeMap<String, Sub>,
+    shares: BTreeMap<String, Share>,
+    newest: Vec<Newest>,
+    /// What came by a group: which, and its number. Nobody else of the group may have it.
+    pub taken: Vec<(String, u64)>,
     gaps: Vec<(u64, u64)>,
     asks: u64,
     /// The word of the close frame.
@@ -135,6 +158,8 @@ pub struct Client {
     pub answered: u64,
     /// Messages that were delivered.
     pub delivered: u64,
+    /// Those of them that came as the newest of their topic.
+    pub newest_told: u64,
 }
 
 const TOPICS: [&str; 9] = [
@@ -148,7 +173,7 @@ const TOPICS: [&str; 9] = [
     "logs/x",
     "a",
 ];
-const PATTERNS: [&str; 13] = [
+const PATTERNS: [&str; 16] = [
     "broadcast",
     "ci/a",
     "ci/*",
@@ -162,6 +187,9 @@ const PATTERNS: [&str; 13] = [
     "castra/*",
     "castra/session/a",
     "castra/handshake/b",
+    "*/a",
+    "castra/*/a",
+    "ci/*/none*",
 ];
 
 impl Client {
@@ -174,12 +202,16 @@ impl Client {
             bytes: Vec::new(),
             asked: VecDeque::new(),
             subs: BTreeMap::new(),
+            shares: BTreeMap::new(),
+            newest: Vec::new(),
+            taken: Vec::new(),
             gaps: Vec::new(),
             asks: 0,
             closed: None,
             broke: false,
             answered: 0,
             delivered: 0,
+            newest_told: 0,
         }
     }
 
@@ -226,10 +258,30 @@ impl Client {
                     4 => Some(dice.roll(last + 4)),
                     _ => Some(last.saturating_sub(dice.roll(12))),
                 };
-                let asks = from.map(|from| format!(",\"from\":{from}")).unwrap_or_default();
+                let mut terms = Terms {
+                    from,
+                    last: dice.one_in(4),
+                    group: None,
+                };
+                if dice.one_in(4) {
+                    terms = Terms {
+                        group: Some(["g", "h"][dice.roll(2) as usize].to_owned()),
+                        ..Terms::default()
+                    };
+                }
+                let mut asks = terms
+                    .from
+                    .map(|from| format!(",\"from\":{from}"))
+                    .unwrap_or_default();
+                if terms.last {
+                    asks += ",\"last\":true";
+                }
+                if let Some(group) = &terms.group {
+                    asks += &format!(",\"group\":\"{group}\"");
+                }
                 let body = format!("{{\"type\":\"subscribe\",\"topic\":\"{pattern}\"{asks}{word}}}");
                 let pattern = pattern.to_owned();
-                ("subscribe", What::Subscribe { pattern, from }, body)
+                ("subscribe", What::Subscribe { pattern, terms }, body)
             }
             14 | 15 => {
                 let body = format!("{{\"type\":\"unsubscribe\",\"topic\":\"{pattern}\"{word}}}");
@@ -353,22 +405,39 @@ impl Client {
                     }
                 }
             }
-            What::Subscribe { pattern, from } => {
+            What::Subscribe { pattern, terms } => {
                 let spelled = ack["topic"].as_str().unwrap();
                 assert!(spelled.eq_ignore_ascii_case(&pattern), "{ack}");
-                let allowed = pattern.ends_with('*') || self.may_read(&pattern);
-                let full = self.subs.len() >= SUBSCRIPTIONS && !self.subs.contains_key(spelled);
+                let allowed = pattern.contains('*') || self.may_read(&pattern);
+                let others = self.subs.keys().chain(self.shares.keys());
+                let full = others.filter(|known| *known != spelled).count() >= SUBSCRIPTIONS;
+                let works = self.shares.keys().any(|known| known != spelled);
                 let why = match (allowed, full) {
                     (false, _) => Some("forbidden"),
                     (true, true) => Some("subscription-limit"),
+                    (true, false) if works && terms.replays() => Some("forbidden"),
                     (true, false) => None,
                 };
-                assert_eq!(refused, why, "{ack}");
+                // Whether its session is behind just now nobody here can know.
+                let is_behind = why.is_none() && terms.group.is_some() && refused == Some("forbidden");
+                assert!(refused == why || is_behind, "{ack}: {why:?} {terms:?}");
                 if refused.is_none() {
                     let given = ack["seq"].as_u64().unwrap();
-                    let first = from.unwrap_or(given + 1);
-                    let pattern = spelled.parse().unwrap();
+                    let first = terms.from.unwrap_or(given + 1);
+                    let pattern: Pattern = spelled.parse().unwrap();
                     self.remove(spelled, truth);
+                    if let Some(group) = terms.group {
+                        let share = Share {
+                            pattern,
+                            group,
+                            first,
+                        };
+                        self.shares.insert(spelled.to_owned(), share);
+                        return;
+                    }
+                    if terms.last {
+                        self.awaits_newest(&pattern, first.max(1).min(given + 1), truth);
+                    }
                     let sub = Sub {
                         pattern,
                         first,
@@ -381,7 +450,78 @@ impl Client {
         }
     }
 
+    /// The newest messages before this number are to come now.
+    fn awaits_newest(&mut self, pattern: &Pattern, first: u64, truth: &Truth) {
+        let mut found: BTreeMap<&str, Newest> = BTreeMap::new();
+        let past = truth.messages.range(..first);
+        let past = past.filter(|(_, kept)| self.may_read(&kept.topic) && pattern.matches(&kept.topic));
+        for (seq, kept) in past {
+            let newest = Newest {
+                pattern: pattern.as_str().to_owned(),
+                topic: kept.topic.clone(),
+                seq: *seq,
+                // A ghost may be delivered or not, and then the one before it; what rotation has taken
+                // by now may have come before.
+                may_stay: kept.ghost || !kept.in_log,
+            };
+            found.insert(&kept.topic, newest);
+        }
+        let found: Vec<Newest> = found.into_values().collect();
+        for mut newest in found {
+            // Asked for together with another subscription it comes once, the newest of all.
+            for before in self
+                .newest
+                .iter_mut()
+                .filter(|before| before.topic == newest.topic)
+            {
+                if before.seq <= newest.seq {
+                    before.may_stay = true;
+                } else {
+                    newest.may_stay |= !before.may_stay;
+                }
+            }
+            self.newest.push(newest);
+        }
+    }
+
+    /// Whether this is a message that was asked for as the newest of its topic. `owed`: it is to come
+    /// anyway.
+    fn is_newest(&mut self, seq: u64, topic: &str, owed: bool, truth: &Truth) -> bool {
+        let is_gone = |seq: u64| {
+            let kept = truth.messages.get(&seq);
+            kept.is_none_or(|kept| !kept.in_log || kept.ghost)
+        };
+        let must = |newest: &Newest| {
+            !newest.may_stay && (newest.seq == seq || (seq < newest.seq && is_gone(newest.seq)))
+        };
+        let may = |newest: &Newest| newest.may_stay && seq <= newest.seq && !owed;
+        let mut on_topic = (0..)
+            .zip(&self.newest)
+            .filter(|(_, newest)| newest.topic == topic);
+        let found = on_topic.clone().find(|(_, newest)| must(newest));
+        let Some((at, _)) = found.or_else(|| on_topic.find(|(_, newest)| may(newest))) else {
+            return false;
+        };
+        self.newest.remove(at);
+        self.newest_told += 1;
+        true
+    }
+
+    /// Something else has come: nothing that was to come first is missing.
+    fn has_the_newest(&mut self, truth: &Truth) {
+        for newest in self.newest.iter_mut().filter(|newest| !newest.may_stay) {
+            let kept = &truth.messages.get(&newest.seq);
+            let is_there = kept.is_some_and(|kept| kept.in_log && !kept.ghost);
+            assert!(!is_there, "{newest:?} didn't come");
+            newest.may_stay = true;
+        }
+    }
+
     fn remove(&mut self, pattern: &str, truth: &Truth) {
+        self.shares.remove(pattern);
+        for newest in &mut self.newest {
+            newest.may_stay |= newest.pattern == pattern;
+        }
         let Some(old) = self.subs.remove(pattern) else {
             return;
         };
@@ -415,6 +555,27 @@ impl Client {
             "delivered is what is in the log"
         );
         assert!(self.may_read(&kept.topic), "{} gets {}", self.key, kept.topic);
+        let late = self.wanting(seq, &kept.topic).any(|sub| sub.cursor > seq);
+        let wanted = self.wanting(seq, &kept.topic).next().is_some();
+        let owed = wanted && !late && self.missing_before(seq, truth).is_none();
+        if self.is_newest(seq, &kept.topic, owed, truth) {
+            return;
+        }
+        self.has_the_newest(truth);
+        if self.wanting(seq, &kept.topic).next().is_none() {
+            let by: Vec<&Share> = self
+                .shares
+                .values()
+                .filter(|share| seq >= share.first && share.pattern.matches(&kept.topic))
+                .collect();
+            if let [share] = by[..] {
+                let group = format!("{:?} {} {}", self.plane, share.group, share.pattern);
+                self.taken.push((group, seq));
+            }
+            if !by.is_empty() {
+                return;
+            }
+        }
         assert!(
             self.wanting(seq, &kept.topic).next().is_some(),
             "{seq} on {} to the unsubscribed: {:?}",
@@ -436,34 +597,45 @@ impl Client {
         }
     }
 
-    /// Fails if a message before this number should have come by now.
-    pub fn owes_nothing_before(&self, seq: u64, truth: &Truth) {
+    /// A message before this number that should have come by now.
+    fn missing_before(&self, seq: u64, truth: &Truth) -> Option<u64> {
         let from = self.subs.values().map(|sub| sub.cursor).min().unwrap_or(seq);
         if from >= seq {
-            return;
+            return None;
         }
-        for (missing, kept) in truth.messages.range(from..seq) {
-            let told = self.gaps.iter().any(|(from, to)| (from..=to).contains(&missing));
+        let is_missing = |(missing, kept): &(&u64, &Kept)| {
+            let told = self.gaps.iter().any(|(from, to)| (from..=to).contains(missing));
             if kept.ghost || told || !self.may_read(&kept.topic) {
-                continue;
+                return false;
             }
             let owed = self
-                .wanting(*missing, &kept.topic)
+                .wanting(**missing, &kept.topic)
                 .any(|sub| !sub.either.contains(missing));
             let had = self
-                .wanting(*missing, &kept.topic)
-                .any(|sub| sub.cursor > *missing);
-            assert!(
-                !owed || had,
+                .wanting(**missing, &kept.topic)
+                .any(|sub| sub.cursor > **missing);
+            owed && !had
+        };
+        truth
+            .messages
+            .range(from..seq)
+            .find(is_missing)
+            .map(|(seq, _)| *seq)
+    }
+
+    /// Fails if a message before this number should have come by now.
+    pub fn owes_nothing_before(&self, seq: u64, truth: &Truth) {
+        if let Some(missing) = self.missing_before(seq, truth) {
+            let kept = &truth.messages[&missing];
+            panic!(
                 "{missing} on {} is missing before {seq} (in the log: {}): {:?}",
-                kept.topic,
-                kept.in_log,
-                self.subs
+                kept.topic, kept.in_log, self.subs
             );
         }
     }
 
     fn gap(&mut self, from: u64, to: u64, truth: &Truth) {
+        self.has_the_newest(truth);
         assert!(0 < from && from <= to, "gap {from} to {to}");
         for (seq, kept) in truth.messages.range(from..=to) {
             assert!(
@@ -478,6 +650,12 @@ impl Client {
     /// How many gaps it was told of.
     pub fn gaps_told(&self) -> u64 {
         self.gaps.len() as u64
+    }
+
+    /// It has come to rest: nothing is to come any more.
+    pub fn owes_nothing(&mut self, truth: &Truth) {
+        self.has_the_newest(truth);
+        self.owes_nothing_before(u64::MAX, truth);
     }
 
     /// The stream ended in order: everything it asked was answered.

@@ -6,12 +6,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::path::Path;
 
 use crate::core::broker::frame::{Decoder, Frame};
 use crate::core::broker::outbox::{Budget, Outbox, Sent};
 use crate::core::broker::protocol::{DeclineReason, Refusal, parse_hello};
-use crate::core::broker::replay::{Piece, Replay};
+use crate::core::broker::replay::{Past, Piece, Replay};
 use crate::core::broker::state::{ConnId, Input, Order, Part, Plane};
 
 use super::Dice;
@@ -146,7 +145,7 @@ impl Conn {
     }
 
     /// One step of its thread.
-    pub fn step(&mut self, log: &Path, keep: u32, budget: &Budget, now: u64, dice: &mut Dice) -> Vec<Input> {
+    pub fn step(&mut self, past: &Past, budget: &Budget, now: u64, dice: &mut Dice) -> Vec<Input> {
         let conn = self.id;
         match self.place {
             Place::Hello if self.evicted.is_some() && dice.one_in(2) => {
@@ -198,7 +197,7 @@ impl Conn {
                 if self.is_over() {
                     self.place = Place::Linger(now);
                 } else if let Some(order) = self.order.take() {
-                    self.follow(order, log, keep);
+                    self.follow(order, past);
                     self.place = Place::Turn;
                 }
                 Vec::new()
@@ -277,12 +276,12 @@ impl Conn {
         Vec::new()
     }
 
-    fn follow(&mut self, order: Order, log: &Path, keep: u32) {
+    fn follow(&mut self, order: Order, past: &Past) {
         match (order, &mut self.replay) {
             (Order::Attached, _) => self.replay = None,
             (Order::Replay(plan), Some(replay)) => replay.update(plan),
             (Order::Replay(plan), None) => {
-                self.replay = Some(Box::new(Replay::new(log.to_path_buf(), keep, plan)));
+                self.replay = Some(Box::new(Replay::new(past.clone(), plan)));
             }
         }
     }

@@ -4,7 +4,7 @@
 //! Here: what happens when, how effects are done, what must hold after each turn. Not here:
 //! connections (`super::thread`), clients (`super::client`).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,6 +14,7 @@ use crate::core::broker::buslog::{BusLog, resume_after, seq_of};
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::outbox::{Budget, Sent};
 use crate::core::broker::record::HandshakeRecord;
+use crate::core::broker::replay::Past;
 use crate::core::broker::state::{
     At, BusRules, ConnId, Effect, Input, Part, Phase, Plane, Rules, State, step,
 };
@@ -45,6 +46,8 @@ pub struct Totals {
     cut_off: u64,
     idle: u64,
     stops: u64,
+    newest: u64,
+    shared: u64,
 }
 
 impl Totals {
@@ -55,7 +58,7 @@ impl Totals {
         }
     }
 
-    fn all(&mut self) -> [&mut u64; 11] {
+    fn all(&mut self) -> [&mut u64; 13] {
         [
             &mut self.sessions,
             &mut self.answers,
@@ -68,6 +71,8 @@ impl Totals {
             &mut self.cut_off,
             &mut self.idle,
             &mut self.stops,
+            &mut self.newest,
+            &mut self.shared,
         ]
     }
 
@@ -90,6 +95,7 @@ pub struct World {
     sync: SyncMode,
     rate: u32,
     log: BusLog,
+    past: Past,
     /// `broker.json`: the last number, and whether the last broker stopped in order.
     noted: u64,
     budget: Arc<Budget>,
@@ -98,6 +104,8 @@ pub struct World {
     inbox: VecDeque<Input>,
     replies: Vec<(ConnId, String, bool)>,
     truth: Truth,
+    /// Messages that went to a group, and by which.
+    taken: BTreeSet<(String, u64)>,
     records: BTreeMap<String, HandshakeRecord>,
     disk_full: bool,
     records_fail: bool,
@@ -133,6 +141,7 @@ impl World {
             rotation,
             sync,
             rate,
+            past: Past::new(scratch.path("bus.log"), rotation.keep),
             log,
             scratch,
             noted: 0,
@@ -142,6 +151,7 @@ impl World {
             inbox: VecDeque::new(),
             replies: Vec::new(),
             truth: Truth::default(),
+            taken: BTreeSet::new(),
             records: BTreeMap::new(),
             disk_full: false,
             records_fail: false,
@@ -329,6 +339,11 @@ impl World {
         if !conn.pipe.broken {
             conn.client.hear(&bytes, &self.truth);
         }
+        for taken in conn.client.taken.drain(..) {
+            let what = format!("{taken:?} went to two of a group");
+            assert!(self.taken.insert(taken), "{what}");
+            self.totals.shared += 1;
+        }
     }
 
     fn thread_steps(&mut self) {
@@ -340,9 +355,8 @@ impl World {
     }
 
     fn step_thread(&mut self, id: ConnId) {
-        let path = self.path();
         let conn = self.conns.get_mut(&id).unwrap();
-        let said = conn.step(&path, self.rotation.keep, &self.budget, self.now, &mut self.dice);
+        let said = conn.step(&self.past, &self.budget, self.now, &mut self.dice);
         self.totals.cut_off += u64::from(matches!(said.first(), Some(Input::Full { .. })));
         self.inbox.extend(said);
     }
@@ -538,6 +552,7 @@ impl World {
         self.totals.answers += client.answered;
         self.totals.deliveries += client.delivered;
         self.totals.gaps += client.gaps_told();
+        self.totals.newest += client.newest_told;
         self.totals.idle += u64::from(client.closed.as_deref() == Some("idle"));
     }
 
@@ -813,10 +828,10 @@ impl World {
                 self.now += 100;
             }
         }
-        for conn in self.conns.values() {
+        for conn in self.conns.values_mut() {
             assert_eq!(conn.client.mood, Mood::Frames);
             conn.client.was_answered();
-            conn.client.owes_nothing_before(u64::MAX, &self.truth);
+            conn.client.owes_nothing(&self.truth);
         }
     }
 

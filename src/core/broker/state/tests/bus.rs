@@ -1,6 +1,9 @@
 //! The rules of the bus one by one (DESIGN §6), each by its name; whatever they do together is
 //! the simulator's.
 
+#[path = "sharing.rs"]
+mod sharing;
+
 use crate::core::broker::frame::Decoder;
 
 use super::*;
@@ -595,9 +598,9 @@ fn what_is_too_slow_is_cut_off_and_told() {
         full.clone(),
         "log WARN backpressure of vm:web session=s-1.run reason=slow-consumer queued_bytes=5000000; \
          BrokerBackpressure { vm: Some(VmName(\"web\")), session: Some(\"s-1.run\"), reason: \"slow-consumer\", \
-         queued_bytes: Some(5000000) }; \
+         queued_bytes: Some(5000000), repeated: None }; \
          log INFO session of vm:web session=s-1.run phase=closed reason=slow-consumer remote=127.0.0.1:40001; \
-         BrokerSession { vm: VmName(\"web\"), session: \"s-1.run\", phase: Closed, reason: Some(\"slow-consumer\") }; \
+         BrokerSession { vm: VmName(\"web\"), session: \"s-1.run\", phase: Closed, reason: Some(\"slow-consumer\"), repeated: None }; \
          drop 1",
     );
     script.check(1, full, "");

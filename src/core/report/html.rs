@@ -154,8 +154,8 @@ fn overview(page: &mut Markup, report: &Report) {
         page.leaf("a", &[("href", &format!("#run-{}", number + 1))], &run.command);
         page.close();
         page.leaf("td", &[("class", "time")], &units::moment(&run.started_at));
-        page.leaf("td", &[("class", "num")], &took(run));
-        page.leaf("td", &[("class", "num")], &vms(run));
+        page.leaf("td", &[("class", "num"), ("data-label", "took")], &took(run));
+        page.leaf("td", &[("class", "num"), ("data-label", "VMs")], &vms(run));
         let messages = run
             .bus
             .as_ref()
@@ -221,4 +221,51 @@ fn footer(page: &mut Markup, report: &Report) {
         .leaf("code", &[], "castra events")
         .text(" has every event.");
     page.close().line();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::timeline::{BARS_WIDTH, NAMES_WIDTH};
+    use super::STYLE;
+
+    /// The pixels behind these words of the style.
+    fn px(words: &str) -> f64 {
+        let (_, rest) = STYLE.split_once(words).unwrap_or_else(|| panic!("{words}"));
+        let number = rest.trim_start().split("px").next().unwrap_or_default();
+        number.parse().unwrap_or_else(|_| panic!("{words}: {number}"))
+    }
+
+    /// At each width at which the drawings change their size, they fit beside a scroll bar of the
+    /// page's: none of their own is needed.
+    #[test]
+    fn drawings_fit_into_the_card() {
+        const SCROLL_BAR: f64 = 15.0;
+        let drawings = f64::from(NAMES_WIDTH + BARS_WIDTH);
+        let around = 2.0
+            * (px("padding: 40px ") + px("padding: 24px ") + px(".run { background: var(--card); border: "));
+        assert!(
+            drawings + around <= px("main { max-width: "),
+            "{drawings} + {around}"
+        );
+        let mut zoom = 1.0;
+        for (width, next) in [(1152.0, 0.9), (1048.0, 0.8), (944.0, 1.0)] {
+            let media = format!("@media (max-width: {width}px) {{ .chart {{ zoom: {next}; }} }}");
+            let media = media.replace("zoom: 1.0", "zoom: 1");
+            assert!(STYLE.contains(&media), "{media}");
+            assert!(drawings * zoom + around + SCROLL_BAR <= width + 1.0, "{width}");
+            zoom = next;
+        }
+    }
+
+    /// What would make the page wider than a telephone is taken apart there, and a date stays whole.
+    #[test]
+    fn nothing_is_wider_than_a_telephone() {
+        let (wide, narrow) = STYLE
+            .split_once("@media (max-width: 640px) {")
+            .expect("a part for telephones");
+        assert!(wide.contains(".phases { font-size: 13.5px; min-width: 620px;"));
+        assert!(narrow.contains(".phases, .phases tbody { display: block; min-width: 0; }"));
+        let dates = STYLE.lines().find(|line| line.starts_with(".time, .when {"));
+        assert!(dates.is_some_and(|line| line.contains("white-space: nowrap")));
+    }
 }

@@ -13,7 +13,7 @@ use super::{signs, units};
 
 /// Widths of the two drawings, in CSS pixels.
 pub(super) const NAMES_WIDTH: u32 = 168;
-pub(super) const BARS_WIDTH: u32 = 872;
+pub(super) const BARS_WIDTH: u32 = 860;
 /// Room behind the end of the axis, for the words behind the last bar.
 const RIGHT: f64 = 172.0;
 const LEFT: f64 = 10.0;

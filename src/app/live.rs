@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use castra::core::escape::escape_line;
+use castra::core::events::stage::Stage;
 use castra::core::events::{
     BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome,
     Severity,
@@ -142,6 +143,9 @@ impl Doing {
     /// Takes in what happened.
     pub fn note(&mut self, event: &Event, now: Instant) {
         match event {
+            // What a script prints stands above.
+            Event::Message { data: Some(data), .. } if data.get("stream").is_some() => {}
+            event if Stage::ended_by(event).is_some() => self.general = None,
             Event::Message {
                 severity: Severity::Progress,
                 text,

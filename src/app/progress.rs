@@ -28,8 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// As much of a console as is looked at for its last line.
 const CONSOLE_BYTES: u64 = 1024;
 /// What is told where nobody has chosen the emulation.
-const EMULATED: &str =
-    "note: guests are emulated (TCG): KVM can't be used here, and `castra doctor` says why";
+const EMULATED: &str = "note: guests run emulated (TCG), not under KVM; `castra doctor` says why";
 /// Of a download that nobody watches a line is said at every tenth; without a known length, at
 /// every so many bytes.
 const LINE_EVERY: u64 = 64 << 20;

@@ -114,11 +114,14 @@ fn well(vm: &VmUp) -> String {
             (other, _) => format!("bootstrap {other}"),
         });
     }
-    if !vm.forwards.is_empty() {
-        let forwards: Vec<String> = vm.forwards.iter().map(forward).collect();
-        facts.push(forwards.join(", "));
-    }
+    // That to the guest's SSH server is for `castra ssh`.
+    let named = vm.forwards.iter().filter(|forward| !is_ssh(forward));
+    facts.extend(named.map(forward));
     facts.join(", ")
+}
+
+fn is_ssh(forward: &ForwardRecord) -> bool {
+    forward.guest == 22 && forward.protocol == castra::core::config::Protocol::Tcp
 }
 
 fn forward(forward: &ForwardRecord) -> String {
@@ -145,7 +148,7 @@ pub fn next(context: &Context, vms: &[VmUp], exit: Exit) {
             failed.vm
         )),
         (_, Some(well), None) => context.say(&format!(
-            "next: `castra ssh {}` opens a shell, `castra status` shows all, `castra down` stops them",
+            "next: `castra ssh {}`, `castra status`; `castra down` stops everything",
             well.vm
         )),
         (_, None, None) => {}

@@ -8,6 +8,7 @@
 pub mod contract;
 pub mod kept;
 mod machine;
+pub mod stage;
 
 use std::path::PathBuf;
 

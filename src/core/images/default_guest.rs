@@ -24,12 +24,13 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::cancel::Cancel;
 use crate::core::events::Severity;
+use crate::core::events::stage::Stage;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{combine, sha256_of};
@@ -358,10 +359,13 @@ fn build(
     };
     // Left by a builder that was killed: its lock is free, so nobody works there.
     remove(&staging)?;
+    let began = Instant::now();
     let built = run_builder(recipe, kind, &staging, emitter, cancel)
         .and_then(|out| put_in_place(&out, dir, &staging, cancel));
     remove(&staging)?;
     built?;
+    let message = said(Severity::Progress, "the default guest is built");
+    emitter.emit(Stage::ImageBuild.end(began.elapsed(), message));
     load_as(dir, kind).map_err(|damage| {
         let why = match damage {
             Damage::Absent => "it is gone again".to_owned(),

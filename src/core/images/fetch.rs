@@ -18,11 +18,12 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
 use crate::core::config::ImageDigest;
 use crate::core::events::Severity;
+use crate::core::events::stage::Stage;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{Algorithm, DigestCache, sha256_hex};
@@ -170,6 +171,7 @@ impl Download<'_, '_> {
     /// Fetches into the `.part` file, verifies it, gives it its name. The lock is held.
     fn fetch(&self) -> Result<()> {
         let part = self.beside(".part");
+        let began = Instant::now();
         let mut resume = self.resume_point(&part);
         loop {
             if resume.is_none() {
@@ -180,7 +182,7 @@ impl Download<'_, '_> {
                 over => over,
             };
             match outcome {
-                Attempt::Complete => return self.publish(&part),
+                Attempt::Complete => return self.publish(&part, began.elapsed()),
                 // A version that changed on the server between two tries ends here too.
                 Attempt::StartOver(why) if resume.take().is_some() => self.emitter.emit(said(
                     Severity::Warn,
@@ -303,17 +305,16 @@ impl Download<'_, '_> {
         )))
     }
 
-    fn publish(&self, part: &Path) -> Result<()> {
+    fn publish(&self, part: &Path, took: Duration) -> Result<()> {
         fs::set_permissions(part, fs::Permissions::from_mode(0o600))
             .and_then(|()| fs::rename(part, &self.path))
             .map_err(|error| Failure::io("create", &self.path, &error))?;
         self.digests.renamed(part, &self.path);
         self.forget(part)?;
         let bytes = fs::metadata(&self.path).map_or(0, |meta| meta.len());
-        self.emitter.emit(said(
-            Severity::Info,
-            format!("fetched {} ({})", shown(self.url), megabytes(bytes)),
-        ));
+        let text = format!("fetched {} ({})", shown(self.url), megabytes(bytes));
+        self.emitter
+            .emit(Stage::ImageFetch.end(took, said(Severity::Info, text)));
         Ok(())
     }
 }

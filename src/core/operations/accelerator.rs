@@ -6,12 +6,13 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use crate::core::cancel::Cancel;
 use crate::core::config::Config;
+use crate::core::events::stage::Stage;
 use crate::core::events::{Accel, Event, Severity};
 use crate::core::failure::Result;
 use crate::core::images::default_guest::{GuestKind, find_default_guest};
@@ -55,11 +56,22 @@ pub(crate) fn decide(
         home: Some(home),
         device: Path::new(KVM_DEVICE),
     };
-    if kernel.is_some() && accel::known(&question).is_none() {
+    let is_trial = kernel.is_some() && accel::known(&question).is_none();
+    if is_trial {
         let text = "trying KVM with a test guest, once per boot of this host";
         emitter.emit(Event::message(Severity::Progress, None, text));
     }
-    accel::decide(&question, cancel)
+    let began = Instant::now();
+    let decision = accel::decide(&question, cancel)?;
+    if is_trial {
+        let verdict = match decision.accel {
+            Accel::Kvm => "KVM works here",
+            Accel::Tcg => "KVM can't be used here",
+        };
+        let message = Event::message(Severity::Progress, None, verdict);
+        emitter.emit(Stage::KvmTrial.end(began.elapsed(), message));
+    }
+    Ok(decision)
 }
 
 /// A guest that boots under KVM, watched until it lives or its bootstrap is over.

@@ -7,16 +7,20 @@ use std::collections::HashMap;
 
 use crate::core::escape::escape_line;
 use crate::core::events::contract::Stamped;
+use crate::core::events::stage::Stage;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::Exit;
 use crate::core::name::VmName;
 
-use super::model::{Note, Outcome, RunReport, State, VmReport};
+use super::model::{Note, Outcome, Phase, RunReport, State, VmReport};
 use super::story::Story;
 use super::{LONGEST_TEXT, MOST_NOTES, MOST_VMS};
 
 /// So many VMs of a run are followed before the failed ones are picked from them.
 const MOST_FOLLOWED: usize = 2_000;
+
+/// So many images of a run have bars of their own.
+const MOST_STAGES: usize = 8;
 
 /// A run being put together.
 pub(super) struct Fold {
@@ -27,6 +31,8 @@ pub(super) struct Fold {
     beyond: usize,
     /// How many VMs failed, if the run has summed itself up.
     failed: Option<usize>,
+    /// What all VMs have waited for.
+    stages: Vec<Phase>,
     /// Wall clock of its beginning, milliseconds.
     pub began_ms: u64,
 }
@@ -62,6 +68,7 @@ impl Fold {
             index: HashMap::new(),
             beyond: 0,
             failed: None,
+            stages: Vec::new(),
             began_ms,
         }
     }
@@ -119,6 +126,9 @@ impl Fold {
     pub(super) fn take(&mut self, stamped: &Stamped) {
         let at = stamped.offset_ms;
         self.report.known_ms = self.report.known_ms.max(at);
+        if let Some((stage, ms)) = Stage::ended_by(&stamped.event) {
+            self.stage(stage, at, ms);
+        }
         match &stamped.event {
             Event::Message { severity, .. } if *severity >= Severity::Warn => self.note(at, &stamped.event),
             Event::CommandRejected {
@@ -178,6 +188,18 @@ impl Fold {
         }
     }
 
+    fn stage(&mut self, stage: Stage, at: u64, ms: u64) {
+        if self.stages.len() < MOST_STAGES {
+            self.stages.push(Phase {
+                phase: stage.as_str().to_owned(),
+                state: State::Ok,
+                start_ms: at.saturating_sub(ms),
+                duration_ms: ms.min(at),
+                detail: None,
+            });
+        }
+    }
+
     fn note(&mut self, at: u64, event: &Event) {
         let Event::Message {
             severity,
@@ -229,7 +251,7 @@ impl Fold {
         let mut vms: Vec<VmReport> = self
             .vms
             .into_iter()
-            .map(|vm| vm.finish(outcome, known))
+            .map(|vm| vm.finish(outcome, known, &self.stages))
             .filter(|vm| wanted.is_empty() || wanted.contains(&vm.vm.to_ascii_lowercase()))
             .collect();
         let failed = vms.iter().filter(|vm| vm.state == State::Failed).count();

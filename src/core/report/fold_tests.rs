@@ -304,7 +304,7 @@ fn ladders_of_shutdown() {
 #[test]
 fn failed_vms_stay_and_names_have_their_order() {
     let vm = |name: &str, state: State| {
-        let mut report = Story::new(&name.parse().unwrap()).finish(Outcome::Ok, 0);
+        let mut report = Story::new(&name.parse().unwrap()).finish(Outcome::Ok, 0, &[]);
         report.state = state;
         report
     };
@@ -341,4 +341,39 @@ fn failed_vms_stay_and_names_have_their_order() {
             "web-10"
         ]
     );
+}
+
+/// What all VMs wait for has a bar with its name; the rest of the waiting stays `queued`.
+#[test]
+fn what_a_run_waits_for_is_named() {
+    let ended = |stage: Stage, ms| {
+        let message = Event::message(Severity::Progress, None, "done");
+        stage.end(std::time::Duration::from_millis(ms), message)
+    };
+    Script::new()
+        .at(8_500, ended(Stage::ImageBuild, 8_400))
+        .at(12_000, ended(Stage::KvmTrial, 3_000))
+        .overlay(12_100)
+        .launched(12_300)
+        .end(13_000, 0)
+        .check(
+            "ok; web ok: queued 0+100waiting, image-build 100+8400, queued 8500+500waiting, kvm-trial 9000+3000, queued \
+             12000+90waiting, overlay 12090+10, launch 12200+100, @12300 launched",
+        );
+    // A VM that had its turn before isn't said to have waited for it.
+    Script::new()
+        .launched(100)
+        .at(300, ended(Stage::KvmTrial, 200))
+        .end(400, 0)
+        .check("ok; web ok: launch 0+100, @100 launched");
+    // Messages that name a stage of another version are messages.
+    let mut foreign = Event::message(Severity::Progress, None, "done");
+    if let Event::Message { data, .. } = &mut foreign {
+        *data = Some(serde_json::json!({"stage": "nap", "elapsed_ms": 100}));
+    }
+    Script::new()
+        .at(150, foreign)
+        .launched(300)
+        .end(400, 0)
+        .check("ok; web ok: queued 0+200waiting, launch 200+100, @300 launched");
 }

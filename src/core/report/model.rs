@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::events::stage::Stage;
 use crate::core::events::{Accel, Severity};
 
 /// Name and version of the form.
@@ -149,7 +150,7 @@ impl State {
 /// One bar of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `queued`, `overlay`, `launch`, a step of the bootstrap, `power-button`, `SIGTERM`, `SIGKILL`, `stop`;
+    /// `queued`, `image-build`, `image-fetch`, `kvm-trial` (what all VMs of the run wait for), `overlay`, `launch`, a step of the bootstrap, `power-button`, `SIGTERM`, `SIGKILL`, `stop`;
     /// `under-way` or `unfinished` behind the last one whose end is known.
     pub phase: String,
     /// How it ended.
@@ -163,6 +164,11 @@ pub struct Phase {
 }
 
 impl Phase {
+    /// Whether the VM has waited for others meanwhile.
+    pub(super) fn is_wait(&self) -> bool {
+        self.phase == QUEUED || Stage::ALL.iter().any(|stage| stage.as_str() == self.phase)
+    }
+
     /// Where it ends, milliseconds from the run's beginning.
     pub fn end_ms(&self) -> u64 {
         self.start_ms.saturating_add(self.duration_ms)
@@ -277,7 +283,7 @@ pub struct Sender {
 impl VmReport {
     /// How long it took from the end of its waiting to the end of its last phase; `None`: nothing was done.
     pub fn took_ms(&self) -> Option<u64> {
-        let begin = self.phases.iter().find(|phase| phase.phase != QUEUED)?.start_ms;
+        let begin = self.phases.iter().find(|phase| !phase.is_wait())?.start_ms;
         let end = self.phases.iter().map(Phase::end_ms).max()?;
         Some(end.saturating_sub(begin))
     }

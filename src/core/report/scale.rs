@@ -42,6 +42,11 @@ impl TimeAxis {
         (self.from..=self.to).contains(&ms)
     }
 
+    /// Whether anything that ends then is seen.
+    pub(super) fn reaches(&self, ms: u64) -> bool {
+        ms > self.from || self.from == 0
+    }
+
     /// Round times on it, at most so many, and the step between them.
     pub(super) fn ticks(&self, most: u64) -> (u64, Vec<u64>) {
         let span = self.to - self.from;

@@ -287,7 +287,7 @@ impl Story {
         }
     }
 
-    pub(super) fn finish(mut self, outcome: Outcome, known: u64) -> VmReport {
+    pub(super) fn finish(mut self, outcome: Outcome, known: u64, stages: &[Phase]) -> VmReport {
         let report = &mut self.report;
         let end = report.phases.iter().map(Phase::end_ms).max().unwrap_or(0);
         let open = self.signal.take();
@@ -311,11 +311,49 @@ impl Story {
                 });
             }
         }
+        name_the_wait(&mut report.phases, stages);
         // Steps that ran side by side were told when they ended.
         report.phases.sort_by_key(|phase| phase.start_ms);
         report.marks.sort_by_key(|mark| mark.at_ms);
         self.report
     }
+}
+
+/// Puts what the VM has waited for in place of the part of its waiting.
+fn name_the_wait(phases: &mut Vec<Phase>, stages: &[Phase]) {
+    let Some(until) = phases
+        .first()
+        .filter(|phase| phase.phase == QUEUED)
+        .map(Phase::end_ms)
+    else {
+        return;
+    };
+    let queued = |from: u64, to: u64| {
+        (to.saturating_sub(from) >= QUEUED_FROM_MS).then(|| Phase {
+            phase: QUEUED.to_owned(),
+            state: State::Waiting,
+            start_ms: from,
+            duration_ms: to - from,
+            detail: None,
+        })
+    };
+    let mut named = Vec::new();
+    let mut at = 0;
+    for stage in stages {
+        let (start, end) = (stage.start_ms.max(at), stage.end_ms().min(until));
+        if end <= start {
+            continue;
+        }
+        named.extend(queued(at, start));
+        named.push(Phase {
+            start_ms: start,
+            duration_ms: end - start,
+            ..stage.clone()
+        });
+        at = end;
+    }
+    named.extend(queued(at, until));
+    phases.splice(..1, named);
 }
 
 /// How a VM ended, in words: `crashed (sigkill): what its console said last; QEMU: what that said; → what to do`.

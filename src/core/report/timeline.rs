@@ -7,7 +7,7 @@
 //! the names stay. A bar says its state by colour, by pattern and by words.
 
 use super::markup::Markup;
-use super::model::{Phase, QUEUED, RunReport, State, VmReport};
+use super::model::{Phase, RunReport, State, VmReport};
 use super::scale::TimeAxis;
 use super::{signs, units};
 
@@ -135,7 +135,7 @@ pub(super) fn draw(page: &mut Markup, run: &RunReport, number: usize) {
 fn from_ms(run: &RunReport) -> u64 {
     let phases = run.vms.iter().flat_map(|vm| &vm.phases);
     let first = phases
-        .filter(|phase| phase.phase != QUEUED)
+        .filter(|phase| !phase.is_wait())
         .map(|phase| phase.start_ms)
         .min();
     let (first, end) = (first.unwrap_or(0), run.end_ms());
@@ -221,6 +221,9 @@ fn draw_row(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
     let mut number = 0;
     for (phase, lane) in row.vm.phases.iter().zip(&row.lanes) {
         // Neighbours differ in shade; those that were skipped are hardly to be seen.
+        if !axis.reaches(phase.end_ms()) {
+            continue;
+        }
         number += usize::from(phase.state != State::Skipped && phase.duration_ms > 0);
         let y = row.top + SIGNS + LANE * *lane as f64;
         bar(page, phase, number, y, axis);

@@ -18,6 +18,7 @@ use castra::core::cancel::Cancel;
 use castra::core::config::{AuthMode, PortChoice};
 use castra::core::failure::Exit;
 use castra::core::host;
+use castra::core::paths::StateRoot;
 use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
 use broker::{Fixture, SOON, answer};
@@ -334,12 +335,59 @@ fn files_taken_away_are_made_anew() {
     eventually(SOON, "the log to be back", || {
         broker.state.broker_log().exists().then_some(())
     });
-    fs::remove_dir_all(broker.state.dir()).unwrap();
-    assert_eq!(broker.hello("web"), "ok\n", "even the whole state root");
-    eventually(SOON, "the whole state root to be back", || {
-        (host::locked_pid(&broker.state.broker_pid()).is_some() && broker.state.broker_sock().exists())
-            .then_some(())
+}
+
+/// Guests go on speaking meanwhile, so that it has something to write at every moment.
+#[test]
+fn a_broker_stops_with_its_state_root_and_makes_nothing_anew() {
+    for (label, replaced) in [("root-gone", false), ("root-replaced", true)] {
+        let mut broker = Fixture::new(label);
+        let port = broker.start();
+        assert_eq!(broker.hello("web"), "ok\n");
+        let root = broker.state.dir().to_owned();
+        fs::remove_dir_all(&root).unwrap();
+        if replaced {
+            fs::create_dir(&root).unwrap();
+        }
+        eventually(SOON, "the broker's end", || {
+            match TcpStream::connect(("127.0.0.1", port)) {
+                Ok(mut stream) => {
+                    let _ = stream.write_all(b"hello vm:db\n");
+                    let _ = answer(stream);
+                    None
+                }
+                Err(_) => Some(()),
+            }
+        });
+        broker.stop();
+        match replaced {
+            true => assert_eq!(fs::read_dir(&root).unwrap().count(), 0),
+            false => assert!(!root.exists()),
+        }
+    }
+}
+
+#[test]
+fn a_broker_whose_state_root_was_moved_stops_in_order() {
+    let mut broker = Fixture::new("root-moved");
+    broker.start();
+    assert_eq!(broker.hello("web"), "ok\n");
+    let moved = broker.state.dir().with_file_name("moved");
+    fs::rename(broker.state.dir(), &moved).unwrap();
+    let moved = StateRoot::new(moved);
+    eventually(SOON, "its last word", || {
+        let log = fs::read_to_string(moved.broker_log()).ok()?;
+        log.contains("broker stopped").then_some(())
     });
+    broker.stop();
+    assert!(!broker.state.dir().exists() && !moved.broker_sock().exists());
+    let record: BrokerRecord = records::load(&moved.broker_json()).unwrap().unwrap();
+    assert!(record.clean_stop);
+    let log = fs::read_to_string(moved.broker_log()).unwrap();
+    assert!(
+        log.contains(&broker.state.dir().display().to_string()) && !log.contains("/proc/"),
+        "{log}"
+    );
 }
 
 #[test]

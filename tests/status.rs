@@ -375,6 +375,7 @@ fn the_command_prints_object_table_and_all_projects() {
     let entry = fleet.dir().join("home/projects").join(&status.workspace);
     fs::create_dir_all(&entry).unwrap();
     let record = WorkspaceRecord {
+        former_roots: Vec::new(),
         id: status.workspace.clone(),
         project: status.project,
         config_path: status.config_path.clone(),

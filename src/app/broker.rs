@@ -2,6 +2,7 @@
 
 use castra::core::broker::{BrokerOptions, run_process};
 use castra::core::failure::{Exit, Result};
+use castra::core::operations::lost;
 
 use super::context::Context;
 use super::select;
@@ -10,6 +11,7 @@ use crate::cli::Raw;
 /// Runs the broker until it is told to stop.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let config = select::config(raw)?;
+    lost::refuse(&config)?;
     context.say(&format!(
         "broker of {}: what it hears goes to {}; Ctrl-C stops it",
         config.project,

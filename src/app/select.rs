@@ -6,11 +6,12 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use castra::core::config::{self, CONFIG_FILE, Config, workspace};
+use castra::core::config::{self, CONFIG_FILE, Config};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::logs::launched_vms;
 use castra::core::name::VmName;
 use castra::core::nearest::nearest;
+use castra::core::operations::lost;
 use castra::core::operations::status::status_all;
 use castra::core::paths::{StateRoot, castra_home};
 use castra::core::process::shell_quote;
@@ -20,6 +21,7 @@ use castra::core::status::evidence::Project;
 use castra::core::status::{BrokerState, StatusOutcome};
 
 use super::human;
+use super::screen::Screen;
 use crate::cli::{Command, Raw};
 
 /// A project, with or without a config that can still be read.
@@ -80,7 +82,7 @@ pub fn config(raw: &Raw) -> Result<Config> {
 /// The project, for commands that can do without its config. Where none is selected they name
 /// what runs anywhere.
 pub fn project(raw: &Raw) -> Result<Selected> {
-    project_or(raw, none_found_but_running)
+    addressed(project_or(raw, none_found_but_running)?)
 }
 
 /// The project, if one is named or there is one here. For commands that have something to say
@@ -90,10 +92,10 @@ pub fn project_if_any(raw: &Raw) -> Result<Option<Selected>> {
         let here = env::current_dir().ok();
         return here
             .and_then(|here| config::discover(&here))
-            .map(|path| load(&path))
+            .map(|path| addressed(load(&path)?))
             .transpose();
     }
-    project_or(raw, none_found).map(Some)
+    addressed(project_or(raw, none_found)?).map(Some)
 }
 
 fn project_or(raw: &Raw, none: fn(&Path, &Raw) -> Failure) -> Result<Selected> {
@@ -130,8 +132,25 @@ fn load(path: &Path) -> Result<Selected> {
     config::load(path).map(|config| Selected::Config(Box::new(config)))
 }
 
+/// What runs is what a command is about, also where castra.toml names another state root by now.
+fn addressed(selected: Selected) -> Result<Selected> {
+    let Selected::Config(config) = selected else {
+        return Ok(selected);
+    };
+    let wanted = config.state.dir().to_owned();
+    let (config, elsewhere) = lost::addressed(*config)?;
+    if let Some(elsewhere) = elsewhere {
+        Screen.say(&format!(
+            "note: castra.toml names the state root {}, but there is {}: this is about those; `castra down` ends them",
+            wanted.display(),
+            elsewhere.what()
+        ));
+    }
+    Ok(Selected::Config(Box::new(config)))
+}
+
 fn by_id(id: &str) -> Result<Selected> {
-    Ok(of_record(workspace::find_workspace(&home()?, id)?))
+    Ok(of_record(lost::find_workspace(&home()?, id)?))
 }
 
 /// A project on record, with its config if that is still its own.
@@ -240,7 +259,7 @@ fn running_anywhere() -> Vec<StatusOutcome> {
 /// The status of every project of this user, by what its records say.
 pub fn all_projects() -> Vec<StatusOutcome> {
     let records = castra_home()
-        .map(|home| workspace::list_workspaces(&home))
+        .map(|home| lost::workspaces(&home))
         .unwrap_or_default();
     let projects = records.iter().map(Project::from).collect();
     status_all(projects, &mut Silent).projects

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use castra::core::cancel::Cancel;
 use castra::core::config::Protocol;
-use castra::core::config::workspace::{list_workspaces, unreadable_workspaces};
+use castra::core::config::workspace::unreadable_workspaces;
 use castra::core::escape::{escape_line, escape_text};
 use castra::core::failure::{Exit, Result};
+use castra::core::operations::lost;
 use castra::core::operations::status::{
     StatusAllOutcome, StatusOptions, project_on_record, status, status_all,
 };
@@ -78,7 +79,7 @@ impl Answer {
     fn get(raw: &Raw, cancel: &Cancel) -> Result<Answer> {
         if raw.all {
             let home = castra_home();
-            let records = home.as_deref().map(list_workspaces).unwrap_or_default();
+            let records = home.as_deref().map(lost::workspaces).unwrap_or_default();
             let unreadable = home.as_deref().map(unreadable_workspaces).unwrap_or_default();
             if let Some(failure) = unreadable.into_iter().next().filter(|_| records.is_empty()) {
                 return Err(failure);

@@ -27,6 +27,9 @@ pub struct WorkspaceRecord {
     pub config_path: PathBuf,
     /// The state root.
     pub state_root: PathBuf,
+    /// State roots that the project had before its `state_dir` was changed, as long as they are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_roots: Vec<PathBuf>,
     /// The castra that wrote it.
     pub version: String,
 }

@@ -14,5 +14,6 @@ mod leftovers;
 mod project;
 mod racing;
 mod restarting;
+mod roots;
 #[path = "../support/mod.rs"]
 mod support;

@@ -119,6 +119,8 @@ type Seen = Option<(u64, i64, i64, u64)>;
 /// The outside, as the state thread reaches it.
 pub struct Edges {
     paths: StateRoot,
+    /// The state root as our files are named, and as people know it.
+    shown: [String; 2],
     run: String,
     began: Instant,
     seq: u64,
@@ -149,6 +151,7 @@ impl Edges {
     /// Edges of one broker run. Opens nothing yet.
     pub fn new(
         paths: StateRoot,
+        shown: &Path,
         run: String,
         rotation: Rotation,
         bus: BusLog,
@@ -164,6 +167,7 @@ impl Edges {
             shelve_at: None,
             log: LineFile::new(paths.broker_log(), rotation),
             events: LineFile::new(paths.broker_events(), rotation),
+            shown: [paths.dir(), shown].map(|path| path.display().to_string()),
             paths,
             run,
             began: Instant::now(),
@@ -466,6 +470,8 @@ impl Edges {
 
     /// A line of our own in the broker's log.
     pub fn log(&mut self, at: At, level: &str, text: &str) {
+        let [named, known] = &self.shown;
+        let text = text.replace(named.as_str(), known);
         self.lines
             .push(format!("{} {text}", line_head(at.wall_ms, level)));
     }

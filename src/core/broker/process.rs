@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -90,7 +90,9 @@ fn log_panics(log: PathBuf, rotation: Rotation) {
     std::panic::set_hook(Box::new(move |fault| {
         let text = format!("internal error: {fault}").replace('\n', " ");
         let line = format!("{} {text}", line_head(wall_ms(), "ERROR"));
-        if let Ok(mut journal) = Journal::open(&log, rotation) {
+        // Only where its folder is: nothing that was removed is made anew.
+        let is_there = log.parent().is_some_and(Path::is_dir);
+        if let Some(Ok(mut journal)) = is_there.then(|| Journal::open(&log, rotation)) {
             let _ = journal.append(&line);
         }
     }));

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -120,6 +121,8 @@ struct Broker {
     rebooted: bool,
     /// Keeps the state root open, for socket names that are short whatever its path.
     root: File,
+    /// Our files by the open state root.
+    files: StateRoot,
 }
 
 impl Broker {
@@ -147,6 +150,9 @@ impl Broker {
             .map_err(|error| Failure::new(Exit::Io, "can't ask for the broker's port").because(error))?
             .port();
         let root = File::open(paths.dir()).map_err(|error| Failure::io("open", paths.dir(), &error))?;
+        // By the open directory itself: what is written goes where the state root is, and nowhere
+        // once it is removed. By its name a broker would make a deleted folder anew.
+        let files = StateRoot::new(host::short_path(&root, "").components().collect::<PathBuf>());
         let host_listener = bind_host(paths, &root)?;
         let boot_ms = host::boottime_ms();
         let before = records::load::<BrokerRecord>(&paths.broker_json()).ok().flatten();
@@ -168,7 +174,7 @@ impl Broker {
             Drainer::start(Arc::clone(&budget)).map_err(|error| none_to_be_had("broker", &error))?;
         let sessions = Arc::new(Sessions {
             max_frame: bus.max_frame_bytes,
-            past: Past::new(paths.bus_log(), bus.rotation.keep),
+            past: Past::new(files.bus_log(), bus.rotation.keep),
             budget,
             drainer,
         });
@@ -177,7 +183,7 @@ impl Broker {
             options.config.hello_timeout,
             Arc::clone(&sessions),
         );
-        let bus_log = BusLog::new(paths.bus_log(), bus.rotation, bus.sync);
+        let bus_log = BusLog::new(files.bus_log(), bus.rotation, bus.sync);
         let mut broker = Broker {
             state: State::new(Rules {
                 run: run.clone(),
@@ -195,7 +201,14 @@ impl Broker {
                     heartbeat_secs: heartbeat_secs(options.config.freshness, bus.session_idle),
                 },
             }),
-            edges: Edges::new(paths.clone(), run.clone(), bus.rotation, bus_log, sessions),
+            edges: Edges::new(
+                files.clone(),
+                paths.dir(),
+                run.clone(),
+                bus.rotation,
+                bus_log,
+                sessions,
+            ),
             torn: before.as_ref().is_some_and(|before| !before.clean_stop),
             rebooted: before.is_some_and(|before| before.boot_id != host::boot_id() && !before.clean_stop),
             ready: Ready {
@@ -211,11 +224,12 @@ impl Broker {
             guest_door: None,
             host_door: None,
             root,
+            files,
             options,
         };
         broker.first_look(max_connections);
         broker.open_doors(listener, host_listener, max_connections)?;
-        records::save(&broker.options.state.broker_json(), &broker.record)?;
+        records::save(&broker.files.broker_json(), &broker.record)?;
         Ok(broker)
     }
 
@@ -265,7 +279,7 @@ impl Broker {
     /// What a file that was taken away had must not lower the numbers of the next broker.
     fn note_last(&mut self) {
         self.record.bus_seq = self.state.last_kept();
-        let _ = records::save(&self.options.state.broker_json(), &self.record);
+        let _ = records::save(&self.files.broker_json(), &self.record);
     }
 
     /// Everything that waits for the log is kept, answered and delivered.
@@ -441,20 +455,30 @@ impl Broker {
         // Everybody has had an answer; whoever lingers needn't.
         self.edges.close_all();
         self.reception.close(Duration::from_millis(STOP_GRACE_MS * 2));
-        let Some(lock) = self.lock.take().filter(FileLock::still_named) else {
+        let at = self.files.broker_pid();
+        let Some(lock) = self.lock.take().filter(|lock| lock.is_at(&at)) else {
             // Another broker has our place and our files.
             return;
         };
-        let _ = host::remove_if_there(&self.options.state.broker_sock());
+        let _ = host::remove_if_there(&self.files.broker_sock());
         self.record.clean_stop = true;
         self.record.bus_seq = self.state.last_kept();
-        let _ = records::save(&self.options.state.broker_json(), &self.record);
+        let _ = records::save(&self.files.broker_json(), &self.record);
         drop(lock);
     }
 
-    /// Once a second: guests, VMs, and whether our files still have their names. False: another
-    /// broker has taken our place, because somebody removed our pid file.
+    /// Once a second: guests, VMs, and whether our files still have their names. False: our state
+    /// root is gone, or another broker has taken our place, because somebody removed our pid file.
     fn look_around(&mut self, at: At) -> bool {
+        let dir = self.options.state.dir();
+        if !host::names_this_file(dir, &self.root) {
+            let text = format!(
+                "{} was removed, moved or replaced: this broker stops",
+                dir.display()
+            );
+            self.edges.log(at, "ERROR", &text);
+            return false;
+        }
         // A log that is opened anew begins a new count: what has a number already comes first.
         self.commit(at);
         let changed = self.edges.changed_guests(at);
@@ -477,15 +501,11 @@ impl Broker {
                     );
                     return false;
                 }
-                // The whole state root is away; it is made anew as soon as that works.
-                Err(failure) => {
-                    let _ = host::ensure_private_dir(self.options.state.dir());
-                    self.edges.log(at, "ERROR", &failure.to_string());
-                }
+                Err(failure) => self.edges.log(at, "ERROR", &failure.to_string()),
             }
         }
-        if !host::is_there(&self.options.state.broker_json()) {
-            let _ = records::save(&self.options.state.broker_json(), &self.record);
+        if !host::is_there(&self.files.broker_json()) {
+            let _ = records::save(&self.files.broker_json(), &self.record);
         }
         if self.host_door.is_some() && !is_socket(&self.options.state) {
             self.reopen_host_door(at);
@@ -500,20 +520,14 @@ impl Broker {
     }
 
     fn reopen_host_door(&mut self, at: At) {
-        let reopened = File::open(self.options.state.dir())
-            .map_err(|error| Failure::io("open", self.options.state.dir(), &error))
-            .and_then(|root| {
-                self.root = root;
-                bind_host(&self.options.state, &self.root)
-            })
-            .and_then(|listener| {
-                Door::open(
-                    Listener::Unix(listener),
-                    Arc::clone(&self.reception),
-                    HOST_CONNECTIONS,
-                )
-                .map_err(|error| none_to_be_had("broker", &error))
-            });
+        let reopened = bind_host(&self.options.state, &self.root).and_then(|listener| {
+            Door::open(
+                Listener::Unix(listener),
+                Arc::clone(&self.reception),
+                HOST_CONNECTIONS,
+            )
+            .map_err(|error| none_to_be_had("broker", &error))
+        });
         match reopened {
             Ok(door) => {
                 self.host_door = Some(door);

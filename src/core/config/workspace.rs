@@ -20,10 +20,14 @@ use super::Config;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::nearest::nearest;
+use crate::core::paths::StateRoot;
 use crate::core::records::{self, WorkspaceRecord};
 
 /// Longest readable part of an id; the rest of a long project name says little.
 const MAX_SLUG: usize = 40;
+
+/// Most state roots that a project may have had before and still be asked for.
+const MAX_FORMER: usize = 16;
 
 /// Where a castra home keeps its projects.
 pub fn projects_dir(castra_home: &Path) -> PathBuf {
@@ -79,6 +83,11 @@ pub fn record_workspace(config: &Config) -> Result<Option<Failure>> {
         project: config.project.clone(),
         config_path: config.path.clone(),
         state_root: config.state.dir().to_owned(),
+        former_roots: former_roots(config)
+            .into_iter()
+            .filter(|root| host::is_there(root))
+            .take(MAX_FORMER)
+            .collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     write_record(config.state.dir(), &record)?;
@@ -148,17 +157,54 @@ pub fn unreadable_workspaces(castra_home: &Path) -> Vec<Failure> {
 
 /// Ids of projects whose state root is gone.
 pub fn lost_workspaces(castra_home: &Path) -> Vec<String> {
+    records_without_root(castra_home)
+        .into_iter()
+        .map(|record| record.id)
+        .collect()
+}
+
+/// Projects on record whose state root is gone, by id.
+pub fn records_without_root(castra_home: &Path) -> Vec<WorkspaceRecord> {
     let entries = fs::read_dir(projects_dir(castra_home)).into_iter().flatten();
-    let mut lost: Vec<String> = entries
+    let mut lost: Vec<WorkspaceRecord> = entries
         .filter_map(|entry| {
             let id = entry.ok()?.file_name().into_string().ok()?;
             let record = record_in(&projects_dir(castra_home).join(&id))?;
-            (record.id == id && record.state_root.is_absolute() && !host::is_there(&record.state_root))
-                .then_some(id)
+            let is_gone = record.state_root.is_absolute() && !host::is_there(&record.state_root);
+            (record.id == id && is_gone).then_some(record)
         })
         .collect();
-    lost.sort_unstable();
+    lost.sort_unstable_by(|a, b| a.id.cmp(&b.id));
     lost
+}
+
+/// State roots that the project had before its config named the present one: what the register
+/// remembers, and the place where state lies by default. They need not be there any more.
+pub fn former_roots(config: &Config) -> Vec<PathBuf> {
+    let entry = config.registry.as_deref();
+    entry
+        .map(|entry| former_roots_of(entry, &config.state))
+        .unwrap_or_default()
+}
+
+/// The same by the project's entry in the register.
+pub fn former_roots_of(entry: &Path, state: &StateRoot) -> Vec<PathBuf> {
+    let mut roots = Vec::new();
+    if let Some(record) = record_in(entry) {
+        roots.push(record.state_root);
+        roots.extend(record.former_roots);
+    }
+    // The entry of a project with a state root of its own is one file.
+    if host::is_there(&StateRoot::new(entry).vms()) {
+        roots.push(entry.to_owned());
+    }
+    let mut former: Vec<PathBuf> = Vec::new();
+    for root in roots {
+        if root.is_absolute() && root != state.dir() && !former.contains(&root) {
+            former.push(root);
+        }
+    }
+    former
 }
 
 /// The record in a state root or an entry.

@@ -15,6 +15,7 @@ use crate::core::human::{bytes as size, plural};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{RunPhase, WorkspaceRecord};
+use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::status::evidence::{Found, Snapshot, VmEvidence};
 use crate::core::status::{BrokerState, StatusOutcome, VmState, VmStatus};
 
@@ -323,6 +324,7 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             .data(json!({"workspaces": gone})),
         );
     }
+    findings.extend(lost_vms(home, records));
     let text = match records.len() {
         0 => "castra knows no project yet".to_owned(),
         count => format!("castra knows {}", plural(count, "project")),
@@ -332,4 +334,42 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             .data(json!({"projects": records.len(), "config_gone": lost.len()})),
     );
     findings
+}
+
+/// QEMUs of whatever project that no pid file leads to any more.
+fn lost_vms(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
+    let known: Vec<WorkspaceRecord> = records
+        .iter()
+        .cloned()
+        .chain(workspace::records_without_root(home))
+        .collect();
+    let is_found_elsewhere = |qemu: &LostQemu| {
+        let place = qemu.moved_to.as_deref();
+        place.is_some_and(|place| known.iter().any(|record| record.state_root == place))
+    };
+    let owner_of = |qemu: &LostQemu| {
+        let was_its = |record: &&WorkspaceRecord| {
+            record.state_root == qemu.state_root || record.former_roots.contains(&qemu.state_root)
+        };
+        known.iter().find(was_its)
+    };
+    let mut lost = lost::find();
+    // What belongs to another castra home is that one's to tell.
+    lost.retain(|qemu| {
+        !is_found_elsewhere(qemu) && (owner_of(qemu).is_some() || qemu.state_root.starts_with(home))
+    });
+    let finding = |qemu: &LostQemu| {
+        let owner = owner_of(qemu);
+        let remedy = match owner {
+            Some(record) => format!("`castra --workspace {} down` ends it", record.id),
+            None => format!("no project on record is its own: `kill {}` ends it", qemu.pid),
+        };
+        let text = format!("vm `{}` runs on as pid {}: {}", qemu.vm, qemu.pid, qemu.fate());
+        Finding::warn("state.lost", Area::State, text, remedy).data(json!({
+            "workspace": owner.map(|record| &record.id), "vm": qemu.vm.as_str(), "pid": qemu.pid,
+            "state_root": qemu.state_root.display().to_string(),
+            "moved_to": qemu.moved_to.as_ref().map(|place| place.display().to_string()),
+        }))
+    };
+    lost.iter().map(finding).collect()
 }

@@ -183,6 +183,11 @@ impl FileLock {
         &self.path
     }
 
+    /// Whether this path leads to the locked file.
+    pub fn is_at(&self, path: &Path) -> bool {
+        names_this_file(path, &self.file)
+    }
+
     /// Whether the path still names the locked file.
     pub fn still_named(&self) -> bool {
         names_this_file(&self.path, &self.file)

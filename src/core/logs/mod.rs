@@ -171,7 +171,7 @@ pub fn launched_vms(state: &StateRoot) -> Result<Vec<VmName>> {
     let dir = state.vms();
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
-        Err(error) if host::says_absent(&error) => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Failure::io("read", &dir, &error)),
     };
     let mut names: Vec<VmName> = entries

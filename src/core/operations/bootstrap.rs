@@ -12,6 +12,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::operations::lost;
 use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
@@ -68,6 +69,7 @@ pub fn bootstrap_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let mut selected = select::vms_of(config, &options.vms)?;
+    lost::refuse(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
     selected.retain(|vm| start::runs(config, vm));

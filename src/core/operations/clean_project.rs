@@ -19,6 +19,7 @@ use crate::core::operations::clean::{CleanTarget, Work, remove_named};
 use crate::core::operations::run;
 use crate::core::paths::StateRoot;
 use crate::core::records::{self, RunRecord};
+use crate::core::runtime::lost;
 use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 
 /// Who takes the locks, as whoever finds them held is told.
@@ -32,6 +33,9 @@ pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
         if let Some(pid) = find_qemu_pid(&state.vm(&vm))? {
             running.push(format!("vm `{vm}` (pid {pid})"));
         }
+    }
+    for qemu in lost::of_roots(&[state.dir().to_owned()]) {
+        running.push(format!("vm `{}` (pid {}): {}", qemu.vm, qemu.pid, qemu.fate()));
     }
     if let Some((pid, _)) = live_broker(state) {
         running.push(format!("its broker (pid {pid})"));

@@ -12,12 +12,13 @@ use serde::Serialize;
 
 use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
-use crate::core::config::{Config, LifecycleConfig};
+use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::journal::Rotation;
 use crate::core::name::VmName;
+use crate::core::operations::lost;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
 use crate::core::operations::stopping::{self, Stopping};
@@ -25,6 +26,7 @@ use crate::core::operations::verdict::FleetVerdict;
 use crate::core::paths::StateRoot;
 use crate::core::records::RunRecord;
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::lost::LostQemu;
 use crate::core::runtime::process::qemu_pid;
 use crate::core::runtime::seed;
 use crate::core::threads;
@@ -108,10 +110,14 @@ pub struct VmDown {
 /// Takes VMs down. A failure is returned only where nothing could be begun.
 pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOutcome> {
     let state = &options.state;
-    let declared: Vec<&str> = options.declared.iter().map(VmName::as_str).collect();
+    let former = options.registry.as_deref();
+    let former = former.map(|entry| workspace::former_roots_of(entry, state));
+    let lost = lost::to_end(state, &former.unwrap_or_default(), &options.vms);
+    let declared = options.declared.iter().chain(lost.iter().map(|qemu| &qemu.vm));
+    let declared: Vec<&str> = declared.map(VmName::as_str).collect();
     let selected = select::launched_vms(state, &options.vms, &declared)?;
     if !host::is_there(state.dir()) {
-        return Ok(nothing_there(&options, reporter));
+        return Ok(without_state(&options, &lost, reporter));
     }
     let (project, unlocked) = match run::lock_project(&options.project, state, "castra down") {
         Ok(lock) => (Some(lock), None),
@@ -129,6 +135,8 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         emitter.emit(Event::advice(Severity::Warn, None, text, next));
     }
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
+    // First, for they have their disks open.
+    let ended = end_lost(&lost, &options, emitter);
     let outcomes = threads::each(
         &selected,
         |vm| format!("down {vm}"),
@@ -138,6 +146,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     let vms: Vec<VmDown> = outcomes
         .map(|(outcome, vm)| outcome.unwrap_or_else(|_| panicked(vm)))
         .collect();
+    let vms = with_lost(vms, ended);
     let (broker_stopped, broker_error) = stop_broker_if_last(&options, emitter);
     drop(project);
 
@@ -173,26 +182,74 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     })
 }
 
-/// A project that has never been up: there is no state root, and none is made.
-fn nothing_there(options: &DownOptions, reporter: &mut dyn Reporter) -> DownOutcome {
+/// A project without a state root, and none is made: it has never been up, or its state was removed
+/// while VMs ran.
+fn without_state(options: &DownOptions, lost: &[LostQemu], reporter: &mut dyn Reporter) -> DownOutcome {
     let operation = Operation::accept_unkept("down", None, reporter);
-    let text = format!(
-        "project `{}` has never been up: there is nothing to take down",
-        options.project
-    );
-    operation
-        .emitter()
-        .emit(Event::message(Severity::Info, None, text));
-    let elapsed_ms = operation.emitter().elapsed_ms();
-    operation.end(Exit::Done, None, VmCounts::default(), 0);
+    let emitter = operation.emitter();
+    if lost.is_empty() {
+        let root = options.state.dir();
+        let was_up = options
+            .registry
+            .as_deref()
+            .and_then(workspace::record_in)
+            .is_some_and(|record| record.state_root == root);
+        let text = match was_up {
+            true => format!(
+                "the state root of project `{}`, {}, is gone, and nothing of it runs",
+                options.project,
+                root.display()
+            ),
+            false => format!(
+                "project `{}` has never been up: there is nothing to take down",
+                options.project
+            ),
+        };
+        emitter.emit(Event::message(Severity::Info, None, text));
+    }
+    let vms = with_lost(Vec::new(), end_lost(lost, options, emitter));
+    let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
+    let counts = VmCounts {
+        total: vms.len(),
+        changed: vms.len() - failed,
+        unchanged: 0,
+        failed,
+    };
+    let exit = match failed {
+        0 => Exit::Done,
+        _ => Exit::Failed,
+    };
+    let elapsed_ms = emitter.elapsed_ms();
+    operation.end(exit, failed_names(&vms), counts, 0);
     DownOutcome {
-        vms: Vec::new(),
+        verdict: FleetVerdict::of(counts.total, failed),
+        vms,
         broker_stopped: false,
         reclaimed_bytes: 0,
-        verdict: FleetVerdict::All,
-        exit: Exit::Done,
+        exit,
         elapsed_ms,
     }
+}
+
+fn end_lost(lost: &[LostQemu], options: &DownOptions, emitter: &Emitter<'_>) -> Vec<VmDown> {
+    lost.iter()
+        .map(|qemu| lost::end(qemu, &options.lifecycle, emitter, &options.cancel))
+        .collect()
+}
+
+/// A VM that was found both ways is one VM.
+fn with_lost(mut vms: Vec<VmDown>, ended: Vec<VmDown>) -> Vec<VmDown> {
+    for lost in ended {
+        match vms.iter_mut().find(|vm| vm.vm == lost.vm && !vm.stopped) {
+            Some(vm) => {
+                vm.stopped = lost.stopped;
+                vm.outcome = lost.outcome;
+                vm.error = vm.error.take().or(lost.error);
+            }
+            None => vms.push(lost),
+        }
+    }
+    vms
 }
 
 fn panicked(vm: &VmName) -> VmDown {

@@ -53,6 +53,7 @@ pub mod image;
 pub mod init;
 mod launching;
 pub mod logs;
+pub mod lost;
 mod machine;
 pub mod ports;
 mod preflight;

@@ -23,6 +23,7 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot::{self, Boot};
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity::{self, Identity};
+use crate::core::operations::lost;
 use crate::core::operations::preflight::{self, Asked};
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
@@ -97,6 +98,7 @@ pub fn restart_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
+    lost::refuse(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let stopped: Vec<&VmConfig> = selected
         .iter()

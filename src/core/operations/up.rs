@@ -22,6 +22,7 @@ use crate::core::operations::accelerator;
 use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::identity;
+use crate::core::operations::lost;
 use crate::core::operations::preflight::{self, Asked};
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
@@ -159,6 +160,7 @@ pub fn up_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
+    lost::refuse(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let missing: Vec<&VmConfig> = selected
         .iter()

@@ -10,6 +10,7 @@ pub mod binary;
 pub mod busy;
 pub mod fault;
 pub mod launch;
+pub mod lost;
 pub mod nocloud;
 pub mod overlay;
 pub mod pipe;

@@ -33,7 +33,7 @@ pub fn qemu_argv(plan: &LaunchPlan) -> Vec<OsString> {
         mount_args(plan),
         console_args(),
         qmp_args(),
-        process_args(plan.mode),
+        process_args(plan),
         plan.qemu_args.iter().map(OsString::from).collect(),
     ]
     .concat()
@@ -260,14 +260,13 @@ fn qmp_args() -> Vec<OsString> {
 ///
 /// One that stays our child writes to its stderr, which is `qemu.log` already. `-D` would open that
 /// file a second time, without appending, and the two would overwrite each other.
-fn process_args(mode: VmLaunchMode) -> Vec<OsString> {
-    let mut args = words(&[
-        "-sandbox",
-        "on,obsolete=deny,resourcecontrol=deny",
-        "-pidfile",
-        vm_file::QEMU_PID,
-    ]);
-    if mode == VmLaunchMode::Daemonize {
+///
+/// The pid file has its whole path: by it a QEMU whose state root is gone is known to be castra's
+/// ([`super::lost`]).
+fn process_args(plan: &LaunchPlan) -> Vec<OsString> {
+    let mut args = words(&["-sandbox", "on,obsolete=deny,resourcecontrol=deny", "-pidfile"]);
+    args.push(plan.dir.join(vm_file::QEMU_PID).into());
+    if plan.mode == VmLaunchMode::Daemonize {
         args.extend(words(&["-D", vm_file::QEMU_LOG, "-daemonize"]));
     }
     args

@@ -105,7 +105,7 @@ impl Scene<'_> {
         let alive = vm.qemu.is_some();
         let heard = heard(vm, self.now, self.launch_of(vm));
         let age = heard.as_ref().map(|heard| heard.age_ms);
-        let fresh = self.broker.runs() && age.is_some_and(|age| age <= self.window_ms);
+        let fresh = self.broker.runs() && vm.lost.is_none() && age.is_some_and(|age| age <= self.window_ms);
         let ended_or_never = matches!(state, VmState::Stopped | VmState::Crashed);
         let external = fresh
             && ended_or_never
@@ -376,6 +376,12 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
                 advice: Some(advice.to_owned()),
             });
         };
+        if let (Some(fate), Some(pid)) = (&vm.lost, vm.qemu) {
+            note(
+                &format!("it runs on as pid {pid}, and castra can't reach it: {fate}"),
+                "`castra down` ends it",
+            );
+        }
         if let Found::Unreadable(text) = &vm.run {
             note(text, "castra writes it anew at the VM's next launch");
         }

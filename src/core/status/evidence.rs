@@ -145,6 +145,9 @@ pub struct VmEvidence {
     pub record: RecordRead,
     /// How QEMU's log and the console say it ended. Asked only of VMs that don't run.
     pub ending: Option<Ending>,
+    /// Its pid file doesn't lead to its QEMU, which was found among all processes; what became of
+    /// its state root.
+    pub lost: Option<String>,
 }
 
 /// How a launch ended, by what it left behind.

@@ -10,17 +10,20 @@
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
 use crate::core::broker::launcher::live_broker;
 use crate::core::broker::record::read_record;
+use crate::core::config::workspace;
 use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
-use crate::core::paths::{StateRoot, VmPaths};
+use crate::core::paths::{StateRoot, VmPaths, castra_home};
 use crate::core::records::{self, RunPhase, RunRecord};
+use crate::core::runtime::lost;
 use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 
 use super::assemble::bootstrap_runs;
@@ -36,10 +39,11 @@ pub fn read(project: Project) -> Result<Snapshot> {
     let state = &project.state;
     let live_broker = live_broker(state);
     let broker = found(records::load(&state.broker_json()));
-    let vms: Vec<VmEvidence> = names_of(&project)?
+    let mut vms: Vec<VmEvidence> = names_of(&project)?
         .into_iter()
         .map(|(name, declared)| read_vm(state, &name, declared))
         .collect();
+    find_lost(&project, &mut vms);
     let undated = vms.iter().any(|vm| vm.qemu.is_some() && vm.run.known().is_none());
     // With a broker a VM may be there that somebody started himself.
     let guests = if undated || live_broker.is_some() {
@@ -76,7 +80,7 @@ fn names_of(project: &Project) -> Result<Vec<(VmName, Option<Declared>)>> {
         Ok(entries) => entries
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
             .collect(),
-        Err(error) if host::says_absent(&error) => Vec::new(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(Failure::io("read", &project.state.vms(), &error)),
     };
     for name in &on_disk {
@@ -150,6 +154,34 @@ fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<D
         lock_held,
         record: read_record(&state.handshake(name)),
         ending,
+        lost: None,
+    }
+}
+
+/// QEMUs of this project that no pid file leads to. Looked for only where a VM seems not to run,
+/// since that takes a look at every process.
+fn find_lost(project: &Project, vms: &mut Vec<VmEvidence>) {
+    if !vms.is_empty() && vms.iter().all(|vm| vm.qemu.is_some()) {
+        return;
+    }
+    let mut roots = vec![project.state.dir().to_owned()];
+    if let Some(home) = castra_home() {
+        let entry = workspace::projects_dir(&home).join(&project.workspace);
+        roots.extend(workspace::former_roots_of(&entry, &project.state));
+    }
+    for qemu in lost::of_roots(&roots) {
+        let at = match vms.iter().position(|vm| vm.name == qemu.vm) {
+            Some(at) if vms[at].qemu.is_some() => continue,
+            Some(at) => at,
+            None => {
+                let paths = project.state.vm(&qemu.vm);
+                vms.push(look_at(&project.state, &paths, &qemu.vm, None));
+                vms.len() - 1
+            }
+        };
+        vms[at].qemu = Some(qemu.pid);
+        vms[at].ending = None;
+        vms[at].lost = Some(qemu.fate());
     }
 }
 

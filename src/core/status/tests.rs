@@ -133,6 +133,7 @@ fn healthy() -> Snapshot {
             lock_held: false,
             record: RecordRead::Record(heard(NOW - 400)),
             ending: None,
+            lost: None,
         }],
     }
 }

@@ -1,0 +1,216 @@
+//! What runs of a project where its config doesn't lead to: under a state root that it had before, or
+//! without any.
+//!
+//! Here: asking the register and the process list, addressing what runs, refusing to start a second
+//! one beside it, and ending what is lost. Not here: the register (`core::config::workspace`), or how
+//! a lost QEMU is found (`core::runtime::lost`).
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::core::broker::launcher::live_broker;
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, LifecycleConfig, workspace};
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::logs;
+use crate::core::name::VmName;
+use crate::core::operations::down::VmDown;
+use crate::core::operations::start::millis;
+use crate::core::paths::StateRoot;
+use crate::core::records::WorkspaceRecord;
+use crate::core::reporter::Emitter;
+use crate::core::runtime::lost::{self, LostQemu};
+use crate::core::runtime::process::find_qemu_pid;
+
+/// Between two looks at a QEMU that is to end.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What runs under a state root that the project had before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// That state root.
+    pub state: StateRoot,
+    /// Its VMs that run, with their processes.
+    pub vms: Vec<(VmName, u32)>,
+    /// Its broker's process.
+    pub broker: Option<u32>,
+}
+
+impl Elsewhere {
+    /// What runs there, in a few words.
+    pub fn what(&self) -> String {
+        let mut running: Vec<String> = self
+            .vms
+            .iter()
+            .map(|(vm, pid)| format!("vm `{vm}` (pid {pid})"))
+            .collect();
+        running.extend(self.broker.map(|pid| format!("its broker (pid {pid})")));
+        format!("{} under {}", running.join(", "), self.state.dir().display())
+    }
+}
+
+/// What of this project runs under a state root that it had before its `state_dir` was changed.
+pub fn elsewhere(config: &Config) -> Result<Vec<Elsewhere>> {
+    let mut found = Vec::new();
+    for root in workspace::former_roots(config) {
+        let state = StateRoot::new(root);
+        let mut vms = Vec::new();
+        for vm in logs::launched_vms(&state)? {
+            if let Some(pid) = find_qemu_pid(&state.vm(&vm))? {
+                vms.push((vm, pid));
+            }
+        }
+        let broker = live_broker(&state).map(|(pid, _)| pid);
+        if !vms.is_empty() || broker.is_some() {
+            found.push(Elsewhere { state, vms, broker });
+        }
+    }
+    Ok(found)
+}
+
+/// The config with the state root under which its VMs run, where that is not the one it says; and
+/// what runs there. As long as anything does, that is the project's state: what the config says
+/// holds from the next `up` on.
+pub fn addressed(mut config: Config) -> Result<(Config, Option<Elsewhere>)> {
+    let Some(first) = elsewhere(&config)?.into_iter().next() else {
+        return Ok((config, None));
+    };
+    config.state = first.state.clone();
+    Ok((config, Some(first)))
+}
+
+/// Refuses to start anything beside what runs under another state root, or under none.
+pub fn refuse(config: &Config) -> Result<()> {
+    if let Some(other) = elsewhere(config)?.into_iter().next() {
+        return Err(Failure::new(
+            Exit::Busy,
+            format!("project `{}` runs under another state root", config.project),
+        )
+        .because(format!(
+            "there is {}; castra.toml now says {}",
+            other.what(),
+            config.state.dir().display()
+        ))
+        .advice("`castra down` ends what runs there; or put `state_dir` back as it was"));
+    }
+    let lost = lost::of_roots(&roots_of(config));
+    let Some(one) = lost.first() else {
+        return Ok(());
+    };
+    Err(Failure::new(
+        Exit::Busy,
+        format!("vm `{}` runs on as pid {} without its state", one.vm, one.pid),
+    )
+    .because(one.fate())
+    .advice("`castra down` ends it; then start it again"))
+}
+
+/// The state roots that are or were this project's.
+pub fn roots_of(config: &Config) -> Vec<PathBuf> {
+    let mut roots = vec![config.state.dir().to_owned()];
+    roots.extend(workspace::former_roots(config));
+    roots
+}
+
+/// The projects on record, those among them whose state root is gone while a QEMU runs on. By id.
+pub fn workspaces(home: &Path) -> Vec<WorkspaceRecord> {
+    let mut records = workspace::list_workspaces(home);
+    let gone = workspace::records_without_root(home);
+    if !gone.is_empty() {
+        let lost = lost::find();
+        let runs_on = |record: &WorkspaceRecord| lost.iter().any(|qemu| qemu.state_root == record.state_root);
+        records.extend(gone.into_iter().filter(runs_on));
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+    }
+    records
+}
+
+/// The lost QEMUs that `castra down` of this state root ends, those of these names; none: all.
+pub(crate) fn to_end(state: &StateRoot, also: &[PathBuf], names: &[String]) -> Vec<LostQemu> {
+    let mut roots = vec![state.dir().to_owned()];
+    roots.extend_from_slice(also);
+    let mut lost = lost::of_roots(&roots);
+    let wanted =
+        |vm: &VmName| names.is_empty() || names.iter().any(|name| vm.as_str().eq_ignore_ascii_case(name));
+    lost.retain(|qemu| wanted(&qemu.vm));
+    lost
+}
+
+/// Ends a lost QEMU: SIGTERM, and SIGKILL after the deadline. Its guest can't be asked to power off,
+/// since its control socket went with its state root.
+pub(crate) fn end(
+    qemu: &LostQemu,
+    lifecycle: &LifecycleConfig,
+    emitter: &Emitter<'_>,
+    cancel: &Cancel,
+) -> VmDown {
+    let began = Instant::now();
+    let vm = &qemu.vm;
+    let text = format!("it ran on as pid {}: {}", qemu.pid, qemu.fate());
+    emitter.emit(Event::message(Severity::Warn, Some(vm), text));
+    emitter.emit(Event::ShutdownRequested {
+        vm: vm.clone(),
+        pid: qemu.pid,
+    });
+    let rungs = [
+        (Signal::SIGTERM, lifecycle.sigterm_wait, "terminated"),
+        (Signal::SIGKILL, lifecycle.sigkill_wait, "killed"),
+    ];
+    let ended = rungs.into_iter().find_map(|(signal, wait, outcome)| {
+        emitter.emit(Event::Escalated {
+            vm: vm.clone(),
+            pid: qemu.pid,
+            signal: signal.to_string(),
+            timeout_ms: millis(wait),
+        });
+        qemu.signal(signal);
+        gone_within(qemu, wait, cancel).then_some(outcome)
+    });
+    let outcome = ended.unwrap_or("failed").to_owned();
+    emitter.emit(Event::ShutdownComplete {
+        vm: vm.clone(),
+        outcome: outcome.clone(),
+        elapsed_ms: millis(began.elapsed()),
+        changed: ended.is_some(),
+    });
+    let error = ended.is_none().then(|| {
+        Failure::new(
+            Exit::Failed,
+            format!("vm `{vm}` (pid {}) could not be ended", qemu.pid),
+        )
+        .because("it outlived SIGKILL, or may not be signalled by this user")
+        .advice("run it as the user who started the VM")
+    });
+    VmDown {
+        vm: vm.clone(),
+        stopped: ended.is_some(),
+        outcome,
+        reclaimed_bytes: 0,
+        error,
+    }
+}
+
+/// A second request to stop skips the patience.
+fn gone_within(qemu: &LostQemu, limit: Duration, cancel: &Cancel) -> bool {
+    let until = Instant::now() + limit;
+    while qemu.lives() || host::has_descriptors(qemu.pid) {
+        if Instant::now() >= until || cancel.requests() > 1 {
+            return !qemu.lives();
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    true
+}
+
+/// The project of this id or name, also where its state root is gone.
+pub fn find_workspace(home: &Path, wanted: &str) -> Result<WorkspaceRecord> {
+    workspace::find_workspace(home, wanted).or_else(|failure| {
+        let mut gone = workspace::records_without_root(home).into_iter();
+        gone.find(|record| record.id == wanted || record.project == wanted)
+            .ok_or(failure)
+    })
+}

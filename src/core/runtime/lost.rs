@@ -1,0 +1,154 @@
+//! QEMUs of castra's whose state root is gone, moved or replaced: they run on, and no pid file leads
+//! to them any more.
+//!
+//! Here: finding them by evidence, and signalling one. Not here: whose they are and what to do with
+//! them (`core::operations::lost`).
+//!
+//! The evidence is the same as for every other QEMU: the kernel names the holder of the record lock
+//! on its pid file. Only the file is found another way. castra gives QEMU the pid file by its whole
+//! path, so the command line says for which VM and state root it was started; and the process has
+//! that file open, with or without a name. Both must agree, or it isn't ours.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::core::host::{self, Holder};
+use crate::core::name::VmName;
+use crate::core::paths::{StateRoot, vm_file};
+
+/// A QEMU that its pid file's path doesn't lead to.
+#[derive(Debug)]
+pub struct LostQemu {
+    /// The VM that it was started as.
+    pub vm: VmName,
+    /// Its process.
+    pub pid: u32,
+    /// The state root that it was started for.
+    pub state_root: PathBuf,
+    /// Where that state root is now; `None`: it was removed.
+    pub moved_to: Option<PathBuf>,
+    /// Its pid file, which it holds a lock on.
+    pid_file: File,
+}
+
+/// All of them that this user may look at, by state root and name.
+pub fn find() -> Vec<LostQemu> {
+    let mut found: Vec<LostQemu> = host::command_lines()
+        .into_iter()
+        .filter_map(|(pid, words)| judge(pid, &words))
+        .collect();
+    found.sort_by(|a, b| (&a.state_root, &a.vm, a.pid).cmp(&(&b.state_root, &b.vm, b.pid)));
+    found
+}
+
+/// The lost QEMUs that were started for these state roots. One whose state root was moved to one of
+/// them isn't lost: its pid file is found there.
+pub fn of_roots(roots: &[PathBuf]) -> Vec<LostQemu> {
+    let mut lost = find();
+    lost.retain(|qemu| {
+        let is_one = |path: &Path| roots.iter().any(|root| root == path);
+        is_one(&qemu.state_root) && !qemu.moved_to.as_deref().is_some_and(is_one)
+    });
+    lost
+}
+
+fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
+    let (vm, state_root) = started_for(words)?;
+    let path = StateRoot::new(&state_root).vm(&vm).qemu_pid();
+    // Where that can't be told nothing is concluded.
+    if host::ask_lock_holder(&path).ok()? == Holder::Process(pid) {
+        return None;
+    }
+    let held = host::held_file(pid, OsStr::new(vm_file::QEMU_PID))?;
+    // A process in a file system of its own: its name is right, and only we don't see the file.
+    if held.path.as_deref() == Some(&path) {
+        return None;
+    }
+    let moved_to = held.path.and_then(|path| Some(root_of(&path)?.1.to_owned()));
+    Some(LostQemu {
+        vm,
+        pid,
+        state_root,
+        moved_to,
+        pid_file: held.file,
+    })
+}
+
+/// The VM and the state root that a QEMU's command line names.
+fn started_for(words: &[OsString]) -> Option<(VmName, PathBuf)> {
+    let value = |option: &str| {
+        let at = words.iter().position(|word| word == option)?;
+        words.get(at + 1)
+    };
+    let (vm, root) = root_of(Path::new(value("-pidfile")?))?;
+    let named = value("-name")?.to_str()?;
+    (named == vm.as_str() && root.is_absolute()).then(|| (vm, root.to_owned()))
+}
+
+/// `ROOT/vms/VM/qemu.pid`, taken apart.
+fn root_of(pid_file: &Path) -> Option<(VmName, &Path)> {
+    let dir = pid_file
+        .parent()
+        .filter(|_| pid_file.ends_with(vm_file::QEMU_PID))?;
+    let vms = dir.parent().filter(|vms| vms.ends_with("vms"))?;
+    let vm = dir.file_name()?.to_str()?.parse().ok()?;
+    Some((vm, vms.parent()?))
+}
+
+impl LostQemu {
+    /// Whether it still runs, as the kernel says.
+    pub fn lives(&self) -> bool {
+        host::lock_holder_of(&self.pid_file) == Holder::Process(self.pid)
+    }
+
+    /// Sends it a signal, asking just before whether the pid is still that of the lock's holder.
+    /// False: it was gone, or may not be signalled.
+    pub fn signal(&self, signal: Signal) -> bool {
+        let Ok(pid) = i32::try_from(self.pid) else {
+            return false;
+        };
+        self.lives() && kill(Pid::from_raw(pid), signal).is_ok()
+    }
+
+    /// What became of its state root.
+    pub fn fate(&self) -> String {
+        let root = self.state_root.display();
+        match &self.moved_to {
+            Some(place) => format!("its state root {root} was moved to {}", place.display()),
+            None => format!("its state root {root} was removed or replaced"),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split(' ').map(OsString::from).collect()
+    }
+
+    #[test]
+    fn only_a_command_line_of_castras_names_a_state_root() {
+        let qemu = "qemu-system-x86_64 -name web -m 1 -pidfile /s/vms/web/qemu.pid -daemonize";
+        let (vm, root) = started_for(&words(qemu)).unwrap();
+        assert_eq!((vm.as_str(), root.as_path()), ("web", Path::new("/s")));
+        for other in [
+            "qemu-system-x86_64 -name db -pidfile /s/vms/web/qemu.pid",
+            "qemu-system-x86_64 -name web -pidfile qemu.pid",
+            "qemu-system-x86_64 -name web -pidfile /s/web/qemu.pid",
+            "qemu-system-x86_64 -name web -pidfile /s/vms/web/other.pid",
+            "qemu-system-x86_64 -name web -pidfile s/vms/web/qemu.pid",
+            "qemu-system-x86_64 -pidfile /s/vms/web/qemu.pid",
+            "qemu-system-x86_64 -name web -pidfile",
+            "vi /s/vms/web/qemu.pid",
+        ] {
+            assert!(started_for(&words(other)).is_none(), "{other}");
+        }
+    }
+}

@@ -194,8 +194,9 @@ pub fn former_roots_of(entry: &Path, state: &StateRoot) -> Vec<PathBuf> {
         roots.push(record.state_root);
         roots.extend(record.former_roots);
     }
-    // The entry of a project with a state root of its own is one file.
-    if host::is_there(&StateRoot::new(entry).vms()) {
+    // The entry of a project with a state root of its own is one file. Where that can't be told the
+    // project does without its entry.
+    if StateRoot::new(entry).vms().is_dir() {
         roots.push(entry.to_owned());
     }
     let mut former: Vec<PathBuf> = Vec::new();

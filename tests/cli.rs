@@ -85,11 +85,21 @@ fn wrong_usage_is_64_and_names_the_nearest() {
             &["down", "--plan"],
             "because: it belongs to `castra up` and `castra bootstrap`",
         ),
-        (&[], "error: no command given"),
+        (&["--quiet"], "error: no command given"),
     ] {
         let ran = castra.run(args).exits(64);
         assert_eq!(ran.stdout, "");
         assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+    }
+    let first = castra.run::<&str>(&[]).exits(0).stdout;
+    for step in [
+        "castra init",
+        "castra up",
+        "castra ssh ",
+        "castra down",
+        "castra --help",
+    ] {
+        assert!(first.contains(step), "{first}");
     }
     golden("cli/unknown-command.txt", &castra.run(&["stauts"]).stderr);
 }
@@ -480,6 +490,15 @@ fn ssh_and_exec_become_ssh() {
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["ssh", "db"], b"");
     assert_eq!(code, 255);
     assert_eq!(stderr, "error: vm `db` is not running\n  try: castra up db\n");
+    // A role with one VM is that VM; where there are two VMs one has to be named.
+    let (code, stdout, _) = with_stand_in_ssh(&castra, &fleet, &["exec", "Web", "--", "true"], b"");
+    assert_eq!(code, 7);
+    assert!(stdout.contains("<HostKeyAlias=castra-web-0>"), "{stdout}");
+    for command in ["ssh", "console"] {
+        let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &[command], b"");
+        assert_eq!(code, 64);
+        assert!(stderr.contains("they are web-0, db"), "{stderr}");
+    }
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "wbe-0", "--", "true"], b"");
     assert_eq!(code, 64);
     assert!(stderr.contains("`web-0` is the nearest there is"), "{stderr}");

@@ -18,7 +18,7 @@ const CASES: [(&str, &str); 14] = [
     ("castra image ", "build list path"),
     ("castra --config castra.toml wor", "workspaces"),
     ("castra up --br", "--broker-only"),
-    ("castra up a", "api-0 api-1"),
+    ("castra up a", "api api-0 api-1"),
     ("castra up api-0 d", "db"),
     ("castra up --bootstrap s", "skip"),
     ("castra image build --fo", "--force"),
@@ -95,7 +95,7 @@ fn bash() {
     assert_eq!(words("ssh db -- u"), "");
     assert_eq!(words("up --bootstrap = s"), "skip");
     assert_eq!(words("completions --color ="), "always auto never");
-    assert_eq!(words("--color = never up a"), "api-0 api-1");
+    assert_eq!(words("--color = never up a"), "api api-0 api-1");
     castra.write("z a.toml", "");
     assert_eq!(words("up --config z"), "z a.toml");
 }

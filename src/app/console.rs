@@ -16,7 +16,7 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::context::Context;
 use super::{select, terminal, typed};
-use crate::cli::Raw;
+use crate::cli::{Command, Raw};
 
 /// Ctrl-], as with `virsh console` and telnet.
 const ESCAPE: u8 = 0x1d;
@@ -32,9 +32,12 @@ const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Attaches the terminal, or a pipe, to the console of a VM.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let name = typed::name(&raw.operands[0])?;
+    let name = raw.operands.first().map(typed::name).transpose()?;
     let selected = select::project(raw)?;
-    let vm = select::vm(&selected, &name)?;
+    let vm = match &name {
+        Some(name) => select::vm(&selected, name)?,
+        None => select::only_vm(&selected, Command::Console)?,
+    };
     // Whatever is started from here on: who interrupts it finds the terminal as it was.
     let cancel = context.end_on_signals();
     let console = Console::attach(&selected.state(), &vm)?;

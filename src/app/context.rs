@@ -6,9 +6,8 @@
 use std::io;
 
 use castra::core::cancel::Cancel;
-use castra::core::config::{AccelChoice, Config};
+use castra::core::config::{AccelChoice, Config, VmConfig};
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::name::VmName;
 use castra::core::reporter::Reporter;
 
 use super::failure;
@@ -104,11 +103,10 @@ impl Context {
 
     /// The VMs of a project that the next operation will work on; none: all that are declared.
     pub fn expect(&mut self, config: &Config, vms: &[String]) {
-        let asked =
-            |vm: &VmName| vms.is_empty() || vms.iter().any(|asked| asked.eq_ignore_ascii_case(vm.as_str()));
-        let declared = config.vms.iter().map(|vm| &vm.name);
+        let asked = |vm: &&VmConfig| vms.is_empty() || vms.iter().any(|name| config.means(name, vm));
+        let declared = config.vms.iter().filter(asked);
         self.expected = Some(Expected {
-            vms: declared.filter(|vm| asked(vm)).cloned().collect(),
+            vms: declared.map(|vm| vm.name.clone()).collect(),
             state: config.state.clone(),
             wants_emulation: config.qemu.accel == AccelChoice::Tcg,
         });

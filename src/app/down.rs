@@ -14,7 +14,7 @@ use crate::cli::Raw;
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let selected = select::project(raw)?;
     let cancel = context.cancel_on_signals();
-    let vms = typed::names(&raw.operands)?;
+    let vms = select::vms(&selected, typed::names(&raw.operands)?)?;
     let discard = raw.discard;
     let options = match &selected {
         Selected::Config(config) => DownOptions {

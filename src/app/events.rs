@@ -21,10 +21,11 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             .because("the events of each run are counted from 0")
             .advice("castra events --run ID --after SEQ"));
     }
+    let selected = select::project(raw)?;
     let options = EventsOptions {
-        state: select::project(raw)?.state(),
+        state: selected.state(),
         types: raw.types.clone(),
-        vms: raw.vms.clone(),
+        vms: select::vms(&selected, raw.vms.clone())?,
         run: raw.run.clone(),
         after: raw.after,
         since: raw.since,

@@ -29,7 +29,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let widest = known.iter().map(|vm| vm.as_str().len()).max();
     let mut column = widest.unwrap_or(0);
     let options = LogsOptions {
-        vms: typed::names(&raw.operands)?,
+        vms: select::vms(&selected, typed::names(&raw.operands)?)?,
         known,
         sources: raw.sources.iter().map(|source| source_of(*source)).collect(),
         tail: raw.tail,

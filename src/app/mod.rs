@@ -91,6 +91,10 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.out.line(concat!("castra ", env!("CARGO_PKG_VERSION")));
         return Ok(Exit::Done);
     }
+    if raw.first_steps {
+        context.out.text(cli::first_steps());
+        return Ok(Exit::Done);
+    }
     if let Some(kind) = raw.help {
         context.out.verbatim(match raw.command {
             Some(command) => cli::help(command, kind),

@@ -22,7 +22,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     }
     let selected = select::project(raw)?;
     let project = selected.project();
-    let vms = typed::names(&raw.operands)?;
+    let vms = select::vms(&selected, typed::names(&raw.operands)?)?;
     let options = ReportOptions {
         vms: vms.clone(),
         last: raw.last,

@@ -15,7 +15,7 @@ use castra::core::operations::lost;
 use castra::core::operations::status::status_all;
 use castra::core::paths::{StateRoot, castra_home};
 use castra::core::process::shell_quote;
-use castra::core::records::WorkspaceRecord;
+use castra::core::records::{self, RunRecord, WorkspaceRecord};
 use castra::core::reporter::Silent;
 use castra::core::status::evidence::Project;
 use castra::core::status::{BrokerState, StatusOutcome};
@@ -23,6 +23,9 @@ use castra::core::status::{BrokerState, StatusOutcome};
 use super::human;
 use super::screen::Screen;
 use crate::cli::{Command, Raw};
+
+/// Names in a message; more are counted.
+const NAMES_SHOWN: usize = 8;
 
 /// A project, with or without a config that can still be read.
 pub enum Selected {
@@ -165,22 +168,109 @@ pub fn of_record(record: WorkspaceRecord) -> Selected {
     }
 }
 
-/// The VM of this name, compared without case, in the spelling of config or state root.
-pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
-    let mut known: Vec<VmName> = match selected {
-        Selected::Config(config) => config.vms.iter().map(|vm| vm.name.clone()).collect(),
+/// A VM of the project, and the role it has.
+struct Known {
+    vm: VmName,
+    role: String,
+}
+
+/// The VMs of the config, then those that the config has lost and that may still run.
+fn known(selected: &Selected) -> Result<Vec<Known>> {
+    let mut known: Vec<Known> = match selected {
+        Selected::Config(config) => config
+            .vms
+            .iter()
+            .map(|vm| Known {
+                vm: vm.name.clone(),
+                role: vm.role.clone(),
+            })
+            .collect(),
         Selected::Record(_) => Vec::new(),
     };
-    // A VM that the config has lost may still run.
-    known.extend(launched_vms(&selected.state())?);
-    if let Some(vm) = known.iter().find(|vm| vm.as_str().eq_ignore_ascii_case(name)) {
-        return Ok(vm.clone());
+    let state = selected.state();
+    for vm in launched_vms(&state)? {
+        if !known.iter().any(|known| known.vm == vm) {
+            // What can't be read has at least its name.
+            let run: Option<RunRecord> = records::load(&state.vm(&vm).run()).ok().flatten();
+            let role = run.map_or_else(|| vm.to_string(), |run| run.role);
+            known.push(Known { vm, role });
+        }
     }
-    let failure = Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project"));
-    Err(match nearest(name, known.iter().map(VmName::as_str)) {
+    Ok(known)
+}
+
+/// The VMs that a name means, compared without case: one of this name, else those of this role.
+fn meant<'k>(known: &'k [Known], name: &str) -> Vec<&'k VmName> {
+    if let Some(one) = known
+        .iter()
+        .find(|known| known.vm.as_str().eq_ignore_ascii_case(name))
+    {
+        return vec![&one.vm];
+    }
+    let of_role = known.iter().filter(|known| known.role.eq_ignore_ascii_case(name));
+    of_role.map(|known| &known.vm).collect()
+}
+
+/// Names as typed, roles replaced by the names of their VMs. What is no name of this project stays: whether that is
+/// wrong is for the operation to say.
+pub fn vms(selected: &Selected, names: Vec<String>) -> Result<Vec<String>> {
+    if names.is_empty() {
+        return Ok(names);
+    }
+    let known = known(selected)?;
+    let mut all: Vec<String> = Vec::new();
+    for name in names {
+        let meant: Vec<String> = meant(&known, &name).into_iter().map(VmName::to_string).collect();
+        for one in if meant.is_empty() { vec![name] } else { meant } {
+            if !all.iter().any(|other| other.eq_ignore_ascii_case(&one)) {
+                all.push(one);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// The one VM of this name or role, in the spelling of config or state root.
+pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
+    let known = known(selected)?;
+    let failure = match meant(&known, name)[..] {
+        [one] => return Ok(one.clone()),
+        [] => Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project")),
+        ref several => return Err(one_of(several, format!("{name:?} is {} VMs", several.len()))),
+    };
+    Err(match nearest(name, known.iter().map(|known| known.vm.as_str())) {
         Some(near) => failure.advice(format!("`{near}` is the nearest there is")),
         None => failure.advice("`castra status` lists its VMs"),
     })
+}
+
+/// The VM that a command means which names none: the only one there is.
+pub fn only_vm(selected: &Selected, command: Command) -> Result<VmName> {
+    let known = known(selected)?;
+    match &known.iter().map(|known| &known.vm).collect::<Vec<_>>()[..] {
+        [one] => Ok((*one).clone()),
+        [] => Err(Failure::new(Exit::Usage, "this project has no VM")
+            .advice("declare one under [[vms]] in castra.toml")),
+        several => {
+            let words = command.row().words;
+            Err(one_of(
+                several,
+                format!("`castra {words}` needs the name of a VM"),
+            ))
+        }
+    }
+}
+
+/// One was to be named, and these are those there are.
+fn one_of(several: &[&VmName], what: String) -> Failure {
+    let names: Vec<&str> = several.iter().take(NAMES_SHOWN).map(|vm| vm.as_str()).collect();
+    let more = match several.len() - names.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Failure::new(Exit::Usage, what)
+        .because(format!("they are {}{more}", names.join(", ")))
+        .advice(format!("name one, such as {}", names[0]))
 }
 
 fn none_found(here: &Path, _raw: &Raw) -> Failure {

@@ -29,11 +29,14 @@ const FEED_BYTES: usize = 64 * 1024;
 /// Becomes `ssh`; returns only where that can't be. The exit code is then the remote command's.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let interactive = raw.command == Some(cli::Command::Ssh);
-    let typed_name = typed::name(&raw.operands[0])?;
+    let typed_name = raw.operands.first().map(typed::name).transpose()?;
     let selected = select::project(raw)?;
-    let vm = select::vm(&selected, &typed_name)?;
+    let vm = match &typed_name {
+        Some(name) => select::vm(&selected, name)?,
+        None => select::only_vm(&selected, cli::Command::Ssh)?,
+    };
     let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;
-    let words = &raw.operands[1..];
+    let words = raw.operands.get(1..).unwrap_or_default();
     if interactive && words.iter().map(|word| word.len() + 1).sum::<usize>() > LONGEST_LINE {
         let why = "the guest's shell reads it as one line, of less than 128 KiB";
         return Err(Failure::new(Exit::Usage, "the command is too long")

@@ -18,7 +18,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let state = selected.state();
     let prefix = raw.prefix.as_deref().unwrap_or_default();
     let mut vms: Vec<VmName> = Vec::new();
-    for name in typed::names(&raw.operands)? {
+    for name in select::vms(&selected, typed::names(&raw.operands)?)? {
         let vm = select::vm(&selected, &name)?;
         if !vms.contains(&vm) {
             vms.push(vm);

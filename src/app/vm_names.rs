@@ -1,4 +1,4 @@
-//! `castra vm-names`, hidden: what completions offer where a VM is expected.
+//! `castra vm-names`, hidden: what completions offer where a VM is expected: VMs, and roles with replicas.
 
 use castra::core::failure::{Exit, Result};
 
@@ -9,7 +9,12 @@ use crate::cli::Raw;
 /// One name a line. A key press is no place for errors: without a config there are none.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if let Ok(config) = select::config(raw) {
+        let mut role = None;
         for vm in &config.vms {
+            // A role stands for its replicas.
+            if role.replace(&vm.role) != Some(&vm.role) && config.vm(&vm.role).is_none() {
+                context.out.line(vm.role.as_str());
+            }
             context.out.line(vm.name.as_str());
         }
     }

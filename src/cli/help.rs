@@ -60,6 +60,17 @@ pub fn help(command: Command, kind: HelpKind) -> String {
     text
 }
 
+/// What somebody reads who has typed `castra` and nothing else.
+pub fn first_steps() -> String {
+    let mut text = format!(
+        "castra {}: {TAGLINE}\n\nFirst steps:\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    pairs(&mut text, FIRST_STEPS);
+    text.push_str("\n`castra --help` lists all commands, `castra COMMAND --help` says more of one.\n");
+    text
+}
+
 /// Help for castra as a whole, or for one group of commands.
 pub fn overview(group: Option<&str>, kind: HelpKind) -> String {
     let mut text = String::new();

@@ -15,7 +15,7 @@ mod roff;
 mod table;
 
 pub use completions::completions;
-pub use help::{help, overview};
+pub use help::{first_steps, help, overview};
 pub use manpage::{manpage, pages};
 pub use parse::{Refused, parse};
 #[cfg(test)]

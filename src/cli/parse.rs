@@ -42,6 +42,7 @@ pub fn parse(args: Vec<OsString>) -> Result<Raw, Refused> {
 }
 
 fn read(raw: &mut Raw, args: Vec<OsString>) -> Result<(), Failure> {
+    let is_bare = args.is_empty();
     let mut parser = lexopt::Parser::from_args(args);
     // `castra help up` is what many type first.
     let mut asked_help = false;
@@ -103,6 +104,10 @@ fn read(raw: &mut Raw, args: Vec<OsString>) -> Result<(), Failure> {
                     .because(format!("it is one of {words}"))
                     .advice(format!("castra {group} --help")),
             )
+        }
+        (None, None) if is_bare => {
+            raw.first_steps = true;
+            Ok(())
         }
         (None, None) => Err(Failure::new(Exit::Usage, "no command given").advice("castra --help")),
     }

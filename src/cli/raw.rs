@@ -33,7 +33,7 @@ pub enum HelpKind {
 /// One command line as typed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Raw {
-    /// The command; `None` only together with `help` or `version`.
+    /// The command; `None` only together with `help`, `version` or `first_steps`.
     pub command: Option<Command>,
     /// The group whose help is wanted (`castra image --help`).
     pub group: Option<&'static str>,
@@ -41,6 +41,8 @@ pub struct Raw {
     pub operands: Vec<OsString>,
     /// `-h`, `--help`.
     pub help: Option<HelpKind>,
+    /// `castra` alone: the first steps are wanted.
+    pub first_steps: bool,
     /// `--version`.
     pub version: bool,
     /// `--config PATH`.

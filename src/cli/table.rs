@@ -288,6 +288,7 @@ pub const GROUPS: &[(&str, &str)] = &[
 ];
 
 const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
+const ONLY_VM: Operand = Operand::new("VM", Arity::Optional, Complete::VmName);
 const VMS: Operand = Operand::new("VM", Arity::Any, Complete::VmName);
 
 /// The shells, as `completions` takes them.
@@ -314,7 +315,8 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Fleet,
         operands: &[VMS],
         brief: "start VMs, wait until they live, and bootstrap them",
-        manual: "Starts the VMs of the project, or the named ones, and a broker if none runs. Each VM is then \
+        manual: "Starts the VMs of the project, or the named ones, and a broker if none runs. The name of a role stands for \
+                 all its VMs, here and wherever VMs are named. Each VM is then \
                  bootstrapped as its mode says; with mode `skip` its start is all. VMs that run already are not \
                  started again, but bootstrapped. The default guest is built at the first need.\n\n\
                  What happens is told on stderr, with --json as events on stdout. VMs that failed don't keep the \
@@ -397,13 +399,14 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "ssh",
         section: Section::Guests,
         operands: &[
-            VM,
+            ONLY_VM,
             Operand::new("COMMAND", Arity::OptionalRest, Complete::Nothing),
         ],
         brief: "open a shell in a VM, or run a command there",
         manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. The guest's shell \
-                 reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra exec`.",
-        examples: &["castra ssh web-0", "castra ssh web-0 -- uname -a"],
+                 reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra exec`.\n\n\
+                 The name may be left out where the project has one VM. The name of a role means its VM, where it has one.",
+        examples: &["castra ssh", "castra ssh web-0", "castra ssh web-0 -- uname -a"],
     },
     CommandRow {
         command: Command::Exec,
@@ -467,9 +470,10 @@ pub const COMMANDS: &[CommandRow] = &[
         command: Command::Console,
         words: "console",
         section: Section::Guests,
-        operands: &[VM],
+        operands: &[ONLY_VM],
         brief: "attach to the serial console of a VM",
-        manual: "Attaches the terminal to the guest's serial console, after its last lines. Every key goes to the \
+        manual: "Attaches the terminal to the guest's serial console, after its last lines. The name may be left out \
+                 where the project has one VM. Every key goes to the \
                  guest; Ctrl-] leaves it and the VM runs on. The default guest has a root shell there. If the VM \
                  ends, so does the command, with exit code 0. One at a time: while somebody is attached another \
                  one is refused with exit code 75.\n\n\

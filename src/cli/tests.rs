@@ -72,7 +72,7 @@ fn what_rows_say_fits_and_is_said() {
             .iter()
             .rev()
             .skip(1)
-            .filter(|operand| !matches!(operand.arity, Arity::One | Arity::Many));
+            .filter(|operand| !matches!(operand.arity, Arity::One | Arity::Optional | Arity::Many));
         assert_eq!(
             rests.count(),
             0,
@@ -167,13 +167,14 @@ fn lines_that_are_understood() {
     assert_eq!(accepted("help down").command, Some(Command::Down));
     assert_eq!(accepted("help image").group, Some("image"));
     assert!(accepted("--version").version && accepted("-V").version);
+    assert!(accepted("").first_steps && !accepted("up").first_steps);
     assert!(accepted("--plan up").plan, "a flag may come before its command");
 }
 
 #[test]
 fn lines_that_are_refused_with_the_nearest_word() {
     for (words, expected) in [
-        ("", "no command given"),
+        ("--json", "no command given"),
         ("stauts", "castra status, which is the nearest"),
         ("image biuld", "castra image build, which is the nearest"),
         ("image", "it is one of build, list, path"),
@@ -193,7 +194,7 @@ fn lines_that_are_refused_with_the_nearest_word() {
         ("down --graceful-wait-secs -1", "whole number of seconds"),
         ("down --graceful-wait-secs 99999999", "whole number of seconds"),
         ("status web-0", "`castra status` can't take \"web-0\""),
-        ("ssh", "`castra ssh` needs VM"),
+        ("exec", "`castra exec` needs VM"),
         ("exec web-0", "`castra exec` needs COMMAND"),
         ("ssh web-0 ls -l", "with `--` before the guest's command"),
         ("completions", "`castra completions` needs SHELL"),

@@ -5,8 +5,87 @@ use std::os::unix::fs::MetadataExt;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::project::{ONE, Project, TWO, is_phase};
+
+#[test]
+fn a_role_names_its_replicas() {
+    let vms = "[[vms]]\nname = \"api\"\ncount = 2\nkernel = \"vmlinuz\"\n[[vms]]\nname = \"db\"\nkernel = \"vmlinuz\"\n";
+    let project = Project::new("roles", vms);
+    let phases = |args: &[&str], phase: &str| {
+        let events = project.run(&[args, &["--json"]].concat()).exits(0).objects();
+        let told = events.iter().filter(|event| is_phase(event, phase));
+        let mut names: Vec<String> = told
+            .map(|event| event["vm"].as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(phases(&["up", "API"], "launched"), "api-0 api-1");
+    assert_eq!(
+        phases(&["up", "db", "--bootstrap", "db=skip,api=skip"], "launched"),
+        "db"
+    );
+    assert_eq!(phases(&["restart", "api", "api-0"], "launched"), "api-0 api-1");
+    let plan = project
+        .run(&[
+            "up",
+            "api",
+            "--plan",
+            "--json",
+            "--bootstrap",
+            "api=auto,api-1=skip",
+        ])
+        .exits(0);
+    let modes: Vec<Value> = plan
+        .objects()
+        .iter()
+        .filter(|event| event["type"] == "bootstrap.planned")
+        .map(|event| event["mode"].clone())
+        .collect();
+    assert_eq!(modes, ["auto", "skip"]);
+    let blocks = project.run(&["ssh-config", "api"]).exits(0).stdout;
+    assert_eq!(blocks.matches("Host api-").count(), 2, "{blocks}");
+    let logs = project
+        .run(&["logs", "api", "--source", "serial"])
+        .exits(0)
+        .stdout;
+    assert!(
+        logs.contains("api-0") && logs.contains("api-1") && !logs.contains("db"),
+        "{logs}"
+    );
+    let events = project
+        .run(&["events", "--vm", "api", "--json"])
+        .exits(0)
+        .objects();
+    assert!(
+        events.iter().any(|event| event["vm"] == "api-1") && events.iter().all(|event| event["vm"] != "db")
+    );
+    for command in [
+        &["exec", "api", "--", "true"][..],
+        &["ssh", "api"],
+        &["console", "api"],
+        &["cp", "api:/x", "."],
+    ] {
+        let ran = project.run(command).exits(64);
+        assert!(
+            ran.stderr.contains("2 VMs") && ran.stderr.contains("api-0, api-1"),
+            "{ran:?}"
+        );
+    }
+    assert_eq!(
+        project.run(&["vm-names"]).exits(0).stdout,
+        "api\napi-0\napi-1\ndb\n"
+    );
+    assert_eq!(phases(&["down", "api"], "shutdown-complete"), "api-0 api-1");
+    project.run(&["down", "apis"]).exits(64);
+    // What the config has lost is known by its own record.
+    project.run(&["up", "api"]).exits(0);
+    project.config("[[vms]]\nname = \"db\"\nkernel = \"vmlinuz\"\n");
+    assert_eq!(phases(&["down", "api"], "shutdown-complete"), "api-0 api-1");
+    project.run(&["down"]).exits(0);
+}
 
 #[test]
 fn each_replica_is_what_its_instance_says_and_only_the_missing_are_started() {

@@ -45,6 +45,6 @@ pub const FIRST_STEPS: &[(&str, &str)] = &[
     ("castra init", "write a castra.toml"),
     ("castra up", "boot its VM and bootstrap it"),
     ("castra status", "see that it lives"),
-    ("castra ssh web", "work in it"),
+    ("castra ssh", "work in it"),
     ("castra down", "end it and its disk"),
 ];

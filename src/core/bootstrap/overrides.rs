@@ -19,6 +19,8 @@ pub struct Overrides {
     global: Option<BootstrapMode>,
     /// By [`crate::core::name::VmName::key`].
     per_vm: BTreeMap<String, BootstrapMode>,
+    /// By role, in lower case.
+    per_role: BTreeMap<String, BootstrapMode>,
 }
 
 impl Overrides {
@@ -37,12 +39,20 @@ impl Overrides {
                     }
                 }
                 Some((name, mode)) => {
-                    let vm = find_vm(name.trim(), config)?;
+                    let target = find_target(name.trim(), config)?;
                     let mode = parse_mode(mode.trim(), entry)?;
-                    if let Some(earlier) = overrides.per_vm.insert(vm.name.key(), mode)
-                        && earlier != mode
-                    {
-                        return Err(conflict(&format!("vm `{}`", vm.name), earlier, mode));
+                    let (earlier, what) = match target {
+                        Target::Vm(vm) => (
+                            overrides.per_vm.insert(vm.name.key(), mode),
+                            format!("vm `{}`", vm.name),
+                        ),
+                        Target::Role(role) => (
+                            overrides.per_role.insert(role.to_ascii_lowercase(), mode),
+                            format!("the VMs of role `{role}`"),
+                        ),
+                    };
+                    if let Some(earlier) = earlier.filter(|earlier| *earlier != mode) {
+                        return Err(conflict(&what, earlier, mode));
                     }
                 }
             }
@@ -50,10 +60,11 @@ impl Overrides {
         Ok(overrides)
     }
 
-    /// The mode of this VM: its own override, else the global one, else the config's.
+    /// The mode of this VM: its own override, else its role's, else the global one, else the config's.
     pub fn mode_for(&self, vm: &VmConfig) -> BootstrapMode {
         self.per_vm
             .get(&vm.name.key())
+            .or_else(|| self.per_role.get(&vm.role.to_ascii_lowercase()))
             .copied()
             .or(self.global)
             .unwrap_or(vm.bootstrap.mode)
@@ -83,25 +94,25 @@ fn parse_mode(word: &str, entry: &str) -> Result<BootstrapMode> {
         })
 }
 
-fn find_vm<'a>(name: &str, config: &'a Config) -> Result<&'a VmConfig> {
+/// Whom an entry is about.
+enum Target<'a> {
+    Vm(&'a VmConfig),
+    /// All replicas of it.
+    Role(&'a str),
+}
+
+fn find_target<'a>(name: &str, config: &'a Config) -> Result<Target<'a>> {
     if let Some(vm) = config.vm(name) {
-        return Ok(vm);
+        return Ok(Target::Vm(vm));
     }
-    let replicas: Vec<&str> = config
-        .vms
-        .iter()
-        .filter(|vm| vm.role.eq_ignore_ascii_case(name))
-        .map(|vm| vm.name.as_str())
-        .collect();
+    let replica = config.vms.iter().find(|vm| vm.role.eq_ignore_ascii_case(name));
+    if let Some(vm) = replica {
+        return Ok(Target::Role(&vm.role));
+    }
     let failure = Failure::new(
         Exit::Usage,
         format!("--bootstrap names vm {name:?}, which doesn't exist"),
     );
-    if !replicas.is_empty() {
-        return Err(failure
-            .because("replicas are named one by one")
-            .advice(format!("use {}", list(&replicas))));
-    }
     let all: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
     Err(failure
         .because(format!(
@@ -113,7 +124,7 @@ fn find_vm<'a>(name: &str, config: &'a Config) -> Result<&'a VmConfig> {
                 list(&all)
             }
         ))
-        .advice("use a name that is there, with its number for replicas (`api-0`)"))
+        .advice("use a name that is there"))
 }
 
 fn list(names: &[&str]) -> String {
@@ -171,6 +182,8 @@ mod tests {
         assert_eq!(modes(&["web=always"]), "always auto auto");
         assert_eq!(modes(&["web=always,api-1=skip"]), "always auto skip");
         assert_eq!(modes(&["web=always", "skip"]), "always skip skip");
+        assert_eq!(modes(&["api=skip"]), "auto skip skip");
+        assert_eq!(modes(&["api-1=auto", "Api=skip", "always"]), "always skip auto");
         assert_eq!(modes(&["skip,API-0=auto", "web=skip"]), "skip auto skip");
         assert_eq!(modes(&["skip", "skip", "web=auto", "web=auto"]), "auto skip skip");
     }
@@ -184,8 +197,11 @@ mod tests {
             (&["web=skip,"], "auto, skip, always"),
             (&["db=skip"], "web, api-0, api-1"),
             (&["=skip"], "web, api-0, api-1"),
-            (&["api=skip"], "use api-0, api-1"),
             (&["skip", "always"], "both `skip` and `always` for all VMs"),
+            (
+                &["api=skip,API=auto"],
+                "both `skip` and `auto` for the VMs of role `api`",
+            ),
             (&["web=skip,WEB=auto"], "both `skip` and `auto` for vm `web`"),
         ] {
             let text = modes(values);

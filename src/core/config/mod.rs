@@ -69,6 +69,12 @@ impl Config {
             .iter()
             .find(|vm| vm.name.as_str().eq_ignore_ascii_case(name))
     }
+
+    /// Whether this name means this VM: it is the VM's own, or that of its role and of no VM. Compared without case.
+    pub fn means(&self, name: &str, vm: &VmConfig) -> bool {
+        vm.name.as_str().eq_ignore_ascii_case(name)
+            || (vm.role.eq_ignore_ascii_case(name) && self.vm(name).is_none())
+    }
 }
 
 /// `[qemu]`.

@@ -9,15 +9,16 @@ use crate::core::nearest::nearest;
 use crate::core::paths::StateRoot;
 use crate::core::runtime::process::find_qemu_pid;
 
-/// The named VMs in config order; no name: all. An unknown one is refused, naming what exists.
+/// The named VMs in config order; no name: all. The name of a role stands for all its replicas. An unknown one is
+/// refused, naming what exists.
 pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c VmConfig>> {
     for name in names {
-        if config.vm(name).is_none() {
+        if !config.vms.iter().any(|vm| config.means(name, vm)) {
             let known: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
             return Err(unknown(name, &known));
         }
     }
-    let wanted = |vm: &&VmConfig| names.is_empty() || names.iter().any(|name| same(name, &vm.name));
+    let wanted = |vm: &&VmConfig| names.is_empty() || names.iter().any(|name| config.means(name, vm));
     Ok(config.vms.iter().filter(wanted).collect())
 }
 

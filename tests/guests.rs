@@ -649,6 +649,34 @@ fn init_up_status_ssh_down_in_an_empty_folder() {
 }
 
 #[test]
+fn folders_lie_in_each_other_and_what_cannot_be_mounted_fails() {
+    let mount = |host: &str, guest: &str| format!("{{ host = \"{host}\", guest = \"{guest}\" }}");
+    let vm = |mounts: &[String]| format!("[[vms]]\nname = \"m\"\nmounts = [{}]\n", mounts.join(", "));
+    // Inner before outer, as nobody would mount them.
+    let nested = [mount("inner", "/a/b"), mount("outer", "/a")];
+    let project = Project::with("nested", &vm(&nested));
+    project.file("inner/i", "i\n");
+    project.file("outer/o", "o\n");
+    project.file("outer/b/hidden", "h\n");
+    project.expect(0, &["up"]);
+    assert_eq!(
+        project.expect(0, &["exec", "m", "--", "cat", "/a/b/i", "/a/o"]),
+        "i\no\n"
+    );
+    project.expect(0, &["down"]);
+
+    // No folder can be made there.
+    let config = project.dir.join("castra.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("/a/b", "/proc/b")).unwrap();
+    let ran = project.run(&["up"]);
+    assert_eq!(ran.status.code(), Some(1), "{ran:?}");
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(said.contains("the guest couldn't mount /proc/b"), "{said}");
+    project.expect(0, &["down"]);
+}
+
+#[test]
 fn a_disk_and_a_mount_persist() {
     let project = Project::with(
         "persist",

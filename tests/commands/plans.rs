@@ -68,6 +68,14 @@ fn unfit() -> Vec<(&'static str, &'static [&'static str])> {
             &["run.sh", "no folder"],
         ),
         (
+            "kernel = \"vmlinuz\"\nmounts = [{ host = \"site\", guest = \"/a/b\" }, { host = \".\", guest = \"/a\" }]",
+            &[
+                "castra.toml:18:11: ",
+                "/a is read-only in the guest",
+                "/b isn't there",
+            ],
+        ),
+        (
             "memory = \"40 MiB\"",
             &["castra.toml:17:10: ", "too little memory", "40 MiB"],
         ),
@@ -86,6 +94,7 @@ fn unfit() -> Vec<(&'static str, &'static [&'static str])> {
 fn what_up_refuses_a_plan_finds_and_nothing_is_made() {
     let project = Project::new("unfit", ONE);
     project.castra().write("empty", "");
+    project.castra().write("site/index.html", "hello");
     make_image(&project, &["-f", "qcow2", "b.qcow2", "2M"]);
     // Real ones take seconds each to derive their keys: 2 is qcow2's number for LUKS.
     let mut image = fs::read(project.castra().project().join("b.qcow2")).unwrap();

@@ -8,6 +8,7 @@ pub mod archive;
 pub mod banner;
 pub mod keys;
 pub mod lines;
+mod mounts;
 mod outcome;
 pub mod overrides;
 pub mod pipeline;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 
 use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::mounts;
 pub use crate::core::bootstrap::outcome::{BootstrapEnd, BootstrapOutcome};
 use crate::core::bootstrap::outcome::{finish, has_outcome, keep_outcome, millis};
 use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord};
@@ -168,6 +169,12 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
     finish(context, log, result, began)
 }
 
+/// How long the guest's boot may take.
+fn handshake_limit(plan: &BootstrapPlan) -> Duration {
+    plan.handshake_timeout_secs
+        .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs)
+}
+
 /// The way to the guest's SSH server.
 struct Route {
     target: Option<SshTarget>,
@@ -216,10 +223,7 @@ impl Pipeline<'_, '_, '_> {
 
         let mut reached_by_ssh = false;
         self.step(BootstrapStepKind::WaitHandshake, |pipeline| {
-            let limit = pipeline
-                .plan
-                .handshake_timeout_secs
-                .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs);
+            let limit = handshake_limit(&pipeline.plan);
             let life = match lives {
                 true => Life::Handshake,
                 false => wait::wait_for_life(context, &mut banner, limit, &mut || pipeline.look_around())?,
@@ -251,6 +255,8 @@ impl Pipeline<'_, '_, '_> {
                 return Ok(StepEnd::Skipped(route.nobody.take().unwrap_or_default()));
             };
             steps::check(context, master)?;
+            let limit = handshake_limit(&pipeline.plan);
+            mounts::check(context, &pipeline.watch, master, limit)?;
             Ok(StepEnd::Success(route.connected.take()))
         })?;
         drop(route);

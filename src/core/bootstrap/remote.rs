@@ -52,6 +52,18 @@ pub fn begin_mark(mark: &str) -> String {
     format!("{mark}-begin")
 }
 
+/// Prints what became of the guest's mounts, once that is known or after so many seconds; then `mark`,
+/// a blank and 0.
+pub fn mounts(secs: u64, mark: &str) -> String {
+    let script = format!(
+        "f=/run/castra/mounts; n=0; \
+         while [ ! -e $f ] && [ $n -lt {secs} ]; do sleep 1; n=$((n+1)); done; \
+         echo; [ ! -e $f ] || cat $f; {end}",
+        end = say(&format!("{mark} 0"))
+    );
+    format!("exec sh -c {}", quote(script.as_bytes()))
+}
+
 /// Where a transfer unpacks before anything is moved into place.
 pub fn incoming(run: &str) -> String {
     format!(".incoming-{run}")

@@ -115,7 +115,8 @@ impl<'l> Looking<'l> {
             None => note("disk_size", self.check_disk(vm, None)),
         }
         for (index, mount) in vm.mounts.iter().enumerate() {
-            note(&format!("mounts.{index}"), check_mount(vm, mount));
+            let checked = check_mount(vm, mount).and_then(|()| check_nested(vm, mount));
+            note(&format!("mounts.{index}"), checked);
         }
         note("user_data", self.check_seed(vm));
         if vm.ssh.identity.is_some() {
@@ -284,6 +285,42 @@ fn check_mount(vm: &VmConfig, mount: &Mount) -> Result<()> {
             .map(drop)
             .map_err(|error| refused(describe(&error), "make it readable for you".to_owned())),
     }
+}
+
+/// The guest makes the place of a mount if need be, but not inside a folder that it may not write to.
+fn check_nested(vm: &VmConfig, mount: &Mount) -> Result<()> {
+    let depth = |mount: &Mount| mount.guest.matches('/').count();
+    let is_outer = |outer: &&Mount| {
+        let inside = mount.guest.strip_prefix(&outer.guest);
+        inside.is_some_and(|inside| inside.starts_with('/'))
+    };
+    let Some(outer) = vm.mounts.iter().filter(is_outer).max_by_key(|outer| depth(outer)) else {
+        return Ok(());
+    };
+    let place = outer
+        .host
+        .join(mount.guest[outer.guest.len()..].trim_start_matches('/'));
+    if !outer.readonly || place.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Config,
+        format!(
+            "vm `{}` can't mount {} at {}",
+            vm.name,
+            mount.host.display(),
+            mount.guest
+        ),
+    )
+    .because(format!(
+        "{} is read-only in the guest, and {} isn't there to mount on",
+        outer.guest,
+        place.display()
+    ))
+    .advice(format!(
+        "make that folder, or write `readonly = false` at the mount of {}",
+        outer.guest
+    )))
 }
 
 fn describe(error: &io::Error) -> String {

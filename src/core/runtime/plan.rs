@@ -123,11 +123,35 @@ pub fn mount_tag(index: usize) -> String {
     format!("castra{index}")
 }
 
-/// What the guest is told about its mounts: lines of tag, TAB, where, TAB, `ro` or `rw`.
+/// What the guest is told about its mounts: lines of tag, TAB, where, TAB, `ro` or `rw`. An outer folder
+/// comes before what lies in it, whatever their order in the config: mounted later, it would hide it.
 pub fn mounts_table(mounts: &[Mount]) -> String {
+    let mut by_depth: Vec<(usize, &Mount)> = mounts.iter().enumerate().collect();
+    by_depth.sort_by_key(|(_, mount)| mount.guest.matches('/').count());
     let line = |(index, mount): (usize, &Mount)| {
         let mode = if mount.readonly { "ro" } else { "rw" };
         format!("{}\t{}\t{mode}\n", mount_tag(index), mount.guest)
     };
-    mounts.iter().enumerate().map(line).collect()
+    by_depth.into_iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_folders_are_mounted_before_what_lies_in_them() {
+        let mounts: Vec<Mount> = ["/a/b", "/srv", "/a/b/c", "/a"]
+            .iter()
+            .map(|guest| Mount {
+                host: "/x".into(),
+                guest: (*guest).to_owned(),
+                readonly: *guest != "/a",
+            })
+            .collect();
+        assert_eq!(
+            mounts_table(&mounts),
+            "castra1\t/srv\tro\ncastra3\t/a\trw\ncastra0\t/a/b\tro\ncastra2\t/a/b/c\tro\n"
+        );
+    }
 }

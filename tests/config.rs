@@ -1089,12 +1089,58 @@ mod bootstrap_toml {
     }
 
     #[test]
+    fn an_identity_that_is_no_vms_name_is_a_second_name() {
+        let project = Project::new(
+            "[[vms]]\nname = \"web\"\nbootstrap.script = \"web/run.sh\"\n\
+             [[vms]]\nname = \"db\"\nbootstrap.script = \"db/run.sh\"\n[[vms]]\nname = \"api\"\nbootstrap.script = \"db/run.sh\"\n",
+        );
+        project.write("web/bootstrap.toml", "handshake_identity = \"alpine\"\n");
+        let config = project.load().unwrap();
+        assert_eq!(config.warnings, Vec::<String>::new());
+        let second = |name: &str| {
+            config
+                .vm(name)
+                .unwrap()
+                .second_name
+                .clone()
+                .map(|name| name.to_string())
+        };
+        assert_eq!((second("web").as_deref(), second("db")), (Some("alpine"), None));
+        assert_eq!(config.vm("web").unwrap().bootstrap.handshake_identity, None);
+        assert!(config.vm("alpine").is_none(), "commands go by the VM's name");
+        // Another file, another spelling: still the same name.
+        project.write("db/bootstrap.toml", "\nhandshake_identity = \"vm:Alpine\"\n");
+        let failure = project.load().unwrap_err();
+        assert_eq!(failure.exit, Exit::Config);
+        let words = failure.to_string();
+        assert!(
+            words.contains("bootstrap.toml:2:22: `handshake_identity`: \"Alpine\" would be a second name of both \"web\" and \"db\""),
+            "{words}"
+        );
+        // One of the project's VMs is meant as that VM, whoever waits for it.
+        project.write("db/bootstrap.toml", "handshake_identity = \"WEB\"\n");
+        let config = project.load().unwrap();
+        let api = config.vm("api").unwrap();
+        assert_eq!(
+            (
+                api.second_name.as_ref(),
+                api.bootstrap.handshake_identity.as_ref().unwrap().as_str()
+            ),
+            (None, "WEB")
+        );
+    }
+
+    #[test]
     fn its_errors_name_its_own_lines() {
         let project = Project::new(USER);
         for (text, said) in [
             (
                 "handshake_identity = \"nobody\"",
-                "bootstrap.toml:1:22: `handshake_identity`: this project has no VM \"nobody\"",
+                "bootstrap.toml:1:22: `handshake_identity`: \"nobody\" would be a second name of both \"web-0\" and \"web-1\"",
+            ),
+            (
+                "handshake_identity = \"Broker\"",
+                "bootstrap.toml:1:22: `handshake_identity`: the name \"Broker\" is castra's own",
             ),
             (
                 "handshake_identity = \"a b\"",

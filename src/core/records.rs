@@ -128,6 +128,9 @@ pub struct GuestsRecord {
 pub struct GuestRecord {
     /// The VM.
     pub name: VmName,
+    /// What it calls itself besides, if anything: in its hello, and as a topic of the bus.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub second_name: Option<VmName>,
     /// Its current launch; null if it never ran, or ran before `up --broker-only` and no more.
     pub launch_id: Option<String>,
     /// CLOCK_BOOTTIME of that launch, ms; without one, of the end of the last: what was heard before

@@ -12,5 +12,6 @@ mod ports;
 #[allow(dead_code)]
 #[path = "../faults/project.rs"]
 mod project;
+mod second_name;
 #[path = "../support/mod.rs"]
 mod support;

@@ -110,6 +110,7 @@ impl Fixture {
             .iter()
             .map(|(name, token)| GuestRecord {
                 name: name.parse().unwrap(),
+                second_name: None,
                 launch_id: None,
                 launched_boottime_ms: None,
                 boot_id: None,

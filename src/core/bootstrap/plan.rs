@@ -311,6 +311,7 @@ pub(crate) mod tests {
     fn vm_of(name: &str) -> VmConfig {
         VmConfig {
             name: name.parse().unwrap(),
+            second_name: None,
             role: name.split('-').next().unwrap().to_owned(),
             description: None,
             base_image: None,

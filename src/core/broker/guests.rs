@@ -26,6 +26,8 @@ pub const MAX_UNLISTED: usize = 1024;
 pub struct Listed {
     /// Its name, as the config spells it.
     pub name: VmName,
+    /// What it calls itself besides.
+    pub second_name: Option<VmName>,
     /// When its current launch was, in this host boot; what was heard before doesn't count.
     pub launched_boottime_ms: Option<u64>,
     /// SHA-256 of its token.
@@ -34,12 +36,16 @@ pub struct Listed {
 
 /// `guests.json` as the broker uses it: by name, without case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuestTable(BTreeMap<String, Listed>);
+pub struct GuestTable {
+    by_name: BTreeMap<String, Listed>,
+    /// From second names to names.
+    seconds: BTreeMap<String, String>,
+}
 
 impl GuestTable {
     /// The table of a record; `Err` names the guest whose token hash is no hash.
     pub fn from_record(record: &GuestsRecord, boot_id: &str) -> Result<GuestTable, String> {
-        let mut table = BTreeMap::new();
+        let mut table = GuestTable::default();
         for guest in &record.guests {
             let token_sha256 = match &guest.token_sha256 {
                 Some(text) => {
@@ -49,19 +55,28 @@ impl GuestTable {
             };
             let listed = Listed {
                 name: guest.name.clone(),
+                second_name: guest.second_name.clone(),
                 launched_boottime_ms: guest
                     .launched_boottime_ms
                     .filter(|_| guest.boot_id.as_deref() == Some(boot_id)),
                 token_sha256,
             };
-            table.insert(guest.name.key(), listed);
+            if let Some(second) = &listed.second_name {
+                table.seconds.insert(second.key(), guest.name.key());
+            }
+            table.by_name.insert(guest.name.key(), listed);
         }
-        Ok(GuestTable(table))
+        Ok(table)
+    }
+
+    /// The VM that calls itself so: by its name, else by its second name.
+    pub fn called(&self, key: &str) -> Option<&Listed> {
+        self.get(key).or_else(|| self.get(self.seconds.get(key)?))
     }
 
     /// The VM of this name, compared without case.
     pub fn get(&self, key: &str) -> Option<&Listed> {
-        self.0.get(key)
+        self.by_name.get(key)
     }
 }
 
@@ -93,7 +108,7 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
             AuthMode::Auto | AuthMode::Open => Ok(()),
         };
     };
-    let listed = table.get(&hello.vm.key()).ok_or(DeclineReason::UnknownVm)?;
+    let listed = table.called(&hello.vm.key()).ok_or(DeclineReason::UnknownVm)?;
     let shown = match (&listed.token_sha256, &hello.token_sha256) {
         (Some(stored), Some(presented)) => same(stored, presented),
         _ => false,
@@ -174,6 +189,7 @@ mod tests {
     fn table() -> GuestTable {
         let guest = |name: &str, token: Option<&str>| GuestRecord {
             name: name.parse().unwrap(),
+            second_name: (name == "db").then(|| "Alpine".parse().unwrap()),
             launch_id: None,
             launched_boottime_ms: Some(7),
             boot_id: Some("this".into()),
@@ -200,6 +216,8 @@ mod tests {
             ("hello vm:db token=any", Auto, "ok"),
             ("hello vm:db", Token, "bad-token"),
             ("hello vm:db token=any", Token, "bad-token"),
+            ("hello vm:alpine", Auto, "ok"),
+            ("hello vm:ALPINE", Token, "bad-token"),
             ("hello vm:evil", Open, "unknown-vm"),
             ("hello vm:host", Open, "reserved-identity"),
             ("hello vm:Castra", Auto, "reserved-identity"),
@@ -224,6 +242,7 @@ mod tests {
         let mut record = GuestsRecord::default();
         record.guests.push(GuestRecord {
             name: "a".parse().unwrap(),
+            second_name: None,
             launch_id: None,
             launched_boottime_ms: Some(7),
             boot_id: Some("other".into()),

@@ -236,6 +236,7 @@ mod tests {
             reader: Reader {
                 plane: Plane::Guest,
                 key: "web-0".into(),
+                second: None,
             },
             wanted: wanted.clone(),
         };

@@ -2,7 +2,7 @@
 //!
 //! Here: finding and reading it. Not here: the tables it shares with castra.toml (`bootstrap`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -11,7 +11,7 @@ use super::bootstrap::{self, RawBootstrap, RawSsh};
 use super::paths::Places;
 use super::section::{At, Section, quoted};
 use super::source::Source;
-use super::{BootstrapConfig, SshConfig};
+use super::{BootstrapConfig, SshConfig, VmConfig};
 use crate::core::failure::Exit;
 use crate::core::name::VmName;
 
@@ -86,27 +86,61 @@ impl MetadataFiles {
         self.read.get(&path)?.as_ref()
     }
 
-    /// Every file that was read names VMs of this project only; then hands over what was found.
-    pub(super) fn finish(&mut self, known: impl Fn(&VmName) -> bool) {
-        for (path, source) in &self.sources {
-            let identity = self
-                .read
-                .get(path)
-                .and_then(|metadata| metadata.as_ref()?.handshake_identity.as_ref());
-            if let Some(identity) = identity.filter(|identity| !known(&identity.value)) {
-                source.error(
-                    identity.at,
-                    format!(
-                        "`handshake_identity`: this project has no VM {}",
-                        quoted(identity.value.as_str())
-                    ),
-                    "name one of its VMs or leave the key out",
-                );
-            }
+    /// Decides what each identity means, then hands over what was found.
+    pub(super) fn finish(&mut self, vms: &mut [VmConfig]) {
+        self.give_second_names(vms);
+        for source in self.sources.values() {
             self.errors.extend(source.errors());
             self.warnings.extend(source.warnings());
             #[cfg(test)]
             self.keys.extend(source.keys());
+        }
+    }
+}
+
+impl MetadataFiles {
+    /// An identity that is no VM's name is what the guest calls itself in its hello: the second name of
+    /// the VM that the file is about. Two VMs can't have the same one.
+    fn give_second_names(&self, vms: &mut [VmConfig]) {
+        let names: BTreeSet<String> = vms.iter().map(|vm| vm.name.key()).collect();
+        let mut given: BTreeMap<String, VmName> = BTreeMap::new();
+        for vm in vms {
+            let is_second = |identity: &VmName| !names.contains(&identity.key());
+            let Some(identity) = vm
+                .bootstrap
+                .handshake_identity
+                .take_if(|identity| is_second(identity))
+            else {
+                continue;
+            };
+            let path = vm.bootstrap.metadata_path.as_ref();
+            let source = path.and_then(|path| self.sources.get(path));
+            let at =
+                path.and_then(|path| Some(self.read.get(path)?.as_ref()?.handshake_identity.as_ref()?.at));
+            let wrong = |text: String, fix: &str| {
+                if let (Some(source), Some(at)) = (source, at) {
+                    source.error(at, format!("`handshake_identity`: {text}"), fix);
+                }
+            };
+            if identity.is_reserved() {
+                let text = format!("the name {} is castra's own", quoted(identity.as_str()));
+                wrong(
+                    text,
+                    "name one of the project's VMs, or what the guest calls itself",
+                );
+            } else if let Some(first) = given.insert(identity.key(), vm.name.clone()) {
+                let text = format!(
+                    "{} would be a second name of both {} and {}, and nobody could tell whose hello it is",
+                    quoted(identity.as_str()),
+                    quoted(first.as_str()),
+                    quoted(vm.name.as_str())
+                );
+                wrong(
+                    text,
+                    "give each VM a script in a folder of its own, or leave the key out",
+                );
+            }
+            vm.second_name = Some(identity);
         }
     }
 }

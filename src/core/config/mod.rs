@@ -226,6 +226,9 @@ impl Default for LifecycleConfig {
 pub struct VmConfig {
     /// Its own name: `api-0`, or `web` without `count`.
     pub name: VmName,
+    /// What the guest calls itself in its hello, where that is another name: `handshake_identity` of a
+    /// `bootstrap.toml` that is no VM's name. Nobody else's, and no VM's.
+    pub second_name: Option<VmName>,
     /// The name of its `[[vms]]` entry.
     pub role: String,
     /// Free text.
@@ -394,7 +397,8 @@ pub struct BootstrapConfig {
     pub verify_command: Option<String>,
     /// Must exist at the end; relative to `remote_dir`.
     pub verify_path: Option<String>,
-    /// `handshake_identity` of `bootstrap.toml`: whose handshake counts; default this VM's.
+    /// `handshake_identity` of `bootstrap.toml`, where it is a VM's name: whose handshake counts; default this
+    /// VM's.
     pub handshake_identity: Option<VmName>,
     /// The `bootstrap.toml` that took part.
     pub metadata_path: Option<PathBuf>,

@@ -107,7 +107,7 @@ pub(super) fn vms(
         }
     }
     clashes.check_images(&vms);
-    metadata.finish(|name| vms.iter().any(|vm| vm.name.key() == name.key()));
+    metadata.finish(&mut vms);
     vms
 }
 
@@ -239,6 +239,7 @@ fn resolve(
     };
     VmConfig {
         name,
+        second_name: None,
         role: entry.role.value.clone(),
         description: raw.description,
         base_image,

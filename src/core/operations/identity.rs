@@ -36,9 +36,12 @@ pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<
     let mut guests: Vec<GuestRecord> = config
         .vms
         .iter()
-        .map(|vm| match issued.get(&vm.name) {
-            Some(identity) => record_of(&vm.name, identity),
-            None => earlier(&before, &vm.name).unwrap_or_else(|| never_launched(&vm.name)),
+        .map(|vm| {
+            let record = match issued.get(&vm.name) {
+                Some(identity) => record_of(&vm.name, identity),
+                None => earlier(&before, &vm.name).unwrap_or_else(|| never_launched(&vm.name)),
+            };
+            with_second_name(vm, record)
         })
         .collect();
     // VMs that the config no longer has may still run.
@@ -69,10 +72,13 @@ pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Re
         },
         false => guest,
     };
-    let named = config.vms.iter().map(|vm| &vm.name);
-    let mut guests: Vec<GuestRecord> = named
-        .map(|name| earlier(&before, name).unwrap_or_else(|| never_launched(name)))
-        .map(launched_nowhere)
+    let mut guests: Vec<GuestRecord> = config
+        .vms
+        .iter()
+        .map(|vm| {
+            let record = earlier(&before, &vm.name).unwrap_or_else(|| never_launched(&vm.name));
+            with_second_name(vm, launched_nowhere(record))
+        })
         .collect();
     guests.extend(
         before
@@ -109,9 +115,18 @@ fn new_identity(vm: &VmConfig) -> Result<Identity> {
     })
 }
 
+/// The second name is the config's to say, whenever the VM was launched.
+fn with_second_name(vm: &VmConfig, record: GuestRecord) -> GuestRecord {
+    GuestRecord {
+        second_name: vm.second_name.clone(),
+        ..record
+    }
+}
+
 fn record_of(name: &VmName, identity: &Identity) -> GuestRecord {
     GuestRecord {
         name: name.clone(),
+        second_name: None,
         launch_id: Some(identity.launch_id.clone()),
         launched_boottime_ms: Some(identity.launched_boottime_ms),
         boot_id: Some(host::boot_id().to_owned()),
@@ -130,6 +145,7 @@ fn earlier(before: &GuestsRecord, name: &VmName) -> Option<GuestRecord> {
 fn never_launched(name: &VmName) -> GuestRecord {
     GuestRecord {
         name: name.clone(),
+        second_name: None,
         launch_id: None,
         launched_boottime_ms: None,
         boot_id: None,

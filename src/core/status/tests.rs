@@ -263,6 +263,7 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
             s.guests = Found::Is(GuestsRecord {
                 guests: vec![GuestRecord {
                     name: "web-0".parse().unwrap(),
+                    second_name: None,
                     launch_id: Some("launch-2".into()),
                     launched_boottime_ms: Some(LAUNCHED),
                     boot_id: Some("this-boot".into()),
@@ -283,6 +284,7 @@ fn a_vm_that_somebody_started_himself_is_external() {
         Found::Is(GuestsRecord {
             guests: vec![GuestRecord {
                 name: "Web-0".parse().unwrap(),
+                second_name: None,
                 launch_id: launch.map(str::to_owned),
                 launched_boottime_ms: since,
                 boot_id: Some("this-boot".into()),

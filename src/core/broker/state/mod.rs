@@ -246,7 +246,7 @@ impl State {
         }
     }
 
-    fn on_hello(&mut self, at: At, conn: ConnId, hello: Hello, out: &mut Vec<Effect>) {
+    fn on_hello(&mut self, at: At, conn: ConnId, mut hello: Hello, out: &mut Vec<Effect>) {
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
@@ -263,6 +263,15 @@ impl State {
             // Whoever may open the socket is the host, and nobody else.
             Plane::Host if hello.vm.key() == "host" => Ok(()),
             Plane::Host => Err(DeclineReason::UnknownVm),
+        };
+        // From here on a second name is the VM's own.
+        let called = self.table.as_ref().filter(|_| plane == Plane::Guest);
+        let second = match called.and_then(|table| table.called(&hello.vm.key())) {
+            Some(listed) => {
+                hello.vm = listed.name.clone();
+                listed.second_name.as_ref().map(VmName::key)
+            }
+            None => None,
         };
         let verdict = match admitted {
             Err(reason) => Err(reason),
@@ -297,7 +306,8 @@ impl State {
         let session = matches!(verdict, Ok(Some(_))).then(|| {
             let id = format!("s-{}.{run}", conn.0);
             let capabilities = attempt.capabilities.clone();
-            let session = Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities);
+            let mut session = Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities);
+            session.reader.second = second.clone();
             Session { proven, ..session }
         });
         attempt.session = session.as_ref().map(|session| session.id.clone());
@@ -400,7 +410,7 @@ impl State {
             return self.reply(conn, line, out);
         }
         let key = refusal.vm.as_ref().map(VmName::key);
-        let listed = key.and_then(|key| self.table.as_ref()?.get(&key));
+        let listed = key.and_then(|key| self.table.as_ref()?.called(&key));
         let attempt = Attempt {
             listed: listed.is_some(),
             vm: listed.map(|listed| listed.name.clone()).or(refusal.vm),

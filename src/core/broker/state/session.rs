@@ -121,7 +121,11 @@ impl Session {
             id,
             capabilities,
             head: head_of(vm.as_str()),
-            reader: Reader { plane, key: vm.key() },
+            reader: Reader {
+                plane,
+                key: vm.key(),
+                second: None,
+            },
             vm,
             since_ms,
             heard_ms: since_ms,

@@ -38,6 +38,7 @@ fn table(names: &[&str], launched: Option<u64>) -> Input {
         .iter()
         .map(|name| GuestRecord {
             name: name.parse().unwrap(),
+            second_name: None,
             launch_id: launched.map(|at| at.to_string()),
             launched_boottime_ms: launched,
             boot_id: Some("boot".into()),

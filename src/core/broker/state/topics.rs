@@ -25,6 +25,8 @@ pub struct Reader {
     pub plane: Plane,
     /// Its name in lower case.
     pub key: String,
+    /// Its second name in lower case, if it has one: messages to that are messages to it.
+    pub second: Option<String>,
 }
 
 impl Reader {
@@ -38,7 +40,8 @@ impl Reader {
         } else {
             return true;
         };
-        self.plane == Plane::Host || name.eq_ignore_ascii_case(&self.key)
+        let is_second = |second: &String| name.eq_ignore_ascii_case(second);
+        self.plane == Plane::Host || name.eq_ignore_ascii_case(&self.key) || self.second.iter().any(is_second)
     }
 
     /// Whether it may ask for this at all. What has a `*` may be asked for by anybody: it matches
@@ -237,15 +240,18 @@ mod tests {
         let web = Reader {
             plane: Plane::Guest,
             key: "web-0".into(),
+            second: Some("alpine".into()),
         };
         let host = Reader {
             plane: Plane::Host,
             key: "host".into(),
+            second: None,
         };
         for (topic, expected) in [
             ("broadcast", true),
             ("vm:web-0", true),
             ("vm:Web-0", true),
+            ("vm:Alpine", true),
             ("vm:db", false),
             ("vm:web-0/reply/1", true),
             ("vm:db/reply/1", false),

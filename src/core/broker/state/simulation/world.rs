@@ -211,6 +211,7 @@ impl World {
                 .iter()
                 .map(|(name, launched)| GuestRecord {
                     name: name.parse().unwrap(),
+                    second_name: None,
                     launch_id: None,
                     launched_boottime_ms: *launched,
                     boot_id: Some(format!("boot-{}", self.boot)),

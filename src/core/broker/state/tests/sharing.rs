@@ -327,6 +327,7 @@ fn who_shows_the_token_takes_the_place_of_who_does_not() {
     };
     let guest = GuestRecord {
         name: name("web"),
+        second_name: None,
         launch_id: None,
         launched_boottime_ms: None,
         boot_id: None,

@@ -834,6 +834,51 @@ fn warnings_name_the_nearest_key() {
 
 /// Written for upstream castra 0.2.0, whose keys these are.
 #[test]
+fn a_key_that_has_to_be_there_is_known_by_what_was_typed() {
+    for (config, said) in [
+        (
+            "[[vm]]\nname = \"web\"\n",
+            "castra.toml:1:3: no VM is described: `vm` is no key (did you mean `vms`?)",
+        ),
+        (
+            "[broker]\nport = 0\n[[VMS]]\nname = \"web\"\n",
+            "castra.toml:3:3: no VM is described: `VMS` is no key (did you mean `vms`?)",
+        ),
+        (
+            "[machines.web]\ncpus = 1\n",
+            "castra.toml:1:2: no VM is described: `machines` is no key (did you mean `vms`?)",
+        ),
+        (
+            "[[vms]]\nnmae = \"web\"\n",
+            "castra.toml:2:1: a VM without a name: `nmae` is no key (did you mean `name`?)",
+        ),
+        (
+            "[[vms]]\nname = \"web\"\nmounts = [{ hots = \".\", guest = \"/a\" }]\n",
+            "castra.toml:3:13: a mount without `host`: `hots` is no key (did you mean `host`?)",
+        ),
+        (
+            "[[vms]]\nname = \"web\"\nport_forwards = [{ gest = 22 }]\n",
+            "castra.toml:3:20: a port forward without `guest`: `gest` is no key (did you mean `guest`?)",
+        ),
+        ("x = 1\n", "castra.toml:1:1: no VM is described (add one"),
+    ] {
+        let words = refuse(config);
+        assert!(words.starts_with(said), "{config}\n{words}");
+    }
+    // What other tools call it, where nothing is nearer.
+    let config =
+        load("[[vms]]\nname = \"web\"\nimage = \"a.qcow2\"\nram = \"1 GiB\"\nvolumes = []\ncpu = 2\n");
+    for (warning, key) in config
+        .warnings
+        .iter()
+        .zip(["base_image", "memory", "mounts", "cpus"])
+    {
+        assert!(warning.ends_with(&format!("did you mean `{key}`?")), "{warning}");
+    }
+    assert_eq!(config.warnings.len(), 4);
+}
+
+#[test]
 fn upstream_configs_load_unchanged() {
     let upstream = r#"
 version = "0.2.0"

@@ -10,6 +10,7 @@ use castra::core::nearest::nearest;
 use lexopt::Arg;
 
 use super::raw::{HelpKind, Raw};
+use super::table::habits::habit;
 use super::table::{self, Arity, COMMANDS, Command, CommandRow, FLAGS, Flag, GROUPS, Scope, Section, Shell};
 
 /// A command line that castra doesn't understand, and how its refusal is to be shown.
@@ -133,6 +134,9 @@ fn place_word(raw: &mut Raw, word: &OsStr) -> Result<(), Failure> {
         raw.group = Some(group);
         return Ok(());
     }
+    if let Some(habit) = habit(&text) {
+        return Err(Failure::new(Exit::Usage, format!("there is no command {text:?}")).advice(habit));
+    }
     let known = listed()
         .filter(|row| !row.words.contains(' '))
         .map(|row| row.words)
@@ -149,6 +153,10 @@ fn place_in_group(raw: &mut Raw, group: &'static str, word: &OsStr) -> Result<()
     if let Some(row) = table::by_words(&format!("{group} {text}")) {
         raw.command = Some(row.command);
         return Ok(());
+    }
+    if let Some(habit) = habit(&format!("{group} {text}")) {
+        let what = format!("`castra {group}` has no command {text:?}");
+        return Err(Failure::new(Exit::Usage, what).advice(habit));
     }
     Err(unknown(
         &format!("`castra {group}` has no command {text:?}"),

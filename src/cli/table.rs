@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use super::raw::{ColorChoice, Raw};
 
 mod flags;
+pub mod habits;
 pub mod reference;
 pub use flags::FLAGS;
 

@@ -32,6 +32,46 @@ fn refused(words: &str) -> String {
     }
 }
 
+/// Each hint names a command that is there, and no habit hides a command or is one letter from it by
+/// chance alone.
+#[test]
+fn habits_of_other_tools_lead_to_commands() {
+    use super::table::habits::{HABITS, habit};
+    let mut seen = std::collections::BTreeSet::new();
+    for (words, command, _) in HABITS {
+        assert!(seen.insert(*words), "{words} is there twice");
+        assert!(super::table::by_words(words).is_none(), "{words} is a command");
+        let args: Vec<OsString> = words.split(' ').map(OsString::from).collect();
+        let refused = parse(args).expect_err(words);
+        assert_eq!(refused.failure.exit, castra::core::failure::Exit::Usage);
+        assert_eq!(refused.failure.next, habit(words), "{words}");
+        // What it names parses, flags and all.
+        let args: Vec<OsString> = command.split(' ').skip(1).map(OsString::from).collect();
+        let args = match *command {
+            "castra cp" => vec!["cp".into(), "a".into(), "web:b".into()],
+            "castra harness run" => vec!["harness".into(), "run".into(), "--".into(), "x".into()],
+            "castra bus subscribe" => vec!["bus".into(), "subscribe".into(), "x".into()],
+            _ => args,
+        };
+        if let Err(refused) = parse(args) {
+            panic!("{words}: {command}: {}", refused.failure);
+        }
+    }
+    for (words, part) in [
+        ("start", "castra up"),
+        ("stop", "castra down"),
+        ("LS", "castra status"),
+        ("destroy", "discards the disks"),
+        ("run", "castra exec VM -- COMMAND"),
+        ("validate", "castra up --plan"),
+        ("bus pub", "castra bus publish"),
+    ] {
+        assert!(habit(words).is_some_and(|hint| hint.contains(part)), "{words}");
+    }
+    // What is merely misspelt is still answered with the nearest command.
+    assert_eq!(habit("stauts"), None);
+}
+
 #[test]
 fn every_name_is_there_once() {
     let mut seen = HashSet::new();

@@ -332,6 +332,22 @@ impl<'a> Section<'a> {
         })
     }
 
+    /// A key that has to be there and isn't: the fault is at the one that was meant as it, if there is
+    /// one. What castra warns of isn't shown beside errors, so it is said here.
+    pub(super) fn missing(&self, key: &str, text: &str, fix: &str) {
+        let table = self.table.iter().flat_map(|table| table.iter());
+        let mut unknown = table.filter(|(name, _)| !self.asked.contains(&&**name.get_ref()));
+        let meant = unknown.find(|(name, _)| meant_as(name.get_ref(), [key].into_iter()).is_some());
+        match meant {
+            Some((name, _)) => self.source.error(
+                name.span().start,
+                format!("{text}: {} is no key", key_shown(name.get_ref())),
+                format!("did you mean `{key}`?"),
+            ),
+            None => self.source.error(self.at, text, fix),
+        }
+    }
+
     /// Looks at a key and forgets it: old keys that mean nothing any more.
     pub(super) fn ignore(&mut self, key: &'static str) -> Option<Offset> {
         let table = self.table?;
@@ -353,7 +369,7 @@ impl<'a> Section<'a> {
                 (path, false) => format!(" in [{path}]"),
                 (path, true) => format!(" in [[{path}]]"),
             };
-            let fix = match nearest(key, self.asked.iter().copied()) {
+            let fix = match meant_as(key, self.asked.iter().copied()) {
                 Some(meant) => format!("did you mean `{meant}`?"),
                 None => "it is ignored".to_owned(),
             };
@@ -402,6 +418,42 @@ impl<'a> Section<'a> {
             format!("{}.{key}", self.path)
         }
     }
+}
+
+/// What other tools call these keys.
+const HABITS: [(&str, &str); 24] = [
+    ("box", "base_image"),
+    ("cmd", "cmdline"),
+    ("cores", "cpus"),
+    ("cpu", "cpus"),
+    ("disk", "disk_size"),
+    ("environment", "env"),
+    ("forward", "port_forwards"),
+    ("forwarded_ports", "port_forwards"),
+    ("image", "base_image"),
+    ("machine", "vms"),
+    ("machines", "vms"),
+    ("mem", "memory"),
+    ("ports", "port_forwards"),
+    ("provision", "bootstrap"),
+    ("ram", "memory"),
+    ("replicas", "count"),
+    ("services", "vms"),
+    ("share", "mounts"),
+    ("shares", "mounts"),
+    ("smp", "cpus"),
+    ("storage", "disk_size"),
+    ("synced_folders", "mounts"),
+    ("vcpus", "cpus"),
+    ("volumes", "mounts"),
+];
+
+/// Which of these keys was meant by an unknown one: the nearest, or what another tool calls so.
+fn meant_as<'k>(key: &str, known: impl Iterator<Item = &'k str> + Clone) -> Option<&'k str> {
+    nearest(key, known.clone()).or_else(|| {
+        let (_, meant) = HABITS.iter().find(|(habit, _)| habit.eq_ignore_ascii_case(key))?;
+        known.into_iter().find(|known| known == meant)
+    })
 }
 
 /// A value as it would stand in the file.

@@ -342,14 +342,14 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
             (None, Some(_)) => None,
         };
         let guest = entry.number("guest", 1..=65535, 22).map(port);
+        let protocol = entry.word("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         if guest.is_none() && entry.place("guest").is_none() {
-            entry.source.error(
-                entry.at,
+            entry.missing(
+                "guest",
                 "a port forward without `guest`",
                 "write `guest = 22`, the port in the guest",
             );
         }
-        let protocol = entry.word("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         entry.finish();
         if let (Some(host), Some(guest)) = (host, guest) {
             forwards.push(At {
@@ -370,15 +370,6 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
     let mut mounts: Vec<Mount> = Vec::new();
     for mut entry in entries.value {
         let source = entry.source;
-        for (key, example) in [("host", "host = \".\""), ("guest", "guest = \"/work\"")] {
-            if entry.place(key).is_none() {
-                source.error(
-                    entry.at,
-                    format!("a mount without `{key}`"),
-                    format!("write `{example}`"),
-                );
-            }
-        }
         let host = entry
             .line("host", ".")
             .and_then(|host| places.resolve(source, host));
@@ -387,6 +378,15 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
             .and_then(|guest| guest_path(&entry, guest));
         // Guests aren't trusted: writing is what has to be asked for.
         let readonly = entry.flag("readonly").is_none_or(|readonly| readonly.value);
+        for (key, example) in [("host", "host = \".\""), ("guest", "guest = \"/work\"")] {
+            if entry.place(key).is_none() {
+                entry.missing(
+                    key,
+                    &format!("a mount without `{key}`"),
+                    &format!("write `{example}`"),
+                );
+            }
+        }
         entry.finish();
         let (Some(host), Some(guest)) = (host, guest) else {
             continue;

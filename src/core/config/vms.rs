@@ -56,11 +56,11 @@ pub(super) fn vms(
     let at = found.as_ref().map_or(0, |found| found.at);
     let missing = root.place("vms").is_none() || found.as_ref().is_some_and(|found| found.value.is_empty());
     if missing {
-        source.error(
-            at,
-            "no VM is described",
-            "add one: a line `[[vms]]` and below it `name = \"web\"`",
-        );
+        const FIX: &str = "add one: a line `[[vms]]` and below it `name = \"web\"`";
+        match &found {
+            Some(_) => source.error(at, "no VM is described", FIX),
+            None => root.missing("vms", "no VM is described", FIX),
+        }
     }
     let sections = found.map_or_else(Vec::new, |found| found.value);
     let entries: Vec<Entry> = sections
@@ -112,15 +112,7 @@ pub(super) fn vms(
 }
 
 fn read_entry(mut section: Section<'_>, places: &Places) -> Option<Entry> {
-    let source = section.source;
     let role = section.text("name", "web");
-    if role.is_none() && section.place("name").is_none() {
-        source.error(
-            section.at,
-            "a VM without a name",
-            "write `name = \"web\"` below this [[vms]]",
-        );
-    }
     let count = section.number("count", 1..=MAX_VMS, 2);
     let vm = RawVm::read(&mut section, places);
     let mut instances = Vec::new();
@@ -129,16 +121,23 @@ fn read_entry(mut section: Section<'_>, places: &Places) -> Option<Entry> {
         .map_or_else(Vec::new, |found| found.value)
     {
         let id = instance.text("id", "web-0");
+        let own = RawVm::read(&mut instance, places);
         if id.is_none() && instance.place("id").is_none() {
-            source.error(
-                instance.at,
+            instance.missing(
+                "id",
                 "an instance without `id`",
                 "write the replica's name, for example `id = \"web-0\"`",
             );
         }
-        let own = RawVm::read(&mut instance, places);
         instance.finish();
         instances.extend(id.map(|id| (id, own)));
+    }
+    if role.is_none() && section.place("name").is_none() {
+        section.missing(
+            "name",
+            "a VM without a name",
+            "write `name = \"web\"` below this [[vms]]",
+        );
     }
     section.finish();
     Some(Entry {

@@ -277,15 +277,12 @@ impl Flag {
 
 /// Words that stand before others, with what they are about.
 pub const GROUPS: &[(&str, &str)] = &[
-    ("image", "the default guest, which VMs boot that name no image"),
     (
-        "harness",
-        "a coding agent that works with the VMs, and what it did",
+        "image",
+        "castra's default guest, for VMs without an image of their own",
     ),
-    (
-        "bus",
-        "messages between the host and its guests, in one order, kept in a log",
-    ),
+    ("harness", "a coding agent that works with the VMs"),
+    ("bus", "messages between host and guests, ordered and logged"),
 ];
 
 const VM: Operand = Operand::new("VM", Arity::One, Complete::VmName);
@@ -316,13 +313,14 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Fleet,
         operands: &[VMS],
         brief: "start VMs, wait until they live, and bootstrap them",
-        manual: "Starts the VMs of the project, or the named ones, and a broker if none runs. The name of a role stands for \
-                 all its VMs, here and wherever VMs are named. Each VM is then \
-                 bootstrapped as its mode says; with mode `skip` its start is all. VMs that run already are not \
-                 started again, but bootstrapped. The default guest is built at the first need.\n\n\
-                 What happens is told on stderr, with --json as events on stdout. VMs that failed don't keep the \
-                 others from starting; the exit code is 1 if any did. Ctrl-C stops in order: VMs that run stay, \
-                 a launch or bootstrap under way is ended. A second Ctrl-C stops at once.",
+        manual: "Starts the VMs of the project, or the named ones, and a broker if none runs. The name of a role \
+                 stands for \
+                 all its VMs, here and wherever VMs are named. Each VM is then bootstrapped as its mode says; a \
+                 VM with mode `skip` is only started. VMs that are running already are not started again, but \
+                 they are bootstrapped. The first `up` builds the default guest if a VM needs it.\n\n\
+                 Progress goes to stderr; --json prints events to stdout instead. A VM that fails doesn't stop \
+                 the others; the exit code is 1 if any VM failed. Ctrl-C stops in order: running VMs keep \
+                 running, and launches and bootstraps under way are ended. A second Ctrl-C stops at once.",
         examples: &[
             "castra up",
             "castra up web-0 --bootstrap always",
@@ -336,9 +334,10 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Fleet,
         operands: &[VMS],
         brief: "shut VMs down and discard their overlays",
-        manual: "Asks each guest to power off, then ends its QEMU by SIGTERM, then by SIGKILL; every rung has a \
-                 deadline. Overlays are removed, except those of VMs with `persist = true`. The broker stops \
-                 last, when no VM of the project is left. A bootstrap under way ends as failed.",
+        manual: "Asks each guest to power off. If it doesn't in time, castra sends its QEMU SIGTERM, and then \
+                 SIGKILL; each step has a deadline. Overlays are removed, except those of VMs with `persist = \
+                 true`. When no VM of the project is left, the broker is stopped. A bootstrap under way ends as \
+                 failed.",
         examples: &[
             "castra down",
             "castra down web-0 --graceful-wait-secs 60",
@@ -352,13 +351,14 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[VMS],
         brief: "shut VMs down and start them again, with their disks",
         manual: "Shuts down the VMs of the project, or the named ones, as `castra down` does, and starts and \
-                 bootstraps them as `castra up` does, by what castra.toml says now; those that don't run are just \
-                 started. Each keeps the disk it has, `persist` or not, as a machine does that is switched off and \
-                 on; with --discard it begins with a fresh one. The broker runs on, with its port. A bootstrap \
+                 bootstraps them as `castra up` does, with the settings that castra.toml has now; VMs that aren't \
+                 running are just started. Each VM keeps its disk, with `persist` or without, like a machine that \
+                 is switched off and on; --discard gives it a fresh disk. The broker keeps running on its port. A \
+                 bootstrap \
                  under way ends as failed.\n\n\
-                 What can be found wrong without stopping anything is: then all VMs stay as they are. One that \
-                 fails keeps no other from restarting; the exit code is 1 if any did. After Ctrl-C no further \
-                 VM is stopped, and one that is being stopped isn't started again.",
+                 castra checks what it can before it stops anything; if it finds a mistake, all VMs stay as they \
+                 are. A VM that fails doesn't stop the others; the exit code is 1 if any VM failed. After Ctrl-C \
+                 no further VM is stopped, and a VM that is being stopped isn't started again.",
         examples: &[
             "castra restart",
             "castra restart web-0 --bootstrap always",
@@ -372,13 +372,14 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "remove what is left of projects that don't run",
         manual: "Removes the state of the project, or with --global of every project: disks, logs, records, keys. \
-                 A project of which a VM or the broker runs is refused with exit code 75; with --global it is \
-                 passed over, and the exit code is 1.\n\n\
-                 Disks of VMs with `persist = true` stay, and with them what their next start needs; --force \
-                 removes them. Only what castra has made is removed, told by place and name; anything else below \
-                 the state root stays and is named. Links are never followed. The config stays.\n\n\
+                 If a VM or the broker of the project is running, castra refuses with exit code 75; --global \
+                 skips that project, and the exit code is 1.\n\n\
+                 Disks of VMs with `persist = true` stay, and so does what their next start needs; --force \
+                 removes them too. castra removes only files that it made, which it knows by place and name; \
+                 anything else below the state root stays and is listed. Links are never followed. castra.toml \
+                 stays.\n\n\
                  --global also forgets projects whose state is gone, and empties the image cache, unless a \
-                 project that is left may need it.",
+                 remaining project may need it.",
         examples: &[
             "castra clean --dry-run",
             "castra clean --no-logs",
@@ -391,8 +392,7 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Fleet,
         operands: &[VMS],
         brief: "bootstrap running VMs again",
-        manual: "Runs the bootstrap of the VMs that run, or of the named ones, without starting any. A missing \
-                 broker is started.",
+        manual: "Bootstraps the running VMs, or the named ones, and starts none. Starts the broker if needed.",
         examples: &["castra bootstrap web-0", "castra bootstrap --plan"],
     },
     CommandRow {
@@ -405,8 +405,10 @@ pub const COMMANDS: &[CommandRow] = &[
         ],
         brief: "open a shell in a VM, or run a command there",
         manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. The guest's shell \
-                 reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra exec`.\n\n\
-                 The name may be left out where the project has one VM. The name of a role means its VM, where it has one.",
+                 reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra \
+                 exec`.\n\n\
+                 The name may be left out where the project has one VM. The name of a role means its VM, where it \
+                 has one.",
         examples: &["castra ssh", "castra ssh web-0", "castra ssh web-0 -- uname -a"],
     },
     CommandRow {
@@ -476,16 +478,15 @@ pub const COMMANDS: &[CommandRow] = &[
         manual: "Attaches the terminal to the guest's serial console, after its last lines. The name may be left out \
                  where the project has one VM. Every key goes to the \
                  guest; Ctrl-] leaves it and the VM runs on. The default guest has a root shell there. If the VM \
-                 ends, so does the command, with exit code 0. One at a time: while somebody is attached another \
-                 one is refused with exit code 75.\n\n\
-                 With a pipe as stdin what it holds is sent, Ctrl-] included, and the command ends when the input \
-                 has ended and the guest has said nothing for 2 s.\n\n\
+                 ends, so does the command, with exit code 0. Only one console can be attached at a time; a \
+                 second one is refused with exit code 75.\n\n\
+                 If stdin is a pipe, castra sends all of it, Ctrl-] included, and ends when the input has ended \
+                 and the guest has printed nothing for 2 s.\n\n\
                  The guest's colours and cursor movements reach the terminal; sequences that set titles or the \
                  clipboard, make the terminal answer, or do anything else but paint are left out, unless --raw is \
-                 given. Output that the terminal doesn't take in time doesn't hold up the guest: beyond 1 MiB the \
-                 oldest is left out, and that is said. But don't stop (SIGSTOP) the command: the guest's console \
-                 would wait for it.\n\n\
-                 For windows of another size than 80x24 prefer `castra ssh`, or set it by `stty rows R cols C`.",
+                 given. A slow terminal doesn't hold up the guest: castra drops the oldest output beyond 1 MiB \
+                 and says so. But don't suspend the command (SIGSTOP): the guest's console would wait for it.\n\n\
+                 If your window isn't 80x24, use `castra ssh`, or tell the guest by `stty rows R cols C`.",
         examples: &["castra console web", "echo 'dmesg | tail' | castra console web"],
     },
     CommandRow {
@@ -503,7 +504,8 @@ pub const COMMANDS: &[CommandRow] = &[
                  since the guest was last heard: an accepted hello, or any message of an open session; `-` where \
                  it wasn't heard since this launch. AGE keeps growing while guest, VM or broker are down.\n\n\
                  A VM is reachable exactly while that age is within the freshness window \
-                 ([broker].freshness_secs, 45 s unless set), the broker runs, and QEMU runs or the VM is external. A broker younger \
+                 ([broker].freshness_secs, 45 s unless set), the broker runs, and QEMU runs or the VM is \
+                 external. A broker younger \
                  than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
                  With --json one object, `schema` castra.status.v1; ages and durations are milliseconds, \
                  memory is bytes. `project`, `workspace`, `config_path` and `state_root` say which \
@@ -513,11 +515,13 @@ pub const COMMANDS: &[CommandRow] = &[
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
                  its last accepted hello; `bus_session` and `bus_subscribed`; `last_publish_age_ms` and \
-                 `last_heartbeat_age_ms`; `last_acked_seq`, the number of its last `ack`; `guest_metrics`, payload of \
+                 `last_heartbeat_age_ms`; `last_acked_seq`, the number of its last `ack`; `guest_metrics`, \
+                 payload of \
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
-                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over. A value that castra doesn't know is null. \
+                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is \
+                 over. A value that castra doesn't know is null. \
                  `castra man 7 status` says more.",
         examples: &[
             "castra status",
@@ -531,12 +535,11 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[],
         brief: "show which host ports are wanted, in use or in conflict",
-        manual: "Lists the port of the broker and the forwards of every VM. Nothing is bound or changed for \
-                 it.\n\n\
-                 STATE is active (a running VM has it), declared (wanted, and nobody is in the way), \
-                 conflicting (a VM of any project of yours, or another program, has it: it is named) or \
-                 broker-reserved (it is a broker's; while VMs run their broker's port stays reserved even if no \
-                 broker runs, because the guests were told it). PORT is `auto` where a free one will be chosen. \
+        manual: "Lists the port of the broker and the forwards of every VM. It binds no port and changes nothing.\n\n\
+                 STATE is active (a running VM uses the port), declared (castra.toml asks for it, and it is \
+                 free), conflicting (a VM of one of your projects or another program, which is named, uses it) or \
+                 broker-reserved (it belongs to a broker; while VMs run, it stays reserved even if the broker is \
+                 down, because the guests know it). PORT is `auto` where castra will choose a free port. \
                  `castra up` refuses to start VMs whose ports conflict.\n\n\
                  With --json one object, `schema` castra.ports.v1: `project`, `workspace`, `config_path`, \
                  `state_root`, `conflicts` (a count), and `ports` with, for each: `vm` (null: the broker), \
@@ -557,13 +560,13 @@ pub const COMMANDS: &[CommandRow] = &[
         brief: "show the logs of VMs, broker and bus",
         manual: "Prints the last lines of each log: serial (the guest's console), qemu (QEMU's messages), \
                  bootstrap (steps and output of the last one), broker, and bus (what was published). Without \
-                 names those of all VMs, of the broker and of the whole bus; with names those of these VMs, of the bus \
-                 what they published. Each line begins with its VM and source; control characters that a guest \
-                 wrote are shown, not obeyed.\n\n\
-                 With --follow it goes on with what is added, over restarts of VMs and the rotation of \
-                 files. --since leaves out older lines; of logs whose lines don't say when (serial, qemu, \
-                 bootstrap) it shows those that were written since.\n\n\
-                 With --json one object a line: `ts` (RFC 3339, null where the line doesn't say when), `source`, \
+                 names those of all VMs, of the broker and of the whole bus; with names it prints the logs of \
+                 these VMs and what they published. Each line begins with its VM and source. Control characters \
+                 of a guest are written out, so the terminal doesn't obey them.\n\n\
+                 --follow prints new lines as they come, across restarts of VMs and rotation of files. --since \
+                 leaves out older lines; logs whose lines have no time (serial, qemu, bootstrap) show what was \
+                 written since then.\n\n\
+                 With --json one object a line: `ts` (RFC 3339, null where the line has no time), `source`, \
                  `vm` (null: the broker or the host) and `line`, unescaped but for JSON; of the bus it is the \
                  line of bus.log.",
         examples: &[
@@ -578,9 +581,9 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[],
         brief: "show what castra and the broker have reported",
-        manual: "Reads the journals of the operators' commands and of the broker, merged by time. With --json one \
-                 contract line each, as they were kept. Lines that are no events (a writer was killed) are skipped, \
-                 and how many is said on stderr at the end.",
+        manual: "Reads the journals of your commands and of the broker, merged by time. --json prints each event \
+                 as it was recorded. Invalid lines (their writer was killed) are skipped; stderr says how many at \
+                 the end.",
         examples: &[
             "castra events --type 'bootstrap.*' --vm web-0",
             "castra events --follow --since 10m",
@@ -594,11 +597,11 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "look for what keeps VMs from running well",
         manual: "Looks at KVM, QEMU and the other programs castra calls, at memory, disk space, limits, images, \
-                 ports, what earlier runs have left, and who else can reach or read what. Needs no config; where \
-                 there is one, its VMs and ports are looked at too, with --all those of every project. Writes no \
-                 file and changes nothing.\n\n\
-                 Each line is ok, warn or error, with what to do about it below. The exit code is 1 if any is an \
-                 error, else 0. With --quiet lines that are ok are left out.\n\n\
+                 ports, what earlier runs left behind, and who else can reach or read castra's files. It needs no \
+                 castra.toml; if there is one, it checks its VMs and ports too, and --all those of every project. \
+                 It writes no file and changes nothing.\n\n\
+                 Each line is ok, warn or error; the line below it says what to do. The exit code is 1 if any \
+                 line is an error, else 0. --quiet leaves out the lines that are ok.\n\n\
                  With --json one object, `schema` castra.doctor.v1: `version`, `verdict` (the worst level) and \
                  `findings`, each with `id`, `area`, `level`, `text`, `remediation` and `data`. The ids are stable; \
                  `castra man 7 doctor` lists them.",
@@ -614,12 +617,12 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[VMS],
         brief: "show the last runs: timelines, failures, traffic on the bus",
-        manual: "Tells what the last runs of `up`, `down`, `restart` and `bootstrap` did with each VM, phase by phase, \
-                 with the end of the log where one failed, and what went over the bus meanwhile. With VMs only \
-                 runs about them are shown, and only they.\n\n\
-                 --html writes the same as one page for a browser, with a timeline of each run. The page is whole in \
-                 itself: it fetches nothing and runs no script. It holds what scripts and guests have printed, so only you may \
-                 read the file.\n\n\
+        manual: "Shows what the last runs of `up`, `down`, `restart` and `bootstrap` did with each VM, phase by \
+                 phase, the end of the log where a VM failed, and the traffic on the bus meanwhile. If you name \
+                 VMs, it shows only these VMs and the runs about them.\n\n\
+                 --html writes the same as one page for a browser, with a timeline of each run. The page fetches \
+                 nothing and runs no script. It contains output of scripts and guests, so only you can read the \
+                 file.\n\n\
                  With --json one object, `castra.report.v1`, the fields of which `castra man 7 report` tells.",
         examples: &[
             "castra report",
@@ -634,8 +637,8 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Looking,
         operands: &[],
         brief: "list the projects castra knows, wherever they are",
-        manual: "Lists every project that has state under CASTRA_HOME, with the id that --workspace takes and how \
-                 many of its VMs run.",
+        manual: "Lists every project that has state under CASTRA_HOME, with the id that --workspace takes and the \
+                 number of its running VMs.",
         examples: &["castra workspaces", "castra --workspace demo-1a2b3c4d down"],
     },
     CommandRow {
@@ -643,7 +646,7 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "bus publish",
         section: Section::Bus,
         operands: &[Operand::new("-", Arity::Optional, Complete::Nothing)],
-        brief: "say something on the bus, and wait until it is kept",
+        brief: "publish a message on the bus, and wait until it is logged",
         manual: "Publishes one message as `host` and returns when the broker has acknowledged it: then it is in the \
                  log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A \
                  payload is any JSON; without --payload it is null.\n\n\
@@ -718,9 +721,10 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Parts,
         operands: &[],
         brief: "build the default guest now",
-        manual: "Builds the guest that VMs boot which name no image, from this distribution's own packages, \
-                 without root. `castra up` does it when it is needed. VMs with mounts boot another one where \
-                 the small kernel can't mount folders of the host (Debian's can't): --mounts builds that.",
+        manual: "Builds castra's default guest, which VMs without an image boot, from your distribution's own \
+                 packages and without root. `castra up` does this when a VM needs it. VMs with mounts need a \
+                 second guest where the small kernel can't mount folders of the host (Debian's can't): --mounts \
+                 builds that one.",
         examples: &["castra image build", "castra image build --mounts"],
     },
     CommandRow {
@@ -729,7 +733,7 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Parts,
         operands: &[],
         brief: "list the images in the cache",
-        manual: "Lists what lies under images/ in CASTRA_HOME, with sizes.",
+        manual: "Lists the files under images/ in CASTRA_HOME, with their sizes.",
         examples: &["castra image list"],
     },
     CommandRow {
@@ -737,7 +741,7 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "image path",
         section: Section::Parts,
         operands: &[],
-        brief: "print where the default guest lies",
+        brief: "print the directory of the default guest",
         manual: "Prints the directory of the built default guest; exit code 1 if it isn't built.",
         examples: &["castra image path"],
     },
@@ -748,8 +752,8 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "run the project's broker in the foreground",
         manual: "Listens on 127.0.0.1 for guests and on broker.sock under the state root for the host, until \
-                 SIGTERM or Ctrl-C. `castra up` starts one in the background; run it yourself to watch it. There \
-                 is never more than one for a project.",
+                 SIGTERM or Ctrl-C. `castra up` starts it in the background; run it yourself to watch it. A \
+                 project never has more than one broker.",
         examples: &["castra broker"],
     },
     CommandRow {
@@ -757,13 +761,15 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "harness run",
         section: Section::Agents,
         operands: &[Operand::new("PROMPT", Arity::Rest, Complete::Nothing)],
-        brief: "let Codex work with the VMs, and tell what it does as events",
-        manual: "Runs `codex exec --json` with the prompt. Before it castra puts which VMs run, how to reach each of \
-                 them and what they were bootstrapped with. What Codex says and does is told as events: its \
-                 messages, its commands with exit code and the end of their output, its use of tokens.\n\n\
+        brief: "let Codex work with the VMs, and report what it does as events",
+        manual: "Runs `codex exec --json` with the prompt. castra adds in front of it which VMs are running, how \
+                 to reach each of them, and how they were bootstrapped. It reports what Codex says and does as \
+                 events: its messages, its commands with their exit code and the end of their output, and the \
+                 tokens it used.\n\n\
                  The exit code is 0 if its last turn was completed, else 1, and 130 after Ctrl-C; `verdict` in the \
-                 closing `summary` says complete, failed, incomplete or timed out. Whatever Codex started is ended \
-                 with it. Its own lines are kept in logs/harness/ under the project's state. `castra man 7 harness` says \
+                 closing `summary` says complete, failed, incomplete or timed out. castra also ends every process \
+                 that Codex started. The lines of Codex are kept in logs/harness/ under the project's state. \
+                 `castra man 7 harness` says \
                  more.",
         examples: &[
             "castra harness run -- find out why the web server in web-0 answers 502",
@@ -777,10 +783,11 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "harness relay",
         section: Section::Agents,
         operands: &[Operand::new("FILE", Arity::Optional, Complete::Path)],
-        brief: "tell a recorded or piped stream of Codex as events",
-        manual: "Reads what `codex exec --json` printed, from a file or, with `-` or no word, from stdin. In a project \
-                 transcript and events are kept as by `castra harness run`, unless --no-record is given; without one \
-                 nothing is. The exit code is 0 if the last turn was completed, else 1.",
+        brief: "turn a recorded or piped stream of Codex into events",
+        manual: "Reads what `codex exec --json` printed, from a file or, with `-` or no word, from stdin. In a \
+                 project castra keeps transcript and events like `castra harness run`, unless --no-record is \
+                 given; without a project it keeps nothing. The exit code is 0 if the last turn was completed, \
+                 else 1.",
         examples: &[
             "castra harness relay codex.jsonl --json",
             "codex exec --json 'say hello' </dev/null | castra harness relay",
@@ -791,9 +798,9 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "harness list",
         section: Section::Agents,
         operands: &[],
-        brief: "list the threads agents have had here",
-        manual: "Every thread that has a transcript in this project, the one heard last at the end, with its turns, \
-                 tokens and the verdict of its last process.",
+        brief: "list the threads of agents in this project",
+        manual: "Lists every thread that has a transcript in this project, the latest one last, with its turns, \
+                 its tokens and the verdict of its last process.",
         examples: &[
             "castra harness list",
             "castra harness list --json | jq '.threads[-1].thread'",
@@ -805,8 +812,8 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Agents,
         operands: &[Operand::new("THREAD", Arity::One, Complete::Nothing)],
         brief: "show what was said and done in a thread",
-        manual: "The beginning of its id will do. With --json the agent's own lines as they were kept, each as \
-                 `line` of an object; what is no JSON among them is a string.",
+        manual: "You can give the beginning of its id. --json prints the agent's lines as they were kept, each as \
+                 `line` of an object; lines that aren't JSON are strings.",
         examples: &["castra harness show 01a1fc64"],
     },
     CommandRow {
@@ -815,9 +822,9 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Agents,
         operands: &[],
         brief: "add up tokens and VM time, by thread and by day",
-        manual: "Tokens by thread and by day (UTC), beside the time agents ran and the time VMs ran, each VM counted; \
-                 for a thread that is the time VMs ran while its processes did. The VM time comes from the journal and \
-                 reaches back as far as that is kept.",
+        manual: "Shows tokens by thread and by day (UTC), the time that agents ran, and the time that VMs ran \
+                 (the sum over all VMs; for a thread, while its processes ran). The VM time comes from the \
+                 journal and goes back as far as the journal does.",
         examples: &["castra harness usage", "castra harness usage --json | jq .total"],
     },
     CommandRow {
@@ -836,10 +843,12 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[Operand::new("PAGE", Arity::Any, Complete::OneOf(MAN_PAGES))],
         brief: "show the man page, that of a command or of castra.toml",
         manual: "Without a name it shows castra(1). A command's words name its page: `castra man bus tail`. Further \
-                 pages are castra.toml(5), castra-doctor(7), castra-harness(7), castra-report(7), castra-security(7) and \
+                 pages are castra.toml(5), castra-doctor(7), castra-harness(7), castra-report(7), \
+                 castra-security(7) and \
                  castra-status(7). As with man, the number of the section may stand before the name, and tells \
                  `castra man 7 status` from the page of the command.\n\n\
-                 On a terminal man(1) shows the page, if the system has it; elsewhere it is printed in roff. With --dir \
+                 On a terminal man(1) shows the page, if the system has it; elsewhere it is printed in roff. With \
+                 --dir \
                  all pages are written into a directory; `make install` does that.",
         examples: &[
             "castra man castra.toml",
@@ -852,7 +861,7 @@ pub const COMMANDS: &[CommandRow] = &[
         words: "broker-pipe",
         section: Section::Hidden,
         operands: &[Operand::new("PORT", Arity::One, Complete::Nothing)],
-        brief: "join stdin and stdout to a port of this host's loopback",
+        brief: "join stdin and stdout to a port on localhost",
         manual: "The way out of an isolated guest: QEMU runs it for each connection to the broker's address.",
         examples: &[],
     },
@@ -865,7 +874,8 @@ pub const COMMANDS: &[CommandRow] = &[
             Operand::new("COMMAND", Arity::Rest, Complete::Nothing),
         ],
         brief: "print the words of a command, quoted, and then stdin",
-        manual: "The stdin of a command that is too long for a command line: `castra exec` and `castra ssh` start it.",
+        manual: "The stdin of a command that is too long for a command line: `castra exec` and `castra ssh` start \
+                 it.",
         examples: &[],
     },
     CommandRow {

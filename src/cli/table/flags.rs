@@ -145,10 +145,10 @@ pub const FLAGS: &[Flag] = &[
             Command::ImageBuild,
             Command::Clean,
         ]),
-        brief: "do what is refused without it",
-        manual: "`init` and `image build` replace what is there. `up` and `restart` start VMs on a host with too little \
-                 memory, which may swap then or end one. `clean` removes persistent disks too: what guests with \
-                 `persist = true` have written is lost.",
+        brief: "overwrite, start with little memory, or remove disks",
+        manual: "`init` and `image build` replace what is there. `up` and `restart` start VMs even if memory is \
+                 short: the host may then swap, or kill one. `clean` removes persistent disks too: what guests \
+                 with `persist = true` have written is lost.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.force = true;
@@ -160,7 +160,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
-        brief: "the one for VMs with mounts",
+        brief: "use the default guest for VMs with mounts",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -249,7 +249,7 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: PLANNING,
         brief: "show what would be done, and change nothing",
-        manual: "Checks all that `up` checks and prints each VM's bootstrap plan.",
+        manual: "Checks everything that `up` checks and prints each VM's bootstrap plan.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.plan = true;
@@ -262,8 +262,8 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: UP,
         brief: "start the broker and no VM",
-        manual: "Needs neither QEMU nor ssh. Guests that you start yourself may shake hands by the names in the \
-                 config. `castra down` stops the broker.",
+        manual: "Needs neither QEMU nor ssh. Guests that you start yourself may then say hello with the names in \
+                 the config. `castra down` stops the broker.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.broker_only = true;
@@ -276,7 +276,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SECS"),
         scope: STOPPING,
         brief: "how long a guest may take to power off",
-        manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. With 0 it is asked, but not waited for.",
+        manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. With 0 castra asks the guest, \
+                 but doesn't wait.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.graceful_wait = Some(seconds(value)?);
@@ -328,7 +329,8 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: STATUS,
         brief: "print again every 2 s until Ctrl-C",
-        manual: "On a terminal in place, otherwise one after the other; with --json one object a line.",
+        manual: "A terminal is redrawn in place; otherwise one table follows the other, with --json one object a \
+                 line.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.watch = true;
@@ -393,7 +395,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "every project, and what they share",
+        brief: "clean every project, and what they share",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -406,7 +408,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("PATH"),
         scope: CLEAN,
-        brief: "the project whose state is in this directory",
+        brief: "clean the project whose state is in this directory",
         manual: "For a project that `castra workspaces` doesn't know any more.",
         complete: Complete::Path,
         apply: |raw, value| {
@@ -419,7 +421,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "leave logs where they are",
+        brief: "keep the logs",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -432,7 +434,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "leave the guests' handshake records where they are",
+        brief: "keep the guests' handshake records",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -445,7 +447,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: PORTS,
-        brief: "only ports in use now",
+        brief: "show only ports that are in use now",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -465,7 +467,8 @@ pub const FLAGS: &[Flag] = &[
             Command::Ports,
         ]),
         brief: "say more: every step; ports: processes and conflicts",
-        manual: "Without it each VM has a few lines: launched, reachable, bootstrapped, what its script prints, and what \
+        manual: "Without it each VM has a few lines: launched, reachable, bootstrapped, what its script prints, \
+                 and what \
                  went wrong. `ports` adds the processes, and who else wants the same port.",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -478,7 +481,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: Scope::Only(&[Command::Console]),
-        brief: "leave nothing out of what the guest writes",
+        brief: "pass on everything that the guest writes",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -491,8 +494,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("SOURCE"),
         scope: LOGS,
-        brief: "only this log: serial, qemu, bootstrap, broker or bus",
-        manual: "May be given several times. Default: all, the broker's only if no VM is named.",
+        brief: "show only this log: serial, qemu, bootstrap, broker or bus",
+        manual: "May be given several times. Without it all logs are shown, the broker's only if no VM is named.",
         complete: Complete::OneOf(&["serial", "qemu", "bootstrap", "broker", "bus"]),
         apply: |raw, value| {
             raw.sources.push(match text(value)?.as_str() {
@@ -511,9 +514,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: Scope::Only(&[Command::Logs, Command::Events, Command::BusTail]),
-        brief: "only so many last lines",
-        manual: "`logs` prints so many of each log, 50 unless told otherwise or asked for --since, and so does `bus tail`; `events` prints \
-                 so many of those that are asked for, all unless told otherwise.",
+        brief: "show only the last N lines",
+        manual: "`logs` prints N lines of each log, by default 50 (with --since all), and so does `bus tail`. \
+                 `events` prints N of the events you ask for, by default all.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.tail = Some(
@@ -529,8 +532,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("PATTERN"),
         scope: EVENTS,
-        brief: "only events of this type; `*` stands for any letters",
-        manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'. `?` stands for any \
+        brief: "show only events of this type; `*` matches any letters",
+        manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'. `?` matches any \
                  one letter.",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -543,8 +546,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("VM"),
         scope: Scope::Only(&[Command::Events, Command::BusTail]),
-        brief: "only what is about this VM; of `bus tail`: what it has published",
-        manual: "`events` takes it several times, `bus tail` once; there `host` and `broker` are senders too.",
+        brief: "show only events about this VM, or messages from it",
+        manual: "`events` takes it several times, `bus tail` once; `bus tail` also takes `host` and `broker`.",
         complete: Complete::VmName,
         apply: |raw, value| {
             raw.vms.push(text(value)?);
@@ -556,8 +559,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("ID"),
         scope: EVENTS,
-        brief: "only events of this run",
-        manual: "Each operation is a run, and the broker is one; `run` of its events is the id.",
+        brief: "show only events of this run",
+        manual: "Each operation is a run, and so is the broker; the id is `run` of its events.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.run = Some(text(value)?);
@@ -569,8 +572,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("SEQ"),
         scope: EVENTS,
-        brief: "only events of --run with a higher number than this",
-        manual: "A reader that was cut off goes on behind the last event it has seen.",
+        brief: "show only events of --run with a higher number than this",
+        manual: "A reader that was cut off gives the number of the last event it has seen.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             let seq = text(value)?.parse();
@@ -583,9 +586,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("WHEN"),
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::Report]),
-        brief: "only from this time on: 10m ago, or 2026-11-21T10:00:00Z",
-        manual: "So long ago, such as 90s, 10m, 2h or 1day, or a time as RFC 3339 has it, with Z or an offset such \
-                 as +02:00. What is older isn't read, so this is quick on large journals too.",
+        brief: "show only what is newer: 10m ago, or 2026-11-21T10:00:00Z",
+        manual: "A time span such as 90s, 10m, 2h or 1day, or a time in RFC 3339 form, with Z or an offset such \
+                 as +02:00. Older lines aren't read, so this is quick even on large journals.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             let since = parse_since(&text(value)?, SystemTime::now());
@@ -601,7 +604,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("FILE"),
         scope: REPORT,
         brief: "write a page for a browser to this file; `-`: to stdout",
-        manual: "The file is written whole or not at all, and one that is there is replaced.",
+        manual: "The file is written whole or not at all. An existing file is replaced.",
         complete: Complete::Path,
         apply: |raw, value| {
             raw.html = Some(not_empty(value)?.into());
@@ -613,7 +616,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: REPORT,
-        brief: "so many of the last runs: 5, with --since up to 100",
+        brief: "show the last N runs (default: 5, with --since up to 100)",
         manual: "At most 100.",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -631,8 +634,9 @@ pub const FLAGS: &[Flag] = &[
         short: Some('f'),
         value: None,
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::BusTail]),
-        brief: "then wait for more and print it as it comes",
-        manual: "With --tail 0 only what comes from now on. Ctrl-C ends it, and so does a reader that goes.",
+        brief: "keep printing what is added",
+        manual: "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when nobody reads its \
+                 output any more.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.follow = true;
@@ -645,7 +649,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("PATH"),
         scope: HARNESS_RUN,
         brief: "the Codex to run (default: `codex` from PATH)",
-        manual: "With --in it is looked for in the VM.",
+        manual: "With --in castra looks for it in the VM.",
         complete: Complete::Path,
         apply: |raw, value| {
             raw.codex = Some(not_empty(value)?.into());
@@ -658,7 +662,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("ARG"),
         scope: HARNESS_RUN,
         brief: "give Codex this argument too, as in --codex-arg=--skip-git-repo-check",
-        manual: "May be given several times; the arguments stand before the prompt, in this order.",
+        manual: "May be given several times; castra puts the arguments before the prompt, in this order.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.codex_args.push(not_empty(value)?);
@@ -684,7 +688,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("THREAD"),
         scope: HARNESS_RUN,
         brief: "go on with this thread",
-        manual: "Its id, as `castra harness list` shows it, or a name that Codex knows. Asked for one it doesn't know, Codex begins a new thread, which castra warns of.",
+        manual: "An id that `castra harness list` shows, or a name that Codex knows. If Codex doesn't know the \
+                 name, it begins a new thread, and castra warns you.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.resume = Some(text(value)?);
@@ -710,7 +715,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("VM"),
         scope: HARNESS_RUN,
         brief: "run Codex inside this VM, so that the host only relays",
-        manual: "It runs over SSH, with the same connection as `castra exec`, and has to be installed and logged in there.",
+        manual: "Codex runs over SSH, with the same connection as `castra exec`; it has to be installed and \
+                 logged in there.",
         complete: Complete::VmName,
         apply: |raw, value| {
             raw.inside = Some(text(value)?);
@@ -723,7 +729,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("TIME"),
         scope: HARNESS_RUN,
         brief: "end Codex after this long (default: never)",
-        manual: "Seconds, or a time such as 90s, 30m or 2h; 0 is never. It gets SIGTERM, then SIGKILL.",
+        manual: "Seconds, or a time such as 90s, 30m or 2h; 0 means never. castra sends SIGTERM, then SIGKILL.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.time_limit = Some(time(value)?);
@@ -736,7 +742,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("TIME"),
         scope: HARNESS_RUN,
         brief: "end Codex when it is silent for this long (default: 30m)",
-        manual: "As --timeout. Codex is silent while one of its commands runs, and while it waits for a server that doesn't answer.",
+        manual: "Takes the same values as --timeout. Codex is silent while one of its commands runs, and while it \
+                 waits for a server that doesn't answer.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.idle_limit = Some(time(value)?);
@@ -748,8 +755,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: HARNESS_RUN,
-        brief: "give Codex the prompt alone",
-        manual: "Without it Codex is told which VMs run and how to reach them.",
+        brief: "give Codex only the prompt",
+        manual: "Without this flag castra tells Codex which VMs are running and how to reach them.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.no_preamble = true;
@@ -775,7 +782,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("TOPIC"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusTail]),
         brief: "what the message is about; of `bus tail`: only these",
-        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, broadcast unless told otherwise; vm:NAME \
+        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, broadcast unless told otherwise; \
+                 vm:NAME \
                  reaches that VM alone. `bus tail` takes several, and a `*` at the end matches any rest.",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -803,9 +811,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("SPAN"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusSubscribe]),
-        brief: "wait so long for a broker, such as 30s",
-        manual: "Without it a broker that is missing and can't be started is a failure at once. A plain number is \
-                 seconds.",
+        brief: "wait up to this long for a broker, such as 30s",
+        manual: "Without this flag the command fails at once if no broker runs and castra can't start one. A \
+                 plain number means seconds.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.wait = Some(time(value)?);
@@ -818,8 +826,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SEQ"),
         scope: BUS_SUBSCRIBE,
         brief: "begin with the message of this number",
-        manual: "Numbers are counted from 1 and rise by one. A reader that was cut off goes on with the number after \
-                 the last one it has seen; 1 is everything that is kept.",
+        manual: "Messages are numbered from 1 on. A reader that was cut off gives the number after the last one \
+                 it has seen; 1 means everything that is kept.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.from = Some(number(value, "use the number of a message, such as 12")?);
@@ -831,7 +839,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: BUS_SUBSCRIBE,
-        brief: "end after so many messages",
+        brief: "end after N messages",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -844,7 +852,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: BUS_TAIL,
-        brief: "the log of the whole bus, which is the default",
+        brief: "read the log of the whole bus (the default)",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -857,8 +865,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: BUS_BENCH,
-        brief: "how many messages (default: 50000)",
-        manual: "At most 5000 of them one by one.",
+        brief: "number of messages (default: 50000)",
+        manual: "At most 5000 of them are sent one by one.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.messages = Some(number(value, "use a whole number, such as 50000")?);
@@ -870,7 +878,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("BYTES"),
         scope: BUS_BENCH,
-        brief: "bytes of each payload (default: 200)",
+        brief: "size of each payload in bytes (default: 200)",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -883,7 +891,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: BUS_BENCH,
-        brief: "unacknowledged messages of each publisher (default: 64)",
+        brief: "unacknowledged messages per publisher (default: 64)",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -896,7 +904,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: BUS_BENCH,
-        brief: "publishers at once (default: 1)",
+        brief: "number of publishers at once (default: 1)",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {

@@ -1,11 +1,10 @@
 //! What holds for every command: variables, files, the first steps.
 
 /// One line each.
-pub const TAGLINE: &str = "a handful of throw-away QEMU VMs, and the truth about them";
+pub const TAGLINE: &str = "throw-away QEMU VMs from one file";
 
 /// The first paragraph of help and man page.
-pub const ABOUT: &str = "castra brings up QEMU VMs from one castra.toml, tells at any moment which of them are \
-    really alive, configures them over SSH, and reports all of it as one stream of events.";
+pub const ABOUT: &str = "castra starts QEMU VMs that one castra.toml describes, shows at any moment which of them are really alive, configures them over SSH, and reports everything as one stream of events.";
 
 /// Variables of the environment.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
@@ -21,10 +20,7 @@ pub const ENVIRONMENT: &[(&str, &str)] = &[
         "NO_COLOR",
         "if set and not empty, no colour unless --color always",
     ),
-    (
-        "TERM",
-        "`dumb` means no colour and no lines that overwrite themselves",
-    ),
+    ("TERM", "`dumb` turns off colours and lines that change in place"),
 ];
 
 /// Files people meet.
@@ -44,7 +40,7 @@ pub const FILES: &[(&str, &str)] = &[
 pub const FIRST_STEPS: &[(&str, &str)] = &[
     ("castra init", "write a castra.toml"),
     ("castra up", "boot its VM and bootstrap it"),
-    ("castra status", "see that it lives"),
+    ("castra status", "see that it is alive"),
     ("castra ssh", "work in it"),
-    ("castra down", "end it and its disk"),
+    ("castra down", "stop it and discard its disk"),
 ];

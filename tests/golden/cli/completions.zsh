@@ -45,22 +45,22 @@ _castra() {
             'broker:run the project'\''s broker in the foreground'
             'completions:print the completions for a shell'
             'man:show the man page, that of a command or of castra.toml'
-            'image:the default guest, which VMs boot that name no image'
-            'harness:a coding agent that works with the VMs, and what it did'
-            'bus:messages between the host and its guests, in one order, kept in a log'
+            'image:castra'\''s default guest, for VMs without an image of their own'
+            'harness:a coding agent that works with the VMs'
+            'bus:messages between host and guests, ordered and logged'
         )
         _describe -t commands command words_known ;;
     argument)
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[do what is refused without it]' \
+                '--force[overwrite, start with little memory, or remove disks]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;
         up)
             _arguments $globals \
-                '--force[do what is refused without it]' \
+                '--force[overwrite, start with little memory, or remove disks]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
                 '--broker-only[start the broker and no VM]' \
@@ -76,7 +76,7 @@ _castra() {
                 '*:VM:_castra_vms';;
         restart)
             _arguments $globals \
-                '--force[do what is refused without it]' \
+                '--force[overwrite, start with little memory, or remove disks]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
@@ -86,12 +86,12 @@ _castra() {
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
-                '--force[do what is refused without it]' \
+                '--force[overwrite, start with little memory, or remove disks]' \
                 '--dry-run[show what would be removed, and touch nothing]' \
-                '--global[every project, and what they share]' \
-                '*--state-root=[the project whose state is in this directory]:PATH:_files' \
-                '--no-logs[leave logs where they are]' \
-                '--no-handshakes[leave the guests'\'' handshake records where they are]' \
+                '--global[clean every project, and what they share]' \
+                '*--state-root=[clean the project whose state is in this directory]:PATH:_files' \
+                '--no-logs[keep the logs]' \
+                '--no-handshakes[keep the guests'\'' handshake records]' \
                 ;;
         bootstrap)
             _arguments $globals \
@@ -114,7 +114,7 @@ _castra() {
                 '*:VM:_castra_vms';;
         console)
             _arguments $globals \
-                '--raw[leave nothing out of what the guest writes]' \
+                '--raw[pass on everything that the guest writes]' \
                 '*:VM:_castra_vms';;
         status)
             _arguments $globals \
@@ -126,25 +126,25 @@ _castra() {
         ports)
             _arguments $globals \
                 '--all[show every project castra knows]' \
-                '--active[only ports in use now]' \
+                '--active[show only ports that are in use now]' \
                 '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 ;;
         logs)
             _arguments $globals \
-                '*--source=[only this log\: serial, qemu, bootstrap, broker or bus]:SOURCE:(serial qemu bootstrap broker bus)' \
-                '*--tail=[only so many last lines]:N: ' \
-                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
-                '--follow[then wait for more and print it as it comes]' \
+                '*--source=[show only this log\: serial, qemu, bootstrap, broker or bus]:SOURCE:(serial qemu bootstrap broker bus)' \
+                '*--tail=[show only the last N lines]:N: ' \
+                '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '--follow[keep printing what is added]' \
                 '*:VM:_castra_vms';;
         events)
             _arguments $globals \
-                '*--tail=[only so many last lines]:N: ' \
-                '*--type=[only events of this type; `*` stands for any letters]:PATTERN: ' \
-                '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' \
-                '*--run=[only events of this run]:ID: ' \
-                '*--after=[only events of --run with a higher number than this]:SEQ: ' \
-                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
-                '--follow[then wait for more and print it as it comes]' \
+                '*--tail=[show only the last N lines]:N: ' \
+                '*--type=[show only events of this type; `*` matches any letters]:PATTERN: ' \
+                '*--vm=[show only events about this VM, or messages from it]:VM:_castra_vms' \
+                '*--run=[show only events of this run]:ID: ' \
+                '*--after=[show only events of --run with a higher number than this]:SEQ: ' \
+                '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '--follow[keep printing what is added]' \
                 ;;
         doctor)
             _arguments $globals \
@@ -152,9 +152,9 @@ _castra() {
                 ;;
         report)
             _arguments $globals \
-                '*--since=[only from this time on\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
                 '*--html=[write a page for a browser to this file; `-`\: to stdout]:FILE:_files' \
-                '*--last=[so many of the last runs\: 5, with --since up to 100]:N: ' \
+                '*--last=[show the last N runs (default\: 5, with --since up to 100)]:N: ' \
                 '*:VM:_castra_vms';;
         workspaces)
             _arguments $globals \
@@ -174,7 +174,7 @@ _castra() {
                 words_known=(
                     'build:build the default guest now'
                     'list:list the images in the cache'
-                    'path:print where the default guest lies'
+                    'path:print the directory of the default guest'
                 )
                 _describe -t commands command words_known
             else
@@ -183,24 +183,24 @@ _castra() {
                 case $words[1] in
                 build)
                     _arguments $globals \
-                        '--force[do what is refused without it]' \
-                        '--mounts[the one for VMs with mounts]' \
+                        '--force[overwrite, start with little memory, or remove disks]' \
+                        '--mounts[use the default guest for VMs with mounts]' \
                         ;;
                 list)
                     _arguments $globals \
                         ;;
                 path)
                     _arguments $globals \
-                        '--mounts[the one for VMs with mounts]' \
+                        '--mounts[use the default guest for VMs with mounts]' \
                         ;;
                 esac
             fi ;;
         harness)
             if (( CURRENT == 2 )); then
                 words_known=(
-                    'run:let Codex work with the VMs, and tell what it does as events'
-                    'relay:tell a recorded or piped stream of Codex as events'
-                    'list:list the threads agents have had here'
+                    'run:let Codex work with the VMs, and report what it does as events'
+                    'relay:turn a recorded or piped stream of Codex into events'
+                    'list:list the threads of agents in this project'
                     'show:show what was said and done in a thread'
                     'usage:add up tokens and VM time, by thread and by day'
                 )
@@ -219,7 +219,7 @@ _castra() {
                         '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' \
                         '*--timeout=[end Codex after this long (default\: never)]:TIME: ' \
                         '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' \
-                        '--no-preamble[give Codex the prompt alone]' \
+                        '--no-preamble[give Codex only the prompt]' \
                         '1:PROMPT: ';;
                 relay)
                     _arguments $globals \
@@ -239,7 +239,7 @@ _castra() {
         bus)
             if (( CURRENT == 2 )); then
                 words_known=(
-                    'publish:say something on the bus, and wait until it is kept'
+                    'publish:publish a message on the bus, and wait until it is logged'
                     'subscribe:print messages as they come, or from a number on'
                     'tail:print the last messages from the logs, and follow them'
                     'bench:measure latency and throughput of this broker'
@@ -253,28 +253,28 @@ _castra() {
                     _arguments $globals \
                         '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
                         '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
-                        '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' \
+                        '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '1:-: ';;
                 subscribe)
                     _arguments $globals \
-                        '*--wait=[wait so long for a broker, such as 30s]:SPAN: ' \
+                        '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '*--from=[begin with the message of this number]:SEQ: ' \
-                        '*--count=[end after so many messages]:N: ' \
+                        '*--count=[end after N messages]:N: ' \
                         '1:TOPIC: ';;
                 tail)
                     _arguments $globals \
-                        '*--tail=[only so many last lines]:N: ' \
-                        '*--vm=[only what is about this VM; of `bus tail`\: what it has published]:VM:_castra_vms' \
-                        '--follow[then wait for more and print it as it comes]' \
+                        '*--tail=[show only the last N lines]:N: ' \
+                        '*--vm=[show only events about this VM, or messages from it]:VM:_castra_vms' \
+                        '--follow[keep printing what is added]' \
                         '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
-                        '--shared[the log of the whole bus, which is the default]' \
+                        '--shared[read the log of the whole bus (the default)]' \
                         ;;
                 bench)
                     _arguments $globals \
-                        '*--messages=[how many messages (default\: 50000)]:N: ' \
-                        '*--size=[bytes of each payload (default\: 200)]:BYTES: ' \
-                        '*--in-flight=[unacknowledged messages of each publisher (default\: 64)]:N: ' \
-                        '*--publishers=[publishers at once (default\: 1)]:N: ' \
+                        '*--messages=[number of messages (default\: 50000)]:N: ' \
+                        '*--size=[size of each payload in bytes (default\: 200)]:BYTES: ' \
+                        '*--in-flight=[unacknowledged messages per publisher (default\: 64)]:N: ' \
+                        '*--publishers=[number of publishers at once (default\: 1)]:N: ' \
                         ;;
                 esac
             fi ;;

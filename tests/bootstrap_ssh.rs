@@ -24,7 +24,7 @@ use castra::core::broker::record::{HandshakeRecord, RecordWriter};
 use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;
-use castra::core::events::{Accel, BootstrapStatus, BootstrapStepStatus, Event};
+use castra::core::events::{Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event};
 use castra::core::failure::{Exit, Failure};
 use castra::core::host::{self, FileLock};
 use castra::core::records::{self, StopRecord};
@@ -413,6 +413,42 @@ fn a_large_image_is_hashed_beside_the_work() {
     let output = at(&|event| matches!(event, Event::Message { text, .. } if text == "applied"));
     assert!(started < output, "the script's words come after the start");
     assert_eq!(ran.log().base_hash.as_deref(), Some("base"));
+}
+
+/// The guest lives, and its SSH server is silent: its hash is known while the connection is waited for.
+#[test]
+fn plan_start_and_the_first_step_do_not_wait_for_the_next_steps_end() {
+    let mut fixture = Fixture::new("at-once", "step_timeout_secs = 2", Some("#!/bin/sh\n"));
+    fixture.shake_hands();
+    fixture.sshd = None;
+    let silent = TcpListener::bind(("127.0.0.1", fixture.port)).unwrap();
+    let ran = fixture.run_hashing(&|_| (), || {
+        silent.accept().unwrap();
+        Ok("base".to_owned())
+    });
+    assert_eq!(ran.kinds(), "planned started step step step step step failed");
+    let at = |wanted: BootstrapStepKind| {
+        let is =
+            |event: &&Stamped| matches!(&event.event, Event::BootstrapStep { step, .. } if *step == wanted);
+        ran.events.iter().find(is).unwrap().offset_ms
+    };
+    let (handshake, connect) = (
+        at(BootstrapStepKind::WaitHandshake),
+        at(BootstrapStepKind::Connect),
+    );
+    assert!(handshake + 1000 <= connect, "{handshake} {connect}");
+    assert_eq!(ran.log().base_hash.as_deref(), Some("base"));
+}
+
+#[test]
+fn a_plan_that_turned_bad_leaves_a_run_log() {
+    let fixture = Fixture::new("turned-bad", "", Some("#!/bin/sh\n"));
+    fs::remove_file(fixture.dir.join("project/run it.sh")).unwrap();
+    let ran = fixture.run();
+    assert_eq!(ran.kinds(), "planned failed");
+    let log = ran.log();
+    assert_eq!((log.status.as_str(), log.steps.len()), ("failed", 1));
+    assert_eq!(log.error.as_deref(), Some(ran.error()));
 }
 
 #[test]

@@ -72,6 +72,17 @@ fn lifecycle() -> Vec<Event> {
             qemu_words: None,
             remediation: Some("castra restart web-0 starts it again with its disk".into()),
         },
+        Event::VmPaused {
+            vm: vm.clone(),
+            reason: "io-error".into(),
+            detail: Some("no space is left on the host for its disk".into()),
+            remediation: Some("make room there: it then runs on by itself".into()),
+        },
+        Event::VmResumed {
+            vm: vm.clone(),
+            reason: "io-error".into(),
+            elapsed_ms: Some(12_003),
+        },
         Event::ShutdownRequested {
             vm: vm.clone(),
             pid: 4712,
@@ -175,8 +186,8 @@ fn bootstrap() -> Vec<Event> {
         Event::BootstrapPlanned(Box::new(plan)),
         Event::BootstrapStarted {
             vm: vm.clone(),
-            base_hash: HASH.into(),
-            artifact_hash: HASH.into(),
+            base_hash: Some(HASH.into()),
+            artifact_hash: Some(HASH.into()),
             trigger: BootstrapTrigger::Always,
         },
         Event::BootstrapStep {
@@ -258,6 +269,8 @@ fn commands() -> Vec<Event> {
             source: source(),
             thread: thread.clone(),
             turn,
+            duration_ms: None,
+            exit_status: None,
         },
         Event::CommandRejected {
             command: command(),
@@ -267,6 +280,7 @@ fn commands() -> Vec<Event> {
             source: source(),
             thread: thread.clone(),
             turn,
+            duration_ms: None,
         },
         Event::CommandCompleted {
             command: command(),

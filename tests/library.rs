@@ -244,7 +244,17 @@ fn a_collected_up_holds_value_diagnostics_and_events() {
     let up = up.transpose().unwrap();
     assert_eq!(up.value.vms[0].vm.as_str(), "web");
     let journal = fs::read_to_string(project.state("logs/events.jsonl")).unwrap();
-    let lines: Vec<String> = up.events.iter().map(Stamped::contract_line).collect();
+    // The broker is a run of its own, with a journal of its own.
+    let run = &up.events[0].run;
+    let (own, broker): (Vec<&Stamped>, Vec<&Stamped>) = up.events.iter().partition(|event| event.run == *run);
+    let lines: Vec<String> = own.into_iter().map(Stamped::contract_line).collect();
+    let kinds = |events: &[&Stamped]| -> Vec<&str> {
+        events.iter().map(|event| event.event.contract_type()).collect()
+    };
+    assert_eq!(kinds(&broker), ["broker.started"]);
+    for line in lines.iter().filter(|line| line.contains("\"type\":\"command.")) {
+        assert!(line.contains("\"source\":\"library\""), "{line}");
+    }
     assert_eq!(
         journal.lines().collect::<Vec<_>>(),
         lines,
@@ -252,6 +262,8 @@ fn a_collected_up_holds_value_diagnostics_and_events() {
     );
     let down = collect(|reporter| operations::down(DownOptions::of(&config), reporter));
     assert!(down.value.unwrap().broker_stopped);
+    let stopped = |event: &&Stamped| event.event.contract_type() == "broker.stopped";
+    assert_eq!(down.events.iter().filter(stopped).count(), 1);
     project.assert_nothing_left();
 }
 

@@ -32,6 +32,7 @@ fn project(fleet: &Fleet, vms: &[&str]) -> Project {
         role: "declared".into(),
         cpus: 1,
         memory_bytes: 1 << 30,
+        settings: Default::default(),
     });
     Project {
         project: "demo".into(),

@@ -83,7 +83,12 @@ fn parse() -> Result<Asked> {
 
 fn run(asked: &Asked) -> Result<Exit> {
     let path = asked.config.as_deref().unwrap_or(Path::new("castra.toml"));
-    let config = config::load(path)?;
+    let config = config::load(path).map_err(|failure| match failure.exit {
+        Exit::NoInput => failure.advice(
+            "run it where a castra.toml is, or name one by --config; `castra init` writes one to start from",
+        ),
+        _ => failure,
+    })?;
     let home = castra_home().ok_or_else(|| Failure::new(Exit::NoInput, "set CASTRA_HOME or HOME"))?;
 
     // The embedder decides where the broker runs. castra never runs `current_exe` as if it were

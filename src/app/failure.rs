@@ -10,7 +10,7 @@ use castra::core::events::Event;
 use castra::core::events::contract::Stamped;
 use castra::core::failure::Failure;
 use castra::core::host;
-use castra::core::reporter::wall_clock;
+use castra::core::reporter::{COMMAND_LINE, wall_clock};
 
 use super::progress::Trace;
 use super::style::Style;
@@ -58,7 +58,7 @@ pub fn rejected(command: &str, failure: &Failure, trace: &Trace) -> Stamped {
         offset_ms,
         seq,
         run,
-        event: Event::rejected(command, failure, "cli"),
+        event: Event::rejected(command, failure, COMMAND_LINE),
     }
 }
 

@@ -19,7 +19,7 @@ use serde_json::Value;
 use super::human;
 use super::meter::Meter;
 use super::screen::Line;
-use super::sentence::OWN;
+use super::sentence::is_own;
 use super::style::Style;
 use super::terminal::Size;
 use super::width;
@@ -226,7 +226,7 @@ impl Doing {
             }
             Event::CommandCompleted { source, .. } | Event::CommandFailed { source, .. } => {
                 self.general = None;
-                if source == OWN {
+                if is_own(source) {
                     self.vms.clear();
                 }
             }

@@ -14,13 +14,13 @@ use castra::core::events::{
 use castra::core::host;
 use castra::core::name::VmName;
 use castra::core::paths::{StateRoot, vm_file};
-use castra::core::reporter::Reporter;
+use castra::core::reporter::{COMMAND_LINE, Reporter};
 
 use super::human::duration;
 use super::live::{Doing, NAME_COLUMN, bytes_of};
 use super::output::Output;
 use super::screen::{LiveBlock, Screen};
-use super::sentence::{OWN, Sentence, sentence};
+use super::sentence::{Sentence, is_own, sentence};
 use super::style::Style;
 
 /// Between two looks at the consoles of guests that boot.
@@ -334,6 +334,10 @@ impl Reporter for PeopleReporter {
             self.screen.say(&line);
         }
     }
+
+    fn source(&self) -> &'static str {
+        COMMAND_LINE
+    }
 }
 
 /// One sentence as people see it: the VM, two spaces, the text; below it what to do.
@@ -401,7 +405,7 @@ fn is_told(event: &Event) -> bool {
     if let Event::CommandAccepted { source, .. }
     | Event::CommandCompleted { source, .. }
     | Event::CommandFailed { source, .. } = event
-        && source != OWN
+        && !is_own(source)
     {
         return true;
     }
@@ -474,6 +478,10 @@ impl Reporter for JsonReporter<'_> {
         self.trace.rejected |= matches!(stamped.event, Event::CommandRejected { .. });
         self.output.json_line(line);
         self.output.flush();
+    }
+
+    fn source(&self) -> &'static str {
+        COMMAND_LINE
     }
 }
 
@@ -549,8 +557,8 @@ mod tests {
             launched("web"),
             Event::BootstrapStarted {
                 vm: vm("web"),
-                base_hash: String::new(),
-                artifact_hash: String::new(),
+                base_hash: None,
+                artifact_hash: None,
                 trigger: BootstrapTrigger::Auto,
             },
             Event::BrokerFreshness {
@@ -616,16 +624,18 @@ mod tests {
             reachable,
             last_handshake_age_ms: Some(6_700),
         };
-        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
-        assert!(!reporter.is_expected_silence(&freshness(false)));
-        reporter.is_expected_silence(&Event::ShutdownRequested {
-            vm: web.clone(),
-            pid: 1,
-        });
-        assert!(reporter.is_expected_silence(&freshness(false)));
-        // It is back, and from now on its silence is a warning again.
-        assert!(!reporter.is_expected_silence(&freshness(true)));
-        assert!(!reporter.is_expected_silence(&freshness(false)));
+        for detail in [Detail::Quiet, Detail::Usual, Detail::Verbose] {
+            let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, detail, None);
+            assert_eq!(reporter.lines(&freshness(false)).len(), 1);
+            reporter.lines(&Event::ShutdownRequested {
+                vm: web.clone(),
+                pid: 1,
+            });
+            assert_eq!(reporter.lines(&freshness(false)), [""; 0]);
+            // It is back, and from now on its silence is a warning again.
+            reporter.lines(&freshness(true));
+            assert_eq!(reporter.lines(&freshness(false)).len(), 1);
+        }
     }
 
     #[test]

@@ -10,11 +10,15 @@ use castra::core::events::{
     SessionPhase, Severity,
 };
 use castra::core::name::VmName;
+use castra::core::reporter::{COMMAND_LINE, LIBRARY};
 
 use super::human::{bytes, duration};
 
-/// The `source` of castra's own commands; those of an agent bear its name.
-pub const OWN: &str = "cli";
+/// Whether a `command.*` event is of castra's own operations, whoever asked for them; those of an agent
+/// bear its name.
+pub fn is_own(source: &str) -> bool {
+    [COMMAND_LINE, LIBRARY].contains(&source)
+}
 
 /// The longest sentence shown, in bytes.
 const LIMIT: usize = 4096;
@@ -117,6 +121,32 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             let mut sentence = Sentence::new(severity, Some(vm), text);
             sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
             sentence
+        }
+        Event::VmPaused {
+            vm,
+            reason,
+            detail,
+            remediation,
+        } => {
+            let detail = detail.as_deref().map(|why| format!(": {why}"));
+            let text = format!("is paused ({reason}){}", detail.unwrap_or_default());
+            let mut sentence = Sentence::new(Warn, Some(vm), text);
+            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
+            sentence
+        }
+        Event::VmResumed {
+            vm,
+            reason,
+            elapsed_ms,
+        } => {
+            let after = elapsed_ms.map(|ms| format!(" after {}", duration(ms)));
+            info(
+                vm,
+                format!(
+                    "runs again{}; it was paused ({reason})",
+                    after.unwrap_or_default()
+                ),
+            )
         }
         Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
         Event::CooperativeAttempted {
@@ -311,7 +341,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 format!("{verb} {} ({category}, {})", path.display(), bytes(*size)),
             )
         }
-        Event::CommandAccepted { command, source, .. } if source != OWN => Sentence::new(
+        Event::CommandAccepted { command, source, .. } if !is_own(source) => Sentence::new(
             Severity::Progress,
             None,
             format!("{source} runs {}", in_short(command)),
@@ -321,7 +351,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             source,
             duration_ms,
             ..
-        } if source != OWN => Sentence::new(
+        } if !is_own(source) => Sentence::new(
             Info,
             None,
             format!("{source} ran {}{}", in_short(command), within(*duration_ms)),
@@ -332,7 +362,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             detail,
             duration_ms,
             ..
-        } if source != OWN => Sentence::new(
+        } if !is_own(source) => Sentence::new(
             Warn,
             None,
             format!(

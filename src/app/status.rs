@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use castra::core::cancel::Cancel;
 use castra::core::config::Protocol;
+use castra::core::config::launched::keeps_disk;
 use castra::core::config::workspace::unreadable_workspaces;
 use castra::core::escape::{escape_line, escape_text};
 use castra::core::failure::{Exit, Result};
@@ -572,6 +573,29 @@ fn details(status: &StatusOutcome, look: Look) -> String {
                 text.push_str(&wrap(&line, look.width, 4));
             }
         }
+        let try_this = |next: &str| wrap(&format!("  try: {}", escape_line(next, 512)), look.width, 4);
+        if let Some(paused) = &vm.paused {
+            let since = paused.at.as_ref().map(|at| format!(" since {at}"));
+            let why = paused.detail.as_ref().map(|why| format!(": {why}"));
+            let (since, why) = (since.unwrap_or_default(), why.unwrap_or_default());
+            let line = format!("{} paused ({}){since}{why}", vm.name, paused.reason);
+            text.push_str(&wrap(&escape_line(&line, 2048), look.width, 4));
+            text.push_str(&try_this(&paused.remediation));
+        }
+        if !vm.stale_config.is_empty() {
+            let line = format!(
+                "{} runs with other settings than the config has now: {}",
+                vm.name,
+                vm.stale_config.join(", ")
+            );
+            text.push_str(&wrap(&escape_line(&line, 2048), look.width, 4));
+            let discard = match keeps_disk(&vm.stale_config) {
+                true => "",
+                false => " --discard",
+            };
+            let next = format!("castra restart{discard} {} applies them", vm.name);
+            text.push_str(&try_this(&next));
+        }
         if let Some(metrics) = vm.guest_metrics.as_ref().filter(|_| look.wide) {
             let line = format!("{}: {}", vm.name, escape_line(&metrics::in_words(metrics), 1024));
             text.push_str(&wrap(&line, look.width, 4));
@@ -643,6 +667,7 @@ fn state_tone(vm: &VmStatus) -> Tone {
     match vm.state {
         VmState::Running | VmState::External => Tone::Good,
         VmState::Starting | VmState::Stopping => Tone::Odd,
+        VmState::Paused => Tone::Bad,
         VmState::Stopped => Tone::Faint,
         VmState::Crashed => Tone::Bad,
     }

@@ -19,6 +19,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         home: select::home()?,
         vms: typed::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
+        recreate: raw.recreate,
         force: raw.force,
         plan: raw.plan,
         broker_only: raw.broker_only,
@@ -117,6 +118,12 @@ fn well(vm: &VmUp) -> String {
     // That to the guest's SSH server is for `castra ssh`.
     let named = vm.forwards.iter().filter(|forward| !is_ssh(forward));
     facts.extend(named.map(forward));
+    if !vm.stale_config.is_empty() {
+        facts.push(format!(
+            "NOT as castra.toml has it now: {}",
+            vm.stale_config.join(", ")
+        ));
+    }
     facts.join(", ")
 }
 

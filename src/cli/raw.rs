@@ -59,6 +59,8 @@ pub struct Raw {
     pub bootstrap: Vec<String>,
     /// `--plan`.
     pub plan: bool,
+    /// `--recreate`.
+    pub recreate: bool,
     /// `--broker-only`.
     pub broker_only: bool,
     /// `--graceful-wait-secs N`.

@@ -23,8 +23,10 @@ pub use lock::{
     FileLock, Holder, ImageUse, LockError, ask_lock_holder, image_use, lock_holder, lock_holder_of,
     lock_open_file, locked_pid, unlock_open_file,
 };
+mod sparse;
 pub use memory::{Memory, memory, memory_available};
 pub use processes::{HeldFile, command_lines, held_file};
+pub use sparse::thin_out;
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
 /// compare with each other. A change of the wall clock doesn't bend it.

@@ -109,6 +109,10 @@ impl Reporter for Collector<'_> {
         }
         self.events.push_back(event.clone());
     }
+
+    fn source(&self) -> &'static str {
+        self.live.source()
+    }
 }
 
 #[cfg(test)]

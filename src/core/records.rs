@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::config::Protocol;
+use crate::core::config::launched::LaunchSettings;
 use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
@@ -71,6 +72,9 @@ pub struct RunRecord {
     /// Last bootstrap of this launch.
     #[serde(default)]
     pub bootstrap: Option<BootstrapRecord>,
+    /// The settings that this launch applied; none from an earlier version.
+    #[serde(default)]
+    pub settings: LaunchSettings,
 }
 
 /// How far a launch got.

@@ -26,7 +26,17 @@ pub trait Reporter: Send {
     fn report_line(&mut self, event: &Stamped, _line: &str) {
         self.report(event);
     }
+
+    /// On whose behalf the operation runs, as `source` of its `command.*` events says.
+    fn source(&self) -> &'static str {
+        LIBRARY
+    }
 }
+
+/// The [`Reporter::source`] of a program that embeds castra.
+pub const LIBRARY: &str = "library";
+/// That of castra's own command line.
+pub const COMMAND_LINE: &str = "cli";
 
 /// A reporter that drops everything.
 #[derive(Debug, Default)]
@@ -50,11 +60,16 @@ impl<R: Reporter + ?Sized> Reporter for &mut R {
     fn report_line(&mut self, event: &Stamped, line: &str) {
         (**self).report_line(event, line);
     }
+
+    fn source(&self) -> &'static str {
+        (**self).source()
+    }
 }
 
 /// Stamps events and hands them on; shared by the threads of one operation.
 pub struct Emitter<'a> {
     run: String,
+    source: &'static str,
     began: Instant,
     sent: AtomicU64,
     inner: Mutex<Inner<'a>>,
@@ -99,6 +114,7 @@ impl<'a> Emitter<'a> {
         let run = host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()));
         Emitter {
             run,
+            source: reporter.source(),
             began: Instant::now(),
             sent: AtomicU64::new(0),
             inner: Mutex::new(Inner {
@@ -118,6 +134,11 @@ impl<'a> Emitter<'a> {
     /// Id of this run.
     pub fn run(&self) -> &str {
         &self.run
+    }
+
+    /// On whose behalf it runs.
+    pub fn source(&self) -> &'static str {
+        self.source
     }
 
     /// So many bytes more went to a guest: the run's summary adds them up.

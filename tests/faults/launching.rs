@@ -1,5 +1,7 @@
 //! A QEMU that doesn't start, dies, hangs or won't stop.
 
+use std::fs;
+
 use nix::sys::signal::Signal;
 
 use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, of_type};
@@ -270,5 +272,85 @@ fn a_snatched_port_is_replaced() {
     let project = Project::new("snatched", ONE);
     project.run_faking("snatch=2", &["up"]).exits(0);
     project.pid("web");
+    project.down();
+}
+
+#[test]
+fn a_broker_that_was_started_for_nothing_goes_again() {
+    let project = Project::new("broker-goes", TWO);
+    for args in [&["up", "--json"][..], &["restart", "--json"]] {
+        let events = project.run_faking("refuse=no", args).exits(1).objects();
+        let broker: Vec<&str> = events
+            .iter()
+            .filter_map(|event| event["type"].as_str())
+            .filter(|kind| kind.starts_with("broker."))
+            .collect();
+        assert_eq!(broker, ["broker.started", "broker.stopped"], "{events:#?}");
+        project.assert_no_process();
+        assert_eq!(project.status()["broker"]["state"], "offline");
+    }
+    let ran = project.run_faking("refuse=no", &["up"]).exits(1);
+    assert!(!ran.stdout.contains("broker on"), "{ran:?}");
+
+    // One that was there before stays, and so does one that a VM needs.
+    project.run(&["up", "--broker-only"]).exits(0);
+    project.run_faking("refuse=no", &["up"]).exits(1);
+    assert_eq!(project.status()["broker"]["state"], "running");
+    project.down();
+    project.config(&TWO.replacen(
+        "kernel = ",
+        "qemu_args = [\"-fake\", \"refuse=no\"]\nkernel = ",
+        1,
+    ));
+    project.run(&["up"]).exits(1);
+    project.pid("db");
+    assert_eq!(project.status()["broker"]["state"], "running");
+    project.down();
+}
+
+#[test]
+fn brokers_starts_and_stops_are_told_by_whose_operation_they_are() {
+    let project = Project::new("broker-told", ONE);
+    let kinds = |args: &[&str]| -> Vec<String> {
+        let events = project.run(args).exits(0).objects();
+        let kinds = events
+            .iter()
+            .filter_map(|event| event["type"].as_str().map(str::to_owned));
+        kinds.filter(|kind| kind.starts_with("broker.s")).collect()
+    };
+    for args in [&["up", "--json"][..], &["up", "--broker-only", "--json"]] {
+        assert_eq!(kinds(args), ["broker.started"], "{args:?}");
+        assert_eq!(kinds(args), [""; 0], "it runs already");
+        assert_eq!(kinds(&["down", "--json"]), ["broker.stopped"]);
+    }
+    project.assert_nothing_left();
+}
+
+/// A launch that fails before QEMU is started, after one that `down` had to end by a signal.
+#[test]
+fn a_launch_that_fails_early_does_not_make_the_last_end_a_crash() {
+    let project = Project::new(
+        "own-down",
+        &format!("{ONE}qemu_args = [\"-fake\", \"ignore-powerdown\"]\n"),
+    );
+    for overlay in ["", "overlay = \"own.qcow2\"\n"] {
+        project.config(&format!(
+            "{ONE}{overlay}qemu_args = [\"-fake\", \"ignore-powerdown\"]\n"
+        ));
+        project.run(&["up"]).exits(0);
+        project.run(&["down"]).exits(0);
+        assert_eq!(project.vm("web")["state"], "stopped");
+        // Where its seed is to be written lies something else.
+        let seed = project.state("vms/web/seed");
+        let _ = fs::remove_dir_all(&seed);
+        fs::write(&seed, "in the way").unwrap();
+        let ran = project.run(&["up", "--json"]).exits(1);
+        assert!(!ran.stdout.contains("\"exited\""), "{ran:?}");
+        let vm = project.vm("web");
+        assert_eq!(vm["state"], "stopped", "{overlay:?}: {vm}");
+        fs::remove_file(&seed).unwrap();
+    }
+    let ran = project.run(&["up", "--json"]).exits(0);
+    assert!(!ran.stdout.contains("\"exited\""), "{ran:?}");
     project.down();
 }

@@ -11,9 +11,11 @@ mod input;
 mod killed;
 mod launching;
 mod leftovers;
+mod paused;
 mod project;
 mod racing;
 mod restarting;
 mod roots;
+mod stale;
 #[path = "../support/mod.rs"]
 mod support;

@@ -35,6 +35,8 @@ impl Journal {
                 source: "cli".into(),
                 thread: None,
                 turn: None,
+                duration_ms: None,
+                exit_status: None,
             },
         )
     }

@@ -13,7 +13,11 @@ by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU
   panic               the guest panics, then ends        panic-after=SECS  later
   ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
   console=TEXT        written to the console             off-after=SECS  the guest powers itself off
-  busy                uses a whole core
+  busy                uses a whole core                  disk-full        while `disk-full` is there its disk is
+  prelaunch           waits for `cont`, as with -S
+
+QMP takes `stop` and `cont`. With `disk-full` the guest is stopped over a write for as long as a file of that
+name lies in vms/<vm>: `cont` alone doesn't help it.
 
 A client of the console hears what is written to it from then on. A line that it sends is answered by
 `you said LINE`; `poweroff` powers off, `colours` answers with sequences of all sorts.
@@ -110,7 +114,16 @@ class Machine:
         self.client = None
         self.watcher, self.typed = None, b""
         self.negotiated = False
-        self.status = "running"
+        self.status = "prelaunch" if "prelaunch" in FAKE else "running"
+        self.full = os.path.abspath("disk-full")
+
+    def write(self):
+        """A guest that always has something to write."""
+        if "disk-full" in FAKE and self.status == "running" and os.path.exists(self.full):
+            self.event("BLOCK_IO_ERROR", device="", operation="write", action="stop", nospace=True,
+                       reason="No space left on device")
+            self.status = "io-error"
+            self.event("STOP")
 
     def listen(self, device):
         sock = socket.socket(socket.AF_UNIX)
@@ -184,6 +197,13 @@ class Machine:
             self.negotiated = True
         elif command == "query-status":
             answer = {"status": self.status, "running": self.status == "running"}
+        elif command == "stop" and self.status == "running":
+            self.status = "paused"
+            self.event("STOP")
+        elif command == "cont" and self.status != "running":
+            self.status = "running"
+            self.event("RESUME")
+            self.write()
         self.send({"return": answer, "id": asked.get("id")})
         if command == "qmp_capabilities" and FAKE.get("internal-error") == "":
             self.internal_error()
@@ -217,6 +237,8 @@ class Machine:
                 self.end("guest-shutdown", True)
             if self.negotiated and FAKE.get("internal-error") and after >= float(FAKE["internal-error"]):
                 self.internal_error()
+            if self.negotiated:
+                self.write()
             panics = "panic" in FAKE or after >= float(FAKE.get("panic-after", "inf"))
             if panics and self.negotiated:
                 self.say("[    0.9] Kernel panic - not syncing: fake")
@@ -224,7 +246,7 @@ class Machine:
             watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
             # As QEMU: a second client waits until the first is gone.
             watched += [self.watcher] if self.watcher else [console] if console else []
-            timed = {"die-after", "off-after", "panic", "panic-after", "internal-error"}
+            timed = {"die-after", "off-after", "panic", "panic-after", "internal-error", "disk-full"}
             wait = 0 if "busy" in FAKE else 0.02 if timed & FAKE.keys() else None
             for got in select.select(watched, [], [], wait)[0]:
                 if got is woken:

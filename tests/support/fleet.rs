@@ -93,6 +93,7 @@ impl Fleet {
                 noop: false,
                 duration_ms: Some(8_421),
             }),
+            settings: Default::default(),
         };
         change(&mut run);
         let paths = self.state.vm(&run.vm);

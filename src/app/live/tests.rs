@@ -4,6 +4,7 @@
 
 use castra::core::events::{Accel, BootstrapMode, BootstrapStatus, BootstrapTrigger};
 use castra::core::name::VmName;
+use castra::core::reporter::COMMAND_LINE;
 use serde_json::json;
 
 use super::*;
@@ -205,7 +206,7 @@ fn a_line_for_each_vm_through_all_of_up() {
             detail: None,
             duration_ms: None,
             exit_status: Some(0),
-            source: OWN.into(),
+            source: COMMAND_LINE.into(),
             thread: None,
             turn: None,
         },

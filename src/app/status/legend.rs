@@ -5,8 +5,9 @@
 /// One paragraph a column. `window`: the freshness window in words.
 pub fn paragraphs(window: &str) -> Vec<String> {
     vec![
-        "STATE      starting: QEMU is being launched; running: QEMU runs; stopping: it was asked to stop and still \
-         runs; stopped: it was shut down in order, or never started; crashed: it ended unexpectedly; external: you started it yourself"
+        "STATE      starting: QEMU is being launched; running: QEMU runs; paused: QEMU runs, but not its guest; \
+         stopping: it was asked to stop and still runs; stopped: it was shut down in order, or never started; \
+         crashed: it ended unexpectedly; external: you started it yourself"
             .to_owned(),
         format!(
             "BROKER     reachable: the guest was heard within the last {window}; waiting: it was not; offline: no \

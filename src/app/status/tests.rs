@@ -56,6 +56,8 @@ fn vm(name: &str, role: &str) -> VmStatus {
         ssh: None,
         bootstrap: None,
         ended: None,
+        paused: None,
+        stale_config: Vec::new(),
     }
 }
 
@@ -173,6 +175,7 @@ fn fleet() -> StatusOutcome {
         },
         accel: Some(Accel::Tcg),
         reachable: true,
+        all_reachable: false,
         last_handshake_vm: Some("web-0".parse().unwrap()),
         last_handshake_age_ms: Some(412),
         freshness_window_ms: 45_000,

@@ -257,6 +257,22 @@ pub const FLAGS: &[Flag] = &[
         },
     },
     Flag {
+        long: "recreate",
+        short: None,
+        value: None,
+        scope: UP,
+        brief: "restart VMs that run with other settings than castra.toml has",
+        manual: "Some settings are applied by a launch alone: memory, cpus, network, forwards, mounts, what it boots \
+                 and the like. Without this flag `up` names those in which a running VM differs and leaves it as it \
+                 is; with it such a VM is restarted and keeps its disk, as `castra restart` does. A VM that differs \
+                 in none runs on.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.recreate = true;
+            Ok(())
+        },
+    },
+    Flag {
         long: "broker-only",
         short: None,
         value: None,

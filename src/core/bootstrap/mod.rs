@@ -4,6 +4,7 @@
 //! log. Not here: starting VMs (`core::runtime`), in which order and how many at once
 //! (`core::operations`), or the broker whose records the first step reads (`core::broker`).
 
+mod announce;
 pub mod archive;
 pub mod banner;
 pub mod keys;

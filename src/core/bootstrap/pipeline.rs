@@ -7,8 +7,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
-
+use crate::core::bootstrap::announce::Announcer;
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::mounts;
 pub use crate::core::bootstrap::outcome::{BootstrapEnd, BootstrapOutcome};
@@ -25,11 +24,13 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::{
-    BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, Severity,
+    BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus,
+    BootstrapTrigger, Event, Severity,
 };
 use crate::core::failure::Result as Done;
 use crate::core::host;
 use crate::core::reporter::Emitter;
+use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
 
 /// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
@@ -97,21 +98,26 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         }
         BootstrapPlanAction::Error => {
             let reason = plan.reason.clone();
-            context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
-            context.emitter.emit(Event::BootstrapFailed {
-                vm: context.vm.name.clone(),
-                duration_ms: 0,
-                error: reason.clone(),
+            // It was fine before the VM was launched, or nobody would have come this far.
+            let trigger = plan.trigger.unwrap_or(match plan.mode {
+                BootstrapMode::Always => BootstrapTrigger::Always,
+                BootstrapMode::Auto | BootstrapMode::Skip => BootstrapTrigger::Auto,
             });
-            keep_outcome(context, "failed", false, Some(0));
-            return BootstrapOutcome::without_steps(context, BootstrapEnd::Failed(reason));
+            context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
+            let log = begin_log(context, &new_run_id(), trigger);
+            if let Err(failure) = &log {
+                let text = format!("the bootstrap's log can't be kept: {failure}");
+                context
+                    .emitter
+                    .emit(Event::message(Severity::Warn, Some(&context.vm.name), text));
+            }
+            return finish(context, log.ok(), Err(Trouble::because(reason)), Instant::now());
         }
     }
     keep_outcome(context, "running", false, None);
     let began = Instant::now();
-    let run_id = host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()));
-    let state = &context.config.state;
-    let vm_paths = state.vm(&context.vm.name);
+    let run_id = new_run_id();
+    let vm_paths = context.config.state.vm(&context.vm.name);
     let watch = Watch::new(
         context.cancel,
         &vm_paths,
@@ -119,52 +125,43 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         context.why_ended,
     );
     let trigger = plan.trigger.expect("a plan to run has a trigger");
-    let log = OpenLog::begin(
-        state,
-        &context.vm.name,
-        &run_id,
-        &context.launch.launch_id,
-        trigger,
-    );
-    let (tell, hashes) = bounded(2);
+    let log = begin_log(context, &run_id, trigger);
+    let announcer = Announcer::new(plan.clone(), context.emitter);
     let compute = || {
         for job in [&context.artifact_hash, &context.base_hash] {
             let job = job
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner)
                 .take();
-            let _ = tell.send(job.map_or_else(|| Ok(String::new()), |job| job()));
+            announcer.hashed(job.map_or_else(|| Ok(String::new()), |job| job()));
         }
     };
     let (log, result) = thread::scope(|scope| {
+        let log = match log {
+            Ok(log) => log,
+            Err(failure) => {
+                context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
+                return (None, Err(Trouble::because(failure.to_string())));
+            }
+        };
         // Without a thread beside this one they are computed first.
         if threads::start_in(scope, &format!("hash {}", context.vm.name), &compute).is_err() {
             compute();
         }
-        match log {
-            Ok(log) => {
-                let mut pipeline = Pipeline {
-                    context,
-                    plan,
-                    watch,
-                    run_id,
-                    log,
-                    hashes,
-                    planned: false,
-                    started: false,
-                    untold: Vec::new(),
-                    master: None,
-                    noop: false,
-                };
-                let result = pipeline.steps();
-                pipeline.part();
-                (Some(pipeline.log), result)
-            }
-            Err(failure) => {
-                context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
-                (None, Err(Trouble::because(failure.to_string())))
-            }
-        }
+        let mut pipeline = Pipeline {
+            context,
+            plan,
+            watch,
+            run_id,
+            log,
+            pauses: PauseWatch::new(&vm_paths),
+            announcer: &announcer,
+            master: None,
+            noop: false,
+        };
+        let result = pipeline.steps();
+        pipeline.part();
+        (Some(pipeline.log), result)
     });
     finish(context, log, result, began)
 }
@@ -173,6 +170,15 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
 fn handshake_limit(plan: &BootstrapPlan) -> Duration {
     plan.handshake_timeout_secs
         .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs)
+}
+
+fn new_run_id() -> String {
+    host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()))
+}
+
+fn begin_log(context: &Context<'_, '_>, run_id: &str, trigger: BootstrapTrigger) -> Done<OpenLog> {
+    let (vm, launch) = (&context.vm.name, &context.launch.launch_id);
+    OpenLog::begin(&context.config.state, vm, run_id, launch, trigger)
 }
 
 /// The way to the guest's SSH server.
@@ -195,11 +201,8 @@ struct Pipeline<'a, 'c, 'e> {
     watch: Watch<'a>,
     run_id: String,
     log: OpenLog,
-    hashes: Receiver<Done<String>>,
-    planned: bool,
-    started: bool,
-    /// Steps that ended before plan and start could be told.
-    untold: Vec<Event>,
+    pauses: PauseWatch,
+    announcer: &'a Announcer<'c, 'e>,
     master: Option<Box<Master>>,
     noop: bool,
 }
@@ -271,9 +274,7 @@ impl Pipeline<'_, '_, '_> {
             }
         })?;
         // What the script prints is told at once, and comes after the start.
-        let hashed = self.await_hashes();
-        self.tell_steps(hashed.is_err());
-        hashed?;
+        self.await_hashes().inspect_err(|_| self.announcer.close())?;
         self.step(BootstrapStepKind::Apply, |pipeline| {
             match (&skip_rest, &mut pipeline.master) {
                 (None, Some(master)) => {
@@ -412,36 +413,26 @@ impl Pipeline<'_, '_, '_> {
             Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
             Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.detail())),
         };
+        (self.log.log.artifact_hash, self.log.log.base_hash) = self.announcer.hashes();
         self.log.step(StepRecord {
             step: kind.as_str().to_owned(),
             status,
             duration_ms,
             detail: detail.clone(),
         });
-        self.untold.push(Event::BootstrapStep {
+        self.announcer.step(Event::BootstrapStep {
             vm: self.context.vm.name.clone(),
             step: kind,
             status,
             duration_ms,
             detail,
         });
-        let hashed = self.take_hashes(Duration::ZERO);
-        self.tell_steps(hashed.is_err() || result.is_err());
+        let hashed = self.announcer.check();
+        if hashed.is_err() || result.is_err() {
+            self.announcer.close();
+        }
         hashed?;
         result.map(|_| ())
-    }
-
-    /// Tells of the steps that ended. Plan and start come before any of them, so until the hashes are known they are
-    /// kept, and the work goes on; when the run is over anyway, what isn't known yet is left empty.
-    fn tell_steps(&mut self, is_over: bool) {
-        while is_over && !self.started {
-            self.announce(String::new());
-        }
-        if self.started {
-            for event in self.untold.drain(..) {
-                self.context.emitter.emit(event);
-            }
-        }
     }
 
     /// What every turn of the first wait looks at.
@@ -449,66 +440,29 @@ impl Pipeline<'_, '_, '_> {
         if let Some(stop) = self.watch.look() {
             return Err(Trouble::Stopped(stop));
         }
-        self.take_hashes(Duration::ZERO)
+        // Whoever executes nothing gives no sign of life, however long it is waited for.
+        if let Some(pause) = self.pauses.look() {
+            let disk = self.context.config.state.overlay(&self.context.vm.name);
+            let failure = pause.failure(&self.context.vm.name, Some(&disk));
+            let trouble = Trouble::because(failure.cause());
+            return Err(trouble.advise(failure.next.unwrap_or_default()));
+        }
+        self.announcer.check()
     }
 
     /// Waits for what is missing of the hashes.
     fn await_hashes(&mut self) -> Result<(), Trouble> {
-        while !self.started {
-            self.take_hashes(Duration::from_millis(20))?;
+        loop {
+            let started = self.announcer.wait_started(Duration::from_millis(20));
             if let Some(stop) = self.watch.look() {
                 return Err(Trouble::Stopped(stop));
             }
-        }
-        Ok(())
-    }
-
-    /// Takes the hashes that are there; tells plan and start as soon as they can be told.
-    fn take_hashes(&mut self, patience: Duration) -> Result<(), Trouble> {
-        while !self.started {
-            let hash = match self.hashes.try_recv() {
-                Ok(hash) => hash,
-                Err(TryRecvError::Disconnected) => Ok(String::new()),
-                Err(TryRecvError::Empty) if patience.is_zero() => return Ok(()),
-                Err(TryRecvError::Empty) => match self.hashes.recv_timeout(patience) {
-                    Ok(hash) => hash,
-                    Err(RecvTimeoutError::Timeout) => return Ok(()),
-                    Err(RecvTimeoutError::Disconnected) => Ok(String::new()),
-                },
-            };
-            match hash {
-                Ok(hash) => self.announce(hash),
-                Err(failure) => {
-                    self.announce(String::new());
-                    return Err(Trouble::because(failure.to_string()));
-                }
+            self.announcer.check()?;
+            if started {
+                break;
             }
         }
+        (self.log.log.artifact_hash, self.log.log.base_hash) = self.announcer.hashes();
         Ok(())
-    }
-
-    /// The artifact's hash completes the plan, the base's the start.
-    fn announce(&mut self, hash: String) {
-        let known = (!hash.is_empty()).then_some(hash);
-        if !self.planned {
-            self.planned = true;
-            self.plan.artifact_hash = known.clone();
-            self.log.log.artifact_hash = known;
-            let emitter = self.context.emitter;
-            emitter.emit(Event::BootstrapPlanned(Box::new(self.plan.clone())));
-            for warning in &self.plan.warnings {
-                let vm = Some(&self.context.vm.name);
-                emitter.emit(Event::message(Severity::Warn, vm, warning.clone()));
-            }
-            return;
-        }
-        self.started = true;
-        self.log.log.base_hash = known.clone();
-        self.context.emitter.emit(Event::BootstrapStarted {
-            vm: self.context.vm.name.clone(),
-            base_hash: known.unwrap_or_default(),
-            artifact_hash: self.plan.artifact_hash.clone().unwrap_or_default(),
-            trigger: self.plan.trigger.expect("a plan to run has a trigger"),
-        });
     }
 }

@@ -1,7 +1,7 @@
 //! Edges: what the state thread does to the outside for `step`: answers, files, log, journal.
 //!
-//! Here: performing effects, and the look around once a second (are our files still there, do
-//! the VMs still run). Not here: any decision (`broker::state`), or the threads (`serve`).
+//! Here: performing effects, and the look around once a second (are our files still there). Not here:
+//! any decision (`broker::state`), what becomes of the VMs (`broker::vms`), or the threads (`serve`).
 //!
 //! A full disk or a missing directory never ends the broker: what can't be written is counted
 //! and said as soon as there is room again.
@@ -17,14 +17,14 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
-use crate::core::host::{self, Holder};
+use crate::core::host;
 use crate::core::journal::{Journal, Rotation};
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
-use crate::core::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
+use crate::core::records::{self, GuestsRecord};
 use crate::core::reporter::wall_clock;
-use crate::core::status::{EndedStatus, VmState, ending};
+use crate::core::runtime::process::qemu_pid;
 
 use super::attempts::line_head;
 use super::buslog::{BusLog, last_kept, parse_line};
@@ -34,6 +34,7 @@ use super::link::Link;
 use super::outbox::Sent;
 use super::record::{RecordRead, RecordWriter, read_record};
 use super::state::{At, ConnId, Effect, Input, Part};
+use super::vms::Vms;
 
 /// Senders' own logs that are kept open.
 const OPEN_SHELVES: usize = 64;
@@ -139,8 +140,7 @@ pub struct Edges {
     writers: BTreeMap<VmName, RecordWriter>,
     guests_seen: Option<Seen>,
     guests: GuestsRecord,
-    running: BTreeMap<VmName, u32>,
-    ended: BTreeMap<VmName, String>,
+    vms: Vms,
     lines: Vec<String>,
     told: Vec<String>,
     replies: Vec<Reply>,
@@ -176,8 +176,7 @@ impl Edges {
             writers: BTreeMap::new(),
             guests_seen: None,
             guests: GuestsRecord::default(),
-            running: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            vms: Vms::default(),
             lines: Vec::new(),
             told: Vec::new(),
             replies: Vec::new(),
@@ -594,7 +593,7 @@ impl Edges {
                             .iter()
                             .any(|guest| guest.name == vm && guest.launch_id.is_some());
                         Some(Input::Restored {
-                            alive: !launched || self.qemu_of(&vm).is_some(),
+                            alive: !launched || qemu_pid(&self.paths.vm(&vm)).is_some(),
                             record: Box::new(record),
                         })
                     }
@@ -604,86 +603,18 @@ impl Edges {
             .collect()
     }
 
-    fn qemu_of(&self, vm: &VmName) -> Option<u32> {
-        match host::lock_holder(&self.paths.vm(vm).qemu_pid()) {
-            Holder::Process(pid) => Some(pid),
-            Holder::Nobody | Holder::Description | Holder::Unknown => None,
+    /// What has become of the VMs since the last look: those whose QEMU is gone or executes nothing.
+    pub fn silent_vms(&mut self, at: At, first: bool) -> Vec<VmName> {
+        let seen = self
+            .vms
+            .look(&self.paths, &self.guests, at.boot_ms, self.rotation, first);
+        for (level, line) in &seen.lines {
+            self.log(at, level, line);
         }
-    }
-
-    /// VMs whose QEMU is gone since the last look. Each launch's end is told once, unless `down`
-    /// asked for it and tells it itself. At the first look what has ended already is an earlier
-    /// broker's story.
-    pub fn gone_vms(&mut self, at: At, first: bool) -> Vec<VmName> {
-        let launches: Vec<(VmName, String)> = self
-            .guests
-            .guests
-            .iter()
-            .filter_map(|guest| Some((guest.name.clone(), guest.launch_id.clone()?)))
-            .collect();
-        let mut gone = Vec::new();
-        for (vm, launch) in launches {
-            if let Some(pid) = self.qemu_of(&vm) {
-                self.running.insert(vm, pid);
-                continue;
-            }
-            let pid = self.running.remove(&vm);
-            if self.ended.get(&vm) == Some(&launch) {
-                continue;
-            }
-            let run = records::load::<RunRecord>(&self.paths.vm(&vm).run())
-                .ok()
-                .flatten();
-            // One that ran and ended between two looks counts too; one that still starts doesn't.
-            let ran = pid.is_some()
-                || run.is_some_and(|run| run.launch_id == launch && run.phase == RunPhase::Running);
-            if !ran {
-                continue;
-            }
-            if !first {
-                self.tell_exit(at, &vm, &launch, pid);
-            }
-            gone.push(vm.clone());
-            self.ended.insert(vm, launch);
+        for event in seen.events {
+            self.tell(at, event);
         }
-        gone
-    }
-
-    fn tell_exit(&mut self, at: At, vm: &VmName, launch: &str, pid: Option<u32>) {
-        let paths = self.paths.vm(vm);
-        let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
-        if stop.is_some_and(|stop| stop.launch_id == launch) {
-            return;
-        }
-        let (outcome, ended) = match ending::read(&paths) {
-            Some(ending) => (ending.state, ending.ended),
-            None => {
-                let reason = "unknown".to_owned();
-                let ended = EndedStatus {
-                    reason,
-                    ..EndedStatus::default()
-                };
-                (VmState::Stopped, ended)
-            }
-        };
-        let outcome = outcome.as_str().to_owned();
-        self.log(
-            at,
-            "WARN",
-            &format!("exit of vm:{vm} outcome={outcome} reason={}", ended.reason),
-        );
-        self.tell(
-            at,
-            Event::VmExited {
-                vm: vm.clone(),
-                pid,
-                reason: ended.reason,
-                outcome,
-                last_words: ended.last_words,
-                qemu_words: ended.qemu_words,
-                remediation: ended.remediation,
-            },
-        );
+        seen.silent
     }
 
     /// Our files whose names were taken away are made anew; records are asked of the state.

@@ -26,6 +26,7 @@ mod signals;
 pub mod state;
 mod survey;
 mod throttle;
+mod vms;
 
 pub use launcher::{
     BrokerHandle, BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker,

@@ -253,7 +253,7 @@ impl Broker {
         self.take(at, guests);
         let restored = self.edges.restored();
         self.take(at, restored);
-        for vm in self.edges.gone_vms(at, true) {
+        for vm in self.edges.silent_vms(at, true) {
             self.take(at, [Input::VmGone { vm }]);
         }
         self.commit(at);
@@ -441,7 +441,7 @@ impl Broker {
     fn end(mut self) {
         let at = now();
         // Those that ended since the last look were stopped, as a rule, by the `down` that stops us.
-        for vm in self.edges.gone_vms(at, false) {
+        for vm in self.edges.silent_vms(at, false) {
             self.take(at, [Input::VmGone { vm }]);
         }
         self.take(at, [Input::Finish]);
@@ -483,7 +483,7 @@ impl Broker {
         self.commit(at);
         let changed = self.edges.changed_guests(at);
         self.take(at, changed);
-        for vm in self.edges.gone_vms(at, false) {
+        for vm in self.edges.silent_vms(at, false) {
             self.take(at, [Input::VmGone { vm }]);
         }
         if self.lock.as_ref().is_none_or(|lock| !lock.still_named()) {

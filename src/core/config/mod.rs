@@ -8,6 +8,7 @@ mod bootstrap;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod docs;
+pub mod launched;
 mod load;
 mod metadata;
 mod paths;

@@ -320,6 +320,20 @@ pub enum Event {
         #[serde(default)]
         remediation: Option<String>,
     },
+    /// QEMU runs, but executes nothing of the guest; `reason` and the rest as in the status contract's
+    /// `paused`.
+    VmPaused {
+        vm: VmName,
+        reason: String,
+        detail: Option<String>,
+        remediation: Option<String>,
+    },
+    /// The guest runs again; `reason` is what it was paused for, `elapsed_ms` for how long, if known.
+    VmResumed {
+        vm: VmName,
+        reason: String,
+        elapsed_ms: Option<u64>,
+    },
     /// `down` begins with this VM.
     ShutdownRequested { vm: VmName, pid: u32 },
     /// The guest was asked to power off.
@@ -367,8 +381,8 @@ pub enum Event {
     /// It began.
     BootstrapStarted {
         vm: VmName,
-        base_hash: String,
-        artifact_hash: String,
+        base_hash: Option<String>,
+        artifact_hash: Option<String>,
         trigger: BootstrapTrigger,
     },
     /// One stage ended.
@@ -445,6 +459,10 @@ pub enum Event {
         source: String,
         thread: Option<String>,
         turn: Option<u64>,
+        #[serde(default)]
+        duration_ms: Option<u64>,
+        #[serde(default)]
+        exit_status: Option<i32>,
     },
     /// A command was refused before anything ran.
     CommandRejected {
@@ -455,6 +473,8 @@ pub enum Event {
         source: String,
         thread: Option<String>,
         turn: Option<u64>,
+        #[serde(default)]
+        duration_ms: Option<u64>,
     },
     /// It ended well.
     CommandCompleted {
@@ -563,6 +583,7 @@ impl Event {
             source: source.to_owned(),
             thread: None,
             turn: None,
+            duration_ms: None,
         }
     }
 }

@@ -392,6 +392,8 @@ impl<'a> Relay<'a> {
             source: self.agent.name().to_owned(),
             thread: self.thread_id(),
             turn: self.turn(),
+            duration_ms: None,
+            exit_status: None,
         });
         self.open.push_back(Open {
             item,

@@ -242,6 +242,10 @@ fn end_of(file: &File, count: usize) -> io::Result<(Vec<u8>, u64)> {
         let mut piece = vec![0; usize::try_from(start - from).unwrap_or(PIECE)];
         let read = read_whole(file, &mut piece, from)?;
         piece.truncate(read);
+        // The middle of a log that grew too large was given back: what is before it is another story.
+        if piece.iter().all(|byte| *byte == 0) {
+            break;
+        }
         line_ends += piece.iter().filter(|byte| **byte == b'\n').count();
         pieces.push(piece);
         start = from;

@@ -16,6 +16,7 @@ use crate::core::operations::lost;
 use crate::core::operations::preflight;
 use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::running;
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Task, Way};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
@@ -94,33 +95,38 @@ fn run_again(
     selected: &[&VmConfig],
     overrides: &Overrides,
     emitter: &Emitter<'_>,
-) -> Result<(Vec<VmUp>, u16)> {
+) -> Result<(Vec<VmUp>, Option<u16>)> {
     let config = &options.config;
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     let locks = start::lock_vms(config, selected, "castra bootstrap")?;
-    let broker_port = up::ensure_broker(config, broker, emitter, &options.cancel)?;
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
-    let tasks: Vec<Task<'_>> = selected
-        .iter()
-        .zip(locks)
-        .map(|(vm, lock)| Task {
-            vm,
-            way: Way::Found(lock),
-        })
-        .collect();
-    let fleet = Fleet {
-        config,
-        home: &options.home,
-        overrides,
-        emitter,
-        cancel: &options.cancel,
-        broker_port,
-        gate: Gate::new(project, tasks.len()),
-        slots: Slots::new(1),
-        launching: None,
-    };
-    Ok((fleet.run(tasks, relay), broker_port))
+    relay.during(emitter, || {
+        let broker = up::ensure_broker(config, broker, emitter, &options.cancel)?;
+        for vm in selected {
+            running::tell_stale(config, vm, emitter);
+        }
+        let tasks: Vec<Task<'_>> = selected
+            .iter()
+            .zip(locks)
+            .map(|(vm, lock)| Task {
+                vm,
+                way: Way::Found(lock),
+            })
+            .collect();
+        let fleet = Fleet {
+            config,
+            home: &options.home,
+            overrides,
+            emitter,
+            cancel: &options.cancel,
+            broker_port: broker.port,
+            gate: Gate::new(project, tasks.len()),
+            slots: Slots::new(1),
+            launching: None,
+        };
+        Ok(up::run_fleet(&fleet, tasks, broker))
+    })
 }
 
 pub(crate) fn names_of(vms: &[&VmConfig]) -> HashSet<String> {

@@ -4,6 +4,7 @@
 //! Here: the order of things. Not here: how one VM is stopped (`operations::stopping`), or how a
 //! broker is (`core::broker::launcher`).
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::core::host::{self, FileLock};
 use crate::core::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::operations::lost;
+use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
 use crate::core::operations::stopping::{self, Stopping};
@@ -147,7 +149,8 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         .map(|(outcome, vm)| outcome.unwrap_or_else(|_| panicked(vm)))
         .collect();
     let vms = with_lost(vms, ended);
-    let (broker_stopped, broker_error) = stop_broker_if_last(&options, emitter);
+    let relay = Relay::from_now(&state.broker_events(), HashSet::new());
+    let (broker_stopped, broker_error) = relay.during(emitter, || stop_broker_if_last(state, emitter));
     drop(project);
 
     let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
@@ -344,8 +347,7 @@ fn what_to_discard(
 }
 
 /// The broker stops last, and only when no VM of the project runs any more.
-fn stop_broker_if_last(options: &DownOptions, emitter: &Emitter<'_>) -> (bool, Option<Failure>) {
-    let state = &options.state;
+pub(crate) fn stop_broker_if_last(state: &StateRoot, emitter: &Emitter<'_>) -> (bool, Option<Failure>) {
     let running = select::launched_vms(state, &[], &[]).unwrap_or_default();
     if running.iter().any(|vm| qemu_pid(&state.vm(vm)).is_some()) {
         return (false, None);

@@ -9,6 +9,7 @@ use std::time::{Instant, SystemTime};
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::plan;
 use crate::core::broker::protocol::heartbeat_secs;
+use crate::core::config::launched::launch_settings;
 use crate::core::config::{Network, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
@@ -20,7 +21,7 @@ use crate::core::operations::restart::tell_kept;
 use crate::core::operations::run::{Slot, tell_discarded};
 use crate::core::operations::start::{Fleet, Launching, millis, ssh_forward};
 use crate::core::paths::{VmPaths, vm_file};
-use crate::core::records::{self, RunPhase, RunRecord};
+use crate::core::records::{self, RunPhase, RunRecord, StopRecord};
 use crate::core::reporter::wall_clock;
 use crate::core::runtime::accel;
 use crate::core::runtime::attached::AttachedQemu;
@@ -64,7 +65,7 @@ impl Fleet<'_, '_> {
             // overlay elsewhere is put on record once it is made: till then the file there, if any,
             // isn't castra's to discard.
             let path = self.config.state.overlay(&vm.name);
-            records::save(&paths.run(), &self.record_of(vm, identity, with, &path))?;
+            put_on_record(&paths, &self.record_of(vm, identity, with, &path))?;
         }
         let overlay = self.make_overlay(vm, lock, &boot, earlier.as_ref())?;
         let launched = self.launch(vm, lock, identity, with, &overlay.path, earlier.as_ref());
@@ -93,14 +94,14 @@ impl Fleet<'_, '_> {
         }
     }
 
-    /// Says what the last launch came to if it wasn't `down` that ended it, and removes the marks it
-    /// left.
+    /// Says what the last launch came to if it wasn't `down` that ended it, and makes sure that a
+    /// fresh disk meets no host key of the one before.
     fn clear_leftovers(&self, vm: &VmConfig, paths: &VmPaths, earlier: Option<&RunRecord>) -> Result<()> {
-        let remove = |path: PathBuf| {
-            host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
-        };
-        let meant = remove(paths.stop())?;
-        let unexplained = !meant && earlier.is_some_and(|record| record.boot_id == host::boot_id());
+        let stop: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
+        let unexplained = earlier.is_some_and(|record| {
+            let meant = stop.is_some_and(|stop| stop.launch_id == record.launch_id);
+            !meant && record.boot_id == host::boot_id()
+        });
         if let Some(found) = unexplained.then(|| ending::read(paths)).flatten() {
             self.emitter.emit(Event::VmExited {
                 vm: vm.name.clone(),
@@ -152,7 +153,7 @@ impl Fleet<'_, '_> {
         let restarts = self
             .launching
             .as_ref()
-            .is_some_and(|launching| launching.keeps_disks);
+            .is_some_and(|launching| launching.keep_disks.contains(&vm.name));
         keep_of(vm, path, earlier, restarts)
     }
 
@@ -212,7 +213,7 @@ impl Fleet<'_, '_> {
             |plan| {
                 record.forwards.clone_from(&plan.forwards);
                 record.ssh = plan::ssh_plan(vm, self.config, ssh_forward(&plan.forwards));
-                records::save(&paths.run(), &record)
+                put_on_record(&paths, &record)
             },
         )
         .map_err(|error| {
@@ -275,6 +276,7 @@ impl Fleet<'_, '_> {
             overlay: Some(overlay.to_owned()),
             persist: vm.persist,
             bootstrap: None,
+            settings: launch_settings(self.config, vm),
         }
     }
 
@@ -325,6 +327,23 @@ pub(crate) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, r
         (false, true) => Keep::Restart,
         (false, false) => Keep::Nothing,
     }
+}
+
+/// From now on this launch is the VM's last one. What QEMU said of the launch before goes first, so
+/// that it is never read as said of this one; that the one before was meant to stop goes last, so that
+/// whoever reads the old record finds it. Until here a launch that fails leaves the old story whole.
+fn put_on_record(paths: &VmPaths, record: &RunRecord) -> Result<()> {
+    let log = paths.file(vm_file::QMP_LOG);
+    let emptied = host::private_file()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&log);
+    emptied.map_err(|error| Failure::io("create", &log, &error))?;
+    records::save(&paths.run(), record)?;
+    let stop = paths.stop();
+    host::remove_if_there(&stop).map_err(|error| Failure::io("remove", &stop, &error))?;
+    Ok(())
 }
 
 /// Whether castra made what lies at `path`: it is the default place, or the last launch's record

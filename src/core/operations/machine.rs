@@ -6,6 +6,7 @@
 //! the thing: `images::base`, `runtime::overlay`, `runtime::seed`), or making any of it.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
 use crate::core::images::base::{ResolvedBase, look_at_base_image};
 use crate::core::images::default_guest::{GuestKind, find_default_guest, least_memory};
+use crate::core::name::VmName;
 use crate::core::operations::launching::{is_ours, keep_of};
 use crate::core::records::{self, RunRecord};
 use crate::core::runtime::binary::find_tool;
@@ -31,8 +33,8 @@ pub(crate) struct Looking<'l> {
     config: &'l Config,
     home: &'l Path,
     cancel: &'l Cancel,
-    /// A restart: disks are kept, whatever `persist` says.
-    keeps_disks: bool,
+    /// Who keeps its disk, whatever `persist` says.
+    keep_disks: &'l HashSet<VmName>,
     /// `qemu-img` is there; without it no image can be looked into.
     reads_images: bool,
     /// Replicas share an image: it is looked at once.
@@ -44,13 +46,13 @@ impl<'l> Looking<'l> {
         config: &'l Config,
         home: &'l Path,
         cancel: &'l Cancel,
-        keeps_disks: bool,
+        keep_disks: &'l HashSet<VmName>,
     ) -> Looking<'l> {
         Looking {
             config,
             home,
             cancel,
-            keeps_disks,
+            keep_disks,
             reads_images: find_tool("qemu-img").is_some(),
             seen: RefCell::default(),
         }
@@ -188,7 +190,7 @@ impl<'l> Looking<'l> {
             path,
             base,
             disk_size: vm.disk_size,
-            keep: keep_of(vm, path, earlier.as_ref(), self.keeps_disks),
+            keep: keep_of(vm, path, earlier.as_ref(), self.keep_disks.contains(&vm.name)),
             ours: is_ours(vm, path, earlier.as_ref()),
             lock: None,
         })

@@ -62,6 +62,7 @@ pub mod report;
 pub mod restart;
 mod room;
 mod run;
+mod running;
 mod select;
 mod start;
 pub mod status;

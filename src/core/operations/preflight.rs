@@ -4,6 +4,7 @@
 //! Here: what is examined in which order, and the refusals. Not here: how a plan is made
 //! (`core::bootstrap::plan`), a conflict found (`core::ports`) or one VM looked at (`operations::machine`).
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use crate::core::bootstrap::keys;
@@ -14,6 +15,7 @@ use crate::core::config::{Config, Network, VmConfig};
 use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
+use crate::core::name::VmName;
 use crate::core::operations::launching;
 use crate::core::operations::machine::Looking;
 use crate::core::operations::room::{self, Shortage};
@@ -42,8 +44,8 @@ pub(crate) struct Asked<'a> {
     pub conflicts: Vec<PortConflict>,
     /// A castra binary, for isolated guests.
     pub cli: Option<&'a Path>,
-    /// A restart, which keeps disks.
-    pub keeps_disks: bool,
+    /// VMs that are restarted and keep their disks.
+    pub keep_disks: &'a HashSet<VmName>,
     pub cancel: &'a Cancel,
 }
 
@@ -72,7 +74,7 @@ pub(crate) fn examine(asked: Asked<'_>) -> Preflight {
         launches,
         ..
     } = asked;
-    let looking = Looking::new(config, asked.home, asked.cancel, asked.keeps_disks);
+    let looking = Looking::new(config, asked.home, asked.cancel, asked.keep_disks);
     let launched = |vm: &VmConfig| launches.iter().any(|launched| launched.name == vm.name);
     let mut found = Preflight {
         plans: plans_of(config, selected, asked.overrides),

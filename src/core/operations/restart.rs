@@ -8,6 +8,7 @@
 //! first: plans, ports, memory, images, the accelerator. A VM is started again as soon as it has
 //! stopped; a slow one delays no other.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -19,6 +20,7 @@ use crate::core::config::{Config, LifecycleConfig, VmConfig};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
+use crate::core::name::VmName;
 use crate::core::operations::accelerator;
 use crate::core::operations::boot::{self, Boot};
 use crate::core::operations::bootstrap::names_of;
@@ -107,6 +109,7 @@ pub fn restart_with_launcher(
         .collect();
     let mut conflicts = read::conflicts(config, &stopped, &options.home);
     conflicts.extend(conflicts_of_running(config, &selected, &options.home));
+    let kept = kept(&options, &selected);
     let found = preflight::examine(Asked {
         config,
         home: &options.home,
@@ -116,7 +119,7 @@ pub fn restart_with_launcher(
         overrides: &overrides,
         conflicts,
         cli: options.cli.as_deref(),
-        keeps_disks: !options.discard,
+        keep_disks: &kept,
         cancel: &options.cancel,
     });
     let (qemu, warnings) = found.pass(options.force)?;
@@ -132,9 +135,21 @@ pub fn restart_with_launcher(
     }
 }
 
+/// The VMs that keep their disks.
+fn kept(options: &RestartOptions, selected: &[&VmConfig]) -> HashSet<VmName> {
+    match options.discard {
+        true => HashSet::new(),
+        false => selected.iter().map(|vm| vm.name.clone()).collect(),
+    }
+}
+
 /// Fixed ports that VMs which run are to have from now on, and somebody else has: not one of those that
 /// restart too, for they may give it up.
-fn conflicts_of_running(config: &Config, selected: &[&VmConfig], home: &Path) -> Vec<PortConflict> {
+pub(crate) fn conflicts_of_running(
+    config: &Config,
+    selected: &[&VmConfig],
+    home: &Path,
+) -> Vec<PortConflict> {
     let restarts = |owner: &PortOwner| match owner {
         PortOwner::Vm { vm, workspace, .. } => {
             *workspace == config.workspace && selected.iter().any(|other| other.name == *vm)
@@ -169,7 +184,7 @@ fn replace(
     overrides: &Overrides,
     qemu: PathBuf,
     emitter: &Emitter<'_>,
-) -> Result<(Vec<VmUp>, u16)> {
+) -> Result<(Vec<VmUp>, Option<u16>)> {
     let config = &options.config;
     let cancel = &options.cancel;
     let boots = boot::prepare(selected, config, &options.home, emitter, cancel)?;
@@ -182,43 +197,41 @@ fn replace(
     up::tell_what_user_networking_opens(config, selected, emitter);
     identity::issue(config, &[])?;
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
-    let port = up::ensure_broker(config, broker, emitter, cancel)?;
-    let ports = Ports::new();
-    for record in start::running_records(config) {
-        ports.note_running(&record.forwards);
-    }
-    let with = Restarting {
-        lifecycle: &options.lifecycle,
-        discard: options.discard,
-        issuing: Mutex::new(()),
-    };
-    let tasks: Vec<Task<'_>> = selected
-        .iter()
-        .map(|vm| Task {
-            vm,
-            way: Way::Restart(&with),
-        })
-        .collect();
-    let fleet = Fleet {
-        config,
-        home: &options.home,
-        overrides,
-        emitter,
-        cancel,
-        broker_port: port,
-        gate: Gate::new(project, tasks.len()),
-        slots: Slots::new(host::cores()),
-        launching: Some(Launching {
-            boots: &boots,
-            qemu,
-            cli: options.cli.as_deref(),
-            mode: options.launch_mode,
-            accel,
-            ports,
-            keeps_disks: !options.discard,
-        }),
-    };
-    Ok((fleet.run(tasks, relay), port))
+    relay.during(emitter, || {
+        let broker = up::ensure_broker(config, broker, emitter, cancel)?;
+        let ports = Ports::new();
+        for record in start::running_records(config) {
+            ports.note_running(&record.forwards);
+        }
+        let with = Restarting::new(&options.lifecycle, options.discard);
+        let tasks: Vec<Task<'_>> = selected
+            .iter()
+            .map(|vm| Task {
+                vm,
+                way: Way::Restart(&with),
+            })
+            .collect();
+        let fleet = Fleet {
+            config,
+            home: &options.home,
+            overrides,
+            emitter,
+            cancel,
+            broker_port: broker.port,
+            gate: Gate::new(project, tasks.len()),
+            slots: Slots::new(host::cores()),
+            launching: Some(Launching {
+                boots: &boots,
+                qemu,
+                cli: options.cli.as_deref(),
+                mode: options.launch_mode,
+                accel,
+                ports,
+                keep_disks: kept(options, selected),
+            }),
+        };
+        Ok(up::run_fleet(&fleet, tasks, broker))
+    })
 }
 
 /// What all VMs of one `restart` share until they are launched.
@@ -228,6 +241,16 @@ pub(crate) struct Restarting<'f> {
     /// Held while `guests.json` is replaced: each VM has its new identity once its old QEMU is gone,
     /// so that nothing the old guest says counts for the new one.
     issuing: Mutex<()>,
+}
+
+impl<'f> Restarting<'f> {
+    pub(crate) fn new(lifecycle: &'f LifecycleConfig, discard: bool) -> Restarting<'f> {
+        Restarting {
+            lifecycle,
+            discard,
+            issuing: Mutex::new(()),
+        }
+    }
 }
 
 impl Fleet<'_, '_> {

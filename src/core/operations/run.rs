@@ -19,9 +19,6 @@ use crate::core::operations::verdict::FleetVerdict;
 use crate::core::paths::StateRoot;
 use crate::core::reporter::{Emitter, Reporter, not_kept};
 
-/// Who asked for an operation, as `command.*` events name it.
-const SOURCE: &str = "cli";
-
 /// One run of a changing operation.
 pub(crate) struct Operation<'a> {
     command: &'static str,
@@ -67,9 +64,11 @@ impl<'a> Operation<'a> {
         emitter.emit(Event::CommandAccepted {
             command: command.to_owned(),
             detail,
-            source: SOURCE.to_owned(),
+            source: emitter.source().to_owned(),
             thread: None,
             turn: None,
+            duration_ms: None,
+            exit_status: None,
         });
         if let Some(trouble) = trouble {
             emitter.emit(trouble);
@@ -99,7 +98,7 @@ impl<'a> Operation<'a> {
         let command = self.command.to_owned();
         let duration_ms = Some(self.emitter.elapsed_ms());
         let exit_status = Some(i32::from(exit.code()));
-        let source = SOURCE.to_owned();
+        let source = self.emitter.source().to_owned();
         let (thread, turn) = (None, None);
         self.emitter.emit(if exit == Exit::Done {
             Event::CommandCompleted {
@@ -149,7 +148,8 @@ impl<'a> Operation<'a> {
                 .emit(Event::advice(Severity::Blocker, None, failure.cause(), next));
         }
         if failure.exit.is_refusal() {
-            self.emitter.emit(Event::rejected(self.command, &failure, SOURCE));
+            let source = self.emitter.source();
+            self.emitter.emit(Event::rejected(self.command, &failure, source));
         }
         let sent = self.emitter.bytes_sent();
         let said = Some(failure.to_string());

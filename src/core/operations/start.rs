@@ -4,10 +4,11 @@
 //! order of things for the fleet (`operations::up`), the launch (`operations::launching`), or what a
 //! bootstrap does (`core::bootstrap`).
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::overrides::Overrides;
@@ -15,6 +16,7 @@ use crate::core::bootstrap::pipeline::{self, BootstrapEnd, Context, Launch};
 use crate::core::bootstrap::plan::{self, Known};
 use crate::core::bootstrap::wait::has_been_heard;
 use crate::core::cancel::Cancel;
+use crate::core::config::launched::{differing, launch_settings};
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
@@ -24,9 +26,9 @@ use crate::core::name::VmName;
 use crate::core::operations::accelerator::KvmWatch;
 use crate::core::operations::boot::{self, Boot, Boots};
 use crate::core::operations::identity::Identity;
-use crate::core::operations::relay::Relay;
 use crate::core::operations::restart::Restarting;
 use crate::core::operations::run::{self, Gate, Slot, Slots};
+use crate::core::operations::running;
 use crate::core::operations::select;
 use crate::core::operations::up::VmUp;
 use crate::core::paths::vm_file;
@@ -39,7 +41,7 @@ use crate::core::runtime::plan::{VmLaunchMode, broker_address};
 use crate::core::runtime::ports::Ports;
 use crate::core::runtime::process::qemu_pid;
 use crate::core::status::ending;
-use crate::core::threads::{self, RaisedAtEnd};
+use crate::core::threads;
 
 /// A launch slot is free again after this at the latest (DESIGN §9).
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
@@ -70,8 +72,8 @@ pub(crate) struct Launching<'f> {
     pub mode: VmLaunchMode,
     pub accel: Decision,
     pub ports: Ports,
-    /// Disks of earlier launches are kept, whatever `persist` says.
-    pub keeps_disks: bool,
+    /// VMs that keep the disks of earlier launches, whatever `persist` says.
+    pub keep_disks: HashSet<VmName>,
 }
 
 impl Launching<'_> {
@@ -157,14 +159,9 @@ pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
 }
 
 impl<'e> Fleet<'_, 'e> {
-    /// Brings all of them up, each in a thread of its own, passing on what the broker says of them.
-    /// The outcomes stand in the order of the tasks.
-    pub(crate) fn run(&self, tasks: Vec<Task<'_>>, relay: Relay) -> Vec<VmUp> {
-        let relayed = Cancel::new();
+    /// Brings all of them up, each in a thread of its own. The outcomes stand in the order of the tasks.
+    pub(crate) fn run(&self, tasks: Vec<Task<'_>>) -> Vec<VmUp> {
         thread::scope(|scope| {
-            // The follower ends however this is left.
-            let told_all = RaisedAtEnd(&relayed);
-            let follower = threads::start_in(scope, "events", || relay.follow(self.emitter, &relayed));
             let threads: Vec<_> = tasks
                 .into_iter()
                 .map(|task| {
@@ -173,24 +170,13 @@ impl<'e> Fleet<'_, 'e> {
                     (name, thread)
                 })
                 .collect();
-            let done = threads
+            threads
                 .into_iter()
                 .map(|(name, thread)| match thread {
                     Ok(thread) => thread.join().unwrap_or_else(|_| panicked(name)),
                     Err(failure) => self.without_thread(&name, failure),
                 })
-                .collect();
-            drop(told_all);
-            match follower.map(ScopedJoinHandle::join) {
-                Ok(_) => {}
-                Err(failure) => self.emitter.emit(Event::advice(
-                    Severity::Warn,
-                    None,
-                    format!("the broker's events were not shown: {}", failure.cause()),
-                    "castra status tells what the broker knows",
-                )),
-            }
-            done
+                .collect()
         })
     }
 
@@ -223,6 +209,7 @@ impl<'e> Fleet<'_, 'e> {
         done.started = slot.is_some();
         done.attached = attached;
         done.forwards.clone_from(&record.forwards);
+        done.stale_config = differing(&record.settings, &launch_settings(self.config, vm));
         let slot = Mutex::new(slot);
         let release = || drop(slot.lock().unwrap_or_else(PoisonError::into_inner).take());
         let alive = AtomicBool::new(false);
@@ -273,7 +260,9 @@ impl<'e> Fleet<'_, 'e> {
         let (lock, identity) = match task.way {
             Way::Found(lock) => {
                 self.forget_stop(&task.vm.name);
-                return Ok((lock, self.running_record(&task.vm.name)?, None, None));
+                let record = self.running_record(&task.vm.name)?;
+                running::unpause(self.config, task.vm, &record, self.emitter)?;
+                return Ok((lock, record, None, None));
             }
             Way::Launch(lock, identity) => (lock, identity),
             Way::Restart(with) => self.stop_first(task.vm, with, done)?,

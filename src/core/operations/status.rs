@@ -3,6 +3,7 @@
 //! Here: the short wait for a broker that has only just started, and telling what couldn't be
 //! read. Not here: the contract and its rules (`core::status`).
 
+use std::fs::File;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,12 @@ use crate::core::status::evidence::{Project, Snapshot};
 use crate::core::status::read::read;
 
 /// Guests come back to a broker that was started again after 0.25 s; while it is younger than
-/// this, status may wait for them (DESIGN §7).
-const YOUNG_BROKER: Duration = Duration::from_millis(500);
+/// this, status may wait for them (docs/STATUS.md).
+const YOUNG_BROKER: Duration = Duration::from_millis(400);
+
+/// So long a status waits at most, whatever the clocks say: with its start, its reading and its printing it
+/// has taken 400 ms in all.
+const PATIENCE: Duration = Duration::from_millis(330);
 
 /// Between two looks at a young broker.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -34,23 +39,37 @@ pub struct StatusOptions {
     pub cancel: Cancel,
 }
 
-/// Tells who is there. Changes nothing and never waits, but for a broker younger than 500 ms:
-/// until it is that old or every running VM is reachable. What couldn't be read is reported as
-/// messages.
+/// Tells who is there. Changes nothing and never waits, but for a broker younger than 400 ms:
+/// until it is that old or every running VM is reachable, and only one caller at a time. What couldn't
+/// be read is reported as messages.
 pub fn status(options: StatusOptions, reporter: &mut dyn Reporter) -> Result<StatusOutcome> {
     let began = Instant::now();
     let mut snapshot = read(options.project)?;
     let mut outcome = assemble(&snapshot);
-    while began.elapsed() < YOUNG_BROKER
-        && broker_is_young(&snapshot)
-        && outcome.vms.iter().any(|vm| vm.pid.is_some() && !vm.reachable)
-        && !options.cancel.pause(LOOK_EVERY)
+    let is_early = |snapshot: &Snapshot, outcome: &StatusOutcome| {
+        broker_is_young(snapshot) && outcome.vms.iter().any(|vm| vm.pid.is_some() && !vm.reachable)
+    };
+    if is_early(&snapshot, &outcome)
+        && let Some(_waiter) = only_waiter(&snapshot)
     {
-        snapshot = read(snapshot.project)?;
-        outcome = assemble(&snapshot);
+        while is_early(&snapshot, &outcome) {
+            let left = PATIENCE.saturating_sub(began.elapsed());
+            if left.is_zero() || options.cancel.pause(LOOK_EVERY.min(left)) {
+                break;
+            }
+            snapshot = read(snapshot.project)?;
+            outcome = assemble(&snapshot);
+        }
     }
     tell_notes(&outcome, &Emitter::new(reporter));
     Ok(outcome)
+}
+
+/// Whoever has this waits for the young broker; everybody else is answered at once. A lock that the
+/// kernel takes back with the file, on a file that nobody else locks; nothing is written.
+fn only_waiter(snapshot: &Snapshot) -> Option<File> {
+    let file = File::open(snapshot.project.state.broker_json()).ok()?;
+    file.try_lock().is_ok().then_some(file)
 }
 
 fn broker_is_young(snapshot: &Snapshot) -> bool {
@@ -118,5 +137,36 @@ fn unreadable(workspace: &str, failure: &Failure) -> Event {
     match &failure.next {
         Some(next) => Event::advice(Severity::Error, None, text, next.clone()),
         None => Event::message(Severity::Error, None, text),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::paths::StateRoot;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn one_caller_at_a_time_waits_for_a_young_broker() {
+        let scratch = Scratch::new("status-waiter");
+        let state = StateRoot::new(scratch.dir());
+        let record = WorkspaceRecord {
+            id: "demo-1a2b3c4d".into(),
+            project: "demo".into(),
+            config_path: scratch.path("castra.toml"),
+            state_root: scratch.dir().to_owned(),
+            version: "0.2.0".into(),
+            former_roots: Vec::new(),
+        };
+        let snapshot = read(Project::from(&record)).unwrap();
+        assert!(only_waiter(&snapshot).is_none(), "there is no broker");
+        std::fs::write(state.broker_json(), "{}").unwrap();
+        let first = only_waiter(&snapshot);
+        assert!(first.is_some());
+        assert!(only_waiter(&snapshot).is_none(), "somebody waits already");
+        drop(first);
+        assert!(only_waiter(&snapshot).is_some());
+        assert_eq!(std::fs::read_to_string(state.broker_json()).unwrap(), "{}");
     }
 }

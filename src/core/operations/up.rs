@@ -4,6 +4,7 @@
 //! Here: the order of things for the fleet. Not here: one VM's way (`operations::start`), or
 //! what each step does (`core::runtime`, `core::broker`, `core::bootstrap`).
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
-use crate::core::broker::launcher::{self, BrokerLauncher};
+use crate::core::broker::launcher::{self, BrokerHandle, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, Network, VmConfig, workspace};
 use crate::core::events::{BootstrapPlan, Event, Severity, VmCounts};
@@ -21,11 +22,14 @@ use crate::core::name::VmName;
 use crate::core::operations::accelerator;
 use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
+use crate::core::operations::down;
 use crate::core::operations::identity;
 use crate::core::operations::lost;
 use crate::core::operations::preflight::{self, Asked};
 use crate::core::operations::relay::Relay;
+use crate::core::operations::restart::{self, Restarting};
 use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::running;
 use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
 use crate::core::operations::verdict::FleetVerdict;
@@ -52,6 +56,8 @@ pub struct UpOptions {
     pub vms: Vec<String>,
     /// `--bootstrap` arguments as typed: `MODE` or `VM=MODE[,VM=MODE…]`.
     pub bootstrap: Vec<String>,
+    /// Restart, with the disks they have, VMs that run with other settings than the config has.
+    pub recreate: bool,
     /// Go on where the host has too little memory.
     pub force: bool,
     /// Say what would happen, touch nothing.
@@ -75,6 +81,7 @@ impl UpOptions {
             home: home.into(),
             vms: Vec::new(),
             bootstrap: Vec::new(),
+            recreate: false,
             force: false,
             plan: false,
             broker_only: false,
@@ -96,7 +103,7 @@ pub struct UpOutcome {
     pub refusals: Vec<Failure>,
     /// Ports that would keep VMs from starting, when only a plan was asked for.
     pub port_conflicts: Vec<PortConflict>,
-    /// The broker's port.
+    /// The broker's port; `None`: there is only a plan, or nothing runs and the broker was stopped again.
     pub broker_port: Option<u16>,
     /// What the host has too little of, when only a plan was asked for.
     pub shortage: Option<Failure>,
@@ -120,6 +127,8 @@ pub struct VmUp {
     pub started: bool,
     /// Forwards as allocated.
     pub forwards: Vec<ForwardRecord>,
+    /// Settings in which it runs otherwise than the config has now, by name: they take a restart.
+    pub stale_config: Vec<String>,
     /// Its bootstrap, if one ran or was skipped.
     pub bootstrap: Option<BootstrapRecord>,
     /// The handle on its QEMU, if this run started it with [`VmLaunchMode::Attached`].
@@ -137,6 +146,7 @@ impl VmUp {
             stopped: None,
             started: false,
             forwards: Vec::new(),
+            stale_config: Vec::new(),
             bootstrap: None,
             attached: None,
             error: None,
@@ -167,18 +177,24 @@ pub fn up_with_launcher(
         .copied()
         .filter(|vm| !options.broker_only && !start::runs(config, vm))
         .collect();
+    let stale = stale_ones(&options, &selected);
+    let to_launch = [missing.clone(), stale.clone()].concat();
     let found = match options.broker_only {
         true => preflight::examine_broker(config),
         false => preflight::examine(Asked {
             config,
             home: &options.home,
             selected: &selected,
-            launches: &missing,
+            launches: &to_launch,
             grows: &missing,
             overrides: &overrides,
-            conflicts: read::conflicts(config, &missing, &options.home),
+            conflicts: [
+                read::conflicts(config, &missing, &options.home),
+                restart::conflicts_of_running(config, &stale, &options.home),
+            ]
+            .concat(),
             cli: options.cli.as_deref(),
-            keeps_disks: false,
+            keep_disks: &stale.iter().map(|vm| vm.name.clone()).collect(),
             cancel: &options.cancel,
         }),
     };
@@ -192,7 +208,9 @@ pub fn up_with_launcher(
     let operation = Operation::accept("up", detail, &config.state, config.bus.rotation, reporter);
     tell_warnings(config, warnings, operation.emitter());
     let raised = match qemu {
-        None => start_broker(&options, broker, operation.emitter()).map(|port| (Vec::new(), port)),
+        None => {
+            start_broker(&options, broker, operation.emitter()).map(|broker| (Vec::new(), Some(broker.port)))
+        }
         Some(qemu) => raise(&options, broker, &selected, &overrides, qemu, operation.emitter()),
     };
     match raised {
@@ -212,7 +230,12 @@ pub(crate) fn tell_warnings(config: &Config, found: Vec<Event>, emitter: &Emitte
 }
 
 /// Ends the operation by what became of its VMs.
-pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel: &Cancel) -> UpOutcome {
+pub(crate) fn finish(
+    operation: Operation<'_>,
+    vms: Vec<VmUp>,
+    port: Option<u16>,
+    cancel: &Cancel,
+) -> UpOutcome {
     let exit = exit_of(&vms, cancel);
     let elapsed_ms = operation.emitter().elapsed_ms();
     let sent = operation.emitter().bytes_sent();
@@ -225,14 +248,18 @@ pub(crate) fn finish(operation: Operation<'_>, vms: Vec<VmUp>, port: u16, cancel
         port_conflicts: Vec::new(),
         shortage: None,
         verdict: FleetVerdict::of(counts.total, counts.failed),
-        broker_port: Some(port),
+        broker_port: port,
         exit,
         elapsed_ms,
     }
 }
 
 /// `up --broker-only`: identities without tokens, a broker, no VM.
-fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emitter<'_>) -> Result<u16> {
+fn start_broker(
+    options: &UpOptions,
+    broker: &dyn BrokerLauncher,
+    emitter: &Emitter<'_>,
+) -> Result<BrokerHandle> {
     let config = &options.config;
     let _project = run::lock_project(&config.project, &config.state, "castra up --broker-only")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
@@ -241,7 +268,10 @@ fn start_broker(options: &UpOptions, broker: &dyn BrokerLauncher, emitter: &Emit
         let paths = config.state.vm(vm);
         qemu_pid(&paths).is_some() || host::lock_holder(&paths.lock()) != Holder::Nobody
     })?;
-    ensure_broker(config, broker, emitter, &options.cancel)
+    let relay = Relay::from_now(&config.state.broker_events(), HashSet::new());
+    relay.during(emitter, || {
+        ensure_broker(config, broker, emitter, &options.cancel)
+    })
 }
 
 /// Without its entry in the registry the project is found by its config alone: worth a warning.
@@ -262,18 +292,36 @@ pub(crate) fn ensure_broker(
     launcher: &dyn BrokerLauncher,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
-) -> Result<u16> {
+) -> Result<BrokerHandle> {
     let broker = launcher::ensure_broker(config, launcher, BROKER_DEADLINE, cancel)?;
-    let text = if broker.started {
-        format!("broker listens on 127.0.0.1:{} (pid {})", broker.port, broker.pid)
-    } else {
-        format!(
+    // One that was started tells so itself.
+    if !broker.started {
+        let text = format!(
             "broker is running on 127.0.0.1:{} (pid {})",
             broker.port, broker.pid
-        )
-    };
-    emitter.emit(Event::message(Severity::Info, None, text));
-    Ok(broker.port)
+        );
+        emitter.emit(Event::message(Severity::Info, None, text));
+    }
+    Ok(broker)
+}
+
+/// Brings the fleet up. If that fails and no VM of the project runs at the end, the broker goes again
+/// if it was started for this; its port is then none.
+pub(crate) fn run_fleet(
+    fleet: &Fleet<'_, '_>,
+    tasks: Vec<Task<'_>>,
+    broker: BrokerHandle,
+) -> (Vec<VmUp>, Option<u16>) {
+    let vms = fleet.run(tasks);
+    let failed = vms.iter().any(|vm| vm.error.is_some());
+    let gone = broker.started && failed && stop_idle_broker(fleet.config, fleet.emitter);
+    (vms, (!gone).then_some(broker.port))
+}
+
+/// Whoever else has the project's lock now needs the broker, or stops it.
+fn stop_idle_broker(config: &Config, emitter: &Emitter<'_>) -> bool {
+    let project = run::lock_project(&config.project, &config.state, "castra up");
+    project.is_ok_and(|_project| down::stop_broker_if_last(&config.state, emitter).0)
 }
 
 /// Everything that makes something: images, keys, identities, the broker, the VMs.
@@ -284,7 +332,7 @@ fn raise(
     overrides: &Overrides,
     qemu: PathBuf,
     emitter: &Emitter<'_>,
-) -> Result<(Vec<VmUp>, u16)> {
+) -> Result<(Vec<VmUp>, Option<u16>)> {
     let config = &options.config;
     let cancel = &options.cancel;
     // What can take minutes comes first and needs no lock of the project.
@@ -293,8 +341,10 @@ fn raise(
         .copied()
         .filter(|vm| !start::runs(config, vm))
         .collect();
-    let boots = boot::prepare(&missing, config, &options.home, emitter, cancel)?;
-    let accel = match missing.is_empty() {
+    let stale = stale_ones(options, selected);
+    let to_launch = [missing.clone(), stale.clone()].concat();
+    let boots = boot::prepare(&to_launch, config, &options.home, emitter, cancel)?;
+    let accel = match to_launch.is_empty() {
         true => None,
         false => Some(accelerator::decide(
             config,
@@ -310,7 +360,10 @@ fn raise(
     let project = run::lock_project(&config.project, &config.state, "castra up")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     record_workspace(config, emitter)?;
-    let locks = start::lock_vms(config, selected, "castra up")?;
+    let is_stale = |vm: &VmConfig| stale.iter().any(|other| other.name == vm.name);
+    // One to be restarted is locked once it is stopped: a bootstrap of it ends by that.
+    let stay: Vec<&VmConfig> = selected.iter().copied().filter(|vm| !is_stale(vm)).collect();
+    let mut locks = start::lock_vms(config, &stay, "castra up")?.into_iter();
     // Asked again under the locks: another `up` may have started some since.
     let missing: Vec<&VmConfig> = missing
         .into_iter()
@@ -319,44 +372,51 @@ fn raise(
     tell_what_user_networking_opens(config, &missing, emitter);
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
     let mut identities = identity::issue(config, &missing)?;
-    let port = ensure_broker(config, broker, emitter, cancel)?;
-    tell_who_runs_already(selected, &missing, emitter);
+    relay.during(emitter, || {
+        let broker = ensure_broker(config, broker, emitter, cancel)?;
+        tell_who_runs_already(config, &stay, &missing, emitter);
 
-    let ports = Ports::new();
-    for record in start::running_records(config) {
-        ports.note_running(&record.forwards);
-    }
-    let tasks: Vec<Task<'_>> = selected
-        .iter()
-        .zip(locks)
-        .map(|(vm, lock)| Task {
-            vm,
-            way: match identities.remove(&vm.name) {
-                Some(identity) => Way::Launch(lock, identity),
-                None => Way::Found(lock),
-            },
-        })
-        .collect();
-    let fleet = Fleet {
-        config,
-        home: &options.home,
-        overrides,
-        emitter,
-        cancel,
-        broker_port: port,
-        gate: Gate::new(project, tasks.len()),
-        slots: Slots::new(host::cores()),
-        launching: accel.map(|accel| Launching {
-            boots: &boots,
-            qemu,
-            cli: options.cli.as_deref(),
-            mode: options.launch_mode,
-            accel,
-            ports,
-            keeps_disks: false,
-        }),
-    };
-    Ok((fleet.run(tasks, relay), port))
+        let ports = Ports::new();
+        for record in start::running_records(config) {
+            ports.note_running(&record.forwards);
+        }
+        let lifecycle = config.lifecycle;
+        let restarting = Restarting::new(&lifecycle, false);
+        let mut tasks: Vec<Task<'_>> = Vec::new();
+        for vm in selected.iter().copied() {
+            let way = match is_stale(vm) {
+                true => Way::Restart(&restarting),
+                false => {
+                    let lock = locks.next().expect("each that stays has a lock");
+                    match identities.remove(&vm.name) {
+                        Some(identity) => Way::Launch(lock, identity),
+                        None => Way::Found(lock),
+                    }
+                }
+            };
+            tasks.push(Task { vm, way });
+        }
+        let fleet = Fleet {
+            config,
+            home: &options.home,
+            overrides,
+            emitter,
+            cancel,
+            broker_port: broker.port,
+            gate: Gate::new(project, tasks.len()),
+            slots: Slots::new(host::cores()),
+            launching: accel.map(|accel| Launching {
+                boots: &boots,
+                qemu,
+                cli: options.cli.as_deref(),
+                mode: options.launch_mode,
+                accel,
+                ports,
+                keep_disks: stale.iter().map(|vm| vm.name.clone()).collect(),
+            }),
+        };
+        Ok(run_fleet(&fleet, tasks, broker))
+    })
 }
 
 /// What a guest on user networking can reach surprises whoever doesn't know it, and bores whoever
@@ -384,7 +444,12 @@ pub(crate) fn tell_what_user_networking_opens(
     ));
 }
 
-fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter: &Emitter<'_>) {
+fn tell_who_runs_already(
+    config: &Config,
+    selected: &[&VmConfig],
+    missing: &[&VmConfig],
+    emitter: &Emitter<'_>,
+) {
     for vm in selected
         .iter()
         .filter(|vm| !missing.iter().any(|other| other.name == vm.name))
@@ -394,6 +459,18 @@ fn tell_who_runs_already(selected: &[&VmConfig], missing: &[&VmConfig], emitter:
             Some(&vm.name),
             "is running already",
         ));
+        running::tell_stale(config, vm, emitter);
+    }
+}
+
+/// VMs to be restarted, because they run with other settings than the config has and that was asked for.
+fn stale_ones<'c>(options: &UpOptions, selected: &[&'c VmConfig]) -> Vec<&'c VmConfig> {
+    let config = &options.config;
+    let is_stale =
+        |vm: &&VmConfig| start::runs(config, vm) && !running::stale_settings(config, vm).is_empty();
+    match options.recreate && !options.broker_only {
+        true => selected.iter().copied().filter(is_stale).collect(),
+        false => Vec::new(),
     }
 }
 

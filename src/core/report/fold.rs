@@ -310,6 +310,8 @@ fn vm_of(event: &Event) -> Option<&VmName> {
         Event::OverlayPrepared { vm, .. }
         | Event::VmLaunched { vm, .. }
         | Event::VmExited { vm, .. }
+        | Event::VmPaused { vm, .. }
+        | Event::VmResumed { vm, .. }
         | Event::ShutdownRequested { vm, .. }
         | Event::CooperativeSucceeded { vm, .. }
         | Event::CooperativeTimedOut { vm, .. }

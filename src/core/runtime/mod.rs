@@ -13,6 +13,7 @@ pub mod launch;
 pub mod lost;
 pub mod nocloud;
 pub mod overlay;
+pub mod pause;
 pub mod pipe;
 pub mod plan;
 pub mod ports;

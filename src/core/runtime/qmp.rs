@@ -102,6 +102,11 @@ impl Qmp {
         self.execute("system_powerdown", limit).map(drop)
     }
 
+    /// Lets a guest that is paused run on. Says nothing about whether it is stopped again at once.
+    pub fn cont(&mut self, limit: Duration) -> Result<(), QmpError> {
+        self.execute("cont", limit).map(drop)
+    }
+
     /// Ends QEMU as if its plug were pulled.
     pub fn quit(&mut self, limit: Duration) -> Result<(), QmpError> {
         match self.execute("quit", limit) {

@@ -202,7 +202,8 @@ impl Ladder<'_, '_> {
             Err(error) => return Err(error.to_string()),
         };
         let status = qmp.query_status(left().min(QMP_LIMIT)).unwrap_or_default();
-        if matches!(status.as_str(), "internal-error" | "io-error" | "paused") {
+        // One that is stopped, or has not begun, executes nothing that could hear it.
+        if !matches!(status.as_str(), "" | "running" | "suspended") {
             return Err(format!("the guest can't hear it: QMP says `{status}`"));
         }
         loop {

@@ -6,12 +6,14 @@
 use std::time::SystemTime;
 
 use crate::core::broker::record::{HandshakeRecord, RecordRead};
+use crate::core::config::launched::differing;
 use crate::core::events::Accel;
 use crate::core::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
 
 use super::evidence::{Found, Now, Snapshot, VmEvidence};
 use super::{
-    BrokerState, BrokerStatus, EndedStatus, GuestState, Note, SCHEMA, StatusOutcome, VmState, VmStatus,
+    BrokerState, BrokerStatus, EndedStatus, GuestState, Note, PausedStatus, SCHEMA, StatusOutcome, VmState,
+    VmStatus,
 };
 
 /// What the evidence means.
@@ -42,6 +44,7 @@ pub fn assemble(snapshot: &Snapshot) -> StatusOutcome {
         broker: broker.status(),
         accel: accel_of(&snapshot.vms),
         reachable: vms.iter().any(|vm| vm.reachable),
+        all_reachable: !vms.is_empty() && vms.iter().all(|vm| vm.reachable),
         last_handshake_vm: youngest.map(|(_, name)| name.clone()),
         last_handshake_age_ms: youngest.map(|(age, _)| age),
         freshness_window_ms: window_ms,
@@ -103,6 +106,8 @@ impl Scene<'_> {
         let run = vm.run.known();
         let (state, ended) = self.state_of(vm);
         let alive = vm.qemu.is_some();
+        // A guest that executes nothing hears nobody, however lately it was heard.
+        let runs = alive && vm.pause.is_none();
         let heard = heard(vm, self.now, self.launch_of(vm));
         let age = heard.as_ref().map(|heard| heard.age_ms);
         let fresh = self.broker.runs() && vm.lost.is_none() && age.is_some_and(|age| age <= self.window_ms);
@@ -117,7 +122,7 @@ impl Scene<'_> {
             true => (VmState::External, None),
             false => (state, ended),
         };
-        let reachable = fresh && (alive || external);
+        let reachable = fresh && (runs || external);
         // What belongs to another host boot tells an age and nothing else.
         let record = heard.as_ref().and_then(|heard| heard.current);
         let back = |then: Option<u64>| Some(self.now.boottime_ms.saturating_sub(then?));
@@ -164,6 +169,16 @@ impl Scene<'_> {
             ssh: run.filter(|_| alive).map(|run| run.ssh.clone()),
             bootstrap: run.and_then(|run| bootstrap_of(run, vm.lock_held)),
             ended,
+            paused: vm.pause.as_ref().filter(|_| alive).map(|pause| PausedStatus {
+                reason: pause.reason.clone(),
+                at: pause.at.clone(),
+                detail: pause.detail(run.and_then(|run| run.overlay.as_deref())),
+                remediation: pause.remediation(&vm.name),
+            }),
+            stale_config: match (run, declared) {
+                (Some(run), Some(declared)) if alive => differing(&run.settings, &declared.settings),
+                _ => Vec::new(),
+            },
         }
     }
 
@@ -172,7 +187,11 @@ impl Scene<'_> {
     fn state_of(&self, vm: &VmEvidence) -> (VmState, Option<EndedStatus>) {
         let alive = vm.qemu.is_some();
         let Some(run) = vm.run.known() else {
-            let state = if alive { VmState::Running } else { VmState::Stopped };
+            let state = match (alive, &vm.pause) {
+                (true, None) => VmState::Running,
+                (true, Some(_)) => VmState::Paused,
+                (false, _) => VmState::Stopped,
+            };
             return (state, None);
         };
         if run.phase == RunPhase::Starting && vm.lock_held {
@@ -183,7 +202,8 @@ impl Scene<'_> {
             return (VmState::Stopping, None);
         }
         if alive {
-            return (VmState::Running, None);
+            let paused = vm.pause.is_some();
+            return (if paused { VmState::Paused } else { VmState::Running }, None);
         }
         let last_words = vm
             .ending

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::broker::record::RecordRead;
+use crate::core::config::launched::{LaunchSettings, launch_settings};
 use crate::core::config::{BrokerConfig, Config};
 use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
+use crate::core::runtime::pause::Pause;
 
 use super::{EndedStatus, VmState};
 
@@ -42,6 +44,8 @@ pub struct Declared {
     pub cpus: u32,
     /// Memory, bytes.
     pub memory_bytes: u64,
+    /// Settings that its next launch applies.
+    pub settings: LaunchSettings,
 }
 
 impl From<&Config> for Project {
@@ -51,6 +55,7 @@ impl From<&Config> for Project {
             role: vm.role.clone(),
             cpus: vm.cpus,
             memory_bytes: vm.memory_bytes,
+            settings: launch_settings(config, vm),
         });
         Project {
             project: config.project.clone(),
@@ -143,6 +148,8 @@ pub struct VmEvidence {
     pub lock_held: bool,
     /// The handshake record.
     pub record: RecordRead,
+    /// Why QEMU executes nothing. Asked only of VMs that run.
+    pub pause: Option<Pause>,
     /// How QEMU's log and the console say it ended. Asked only of VMs that don't run.
     pub ending: Option<Ending>,
     /// Its pid file doesn't lead to its QEMU, which was found among all processes; what became of

@@ -49,6 +49,9 @@ pub struct StatusOutcome {
     pub accel: Option<Accel>,
     /// At least one VM is reachable.
     pub reachable: bool,
+    /// There are VMs, and each of them is reachable.
+    #[serde(default)]
+    pub all_reachable: bool,
     /// The VM whose proof of life is the youngest. Null: none was ever heard.
     pub last_handshake_vm: Option<VmName>,
     /// Age of that proof of life, ms. Null: none was ever heard.
@@ -133,6 +136,13 @@ pub struct VmStatus {
     pub bootstrap: Option<BootstrapRecord>,
     /// How its last launch ended. Null: it runs, or never did.
     pub ended: Option<EndedStatus>,
+    /// Why QEMU, which runs, executes nothing of it. Null: it does, or QEMU doesn't run.
+    #[serde(default)]
+    pub paused: Option<PausedStatus>,
+    /// Settings in which it runs otherwise than the config says, by name: they take a restart. Empty
+    /// while it doesn't run, and for a VM that the config doesn't name.
+    #[serde(default)]
+    pub stale_config: Vec<String>,
 }
 
 /// What a VM's process does. The first that matches counts (DESIGN §7).
@@ -145,6 +155,8 @@ pub enum VmState {
     Stopping,
     /// QEMU runs.
     Running,
+    /// QEMU runs, but executes nothing of the guest.
+    Paused,
     /// It never ran, or it ended in order.
     Stopped,
     /// It ended, and nobody meant it to.
@@ -160,6 +172,7 @@ impl VmState {
             VmState::Starting => "starting",
             VmState::Stopping => "stopping",
             VmState::Running => "running",
+            VmState::Paused => "paused",
             VmState::Stopped => "stopped",
             VmState::Crashed => "crashed",
             VmState::External => "external",
@@ -188,6 +201,19 @@ impl GuestState {
             GuestState::Reachable => "reachable",
         }
     }
+}
+
+/// Why a guest isn't executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PausedStatus {
+    /// QEMU's word for it: `io-error`, `paused`, `internal-error`, `guest-panicked`, `prelaunch`, …
+    pub reason: String,
+    /// Wall clock, RFC 3339. Null: QEMU didn't say.
+    pub at: Option<String>,
+    /// What it means. Null: castra doesn't know.
+    pub detail: Option<String>,
+    /// What to do about it.
+    pub remediation: String,
 }
 
 /// How a launch ended.

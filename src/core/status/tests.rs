@@ -5,11 +5,14 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::core::broker::record::{HandshakeRecord, RecordRead};
+use crate::core::config::launched::LaunchSettings;
 use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::paths::StateRoot;
 use crate::core::records::{
     BootstrapRecord, BrokerRecord, GuestRecord, GuestsRecord, RunPhase, RunRecord, StopRecord,
 };
+
+use crate::core::runtime::pause::Pause;
 
 use super::assemble::assemble;
 use super::evidence::{Declared, Ending, Found, Now, Project, Snapshot, VmEvidence};
@@ -27,7 +30,13 @@ fn declared(name: &str) -> Declared {
         role: "web".into(),
         cpus: 1,
         memory_bytes: 1 << 30,
+        settings: settings(1 << 30, "user"),
     }
+}
+
+fn settings(memory: u64, network: &str) -> LaunchSettings {
+    let settings = [("memory", json!(memory)), ("network", json!(network))];
+    settings.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
 fn run() -> RunRecord {
@@ -54,6 +63,7 @@ fn run() -> RunRecord {
         overlay: None,
         persist: false,
         bootstrap: None,
+        settings: settings(1 << 30, "user"),
     }
 }
 
@@ -132,6 +142,7 @@ fn healthy() -> Snapshot {
             stop: Found::Absent,
             lock_held: false,
             record: RecordRead::Record(heard(NOW - 400)),
+            pause: None,
             ending: None,
             lost: None,
         }],
@@ -210,6 +221,17 @@ fn states_in_the_order_of_the_contract() {
         s.vms[0].qemu = None;
         s.vms[0].lock_held = true;
     });
+    check("its disk is full", "paused waiting 400 -", |s| {
+        s.vms[0].pause = Some(pause("io-error"));
+    });
+    check("paused, and run.json is lost", "paused waiting - -", |s| {
+        s.vms[0].pause = Some(pause("paused"));
+        s.vms[0].run = Found::Absent;
+    });
+    check("paused, and asked to stop", "stopping waiting 400 -", |s| {
+        s.vms[0].pause = Some(pause("paused"));
+        s.vms[0].stop = Found::Is(stop("launch-2"));
+    });
     check(
         "an earlier launch was asked to stop",
         "running reachable 400 -",
@@ -246,6 +268,68 @@ fn states_in_the_order_of_the_contract() {
         s.vms[0].qemu = None;
         s.vms[0].ending = Some(ending(VmState::Crashed, "host-error"));
     });
+}
+
+fn pause(reason: &str) -> Pause {
+    Pause {
+        reason: reason.into(),
+        no_space: true,
+        at: Some("2026-11-21T09:59:55.000Z".into()),
+    }
+}
+
+#[test]
+fn a_pause_says_why_and_what_to_do() {
+    let mut snapshot = healthy();
+    snapshot.vms[0].pause = Some(pause("io-error"));
+    edit_run(&mut snapshot, |run| {
+        run.overlay = Some("/full/web-0.qcow2".into())
+    });
+    let status = assemble(&snapshot);
+    assert!(!status.reachable && !status.all_reachable);
+    let paused = status.vms[0].paused.as_ref().unwrap();
+    assert_eq!(paused.reason, "io-error");
+    assert!(paused.detail.as_ref().unwrap().contains("/full/web-0.qcow2"));
+    assert!(paused.remediation.contains("make room"));
+    snapshot.vms[0].qemu = None;
+    assert_eq!(assemble(&snapshot).vms[0].paused, None);
+}
+
+#[test]
+fn all_reachable_is_every_one_of_them() {
+    let mut snapshot = healthy();
+    assert!(assemble(&snapshot).all_reachable);
+    let mut second = snapshot.vms[0].clone();
+    second.record = RecordRead::Absent;
+    snapshot.vms.push(second);
+    let status = assemble(&snapshot);
+    assert!(status.reachable && !status.all_reachable);
+    snapshot.vms.clear();
+    let status = assemble(&snapshot);
+    assert!(!status.reachable && !status.all_reachable, "there is none");
+}
+
+#[test]
+fn settings_that_a_running_vm_was_not_launched_with_are_named() {
+    let stale = |change: fn(&mut Snapshot)| {
+        let mut snapshot = healthy();
+        change(&mut snapshot);
+        assemble(&snapshot).vms.remove(0).stale_config
+    };
+    assert_eq!(stale(|_| {}), [""; 0]);
+    let changed = |s: &mut Snapshot| {
+        s.vms[0].declared.as_mut().unwrap().settings = settings(2 << 30, "isolated");
+    };
+    assert_eq!(stale(changed), ["memory", "network"]);
+    let of_an_earlier_castra = |s: &mut Snapshot| edit_run(s, |run| run.settings.clear());
+    assert_eq!(stale(of_an_earlier_castra), [""; 0]);
+    let removed = |s: &mut Snapshot| s.vms[0].declared = None;
+    assert_eq!(stale(removed), [""; 0]);
+    let gone = |s: &mut Snapshot| {
+        s.vms[0].declared.as_mut().unwrap().settings = settings(2 << 30, "isolated");
+        s.vms[0].qemu = None;
+    };
+    assert_eq!(stale(gone), [""; 0], "its next launch applies them");
 }
 
 #[test]

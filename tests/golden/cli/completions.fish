@@ -52,6 +52,7 @@ complete -c castra -n '__fish_seen_subcommand_from man' -l dir -r -F -d 'write a
 complete -c castra -n '__fish_seen_subcommand_from init' -l output -r -F -d 'write this file instead of castra.toml'
 complete -c castra -n '__fish_seen_subcommand_from up restart bootstrap' -l bootstrap -x -a 'auto skip always' -d 'override when VMs are bootstrapped: auto, skip, always'
 complete -c castra -n '__fish_seen_subcommand_from up bootstrap' -l plan -d 'show what would be done, and change nothing'
+complete -c castra -n '__fish_seen_subcommand_from up' -l recreate -d 'restart VMs that run with other settings than castra.toml has'
 complete -c castra -n '__fish_seen_subcommand_from up' -l broker-only -d 'start the broker and no VM'
 complete -c castra -n '__fish_seen_subcommand_from down restart' -l graceful-wait-secs -x -d 'how long a guest may take to power off'
 complete -c castra -n '__fish_seen_subcommand_from down restart' -l sigterm-wait-secs -x -d 'how long QEMU may take after SIGTERM'

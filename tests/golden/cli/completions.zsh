@@ -63,6 +63,7 @@ _castra() {
                 '--force[overwrite, start with little memory, or remove disks]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
+                '--recreate[restart VMs that run with other settings than castra.toml has]' \
                 '--broker-only[start the broker and no VM]' \
                 '--verbose[say more\: every step; ports\: processes and conflicts]' \
                 '*:VM:_castra_vms';;

@@ -137,7 +137,7 @@ pub enum Input {
         /// Its VM runs, or nobody knows.
         alive: bool,
     },
-    /// QEMU let its pid file go.
+    /// QEMU let its pid file go, or executes nothing.
     VmGone {
         /// Which VM.
         vm: VmName,

@@ -1,0 +1,171 @@
+//! Guests that QEMU has paused: told with their reason, let run on where nobody asked for it, and in
+//! nobody's way.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::project::{AMPLE, ONE, Project, SCRIPT, is_phase};
+use crate::support::eventually;
+
+fn faking(word: &str, rest: &str) -> String {
+    format!("{ONE}qemu_args = [\"-fake\", \"{word}\"]\n{rest}")
+}
+
+/// Events of the broker's journal on what becomes of the VM.
+fn told(project: &Project, phase: &str) -> Vec<Value> {
+    let kept = fs::read_to_string(project.state("logs/events-broker.jsonl")).unwrap_or_default();
+    let events = kept.lines().map(|line| serde_json::from_str(line).unwrap());
+    events.filter(|event| is_phase(event, phase)).collect()
+}
+
+fn is_in_state(project: &Project, state: &str) -> Option<Value> {
+    Some(project.vm("web")).filter(|vm| vm["state"] == state)
+}
+
+/// Says one thing to QEMU over QMP.
+fn qmp(project: &Project, command: &str) {
+    let directory = fs::File::open(project.state("vms/web")).unwrap();
+    let path = castra::core::host::short_path(&directory, "qmp.sock");
+    let mut stream = UnixStream::connect(path).unwrap();
+    let mut answers = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    answers.read_line(&mut line).unwrap();
+    for command in ["qmp_capabilities", command] {
+        writeln!(stream, "{{\"execute\": \"{command}\"}}").unwrap();
+        line.clear();
+        while !line.contains("\"return\"") {
+            line.clear();
+            answers.read_line(&mut line).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_the_guest_runs_on_once_there_is_room() {
+    let project = Project::new("disk-full", &faking("disk-full", ""));
+    project.run(&["up"]).exits(0);
+    project.write_state("vms/web/disk-full", "");
+    let vm = eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    assert_eq!(vm["paused"]["reason"], "io-error");
+    let detail = vm["paused"]["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("no space") && detail.contains("web.qcow2"),
+        "{detail}"
+    );
+    assert_eq!(vm["reachable"], false);
+    let table = project.run(&["status"]).exits(0).stdout;
+    assert!(
+        table.contains("paused (io-error)") && table.contains("make room"),
+        "{table}"
+    );
+    let event = eventually(AMPLE, "its event", || told(&project, "paused").pop());
+    assert_eq!(
+        (&event["vm"], &event["reason"]),
+        (&"web".into(), &"io-error".into())
+    );
+    // The stand-in's disk is full while the file is there; the host's never was, so castra tries, in vain
+    // and seldomer each time, and tells of it no more.
+    fs::remove_file(project.state("vms/web/disk-full")).unwrap();
+    eventually(AMPLE, "it to run on", || is_in_state(&project, "running"));
+    let event = eventually(AMPLE, "its event", || told(&project, "resumed").pop());
+    assert_eq!(event["reason"], "io-error");
+    assert_eq!(told(&project, "paused").len(), 1);
+    project.down();
+}
+
+#[test]
+fn up_lets_it_run_on_or_says_why_it_cannot_and_waits_for_nothing() {
+    let project = Project::new("disk-full-up", &faking("disk-full", SCRIPT));
+    project.run(&["up", "--bootstrap", "skip"]).exits(0);
+    project.write_state("vms/web/disk-full", "");
+    eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    // Its handshake deadline is ten minutes.
+    let began = Instant::now();
+    let ran = project.run(&["up"]).exits(1);
+    assert!(began.elapsed() < AMPLE, "it has waited");
+    assert!(
+        ran.stderr.contains("paused (io-error)") && ran.stderr.contains("no space is left"),
+        "{ran:?}"
+    );
+    fs::remove_file(project.state("vms/web/disk-full")).unwrap();
+    project.run(&["up", "--bootstrap", "skip"]).exits(0);
+    assert_eq!(project.vm("web")["state"], "running");
+    project.down();
+}
+
+#[test]
+fn one_that_pauses_while_it_is_waited_for_is_not_waited_for() {
+    let project = Project::new("disk-full-boot", &faking("disk-full", SCRIPT));
+    let mut up = project.begin("", &["up"]);
+    up.until("the bootstrap", |event| event["type"] == "bootstrap.started");
+    project.write_state("vms/web/disk-full", "");
+    let step = up.until("the step's end", |event| event["type"] == "bootstrap.step");
+    assert_eq!(step["status"], "failed");
+    let detail = step["detail"].as_str().unwrap();
+    assert!(detail.contains("no space is left"), "{detail}");
+    assert_eq!(up.end().0, Some(1));
+    project.down();
+}
+
+#[test]
+fn whom_somebody_paused_only_up_lets_run_on() {
+    let project = Project::new("paused-by-hand", ONE);
+    project.run(&["up"]).exits(0);
+    qmp(&project, "stop");
+    let vm = project.vm("web");
+    assert_eq!(
+        (&vm["state"], &vm["paused"]["reason"]),
+        (&"paused".into(), &"paused".into())
+    );
+    eventually(AMPLE, "its event", || told(&project, "paused").pop());
+    // Further looks of the broker: it is told of the next change of another VM's, say, of this one's log.
+    let looks = Instant::now();
+    eventually(AMPLE, "a few looks", || {
+        (looks.elapsed().as_secs() >= 3).then_some(())
+    });
+    assert_eq!(project.vm("web")["state"], "paused", "nobody asked for that");
+    let ran = project.run(&["up", "--verbose"]).exits(0);
+    assert!(ran.stderr.contains("was paused (paused) and runs on"), "{ran:?}");
+    assert_eq!(project.vm("web")["state"], "running");
+    project.down();
+}
+
+#[test]
+fn a_qemu_that_has_not_begun_says_so() {
+    let project = Project::new("prelaunch", &faking("prelaunch", SCRIPT));
+    let began = Instant::now();
+    let ran = project.run(&["up"]).exits(1);
+    assert!(began.elapsed() < AMPLE, "it has waited");
+    assert!(ran.stderr.contains("-S"), "{ran:?}");
+    let vm = project.vm("web");
+    assert_eq!(vm["paused"]["reason"], "prelaunch");
+    let ran = project.run(&["up"]).exits(1);
+    assert!(ran.stderr.contains("`cont` over QMP"), "{ran:?}");
+    qmp(&project, "cont");
+    assert_eq!(project.vm("web")["state"], "running");
+    project.down();
+}
+
+#[test]
+fn a_paused_guest_is_not_asked_to_power_off() {
+    let project = Project::new("paused-down", &faking("disk-full", ""));
+    project.run(&["up"]).exits(0);
+    project.write_state("vms/web/disk-full", "");
+    eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    let ran = project
+        .run(&["down", "--graceful-wait-secs", "600", "--json"])
+        .exits(0);
+    let events = ran.objects();
+    let asked = events
+        .iter()
+        .find(|event| is_phase(event, "cooperative-timed-out"));
+    let detail = asked.unwrap()["detail"].as_str().unwrap();
+    assert!(detail.contains("io-error"), "{detail}");
+    let done = events.iter().find(|event| is_phase(event, "shutdown-complete"));
+    assert_eq!(done.unwrap()["outcome"], "terminated");
+    project.assert_nothing_left();
+}

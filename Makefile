@@ -66,7 +66,7 @@ INSTALLED_MAN = $(DESTDIR)$(PREFIX)/share/man
 # One for each command; a test holds that none is missing.
 COMMANDS = bootstrap broker bus-bench bus-publish bus-subscribe bus-tail clean completions console cp doctor \
     down events exec harness-list harness-relay harness-run harness-show harness-usage image-build \
-    image-list image-path init logs man ports report restart ssh ssh-config status up workspaces
+    image-list image-path init logs man ports report restart ssh ssh-config status up wait workspaces
 PAGES = castra.1 $(COMMANDS:%=castra-%.1) castra.toml.5 \
     castra-doctor.7 castra-harness.7 castra-report.7 castra-security.7 castra-status.7
 INSTALLED_PAGES = $(foreach page,$(PAGES),$(INSTALLED_MAN)/man$(subst .,,$(suffix $(page)))/$(page))

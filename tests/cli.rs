@@ -25,6 +25,7 @@ const COMMANDS: &[&[&str]] = &[
     &["ssh"],
     &["exec"],
     &["status"],
+    &["wait"],
     &["logs"],
     &["events"],
     &["report"],

@@ -42,6 +42,7 @@ mod terminal;
 mod typed;
 mod up;
 mod vm_names;
+mod wait;
 mod width;
 mod workspaces;
 
@@ -114,6 +115,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::BusTail => bus::tail(context, raw),
         Command::BusBench => bus_bench::run(context, raw),
         Command::Status => status::run(context, raw),
+        Command::Wait => wait::run(context, raw),
         Command::Bootstrap => bootstrap::run(context, raw),
         Command::Down => down::run(context, raw),
         Command::Restart => restart::run(context, raw),

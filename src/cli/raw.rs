@@ -7,6 +7,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use castra::core::operations::wait::WaitFor;
+
 use super::table::{Command, LogSource, Shell};
 
 /// `--color`.
@@ -109,6 +111,8 @@ pub struct Raw {
     pub topics: Vec<String>,
     /// `--payload JSON`.
     pub payload: Option<String>,
+    /// `--for STATE`.
+    pub wait_for: Option<WaitFor>,
     /// `--wait SPAN`.
     pub wait: Option<Duration>,
     /// `--from SEQ`.

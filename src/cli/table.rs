@@ -23,6 +23,7 @@ pub enum Command {
     Clean,
     Bootstrap,
     Status,
+    Wait,
     Ports,
     Ssh,
     Exec,
@@ -497,20 +498,21 @@ pub const COMMANDS: &[CommandRow] = &[
         brief: "show which VMs run and which are reachable",
         manual: "Reads locks and a few files; it asks no other process, changes nothing and can't hang. Scripts \
                  may ask every 2 s.\n\n\
-                 STATE is starting (QEMU is being launched), running, stopping (asked to stop, still running), \
+                 STATE is starting (QEMU is being launched), running, paused (QEMU runs, but not its guest), \
+                 stopping (asked to stop, still running), \
                  stopped (shut down in order, or never started), crashed (ended unexpectedly) or external (not \
                  launched by castra, but heard: you started it yourself). BROKER is \
                  offline (no broker runs), waiting (the guest wasn't heard lately) or reachable. AGE is the time \
                  since the guest was last heard: an accepted hello, or any message of an open session; `-` where \
                  it wasn't heard since this launch. AGE keeps growing while guest, VM or broker are down.\n\n\
                  A VM is reachable exactly while that age is within the freshness window \
-                 ([broker].freshness_secs, 45 s unless set), the broker runs, and QEMU runs or the VM is \
-                 external. A broker younger \
-                 than half a second may be waited for, so that its restart doesn't look like an outage.\n\n\
+                 ([broker].freshness_secs, 45 s unless set), the broker runs, and QEMU runs its guest or the VM is \
+                 external. A broker younger than 0.4 s may be waited for, by one caller, so that its restart \
+                 doesn't look like an outage.\n\n\
                  With --json one object, `schema` castra.status.v1; ages and durations are milliseconds, \
                  memory is bytes. `project`, `workspace`, `config_path` and `state_root` say which \
                  project; `broker` has `state` (running, offline), `pid`, `port`; `accel` is kvm or tcg; \
-                 `reachable` says whether any VM is; `last_handshake_vm` and `last_handshake_age_ms` are \
+                 `reachable` says whether any VM is, `all_reachable` whether every one is; `last_handshake_vm` and `last_handshake_age_ms` are \
                  the youngest; then `freshness_window_ms`, and `vms` with, for each:\n\n\
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
@@ -520,13 +522,33 @@ pub const COMMANDS: &[CommandRow] = &[
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
-                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is \
-                 over. A value that castra doesn't know is null. \
+                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over; `paused` (`reason`, `at`, `detail`, \
+                 `remediation`) while it is; `stale_config`, the settings that castra.toml has otherwise by now and \
+                 a restart applies. A value that castra doesn't know is null. \
                  `castra man 7 status` says more.",
         examples: &[
             "castra status",
-            "castra status --json | jq .reachable",
+            "castra status --json | jq .all_reachable",
             "castra status --all",
+        ],
+    },
+    CommandRow {
+        command: Command::Wait,
+        words: "wait",
+        section: Section::Looking,
+        operands: &[VMS],
+        brief: "wait until VMs are reachable, bootstrapped or stopped",
+        manual: "Waits for all VMs of the project, or the named ones; a role names all its replicas. It starts and \
+                 changes nothing and goes by the same evidence as `castra status`, which it reads four times a \
+                 second. Without --for it waits until they are reachable.\n\n\
+                 The exit code is 0 once all are as asked for; 1 as soon as one of them can't become so any more, \
+                 because it crashed or has stopped since it was seen running, because its bootstrap failed, or \
+                 because it is paused for good; and 124 when the time given by --timeout is over. A VM that doesn't run yet is \
+                 waited for: somebody may start it.",
+        examples: &[
+            "castra wait",
+            "castra wait web db-0 --for bootstrapped --timeout 10m",
+            "castra wait --for stopped && echo all are down",
         ],
     },
     CommandRow {

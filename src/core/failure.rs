@@ -34,6 +34,8 @@ pub enum Exit {
     Io,
     /// Somebody else has the lock, the port or the memory; try again.
     Busy,
+    /// What was waited for did not come in time.
+    TimedOut,
     /// Ended by Ctrl-C or SIGTERM.
     Interrupted,
     /// There is no connection to the VM, or it doesn't run.
@@ -42,7 +44,7 @@ pub enum Exit {
 
 impl Exit {
     /// Every kind that any command may end by, in the order of the numbers; [`Exit::NoConnection`] is of `ssh` and `exec`.
-    pub const ALL: [Exit; 11] = [
+    pub const ALL: [Exit; 12] = [
         Exit::Done,
         Exit::Failed,
         Exit::Usage,
@@ -53,6 +55,7 @@ impl Exit {
         Exit::CantCreate,
         Exit::Io,
         Exit::Busy,
+        Exit::TimedOut,
         Exit::Interrupted,
     ];
 
@@ -69,6 +72,7 @@ impl Exit {
             Exit::CantCreate => 73,
             Exit::Io => 74,
             Exit::Busy => 75,
+            Exit::TimedOut => 124,
             Exit::Interrupted => 130,
             Exit::NoConnection => 255,
         }
@@ -90,6 +94,7 @@ impl Exit {
             | Exit::Internal
             | Exit::Busy
             | Exit::Interrupted
+            | Exit::TimedOut
             | Exit::NoConnection => false,
         }
     }
@@ -107,6 +112,7 @@ impl Exit {
             Exit::CantCreate => "a file can't be created",
             Exit::Io => "input or output failed",
             Exit::Busy => "busy, somebody else has the lock, the port or the memory: try again",
+            Exit::TimedOut => "what was waited for did not come in time",
             Exit::Interrupted => "interrupted",
             Exit::NoConnection => "no connection to the VM, or it doesn't run",
         }

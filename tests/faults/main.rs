@@ -19,3 +19,4 @@ mod roots;
 mod stale;
 #[path = "../support/mod.rs"]
 mod support;
+mod waiting;

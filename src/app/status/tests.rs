@@ -263,8 +263,8 @@ fn fields_and_their_order() {
     top.vms.clear();
     assert_eq!(
         keys(&serde_json::to_string(&top).unwrap()).join(" "),
-        "schema project workspace config_path state_root broker accel reachable last_handshake_vm \
-         last_handshake_age_ms freshness_window_ms vms"
+        "schema project workspace config_path state_root broker accel reachable all_reachable \
+         last_handshake_vm last_handshake_age_ms freshness_window_ms vms"
     );
     // Without values that hold keys of the same names.
     let plain = vm("web-0", "web");
@@ -272,7 +272,7 @@ fn fields_and_their_order() {
         keys(&serde_json::to_string(&plain).unwrap()).join(" "),
         "name role state pid cpus memory_bytes uptime_ms broker reachable last_handshake_age_ms capabilities \
          bus_session bus_subscribed last_publish_age_ms last_heartbeat_age_ms last_acked_seq guest_metrics forwards ssh \
-         bootstrap ended"
+         bootstrap ended paused stale_config"
     );
 }
 

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::time::{Duration, SystemTime};
 
 use castra::core::operations::events::parse_since;
+use castra::core::operations::wait::WaitFor;
 use castra::core::report::MOST_RUNS;
 
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
@@ -743,9 +744,11 @@ pub const FLAGS: &[Flag] = &[
         long: "timeout",
         short: None,
         value: Some("TIME"),
-        scope: HARNESS_RUN,
-        brief: "end Codex after this long (default: never)",
-        manual: "Seconds, or a time such as 90s, 30m or 2h; 0 means never. castra sends SIGTERM, then SIGKILL.",
+        scope: Scope::Only(&[Command::HarnessRun, Command::Wait]),
+        brief: "give up after this long",
+        manual: "Seconds, or a time such as 90s, 30m or 2h. `harness run` then ends Codex by SIGTERM, then SIGKILL; \
+                 without it, or with 0, never. `wait` then ends with 124; without it after 5 minutes, and 0 looks \
+                 once.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.time_limit = Some(time(value)?);
@@ -819,6 +822,23 @@ pub const FLAGS: &[Flag] = &[
         apply: |raw, value| {
             let payload = value.into_string();
             raw.payload = Some(payload.map_err(|_| BadValue("JSON is UTF-8 text".to_owned()))?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "for",
+        short: None,
+        value: Some("STATE"),
+        scope: Scope::Only(&[Command::Wait]),
+        brief: "reachable (default), bootstrapped or stopped",
+        manual: "`reachable`: as `castra status` says. `bootstrapped`: the last bootstrap of this launch has ended well, \
+                 or its mode is `skip`. `stopped`: QEMU doesn't run, however it ended.",
+        complete: Complete::OneOf(&["reachable", "bootstrapped", "stopped"]),
+        apply: |raw, value| {
+            let value = text(value)?;
+            let known = WaitFor::ALL.into_iter().find(|known| known.as_str() == value);
+            raw.wait_for =
+                Some(known.ok_or_else(|| BadValue("use reachable, bootstrapped or stopped".to_owned()))?);
             Ok(())
         },
     },

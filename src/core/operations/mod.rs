@@ -69,6 +69,7 @@ pub mod status;
 mod stopping;
 pub mod up;
 mod verdict;
+pub mod wait;
 
 pub use crate::core::broker::launcher::{BrokerLauncher, ProcessBrokerLauncher, ThreadBrokerLauncher};
 pub use crate::core::outcome::{OperationOutput, collect, collect_with};
@@ -88,3 +89,4 @@ pub use restart::{RestartOptions, restart, restart_with_launcher};
 pub use status::{StatusOptions, status};
 pub use up::{UpOptions, UpOutcome, up, up_with_launcher};
 pub use verdict::FleetVerdict;
+pub use wait::{WaitFor, WaitOptions, WaitOutcome, wait};

@@ -10,7 +10,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
+            --config|--workspace|--color|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--for|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -62,6 +62,7 @@ _castra() {
         --idle-timeout)  return ;;
         --topic)  return ;;
         --payload)  return ;;
+        --for) COMPREPLY=($(compgen -W 'reachable bootstrapped stopped' -- "$cur")); return ;;
         --wait)  return ;;
         --from)  return ;;
         --count)  return ;;
@@ -71,7 +72,7 @@ _castra() {
         --publishers)  return ;;
     esac
     case $command in
-        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config console status ports logs events doctor report workspaces broker completions man image harness bus --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
+        '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config console status wait ports logs events doctor report workspaces broker completions man image harness bus --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
         bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
@@ -87,6 +88,7 @@ _castra() {
         'ssh-config') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --prefix' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'console') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --raw' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'status') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --watch --wide --legend --all' -- "$cur")); else :;  fi ;;
+        'wait') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --timeout --for' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'ports') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --all --active --verbose' -- "$cur")); else :;  fi ;;
         'logs') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --source --tail --since --follow' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'events') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --type --vm --run --after --since --follow' -- "$cur")); else :;  fi ;;

@@ -36,6 +36,7 @@ _castra() {
             'ssh-config:print an ssh_config for running VMs'
             'console:attach to the serial console of a VM'
             'status:show which VMs run and which are reachable'
+            'wait:wait until VMs are reachable, bootstrapped or stopped'
             'ports:show which host ports are wanted, in use or in conflict'
             'logs:show the logs of VMs, broker and bus'
             'events:show what castra and the broker have reported'
@@ -124,6 +125,11 @@ _castra() {
                 '--legend[explain the columns below the table]' \
                 '--all[show every project castra knows]' \
                 ;;
+        wait)
+            _arguments $globals \
+                '*--timeout=[give up after this long]:TIME: ' \
+                '*--for=[reachable (default), bootstrapped or stopped]:STATE:(reachable bootstrapped stopped)' \
+                '*:VM:_castra_vms';;
         ports)
             _arguments $globals \
                 '--all[show every project castra knows]' \
@@ -218,7 +224,7 @@ _castra() {
                         '*--resume=[go on with this thread]:THREAD: ' \
                         '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' \
                         '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' \
-                        '*--timeout=[end Codex after this long (default\: never)]:TIME: ' \
+                        '*--timeout=[give up after this long]:TIME: ' \
                         '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' \
                         '--no-preamble[give Codex only the prompt]' \
                         '1:PROMPT: ';;

@@ -389,7 +389,7 @@ extract_vmlinux || unexpected "${vmlinuz##*/} isn't packed in a way this script 
 modules_for() {
     case $1 in
     boot) echo 'virtio_pci! virtio_net! qemu_fw_cfg! button!' ;;
-    late) echo 'virtio_rng virtio_blk! crc32c_generic ext4! virtio_console' ;;
+    late) echo 'virtio_rng virtio_blk! crc32c_generic ext4! overlay! pvpanic_pci virtio_console' ;;
     acpi) echo 'evdev!' ;;
     mounts) [ "$mounts" = no ] && echo '9pnet_virtio 9p' || echo '9pnet_virtio! 9p!' ;;
     esac
@@ -535,7 +535,7 @@ done
 
 # --- configuration ------------------------------------------------------------------------------
 
-for file in rcS late hello sshd acpid power; do
+for file in rcS late hello sshd acpid; do
     cp "$source/$file" "etc/init.d/$file"
     chmod 755 "etc/init.d/$file"
 done
@@ -544,10 +544,10 @@ cp "$source/profile" etc/profile
 cp "$source/castra-hello" usr/sbin/castra-hello
 cp "$source/castra-bus" usr/bin/castra-bus
 chmod 755 usr/sbin/castra-hello usr/bin/castra-bus
-for how in poweroff reboot halt; do
-    rm -f "sbin/$how"
-    ln -s /etc/init.d/power "sbin/$how"
-done
+rm -f sbin/poweroff sbin/reboot sbin/halt
+cp "$source/power" sbin/poweroff
+chmod 755 sbin/poweroff
+for how in reboot halt; do ln -s poweroff "sbin/$how"; done
 # The event that BusyBox acpid reports for the power button.
 printf '#!/bin/sh\nexec /sbin/poweroff\n' >etc/acpi/PWRF/00000080
 chmod 755 etc/acpi/PWRF/00000080
@@ -602,6 +602,8 @@ pad() { # to the next multiple of four
     case $(($1 % 4)) in 1) printf '\000\000\000' ;; 2) printf '\000\000' ;; 3) printf '\000' ;; esac
 }
 pack() {
+    # The root directory itself, which everybody could write to otherwise. sshd takes no keys from below such a one.
+    entry . $((040755)) 0
     # Without it the kernel can't open a console for init.
     find . -mindepth 1 -printf '%y\t%m\t%s\t%P\t%l\n' | sort -t "$tab" -k 4,4 >"$work/list"
     while IFS=$tab read -r type mode size name target; do

@@ -3,6 +3,8 @@
 //! images. Without a KVM that is shown to work these guests run under plain emulation.
 #![allow(clippy::unwrap_used)]
 
+#[path = "guests/disk.rs"]
+mod disk;
 #[path = "support/guest_project.rs"]
 mod guest_project;
 #[path = "guests/server.rs"]

@@ -14,6 +14,7 @@ use crate::core::config::launched::LaunchSettings;
 use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::images::digest::Stamp;
 use crate::core::name::VmName;
 
 /// `workspace.json`: what `--workspace` and `--all` go by. Written by operations that change
@@ -69,12 +70,32 @@ pub struct RunRecord {
     pub overlay: Option<PathBuf>,
     /// The overlay survives `down`.
     pub persist: bool,
+    /// The base image under its overlay as it was when the overlay was made. Absent: it has none, or
+    /// an earlier castra made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BaseRecord>,
     /// Last bootstrap of this launch.
     #[serde(default)]
     pub bootstrap: Option<BootstrapRecord>,
     /// The settings that this launch applied; none from an earlier version.
     #[serde(default)]
     pub settings: LaunchSettings,
+}
+
+/// A base image in the state that a layer was made over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseRecord {
+    /// The file.
+    pub path: PathBuf,
+    /// Its state.
+    #[serde(flatten)]
+    pub stamp: Stamp,
+    /// Its SHA-256, if that was known then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Its SHA-512, if that was known then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha512: Option<String>,
 }
 
 /// How far a launch got.

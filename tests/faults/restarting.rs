@@ -295,3 +295,46 @@ fn ctrl_c_while_one_stops_starts_nothing_and_keeps_its_disk() {
     assert_eq!(disk(&project, "web"), before);
     project.down();
 }
+
+/// What the guest wrote belongs to the blocks of another image: kept over the new one it is garbage.
+#[test]
+fn a_base_rewritten_under_a_kept_disk_is_refused() {
+    let vm = "[[vms]]\nname = \"web\"\nbase_image = \"base.raw\"\n";
+    for persist in [true, false] {
+        let project = Project::new("base-changed", &format!("{vm}persist = {persist}\n"));
+        project.castra().write("base.raw", &"\0".repeat(1 << 20));
+        project.run(&["up"]).exits(0);
+        let command: &[&str] = match persist {
+            true => {
+                project.run(&["down"]).exits(0);
+                project.run(&["up"]).exits(0);
+                project.run(&["down"]).exits(0);
+                &["up"]
+            }
+            false => &["restart"],
+        };
+        project.castra().write("base.raw", &"\0".repeat(1 << 21));
+        if !persist {
+            let ran = project.run(&["doctor"]);
+            assert!(ran.stdout.contains("was rewritten while the VM runs"), "{ran:?}");
+        }
+        let ran = project.run(command);
+        assert!(
+            ran.code != Some(0) && ran.stderr.contains("base.raw was rewritten"),
+            "{ran:?}"
+        );
+        // It is so as long as the disk is there.
+        let ran = project.run(command);
+        assert!(
+            ran.code != Some(0) && ran.stderr.contains("base.raw was rewritten"),
+            "{ran:?}"
+        );
+        match persist {
+            true => project.run(&["down", "--discard"]).exits(0),
+            false => project.run(&["restart", "--discard"]).exits(0),
+        };
+        project.run(&["up"]).exits(0);
+        project.run(&["down", "--discard"]).exits(0);
+        project.assert_no_process();
+    }
+}

@@ -88,6 +88,7 @@ impl Fleet {
             },
             overlay: Some(self.state.overlay(&vm.parse().unwrap())),
             persist: false,
+            base: None,
             bootstrap: Some(BootstrapRecord {
                 status: "success".into(),
                 noop: false,

@@ -12,6 +12,7 @@ use super::{Area, Finding};
 use crate::core::config::workspace;
 use crate::core::host::{self, Holder, ImageUse};
 use crate::core::human::{bytes as size, plural};
+use crate::core::images::digest::Stamp;
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{RunPhase, WorkspaceRecord};
@@ -33,6 +34,7 @@ pub fn look(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
     for (evidence, vm) in snapshot.vms.iter().zip(&status.vms) {
         findings.extend(look.vm(evidence, vm));
         findings.extend(look.logs(&vm.name));
+        findings.extend(look.base(evidence));
     }
     findings.extend(look.broker());
     findings.extend(look.disks());
@@ -153,6 +155,36 @@ impl Look<'_> {
             ),
             _ => None,
         }
+    }
+
+    /// A disk whose base is rewritten while its VM runs changes under the guest.
+    fn base(&self, evidence: &VmEvidence) -> Option<Finding> {
+        evidence.qemu?;
+        let base = evidence.run.known()?.base.as_ref()?;
+        let is_same = match fs::metadata(&base.path) {
+            Ok(meta) => Stamp::of(&meta) == base.stamp,
+            // QEMU has the removed file open and goes on with it.
+            Err(_) => true,
+        };
+        if is_same {
+            return None;
+        }
+        let text = format!(
+            "the base image {} of vm `{}` was rewritten while the VM runs: its disk may be damaged",
+            base.path.display(),
+            evidence.name
+        );
+        let remedy = format!(
+            "write a new image to a name of its own; {} and a new start begin with a fresh disk",
+            self.down(&format!("{} --discard", evidence.name))
+        );
+        Some(
+            self.of(
+                Finding::warn("state.base-changed", Area::State, text, remedy),
+                Some(&evidence.name),
+            )
+            .field("path", base.path.display().to_string()),
+        )
     }
 
     /// Whether a VM that doesn't run has left what only a running one needs.

@@ -82,7 +82,7 @@ struct Entry {
 
 /// What tells one state of a file from the next.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub struct Stamp {
     size: u64,
     mtime: i64,
     mtime_nsec: i64,
@@ -91,7 +91,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(meta: &Metadata) -> Stamp {
+    /// The state of the file that this was read from.
+    pub fn of(meta: &Metadata) -> Stamp {
         Stamp {
             size: meta.len(),
             mtime: meta.mtime(),
@@ -137,6 +138,13 @@ impl DigestCache {
     pub fn known(&self, path: &Path, algorithm: Algorithm) -> Option<String> {
         let stamp = Stamp::of(&fs::metadata(path).ok()?);
         self.entry(path, &stamp)?.digest(algorithm).map(str::to_owned)
+    }
+
+    /// The digests that are known of a file as it was in this state, which may be over: SHA-256 and
+    /// SHA-512.
+    pub fn known_of(&self, path: &Path, stamp: &Stamp) -> (Option<String>, Option<String>) {
+        self.entry(path, stamp)
+            .map_or((None, None), |entry| (entry.sha256, entry.sha512))
     }
 
     fn entry(&self, path: &Path, stamp: &Stamp) -> Option<Entry> {
@@ -200,6 +208,11 @@ impl DigestCache {
 /// SHA-256 of a file, read now and not remembered.
 pub fn sha256_of(path: &Path, cancel: &Cancel) -> Result<String> {
     digest_of(path, Algorithm::Sha256, cancel).map(|(_, digest)| digest)
+}
+
+/// The digest of a file, read now and not remembered.
+pub fn compute(path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<String> {
+    digest_of(path, algorithm, cancel).map(|(_, digest)| digest)
 }
 
 /// Reads a file from end to end; the state it was in, and its digest.

@@ -14,6 +14,7 @@ use crate::core::config::{Network, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
+use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
 use crate::core::operations::boot::Boot;
 use crate::core::operations::identity::Identity;
@@ -65,7 +66,9 @@ impl Fleet<'_, '_> {
             // overlay elsewhere is put on record once it is made: till then the file there, if any,
             // isn't castra's to discard.
             let path = self.config.state.overlay(&vm.name);
-            put_on_record(&paths, &self.record_of(vm, identity, with, &path))?;
+            let mut record = self.record_of(vm, identity, with, &path);
+            record.base = earlier.as_ref().and_then(|record| record.base.clone());
+            put_on_record(&paths, &record)?;
         }
         let overlay = self.make_overlay(vm, lock, &boot, earlier.as_ref())?;
         let launched = self.launch(vm, lock, identity, with, &overlay.path, earlier.as_ref());
@@ -172,6 +175,8 @@ impl Fleet<'_, '_> {
         let mut spec = self.overlay_spec(vm, &path, boot, earlier);
         spec.lock = Some(lock);
         let left = host::is_there(&path).then(|| host::disk_usage(&path));
+        let made_over = earlier.and_then(|record| record.base.as_ref());
+        overlay::check_same_base(&spec, made_over, &self.digests(), self.cancel)?;
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
         // What a crashed guest has left makes room for a fresh disk.
         if let Some(bytes) = left.filter(|_| !prepared.reused) {
@@ -203,6 +208,7 @@ impl Fleet<'_, '_> {
         let last_time = earlier.map_or(&[][..], |record| &record.forwards);
         let mut plan = self.launch_plan(vm, with, &seed, overlay)?;
         let mut record = self.record_of(vm, identity, with, overlay);
+        record.base = overlay::base_record(with.boot_of(&vm.name).base.as_ref(), &self.digests());
         let launched = launch::launch_with_ports(
             &mut plan,
             &with.ports,
@@ -250,6 +256,11 @@ impl Fleet<'_, '_> {
         seed::write_seed(SeedKind::of(vm), &paths.seed(), &inputs)
     }
 
+    /// What is known of images.
+    pub(crate) fn digests(&self) -> DigestCache {
+        DigestCache::new(self.config.state.images())
+    }
+
     fn record_of(
         &self,
         vm: &VmConfig,
@@ -275,6 +286,7 @@ impl Fleet<'_, '_> {
             ssh: plan::ssh_plan(vm, self.config, None),
             overlay: Some(overlay.to_owned()),
             persist: vm.persist,
+            base: None,
             bootstrap: None,
             settings: launch_settings(self.config, vm),
         }

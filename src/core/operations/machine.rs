@@ -19,6 +19,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
 use crate::core::images::base::{ResolvedBase, look_at_base_image};
 use crate::core::images::default_guest::{GuestKind, find_default_guest, least_memory};
+use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
 use crate::core::operations::launching::{is_ours, keep_of};
 use crate::core::records::{self, RunRecord};
@@ -186,14 +187,18 @@ impl<'l> Looking<'l> {
         let earlier: Option<RunRecord> = records::load(&self.config.state.vm(&vm.name).run())
             .ok()
             .flatten();
-        overlay::check(&OverlaySpec {
+        let spec = OverlaySpec {
             path,
             base,
             disk_size: vm.disk_size,
             keep: keep_of(vm, path, earlier.as_ref(), self.keep_disks.contains(&vm.name)),
             ours: is_ours(vm, path, earlier.as_ref()),
             lock: None,
-        })
+        };
+        overlay::check(&spec)?;
+        let made_over = earlier.as_ref().and_then(|record| record.base.as_ref());
+        let digests = DigestCache::new(self.config.state.images());
+        overlay::check_same_base(&spec, made_over, &digests, self.cancel)
     }
 
     fn check_seed(&self, vm: &VmConfig) -> Result<()> {

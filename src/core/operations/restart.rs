@@ -324,7 +324,10 @@ impl Fleet<'_, '_> {
         }
         let launching = self.launching.as_ref();
         let boot = launching.map_or_else(Boot::default, |launching| launching.boot_of(&vm.name));
-        overlay::check_kept(&self.overlay_spec(vm, &path, &boot, earlier))
+        let spec = self.overlay_spec(vm, &path, &boot, earlier);
+        overlay::check_kept(&spec)?;
+        let made_over = earlier.and_then(|record| record.base.as_ref());
+        overlay::check_same_base(&spec, made_over, &self.digests(), self.cancel)
     }
 }
 

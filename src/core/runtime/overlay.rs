@@ -15,8 +15,10 @@ use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, ImageUse};
 use crate::core::images::base::{ENCRYPTED, ResolvedBase, refuse_if_written};
+use crate::core::images::digest::{self, Algorithm, DigestCache, Stamp};
 use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
+use crate::core::records::BaseRecord;
 
 /// Size of a VM's empty disk when the config gives none (DESIGN §5). It is sparse: it takes what
 /// the guest writes.
@@ -235,6 +237,78 @@ pub fn check_kept(spec: &OverlaySpec<'_>) -> Result<()> {
         Some(found) if spec.keep != Keep::Nothing => kept_sizes(spec, &found).map(drop),
         _ => Ok(()),
     }
+}
+
+/// The base of a layer as it is now, to be compared later. `None`: it has no base, or one that isn't
+/// a file, of which nobody can say whether it was changed.
+pub fn base_record(base: Option<&ResolvedBase>, digests: &DigestCache) -> Option<BaseRecord> {
+    let path = &base?.path;
+    let meta = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
+    let stamp = Stamp::of(&meta);
+    let (sha256, sha512) = digests.known_of(path, &stamp);
+    Some(BaseRecord {
+        path: path.clone(),
+        stamp,
+        sha256,
+        sha512,
+    })
+}
+
+/// Refuses to keep a layer over a base that was rewritten since the layer was made over it: what the
+/// guest wrote belongs to other blocks. A file whose state has changed and whose digest hasn't, as
+/// after a copy, is the same base.
+pub fn check_same_base(
+    spec: &OverlaySpec<'_>,
+    made_over: Option<&BaseRecord>,
+    digests: &DigestCache,
+    cancel: &Cancel,
+) -> Result<()> {
+    let (Some(base), Some(then)) = (spec.base, made_over) else {
+        return Ok(());
+    };
+    if spec.keep == Keep::Nothing || look_at(spec.path)?.is_none() {
+        return Ok(());
+    }
+    let Some(now) = base_record(Some(base), digests) else {
+        return Ok(());
+    };
+    if now.stamp == then.stamp || same_contents(&now, then, digests, cancel)? {
+        return Ok(());
+    }
+    let who = spec.keep.who();
+    Err(failed(spec.path)
+        .because(format!(
+            "{who} keeps the one that is there, but its base image {} was rewritten since the disk was made over it",
+            base.path.display()
+        ))
+        .advice(match spec.keep {
+            Keep::Restart => "put that image back as it was, or begin with a fresh disk by --discard",
+            _ => "put that image back as it was and give the new one a name of its own, or begin with a fresh disk: `castra down --discard`",
+        }))
+}
+
+/// Whether a base in another state holds what it held. Without a digest of then nobody knows.
+fn same_contents(
+    now: &BaseRecord,
+    then: &BaseRecord,
+    digests: &DigestCache,
+    cancel: &Cancel,
+) -> Result<bool> {
+    let (known256, known512) = digests.known_of(&then.path, &then.stamp);
+    let before = [
+        (Algorithm::Sha256, then.sha256.clone().or(known256), &now.sha256),
+        (Algorithm::Sha512, then.sha512.clone().or(known512), &now.sha512),
+    ];
+    for (algorithm, then, now_known) in before {
+        if let Some(then) = then {
+            // Not remembered: what is known of the file as it was must not be lost over it.
+            return Ok(match now_known {
+                Some(now) => *now == then,
+                None => digest::compute(&now.path, algorithm, cancel)? == then,
+            });
+        }
+    }
+    Ok(false)
 }
 
 /// Keeps what lies there, and grows it if that is asked too.

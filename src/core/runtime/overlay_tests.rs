@@ -294,3 +294,53 @@ fn discarding_says_what_it_gave_back() {
     fs::create_dir(&path).unwrap();
     assert!(discard_overlay(&path).is_err());
 }
+
+#[test]
+fn a_kept_layer_wants_its_base_as_it_was() {
+    let scratch = Scratch::new("overlay-base");
+    let base = raw_base(&scratch, "base.img", 4 * MIB);
+    let path = scratch.path("web.qcow2");
+    let digests = DigestCache::new(scratch.path("digests"));
+    let kept = OverlaySpec {
+        keep: Keep::Persist,
+        ..spec(&path, Some(&base))
+    };
+    let check = |spec: &OverlaySpec<'_>, then: &BaseRecord| {
+        check_same_base(spec, Some(then), &digests, &Cancel::new())
+    };
+    let then = base_record(Some(&base), &digests).unwrap();
+    ensure(&kept).unwrap();
+    check(&kept, &then).unwrap();
+    let touch = || {
+        let file = fs::File::options().write(true).open(&base.path).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+        file.set_modified(later).unwrap();
+    };
+    // Nobody knew its digest: nobody can say whether it is still the same.
+    touch();
+    let failure = check(&kept, &then).unwrap_err();
+    assert!(failure.to_string().contains("was rewritten"), "{failure}");
+    for keep in [Keep::Nothing, Keep::Restart] {
+        let outcome = check(&OverlaySpec { keep, ..kept }, &then);
+        assert_eq!(outcome.is_ok(), keep == Keep::Nothing);
+    }
+    // One whose digest was known may be touched, and copied, but not changed.
+    digests
+        .digest(&base.path, Algorithm::Sha256, &Cancel::new())
+        .unwrap();
+    let then = base_record(Some(&base), &digests).unwrap();
+    assert!(then.sha256.is_some());
+    let copy = scratch.path("copy");
+    fs::copy(&base.path, &copy).unwrap();
+    fs::rename(&copy, &base.path).unwrap();
+    check(&kept, &then).unwrap();
+    fs::write(&base.path, vec![1; 4 << 20]).unwrap();
+    check(&kept, &then).unwrap_err();
+    // Put back as it was it is the same again, however often it was looked at meanwhile.
+    fs::write(&base.path, vec![0; 4 << 20]).unwrap();
+    check(&kept, &then).unwrap();
+    // Without a layer there is nothing to protect.
+    fs::write(&base.path, vec![1; 4 << 20]).unwrap();
+    discard_overlay(&path).unwrap();
+    check(&kept, &then).unwrap();
+}

@@ -62,6 +62,7 @@ fn run() -> RunRecord {
         },
         overlay: None,
         persist: false,
+        base: None,
         bootstrap: None,
         settings: settings(1 << 30, "user"),
     }

@@ -8,7 +8,7 @@ use castra::core::config::workspace::list_workspaces;
 use castra::core::doctor::{DoctorOutcome, Finding, Level};
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::doctor::{DoctorOptions, DoctorProject, doctor};
-use castra::core::paths::castra_home;
+use castra::core::paths::{castra_home, check_utf8};
 use castra::core::reporter::Silent;
 
 use super::context::Context;
@@ -28,16 +28,19 @@ const NARROWEST: usize = 24;
 
 /// Looks, and says what was seen.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let home = castra_home();
+    if let Some(home) = &home {
+        check_utf8(home, "the directory")?;
+    }
     let options = DoctorOptions {
-        home: castra_home(),
+        home,
         projects: projects(raw)?,
         // No handlers: whoever interrupts this finds nothing half done.
         cancel: castra::core::cancel::Cancel::new(),
     };
     let outcome = doctor(options, &mut Silent)?;
     if context.json {
-        let line = serde_json::to_string(&outcome).expect("findings are plain data with text keys");
-        context.out.json_line(line);
+        context.out.json(&outcome);
     } else {
         let look = Look {
             quiet: context.quiet,

@@ -65,8 +65,11 @@ impl Output {
 
     /// One JSON object on one line, handed over at once: somebody may be reading as it comes.
     pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
-        let line = serde_json::to_string(value).expect("outcomes are plain data with text keys");
-        self.json_line(line);
+        match serde_json::to_string(value) {
+            Ok(line) => self.json_line(line),
+            // A path that is no UTF-8: nothing else in an answer can't be written.
+            Err(error) => self.state = State::Failed(io::Error::other(error)),
+        }
         self.flush();
     }
 

@@ -17,8 +17,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if raw.all {
         let all = ports_all(home, raw.active, &mut Silent)?;
         if context.json {
-            let line = serde_json::to_string(&all).expect("ports are plain data with text keys");
-            context.out.json_line(line);
+            context.out.json(&all);
         }
         show(context, raw, &all.projects);
         return Ok(Exit::Done);
@@ -38,8 +37,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let outcome = ports(options, &mut Silent)?;
     if context.json {
-        let line = serde_json::to_string(&outcome).expect("ports are plain data with text keys");
-        context.out.json_line(line);
+        context.out.json(&outcome);
     }
     show(context, raw, std::slice::from_ref(&outcome));
     Ok(Exit::Done)

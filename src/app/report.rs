@@ -43,8 +43,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             say_where(context, &found, path, bytes);
         }
         None if context.json => {
-            let line = serde_json::to_string(&found).expect("a report is plain data with text keys");
-            context.out.json_line(line);
+            context.out.json(&found);
         }
         None => show(context, raw, &found),
     }

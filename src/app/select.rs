@@ -13,7 +13,7 @@ use castra::core::name::VmName;
 use castra::core::nearest::nearest;
 use castra::core::operations::lost;
 use castra::core::operations::status::status_all;
-use castra::core::paths::{StateRoot, castra_home};
+use castra::core::paths::{StateRoot, castra_home, check_utf8};
 use castra::core::process::shell_quote;
 use castra::core::records::{self, RunRecord, WorkspaceRecord};
 use castra::core::reporter::Silent;
@@ -56,11 +56,13 @@ impl Selected {
 
 /// `~/.castra` or what stands for it.
 pub fn home() -> Result<PathBuf> {
-    castra_home().ok_or_else(|| {
+    let home = castra_home().ok_or_else(|| {
         Failure::new(Exit::NoInput, "castra has no home")
             .because("neither CASTRA_HOME nor HOME is set to a directory")
             .advice("set CASTRA_HOME to a directory castra may write to")
-    })
+    })?;
+    check_utf8(&home, "the directory")?;
+    Ok(home)
 }
 
 /// The config, for commands that need one.

@@ -98,13 +98,17 @@ impl Answer {
 
     /// One line on stdout, and what couldn't be read on stderr.
     fn print_json(&self, context: &mut Context) {
-        let (line, projects) = match self {
-            Answer::One(status) => (serde_json::to_string(status), std::slice::from_ref(&**status)),
-            Answer::All(all) => (serde_json::to_string(all), all.projects.as_slice()),
-        };
-        let line = line.expect("a status is plain data with text keys");
         // Metrics are a guest's own words: what could fool a terminal is written as `\u202e`.
-        context.out.json_line(line);
+        let projects = match self {
+            Answer::One(status) => {
+                context.out.json(status);
+                std::slice::from_ref(&**status)
+            }
+            Answer::All(all) => {
+                context.out.json(all);
+                all.projects.as_slice()
+            }
+        };
         for note in projects.iter().flat_map(|status| &status.notes) {
             let about = note.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
             context.warn(&format!("{about}{}", note.text));

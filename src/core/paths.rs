@@ -5,6 +5,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use crate::core::failure::{Exit, Failure, Result};
 use crate::core::name::VmName;
 
 /// `$CASTRA_HOME`, else `~/.castra`; `None` without either variable.
@@ -19,6 +20,21 @@ pub fn castra_home() -> Option<PathBuf> {
     env::var_os("HOME")
         .and_then(absolute)
         .map(|home| home.join(".castra"))
+}
+
+/// Refuses a path that is no UTF-8. castra writes paths into JSON files, events and the answers of
+/// `--json`, which can hold no other; so all of its own are refused at the border, before anything is
+/// made, and nobody further in meets one.
+pub fn check_utf8(path: &Path, what: &str) -> Result<()> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(Failure::new(
+            Exit::Config,
+            format!("castra can't use {what} {}", path.display()),
+        )
+        .because("its name is no UTF-8, and castra writes paths into JSON")
+        .advice("rename that folder, or use another one")),
+    }
 }
 
 /// The directory that holds everything castra knows about one project. Always absolute.

@@ -391,3 +391,90 @@ fn a_fleet_beyond_the_hosts_memory_is_refused_unless_forced() {
     project.run(&["restart", "huge"]).exits(0);
     project.down();
 }
+
+/// castra writes paths into JSON, which holds no other: such a place is refused before anything is made.
+#[test]
+fn a_place_that_is_no_utf8_is_refused_and_nothing_is_made() {
+    use std::os::unix::ffi::OsStrExt;
+    let odd = |name: &[u8]| std::ffi::OsStr::from_bytes(name).to_owned();
+    let project = Project::new("utf8", ONE);
+    let text = fs::read_to_string(project.castra().project().join("castra.toml")).unwrap();
+    let dir = project.castra().dir().join(odd(b"nu\xff"));
+    fs::create_dir(&dir).unwrap();
+    let run = |home: Option<&Path>, args: &[&str]| {
+        let mut command = project.castra().command(args);
+        command.current_dir(&dir);
+        if let Some(home) = home {
+            command.env("CASTRA_HOME", home);
+        }
+        let ran = finish(command, args);
+        assert!(
+            !matches!(ran.code, Some(70 | 101)) && !ran.stderr.contains("internal error"),
+            "{ran:?}"
+        );
+        ran
+    };
+    let refused = |ran: Ran| {
+        assert_eq!(ran.code, Some(65), "{ran:?}");
+        assert!(ran.stderr.contains("no UTF-8"), "{ran:?}");
+    };
+    refused(run(None, &["init"]));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    fs::write(dir.join("castra.toml"), &text).unwrap();
+    for args in [
+        &["up"][..],
+        &["up", "--plan"],
+        &["down"],
+        &["status", "--json"],
+        &["ports", "--json"],
+        &["logs"],
+        &["report", "--json"],
+        &["clean"],
+        &["bootstrap"],
+        &["exec", "web", "--", "true"],
+    ] {
+        refused(run(None, args));
+    }
+    run(None, &["doctor", "--json"]);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "nothing is made");
+    assert!(!project.castra().home().join("projects").exists());
+    // The same for castra's home, and for what lies below.
+    let home = project.castra().dir().join(odd(b"ho\xfe"));
+    let there = project.castra().project();
+    for args in [
+        &["up"][..],
+        &["workspaces", "--json"],
+        &["image", "list", "--json"],
+        &["doctor", "--json"],
+        &["ports", "--all", "--json"],
+    ] {
+        let mut command = project.castra().command(args);
+        command.current_dir(&there).env("CASTRA_HOME", &home);
+        refused(finish(command, args));
+    }
+    assert!(!home.exists());
+    // Odd names of others below a state root are no obstacle.
+    project.run(&["up"]).exits(0);
+    for name in ["logs", "images", "vms", "handshakes", "overlays", ""] {
+        let dir = project.state(name);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join(odd(b"od\xfd.json")), "{}").unwrap();
+    }
+    let tools = project.castra().dir().join(odd(b"to\xfc"));
+    fs::create_dir(&tools).unwrap();
+    for args in [
+        &["status", "--json"][..],
+        &["doctor", "--json"],
+        &["report", "--json"],
+        &["down"],
+        &["clean", "--json"],
+    ] {
+        let mut command = project.castra().command(args);
+        let mut path = tools.clone().into_os_string();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap());
+        command.env("PATH", path);
+        let ran = finish(command, args);
+        assert!(!matches!(ran.code, Some(70 | 101)), "{ran:?}");
+    }
+}

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::paths::{StateRoot, castra_home};
+use crate::core::paths::{StateRoot, castra_home, check_utf8};
 
 /// The name that is looked for.
 pub const CONFIG_FILE: &str = "castra.toml";
@@ -67,6 +67,7 @@ pub fn load_with_home(path: &Path, castra_home: Option<&Path>) -> Result<Config>
 pub fn load_in(path: &Path, environment: &Environment) -> Result<Config> {
     let source = Source::read(path)?;
     let path = canonical(path)?;
+    check_utf8(&path, "the config")?;
     parse(&source, &path, environment)
 }
 
@@ -168,6 +169,10 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
                 .advice("set CASTRA_HOME, or write `state_dir = \".castra/state\"` under [project]"),
         );
     };
+    check_utf8(&state, "the state root")?;
+    if let Some(registry) = &registry {
+        check_utf8(registry, "the registry")?;
+    }
     let mut warnings = source.warnings();
     warnings.append(&mut metadata.warnings);
     Ok(Config {

@@ -21,7 +21,7 @@ impl Places {
     /// The absolute form of a path, `.` and `..` resolved by their text alone: what it names may
     /// not exist yet.
     pub(super) fn resolve(&self, source: &Source, path: At<String>) -> Option<PathBuf> {
-        let text = path.value.as_str();
+        let (text, path_at) = (path.value.as_str(), path.at);
         let expanded = match text.strip_prefix("~/").or((text == "~").then_some("")) {
             None => self.dir.join(text),
             Some(rest) => match &self.home {
@@ -36,7 +36,16 @@ impl Places {
                 }
             },
         };
-        Some(tidy(&expanded))
+        let path = tidy(&expanded);
+        if path.to_str().is_none() {
+            source.error(
+                path_at,
+                format!("`{text}` leads to {}, which is no UTF-8", path.display()),
+                "use a place whose whole path is UTF-8",
+            );
+            return None;
+        }
+        Some(path)
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::{Area, Finding, text_of};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource};
 use crate::core::host::{self, Holder};
@@ -171,7 +171,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
         let text = format!("{what}: {}, {}", path.display(), size(image.bytes));
         findings.push(
             Finding::warn("image.unfinished", Area::Images, text, remedy)
-                .data(json!({"path": path, "bytes": image.bytes})),
+                .data(json!({"path": text_of(&path), "bytes": image.bytes})),
         );
     }
     findings

@@ -15,6 +15,7 @@ pub mod room;
 pub mod tools;
 
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -208,6 +209,12 @@ fn one_line(text: &str) -> String {
     const LIMIT: usize = 2000;
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     escape_line(&lines.join("; "), LIMIT)
+}
+
+/// A path as it stands in a finding's data: programs and cached files may have names that are no
+/// UTF-8, which JSON can't hold as they are.
+fn text_of(path: &Path) -> String {
+    path.display().to_string()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Uid;
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::{Area, Finding, text_of};
 use crate::core::host;
 use crate::core::logs::launched_vms;
 use crate::core::paths::StateRoot;
@@ -56,7 +56,7 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
             continue;
         }
         let mode = meta.mode() & 0o777;
-        let data = json!({"path": path, "mode": format!("{mode:04o}"), "uid": meta.uid()});
+        let data = json!({"path": text_of(&path), "mode": format!("{mode:04o}"), "uid": meta.uid()});
         let shown = path.display();
         if mode & 0o077 != 0 {
             let (right, may) = match meta.is_dir() {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::{Area, Finding, text_of};
 use crate::core::bootstrap::keys::SSH_PACKAGE;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource, QemuConfig, SeedMode};
@@ -115,14 +115,14 @@ fn version_finding(binary: &Path, version: Result<String, String>) -> Finding {
     match version {
         Ok(line) => match number_in(line.split_once("version ").map_or("", |(_, rest)| rest)) {
             Some(version) => Finding::ok(ID, Area::Tools, format!("QEMU {version}, {shown}"))
-                .data(json!({"path": binary, "version": version})),
+                .data(json!({"path": text_of(binary), "version": version})),
             None => Finding::error(
                 ID,
                 Area::Tools,
                 format!("{shown} is no QEMU: it says {line:?}"),
                 remedy,
             )
-            .data(json!({"path": binary, "version": null})),
+            .data(json!({"path": text_of(binary), "version": null})),
         },
         Err(why) => Finding::error(
             ID,
@@ -130,7 +130,7 @@ fn version_finding(binary: &Path, version: Result<String, String>) -> Finding {
             format!("{shown} doesn't tell its version: {why}"),
             remedy,
         )
-        .data(json!({"path": binary, "version": null})),
+        .data(json!({"path": text_of(binary), "version": null})),
     }
 }
 
@@ -211,7 +211,7 @@ fn features_finding(binary: &Path, missing: &[&str]) -> Finding {
             "install your distribution's full QEMU, or set `binary` under [qemu] to one that has it",
         ),
     };
-    finding.data(json!({"path": binary, "missing": missing}))
+    finding.data(json!({"path": text_of(binary), "missing": missing}))
 }
 
 // --- the others -------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
         false => Finding::warn,
     };
     let install = format!("install it: `apt install {}` (Debian, Ubuntu)", tool.package);
-    let data = |path: Option<PathBuf>, version: Option<&str>| json!({"path": path, "version": version, "needed": tool.needed});
+    let data = |path: Option<PathBuf>, version: Option<&str>| json!({"path": path.as_deref().map(text_of), "version": version, "needed": tool.needed});
     let Some(path) = find_tool(tool.name) else {
         let text = format!("there is no `{}` on PATH; it {}", tool.name, tool.purpose);
         return missing(tool.id, Area::Tools, text, install).data(data(None, None));

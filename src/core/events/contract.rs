@@ -265,7 +265,19 @@ impl Stamped {
         // The embedders' encoding is `{"Variant":{fields}}`: without its wrapping it is the rest
         // of the line. So no field can be in one and not in the other.
         let envelope = line.len();
-        serde_json::to_writer(&mut line, &self.event).expect("events are plain data with text keys");
+        if serde_json::to_writer(&mut line, &self.event).is_err() {
+            // The one thing that JSON can't hold is a path that is no UTF-8, as of a file that somebody
+            // put below a state root. That something happened is told all the same.
+            let text = format!(
+                "an event `{}` names a path that is no UTF-8",
+                self.event.contract_type()
+            );
+            let told = Stamped {
+                event: Event::message(super::Severity::Warn, None, text),
+                ..self.clone()
+            };
+            return told.contract_line();
+        }
         let wrapping = r#"{"":{"#.len() + variant.len();
         line.drain(envelope + 1..envelope + wrapping);
         line[envelope] = b',';

@@ -22,7 +22,7 @@ use crate::core::images::images_dir;
 use crate::core::journal::Rotation;
 use crate::core::operations::clean_project;
 use crate::core::operations::run::Operation;
-use crate::core::paths::StateRoot;
+use crate::core::paths::{StateRoot, check_utf8};
 use crate::core::records::{self, WorkspaceRecord};
 use crate::core::reporter::{Emitter, Reporter};
 
@@ -69,6 +69,7 @@ impl CleanTarget {
             .advice("`castra workspaces --json` names the state root of every project")
         };
         let root = path.canonicalize().map_err(|error| no_root(error.to_string()))?;
+        check_utf8(&root, "the state root")?;
         let state = StateRoot::new(root);
         let record = state.workspace();
         let is_file = record.symlink_metadata().is_ok_and(|meta| meta.is_file());

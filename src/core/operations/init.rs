@@ -12,7 +12,7 @@ use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::journal::Rotation;
 use crate::core::operations::run::Operation;
-use crate::core::paths::{StateRoot, castra_home};
+use crate::core::paths::{StateRoot, castra_home, check_utf8};
 use crate::core::reporter::Reporter;
 
 /// The starter, with `@PROJECT@` in the place of the name.
@@ -50,6 +50,7 @@ pub fn init(options: InitOptions, reporter: &mut dyn Reporter) -> Result<InitOut
         .because(error)
     })?;
     let path = dir.join(options.output.as_deref().unwrap_or(Path::new(CONFIG_FILE)));
+    check_utf8(&path, "the config")?;
     check_place(&path, options.force)?;
     let folder = path.parent().unwrap_or(&dir);
     let project = match &options.project_name {

@@ -4,7 +4,7 @@
 //! `make demo` and `make test` install on a fresh machine.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -119,9 +119,20 @@ impl Machine {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        writeln!(child.stdin.take().unwrap(), "{answer}").unwrap();
-        let output = child.wait_with_output().unwrap();
-        self.ended(output.status.code(), &output.stdout)
+        let mut stdout = child.stdout.take().unwrap();
+        let mut said = Vec::new();
+        let mut byte = [0];
+        while !said.ends_with(b"[y/N] ") {
+            let read = stdout.read(&mut byte).unwrap();
+            assert_eq!(read, 1, "no question in {}", String::from_utf8_lossy(&said));
+            said.push(byte[0]);
+        }
+        // The terminal stays until it has ended: a closed one would be an answer, too.
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "{answer}").unwrap();
+        stdout.read_to_end(&mut said).unwrap();
+        let code = child.wait().unwrap().code();
+        self.ended(code, &said)
     }
 }
 

@@ -51,7 +51,8 @@ sudo)
     shift
     [ "$FAKE_CASE" != no-rights ] || exit 1
     case $* in
-    *policy-rc.d) cat >/dev/null ;;
+    tee\ *policy-rc.d) cat >/dev/null ;;
+    *policy-rc.d) ;;
     *) exec "$@" ;;
     esac
     ;;

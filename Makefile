@@ -64,7 +64,7 @@ bench:
 INSTALLED_BINARY = $(DESTDIR)$(PREFIX)/bin/castra
 INSTALLED_MAN = $(DESTDIR)$(PREFIX)/share/man
 # One for each command; a test holds that none is missing.
-COMMANDS = bootstrap broker bus-bench bus-publish bus-subscribe bus-tail clean completions console cp doctor \
+COMMANDS = bootstrap broker bus-bench bus-publish bus-request bus-subscribe bus-tail clean completions console cp doctor \
     down events exec harness-list harness-relay harness-run harness-show harness-usage image-build \
     image-list image-path init logs man ports report restart ssh ssh-config status up wait workspaces
 PAGES = castra.1 $(COMMANDS:%=castra-%.1) castra.toml.5 \

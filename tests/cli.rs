@@ -33,6 +33,7 @@ const COMMANDS: &[&[&str]] = &[
     &["ports"],
     &["workspaces"],
     &["bus", "publish"],
+    &["bus", "request"],
     &["bus", "subscribe"],
     &["bus", "tail"],
     &["bus", "bench"],

@@ -1,4 +1,4 @@
-//! `castra bus publish`, `subscribe`, `tail`.
+//! `castra bus publish`, `request`, `subscribe`, `tail`.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -10,8 +10,9 @@ use castra::core::bus::topic::{BadPattern, Pattern};
 use castra::core::escape::escape_line;
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::bus::{
-    BusProject, BusPublishOptions, BusSink, BusSubscribeOptions, BusTailOptions, BusTailOutcome, Input,
-    LogOf, Payload, SubscriptionEnd, bus_publish, bus_subscribe, bus_tail,
+    BusProject, BusPublishOptions, BusRequestOptions, BusSink, BusSubscribeOptions, BusTailOptions,
+    BusTailOutcome, Input, LogOf, Payload, SubscriptionEnd, bus_publish, bus_request, bus_subscribe,
+    bus_tail,
 };
 use castra::core::reporter::wall_clock;
 
@@ -46,15 +47,15 @@ pub fn project(raw: &Raw) -> Result<BusProject> {
 
 /// Publishes one message, or one for each line of stdin.
 pub fn publish(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    if let [_, second, ..] = &raw.topics[..] {
-        return Err(
-            Failure::new(Exit::Usage, "a message has one topic").because(format!("{second:?} is another"))
-        );
-    }
+    let (topic, payload) = message(raw)?;
     let options = BusPublishOptions {
-        payload: payload(context, raw)?,
+        payload: match payload.as_deref() {
+            Some("-") => lines(context)?,
+            payload => Payload::One(payload.unwrap_or("null").to_owned()),
+        },
         project: project(raw)?,
-        topic: raw.topics.first().cloned(),
+        topic,
+        force: raw.force,
         wait: raw.wait,
         cli: Some(up::own_binary()?),
         cancel: context.end_on_signals(),
@@ -67,22 +68,55 @@ pub fn publish(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(outcome.exit)
 }
 
-fn payload(context: &Context, raw: &Raw) -> Result<Payload> {
-    let from_stdin = match (raw.operands.first(), &raw.payload) {
-        (Some(word), _) if word != "-" => return Err(not_a_payload(word)),
-        (Some(_), Some(payload)) if payload != "-" => {
-            return Err(Failure::new(Exit::Usage, "both `-` and --payload are given")
-                .because("messages come from stdin or from the command line")
-                .advice("leave one out"));
-        }
-        (Some(_), _) => true,
-        (None, payload) => payload.as_deref() == Some("-"),
+/// Topic and payload, each as a word or by its flag; a `-` alone is the payload.
+fn message(raw: &Raw) -> Result<(Option<String>, Option<String>)> {
+    let word = |at: usize| raw.operands.get(at).map(|word| text_of(word)).transpose();
+    let (first, second) = (word(0)?, word(1)?);
+    let (topic, payload) = match (first, second) {
+        (Some(dash), None) if dash == "-" => (None, Some(dash)),
+        words => words,
     };
-    if !from_stdin {
-        return Ok(Payload::One(
-            raw.payload.clone().unwrap_or_else(|| "null".to_owned()),
-        ));
+    let twice = |what: &str, flag: &str| {
+        Failure::new(Exit::Usage, format!("both {what} and {flag} are given"))
+            .because("one says already what the other says")
+            .advice("leave one out: castra bus publish TOPIC PAYLOAD")
+    };
+    if let (Some(word), None, None) = (&topic, &payload, &raw.payload) {
+        return Err(Failure::new(
+            Exit::Usage,
+            format!("{word:?} alone could be a topic or a payload"),
+        )
+        .because("`castra bus publish` takes both")
+        .advice(format!(
+            "castra bus publish {word} null, or castra bus publish broadcast '\"{word}\"'"
+        )));
     }
+    let topic = match (topic, &raw.topics[..]) {
+        (topic, []) => topic,
+        (None, [flag]) => Some(flag.clone()),
+        (Some(word), [_, ..]) => return Err(twice(&format!("a topic, {word:?},"), "--topic")),
+        (None, [_, another, ..]) => {
+            return Err(Failure::new(Exit::Usage, "a message has one topic")
+                .because(format!("{another:?} is another")));
+        }
+    };
+    let payload = match (payload, &raw.payload) {
+        // Both say stdin.
+        (Some(word), Some(flag)) if word != *flag => return Err(twice(&format!("`{word}`"), "--payload")),
+        (word, flag) => word.or_else(|| flag.clone()),
+    };
+    Ok((topic, payload))
+}
+
+fn text_of(word: &OsString) -> Result<String> {
+    word.to_str().map(str::to_owned).ok_or_else(|| {
+        Failure::new(Exit::Usage, format!("{:?} can't be said", word.to_string_lossy()))
+            .because("topics and JSON are UTF-8 text")
+    })
+}
+
+/// One message for each line of stdin.
+fn lines(context: &Context) -> Result<Payload> {
     if io::stdin().is_terminal() {
         context.say("each line is one message, as JSON; Ctrl-D ends");
     }
@@ -93,13 +127,27 @@ fn payload(context: &Context, raw: &Raw) -> Result<Payload> {
     Ok(Payload::Lines(Input::from(stdin)))
 }
 
-fn not_a_payload(word: &OsString) -> Failure {
-    Failure::new(
-        Exit::Usage,
-        format!("`castra bus publish` can't take {:?}", word.to_string_lossy()),
-    )
-    .because("all it takes beside flags is `-`, for stdin")
-    .advice("castra bus publish --topic TOPIC --payload '{\"state\": \"ready\"}'")
+/// Asks, and prints the first answer.
+pub fn request(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let words = raw.operands.iter().map(text_of).collect::<Result<Vec<_>>>()?;
+    let project = project(raw)?;
+    let topic = words.first().cloned().unwrap_or_default();
+    let usual = BusRequestOptions::new(project, topic);
+    let options = BusRequestOptions {
+        payload: words.get(1).cloned().unwrap_or_else(|| usual.payload.clone()),
+        timeout: raw.time_limit.unwrap_or(usual.timeout),
+        force: raw.force,
+        wait: raw.wait,
+        cli: Some(up::own_binary()?),
+        cancel: context.end_on_signals(),
+        ..usual
+    };
+    let outcome = bus_request(options, &mut context.people_reporter())?;
+    context.out.json_line(match context.json {
+        true => outcome.answer.to_json(),
+        false => outcome.answer.payload.get().to_owned(),
+    });
+    Ok(Exit::Done)
 }
 
 /// Prints messages as they come.
@@ -113,6 +161,14 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
         topics: patterns(&words)?,
         project: project(raw)?,
         from: raw.from,
+        last: raw.last_values,
+        group: match &raw.shared_by {
+            None => None,
+            Some(name) => Some(name.parse().map_err(|_| {
+                Failure::new(Exit::Usage, format!("{name:?} is no name of a group"))
+                    .because("it has 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")
+            })?),
+        },
         count: raw.count,
         wait: raw.wait,
         cli: Some(up::own_binary()?),
@@ -160,7 +216,7 @@ pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
         log,
         topics: patterns(&raw.topics)?,
         last: Some(raw.tail.map_or(USUAL_TAIL, |lines| lines as u64)),
-        follow: raw.follow,
+        follow: follows(raw)?,
         cancel: context.end_on_signals(),
     };
     let outcome = bus_tail(&options, &mut Printer::new(context))?;
@@ -172,6 +228,18 @@ pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
         true => Exit::Interrupted,
         false => Exit::Done,
     })
+}
+
+/// It does, unless told otherwise.
+fn follows(raw: &Raw) -> Result<bool> {
+    match (raw.follow, raw.no_follow) {
+        (true, true) => Err(
+            Failure::new(Exit::Usage, "both --follow and --no-follow are given")
+                .because("one waits for more, the other ends")
+                .advice("leave one out; without either it follows"),
+        ),
+        (_, no_follow) => Ok(!no_follow),
+    }
 }
 
 /// Host and broker publish too.
@@ -202,7 +270,10 @@ fn patterns(words: &[String]) -> Result<Vec<Pattern>> {
         .map(|word| {
             word.parse().map_err(|BadPattern(word)| {
                 Failure::new(Exit::Usage, format!("{word:?} is no topic"))
-                    .because("a topic has 1 to 128 of A-Z a-z 0-9 . _ : / -, and may end in `*` for any rest")
+                    .because(
+                        "a topic has 1 to 128 of A-Z a-z 0-9 . _ : / -, and may end in `*` for any rest; alone \
+                         between slashes a `*` is any one segment",
+                    )
                     .advice("castra bus subscribe broadcast, 'ci/*' or '*'")
             })
         })
@@ -245,12 +316,17 @@ impl Printer<'_> {
         let topic = escape_line(&message.topic, LIMIT);
         self.vm_column = self.vm_column.max(vm.len()).min(WIDEST);
         self.topic_column = self.topic_column.max(topic.len()).min(WIDEST);
+        let reply = match &message.reply {
+            Some(reply) => format!("  answer to {}", escape_line(reply, LIMIT)),
+            None => String::new(),
+        };
         format!(
-            "{}  {}  {}  {}",
+            "{}  {}  {}  {}{}",
             self.style.faint(&time_of_day(message.ts)),
             self.style.strong(&format!("{vm:<0$}", self.vm_column)),
             self.style.good(&format!("{topic:<0$}", self.topic_column)),
-            escape_line(message.payload.get(), LIMIT)
+            escape_line(message.payload.get(), LIMIT),
+            self.style.faint(&reply)
         )
     }
 }

@@ -111,6 +111,7 @@ fn dispatch(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Command::ExecFeed => ssh::feed(raw),
         Command::Broker => broker::run(context, raw),
         Command::BusPublish => bus::publish(context, raw),
+        Command::BusRequest => bus::request(context, raw),
         Command::BusSubscribe => bus::subscribe(context, raw),
         Command::BusTail => bus::tail(context, raw),
         Command::BusBench => bus_bench::run(context, raw),

@@ -193,7 +193,13 @@ fn lookup(arg: &Arg<'_>, raw: &Raw) -> Result<&'static Flag, Failure> {
             format!("-{letter}"),
             FLAGS.iter().find(|flag| flag.short == Some(*letter)),
         ),
-        Arg::Long(word) => (format!("--{word}"), FLAGS.iter().find(|flag| flag.long == *word)),
+        Arg::Long(word) => {
+            // Some names mean different things to different commands.
+            let mut named = FLAGS.iter().filter(|flag| flag.long == *word);
+            let first = named.clone().next();
+            let own = named.find(|flag| raw.command.is_some() && flag.takes(raw.command));
+            (format!("--{word}"), own.or(first))
+        }
         Arg::Value(_) => unreachable!("operands are placed before flags are looked up"),
     };
     let Some(flag) = found else {
@@ -257,7 +263,7 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
     let most = match last {
         Some(Arity::One) if many => usize::MAX,
         None | Some(Arity::One) => ones,
-        Some(Arity::Optional) => ones + 1,
+        Some(Arity::Optional) => row.operands.len(),
         Some(Arity::Any | Arity::Many | Arity::Rest | Arity::OptionalRest) => usize::MAX,
     };
     if raw.operands.len() < least {

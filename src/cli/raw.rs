@@ -97,6 +97,8 @@ pub struct Raw {
     pub vms: Vec<String>,
     /// `--follow`.
     pub follow: bool,
+    /// `--no-follow`.
+    pub no_follow: bool,
     /// `--run ID`.
     pub run: Option<String>,
     /// `--after SEQ`.
@@ -113,6 +115,10 @@ pub struct Raw {
     pub payload: Option<String>,
     /// `--for STATE`.
     pub wait_for: Option<WaitFor>,
+    /// `bus subscribe --last`.
+    pub last_values: bool,
+    /// `--group NAME`.
+    pub shared_by: Option<String>,
     /// `--wait SPAN`.
     pub wait: Option<Duration>,
     /// `--from SEQ`.

@@ -14,7 +14,7 @@ pub mod reference;
 pub use flags::FLAGS;
 
 /// Every command, hidden ones included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Command {
     Init,
     Up,
@@ -39,6 +39,7 @@ pub enum Command {
     Workspaces,
     Doctor,
     BusPublish,
+    BusRequest,
     BusSubscribe,
     BusTail,
     BusBench,
@@ -667,21 +668,46 @@ pub const COMMANDS: &[CommandRow] = &[
         command: Command::BusPublish,
         words: "bus publish",
         section: Section::Bus,
-        operands: &[Operand::new("-", Arity::Optional, Complete::Nothing)],
+        operands: &[
+            Operand::new("TOPIC", Arity::Optional, Complete::Nothing),
+            Operand::new("PAYLOAD", Arity::Optional, Complete::Nothing),
+        ],
         brief: "publish a message on the bus, and wait until it is logged",
         manual: "Publishes one message as `host` and returns when the broker has acknowledged it: then it is in the \
                  log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A \
-                 payload is any JSON; without --payload it is null.\n\n\
-                 With `-` every line of stdin is the JSON of one message, and many are in flight at once; empty \
+                 payload is any JSON, and null where flags alone give none; a text has quotes of its own inside the shell's. \
+                 Without a topic it is broadcast. A topic vm:NAME is refused where the project has no VM of that \
+                 name (exit code 64).\n\n\
+                 With `-` as the payload, or alone, every line of stdin is the JSON of one message, and many are in flight at once; empty \
                  lines are none. Lines that are no JSON or too long are named by their number, the others are \
                  published, and the exit code is 1. If it ends early, it says which lines were acknowledged and \
                  where to go on.\n\n\
                  A missing broker is started when a VM of the project runs. With --json the events are printed; a \
                  `message` with `data` tells `topic`, `acked`, `first_seq` and `last_seq`.",
         examples: &[
-            "castra bus publish --payload '{\"state\": \"ready\"}'",
-            "castra bus publish --topic vm:web-0 --payload '\"reload\"'",
-            "jq -c '.[]' jobs.json | castra bus publish --topic ci/jobs -",
+            "castra bus publish ci/build '{\"state\": \"ready\"}'",
+            "castra bus publish vm:web-0 '\"reload\"'",
+            "castra bus publish --payload 7",
+            "jq -c '.[]' jobs.json | castra bus publish ci/jobs -",
+        ],
+    },
+    CommandRow {
+        command: Command::BusRequest,
+        words: "bus request",
+        section: Section::Bus,
+        operands: &[
+            Operand::new("TOPIC", Arity::One, Complete::Nothing),
+            Operand::new("PAYLOAD", Arity::Optional, Complete::Nothing),
+        ],
+        brief: "ask something on the bus, and print the first answer",
+        manual: "Publishes one message that names a topic for answers, readable by the host alone, and waits until \
+                 somebody publishes there: a guest by `castra-bus reply`, anybody by publishing on the topic that \
+                 `reply` of the message names. Prints the payload of the first answer, with --json the whole message \
+                 as `castra bus subscribe --json` has it. Without one in time the exit code is 1. The payload is as \
+                 of `castra bus publish`.",
+        examples: &[
+            "castra bus request vm:web-0 '\"uptime\"'",
+            "castra bus request time/now --timeout 30s --json | jq .payload",
         ],
     },
     CommandRow {
@@ -691,16 +717,20 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[Operand::new("TOPIC", Arity::Many, Complete::Nothing)],
         brief: "print messages as they come, or from a number on",
         manual: "Subscribes at the broker and prints each message until Ctrl-C, --count, or until nobody reads any \
-                 more. A topic that ends in `*` means all that begin like it, `*` alone everything; quote it, or \
+                 more. A topic that ends in `*` means all that begin like it, `*` alone everything; alone between \
+                 slashes a `*` stands for one segment, as in 'sensor/*/state'. Quote it, or \
                  the shell takes it. Messages come in the order of their numbers and none is left out; those that \
                  rotation has taken from the log are told on stderr, and with --json as a line \
                  {\"gap\":{\"from\":…,\"to\":…}}.\n\n\
-                 When the broker ends the session this says why, and the number to go on --from, with exit code 1. \
+                 When the broker ends the session this says why (whoever reads too slowly is cut off), and the \
+                 number to go on --from, with exit code 1. \
                  A missing broker is started when a VM of the project runs. Times are UTC. With --json one object a \
                  line: `seq`, `ts` (milliseconds since 1970), `vm` (who published it; `host` is the host), `topic`, \
-                 `payload`.",
+                 `reply` where an answer is awaited, `payload`.",
         examples: &[
             "castra bus subscribe broadcast vm:web-0",
+            "castra bus subscribe 'sensor/*/state' --last",
+            "castra bus subscribe 'jobs/*' --group builders --json",
             "castra bus subscribe 'ci/*' --json | jq -c .payload",
             "castra bus subscribe '*' --from 1 --count 10",
             "castra bus subscribe 'sensor/*' --json | mosquitto_pub -l -t castra",
@@ -712,13 +742,14 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Bus,
         operands: &[],
         brief: "print the last messages from the logs, and follow them",
-        manual: "Reads the log of the bus, or with --vm what that VM has published, rotated files included. No \
+        manual: "Prints the last messages and then those that come, until Ctrl-C; with --no-follow it ends after the \
+                 last. Reads the log of the bus, or with --vm what that VM has published, rotated files included. No \
                  broker is asked, so this shows what was said when none runs. Lines that are no messages are passed \
                  over, and how many is said on stderr. Output is that of `castra bus subscribe`.",
         examples: &[
-            "castra bus tail -f",
-            "castra bus tail --vm web-0 --tail 5",
-            "castra bus tail --topic 'ci/*' --tail 1 --json | jq .payload",
+            "castra bus tail",
+            "castra bus tail --no-follow --vm web-0 --tail 5",
+            "castra bus tail --no-follow --topic 'ci/*' --tail 1 --json | jq .payload",
         ],
     },
     CommandRow {

@@ -81,9 +81,16 @@ fn every_name_is_there_once() {
     }
     let mut seen = HashSet::new();
     for flag in FLAGS {
-        assert!(seen.insert(flag.long.to_owned()), "--{} twice", flag.long);
+        let commands: Vec<Option<Command>> = match flag.scope {
+            Scope::Only(commands) => commands.iter().copied().map(Some).collect(),
+            Scope::Global => vec![None],
+        };
+        for command in commands {
+            let name = (command, flag.long.to_owned());
+            assert!(seen.insert(name), "--{} twice for {command:?}", flag.long);
+        }
         if let Some(short) = flag.short {
-            assert!(seen.insert(short.to_string()), "-{short} twice");
+            assert!(seen.insert((None, short.to_string())), "-{short} twice");
         }
     }
 }

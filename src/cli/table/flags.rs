@@ -145,11 +145,14 @@ pub const FLAGS: &[Flag] = &[
             Command::Restart,
             Command::ImageBuild,
             Command::Clean,
+            Command::BusPublish,
+            Command::BusRequest,
         ]),
         brief: "overwrite, start with little memory, or remove disks",
         manual: "`init` and `image build` replace what is there. `up` and `restart` start VMs even if memory is \
                  short: the host may then swap, or kill one. `clean` removes persistent disks too: what guests \
-                 with `persist = true` have written is lost.",
+                 with `persist = true` have written is lost. `bus publish` and `bus request` publish also to a \
+                 vm:NAME that the project doesn't have.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.force = true;
@@ -653,10 +656,23 @@ pub const FLAGS: &[Flag] = &[
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::BusTail]),
         brief: "keep printing what is added",
         manual: "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when nobody reads its \
-                 output any more.",
+                 output any more. `bus tail` follows anyway.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.follow = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "no-follow",
+        short: None,
+        value: None,
+        scope: BUS_TAIL,
+        brief: "end after the last messages",
+        manual: "For scripts that want what there is.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.no_follow = true;
             Ok(())
         },
     },
@@ -801,9 +817,9 @@ pub const FLAGS: &[Flag] = &[
         value: Some("TOPIC"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusTail]),
         brief: "what the message is about; of `bus tail`: only these",
-        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, broadcast unless told otherwise; \
-                 vm:NAME \
-                 reaches that VM alone. `bus tail` takes several, and a `*` at the end matches any rest.",
+        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, here or as its first word, broadcast \
+                 unless told otherwise; vm:NAME reaches that VM alone. `bus tail` takes several, with `*` as in \
+                 `bus subscribe`.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.topics.push(text(value)?);
@@ -846,7 +862,7 @@ pub const FLAGS: &[Flag] = &[
         long: "wait",
         short: None,
         value: Some("SPAN"),
-        scope: Scope::Only(&[Command::BusPublish, Command::BusSubscribe]),
+        scope: Scope::Only(&[Command::BusPublish, Command::BusRequest, Command::BusSubscribe]),
         brief: "wait up to this long for a broker, such as 30s",
         manual: "Without this flag the command fails at once if no broker runs and castra can't start one. A \
                  plain number means seconds.",
@@ -867,6 +883,48 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.from = Some(number(value, "use the number of a message, such as 12")?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "last",
+        short: None,
+        value: None,
+        scope: BUS_SUBSCRIBE,
+        brief: "the newest message of each topic first",
+        manual: "As far as the log of the bus goes back, also if no broker ran since; then what comes. Of one sender at \
+                 most 256 topics and 256 KiB.",
+        complete: Complete::Nothing,
+        apply: |raw, _| {
+            raw.last_values = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "group",
+        short: None,
+        value: Some("NAME"),
+        scope: BUS_SUBSCRIBE,
+        brief: "share the messages with others who name this group",
+        manual: "Each message goes to one of those who are subscribed to the same topic with the same name just then, by \
+                 turns. One that dies takes what it was sent with it; who must not lose anything asks by `bus request`. \
+                 The guests' groups are apart from the host's.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.shared_by = Some(text(value)?);
+            Ok(())
+        },
+    },
+    Flag {
+        long: "timeout",
+        short: None,
+        value: Some("SPAN"),
+        scope: Scope::Only(&[Command::BusRequest]),
+        brief: "wait so long for an answer (default: 5s)",
+        manual: "A plain number is seconds. Without an answer until then the exit code is 1.",
+        complete: Complete::Nothing,
+        apply: |raw, value| {
+            raw.time_limit = Some(time(value)?);
             Ok(())
         },
     },

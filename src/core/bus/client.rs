@@ -123,8 +123,32 @@ impl Client {
     /// Publishes one message and waits for its ack: its number. Other frames that come meanwhile
     /// are kept in memory for [`Client::next_frame`].
     pub fn publish(&mut self, topic: &str, payload: &str, within: Duration) -> Result<u64, BusError> {
-        if !Topic::is_valid(topic) {
-            return Err(BusError::BadTopic(topic.to_owned()));
+        self.publish_to(topic, payload, None, within)
+    }
+
+    /// Publishes one message whose answers are awaited on `reply`, a topic that we are subscribed to,
+    /// and waits for its ack: its number.
+    pub fn ask(
+        &mut self,
+        topic: &str,
+        payload: &str,
+        reply: &str,
+        within: Duration,
+    ) -> Result<u64, BusError> {
+        self.publish_to(topic, payload, Some(reply), within)
+    }
+
+    fn publish_to(
+        &mut self,
+        topic: &str,
+        payload: &str,
+        reply: Option<&str>,
+        within: Duration,
+    ) -> Result<u64, BusError> {
+        for topic in [Some(topic), reply].into_iter().flatten() {
+            if !Topic::is_valid(topic) {
+                return Err(BusError::BadTopic(topic.to_owned()));
+            }
         }
         if let Err(error) = serde_json::from_str::<&serde_json::value::RawValue>(payload) {
             return Err(BusError::BadPayload(error.to_string()));
@@ -133,6 +157,7 @@ impl Client {
         self.queue(Request::Publish {
             topic,
             payload: &one_line(payload),
+            reply,
             id,
         });
         let ack = self.acked(id, within)?;
@@ -149,7 +174,13 @@ impl Client {
         within: Duration,
     ) -> Result<Option<u64>, BusError> {
         let id = self.new_id();
-        self.queue(Request::Subscribe { topic, from, id });
+        self.queue(Request::Subscribe {
+            topic,
+            from,
+            last: false,
+            group: None,
+            id,
+        });
         Ok(self.acked(id, within)?.seq)
     }
 

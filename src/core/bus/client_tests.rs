@@ -216,6 +216,7 @@ fn a_broker_that_reads_nothing_stops_nobody() {
         client.queue(Request::Publish {
             topic: "t",
             payload: &payload,
+            reply: None,
             id,
         });
     }

@@ -32,6 +32,8 @@ pub enum Request<'a> {
         topic: &'a str,
         /// Valid JSON on one line.
         payload: &'a str,
+        /// Where answers are awaited: a topic that the publisher may read.
+        reply: Option<&'a str>,
         /// Comes back in the ack.
         id: u64,
     },
@@ -41,6 +43,10 @@ pub enum Request<'a> {
         topic: &'a Pattern,
         /// First number wanted.
         from: Option<u64>,
+        /// The newest message of each topic first.
+        last: bool,
+        /// Each message to one of those who name this group; a name as VMs have them.
+        group: Option<&'a str>,
         /// Comes back in the ack.
         id: u64,
     },
@@ -73,17 +79,34 @@ impl Request<'_> {
         out.extend_from_slice(&[0; HEAD_BYTES]);
         // Topics hold nothing that JSON would have to escape; payloads are JSON.
         let body = match self {
-            Request::Publish { topic, payload, id } => {
+            Request::Publish {
+                topic,
+                payload,
+                reply,
+                id,
+            } => {
                 // The one in the hot path.
                 out.extend_from_slice(b"{\"type\":\"publish\",\"topic\":\"");
                 out.extend_from_slice(topic.as_bytes());
                 out.extend_from_slice(b"\",\"payload\":");
                 out.extend_from_slice(payload.as_bytes());
+                if let Some(reply) = reply {
+                    out.extend_from_slice(format!(",\"reply\":\"{reply}\"").as_bytes());
+                }
                 format!(",\"id\":{id}}}")
             }
-            Request::Subscribe { topic, from, id } => {
+            Request::Subscribe {
+                topic,
+                from,
+                last,
+                group,
+                id,
+            } => {
                 let from = from.map(|from| format!("\"from\":{from},")).unwrap_or_default();
-                format!("{{\"type\":\"subscribe\",\"topic\":\"{topic}\",{from}\"id\":{id}}}")
+                let last = if *last { "\"last\":true," } else { "" };
+                let group = group.map(|group| format!("\"group\":\"{group}\","));
+                let terms = from + last + &group.unwrap_or_default();
+                format!("{{\"type\":\"subscribe\",\"topic\":\"{topic}\",{terms}\"id\":{id}}}")
             }
             Request::Unsubscribe { topic, id } => {
                 format!("{{\"type\":\"unsubscribe\",\"topic\":\"{topic}\",\"id\":{id}}}")
@@ -141,6 +164,8 @@ pub struct Ack {
     pub refused: Option<String>,
     /// The same for people, where the word doesn't say all.
     pub detail: Option<String>,
+    /// It was done, but perhaps isn't what was meant: `unknown-vm`.
+    pub warning: Option<String>,
 }
 
 /// Why a stream can't be read on.
@@ -247,6 +272,7 @@ struct Wire {
     seq: Option<u64>,
     reason: Option<String>,
     detail: Option<String>,
+    warning: Option<String>,
     from: Option<u64>,
     to: Option<u64>,
 }
@@ -269,6 +295,7 @@ fn parse(body: &[u8]) -> Result<Frame, BadFrame> {
                 _ => Some(wire.reason.unwrap_or_else(|| "no reason given".to_owned())),
             },
             detail: wire.detail,
+            warning: wire.warning,
         })),
         "gap" => Ok(Frame::Gap {
             from: wire.from.ok_or_else(|| missing("from"))?,
@@ -303,14 +330,36 @@ mod tests {
                 Request::Publish {
                     topic: "a/b",
                     payload: "{\"x\":1}",
+                    reply: None,
                     id: 7,
                 },
                 r#"{"type":"publish","topic":"a/b","payload":{"x":1},"id":7}"#,
             ),
             (
+                Request::Publish {
+                    topic: "a/b",
+                    payload: "1",
+                    reply: Some("vm:host/reply/1"),
+                    id: 7,
+                },
+                r#"{"type":"publish","topic":"a/b","payload":1,"reply":"vm:host/reply/1","id":7}"#,
+            ),
+            (
+                Request::Subscribe {
+                    topic: &pattern,
+                    from: Some(2),
+                    last: true,
+                    group: Some("w"),
+                    id: 1,
+                },
+                r#"{"type":"subscribe","topic":"ci/*","from":2,"last":true,"group":"w","id":1}"#,
+            ),
+            (
                 Request::Subscribe {
                     topic: &pattern,
                     from: Some(12),
+                    last: false,
+                    group: None,
                     id: 1,
                 },
                 r#"{"type":"subscribe","topic":"ci/*","from":12,"id":1}"#,
@@ -319,6 +368,8 @@ mod tests {
                 Request::Subscribe {
                     topic: &pattern,
                     from: None,
+                    last: false,
+                    group: None,
                     id: 1,
                 },
                 r#"{"type":"subscribe","topic":"ci/*","id":1}"#,
@@ -359,6 +410,7 @@ mod tests {
                 seq,
                 refused: refused.map(str::to_owned),
                 detail: None,
+                warning: None,
             })
         };
         for (body, frame) in [

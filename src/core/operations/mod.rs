@@ -75,7 +75,7 @@ pub use crate::core::broker::launcher::{BrokerLauncher, ProcessBrokerLauncher, T
 pub use crate::core::outcome::{OperationOutput, collect, collect_with};
 pub use crate::core::runtime::plan::VmLaunchMode;
 pub use bootstrap::{BootstrapOptions, bootstrap, bootstrap_with_launcher};
-pub use bus::{bus_bench, bus_publish, bus_subscribe, bus_tail};
+pub use bus::{bus_bench, bus_publish, bus_request, bus_subscribe, bus_tail};
 pub use clean::{CleanOptions, CleanOutcome, CleanTarget, clean};
 pub use doctor::{DoctorOptions, DoctorProject, doctor};
 pub use down::{DownOptions, DownOutcome, down};

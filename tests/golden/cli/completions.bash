@@ -10,7 +10,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--for|--wait|--from|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
+            --config|--workspace|--color|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--for|--wait|--from|--group|--timeout|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -24,6 +24,7 @@ _castra() {
             usage) case $command in harness) command='harness usage' ;; '') command=usage ;; esac ;;
             bus) [[ -z $command ]] && command=bus ;;
             publish) case $command in bus) command='bus publish' ;; '') command=publish ;; esac ;;
+            request) case $command in bus) command='bus request' ;; '') command=request ;; esac ;;
             subscribe) case $command in bus) command='bus subscribe' ;; '') command=subscribe ;; esac ;;
             tail) case $command in bus) command='bus tail' ;; '') command=tail ;; esac ;;
             bench) case $command in bus) command='bus bench' ;; '') command=bench ;; esac ;;
@@ -65,6 +66,8 @@ _castra() {
         --for) COMPREPLY=($(compgen -W 'reachable bootstrapped stopped' -- "$cur")); return ;;
         --wait)  return ;;
         --from)  return ;;
+        --group)  return ;;
+        --timeout)  return ;;
         --count)  return ;;
         --messages)  return ;;
         --size)  return ;;
@@ -75,7 +78,7 @@ _castra() {
         '') COMPREPLY=($(compgen -W 'init up down restart clean bootstrap ssh exec cp ssh-config console status wait ports logs events doctor report workspaces broker completions man image harness bus --config --workspace --json --quiet --color --help --version' -- "$cur")) ;;
         image) COMPREPLY=($(compgen -W 'build list path' -- "$cur")) ;;
         harness) COMPREPLY=($(compgen -W 'run relay list show usage' -- "$cur")) ;;
-        bus) COMPREPLY=($(compgen -W 'publish subscribe tail bench' -- "$cur")) ;;
+        bus) COMPREPLY=($(compgen -W 'publish request subscribe tail bench' -- "$cur")) ;;
         'init') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --project-name --output' -- "$cur")); else :;  fi ;;
         'up') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --bootstrap --plan --recreate --broker-only --verbose' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'down') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --graceful-wait-secs --sigterm-wait-secs --sigkill-wait-secs --discard --verbose' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
@@ -95,9 +98,10 @@ _castra() {
         'doctor') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --all' -- "$cur")); else :;  fi ;;
         'report') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --since --html --last' -- "$cur")); else :; COMPREPLY=($(compgen -W "$(castra vm-names 2>/dev/null)" -- "$cur")); fi ;;
         'workspaces') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
-        'bus publish') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --topic --payload --wait' -- "$cur")); else :;  fi ;;
-        'bus subscribe') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --wait --from --count' -- "$cur")); else :;  fi ;;
-        'bus tail') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --vm --follow --topic --shared' -- "$cur")); else :;  fi ;;
+        'bus publish') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --topic --payload --wait' -- "$cur")); else :;  fi ;;
+        'bus request') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --wait --timeout' -- "$cur")); else :;  fi ;;
+        'bus subscribe') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --wait --from --last --group --count' -- "$cur")); else :;  fi ;;
+        'bus tail') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --vm --follow --no-follow --topic --shared' -- "$cur")); else :;  fi ;;
         'bus bench') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --messages --size --in-flight --publishers' -- "$cur")); else :;  fi ;;
         'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --mounts' -- "$cur")); else :;  fi ;;
         'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;

@@ -247,6 +247,7 @@ _castra() {
             if (( CURRENT == 2 )); then
                 words_known=(
                     'publish:publish a message on the bus, and wait until it is logged'
+                    'request:ask something on the bus, and print the first answer'
                     'subscribe:print messages as they come, or from a number on'
                     'tail:print the last messages from the logs, and follow them'
                     'bench:measure latency and throughput of this broker'
@@ -258,14 +259,23 @@ _castra() {
                 case $words[1] in
                 publish)
                     _arguments $globals \
+                        '--force[overwrite, start with little memory, or remove disks]' \
                         '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
                         '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
-                        '1:-: ';;
+                        '1:TOPIC: ';;
+                request)
+                    _arguments $globals \
+                        '--force[overwrite, start with little memory, or remove disks]' \
+                        '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
+                        '*--timeout=[wait so long for an answer (default\: 5s)]:SPAN: ' \
+                        '1:TOPIC: ';;
                 subscribe)
                     _arguments $globals \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '*--from=[begin with the message of this number]:SEQ: ' \
+                        '--last[the newest message of each topic first]' \
+                        '*--group=[share the messages with others who name this group]:NAME: ' \
                         '*--count=[end after N messages]:N: ' \
                         '1:TOPIC: ';;
                 tail)
@@ -273,6 +283,7 @@ _castra() {
                         '*--tail=[show only the last N lines]:N: ' \
                         '*--vm=[show only events about this VM, or messages from it]:VM:_castra_vms' \
                         '--follow[keep printing what is added]' \
+                        '--no-follow[end after the last messages]' \
                         '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
                         '--shared[read the log of the whole bus (the default)]' \
                         ;;

@@ -202,6 +202,7 @@ impl Bench<'_> {
                 client.queue(Request::Publish {
                     topic: &self.topic,
                     payload: &payload,
+                    reply: None,
                     id,
                 });
             }

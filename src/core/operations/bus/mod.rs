@@ -1,4 +1,4 @@
-//! `bus publish`, `subscribe`, `tail`, `bench`: what the host says and hears on a project's bus.
+//! `bus publish`, `request`, `subscribe`, `tail`, `bench`: what the host says and hears on a project's bus.
 //!
 //! Here: what they share: whose bus it is, the way to a session with its broker, what they hand
 //! messages to, and what a failed session means for people. Not here: the protocol (`core::bus`),
@@ -10,6 +10,7 @@ mod load;
 mod payload;
 mod publish;
 mod publishing;
+mod request;
 mod subscribe;
 mod tail;
 
@@ -35,6 +36,7 @@ pub use input::Input;
 pub use publish::{
     BusPublishOptions, BusPublishOutcome, NotPublished, Payload, bus_publish, bus_publish_with_launcher,
 };
+pub use request::{BusRequestOptions, BusRequestOutcome, bus_request, bus_request_with_launcher};
 pub use subscribe::{
     BusSubscribeOptions, BusSubscribeOutcome, SubscriptionEnd, bus_subscribe, bus_subscribe_with_launcher,
 };

@@ -5,11 +5,15 @@
 
 use serde_json::value::RawValue;
 
+use super::BusProject;
 use crate::core::bus::frame::{HEAD_BYTES, Request};
 use crate::core::bus::message::{MAX_DEPTH, one_line};
 use crate::core::bus::topic::{MAX_TOPIC_BYTES, Topic};
 use crate::core::escape::json_depth;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::name::VmName;
+use crate::core::nearest::nearest;
+use crate::core::records::{self, GuestsRecord};
 
 /// Refuses what is no topic to publish on.
 pub(super) fn check_topic(topic: &str) -> Result<()> {
@@ -39,6 +43,55 @@ pub(super) fn check_topic(topic: &str) -> Result<()> {
         return bad("topics that begin with castra/ are the broker's own".to_owned());
     }
     Ok(())
+}
+
+/// The VM that a topic `vm:NAME` or `vm:NAME/…` names, if the project has none of that name. Without a
+/// config and before any `up` nobody knows.
+pub(super) fn stranger_in(project: &BusProject, topic: &str) -> Option<String> {
+    let rest = topic.strip_prefix("vm:")?;
+    let name = rest.split_once('/').map_or(rest, |(name, _)| name);
+    let known = names_of(project);
+    let is_known = name.contains('*')
+        || name.eq_ignore_ascii_case("host")
+        || known.is_empty()
+        || known
+            .iter()
+            .any(|known| known.as_str().eq_ignore_ascii_case(name));
+    (!is_known).then(|| name.to_owned())
+}
+
+/// Refuses a message to a VM that is none: it would be kept, and nobody would read it.
+pub(super) fn check_vm(project: &BusProject, topic: &str) -> Result<()> {
+    let Some(stranger) = stranger_in(project, topic) else {
+        return Ok(());
+    };
+    let known = names_of(project);
+    let names: Vec<&str> = known.iter().map(VmName::as_str).collect();
+    let failure = Failure::new(
+        Exit::Usage,
+        format!("the project has no vm `{stranger}` to publish to"),
+    )
+    .because(format!("its VMs are {}", names.join(", ")));
+    Err(match nearest(&stranger, names.iter().copied()) {
+        Some(near) => failure.advice(format!(
+            "vm:{near}, which is the nearest; --force publishes it all the same"
+        )),
+        None => failure.advice("--force publishes it all the same, for a VM that is yet to come"),
+    })
+}
+
+/// The VMs of the config, and those that the broker lets in.
+fn names_of(project: &BusProject) -> Vec<VmName> {
+    let config = project.config.iter().flat_map(|config| &config.vms);
+    let mut names: Vec<VmName> = config.map(|vm| vm.name.clone()).collect();
+    let guests = records::load::<GuestsRecord>(&project.state.guests());
+    let guests = guests.ok().flatten().unwrap_or_default().guests;
+    for guest in guests {
+        if !names.contains(&guest.name) {
+            names.push(guest.name);
+        }
+    }
+    names
 }
 
 /// A payload of the command line that is none, and how to quote it.
@@ -93,6 +146,7 @@ fn frame_bytes(topic: &str, payload: &str) -> usize {
     Request::Publish {
         topic: "",
         payload: "",
+        reply: None,
         id,
     }
     .render(&mut empty);

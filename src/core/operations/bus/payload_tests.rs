@@ -56,6 +56,7 @@ fn the_largest_message_fits_exactly() {
     Request::Publish {
         topic,
         payload: &largest,
+        reply: None,
         id: u64::MAX,
     }
     .render(&mut out);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::input::{Input, Lines};
-use super::payload::{check_payload, check_topic, not_json};
+use super::payload::{check_payload, check_topic, check_vm, not_json};
 use super::publishing::{Publishing, Source, published};
 use super::{Access, BusProject};
 use crate::core::broker::launcher::{self, BrokerLauncher};
@@ -28,6 +28,8 @@ pub struct BusPublishOptions {
     pub topic: Option<String>,
     /// What is said.
     pub payload: Payload,
+    /// Also to `vm:NAME` where the project has no such VM.
+    pub force: bool,
     /// How long to wait for a broker where none runs.
     pub wait: Option<Duration>,
     /// A castra binary, by which [`bus_publish`] starts a missing broker when a VM runs.
@@ -43,6 +45,7 @@ impl BusPublishOptions {
             project,
             topic: None,
             payload: Payload::One("null".to_owned()),
+            force: false,
             wait: None,
             cli: None,
             cancel: Cancel::new(),
@@ -111,6 +114,9 @@ pub fn bus_publish_with_launcher(
     let project = &options.project;
     let topic = options.topic.unwrap_or_else(|| USUAL_TOPIC.to_owned());
     check_topic(&topic)?;
+    if !options.force {
+        check_vm(project, &topic)?;
+    }
     let longest = project.bus().max_frame_bytes;
     let source = match options.payload {
         Payload::One(payload) => Source::One(Some(

@@ -234,6 +234,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
         self.client.queue(Request::Publish {
             topic: self.topic,
             payload,
+            reply: None,
             id,
         });
         let bytes = self.client.unsent() - before;

@@ -4,11 +4,14 @@
 //! (`core::bus::client`). A session that ends is not opened again: whoever wants that comes back
 //! with the number after the last one.
 
-use std::path::PathBuf;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::payload::stranger_in;
 use super::{ANSWER_LIMIT, Access, BusProject, BusSink, LOOK_EVERY, failed};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::bus::BusError;
@@ -16,8 +19,18 @@ use crate::core::bus::client::{Client, Woken};
 use crate::core::bus::frame::{Ack, Frame, Request};
 use crate::core::bus::topic::Pattern;
 use crate::core::cancel::Cancel;
+use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::name::VmName;
 use crate::core::reporter::{Emitter, Reporter};
+
+/// How long the broker's account of a session's end is waited for, and how often it is looked for.
+const ACCOUNT_LIMIT: Duration = Duration::from_secs(1);
+const ACCOUNT_LOOK: Duration = Duration::from_millis(20);
+
+/// So much of the broker's journal is looked at.
+const ACCOUNT_BYTES: u64 = 256 * 1024;
 
 /// What a `subscribe` is asked for.
 pub struct BusSubscribeOptions {
@@ -27,6 +40,11 @@ pub struct BusSubscribeOptions {
     pub topics: Vec<Pattern>,
     /// The first number wanted; `None`: from now on.
     pub from: Option<u64>,
+    /// The newest message of each topic first, as far as the log goes back.
+    pub last: bool,
+    /// Share the subscriptions with whoever else names this group: each message goes to one of them.
+    /// Takes neither `from` nor `last`.
+    pub group: Option<VmName>,
     /// How many messages are enough; `None`: there are never enough.
     pub count: Option<u64>,
     /// How long to wait for a broker where none runs.
@@ -44,6 +62,8 @@ impl BusSubscribeOptions {
             project,
             topics,
             from: None,
+            last: false,
+            group: None,
             count: None,
             wait: None,
             cli: None,
@@ -99,7 +119,20 @@ pub fn bus_subscribe_with_launcher(
         return Err(Failure::new(Exit::Usage, "no topic to subscribe to")
             .advice("name one, such as broadcast, 'ci/*' or '*'"));
     }
+    if options.group.is_some() && (options.from.is_some() || options.last) {
+        return Err(
+            Failure::new(Exit::Usage, "a group takes neither --from nor --last")
+                .because("it gets what comes, each message for one of its members")
+                .advice("read the past without --group"),
+        );
+    }
     let emitter = Emitter::new(reporter);
+    for topic in &options.topics {
+        if let Some(stranger) = stranger_in(&options.project, topic.as_str()) {
+            let text = format!("{topic} is what vm `{stranger}` is sent, which the project doesn't have");
+            emitter.emit(Event::message(Severity::Warn, None, text));
+        }
+    }
     let access = Access {
         broker,
         wait: options.wait,
@@ -135,8 +168,13 @@ impl Subscribing<'_, '_> {
     fn run(mut self) -> Result<BusSubscribeOutcome> {
         for topic in &self.options.topics {
             let id = self.client.new_id();
-            let from = self.options.from;
-            self.client.queue(Request::Subscribe { topic, from, id });
+            self.client.queue(Request::Subscribe {
+                topic,
+                from: self.options.from,
+                last: self.options.last,
+                group: self.options.group.as_ref().map(VmName::as_str),
+                id,
+            });
             self.unacked.push((id, topic.clone()));
         }
         let answer_by = Instant::now() + ANSWER_LIMIT;
@@ -201,6 +239,7 @@ impl Subscribing<'_, '_> {
                 id: Some(id),
                 seq,
                 refused,
+                detail,
                 ..
             }) => {
                 let Some(at) = self.unacked.iter().position(|(asked, _)| *asked == id) else {
@@ -210,7 +249,11 @@ impl Subscribing<'_, '_> {
                 if let Some(reason) = refused {
                     let what = format!("can't subscribe to {topic}");
                     let error = BusError::Refused(reason);
-                    return Err(failed(&what, &self.options.project, &error));
+                    let failure = failed(&what, &self.options.project, &error);
+                    return Err(match detail {
+                        Some(detail) => failure.advice(detail),
+                        None => failure,
+                    });
                 }
                 if self.unacked.is_empty() {
                     self.sink.subscribed(seq);
@@ -228,7 +271,13 @@ impl Subscribing<'_, '_> {
             1 => "the subscription ended after 1 message".to_owned(),
             count => format!("the subscription ended after {count} messages"),
         };
-        let failure = failed(&what, &self.options.project, error);
+        let failure = match error {
+            // It ended without a word: the broker's journal tells why, if the broker is still there to
+            // write it.
+            BusError::Ended | BusError::Broken(_) => cut_off(&what, self.options, self.client.session())
+                .unwrap_or_else(|| failed(&what, &self.options.project, error)),
+            _ => failed(&what, &self.options.project, error),
+        };
         let Some(last) = self.outcome.last_seq else {
             return failure;
         };
@@ -241,5 +290,81 @@ impl Subscribing<'_, '_> {
             "--from {} goes on where this ended{next}",
             last.saturating_add(1)
         ))
+    }
+}
+
+/// Why the broker cut this session off, by its own account. It writes that a moment after it has
+/// closed the connection.
+fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<Failure> {
+    let until = Instant::now() + ACCOUNT_LIMIT;
+    loop {
+        match end_of_session(&options.project.state.broker_events(), session).as_deref() {
+            Some("slow-consumer") => {
+                return Some(
+                    Failure::new(Exit::Failed, what)
+                        .because(
+                            "the broker cut this session off as a slow consumer: it took less than came, until \
+                             `outbound_queue_bytes` under [bus] waited for it",
+                        )
+                        .advice("read faster, or raise that"),
+                );
+            }
+            Some(reason) => {
+                let because = format!("the broker ended the session: {reason}");
+                return Some(Failure::new(Exit::Failed, what).because(because));
+            }
+            None if Instant::now() >= until => return None,
+            None if options.cancel.pause(ACCOUNT_LOOK) => return None,
+            None => {}
+        }
+    }
+}
+
+/// What the end of the broker's journal says of the end of a session.
+fn end_of_session(journal: &Path, session: &str) -> Option<String> {
+    let mut file = host::open_state_file(journal).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(ACCOUNT_BYTES)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(ACCOUNT_BYTES).read_to_end(&mut bytes).ok()?;
+    let lines = bytes.split(|byte| *byte == b'\n').rev();
+    let mut events = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
+    let told = events.find(|event| {
+        event["type"] == "broker.session" && event["session"] == session && event["phase"] == "closed"
+    })?;
+    told["reason"].as_str().map(str::to_owned)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    #[test]
+    fn the_journal_tells_how_a_session_ended() {
+        let scratch = Scratch::new("bus-account");
+        let path = scratch.path("events.jsonl");
+        assert_eq!(end_of_session(&path, "s-1"), None);
+        let line = |session: &str, phase: &str, reason: &str| {
+            format!(
+                "{{\"type\":\"broker.session\",\"session\":\"{session}\",\"phase\":\"{phase}\",\"reason\":{reason}}}\n"
+            )
+        };
+        let noise = "x".repeat(usize::try_from(ACCOUNT_BYTES).unwrap());
+        let text = [
+            line("s-0", "closed", "\"idle\""),
+            noise,
+            "\n".to_owned(),
+            line("s-1", "opened", "null"),
+            line("s-1", "closed", "\"slow-consumer\""),
+            line("s-2", "closed", "\"idle\""),
+            "{\"type\":\"bro".to_owned(),
+        ];
+        std::fs::write(&path, text.concat()).unwrap();
+        assert_eq!(end_of_session(&path, "s-1").as_deref(), Some("slow-consumer"));
+        assert_eq!(end_of_session(&path, "s-0"), None, "too far back");
+        assert_eq!(end_of_session(&path, "s-9"), None);
     }
 }

@@ -29,13 +29,36 @@ pub use processes::{HeldFile, command_lines, held_file};
 pub use sparse::thin_out;
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
-/// compare with each other. A change of the wall clock doesn't bend it.
+/// compare with each other. A change of the wall clock doesn't bend it, nor does a time namespace,
+/// whose offset is taken off: two processes in different ones read the same.
 pub fn boottime() -> Duration {
+    static OFFSET: OnceLock<i128> = OnceLock::new();
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
-    Duration::new(
-        now.tv_sec().unsigned_abs(),
-        u32::try_from(now.tv_nsec()).unwrap_or(0),
-    )
+    let offset = OFFSET.get_or_init(namespace_offset);
+    let nanos = i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec()) - offset;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+/// By how many nanoseconds this process's time namespace has shifted CLOCK_BOOTTIME against the
+/// host's; 0 on a kernel without such namespaces.
+fn namespace_offset() -> i128 {
+    let link = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).ok();
+    // The file tells of the namespace that children get, which is another one between `unshare` and
+    // the next process.
+    if link("time") != link("time_for_children") {
+        return 0;
+    }
+    fs::read_to_string("/proc/self/timens_offsets")
+        .ok()
+        .and_then(|text| offset_in(&text))
+        .unwrap_or(0)
+}
+
+/// The line `boottime SECS NANOS` of such a file.
+fn offset_in(text: &str) -> Option<i128> {
+    let line = text.lines().find_map(|line| line.strip_prefix("boottime"))?;
+    let mut numbers = line.split_whitespace().map(str::parse::<i128>);
+    Some(numbers.next()?.ok()? * 1_000_000_000 + numbers.next()?.ok()?)
 }
 
 /// [`boottime`] in whole milliseconds.
@@ -557,6 +580,24 @@ mod tests {
             1,
             "no temporary file is left"
         );
+    }
+
+    #[test]
+    fn the_offset_of_a_time_namespace_is_read() {
+        for (text, offset) in [
+            (
+                "monotonic           0         0\nboottime            0         0\n",
+                Some(0),
+            ),
+            ("monotonic  5 0\nboottime  100000 7\n", Some(100_000_000_000_007)),
+            ("boottime  -3  500000000\n", Some(-2_500_000_000)),
+            ("monotonic 1 1\n", None),
+            ("boottime x 0\n", None),
+            ("boottime 1\n", None),
+            ("", None),
+        ] {
+            assert_eq!(offset_in(text), offset, "{text:?}");
+        }
     }
 
     #[test]

@@ -338,3 +338,45 @@ fn a_base_rewritten_under_a_kept_disk_is_refused() {
         project.assert_no_process();
     }
 }
+
+/// A launch in a time namespace and hellos outside of it are told by one clock.
+#[test]
+fn a_restart_in_a_time_namespace_makes_no_guest_unheard() {
+    let project = Project::new("time-namespace", ONE);
+    project.config_with("[broker]\nport = 0\nauth = \"open\"\n", ONE);
+    project.run(&["up"]).exits(0);
+    for shift in ["100000", "-60"] {
+        let plain = project.castra().command(&["restart"]);
+        let mut command = std::process::Command::new("unshare");
+        command
+            .args(["--time", "--boottime", shift, "--fork"])
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .current_dir(project.castra().project())
+            .env_clear();
+        for (name, value) in plain.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        let ran = crate::project::finish(command, &["restart"]);
+        if ran.stderr.starts_with("unshare: ") {
+            eprintln!(
+                "no time namespace is to be had here, so nothing was tried: {}",
+                ran.stderr
+            );
+            break;
+        }
+        ran.exits(0);
+        let port = u16::try_from(project.status()["broker"]["port"].as_u64().unwrap()).unwrap();
+        let mut guest = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        std::io::Write::write_all(&mut guest, b"hello vm:web\n").unwrap();
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut guest, &mut said).unwrap();
+        assert!(said.ends_with("ok\n"), "{said}");
+        let vm = project.vm("web");
+        assert_eq!(vm["reachable"], true, "{vm}");
+        assert!(vm["uptime_ms"].as_u64().unwrap() < 60_000, "{vm}");
+    }
+    project.down();
+}

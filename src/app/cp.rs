@@ -1,22 +1,22 @@
-//! `castra cp`: castra becomes `scp`.
+//! `castra cp`: files into or out of a VM.
 //!
-//! Here: which word is of a VM and which of this machine. Not here: the connection
-//! (`core::bootstrap::ssh::client`), or the copying.
+//! Here: which word is of a VM and which of this machine, and what is said of the end. Not here: the copying
+//! (`core::copy`).
 
 use std::ffi::{OsStr, OsString};
-use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
-use castra::core::bootstrap::ssh::SshTarget;
 use castra::core::bootstrap::ssh::client;
+use castra::core::copy;
 use castra::core::failure::{Exit, Failure, Result};
 
 use super::context::Context;
-use super::ssh::common_options;
-use super::{select, typed};
+use super::{human, select, typed};
 use crate::cli::Raw;
+
+/// Of what wasn't copied so much is named.
+const NAMED: usize = 20;
 
 /// A place as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ enum Place<'a> {
     There(&'a OsStr, &'a OsStr),
 }
 
-/// Becomes `scp`; returns only where that can't be. The exit code is then scp's.
+/// Copies, and names what wasn't copied.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let places: Vec<Place<'_>> = raw.operands.iter().map(|word| place(word)).collect();
     let name = the_vm(&places)?;
@@ -41,16 +41,41 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         }
     })?;
     let target = client::running_target(&selected.state(), &vm)?;
-    context.out.finish()?;
-    let error = Command::new("scp")
-        .args(argv(&target, &places, context.quiet))
-        .exec();
-    Err(match error.kind() {
-        io::ErrorKind::NotFound => {
-            Failure::new(Exit::Unavailable, "there is no `scp`").advice("install the package openssh-client")
+    let (to, from) = places.split_last().expect("the parser refuses fewer than two");
+    let copied = match to {
+        Place::There(_, path) => {
+            let sources: Vec<PathBuf> = from.iter().map(|place| PathBuf::from(place.path())).collect();
+            copy::put(&target, &sources, path)?
         }
-        _ => Failure::new(Exit::Internal, "can't become `scp`").because(error),
-    })
+        Place::Here(path) => {
+            let sources: Vec<OsString> = from.iter().map(|place| place.path().to_owned()).collect();
+            copy::get(&target, &sources, Path::new(path))?
+        }
+    };
+    for line in copied.said.iter().chain(copied.left_out.iter()).take(NAMED) {
+        context.warn(line);
+    }
+    match copied.left_out.len() {
+        0 => Ok(Exit::Done),
+        all => {
+            let more = all.saturating_sub(NAMED);
+            let what = format!("not everything was copied; {} were", human::bytes(copied.bytes));
+            let failure = Failure::new(Exit::Failed, what);
+            Err(if more > 0 {
+                failure.because(format!("{more} more lines like these"))
+            } else {
+                failure
+            })
+        }
+    }
+}
+
+impl<'a> Place<'a> {
+    fn path(&self) -> &'a OsStr {
+        match self {
+            Place::Here(path) | Place::There(_, path) => path,
+        }
+    }
 }
 
 const LOCAL_ADVICE: &str =
@@ -101,31 +126,6 @@ fn the_vm<'a>(places: &[Place<'a>]) -> Result<&'a OsStr> {
     }
 }
 
-fn argv(target: &SshTarget, places: &[Place<'_>], quiet: bool) -> Vec<OsString> {
-    // Directories too, modes and times kept, and by sftp: the older protocol would have the guest's
-    // shell take names with blanks apart.
-    let mut argv: Vec<OsString> = ["-F", "/dev/null", "-r", "-p", "-s"].map(OsString::from).to_vec();
-    if quiet {
-        argv.push("-q".into());
-    }
-    for option in target.named_options().into_iter().chain(common_options(false)) {
-        argv.extend(["-o".into(), option.into()]);
-    }
-    argv.push("--".into());
-    argv.extend(places.iter().map(|place| match place {
-        Place::There(_, path) => {
-            let mut word = OsString::from(target.vm.as_str());
-            word.push(":");
-            word.push(path);
-            word
-        }
-        // scp would take a name with a colon for a host's.
-        Place::Here(path) if path.as_bytes().starts_with(b"/") => (*path).to_owned(),
-        Place::Here(path) => OsString::from_vec([b"./", path.as_bytes()].concat()),
-    }));
-    argv
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -167,29 +167,6 @@ mod tests {
                 (Err(failure), Err(part)) => assert!(failure.to_string().contains(part), "{failure}"),
                 (found, _) => panic!("{words:?}: {found:?}"),
             }
-        }
-    }
-
-    #[test]
-    fn no_word_is_a_flag_or_another_host() {
-        let target = SshTarget {
-            vm: "web-0".parse().unwrap(),
-            user: "root".into(),
-            host: "::1".into(),
-            port: 2222,
-            identity: "/state/id_ed25519".into(),
-            own_key: true,
-            options: Vec::new(),
-            dir: "/state/vms/web-0".into(),
-        };
-        let shown: Vec<String> = argv(&target, &places(&["-a", "./b:c", ":d", "Web-0:/x y"]), true)
-            .into_iter()
-            .map(|word| word.into_string().unwrap())
-            .collect();
-        let end = shown.iter().position(|word| word == "--").unwrap();
-        assert_eq!(shown[end + 1..], ["./-a", "././b:c", "./:d", "web-0:/x y"]);
-        for word in ["HostName=::1", "Port=2222", "User=root", "BatchMode=yes", "-q"] {
-            assert!(shown.contains(&word.to_owned()), "{word}");
         }
     }
 }

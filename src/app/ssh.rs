@@ -157,8 +157,8 @@ fn pass_on(preamble: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Options after those of the VM, the same for `ssh` and `scp`.
-pub fn common_options(interactive: bool) -> Vec<String> {
+/// Options after those of the VM.
+fn common_options(interactive: bool) -> Vec<String> {
     let mut options = vec![
         format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
         // Hides "Permanently added … to the list of known hosts", which says nothing to anybody here.

@@ -52,7 +52,7 @@ pub fn help(command: Command, kind: HelpKind) -> String {
                 Command::Ssh | Command::Exec => {
                     text.push_str("  255  no connection to the VM, or it doesn't run\n  else the remote command's own, 128 + signal where a signal ended it\n");
                 }
-                Command::Cp => text.push_str("  else scp's own: 0 only where everything was copied\n"),
+                Command::Cp => text.push_str("  255  no connection to the VM\n"),
                 _ => {}
             }
         }

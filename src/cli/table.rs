@@ -446,10 +446,11 @@ pub const COMMANDS: &[CommandRow] = &[
                  all they hold, modes and times are kept. A word with a colon before any slash is vm:path: \
                  write `./a:b` for such a file of this machine. A source in the VM may have wildcards, in quotes; \
                  a backslash takes their meaning away.\n\n\
-                 Becomes `scp` (OpenSSH 8.7 or later) with the user, port, key and options that castra knows for \
-                 this VM; the guest needs sftp-server, as castra's default guest and every usual image have it. On \
-                 a terminal scp shows how far it is. Its exit code is castra's: 0 only where everything was \
-                 copied, else 1 or 255, as scp has it.",
+                 Links stay links, also to directories and to nothing; a source that is itself a link is what it \
+                 leads to. Sockets, pipes and devices are left out and named. What lies in the way is replaced, and \
+                 nothing is written through a link below the destination. Files from a VM keep no set-user-id.\n\n\
+                 The guest needs `sh` and `tar`. The exit code is 0 only where everything was copied, 1 where some \
+                 of it was not: that is named, and the rest is there. It is 255 where there was no connection.",
         examples: &[
             "castra cp site/ notes.txt web-0:/srv/",
             "castra cp 'web-0:/var/log/*.log' logs/",

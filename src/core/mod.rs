@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod clean;
 pub mod config;
 pub mod console;
+pub mod copy;
 pub mod diagnostics;
 pub mod doctor;
 pub mod escape;

@@ -31,7 +31,6 @@ fn path(project: &Project, without: &[&str]) -> PathBuf {
     program("qemu-img", "qemu-img version 7.2.0 (fake)");
     program("ssh", "OpenSSH_9.9p1 Fake-1");
     program("ssh-keygen", "");
-    program("scp", "");
     program("curl", "curl 8.1.2 (fake)");
     program("tar", "tar (GNU tar) 1.99");
     // What is called python3 may be a script that needs more than this PATH.

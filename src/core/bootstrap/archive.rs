@@ -120,7 +120,7 @@ pub fn write(
         mtime: 0,
     }
     .write_to(&mut out)?;
-    out.write_all(&[0; 2 * BLOCK])?;
+    out.write_all(&END)?;
     out.flush()
 }
 
@@ -187,7 +187,8 @@ fn sorted_entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn copy_contents(path: &Path, file: File, size: u64, out: &mut dyn Write) -> io::Result<()> {
+/// Writes `size` bytes of a file, filled up to a whole block.
+pub fn copy_contents(path: &Path, file: File, size: u64, out: &mut dyn Write) -> io::Result<()> {
     let mut left = size;
     let mut file = file.take(size);
     let mut buffer = vec![0; COPY_BYTES.min(usize::try_from(size).unwrap_or(COPY_BYTES)).max(1)];
@@ -213,18 +214,28 @@ fn naming(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
+/// Two empty blocks.
+pub const END: [u8; 2 * BLOCK] = [0; 2 * BLOCK];
+
 /// One header.
-struct Member<'a> {
-    name: &'a [u8],
-    link: &'a [u8],
-    kind: u8,
-    mode: u32,
-    size: u64,
-    mtime: u64,
+pub struct Member<'a> {
+    /// Where it goes; a folder's ends in a slash.
+    pub name: &'a [u8],
+    /// Where a link leads.
+    pub link: &'a [u8],
+    /// `0` a file, `2` a link, `5` a folder.
+    pub kind: u8,
+    /// Permissions.
+    pub mode: u32,
+    /// Bytes of contents that follow.
+    pub size: u64,
+    /// Seconds since 1970.
+    pub mtime: u64,
 }
 
 impl<'a> Member<'a> {
-    fn of(name: &'a [u8], meta: &Metadata, kind: u8) -> Member<'a> {
+    /// The header of something without contents.
+    pub fn of(name: &'a [u8], meta: &Metadata, kind: u8) -> Member<'a> {
         Member {
             name,
             link: b"",
@@ -235,7 +246,8 @@ impl<'a> Member<'a> {
         }
     }
 
-    fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+    /// Writes it, a long name before it.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         for (text, kind) in [(self.link, b'K'), (self.name, b'L')] {
             if text.len() > 100 {
                 let long = [text, b"\0"].concat();

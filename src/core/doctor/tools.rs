@@ -269,14 +269,6 @@ fn tools(needs: &Needs) -> Vec<Tool> {
             needs.ssh,
         ),
         tool(
-            "tool.scp",
-            "scp",
-            SSH_PACKAGE,
-            &[],
-            "is what `castra cp` calls",
-            false,
-        ),
-        tool(
             "tool.curl",
             "curl",
             "curl",

@@ -12,11 +12,9 @@
 
 use std::ffi::{OsStr, OsString};
 
-use crate::core::bootstrap::ssh::{SshTarget, alive_options};
+use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::process::shell_quote;
 
-/// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
-const CONNECT_TIMEOUT_SECS: u32 = 30;
 /// Seconds between SIGTERM and SIGKILL in the guest.
 pub const GRACE_SECS: u64 = 5;
 /// The exit code by which a shell says that there is no such program.
@@ -69,22 +67,7 @@ pub fn not_found(program: &str) -> String {
 
 /// The arguments of the `ssh` that runs it.
 pub fn ssh_argv(target: &SshTarget) -> Vec<OsString> {
-    let mut argv: Vec<OsString> = ["-F", "/dev/null", "-T"].map(OsString::from).to_vec();
-    let mut options = target.client_options();
-    options.extend([
-        "BatchMode=yes".to_owned(),
-        format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
-        "LogLevel=ERROR".to_owned(),
-    ]);
-    options.extend(alive_options());
-    for option in options {
-        argv.extend(["-o".into(), option.into()]);
-    }
-    argv.extend(["-l".into(), target.user.as_str().into()]);
-    argv.extend(["-p".into(), target.port.to_string().into()]);
-    argv.extend(["--".into(), target.host.as_str().into()]);
-    argv.push(REMOTE_COMMAND.into());
-    argv
+    target.exec_argv(OsStr::new(REMOTE_COMMAND))
 }
 
 #[cfg(test)]

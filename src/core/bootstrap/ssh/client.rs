@@ -1,12 +1,13 @@
-//! A person's own `ssh`, `scp` or rsync to a running VM: the same connection as the bootstrap's.
+//! A person's own `ssh` or rsync to a running VM: the same connection as the bootstrap's.
 //!
 //! Here: where a running VM's sshd answers, as `run.json` has it, and the block of an ssh_config
 //! that says so. It only reads. Not here: the options themselves (`bootstrap::ssh`), or becoming
 //! such a program (`app`).
 
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 
-use crate::core::bootstrap::ssh::{SshTarget, option_path};
+use crate::core::bootstrap::ssh::{CONNECT_TIMEOUT_SECS, SshTarget, alive_options, option_path};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
@@ -56,14 +57,26 @@ fn ask_whether_runs(state: &StateRoot, vm: &VmName) -> Result<bool> {
 }
 
 impl SshTarget {
-    /// `Key=value` for a program that is told the VM's name as its host: address, port and user,
-    /// then [`SshTarget::client_options`].
-    pub fn named_options(&self) -> Vec<String> {
-        let mut options = self.address_options();
-        options.extend(self.client_options());
-        options
+    /// Arguments of an `ssh` that runs this and asks nobody anything.
+    pub fn exec_argv(&self, line: &OsStr) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = ["-F", "/dev/null", "-T"].map(OsString::from).to_vec();
+        let mut options = self.client_options();
+        options.extend([
+            "BatchMode=yes".to_owned(),
+            format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
+            "LogLevel=ERROR".to_owned(),
+        ]);
+        options.extend(alive_options());
+        for option in options {
+            argv.extend(["-o".into(), option.into()]);
+        }
+        argv.extend(["-l".into(), self.user.as_str().into()]);
+        argv.extend(["-p".into(), self.port.to_string().into()]);
+        argv.extend(["--".into(), self.host.as_str().into(), line.to_owned()]);
+        argv
     }
 
+    /// `Key=value` for a program that is told the VM's name as its host.
     fn address_options(&self) -> Vec<String> {
         vec![
             format!("HostName={}", self.host),

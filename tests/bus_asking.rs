@@ -207,6 +207,17 @@ fn last_values_and_groups() {
         .map(|mut message| message["payload"].take())
         .collect();
     assert_eq!(told, [json!(2), json!(3)]);
+    // The client in Python hears the same.
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/examples/bus_client.py");
+    let python = Command::new("python3")
+        .arg(example)
+        .arg("--unix")
+        .arg(state(&castra).join("broker.sock"))
+        .args(["subscribe", "s/*/state", "--last", "--count", "2"])
+        .output()
+        .unwrap();
+    let heard = String::from_utf8_lossy(&python.stdout).into_owned();
+    assert_eq!(heard, ran.stdout, "{}", String::from_utf8_lossy(&python.stderr));
     for args in [["--from", "1"].as_slice(), &["--last"]] {
         let ran = castra
             .run(&[&["bus", "subscribe", "x", "--group", "w"], args].concat())

@@ -159,6 +159,97 @@ fn publishes_and_subscribes_with_every_shell_and_transport() {
 }
 
 #[test]
+fn asks_and_answers_with_every_shell() {
+    let bus = Bus::new("guest-bus-ask");
+    for shell in SHELLS {
+        let context = format!("{shell:?}");
+        let answer = |topic: &str, command: &str| {
+            let running = Running::start(bus.command(shell, &["reply", topic, command]));
+            running.wait_said("has a session");
+            running
+        };
+        let mut workers = [
+            answer("q/echo", "read -r x; printf '{\"got\":%s}' \"$x\""),
+            answer("q/fails", "exit 3"),
+            answer("q/silent", "cat >/dev/null"),
+        ];
+        for topic in ["q/echo", "q/fails", "q/silent"] {
+            until("the worker to be subscribed", || {
+                let ran = bus.castra.run(&["bus", "request", topic, "1", "--timeout", "1s"]);
+                ran.code == Some(0)
+            });
+        }
+        let asked = r#"{"text":"100% \\n \"ö\"","list":[1,null]}"#;
+        for (topic, expected) in [
+            ("q/echo", format!("{{\"got\":{asked}}}\n")),
+            ("q/fails", "{\"error\":\"exit 3\"}\n".to_owned()),
+            ("q/silent", "null\n".to_owned()),
+        ] {
+            let ran = bus.run(shell, &["request", topic, asked]);
+            check(&ran, 0, "", &context);
+            assert_eq!(String::from_utf8_lossy(&ran.stdout), expected, "{context}");
+            let ran = bus.castra.run(&["bus", "request", topic, asked]);
+            assert_eq!((ran.code, ran.stdout), (Some(0), expected), "{context}");
+        }
+        for worker in &mut workers {
+            worker.signal(Signal::SIGTERM);
+            worker.wait();
+        }
+    }
+    let mut command = bus.command(SHELLS[0], &["request", "q/nobody", "1"]);
+    command.args(["--timeout", "1"]);
+    check(
+        &command.output().unwrap(),
+        1,
+        "castra-bus: no answer came within 1 s\n",
+        "nobody answers",
+    );
+    let lost = bus.run(SHELLS[0], &["publish", "vm:nobody", "1"]);
+    let warned = "castra-bus: warning: the project has no VM for vm:nobody\n";
+    check(&lost, 0, warned, "kept all the same");
+    until("nothing is left over", || bus.is_clean());
+}
+
+#[test]
+fn last_values_and_groups_from_a_guest() {
+    let bus = Bus::new("guest-bus-last");
+    for (topic, payload) in [("s/a/x", "1"), ("s/b/x", "2"), ("s/a/x", "3"), ("s/a/y", "4")] {
+        check(&bus.run(SHELLS[0], &["publish", topic, payload]), 0, "", topic);
+    }
+    for shell in SHELLS {
+        let ran = bus.run(shell, &["subscribe", "s/*/x", "--last", "--count", "2"]);
+        let payloads: Vec<Value> = String::from_utf8_lossy(&ran.stdout)
+            .lines()
+            .map(|line| serde_json::from_str::<Value>(line).unwrap()["payload"].take())
+            .collect();
+        assert_eq!(payloads, [json!(2), json!(3)], "{shell:?}");
+        for args in [&["--last", "--group", "w"][..], &["--group", "no name"]] {
+            let ran = bus.run(shell, &[&["subscribe", "x"], args].concat());
+            assert_eq!(ran.status.code(), Some(64), "{shell:?} {args:?}");
+        }
+        let worker = || {
+            let running =
+                Running::start(bus.command(shell, &["subscribe", "jobs", "--group", "w", "--count", "3"]));
+            running.wait_said("has a session");
+            running
+        };
+        let mut workers = [worker(), worker()];
+        let mut counts = [0, 0];
+        // The first ones may come before both are subscribed.
+        until("three jobs for each of both", || {
+            check(&bus.run(shell, &["publish", "jobs", "0"]), 0, "", "a job");
+            for (count, worker) in counts.iter_mut().zip(&workers) {
+                *count += worker.out.try_iter().count();
+            }
+            counts == [3, 3]
+        });
+        let done: Vec<_> = workers.iter_mut().map(Running::wait).collect();
+        assert_eq!(done, [Some(0), Some(0)], "{shell:?}");
+    }
+    until("nothing is left over", || bus.is_clean());
+}
+
+#[test]
 fn frames_of_every_size_go_both_ways() {
     let bus = Bus::new("guest-bus-sizes");
     // Lengths whose bytes are line feeds, NULs, braces, backslashes; and one that takes many reads.
@@ -201,7 +292,10 @@ fn says_why_a_message_was_not_taken() {
     let spaces = format!("{}1", " ".repeat(70_000));
     for shell in SHELLS {
         for (args, told) in [
-            (["publish", "ci/x", "{bad"], format!("refused by {at}: malformed")),
+            (
+                ["publish", "ci/x", "{bad"],
+                format!("refused by {at}: malformed (key must be a string, column 2)"),
+            ),
             (
                 ["publish", "castra/x", "1"],
                 format!("refused by {at}: forbidden"),
@@ -239,7 +333,10 @@ fn wrong_usage_is_told_before_anything_is_sent() {
     let bus = Bus::new("guest-bus-usage");
     for shell in SHELLS {
         for (args, told) in [
-            (&[][..], "say what to do: publish, subscribe or session"),
+            (
+                &[][..],
+                "say what to do: publish, request, reply, subscribe or session",
+            ),
             (&["listen"], "unknown command: listen"),
             (&["publish", "ci/x"], "publish needs a topic and a JSON text"),
             (&["publish", "ci x", "1"], "not a topic: 'ci x'"),

@@ -5,6 +5,9 @@ Written from docs/PROTOCOL.md alone. As a guest, over TCP:
 
     bus_client.py --tcp 10.0.2.2:7070 --vm web-0 publish ci/build '{"state": "ok"}'
     bus_client.py --tcp 10.0.2.2:7070 --vm web-0 subscribe broadcast 'ci/*' --from 1
+    bus_client.py --tcp 10.0.2.2:7070 --vm web-0 subscribe 'sensor/*/state' --last
+    bus_client.py --tcp 10.0.2.2:7070 --vm web-0 subscribe 'jobs/*' --group builders
+    bus_client.py --tcp 10.0.2.2:7070 --vm web-0 request time/now null
 
 As the host, over the Unix socket in the project's state root, whose mode is the credential:
 
@@ -20,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import secrets
 import select
 import socket
 import struct
@@ -79,7 +83,8 @@ class Session:
         except OSError as error:  # a time-out among them
             raise Ended(str(error)) from error
         if not data:
-            raise Ended("the broker ended the session")
+            # Without a close: it was killed, or we took too little of what it had for us.
+            raise Ended("cut off: too slow, or the broker is gone")
         self.buffer += data
 
     def _line(self):
@@ -151,20 +156,37 @@ class Session:
                 return frame
             others.append(frame)
 
-    def publish(self, topic, payload):
+    def publish(self, topic, payload, **more):
         """Publishes and waits until the message is kept; its number."""
-        (request,) = self.send({"type": "publish", "topic": topic, "payload": payload})
+        (request,) = self.send({"type": "publish", "topic": topic, "payload": payload, **more})
         ack = self.acked(request)
         if ack["status"] != "ok":
-            raise ValueError("the broker refused it: " + str(ack.get("reason")))
+            why = ack.get("detail", ack.get("reason"))
+            raise ValueError("the broker refused it: " + str(why))
         return ack["seq"]
 
-    def subscribe(self, topics, start=None):
+    def request(self, vm, topic, payload, seconds):
+        """Asks, and waits for the first answer; None where none comes in time."""
+        # Nobody can guess it, and only this VM and the host may read it.
+        reply = "vm:%s/reply/%s" % (vm, secrets.token_hex(8))
+        self.subscribe([reply])
+        self.publish(topic, payload, reply=reply)
+        until = time.monotonic() + seconds
+        while True:
+            frame = self.frame(until)
+            if frame is None or (frame.get("type") == "publish" and frame["topic"] == reply):
+                return frame
+
+    def subscribe(self, topics, start=None, last=False, group=None):
         """Subscribes, from a number on if one is given; the last number given so far.
 
         All in one piece: subscriptions that come together are replayed together, in one order.
         """
-        more = {} if start is None else {"from": start}
+        more = {} if start is None or group else {"from": start}
+        if last:
+            more["last"] = True
+        if group:
+            more["group"] = group
         requests = self.send(*({"type": "subscribe", "topic": topic, **more} for topic in topics))
         last = []
         for topic, request in zip(topics, requests):
@@ -203,22 +225,27 @@ class Bus:
             finally:
                 session.connection.close()
 
-    def messages(self, topics, start=None):
-        """All messages of these topics, in order; gaps as {"gap": {"from": …, "to": …}}."""
+    def messages(self, topics, start=None, last=False, group=None):
+        """All messages of these topics, in order; gaps as {"gap": {"from": …, "to": …}}.
+
+        With `last` the newest of each topic first. With a group only this one's share, and what
+        came while the connection was broken is somebody else's.
+        """
         while True:
             session = self.session()
             try:
-                last = session.subscribe(topics, start)
+                given = session.subscribe(topics, start, last, group)
+                last = False
                 if start is None:
                     # Nothing yet, but from here on nothing is to be missed.
-                    start = last + 1
+                    start = given + 1
                 while True:
                     frame = session.frame(time.monotonic() + 3600)
                     if frame is None:
                         continue
                     kind = frame.pop("type", None)
                     if kind == "publish":
-                        start = frame["seq"] + 1
+                        start = max(start, frame["seq"] + 1)
                         yield frame
                     elif kind == "gap":
                         start = max(start, frame["to"] + 1)
@@ -267,6 +294,12 @@ def main():
     subscribe = commands.add_parser("subscribe")
     subscribe.add_argument("topics", nargs="+", metavar="TOPIC")
     subscribe.add_argument("--from", dest="start", type=int, help="first number wanted")
+    subscribe.add_argument("--last", action="store_true", help="the newest of each topic first")
+    subscribe.add_argument("--group", help="share the messages with whoever names it too")
+    request = commands.add_parser("request")
+    request.add_argument("topic")
+    request.add_argument("payload", type=json.loads, metavar="JSON")
+    request.add_argument("--timeout", type=float, default=5, help="seconds for the answer")
     subscribe.add_argument("--count", type=int, help="so many messages are enough")
     args = parser.parse_args()
 
@@ -278,7 +311,14 @@ def main():
     if args.command == "publish":
         print(bus.publish(args.topic, args.payload))
         return
-    for count, message in enumerate(bus.messages(args.topics, args.start), start=1):
+    if args.command == "request":
+        answer = bus.session().request(args.vm, args.topic, args.payload, args.timeout)
+        if answer is None:
+            raise ValueError("no answer came within %g s" % args.timeout)
+        print(json.dumps(answer["payload"], separators=(",", ":")))
+        return
+    messages = bus.messages(args.topics, args.start, args.last, args.group)
+    for count, message in enumerate(messages, start=1):
         print(json.dumps(message, separators=(",", ":")), flush=True)
         if count == args.count:
             return

@@ -305,7 +305,12 @@ resize2fs=$(first_of "$pkg/sbin/resize2fs" "$pkg/usr/sbin/resize2fs") || unexpec
 # Not by /lib64: that may be an absolute link, which would lead to the host's own.
 loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
     unexpected 'libc6 holds no ld-linux-x86-64.so.2'
-library_path=$pkg/lib/x86_64-linux-gnu:$pkg/usr/lib/x86_64-linux-gnu
+# Runs the loader with $1 and what follows. Beside $pkg, because a library path is a list with colons and semicolons, and `$`
+# means something in it: the place where the guest is built may have such characters in its name.
+load() (
+    cd "$work" || exit 1
+    exec "$loader" --inhibit-cache --library-path pkg/lib/x86_64-linux-gnu:pkg/usr/lib/x86_64-linux-gnu "$@"
+)
 for applet in acpid ash dd ifconfig init mkfifo mktemp modprobe mount nc od poweroff renice route timeout tr umount usleep wc; do
     "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
 done
@@ -338,7 +343,7 @@ run() { # $1: program; further: its arguments
     if have "$program"; then
         "$program" "$@"
     else
-        "$loader" --inhibit-cache --library-path "$library_path" "$pkg/usr/bin/$program" "$@"
+        load "$pkg/usr/bin/$program" "$@"
     fi
 }
 
@@ -513,19 +518,20 @@ ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
 # Split on purpose: a list of names.
 # shellcheck disable=SC2086
 for program in $ssh_programs usr/sbin/mke2fs usr/sbin/resize2fs; do
-    "$loader" --inhibit-cache --library-path "$library_path" --list "$program" >"$work/libraries" 2>>"$log" ||
+    load --list "$root/$program" >"$work/libraries" 2>>"$log" ||
         unexpected "$program: $(tail -n 1 "$log")"
     if grep -q 'not found' "$work/libraries"; then
         unexpected "$program needs libraries that its packages don't bring: $(sed -n 's/ => not found//p' "$work/libraries" | tr -d '\t' | tr '\n' ' ')"
     fi
-    sed -n 's/.* => \(\/.*\) (0x.*/\1/p' "$work/libraries" >>"$work/all-libraries"
+    sed -n 's/.* => \(.*\) (0x.*/\1/p' "$work/libraries" >>"$work/all-libraries"
 done
 sort -u "$work/all-libraries" | while read -r library; do
     case $library in
     */ld-linux-*) ;; # it goes to its own place below
-    "$pkg"/*) cp "$library" lib/x86_64-linux-gnu/ ;;
+    pkg/*) cp "$work/$library" lib/x86_64-linux-gnu/ ;;
+    *) unexpected "its programs load $library, which is this host's and not in its packages" ;;
     esac
-done
+done || exit
 cp "$loader" lib64/ld-linux-x86-64.so.2
 # Before glibc 2.34 names of users and hosts were looked up by separate libraries.
 for library in libnss_files.so.2 libnss_dns.so.2; do

@@ -679,6 +679,37 @@ fn folders_lie_in_each_other_and_what_cannot_be_mounted_fails() {
 }
 
 #[test]
+fn a_home_may_have_any_name() {
+    let project = Project::with("nasty", "[[vms]]\nname = \"k\"\nnetwork = \"isolated\"\n");
+    let home = project.dir.join("ho,me: %h \"x\"");
+    fs::create_dir(&home).unwrap();
+    // The guest is built in the home that all tests share; building it here would take half a minute.
+    let shared = guest_project::home();
+    project.expect(0, &["image", "build"]);
+    std::os::unix::fs::symlink(
+        std::path::absolute(shared).unwrap().join("images"),
+        home.join("images"),
+    )
+    .unwrap();
+    let config = project.dir.join("castra.toml");
+    let text = fs::read_to_string(&config)
+        .unwrap()
+        .replace("state_dir = \"state\"\n", "");
+    fs::write(&config, text).unwrap();
+    let run = |args: &[&str]| {
+        let output = project.command(args).env("CASTRA_HOME", &home).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "castra {args:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["up"]);
+    assert_eq!(run(&["exec", "k", "--", "echo", "reached"]), "reached\n");
+    project.file("a:b", "copied\n");
+    run(&["cp", "./a:b", "k:/tmp/"]);
+    assert_eq!(run(&["exec", "k", "--", "cat", "/tmp/a:b"]), "copied\n");
+    run(&["down"]);
+}
+
+#[test]
 fn a_disk_and_a_mount_persist() {
     let project = Project::with(
         "persist",

@@ -7,6 +7,7 @@ mod console;
 mod controls;
 mod doctor;
 mod logs;
+mod nasty;
 mod plans;
 mod ports;
 #[allow(dead_code)]

@@ -3,6 +3,10 @@
 //! Here: one function per feature, in the order a reader of `ps` meets them; golden files show the
 //! whole of it. Not here: starting it ([`super::launch`]).
 //!
+//! QEMU reads most arguments as `key=value,…`: there a comma in a path is doubled ([`option`]). `-kernel`,
+//! `-initrd` and `-append` are taken as they are. (A multiboot kernel's `-initrd` is a list with commas;
+//! castra boots none.)
+//!
 //! QEMU runs in `vms/<vm>` and opens what is named relative to it before it leaves that directory:
 //! `-daemonize` changes to `/`. What may be opened later, such as the files behind the seed's
 //! FAT disk, needs absolute paths.
@@ -122,8 +126,7 @@ fn kernel_args(plan: &LaunchPlan) -> Vec<OsString> {
     };
     let mut args: Vec<OsString> = vec!["-kernel".into(), boot.kernel.clone().into()];
     if let Some(initrd) = &boot.initrd {
-        // QEMU's own syntax allows several, separated by commas.
-        args.extend(["-initrd".into(), comma_doubled(initrd.as_os_str())]);
+        args.extend(["-initrd".into(), initrd.clone().into()]);
     }
     if let Some(cmdline) = &boot.cmdline {
         args.extend(["-append".into(), cmdline.into()]);

@@ -116,7 +116,7 @@ fn an_isolated_network() {
 }
 
 #[test]
-fn commas_in_paths_are_doubled() {
+fn commas_are_doubled_where_qemu_reads_a_list_and_nowhere_else() {
     let mut plan = plan();
     plan.disk = Some(Disk {
         path: "/a,b/disk,1.qcow2".into(),

@@ -36,8 +36,11 @@ fn second_words(group: &'static str) -> Vec<(&'static str, &'static str)> {
         .collect()
 }
 
-fn flags_of(row: &'static CommandRow) -> impl Iterator<Item = &'static Flag> {
-    FLAGS.iter().filter(|flag| flag.takes(Some(row.command)))
+fn flags_of(row: &'static CommandRow) -> impl Iterator<Item = Flag> {
+    FLAGS
+        .iter()
+        .filter(|flag| flag.takes(Some(row.command)))
+        .map(|flag| flag.of(row.command))
 }
 
 fn names(words: &[(&'static str, &'static str)]) -> String {
@@ -204,7 +207,7 @@ fn zsh_command(script: &mut String, row: &'static CommandRow, word: &str, indent
     let _ = writeln!(script, "{pad}{word})\n{pad}    _arguments $globals \\");
     for flag in row.flags() {
         let mut line = String::new();
-        zsh_flag(&mut line, flag, indent + 8);
+        zsh_flag(&mut line, &flag, indent + 8);
         let _ = writeln!(script, "{} \\", line.trim_end());
     }
     let last = match row.operands.first() {
@@ -288,12 +291,12 @@ fn fish() -> String {
             .map(|letter| format!(" -s {letter}"))
             .unwrap_or_default();
         let value = flag.value.map_or(String::new(), |_| fish_value(flag.complete));
-        for scope in fish_scopes(flag) {
+        for (scope, brief) in fish_scopes(flag) {
             let _ = writeln!(
                 script,
                 "complete -c castra{scope}{short} -l {}{value} -d '{}'",
                 flag.long,
-                fish_quote(flag.brief)
+                fish_quote(brief)
             );
         }
     }
@@ -318,20 +321,22 @@ fn fish() -> String {
     script
 }
 
-/// Where a flag is offered: everywhere, or behind each of its commands, those of a group together.
-fn fish_scopes(flag: &Flag) -> Vec<String> {
+/// Where a flag is offered and how it is explained there: everywhere, or behind each of its commands,
+/// those together that are of one group and say the same of it.
+fn fish_scopes(flag: &Flag) -> Vec<(String, &'static str)> {
     let Scope::Only(commands) = flag.scope else {
-        return vec![String::new()];
+        return vec![(String::new(), flag.brief)];
     };
-    let mut groups: BTreeMap<Option<&str>, Vec<&str>> = BTreeMap::new();
+    let mut groups: BTreeMap<(Option<&str>, &'static str), Vec<&str>> = BTreeMap::new();
     for command in commands {
         let words = command.row().words;
         let group = words.split_once(' ').map(|(group, _)| group);
-        groups.entry(group).or_default().push(last_word(words));
+        let brief = flag.of(*command).brief;
+        groups.entry((group, brief)).or_default().push(last_word(words));
     }
     groups
         .iter()
-        .map(|(group, words)| format!(" -n '{}'", fish_seen(*group, words)))
+        .map(|((group, brief), words)| (format!(" -n '{}'", fish_seen(*group, words)), *brief))
         .collect()
 }
 

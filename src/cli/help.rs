@@ -22,10 +22,10 @@ pub fn help(command: Command, kind: HelpKind) -> String {
         text.push('\n');
         text.push_str(&wrap(row.manual, 0));
     }
-    let flags: Vec<&Flag> = row.flags().collect();
+    let flags: Vec<Flag> = row.flags().collect();
     if !flags.is_empty() {
         text.push_str("\nFlags:\n");
-        flags_text(&mut text, &flags, kind);
+        flags_text(&mut text, &flags.iter().collect::<Vec<_>>(), kind);
     }
     match kind {
         HelpKind::Short => {

@@ -60,7 +60,7 @@ fn page_of(row: &'static CommandRow) -> String {
     let _ = write!(page, ".SH SYNOPSIS\n\\fB{}\\fR\n", escape(&row.usage()));
     page.push_str(".SH DESCRIPTION\n");
     paragraphs(&mut page, row.manual);
-    let flags: Vec<&Flag> = row.flags().collect();
+    let flags: Vec<Flag> = row.flags().collect();
     if !flags.is_empty() {
         page.push_str(".SH FLAGS\n");
         flags.iter().for_each(|flag| flag_text(&mut page, flag));
@@ -98,7 +98,7 @@ fn whole_page() -> String {
             for paragraph in row.manual.split("\n\n") {
                 let _ = write!(page, ".IP\n{}\n", escape(paragraph));
             }
-            let flags: Vec<&Flag> = row.flags().collect();
+            let flags: Vec<Flag> = row.flags().collect();
             if !flags.is_empty() {
                 page.push_str(".RS\n");
                 flags.iter().for_each(|flag| flag_text(&mut page, flag));

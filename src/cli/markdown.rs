@@ -36,7 +36,7 @@ pub fn markdown() -> String {
                 row.usage(),
                 row.manual
             );
-            let flags: Vec<&Flag> = row.flags().collect();
+            let flags: Vec<Flag> = row.flags().collect();
             if !flags.is_empty() {
                 page.push_str("\n| flag | |\n| --- | --- |\n");
                 flags.iter().for_each(|flag| flag_row(&mut page, flag));

@@ -10,6 +10,7 @@ use super::raw::{ColorChoice, Raw};
 
 mod flags;
 pub mod habits;
+mod own;
 pub mod reference;
 pub use flags::FLAGS;
 
@@ -195,12 +196,13 @@ pub struct CommandRow {
 }
 
 impl CommandRow {
-    /// Its flags, without the global ones.
-    pub fn flags(&self) -> impl Iterator<Item = &'static Flag> + use<> {
+    /// Its flags as it explains them, without the global ones.
+    pub fn flags(&self) -> impl Iterator<Item = Flag> + use<> {
         let command = self.command;
         FLAGS
             .iter()
             .filter(move |flag| matches!(flag.scope, Scope::Only(commands) if commands.contains(&command)))
+            .map(move |flag| flag.of(command))
     }
 
     /// The usage line, without `castra`'s global flags.

@@ -55,40 +55,40 @@ _castra() {
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[overwrite, start with little memory, or remove disks]' \
+                '--force[overwrite a castra.toml that is there]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;
         up)
             _arguments $globals \
-                '--force[overwrite, start with little memory, or remove disks]' \
+                '--force[start even if memory is short]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
                 '--recreate[restart VMs that run with other settings than castra.toml has]' \
                 '--broker-only[start the broker and no VM]' \
-                '--verbose[say more\: every step; ports\: processes and conflicts]' \
+                '--verbose[say more\: every step]' \
                 '*:VM:_castra_vms';;
         down)
             _arguments $globals \
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
-                '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
-                '--verbose[say more\: every step; ports\: processes and conflicts]' \
+                '--discard[discard persistent disks, too]' \
+                '--verbose[say more\: every step]' \
                 '*:VM:_castra_vms';;
         restart)
             _arguments $globals \
-                '--force[overwrite, start with little memory, or remove disks]' \
+                '--force[start even if memory is short]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
-                '--discard[discard persistent disks too; restart\: begin with fresh ones]' \
-                '--verbose[say more\: every step; ports\: processes and conflicts]' \
+                '--discard[begin with fresh disks]' \
+                '--verbose[say more\: every step]' \
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
-                '--force[overwrite, start with little memory, or remove disks]' \
+                '--force[remove persistent disks, too]' \
                 '--dry-run[show what would be removed, and touch nothing]' \
                 '--global[clean every project, and what they share]' \
                 '*--state-root=[clean the project whose state is in this directory]:PATH:_files' \
@@ -99,7 +99,7 @@ _castra() {
             _arguments $globals \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
-                '--verbose[say more\: every step; ports\: processes and conflicts]' \
+                '--verbose[say more\: every step]' \
                 '*:VM:_castra_vms';;
         ssh)
             _arguments $globals \
@@ -127,27 +127,27 @@ _castra() {
                 ;;
         wait)
             _arguments $globals \
-                '*--timeout=[give up after this long]:TIME: ' \
+                '*--timeout=[give up after this long (default\: 5m)]:TIME: ' \
                 '*--for=[reachable (default), bootstrapped or stopped]:STATE:(reachable bootstrapped stopped)' \
                 '*:VM:_castra_vms';;
         ports)
             _arguments $globals \
                 '--all[show every project castra knows]' \
                 '--active[show only ports that are in use now]' \
-                '--verbose[say more\: every step; ports\: processes and conflicts]' \
+                '--verbose[show processes, and who else wants a port]' \
                 ;;
         logs)
             _arguments $globals \
                 '*--source=[show only this log\: serial, qemu, bootstrap, broker or bus]:SOURCE:(serial qemu bootstrap broker bus)' \
-                '*--tail=[show only the last N lines]:N: ' \
+                '*--tail=[show only the last N lines of each log]:N: ' \
                 '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
                 '--follow[keep printing what is added]' \
                 '*:VM:_castra_vms';;
         events)
             _arguments $globals \
-                '*--tail=[show only the last N lines]:N: ' \
+                '*--tail=[show only the last N events]:N: ' \
                 '*--type=[show only events of this type; `*` matches any letters]:PATTERN: ' \
-                '*--vm=[show only events about this VM, or messages from it]:VM:_castra_vms' \
+                '*--vm=[show only events about this VM]:VM:_castra_vms' \
                 '*--run=[show only events of this run]:ID: ' \
                 '*--after=[show only events of --run with a higher number than this]:SEQ: ' \
                 '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
@@ -155,11 +155,11 @@ _castra() {
                 ;;
         doctor)
             _arguments $globals \
-                '--all[show every project castra knows]' \
+                '--all[look at every project castra knows]' \
                 ;;
         report)
             _arguments $globals \
-                '*--since=[show only what is newer\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
+                '*--since=[show only newer runs\: 10m ago, or 2026-11-21T10\:00\:00Z]:WHEN: ' \
                 '*--html=[write a page for a browser to this file; `-`\: to stdout]:FILE:_files' \
                 '*--last=[show the last N runs (default\: 5, with --since up to 100)]:N: ' \
                 '*:VM:_castra_vms';;
@@ -190,15 +190,15 @@ _castra() {
                 case $words[1] in
                 build)
                     _arguments $globals \
-                        '--force[overwrite, start with little memory, or remove disks]' \
-                        '--mounts[use the default guest for VMs with mounts]' \
+                        '--force[build again what is built already]' \
+                        '--mounts[build the default guest for VMs with mounts]' \
                         ;;
                 list)
                     _arguments $globals \
                         ;;
                 path)
                     _arguments $globals \
-                        '--mounts[use the default guest for VMs with mounts]' \
+                        '--mounts[print the place of the default guest for VMs with mounts]' \
                         ;;
                 esac
             fi ;;
@@ -224,7 +224,7 @@ _castra() {
                         '*--resume=[go on with this thread]:THREAD: ' \
                         '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' \
                         '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' \
-                        '*--timeout=[give up after this long]:TIME: ' \
+                        '*--timeout=[end Codex after this long (default\: never)]:TIME: ' \
                         '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' \
                         '--no-preamble[give Codex only the prompt]' \
                         '1:PROMPT: ';;
@@ -259,14 +259,14 @@ _castra() {
                 case $words[1] in
                 publish)
                     _arguments $globals \
-                        '--force[overwrite, start with little memory, or remove disks]' \
-                        '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
+                        '--force[publish also to a VM that the project doesn'\''t have]' \
+                        '*--topic=[what the message is about (default\: broadcast)]:TOPIC: ' \
                         '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '1:TOPIC: ';;
                 request)
                     _arguments $globals \
-                        '--force[overwrite, start with little memory, or remove disks]' \
+                        '--force[publish also to a VM that the project doesn'\''t have]' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '*--timeout=[wait so long for an answer (default\: 5s)]:SPAN: ' \
                         '1:TOPIC: ';;
@@ -280,11 +280,11 @@ _castra() {
                         '1:TOPIC: ';;
                 tail)
                     _arguments $globals \
-                        '*--tail=[show only the last N lines]:N: ' \
-                        '*--vm=[show only events about this VM, or messages from it]:VM:_castra_vms' \
-                        '--follow[keep printing what is added]' \
+                        '*--tail=[show only the last N messages]:N: ' \
+                        '*--vm=[show only what this VM has published]:VM:_castra_vms' \
+                        '--follow[keep printing what is added, which is the default]' \
                         '--no-follow[end after the last messages]' \
-                        '*--topic=[what the message is about; of `bus tail`\: only these]:TOPIC: ' \
+                        '*--topic=[show only messages on this topic]:TOPIC: ' \
                         '--shared[read the log of the whole bus (the default)]' \
                         ;;
                 bench)

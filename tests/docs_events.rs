@@ -415,6 +415,43 @@ fn every_sample_on_the_page_is_a_valid_event() {
     assert_eq!(kinds, all, "each fact has a sample on the page");
 }
 
+/// The operations that write events, as the code spells them, stand where the page lists them.
+#[test]
+fn the_page_names_every_operation() {
+    let page = fs::read_to_string(path("docs/EVENTS.md")).unwrap();
+    let list = page
+        .lines()
+        .find(|line| line.starts_with("An operation ("))
+        .unwrap();
+    let mut names = BTreeSet::new();
+    let mut dirs = vec![path("src/core/operations")];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            if entry.path().is_dir() {
+                dirs.push(entry.path());
+                continue;
+            }
+            let text = fs::read_to_string(entry.path()).unwrap();
+            for call in text.split("Operation::accept").skip(1) {
+                // The name is the first argument, where it is written out.
+                let arguments = call
+                    .trim_start_matches("_unkept")
+                    .trim_start_matches('(')
+                    .trim_start();
+                names.extend(
+                    arguments
+                        .strip_prefix('"')
+                        .and_then(|rest| Some(rest.split_once('"')?.0.to_owned())),
+                );
+            }
+        }
+    }
+    assert!(names.contains("restart") && names.contains("clean"), "{names:?}");
+    for name in names {
+        assert!(list.contains(&format!("`{name}`")), "`{name}` is missing: {list}");
+    }
+}
+
 /// docs/events.schema.json has a definition for each fact, named by its variant, reached by its type
 /// and phase, with exactly the fields that the fact has, all of them required. That their values fit
 /// is for a validator that isn't ours (scripts/check-events.sh).

@@ -930,3 +930,85 @@ fn the_console_has_a_shell_and_a_slow_reader_stalls_nobody() {
         text(&output.stderr)
     );
 }
+
+#[test]
+fn commands_end_as_they_should_in_a_default_guest() {
+    let project = Project::with("commands", "[vizier]\nenabled = false\n[[vms]]\nname = \"web\"\n");
+    project.expect(0, &["up"]);
+    project.expect(137, &["exec", "web", "--", "sh", "-c", "kill -9 $$"]);
+    let word = "a".repeat(100_000);
+    assert_eq!(
+        project.expect(
+            0,
+            &[
+                "exec",
+                "web",
+                "--",
+                "sh",
+                "-c",
+                "echo $((${#1} + ${#2}))",
+                "sh",
+                &word,
+                &word
+            ]
+        ),
+        "200000\n"
+    );
+
+    // Eight at once, three times over.
+    let at_once = (0..8).map(|_| {
+        let mut command = project.command(&["exec", "web", "--", "true"]);
+        std::thread::spawn(move || [(); 3].map(|()| command.status().unwrap().code()))
+    });
+    for run in at_once.collect::<Vec<_>>() {
+        assert_eq!(run.join().unwrap(), [Some(0); 3]);
+    }
+
+    // A gone reader ends its command; a gone client does, too.
+    let mut client = project
+        .command(&["exec", "web", "--", "yes"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(client.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    eventually("castra to end with its reader", || {
+        client.try_wait().unwrap().is_some()
+    });
+    let mut client = project
+        .command(&["exec", "web", "--", "sh", "-c", "echo ready; sleep 4711"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    line.clear();
+    BufReader::new(client.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "ready\n");
+    client.kill().unwrap();
+    client.wait().unwrap();
+    eventually("nothing of both to be left in the guest", || {
+        let running = project.expect(0, &["exec", "web", "--", "ps"]);
+        !running.contains("sleep 4711") && !running.lines().any(|line| line.ends_with(" yes"))
+    });
+
+    // Links are links on both sides of a copy.
+    fs::create_dir_all(project.dir.join("tree/lib")).unwrap();
+    project.file("tree/lib/f", "x");
+    for (link, to) in [("lib64", "lib"), ("dangling", "nowhere")] {
+        std::os::unix::fs::symlink(to, project.dir.join("tree").join(link)).unwrap();
+    }
+    project.expect(0, &["cp", "tree", "web:/tmp/"]);
+    project.expect(0, &["cp", "web:/tmp/tree", "back"]);
+    for (link, to) in [("lib64", "lib"), ("dangling", "nowhere")] {
+        let back = fs::read_link(project.dir.join("back").join(link)).unwrap();
+        assert_eq!(back.to_str(), Some(to));
+    }
+    assert_eq!(fs::read_to_string(project.dir.join("back/lib64/f")).unwrap(), "x");
+
+    project.expect(0, &["down"]);
+    project.expect(255, &["exec", "web", "--", "true"]);
+}

@@ -379,3 +379,55 @@ fn projects_that_lost_their_config_or_state_are_named() {
         workspace.as_str()
     );
 }
+
+/// Both hold their lock, so by that alone they run.
+#[test]
+fn a_broker_that_is_stopped_or_stuck_is_found() {
+    let project = Project::new("doctor-silent", ONE);
+    project.run(&["up"]).exits(0);
+    let broker = i32::try_from(project.status()["broker"]["pid"].as_i64().unwrap()).unwrap();
+    let seen = findings(&doctor(&project, &["--json"]));
+    assert!(!wrong(&seen).contains(&"state.broker-silent"), "{seen:#?}");
+    kill(Pid::from_raw(broker), Signal::SIGSTOP).unwrap();
+    let seen = findings(&doctor(&project, &["--json"]).exits(1));
+    let silent = one(&seen, "state.broker-silent", "error");
+    assert_eq!(silent["data"]["pid"], broker);
+    assert!(
+        silent["remediation"].as_str().unwrap().contains("-CONT"),
+        "{silent}"
+    );
+    kill(Pid::from_raw(broker), Signal::SIGCONT).unwrap();
+    let seen = findings(&doctor(&project, &["--json"]));
+    assert!(!wrong(&seen).contains(&"state.broker-silent"), "{seen:#?}");
+    project.down();
+
+    // One that holds the lock and waits for something that never comes.
+    let state = project.state("");
+    let script = "import fcntl, os, struct, time\n\
+                  file = open('broker.pid', 'r+')\n\
+                  lock = struct.pack('hhqqi', fcntl.F_WRLCK, 0, 0, 0, 0)\n\
+                  fcntl.fcntl(file, 37, lock)\n\
+                  file.write(f'{os.getpid()} castra broker stuck\\n')\n\
+                  file.flush()\n\
+                  print('held', flush=True)\n\
+                  time.sleep(600)\n";
+    let mut stuck = Command::new("python3")
+        .args(["-c", script])
+        .current_dir(&state)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut said = std::io::BufReader::new(stuck.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut line).unwrap();
+    assert_eq!(line, "held\n");
+    let seen = findings(&doctor(&project, &["--json"]).exits(1));
+    let silent = one(&seen, "state.broker-silent", "error");
+    assert_eq!(silent["data"]["pid"], stuck.id());
+    assert!(
+        silent["remediation"].as_str().unwrap().contains("-KILL"),
+        "{silent}"
+    );
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
+}

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -19,6 +20,15 @@ use crate::core::records::{RunPhase, WorkspaceRecord};
 use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::status::evidence::{Found, Snapshot, VmEvidence};
 use crate::core::status::{BrokerState, StatusOutcome, VmState, VmStatus};
+
+/// The name of a broker's state thread where it isn't the first of its process.
+const STATE_THREAD: &str = "broker-state";
+
+/// How long a broker may do nothing; it wakes up once a second.
+const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two looks at it.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A log that nothing rotates is worth a word from this size on.
 const LARGE_LOG: u64 = 1 << 30;
@@ -37,6 +47,7 @@ pub fn look(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
         findings.extend(look.base(evidence));
     }
     findings.extend(look.broker());
+    findings.extend(look.silent_broker());
     findings.extend(look.disks());
     for note in &status.notes {
         let remedy = note.advice.clone().unwrap_or_else(|| look.down(""));
@@ -224,6 +235,41 @@ impl Look<'_> {
         ))
     }
 
+    /// A broker that holds its lock and does nothing. Its state thread wakes up once a second: where
+    /// the kernel counts no turn of it, nobody will be answered. Asked without a word to it, since
+    /// what a broker hears it writes down.
+    fn silent_broker(&self) -> Option<Finding> {
+        let (pid, _) = self.snapshot.live_broker.as_ref()?;
+        let pid = *pid;
+        let project = &self.status.project;
+        let (text, remedy) = if host::is_stopped(pid) {
+            (
+                format!(
+                    "the broker of `{project}` (pid {pid}) is stopped: no guest is heard, nothing is delivered"
+                ),
+                format!("`kill -CONT {pid}` lets it go on"),
+            )
+        } else if is_stuck(pid) {
+            (
+                format!(
+                    "the broker of `{project}` (pid {pid}) does nothing: no guest is heard, nothing is delivered"
+                ),
+                format!(
+                    "`kill -KILL {pid}` ends it, and `castra up` starts it again, on the port that the guests know"
+                ),
+            )
+        } else {
+            return None;
+        };
+        Some(
+            self.of(
+                Finding::error("state.broker-silent", Area::State, text, remedy),
+                None,
+            )
+            .field("pid", pid),
+        )
+    }
+
     /// QEMU writes these logs itself and nothing can rotate them.
     fn logs(&self, vm: &VmName) -> Vec<Finding> {
         let paths = self.state.vm(vm);
@@ -306,6 +352,22 @@ impl Look<'_> {
             Some(&vm),
         ))
     }
+}
+
+/// Whether a broker's state thread takes no turn for so long that it takes none any more.
+fn is_stuck(pid: u32) -> bool {
+    let Some(before) = host::turns_of(pid, STATE_THREAD) else {
+        return false;
+    };
+    let began = Instant::now();
+    while began.elapsed() < BROKER_PATIENCE {
+        std::thread::sleep(LOOK_EVERY);
+        // Gone meanwhile is not stuck.
+        if host::turns_of(pid, STATE_THREAD) != Some(before) {
+            return false;
+        }
+    }
+    true
 }
 
 /// Projects on record that have lost their config or their state.

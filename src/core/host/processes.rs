@@ -31,6 +31,30 @@ pub fn command_lines() -> Vec<(u32, Vec<OsString>)> {
         .collect()
 }
 
+/// Whether a process was stopped by a signal or is held by a debugger.
+pub fn is_stopped(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(')').map(|(_, rest)| rest.trim_start());
+    state.is_some_and(|state| state.starts_with(['T', 't']))
+}
+
+/// How often a thread has given up or lost its core so far: it rises whenever the thread does
+/// anything at all. By the thread's name; a process without such a thread is asked for its first one.
+pub fn turns_of(pid: u32, thread: &str) -> Option<u64> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let named = tasks
+        .flatten()
+        .map(|task| task.path())
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim_end() == thread));
+    let task = named.unwrap_or_else(|| PathBuf::from(format!("/proc/{pid}")));
+    let status = fs::read_to_string(task.join("status")).ok()?;
+    let count = |key: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().parse().ok()
+    };
+    Some(count("voluntary_ctxt_switches:")? + count("nonvoluntary_ctxt_switches:")?)
+}
+
 /// A file that a process has open and holds a record lock on.
 #[derive(Debug)]
 pub struct HeldFile {

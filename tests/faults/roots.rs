@@ -86,6 +86,14 @@ fn a_state_dir_that_is_changed_while_vms_run_loses_none() {
     project.run(&["down"]).exits(0);
     project.assert_no_process();
     assert_ne!(project.vm("web")["state"], "running");
+    // A disk that stays behind is told of when it does, and not ever after.
+    project.castra().write("one/overlays/kept.qcow2", "");
+    let ran = project.run(&["up"]).exits(0);
+    assert!(ran.stderr.contains("1 disk"), "{ran:?}");
+    let ran = project.run(&["up"]).exits(0);
+    assert!(!ran.stderr.contains("1 disk"), "{ran:?}");
+    project.run(&["down"]).exits(0);
+    project.assert_no_process();
 }
 
 #[test]

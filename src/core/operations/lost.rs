@@ -16,6 +16,7 @@ use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::human::plural;
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::operations::down::VmDown;
@@ -107,6 +108,29 @@ pub fn refuse(config: &Config) -> Result<()> {
     )
     .because(one.fate())
     .advice("`castra down` ends it; then start it again"))
+}
+
+/// Disks under the state root that the register still names, where the config names another one: the
+/// VMs begin without them, which nobody should find out from their contents.
+pub(crate) fn disks_left_behind(config: &Config) -> Option<Event> {
+    let record = workspace::record_in(config.registry.as_deref()?)?;
+    if record.state_root == config.state.dir() {
+        return None;
+    }
+    let disks = std::fs::read_dir(record.state_root.join("overlays")).ok()?;
+    let disks = disks
+        .flatten()
+        .filter(|entry| entry.path().extension().is_some_and(|end| end == "qcow2"))
+        .count();
+    (disks > 0).then(|| {
+        let text = format!(
+            "the project's state root was {} until now, and {} stay there unused",
+            record.state_root.display(),
+            plural(disks, "disk")
+        );
+        let next = "put `state_dir` back to go on with them, or remove that directory";
+        Event::advice(Severity::Warn, None, text, next)
+    })
 }
 
 /// The state roots that are or were this project's.

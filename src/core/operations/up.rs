@@ -276,6 +276,9 @@ fn start_broker(
 
 /// Without its entry in the registry the project is found by its config alone: worth a warning.
 pub(crate) fn record_workspace(config: &Config, emitter: &Emitter<'_>) -> Result<()> {
+    if let Some(warning) = lost::disks_left_behind(config) {
+        emitter.emit(warning);
+    }
     if let Some(unregistered) = workspace::record_workspace(config)? {
         emitter.emit(Event::advice(
             Severity::Warn,

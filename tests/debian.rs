@@ -419,7 +419,7 @@ fn a_guest_without_sshd(project: &Project, debian: &Path) {
     assert_eq!(ran.code, Some(1));
 }
 
-/// `small` comes back with the next `up`; a reboot ends a QEMU that castra started.
+/// A guest that reboots under a script ends that bootstrap, not its QEMU.
 fn a_reboot_during_apply(project: &Project) {
     project.expect(0, &["down", "--quiet", "--graceful-wait-secs", "30"]);
     project.file("reboot.sh", b"#!/bin/sh\necho going\nreboot\nsleep 600\n");

@@ -83,6 +83,10 @@ fn lifecycle() -> Vec<Event> {
             reason: "io-error".into(),
             elapsed_ms: Some(12_003),
         },
+        Event::VmRebooted {
+            vm: vm.clone(),
+            boots: 2,
+        },
         Event::ShutdownRequested {
             vm: vm.clone(),
             pid: 4712,

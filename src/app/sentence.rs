@@ -148,6 +148,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 ),
             )
         }
+        Event::VmRebooted { vm, boots } => info(vm, format!("rebooted: its boot {boots} since the launch")),
         Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
         Event::CooperativeAttempted {
             vm,

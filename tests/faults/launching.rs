@@ -113,7 +113,7 @@ fn a_qemu_that_ends_while_its_guest_boots_ends_the_wait_and_is_explained() {
         (
             "panic-after=0.3",
             "crashed",
-            "guest-reset",
+            "guest-panic",
             "Kernel panic - not syncing: fake",
         ),
     ] {

@@ -14,6 +14,7 @@ mod leftovers;
 mod paused;
 mod project;
 mod racing;
+mod reboots;
 mod restarting;
 mod roots;
 mod stale;

@@ -1,6 +1,9 @@
-//! What a default guest's disk keeps, over a restart; and a guest whose disk is too
+//! What a default guest's disk keeps, over a restart and over the guest's own reboot; and a guest whose disk is too
 //! small for anything.
 
+use serde_json::Value;
+
+use crate::eventually;
 use crate::guest_project::Project;
 
 /// Everything that is kept, besides /var.
@@ -29,7 +32,7 @@ fn all_is_there(project: &Project, when: &str) {
 }
 
 #[test]
-fn what_a_guest_keeps() {
+fn what_a_guest_keeps_and_its_own_reboot() {
     let project = Project::with(
         "disk",
         "[[vms]]\nname = \"web\"\n[[vms]]\nname = \"tiny\"\ndisk_size = \"4 MiB\"\n",
@@ -61,5 +64,58 @@ fn what_a_guest_keeps() {
     );
     exec(&project, "cmp /etc/ssh/ssh_host_ed25519_key.pub /var/hostkey");
 
+    let before = project.vm("web");
+    assert_eq!(
+        (&before["boots"], &before["last_reset"]),
+        (&1.into(), &Value::Null)
+    );
+    let boot_id = exec(&project, "cat /proc/sys/kernel/random/boot_id");
+    project.run(&["exec", "web", "--", "reboot"]);
+    eventually("the guest to reboot", || project.vm("web")["boots"] == 2);
+    let down = project.vm("web");
+    assert_eq!(
+        (&down["state"], &down["pid"]),
+        (&"running".into(), &before["pid"])
+    );
+    eventually("it to be reachable again", || {
+        project.vm("web")["reachable"] == true
+    });
+    // The launch's token holds still. Its in-guest service starts with it.
+    eventually("its session", || project.vm("web")["bus_session"] == true);
+    eventually("its SSH server", || {
+        project.run(&["exec", "web", "--", "true"]).status.code() == Some(0)
+    });
+    assert_ne!(exec(&project, "cat /proc/sys/kernel/random/boot_id"), boot_id);
+    all_is_there(&project, "after a reboot");
+    let told = project.events(0, &["events", "--type", "vm.lifecycle"]);
+    let told: Vec<&Value> = told.iter().filter(|event| event["phase"] == "rebooted").collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!((&told[0]["vm"], &told[0]["boots"]), (&"web".into(), &2.into()));
+    // `up` leaves it alone.
+    project.expect(0, &["up"]);
+    assert_eq!(project.vm("web")["pid"], before["pid"]);
+    all_is_there(&project, "after up");
+
+    // A panic is no reboot. What is advised then loses nothing.
+    project.run(&[
+        "exec",
+        "web",
+        "--",
+        "sh",
+        "-c",
+        "sync; (sleep 1; echo c >/proc/sysrq-trigger) >/dev/null 2>&1 &",
+    ]);
+    eventually("the panic", || project.vm("web")["state"] == "crashed");
+    let ended = project.vm("web")["ended"].clone();
+    assert_eq!(ended["reason"], "guest-panic");
+    assert!(
+        ended["last_words"].as_str().unwrap().contains("Kernel panic"),
+        "{ended}"
+    );
+    let refused = project.run(&["exec", "web", "--", "true"]);
+    let advice = crate::guest_project::text(&refused.stderr);
+    assert!(advice.contains("castra restart web"), "{advice}");
+    project.expect(0, &["restart", "web"]);
+    all_is_there(&project, "after a panic");
     project.expect(0, &["down"]);
 }

@@ -14,7 +14,8 @@ by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU
   ignore-powerdown    as a guest without ACPI            ignore-term     as a QEMU that hangs
   console=TEXT        written to the console             off-after=SECS  the guest powers itself off
   busy                uses a whole core                  disk-full        while `disk-full` is there its disk is
-  prelaunch           waits for `cont`, as with -S
+  prelaunch           waits for `cont`, as with -S      reset-every=SECS the guest reboots again and again
+  resets              reboots for each file `reset`; one that holds `panic` is a panic that QEMU isn't told of
 
 QMP takes `stop` and `cont`. With `disk-full` the guest is stopped over a write for as long as a file of that
 name lies in vms/<vm>: `cont` alone doesn't help it.
@@ -103,6 +104,9 @@ def count(name):
     return before
 
 
+PANIC = "[    0.9] Kernel panic - not syncing: fake"
+
+
 class Machine:
     def __init__(self):
         self.pid_path = os.path.abspath(OPTIONS["-pidfile"][0]) if "-pidfile" in OPTIONS else None
@@ -116,6 +120,7 @@ class Machine:
         self.negotiated = False
         self.status = "prelaunch" if "prelaunch" in FAKE else "running"
         self.full = os.path.abspath("disk-full")
+        self.reset_asked, self.resets = os.path.abspath("reset"), 0
 
     def write(self):
         """A guest that always has something to write."""
@@ -124,6 +129,13 @@ class Machine:
                        reason="No space left on device")
             self.status = "io-error"
             self.event("STOP")
+
+    def reset(self):
+        """As Linux does it: one way after another."""
+        self.resets += 1
+        for _ in range(2):
+            self.event("RESET", guest=True, reason="guest-reset")
+        self.say("fake guest boots again")
 
     def listen(self, device):
         sock = socket.socket(socket.AF_UNIX)
@@ -241,12 +253,22 @@ class Machine:
                 self.write()
             panics = "panic" in FAKE or after >= float(FAKE.get("panic-after", "inf"))
             if panics and self.negotiated:
-                self.say("[    0.9] Kernel panic - not syncing: fake")
-                self.end("guest-reset", True)
+                self.say(PANIC)
+                self.event("GUEST_PANICKED", action="poweroff")
+                self.end("guest-panic", True)
+            if "reset-every" in FAKE and after >= (self.resets + 1) * float(FAKE["reset-every"]):
+                self.reset()
+            if "resets" in FAKE and os.path.exists(self.reset_asked):
+                with open(self.reset_asked, encoding="utf-8") as file:
+                    if "panic" in file.read():
+                        self.say(PANIC)
+                os.unlink(self.reset_asked)
+                self.reset()
             watched = [woken] + ([self.client] if self.client else [listener] if listener else [])
             # As QEMU: a second client waits until the first is gone.
             watched += [self.watcher] if self.watcher else [console] if console else []
-            timed = {"die-after", "off-after", "panic", "panic-after", "internal-error", "disk-full"}
+            timed = {"die-after", "off-after", "panic", "panic-after", "internal-error", "disk-full", "reset-every",
+                     "resets"}
             wait = 0 if "busy" in FAKE else 0.02 if timed & FAKE.keys() else None
             for got in select.select(watched, [], [], wait)[0]:
                 if got is woken:

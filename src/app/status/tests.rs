@@ -57,6 +57,8 @@ fn vm(name: &str, role: &str) -> VmStatus {
         bootstrap: None,
         ended: None,
         paused: None,
+        boots: Some(1),
+        last_reset: None,
         stale_config: Vec::new(),
     }
 }

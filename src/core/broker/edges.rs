@@ -32,6 +32,7 @@ use super::converse::Sessions;
 use super::guests::GuestTable;
 use super::link::Link;
 use super::outbox::Sent;
+use super::reboots::Reboots;
 use super::record::{RecordRead, RecordWriter, read_record};
 use super::state::{At, ConnId, Effect, Input, Part};
 use super::vms::Vms;
@@ -141,6 +142,7 @@ pub struct Edges {
     guests_seen: Option<Seen>,
     guests: GuestsRecord,
     vms: Vms,
+    reboots: Reboots,
     lines: Vec<String>,
     told: Vec<String>,
     replies: Vec<Reply>,
@@ -177,6 +179,7 @@ impl Edges {
             guests_seen: None,
             guests: GuestsRecord::default(),
             vms: Vms::default(),
+            reboots: Reboots::default(),
             lines: Vec::new(),
             told: Vec::new(),
             replies: Vec::new(),
@@ -554,7 +557,8 @@ impl Edges {
             return Some(Input::Guests(None));
         };
         match GuestTable::from_record(&record, host::boot_id()) {
-            Ok(table) => {
+            Ok(mut table) => {
+                self.reboots.apply(&mut table);
                 self.guests = record;
                 Some(Input::Guests(Some(table)))
             }
@@ -567,6 +571,23 @@ impl Edges {
                 None
             }
         }
+    }
+
+    /// Guests that have begun anew since the last look: told of, and who they are since.
+    pub fn rebooted(&mut self, at: At) -> Option<Input> {
+        let seen = self.reboots.look(&self.paths, &self.guests, at);
+        for (level, line) in &seen.lines {
+            self.log(at, level, line);
+        }
+        for event in seen.events {
+            self.tell(at, event);
+        }
+        if !seen.changed {
+            return None;
+        }
+        let mut table = GuestTable::from_record(&self.guests, host::boot_id()).ok()?;
+        self.reboots.apply(&mut table);
+        Some(Input::Guests(Some(table)))
     }
 
     /// The records an earlier broker left. What it was making when it was killed is removed.

@@ -74,6 +74,13 @@ impl GuestTable {
         self.get(key).or_else(|| self.get(self.seconds.get(key)?))
     }
 
+    /// A VM's guest has begun anew: what it said before then counts no more than that of an earlier launch.
+    pub fn began_anew(&mut self, key: &str, boottime_ms: u64) {
+        if let Some(listed) = self.by_name.get_mut(key) {
+            listed.launched_boottime_ms = listed.launched_boottime_ms.map(|then| then.max(boottime_ms));
+        }
+    }
+
     /// The VM of this name, compared without case.
     pub fn get(&self, key: &str) -> Option<&Listed> {
         self.by_name.get(key)

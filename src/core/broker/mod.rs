@@ -19,6 +19,7 @@ mod marks;
 mod outbox;
 pub mod process;
 pub mod protocol;
+mod reboots;
 pub mod record;
 mod replay;
 pub mod serve;

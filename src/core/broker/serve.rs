@@ -251,6 +251,8 @@ impl Broker {
         self.open_bus(at);
         let guests = self.edges.changed_guests(at);
         self.take(at, guests);
+        let rebooted = self.edges.rebooted(at);
+        self.take(at, rebooted);
         let restored = self.edges.restored();
         self.take(at, restored);
         for vm in self.edges.silent_vms(at, true) {
@@ -483,6 +485,8 @@ impl Broker {
         self.commit(at);
         let changed = self.edges.changed_guests(at);
         self.take(at, changed);
+        let rebooted = self.edges.rebooted(at);
+        self.take(at, rebooted);
         for vm in self.edges.silent_vms(at, false) {
             self.take(at, [Input::VmGone { vm }]);
         }

@@ -22,6 +22,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, VmPaths, vm_file};
+use crate::core::runtime::again;
 use crate::core::runtime::process::qemu_pid;
 
 use filter::TerminalFilter;
@@ -55,7 +56,8 @@ impl Console {
         let Some(qemu) = qemu_pid(&paths) else {
             return Err(
                 Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!(
-                    "castra up {vm}; `castra logs --source serial {vm}` shows what it wrote last"
+                    "{}; `castra logs --source serial {vm}` shows what it wrote last",
+                    again::advice(&paths, vm)
                 )),
             );
         };

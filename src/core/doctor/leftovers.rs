@@ -129,8 +129,9 @@ impl Look<'_> {
                     "state.crashed",
                     text,
                     format!(
-                        "{} shows more; `castra up` starts it again, {} clears what it left",
+                        "{} shows more; {} starts it again with its disk, {} clears what it left",
                         self.command(&format!("logs {name}")),
+                        self.command(&format!("restart {name}")),
                         self.down(name.as_str())
                     ),
                 )
@@ -139,7 +140,8 @@ impl Look<'_> {
                 "state.earlier-boot",
                 format!("vm `{name}` ended when the host was booted"),
                 format!(
-                    "`castra up` starts it again, {} clears what it left",
+                    "{} starts it again with its disk, {} clears what it left",
+                    self.command(&format!("restart {name}")),
                     self.down(name.as_str())
                 ),
             ),

@@ -334,6 +334,8 @@ pub enum Event {
         reason: String,
         elapsed_ms: Option<u64>,
     },
+    /// The guest has begun anew under the same QEMU; `boots` counts since its launch, so 2 is the first reboot.
+    VmRebooted { vm: VmName, boots: u64 },
     /// `down` begins with this VM.
     ShutdownRequested { vm: VmName, pid: u32 },
     /// The guest was asked to power off.

@@ -21,6 +21,7 @@ use crate::core::operations::select;
 use crate::core::operations::start::{self, Fleet, Task, Way};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::again;
 
 /// What `bootstrap` is asked for.
 #[derive(Clone, Debug)]
@@ -148,7 +149,18 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
     } else {
         format!("not running: {}", stopped.join(", "))
     };
-    let next = if named.is_empty() {
+    let has_disk = |vm: &&VmConfig| again::restart_keeps_more(&config.state.vm(&vm.name));
+    let with_disks: Vec<&str> = selected
+        .iter()
+        .filter(|vm| !start::runs(config, vm) && has_disk(vm))
+        .map(|vm| vm.name.as_str())
+        .collect();
+    let next = if !with_disks.is_empty() {
+        format!(
+            "castra restart {} starts what has run before with its disk; castra up begins with fresh ones",
+            with_disks.join(" ")
+        )
+    } else if named.is_empty() {
         "castra up".to_owned()
     } else {
         format!("castra up {}", stopped.join(" "))

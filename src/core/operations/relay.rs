@@ -102,7 +102,8 @@ fn of_interest(line: &str, names: &HashSet<String>) -> Option<Stamped> {
         | Event::BrokerFreshness { vm, .. }
         | Event::VmExited { vm, .. }
         | Event::VmPaused { vm, .. }
-        | Event::VmResumed { vm, .. } => Some(vm),
+        | Event::VmResumed { vm, .. }
+        | Event::VmRebooted { vm, .. } => Some(vm),
         Event::BrokerStarted { .. } | Event::BrokerStopped { .. } => return Some(stamped),
         _ => None,
     }?;

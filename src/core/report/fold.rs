@@ -312,6 +312,7 @@ fn vm_of(event: &Event) -> Option<&VmName> {
         | Event::VmExited { vm, .. }
         | Event::VmPaused { vm, .. }
         | Event::VmResumed { vm, .. }
+        | Event::VmRebooted { vm, .. }
         | Event::ShutdownRequested { vm, .. }
         | Event::CooperativeSucceeded { vm, .. }
         | Event::CooperativeTimedOut { vm, .. }

@@ -192,7 +192,7 @@ impl LaunchError {
             _ => Exit::Failed,
         };
         let next = match &self {
-            LaunchError::AlreadyRunning(_) => format!("castra down {vm}, then start it again"),
+            LaunchError::AlreadyRunning(_) => format!("castra restart {vm}"),
             LaunchError::Port(taken) => taken.advice(),
             LaunchError::Refused(StartFault::PortTaken(_)) => {
                 "start it again, or set `host = 0` in that forward to have a free port chosen".into()

@@ -5,6 +5,7 @@
 //! (`core::operations`).
 
 pub mod accel;
+pub mod again;
 pub mod attached;
 pub mod binary;
 pub mod busy;
@@ -22,5 +23,6 @@ pub mod probe_guest;
 pub mod process;
 pub mod qemu;
 pub mod qmp;
+pub mod resets;
 pub mod seed;
 pub mod shutdown;

@@ -37,6 +37,7 @@ pub fn qemu_argv(plan: &LaunchPlan) -> Vec<OsString> {
         mount_args(plan),
         console_args(),
         qmp_args(),
+        panic_args(),
         process_args(plan),
         plan.qemu_args.iter().map(OsString::from).collect(),
     ]
@@ -90,8 +91,6 @@ fn machine_args(plan: &LaunchPlan) -> Vec<OsString> {
     });
     args.extend(words(&["-smp", &plan.cpus.to_string()]));
     args.extend(words(&["-m", &memory(plan.memory_bytes)]));
-    // A guest that panics or reboots ends, so that its end is seen.
-    args.extend(words(&["-no-reboot"]));
     args
 }
 
@@ -254,6 +253,12 @@ fn qmp_args() -> Vec<OsString> {
         vm_file::QMP_LOG
     );
     words(&["-chardev", &chardev, "-mon", "chardev=qmp,mode=control"])
+}
+
+/// By this device a kernel says that it panics, and QEMU ends as `guest-panic`; without it a panic under
+/// `panic=-1` looks like a reboot. It comes last, so that no other device changes its place on the bus.
+fn panic_args() -> Vec<OsString> {
+    words(&["-device", "pvpanic-pci"])
 }
 
 /// How QEMU lives as a process. The sandbox forbids what neither `-daemonize` (which forks and

@@ -116,6 +116,14 @@ impl Qmp {
         }
     }
 
+    /// As [`Qmp::quit`]; QEMU repeats `id` in its answer, which `qmp.log` keeps.
+    pub fn quit_as(&mut self, id: String, limit: Duration) -> Result<(), QmpError> {
+        match self.execute_as("quit", id, Instant::now() + limit) {
+            Ok(_) | Err(QmpError::Gone(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Events that came while answers were waited for, oldest first.
     pub fn take_events(&mut self) -> Vec<Value> {
         self.events.drain(..).collect()
@@ -124,6 +132,10 @@ impl Qmp {
     fn execute_until(&mut self, command: &'static str, until: Instant) -> Result<Value, QmpError> {
         let id = format!("castra-{}", self.next_id);
         self.next_id += 1;
+        self.execute_as(command, id, until)
+    }
+
+    fn execute_as(&mut self, command: &'static str, id: String, until: Instant) -> Result<Value, QmpError> {
         let mut line = json!({ "execute": command, "id": id }).to_string();
         line.push('\n');
         self.stream

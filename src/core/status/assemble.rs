@@ -9,6 +9,7 @@ use crate::core::broker::record::{HandshakeRecord, RecordRead};
 use crate::core::config::launched::differing;
 use crate::core::events::Accel;
 use crate::core::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
+use crate::core::runtime::resets::Resets;
 
 use super::evidence::{Found, Now, Snapshot, VmEvidence};
 use super::{
@@ -169,6 +170,8 @@ impl Scene<'_> {
             ssh: run.filter(|_| alive).map(|run| run.ssh.clone()),
             bootstrap: run.and_then(|run| bootstrap_of(run, vm.lock_held)),
             ended,
+            boots: vm.resets.as_ref().filter(|_| alive).map(Resets::boots),
+            last_reset: vm.resets.as_ref().filter(|_| alive).and_then(Resets::last_at),
             paused: vm.pause.as_ref().filter(|_| alive).map(|pause| PausedStatus {
                 reason: pause.reason.clone(),
                 at: pause.at.clone(),
@@ -254,12 +257,20 @@ impl Scene<'_> {
         })
     }
 
-    /// The launch a proof of life must not be older than.
+    /// When its guest was reset last, CLOCK_BOOTTIME; 0: never.
+    fn reset_ms(&self, vm: &VmEvidence) -> u64 {
+        let resets = vm.resets.as_ref().filter(|_| vm.qemu.is_some());
+        resets
+            .and_then(|resets| resets.last_boottime_ms(self.now.boottime_ms, self.now.wall_ms))
+            .unwrap_or(0)
+    }
+
+    /// The boot a proof of life must not be older than: the launch, or the last reset since.
     fn launch_of<'a>(&'a self, vm: &'a VmEvidence) -> Launch<'a> {
         if let Some(run) = vm.run.known() {
             return Launch::At {
                 boot_id: &run.boot_id,
-                boottime_ms: run.launched_boottime_ms,
+                boottime_ms: run.launched_boottime_ms.max(self.reset_ms(vm)),
                 wall: Some(&run.launched_at),
             };
         }
@@ -274,7 +285,7 @@ impl Scene<'_> {
             .and_then(|guest| guest.boot_id.as_deref().zip(guest.launched_boottime_ms));
         guest.map_or(Launch::Unknown, |(boot_id, boottime_ms)| Launch::At {
             boot_id,
-            boottime_ms,
+            boottime_ms: boottime_ms.max(self.reset_ms(vm)),
             wall: None,
         })
     }
@@ -378,7 +389,10 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
         notes.push(Note {
             vm: None,
             text: text.clone(),
-            advice: Some("`castra down` and `castra up` write it anew".to_owned()),
+            advice: Some(
+                "remove it: a broker that runs writes it anew within a second, else the next `castra up`"
+                    .to_owned(),
+            ),
         });
     }
     if let Found::Unreadable(text) = &snapshot.guests {

@@ -12,6 +12,8 @@ use crate::core::host;
 use crate::core::paths::{VmPaths, vm_file};
 use crate::core::reporter::wall_clock;
 
+use crate::core::runtime::resets::{PANIC, Verdict};
+
 use super::evidence::Ending;
 use super::{EndedStatus, VmState};
 
@@ -27,9 +29,6 @@ const QEMU_TAIL: u64 = 4096;
 
 /// Longest last words, bytes.
 const LAST_WORDS: usize = 300;
-
-/// What every Linux kernel prints when it gives up.
-const PANIC: &str = "Kernel panic - not syncing";
 
 /// Reads how the last launch of a VM ended. `None`: QMP was never answered, so it hardly began.
 pub fn read(paths: &VmPaths) -> Option<Ending> {
@@ -49,6 +48,9 @@ pub fn read(paths: &VmPaths) -> Option<Ending> {
 fn remediation(reason: &str, vm: &str) -> String {
     let look = match reason {
         "guest-panic" | "guest-reset" => format!("castra logs {vm} --source serial shows the panic"),
+        "boot-loop" => {
+            format!("it was reset again and again: castra logs {vm} --source serial shows its boots")
+        }
         "host-signal" => "somebody ended its QEMU by a signal".to_owned(),
         "unknown" => {
             "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for want of \
@@ -76,11 +78,13 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
         .iter()
         .rev()
         .find(|message| message["event"] == "SHUTDOWN");
-    let reason = shutdown.and_then(|message| message["data"]["reason"].as_str());
+    // castra's own word why it pulled the plug goes before QEMU's, which is `host-qmp-quit`.
+    let verdict = messages.iter().find_map(Verdict::of_answer).map(Verdict::as_str);
+    let reason = verdict.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
     let panicked = console.contains(PANIC);
     let state = match reason {
         Some("guest-shutdown" | "host-qmp-quit") => VmState::Stopped,
-        // Under `-no-reboot` a panic with `panic=-1` looks like a reboot.
+        // With `-no-reboot` among its `qemu_args` a panic under `panic=-1` looks like a reboot.
         Some("guest-reset") if !panicked => VmState::Stopped,
         _ => VmState::Crashed,
     };
@@ -161,6 +165,19 @@ mod tests {
             shutdown("guest-shutdown")
         );
         assert_eq!(parse(&twice, "").unwrap().ended.reason, "guest-shutdown");
+    }
+
+    #[test]
+    fn a_verdict_of_castras_goes_before_qemus_word() {
+        for reason in ["boot-loop", "guest-panic"] {
+            let answer = format!("{{\"return\": {{}}, \"id\": \"castra-ended-{reason}\"}}\r\n");
+            let ending = parse(&format!("{ANSWER}{answer}{}", shutdown("host-qmp-quit")), "").unwrap();
+            assert_eq!(
+                (ending.state, ending.ended.reason.as_str()),
+                (VmState::Crashed, reason)
+            );
+            assert!(remediation(reason, "web").contains("castra restart web"));
+        }
     }
 
     #[test]

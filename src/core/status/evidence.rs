@@ -13,6 +13,7 @@ use crate::core::name::VmName;
 use crate::core::paths::StateRoot;
 use crate::core::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
 use crate::core::runtime::pause::Pause;
+use crate::core::runtime::resets::Resets;
 
 use super::{EndedStatus, VmState};
 
@@ -150,6 +151,8 @@ pub struct VmEvidence {
     pub record: RecordRead,
     /// Why QEMU executes nothing. Asked only of VMs that run.
     pub pause: Option<Pause>,
+    /// How often its guest has begun anew. Asked only of VMs that run.
+    pub resets: Option<Resets>,
     /// How QEMU's log and the console say it ended. Asked only of VMs that don't run.
     pub ending: Option<Ending>,
     /// Its pid file doesn't lead to its QEMU, which was found among all processes; what became of

@@ -139,6 +139,12 @@ pub struct VmStatus {
     /// Why QEMU, which runs, executes nothing of it. Null: it does, or QEMU doesn't run.
     #[serde(default)]
     pub paused: Option<PausedStatus>,
+    /// How often its guest has begun since its launch, reboots included. Null: QEMU doesn't run.
+    #[serde(default)]
+    pub boots: Option<u64>,
+    /// When it was reset last, RFC 3339. Null: never since its launch, or QEMU doesn't run.
+    #[serde(default)]
+    pub last_reset: Option<String>,
     /// Settings in which it runs otherwise than the config says, by name: they take a restart. Empty
     /// while it doesn't run, and for a VM that the config doesn't name.
     #[serde(default)]

@@ -24,8 +24,8 @@ use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, VmPaths, castra_home};
 use crate::core::records::{self, RunPhase, RunRecord};
 use crate::core::runtime::lost;
-use crate::core::runtime::pause;
 use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
+use crate::core::runtime::{pause, resets};
 
 use super::assemble::bootstrap_runs;
 use super::ending;
@@ -155,6 +155,7 @@ fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<D
         lock_held,
         record: read_record(&state.handshake(name)),
         pause: qemu.and_then(|_| pause::read(paths)),
+        resets: qemu.map(|_| resets::read(paths)),
         ending,
         lost: None,
     }

@@ -13,6 +13,7 @@ use crate::core::records::{
 };
 
 use crate::core::runtime::pause::Pause;
+use crate::core::runtime::resets::Resets;
 
 use super::assemble::assemble;
 use super::evidence::{Declared, Ending, Found, Now, Project, Snapshot, VmEvidence};
@@ -144,6 +145,7 @@ fn healthy() -> Snapshot {
             lock_held: false,
             record: RecordRead::Record(heard(NOW - 400)),
             pause: None,
+            resets: Some(Resets::default()),
             ending: None,
             lost: None,
         }],
@@ -228,6 +230,14 @@ fn states_in_the_order_of_the_contract() {
     check("paused, and run.json is lost", "paused waiting - -", |s| {
         s.vms[0].pause = Some(pause("paused"));
         s.vms[0].run = Found::Absent;
+    });
+    // The snapshot's wall clock and CLOCK_BOOTTIME show the same moment.
+    let resets = |boottime_ms| Some(Resets::at(&[WALL - (NOW - boottime_ms)]));
+    check("rebooted, and heard since", "running reachable 400 -", |s| {
+        s.vms[0].resets = resets(NOW - 500);
+    });
+    check("rebooted since it was heard", "running waiting - -", |s| {
+        s.vms[0].resets = resets(NOW - 300);
     });
     check("paused, and asked to stop", "stopping waiting 400 -", |s| {
         s.vms[0].pause = Some(pause("paused"));

@@ -13,6 +13,7 @@ use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{self, RunRecord};
+use crate::core::runtime::again;
 
 /// ssh binds its control socket under this name and 17 characters first, and a Unix socket's name has 108 bytes at most.
 const LONGEST_CONTROL_PATH: usize = 90;
@@ -21,7 +22,7 @@ const LONGEST_CONTROL_PATH: usize = 90;
 pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
     let paths = state.vm(vm);
     let not_running =
-        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!("castra up {vm}"));
+        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(again::advice(&paths, vm));
     if !ask_whether_runs(state, vm)? {
         return Err(not_running());
     }

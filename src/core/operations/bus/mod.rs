@@ -243,7 +243,7 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
         BusError::NoBroker(_) => no_broker(project),
         BusError::Socket(..) => failure.advice("the socket is the project owner's alone: run castra as that user"),
         BusError::NoBus | BusError::Stranger(_) => {
-            failure.advice("`castra down` stops it; `castra up` starts one of this version")
+            failure.advice("end its process (`castra status` names it): `castra up` then starts one of this version; the VMs run on")
         }
         BusError::Declined(reason) if reason == "session-limit" => {
             failure.advice("end other `castra bus subscribe`, or raise `max_connections` under [broker]")
@@ -252,8 +252,8 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
             "nothing was heard of this end for `session_idle_secs`: it was stopped, or what it writes to took nothing",
         ),
         BusError::Closed(reason) if reason == "protocol-error" => failure.advice(
-            "it may have been started with another `max_frame_bytes` under [bus]; `castra down` stops it, the next \
-             `castra up` starts one by the config as it is now",
+            "it may have been started with another `max_frame_bytes` under [bus]: end its process (`castra status` names \
+             it), and `castra up` starts one by the config as it is now; the VMs run on",
         ),
         BusError::Ended => failure.advice(format!(
             "it was killed, or it cut this session off because it took too little (slow-consumer): {log}"

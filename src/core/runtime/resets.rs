@@ -1,0 +1,330 @@
+//! How often a guest has begun anew under the same QEMU, and when that is too often.
+//!
+//! Here: reading it from `qmp.log`, telling a panic from a reboot by the console, ending a guest that only begins.
+//! Not here: who looks and tells (`broker::vms`, `core::status`), how a VM ended (`status::ending`).
+//!
+//! QEMU says RESET on QMP whoever is attached. A kernel that panics tells QEMU by the pvpanic device, and QEMU ends at
+//! once (`guest-panic`). One that has no driver for it, or not yet, resets the machine like a reboot
+//! (`panic=-1`): then the console's end tells them apart.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+
+use crate::core::host;
+use crate::core::paths::{VmPaths, vm_file};
+use crate::core::reporter::wall_clock;
+
+use super::qmp::{Qmp, QmpError};
+
+/// As much of the end of `qmp.log` as is read: some 8000 resets.
+const QMP_TAIL: u64 = 1 << 20;
+/// As much of the console as is searched for a panic: its trace is some 4 KiB, and the next boot's lines follow.
+const CONSOLE_TAIL: u64 = 64 * 1024;
+/// One reboot is up to three RESET events, as the kernel tries one way after another.
+const SAME_RESET_MS: u64 = 250;
+/// A guest that is reset this often …
+const LOOP_RESETS: usize = 5;
+/// … within this time only begins. An installer's or a distribution's first boots take two or three.
+const LOOP_WITHIN: Duration = Duration::from_secs(120);
+/// What every Linux kernel prints when it gives up.
+pub const PANIC: &str = "Kernel panic - not syncing";
+/// The id of the `quit` that ends a guest begins so; QEMU repeats it in `qmp.log`, the verdict behind it.
+const ENDED: &str = "castra-ended-";
+
+/// Why castra ends a guest that nobody asked it to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its kernel has panicked, as its console shows.
+    Panic,
+    /// It resets again and again.
+    BootLoop,
+}
+
+impl Verdict {
+    /// The reason in status and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Panic => "guest-panic",
+            Verdict::BootLoop => "boot-loop",
+        }
+    }
+
+    /// The one that an answer in `qmp.log` bears, if it is an answer to [`end`].
+    pub fn of_answer(message: &Value) -> Option<Verdict> {
+        message.get("return")?;
+        let word = message["id"].as_str()?.strip_prefix(ENDED)?;
+        [Verdict::Panic, Verdict::BootLoop]
+            .into_iter()
+            .find(|verdict| verdict.as_str() == word)
+    }
+}
+
+/// The resets since a launch, oldest first: wall clock, ms since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resets(Vec<u64>);
+
+impl Resets {
+    /// Resets at these moments.
+    #[cfg(test)]
+    pub fn at(wall_ms: &[u64]) -> Resets {
+        Resets(wall_ms.to_vec())
+    }
+
+    /// How often the guest has begun, its first boot included.
+    pub fn boots(&self) -> u64 {
+        self.0.len() as u64 + 1
+    }
+
+    /// When it was reset last, RFC 3339.
+    pub fn last_at(&self) -> Option<String> {
+        let last = self.0.last()?;
+        Some(wall_clock(UNIX_EPOCH.checked_add(Duration::from_millis(*last))?))
+    }
+
+    /// The same on CLOCK_BOOTTIME, ms: what the guest said before then was said by an earlier boot of it.
+    pub fn last_boottime_ms(&self, boottime_ms: u64, wall_ms: u64) -> Option<u64> {
+        let last = self.0.last()?;
+        Some(boottime_ms.saturating_sub(wall_ms.saturating_sub(*last)))
+    }
+
+    /// Its last resets came too fast for a guest that does anything else.
+    pub fn is_loop(&self) -> bool {
+        let (Some(last), Some(first)) = (self.0.last(), self.0.iter().rev().nth(LOOP_RESETS - 1)) else {
+            return false;
+        };
+        u128::from(last.saturating_sub(*first)) <= LOOP_WITHIN.as_millis()
+    }
+}
+
+/// The resets since a VM's launch.
+pub fn read(paths: &VmPaths) -> Resets {
+    parse(&host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL))
+}
+
+/// What the end of `qmp.log` says.
+fn parse(qmp: &str) -> Resets {
+    let mut resets: Vec<u64> = Vec::new();
+    let mut before = None;
+    for line in qmp.lines().filter(|line| line.contains("\"RESET\"")) {
+        let Ok(message) = serde_json::from_str::<Value>(line) else {
+            continue;
+        };
+        if message["event"] != "RESET" {
+            continue;
+        }
+        let Some(at) = time_of(&message) else {
+            continue;
+        };
+        if before.is_none_or(|before: u64| at.abs_diff(before) > SAME_RESET_MS) {
+            resets.push(at);
+        }
+        before = Some(at);
+    }
+    Resets(resets)
+}
+
+/// When QEMU says that it happened, ms since 1970.
+fn time_of(message: &Value) -> Option<u64> {
+    /// The first second that RFC 3339 can't spell: the year 10000.
+    const BEYOND: u64 = 253_402_300_800;
+    let stamp = &message["timestamp"];
+    let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
+    Some(seconds * 1000 + stamp["microseconds"].as_u64()?.min(999_999) / 1000)
+}
+
+/// The wall clock, ms since 1970.
+pub fn wall_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Looks often, reads seldom: only when `qmp.log` has changed.
+#[derive(Debug)]
+pub struct ResetWatch {
+    paths: VmPaths,
+    seen: Option<(u64, u64)>,
+    resets: Resets,
+    /// How much of the console the boots before have written.
+    console: u64,
+}
+
+/// What a look has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anew {
+    /// All resets since the launch.
+    pub resets: Resets,
+    /// The guest is to be ended.
+    pub verdict: Option<Verdict>,
+}
+
+impl ResetWatch {
+    /// A watch over a VM since its launch.
+    pub fn new(paths: &VmPaths) -> ResetWatch {
+        ResetWatch {
+            paths: paths.clone(),
+            seen: None,
+            resets: Resets::default(),
+            console: 0,
+        }
+    }
+
+    /// A watch for which what has been is an earlier watch's story.
+    pub fn from_now(paths: &VmPaths) -> ResetWatch {
+        let mut watch = ResetWatch::new(paths);
+        watch.seen = watch.length_of(vm_file::QMP_LOG);
+        watch.resets = read(paths);
+        watch
+    }
+
+    /// The resets known so far.
+    pub fn resets(&self) -> &Resets {
+        &self.resets
+    }
+
+    /// What is new since the last look.
+    pub fn look(&mut self) -> Option<Anew> {
+        let now = self.length_of(vm_file::QMP_LOG);
+        if now == self.seen {
+            return None;
+        }
+        self.seen = now;
+        let resets = read(&self.paths);
+        if resets == self.resets {
+            return None;
+        }
+        self.resets = resets.clone();
+        let until = self
+            .length_of(vm_file::SERIAL_LOG)
+            .map_or(0, |(_, length)| length);
+        let fresh = until.saturating_sub(self.console).min(CONSOLE_TAIL);
+        self.console = until;
+        let panicked =
+            fresh > 0 && host::tail_of(&self.paths.file(vm_file::SERIAL_LOG), fresh).contains(PANIC);
+        let verdict = if panicked {
+            Some(Verdict::Panic)
+        } else {
+            resets.is_loop().then_some(Verdict::BootLoop)
+        };
+        Some(Anew { resets, verdict })
+    }
+
+    fn length_of(&self, name: &str) -> Option<(u64, u64)> {
+        let meta = fs::metadata(self.paths.file(name)).ok()?;
+        Some((meta.ino(), meta.len()))
+    }
+}
+
+/// Ends a QEMU and leaves word in its `qmp.log` why.
+pub fn end(paths: &VmPaths, verdict: Verdict, limit: Duration) -> Result<(), QmpError> {
+    Qmp::connect(paths.dir(), limit)?.quit_as(format!("{ENDED}{}", verdict.as_str()), limit)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    fn reset(ms: u64) -> String {
+        format!(
+            "{{\"timestamp\": {{\"seconds\": {}, \"microseconds\": {}}}, \"event\": \"RESET\", \
+             \"data\": {{\"guest\": true, \"reason\": \"guest-reset\"}}}}\r\n",
+            ms / 1000,
+            ms % 1000 * 1000
+        )
+    }
+
+    fn log(times: &[u64]) -> String {
+        times.iter().map(|ms| reset(*ms)).collect()
+    }
+
+    #[test]
+    fn one_reboot_is_one_however_many_resets_it_takes() {
+        let other = "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 0}, \"event\": \"RTC_CHANGE\"}\r\n";
+        for (text, boots) in [
+            (String::new(), 1),
+            (other.repeat(3), 1),
+            (log(&[5_000]), 2),
+            (log(&[5_000, 5_103]), 2),
+            (log(&[5_000, 5_103, 5_300]), 2),
+            (log(&[5_000, 5_103, 9_000, 9_001]), 3),
+            ("{\"event\": \"RESET\"}\n\"RESET\"\nRESET\n".to_owned(), 1),
+        ] {
+            assert_eq!(parse(&text).boots(), boots, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_reset_has_its_place_on_both_clocks() {
+        let resets = parse(&log(&[5_000, 1_795_964_358_393]));
+        assert_eq!(resets.last_at().as_deref(), Some("2026-11-29T14:59:18.393Z"));
+        assert_eq!(resets.last_boottime_ms(100_000, 1_795_964_360_393), Some(98_000));
+        // A wall clock that was set back.
+        assert_eq!(resets.last_boottime_ms(100_000, 7), Some(100_000));
+        assert_eq!(Resets::default().last_boottime_ms(1, 1), None);
+        assert_eq!(Resets::default().last_at(), None);
+    }
+
+    #[test]
+    fn five_in_two_minutes_are_a_loop() {
+        for (times, is_loop) in [
+            (vec![0, 1_000, 2_000, 3_000], false),
+            (vec![0, 1_000, 2_000, 3_000, 4_000], true),
+            (vec![0, 30_000, 60_000, 90_000, 120_000], true),
+            (vec![0, 30_000, 60_000, 90_000, 120_001], false),
+            (vec![0, 500_000, 501_000, 502_000, 503_000, 504_000], true),
+        ] {
+            assert_eq!(parse(&log(&times)).is_loop(), is_loop, "{times:?}");
+        }
+    }
+
+    #[test]
+    fn a_panic_counts_for_the_boot_that_it_ended() {
+        let scratch = Scratch::new("resets");
+        let paths = VmPaths::at(scratch.path("web"));
+        fs::create_dir_all(paths.dir()).unwrap();
+        let put = |name: &str, text: &str| fs::write(paths.file(name), text).unwrap();
+        put(vm_file::QMP_LOG, &log(&[1_000]));
+        let mut watch = ResetWatch::from_now(&paths);
+        assert_eq!((watch.look(), watch.resets().boots()), (None, 2));
+        // What isn't a reset changes nothing.
+        put(
+            vm_file::QMP_LOG,
+            &format!("{}{{\"return\": {{}}}}\n", log(&[1_000])),
+        );
+        assert_eq!(watch.look(), None);
+        let mut console = "Restarting system\n".to_owned();
+        put(vm_file::SERIAL_LOG, &console);
+        put(vm_file::QMP_LOG, &log(&[1_000, 10_000]));
+        assert_eq!(ResetWatch::new(&paths).look().unwrap().resets.boots(), 3);
+        let anew = watch.look().unwrap();
+        assert_eq!((anew.resets.boots(), anew.verdict), (3, None));
+        console += &format!("[ 1.0] {PANIC}: VFS\nbooting again\n");
+        put(vm_file::SERIAL_LOG, &console);
+        put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000]));
+        assert_eq!(watch.look().unwrap().verdict, Some(Verdict::Panic));
+        // It isn't held against the next one.
+        console += "Restarting system\n";
+        put(vm_file::SERIAL_LOG, &console);
+        put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000, 400_000]));
+        assert_eq!(watch.look().unwrap().verdict, None);
+    }
+
+    #[test]
+    fn the_answer_to_the_quit_bears_the_verdict() {
+        let of = |text: &str| Verdict::of_answer(&serde_json::from_str(text).unwrap());
+        for verdict in [Verdict::Panic, Verdict::BootLoop] {
+            let id = format!("{ENDED}{}", verdict.as_str());
+            assert_eq!(
+                of(&format!("{{\"return\": {{}}, \"id\": \"{id}\"}}")),
+                Some(verdict)
+            );
+            assert_eq!(of(&format!("{{\"error\": {{}}, \"id\": \"{id}\"}}")), None);
+        }
+        assert_eq!(of("{\"return\": {}, \"id\": \"castra-3\"}"), None);
+        assert_eq!(of("{\"return\": {}}"), None);
+    }
+}

@@ -310,12 +310,10 @@ fn goes_on_without(castra: &Castra, run: impl Fn(&[&str]) -> Ran) {
             (&last["type"], &last["exit_status"]),
             (&"summary".into(), &0.into())
         );
-        assert!(
-            events
-                .iter()
-                .map(|event| event["seq"].as_u64().unwrap())
-                .eq(0..events.len() as u64)
-        );
+        // The broker's start or stop passes through: it is of another run.
+        let own = events.iter().filter(|event| event["run"] == events[0]["run"]);
+        let own: Vec<u64> = own.map(|event| event["seq"].as_u64().unwrap()).collect();
+        assert!(own.iter().copied().eq(0..own.len() as u64), "{ran:?}");
     }
     let people = run(&["up", "--broker-only"]).exits(0);
     assert_eq!(

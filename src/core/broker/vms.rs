@@ -287,3 +287,7 @@ fn tell_exit(vm: &VmName, paths: &VmPaths, launch: &str, pid: Option<u32>, seen:
 fn record_of(paths: &VmPaths) -> Option<RunRecord> {
     records::load(&paths.run()).ok().flatten()
 }
+
+#[cfg(test)]
+#[path = "vms_tests.rs"]
+mod tests;

@@ -293,8 +293,14 @@ fn without_a_castra_binary_only_a_launcher_starts_brokers() {
 
 // --- the example ------------------------------------------------------------------------------
 
-/// The example with these arguments, as a program of its own, in a project.
+/// The example with these arguments, as a program of its own, in a project; it has nothing to complain of.
 fn example(project: &Project, args: &[&str]) -> (Option<i32>, String) {
+    let (code, out, stderr) = run_example(project, args);
+    assert_eq!(stderr, "", "{args:?}");
+    (code, out)
+}
+
+fn run_example(project: &Project, args: &[&str]) -> (Option<i32>, String, String) {
     let built = Command::new(env!("CARGO"))
         .args([
             "build",
@@ -327,9 +333,8 @@ fn example(project: &Project, args: &[&str]) -> (Option<i32>, String) {
         .env("HOME", project.castra().dir())
         .output()
         .unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(stderr, "", "{args:?}");
-    (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
 }
 
 /// The contract lines in what the example printed; every other line is one of its own.
@@ -363,6 +368,18 @@ fn the_example_plans_without_touching_anything() {
     assert!(
         !project.state("").exists() && !project.castra().home().exists(),
         "something was made"
+    );
+}
+
+#[test]
+fn the_example_says_what_it_lacks_without_a_config() {
+    let project = Project::new("library-lacks", ONE);
+    fs::remove_file(project.castra().project().join("castra.toml")).unwrap();
+    let (code, out, stderr) = run_example(&project, &["--plan"]);
+    assert_eq!((code, out.as_str()), (Some(66), ""));
+    assert!(
+        stderr.contains("castra.toml") && stderr.contains("--config") && stderr.contains("castra init"),
+        "{stderr}"
     );
 }
 

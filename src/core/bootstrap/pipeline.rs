@@ -145,7 +145,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
             }
         };
         // Without a thread beside this one they are computed first.
-        if threads::start_in(scope, &format!("hash {}", context.vm.name), &compute).is_err() {
+        if threads::start_in(scope, &format!("hash {}", context.vm.name), compute).is_err() {
             compute();
         }
         let mut pipeline = Pipeline {

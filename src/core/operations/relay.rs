@@ -50,7 +50,7 @@ impl Relay {
         thread::scope(|scope| {
             // The follower ends however this is left.
             let ended = RaisedAtEnd(&over);
-            let follower = threads::start_in(scope, "events", &follow);
+            let follower = threads::start_in(scope, "events", follow);
             let done = work();
             drop(ended);
             match follower {

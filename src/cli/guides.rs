@@ -116,6 +116,7 @@ impl Guide {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
     use std::path::Path;
@@ -133,7 +134,7 @@ mod tests {
                 each_line(&path, look);
             } else if name.ends_with(".rs") && !name.contains("tests") && name != "docs.rs" {
                 let text = fs::read_to_string(&path).unwrap();
-                let product = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+                let product = text.split("\nmod tests {").next().unwrap();
                 let lines = product
                     .lines()
                     .filter(|line| !line.trim_start().starts_with("//"));

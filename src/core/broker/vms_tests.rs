@@ -58,6 +58,7 @@ impl Story {
             persist: false,
             bootstrap: None,
             settings: Default::default(),
+            base: None,
         };
         records::save(&self.paths().run(), &record).unwrap();
     }

@@ -158,7 +158,7 @@ fn messages_as_people_type_them() {
             &["a", "[1,\n2,\nx]"],
             "it is no JSON: expected value, line 3 column 1",
         ),
-        (&["no topic", "1"], "is no topic to publish on"),
+        (&["no topic", "1"], "isn't a topic you can publish on"),
         (
             &["vm:wbe", "1"],
             "try: vm:web, which is the nearest; --force publishes it all the same",

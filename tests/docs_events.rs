@@ -279,7 +279,7 @@ fn commands() -> Vec<Event> {
         Event::CommandRejected {
             command: command(),
             detail: "project `demo` is busy".into(),
-            remediation: Some("try again when that has ended".into()),
+            remediation: Some("try again when it has ended".into()),
             exit_status: Some(75),
             source: source(),
             thread: thread.clone(),

@@ -256,7 +256,7 @@ fn a_guest_that_the_accelerator_stops_later_is_noticed() {
     assert_eq!(ending, ShutdownEnding::Terminated);
     assert_eq!(
         phases[2],
-        "timed out: the guest can't hear it: QMP says `internal-error`"
+        "timed out: the guest can't react: QMP says `internal-error`"
     );
 }
 
@@ -397,8 +397,8 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
             "refuse=-m 1: cannot set up guest memory 'pc.ram': Cannot allocate memory",
             "pc.ram",
         ),
-        ("die", "gone before it answered"),
-        ("die-greeted", "gone before it answered"),
+        ("die", "ended before it answered"),
+        ("die-greeted", "ended before it answered"),
         ("internal-error", "KVM internal error"),
     ] {
         let vm = attached(fake);

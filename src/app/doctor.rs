@@ -160,9 +160,14 @@ fn lines(finding: &Finding, look: Look) -> String {
     text.push_str(&look.wrapped(&finding.text, 0));
     text.push('\n');
     if let Some(remedy) = &finding.remediation {
-        let (word, paint): (_, fn(Style, &str) -> String) = match finding.level {
-            Level::Ok => ("note:", Style::faint),
-            Level::Warn | Level::Error => ("try:", Style::strong),
+        // Some findings are worth knowing, and nothing can be done about them here.
+        let (is_note, remedy) = match remedy.strip_prefix("note: ") {
+            Some(note) => (true, note),
+            None => (finding.level == Level::Ok, remedy.as_str()),
+        };
+        let (word, paint): (_, fn(Style, &str) -> String) = match is_note {
+            true => ("note:", Style::faint),
+            false => ("try:", Style::strong),
         };
         let remedy = look.wrapped(remedy, word.len() + 1);
         text.push_str(&format!(
@@ -212,13 +217,13 @@ mod tests {
             "a",
             Area::State,
             text,
-            "`castra up` starts it anew, `castra down db` clears what is left of it",
+            "`castra up` starts it again, `castra down db` clears what is left of it",
         )]);
         assert_eq!(
             render(&outcome, look(false, Some(80))),
             "warn   state        the start of vm `db` was interrupted by somebody who was in\n\
              \x20                   a great hurry that day\n\
-             \x20                   try: `castra up` starts it anew, `castra down db` clears\n\
+             \x20                   try: `castra up` starts it again, `castra down db` clears\n\
              \x20                   what is left of it\n\
              1 warning, no error: castra can work here\n"
         );

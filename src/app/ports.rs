@@ -64,7 +64,7 @@ fn show(context: &mut Context, raw: &Raw, projects: &[PortsOutcome]) {
             false => "no port is declared or in use",
         });
     } else if conflicts > 0 {
-        context.say("next: free the port, or set `host = 0` in that forward to have a free one chosen");
+        context.say("next: free the port, or set `host = 0` in that forward, and castra chooses a free port");
     }
 }
 

@@ -279,8 +279,7 @@ fn the_image_cache_goes_when_nobody_needs_it() {
     fs::write(images.join("mine.qcow2"), "mine").unwrap();
     let kept = project.run(&["clean", "--global"]).exits(0);
     assert!(
-        kept.stderr
-            .contains("a project that is left may stand on its images"),
+        kept.stderr.contains("a remaining project may need its images"),
         "{kept:?}"
     );
     assert!(images.join("guest-x86_64-0123456789ab/vmlinux").exists());

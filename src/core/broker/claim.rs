@@ -43,7 +43,7 @@ pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLoc
             let pid = who.split_whitespace().next().unwrap_or("unknown").to_owned();
             Err(Failure::new(
                 Exit::Busy,
-                format!("a broker of this project runs already (pid {pid})"),
+                format!("a broker of this project is running already (pid {pid})"),
             )
             .because(format!("it holds the lock on {}", path.display())))
         }

@@ -319,7 +319,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         Err(error) => {
-            let why = format!("it is no UTF-8, from byte {} on", error.valid_up_to() + 1);
+            let why = format!("it isn't UTF-8 from byte {} on", error.valid_up_to() + 1);
             return malformed("", "", why);
         }
     };

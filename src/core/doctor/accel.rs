@@ -90,8 +90,8 @@ fn module_finding(modules: &[&'static str], choice: AccelChoice) -> Finding {
     let finding = |text: String, remedy: &str| {
         severity(choice)("kvm.module", Area::Accelerator, text, remedy.to_owned())
     };
-    let other = "castra goes by evidence: `up` tries KVM with a test guest and falls back to TCG. A host with \
-                 kvm_intel or kvm_amd runs guests several times as fast";
+    let other = "note: `castra up` tries KVM with a test guest, and uses TCG if that fails; on a host with kvm_intel or \
+                 kvm_amd guests run several times as fast";
     match hardware {
         Some(module) => Finding::ok("kvm.module", Area::Accelerator, format!("{module} is loaded")),
         None if modules.contains(&PARAVIRTUAL) => finding(
@@ -144,7 +144,7 @@ fn choice_finding(
             format!("guests run under TCG: {}; {slower}", decision.reason),
             match question.home {
                 Some(home) => format!(
-                    "remembered until the host boots again; remove {} to have it tried anew",
+                    "castra remembers this until the host boots again; remove {} to try KVM again",
                     home.join("accel.json").display()
                 ),
                 None => "run on a host whose KVM works".to_owned(),
@@ -152,10 +152,10 @@ fn choice_finding(
         ),
         (None, _) => {
             let text =
-                "not yet tried on this boot of the host: the next `castra up` tries KVM with a test guest";
+                "KVM wasn't tried since the host booted: the next `castra up` tries it with a test guest";
             match modules.iter().any(|module| HARDWARE.contains(module)) {
                 true => Finding::ok(ID, area, text),
-                false => Finding::ok(ID, area, text).hint("`castra up` says which one it takes, and why"),
+                false => Finding::ok(ID, area, text).hint("`castra up` says which accelerator it takes"),
             }
         }
     };

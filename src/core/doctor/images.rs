@@ -108,7 +108,7 @@ fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bo
             ID,
             Area::Images,
             format!("{name} in {} is damaged: {why}", dir.display()),
-            format!("`{build} --force` builds it anew"),
+            format!("`{build} --force` builds it again"),
         )
         .data(data("damaged")),
         // Nobody asked for it.
@@ -160,7 +160,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
             ),
             CachedKind::Building => (
                 "what an interrupted build of a default guest left",
-                "`castra image build` removes it and builds anew",
+                "`castra image build` removes it and builds the guest again",
             ),
             _ => continue,
         };

@@ -149,13 +149,13 @@ impl Look<'_> {
                 "state.half-started",
                 format!("the start of vm `{name}` was interrupted"),
                 format!(
-                    "`castra up` starts it anew, {} clears what is left",
+                    "`castra up` starts it again, {} clears what is left",
                     self.down(name.as_str())
                 ),
             ),
             VmState::Stopping if !evidence.lock_held => warn(
                 "state.half-stopped",
-                format!("vm `{name}` was asked to stop, runs on, and nobody waits for it any more"),
+                format!("vm `{name}` was asked to stop but is still running, and no castra waits for it"),
                 format!("{} ends it", self.down(name.as_str())),
             ),
             VmState::Running if evidence.declared.is_none() && self.snapshot.project.vms.is_some() => warn(
@@ -285,7 +285,7 @@ impl Look<'_> {
                 let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
                 let text = format!("{} has grown to {}", path.display(), size(bytes));
                 let remedy = format!(
-                    "QEMU writes it and can't rotate it: quieten the guest's console; {} and a new start make it anew",
+                    "QEMU can't rotate this file: let the guest print less on its console; {} and a new start begin a fresh file",
                     self.down(vm.as_str())
                 );
                 self.of(Finding::warn("state.large-log", Area::State, text, remedy), Some(vm))
@@ -334,7 +334,7 @@ impl Look<'_> {
         let vm: VmName = name.strip_suffix(".qcow2")?.parse().ok()?;
         let mut known = self.snapshot.vms.iter().zip(&self.status.vms);
         let Some((evidence, status)) = known.find(|(evidence, _)| evidence.name.key() == vm.key()) else {
-            let what = format!("the disk of vm `{vm}`, which the config doesn't name");
+            let what = format!("the disk of vm `{vm}`, which castra.toml doesn't name");
             let remedy = match host::is_there(self.state.vm(&vm).dir()) {
                 true => format!("{} discards it", self.down(vm.as_str())),
                 // Nobody knows any more whether it was to be kept.

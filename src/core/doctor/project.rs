@@ -40,7 +40,7 @@ pub fn config(config: &Config) -> Vec<Finding> {
             "config.odd",
             Area::Config,
             warning.clone(),
-            "correct that key, or take it out: castra ignores it",
+            "correct or remove that key; castra ignores it",
         )
         .data(json!({"workspace": config.workspace, "path": config.path}))
     }));
@@ -58,7 +58,7 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
             Some(vm) => (
                 format!("vm `{vm}` wants"),
                 format!(
-                    "{}, or set `host = 0` in that forward to have a free one chosen",
+                    "{}, or set `host = 0` in that forward, and castra chooses a free port",
                     owner.way_out()
                 ),
             ),
@@ -90,7 +90,7 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
                 "ports.shared",
                 Area::Ports,
                 format!("vm `{vm}` wants port {port}, and so does {}", others.join(", ")),
-                "the first one up gets it: give one of them another port, or `host = 0`",
+                "the VM that starts first gets it: give one of them another port, or `host = 0`",
             )
             .data(json!({
                 "workspace": outcome.workspace, "vm": vm.as_str(), "port": port, "protocol": row.protocol,
@@ -110,12 +110,11 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
             .filter(|row| row.vm.is_some() && row.port.is_some())
             .count();
         let text = match (active, fixed) {
-            (0, 0) => format!("no port of `{}` is fixed: free ones are chosen", outcome.project),
-            (0, fixed) => format!(
-                "{} of `{}` to be had",
-                plural(fixed, "fixed port"),
+            (0, 0) => format!(
+                "no port of `{}` is fixed: castra chooses free ones",
                 outcome.project
             ),
+            (0, fixed) => format!("{} of `{}` free", plural(fixed, "fixed port"), outcome.project),
             (active, _) => format!(
                 "{} of `{}` in use by its VMs, none in conflict",
                 plural(active, "port"),
@@ -141,7 +140,7 @@ pub fn security(config: &Config) -> Vec<Finding> {
                 "`auth = \"open\"` in `{}`: every local user and every guest can pose as any VM",
                 config.project
             ),
-            "take it out of [broker]: a VM with a token must then present it",
+            "remove it from [broker]: a VM with a token must then present the token",
         )
         .field("auth", "open"),
         AuthMode::Auto => Finding::ok(
@@ -169,7 +168,7 @@ pub fn security(config: &Config) -> Vec<Finding> {
         .collect();
     if !open.is_empty() {
         let text = format!(
-            "{} of `{}` with `network = \"user\"` {} every service on this host's loopback, by 10.0.2.2",
+            "{} of `{}` with `network = \"user\"` {} every service on your localhost, at 10.0.2.2",
             plural(open.len(), "VM"),
             config.project,
             if open.len() == 1 { "reaches" } else { "reach" }

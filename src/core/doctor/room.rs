@@ -45,8 +45,8 @@ pub fn memory() -> Finding {
         None => Finding::warn(
             ID,
             Area::Memory,
-            "how much memory is available can't be told",
-            "look whether /proc/meminfo can be read",
+            "castra can't find out how much memory is available",
+            "check that /proc/meminfo is readable",
         ),
     }
 }
@@ -83,7 +83,7 @@ pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
             Finding::error(
                 "disk.writable",
                 Area::Disk,
-                format!("nothing can be written to {}: {}", there.display(), errno.desc()),
+                format!("can't write to {}: {}", there.display(), errno.desc()),
                 "make that place writable, or put it elsewhere: `state_dir` under [project], or CASTRA_HOME",
             )
             .data(json!({"path": dir})),

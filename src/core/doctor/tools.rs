@@ -119,7 +119,7 @@ fn version_finding(binary: &Path, version: Result<String, String>) -> Finding {
             None => Finding::error(
                 ID,
                 Area::Tools,
-                format!("{shown} is no QEMU: it says {line:?}"),
+                format!("{shown} isn't QEMU: it prints {line:?}"),
                 remedy,
             )
             .data(json!({"path": text_of(binary), "version": null})),
@@ -127,7 +127,7 @@ fn version_finding(binary: &Path, version: Result<String, String>) -> Finding {
         Err(why) => Finding::error(
             ID,
             Area::Tools,
-            format!("{shown} doesn't tell its version: {why}"),
+            format!("{shown} doesn't report its version: {why}"),
             remedy,
         )
         .data(json!({"path": text_of(binary), "version": null})),
@@ -305,7 +305,7 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
     let answer = match answer_of(&path, tool.asks, cancel) {
         Ok(answer) => answer,
         Err(why) => {
-            let text = format!("{} doesn't tell its version: {why}", path.display());
+            let text = format!("{} doesn't report its version: {why}", path.display());
             let remedy = format!(
                 "`{} {}` shows what is wrong with it",
                 path.display(),
@@ -435,10 +435,10 @@ mod tests {
     #[test]
     fn what_is_no_qemu_says_so() {
         let findings = qemu("doctor-no-qemu", "echo hello", false);
-        assert!(findings[0].text.contains("is no QEMU"), "{findings:?}");
+        assert!(findings[0].text.contains("isn't QEMU"), "{findings:?}");
         let findings = qemu("doctor-bad-qemu", "echo 'libfoo is missing' >&2; exit 127", false);
         assert!(findings[0].text.contains("libfoo is missing"), "{findings:?}");
-        assert_eq!(findings.len(), 1, "its features can't be asked: {findings:?}");
+        assert_eq!(findings.len(), 1, "castra can't list its features: {findings:?}");
         let none = QemuConfig {
             binary: Some("/nowhere/qemu".into()),
             ..QemuConfig::default()

@@ -107,8 +107,7 @@ impl KvmWatch<'_, '_> {
                 Some(BootFault::Gone(_)) => return,
                 Some(BootFault::InternalError(words)) => {
                     let text = format!("KVM can't run this guest (QMP: internal-error): {words}");
-                    let next =
-                        "castra up again runs it under TCG, as is now remembered for this boot of the host";
+                    let next = "run castra up again: it uses TCG until the host boots again";
                     self.emitter
                         .emit(Event::advice(Severity::Error, Some(self.vm), &*text, next));
                     *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);

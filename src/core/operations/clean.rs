@@ -353,7 +353,7 @@ impl<'w, 'e> Work<'w, 'e> {
     /// Why the cache of images must stay, if it must.
     fn who_needs_images(&self, home: &Path, images: &Path) -> Option<String> {
         if self.images_are_needed {
-            return Some("a project that is left may stand on its images".to_owned());
+            return Some("a remaining project may need its images".to_owned());
         }
         let cleaned = |record: &WorkspaceRecord| {
             let mut targets = self.options.targets.iter();
@@ -363,7 +363,7 @@ impl<'w, 'e> Work<'w, 'e> {
             .into_iter()
             .find(|record| !cleaned(record));
         if let Some(other) = other {
-            return Some(format!("project {} may stand on its images", other.id));
+            return Some(format!("project {} may need its images", other.id));
         }
         // What another castra builds or fetches just now, and what any process has open.
         for dir in [images.to_owned(), images.join("download")] {
@@ -372,7 +372,7 @@ impl<'w, 'e> Work<'w, 'e> {
                 let name = entry.file_name();
                 let is_lock = name.to_str().is_some_and(|name| name.ends_with(".lock"));
                 if is_lock && host::lock_holder(&path) != Holder::Nobody {
-                    return Some(format!("{} is held: an image is being made", path.display()));
+                    return Some(format!("{} is locked: an image is being made", path.display()));
                 }
                 if !is_lock && path.is_file() && host::image_use(&path) != ImageUse::Unlocked {
                     return Some(format!("{} is in use", path.display()));

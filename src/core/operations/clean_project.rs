@@ -128,8 +128,8 @@ fn take_locks(target: &CleanTarget, root: &Dir, vms: &[VmName]) -> Result<Locks>
             // Taking it would write into whatever the link leads to.
             Some(_) => {
                 return Err(Failure::new(Exit::Io, format!("can't lock {}", path.display()))
-                    .because("it is no regular file, so castra didn't make it")
-                    .advice("look what it is and remove it yourself"));
+                    .because("it isn't a regular file, so castra didn't make it")
+                    .advice("see what it is, and remove it yourself"));
             }
         }
         FileLock::try_take(&path, COMMAND)
@@ -284,7 +284,9 @@ fn disks_of(state: &StateRoot, vm: &VmName, force: bool) -> Vec<DiskOf> {
     let stays = match &record {
         Some(record) if record.persist => Some("the disk is persistent; --force removes it"),
         Some(_) => None,
-        None => Some("without run.json nobody knows whether the disk is persistent; --force removes it"),
+        None => {
+            Some("run.json is gone, so castra can't know whether the disk is persistent; --force removes it")
+        }
     };
     let usual = state.overlay(vm);
     let recorded = record

@@ -337,7 +337,7 @@ fn what_to_discard(
     }
     if host::is_there(&path) {
         let text = format!(
-            "overlay {} is kept: without run.json nobody knows whether it was to be",
+            "overlay {} is kept: run.json is gone, so castra can't know whether it should be",
             path.display()
         );
         let next = format!("castra down --discard {vm} removes it, castra up {vm} uses or replaces it");
@@ -361,12 +361,12 @@ pub(crate) fn stop_broker_if_last(state: &StateRoot, emitter: &Emitter<'_>) -> (
         Ok(BrokerStop::Stopped { .. }) => return (true, None),
         Ok(BrokerStop::Killed { pid }) => {
             clear_broker_socket(state);
-            let text = format!("the broker (pid {pid}) didn't stop in order and was killed");
+            let text = format!("the broker (pid {pid}) didn't stop when asked, so castra killed it");
             emitter.emit(Event::message(Severity::Warn, None, text));
             return (true, None);
         }
         Ok(BrokerStop::Embedded { pid }) => {
-            let text = format!("the broker is a thread of pid {pid}, which alone can stop it");
+            let text = format!("the broker is a thread of process {pid}; only that process can stop it");
             emitter.emit(Event::message(Severity::Info, None, text));
             return (false, None);
         }

@@ -271,7 +271,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     pump.relay.end(verdict, &mut emit);
     if ended.left_behind > 0 {
         let text = format!(
-            "ended {} that the agent left behind",
+            "ended {} that the agent left running",
             plural(ended.left_behind, "process")
         );
         emit(Event::message(Severity::Info, None, text));
@@ -346,7 +346,7 @@ fn plural_of(count: u64, noun: &str) -> String {
 fn incomplete(relay: &Relay<'_>) -> String {
     match (relay.thread(), relay.counts().lines) {
         (_, 0) => "the stream is empty".to_owned(),
-        (None, _) => "the stream names no thread".to_owned(),
+        (None, _) => "the stream doesn't name its thread".to_owned(),
         (Some(_), _) => "the stream ended before its turn did".to_owned(),
     }
 }
@@ -423,7 +423,7 @@ fn stderr_message(tail: &str) -> Event {
     let mut event = Event::message(
         Severity::Warn,
         None,
-        format!("the agent's stderr ended in:\n{tail}"),
+        format!("the end of the agent's stderr:\n{tail}"),
     );
     if let Event::Message { source, data, .. } = &mut event {
         *source = Some(AGENT.name().to_owned());
@@ -438,7 +438,7 @@ fn tell_trouble(ledger: Option<&mut Ledger<'_>>, operation: &Operation<'_>) {
             Severity::Warn,
             None,
             format!("the thread's record can't be kept: {}", failure.cause()),
-            "the sums are made from the transcript instead; make that folder writable",
+            "castra adds up the transcript instead; make that folder writable",
         ));
     }
 }
@@ -451,7 +451,7 @@ fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<Ask> {
             continue;
         };
         if text.trim().is_empty() || text.contains('\0') {
-            return Err(Failure::new(Exit::Usage, format!("that is no {what}: {text:?}"))
+            return Err(Failure::new(Exit::Usage, format!("not a valid {what}: {text:?}"))
                 .advice("castra harness run --help"));
         }
     }

@@ -206,7 +206,7 @@ fn joined(mut refusals: Vec<Failure>) -> Result<()> {
     let count = human::plural(refusals.len(), "reason");
     Err(Failure::new(exit, format!("nothing was started, for {count}"))
         .because(lines.join("\n"))
-        .advice("correct these; each says how"))
+        .advice("correct these first; each line says how"))
 }
 
 fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
@@ -228,7 +228,7 @@ fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
     Err(
         Failure::new(Exit::Config, "the bootstrap can't run as configured")
             .because(bad.join("; "))
-            .advice("correct castra.toml, or go on without with --bootstrap skip"),
+            .advice("correct castra.toml, or skip the bootstrap with --bootstrap skip"),
     )
 }
 

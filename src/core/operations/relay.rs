@@ -81,7 +81,7 @@ impl Relay {
                 Severity::Warn,
                 None,
                 format!("the broker's events are not shown: {}", failure.cause()),
-                "castra status tells what the broker knows",
+                "castra status shows what the broker knows",
             ));
         }
     }

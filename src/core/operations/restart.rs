@@ -265,7 +265,7 @@ impl Fleet<'_, '_> {
         if self.cancel.is_requested() {
             return Err(
                 Failure::new(Exit::Interrupted, format!("vm `{name}` was not restarted"))
-                    .because("interrupted before its turn: it is as it was"),
+                    .because("interrupted before its turn; the VM is unchanged"),
             );
         }
         let paths = self.config.state.vm(name);
@@ -315,11 +315,11 @@ impl Fleet<'_, '_> {
             return Err(
                 Failure::new(Exit::Failed, format!("vm `{}` was not restarted", vm.name))
                     .because(format!(
-                        "its disk is {}, and the config now says {}",
+                        "its disk is {}, but castra.toml now says {}",
                         had.display(),
                         path.display()
                     ))
-                    .advice("put the config back as it was, or begin with a fresh disk by --discard"),
+                    .advice("undo the change in castra.toml, or start with a fresh disk by --discard"),
             );
         }
         let launching = self.launching.as_ref();
@@ -338,6 +338,6 @@ pub(crate) fn tell_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
         Severity::Warn,
         Some(name),
         "its disk is kept",
-        format!("castra restart {name} tries again with it, castra up {name} begins with a fresh one"),
+        format!("castra restart {name} tries again with this disk, castra up {name} starts with a fresh one"),
     ));
 }

@@ -65,12 +65,12 @@ impl Shortage {
         match self.refusal {
             Some(failure) if !force => Err(failure),
             Some(failure) => {
-                let text = format!("{}; started all the same (--force)", failure.cause());
+                let text = format!("{}; started anyway (--force)", failure.cause());
                 self.warnings.push(Event::advice(
                     Severity::Warn,
                     None,
                     text,
-                    "if a VM crashes for want of memory, start fewer, or give them less `memory`",
+                    "if a VM crashes because memory is short, start fewer, or give them less `memory`",
                 ));
                 Ok(self.warnings)
             }
@@ -146,7 +146,7 @@ fn of_memory(memory: Memory, vms: &[&VmConfig]) -> Shortage {
             size(need.most - memory.available),
             size(memory.available)
         ),
-        "nothing, if they don't; else start fewer, or give them less `memory`",
+        "if they really use it all, start fewer VMs or give them less `memory`",
     ));
     short
 }
@@ -156,7 +156,7 @@ fn of_cores<'v>(cores: usize, vms: &'v [&VmConfig]) -> impl Iterator<Item = Even
         .filter(move |vm| usize::try_from(vm.cpus).is_ok_and(|cpus| cpus > cores))
         .map(move |vm| {
             let text = format!(
-                "it has {} virtual CPUs, and this host {cores} for all: they take turns",
+                "it has {} virtual CPUs, but this host has only {cores}, which they share",
                 vm.cpus
             );
             Event::advice(

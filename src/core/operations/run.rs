@@ -143,7 +143,7 @@ impl<'a> Operation<'a> {
     pub(crate) fn fail_with(self, failure: Failure, vms: VmCounts, verdict: Option<&str>) -> Failure {
         if failure.exit.blocks() {
             let next = failure.next.clone();
-            let next = next.unwrap_or_else(|| format!("mend that, then run `castra {}` again", self.command));
+            let next = next.unwrap_or_else(|| format!("fix that, then run `castra {}` again", self.command));
             self.emitter
                 .emit(Event::advice(Severity::Blocker, None, failure.cause(), next));
         }
@@ -181,8 +181,8 @@ pub(crate) fn busy(what: &str, holder: &str) -> Failure {
         None => format!("pid {holder}"),
     };
     Failure::new(Exit::Busy, format!("{what} is busy"))
-        .because(format!("{who} is at work on it"))
-        .advice("try again when that has ended")
+        .because(format!("{who} is working on it"))
+        .advice("try again when it has ended")
 }
 
 /// Takes the project's lock, making the state root if needed. Never waits.

@@ -222,7 +222,10 @@ impl<'e> Fleet<'_, 'e> {
                     watch.watch(alive, over, fault);
                 });
                 if let Err(failure) = started {
-                    let text = format!("nobody watches what KVM does to it: {}", failure.cause());
+                    let text = format!(
+                        "castra can't watch whether KVM fails this guest: {}",
+                        failure.cause()
+                    );
                     self.emitter
                         .emit(Event::message(Severity::Warn, Some(name), text));
                 }
@@ -278,7 +281,7 @@ impl<'e> Fleet<'_, 'e> {
     /// A VM that runs, and nobody has the locks of whoever was to stop it: that castra was killed.
     fn forget_stop(&self, vm: &VmName) {
         if host::remove_if_there(&self.config.state.vm(vm).stop()).unwrap_or(false) {
-            let text = "it was to be stopped, but castra was killed over that: it runs on";
+            let text = "a castra that was stopping it was killed; the VM is still running";
             self.emitter.emit(Event::message(Severity::Warn, Some(vm), text));
         }
     }

@@ -165,7 +165,7 @@ impl Stopping<'_, '_> {
 
 fn not_stopped(vm: &VmName) -> Failure {
     Failure::new(Exit::Failed, format!("vm `{vm}` could not be stopped"))
-        .because("its QEMU outlived SIGKILL, so the kernel has it in its hands")
+        .because("its QEMU survived SIGKILL, so the kernel is holding it")
         .advice("look at `dmesg`, then run it again")
 }
 

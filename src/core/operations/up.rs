@@ -284,7 +284,7 @@ pub(crate) fn record_workspace(config: &Config, emitter: &Emitter<'_>) -> Result
             Severity::Warn,
             None,
             unregistered.to_string(),
-            "`--workspace` and `--all` won't find this project; its config still does",
+            "`--workspace` and `--all` won't find this project; run castra in its folder instead",
         ));
     }
     Ok(())

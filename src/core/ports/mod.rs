@@ -261,7 +261,7 @@ impl PortConflict {
     /// What to do about it.
     pub fn advice(&self) -> String {
         format!(
-            "{}, or set `host = 0` in that forward to have a free one chosen",
+            "{}, or set `host = 0` in that forward, and castra chooses a free port",
             self.owner.way_out()
         )
     }

@@ -152,17 +152,17 @@ fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision
         Decision {
             accel: if hinted { Accel::Kvm } else { Accel::Tcg },
             reason: if hinted {
-                format!("KVM opens; unproven: {why}")
+                format!("/dev/kvm opens; castra couldn't try it: {why}")
             } else {
                 format!(
-                    "KVM opens, but neither kvm_intel nor kvm_amd is behind it, and it is unproven: {why}"
+                    "/dev/kvm opens, but neither kvm_intel nor kvm_amd is loaded, and castra couldn't try it: {why}"
                 )
             },
             proven: !hinted,
         }
     };
     let Some(kernel) = question.kernel else {
-        return Ok(trusted("no kernel at hand to try it with"));
+        return Ok(trusted("there is no kernel to try it with"));
     };
     let verdict = match probe(question.binary, Accel::Kvm, kernel.path, cancel) {
         Verdict::Fails(why) if !kernel.known_good => {
@@ -208,7 +208,7 @@ fn why_not_open(device: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound => format!("there is no {}", device.display()),
         io::ErrorKind::PermissionDenied => match group_of(device) {
             Some(group) => format!(
-                "{} may be used by group `{group}` alone, which you are not in",
+                "{} is for members of group `{group}`, and you aren't one",
                 device.display()
             ),
             None => format!("you may not open {}", device.display()),
@@ -345,7 +345,7 @@ fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, canc
         .map_err(|error| Failure::io("create", home, &error))
         .and_then(|()| records::save(&file(home), &Answers { answers }));
     if let Err(failure) = kept {
-        log::warn!("the answer on KVM can't be remembered: {failure}");
+        log::warn!("castra can't remember whether KVM works: {failure}");
     }
 }
 

@@ -37,7 +37,7 @@ fn find_in(config: &QemuConfig, path: &OsStr) -> Result<PathBuf> {
             return std::path::absolute(binary).map_err(|error| Failure::io("find", binary, &error));
         }
         let why = if binary.exists() {
-            "it is no program that may be executed"
+            "it isn't an executable program"
         } else {
             "there is no such file"
         };
@@ -99,7 +99,7 @@ fn is_executable(path: &Path) -> bool {
 
 /// The version a QEMU reports: `7.2.22`.
 pub fn qemu_version(binary: &Path, cancel: &Cancel) -> Result<String> {
-    let what = || format!("can't tell the version of {}", binary.display());
+    let what = || format!("can't find out the version of {}", binary.display());
     let ended = Job::new(binary)
         .arg("--version")
         .deadline(Duration::from_secs(10))
@@ -169,7 +169,7 @@ mod tests {
         assert!(none.contains("no such file"), "{none}");
         program(&scratch.path("text"), 0o644);
         let text = find_in(&config("text"), OsStr::new("")).unwrap_err().to_string();
-        assert!(text.contains("may be executed"), "{text}");
+        assert!(text.contains("executable program"), "{text}");
         program(&scratch.path("good"), 0o755);
         assert_eq!(
             find_in(&config("good"), OsStr::new("")).unwrap(),

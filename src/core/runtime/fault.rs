@@ -145,7 +145,7 @@ impl From<JobError> for LaunchError {
 impl fmt::Display for LaunchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            LaunchError::AlreadyRunning(pid) => write!(f, "its QEMU runs already (pid {pid})"),
+            LaunchError::AlreadyRunning(pid) => write!(f, "its QEMU is running already (pid {pid})"),
             LaunchError::Port(taken) => taken.fmt(f),
             LaunchError::Job(error) => error.fmt(f),
             LaunchError::Refused(StartFault::PortTaken(port)) => {
@@ -155,13 +155,13 @@ impl fmt::Display for LaunchError {
                 )
             }
             LaunchError::Refused(fault) => {
-                let words = fault.words().unwrap_or("it gave no reason");
+                let words = fault.words().unwrap_or("it printed no reason");
                 write!(f, "QEMU refused to start: {words}")
             }
             LaunchError::Died(words) if words.is_empty() => {
-                write!(f, "QEMU was gone before it answered, without a word")
+                write!(f, "QEMU ended before it answered, and printed nothing")
             }
-            LaunchError::Died(words) => write!(f, "QEMU was gone before it answered: {words}"),
+            LaunchError::Died(words) => write!(f, "QEMU ended before it answered: {words}"),
             LaunchError::Mute(error) => write!(f, "QEMU runs but doesn't answer: {error}"),
             LaunchError::InternalError(words) if words.is_empty() => {
                 write!(f, "the accelerator can't run this guest (QMP: internal-error)")
@@ -201,7 +201,7 @@ impl LaunchError {
                 "set `accel = \"tcg\"` or `accel = \"auto\"` under [qemu]".into()
             }
             LaunchError::Refused(StartFault::DiskInUse(_)) => {
-                "stop whoever uses that image; another project may name the same `overlay`".into()
+                "stop the process that uses that image; another project may name the same `overlay`".into()
             }
             LaunchError::Refused(StartFault::BadImage(_)) => {
                 "check the file with `qemu-img info`; `base_image` takes qcow2 and raw images".into()

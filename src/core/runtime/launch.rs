@@ -178,9 +178,10 @@ fn daemonize(
 /// Why a QEMU that ended with this status refused to start.
 pub(super) fn refusal(paths: &VmPaths, status: ExitStatus) -> StartFault {
     match StartFault::from_words(&qemu_words(paths)) {
-        StartFault::Other(words) if words.is_empty() => {
-            StartFault::Other(format!("it ended with {} and no word", show_status(status)))
-        }
+        StartFault::Other(words) if words.is_empty() => StartFault::Other(format!(
+            "it ended with {} and printed nothing",
+            show_status(status)
+        )),
         fault => fault,
     }
 }

@@ -50,7 +50,7 @@ impl fmt::Display for UnknownUserData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "cloud-init tells what `user_data` is by its first line, and `{}` is none that it knows",
+            "cloud-init looks at the first line of `user_data`, and doesn't know `{}`",
             self.first_line
         )
     }

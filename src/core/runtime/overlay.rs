@@ -68,9 +68,9 @@ impl Keep {
     fn advice(self) -> &'static str {
         match self {
             Keep::Nothing | Keep::Persist => {
-                "remove the file to begin with a fresh disk, or put the config back as it was"
+                "remove the file to start with a fresh disk, or undo the change in castra.toml"
             }
-            Keep::Restart => "begin with a fresh disk by --discard, or put the config back as it was",
+            Keep::Restart => "start with a fresh disk by --discard, or undo the change in castra.toml",
         }
     }
 }
@@ -124,8 +124,8 @@ pub fn discard_overlay(path: &Path) -> Result<u64> {
         Ok(meta) if !meta.is_file() => {
             return Err(
                 Failure::new(Exit::Io, format!("can't discard overlay {}", path.display()))
-                    .because("it is no regular file, so castra didn't make it")
-                    .advice("look what it is and remove it yourself"),
+                    .because("it isn't a regular file, so castra didn't make it")
+                    .advice("see what it is, and remove it yourself"),
             );
         }
         Ok(_) => {}
@@ -187,7 +187,7 @@ fn look_at(path: &Path) -> Result<Option<Found>> {
         Err(error) => return Err(Failure::io("read", path, &error)),
         Ok(meta) if !meta.is_file() => {
             return Err(failed(path)
-                .because("something that is no regular file lies there already")
+                .because("something is there already that isn't a regular file")
                 .advice("set `overlay` to another place"));
         }
         Ok(_) => {}
@@ -327,7 +327,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
     let Found::Layer(header) = found else {
         return Err(failed(spec.path)
             .because(format!(
-                "{who} would keep what lies there, but that is no qcow2 overlay"
+                "{who} would keep the file there, but it isn't a qcow2 overlay"
             ))
             .advice("remove it, or set `overlay` to another place"));
     };
@@ -343,7 +343,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
         };
         return Err(failed(spec.path)
             .because(format!(
-                "{who} keeps the one that is there, but it stands on {}, and the config now says {}",
+                "{who} keeps the existing one, but its base image is {}, and castra.toml now says {}",
                 name(header.backing_file.as_deref()),
                 name(spec.base.map(|base| base.path.as_path()))
             ))
@@ -393,7 +393,7 @@ fn check_replaceable(spec: &OverlaySpec<'_>, found: &Found) -> Result<()> {
         return Ok(());
     }
     Err(failed(spec.path)
-        .because("a file that castra didn't make lies there, and without `persist` it would be replaced")
+        .because("there is a file that castra didn't make, and without `persist` it would be replaced")
         .advice("move it away, set `overlay` to another place, or set `persist = true` to use it as it is"))
 }
 

@@ -191,7 +191,7 @@ fn persist_keeps_what_stands_on_the_same_base() {
     refusal(&kept(Some(&other)), Exit::CantCreate, "other.img");
     refusal(&kept(None), Exit::CantCreate, "nothing (an empty disk)");
     fs::write(&path, "something").unwrap();
-    refusal(&kept(Some(&base)), Exit::CantCreate, "no qcow2 overlay");
+    refusal(&kept(Some(&base)), Exit::CantCreate, "isn't a qcow2 overlay");
 }
 
 #[test]
@@ -214,10 +214,14 @@ fn leftovers_are_replaced_but_nobodys_own_disk() {
 
     let dir = scratch.path("dir.qcow2");
     fs::create_dir(&dir).unwrap();
-    refusal(&spec(&dir, Some(&base)), Exit::CantCreate, "no regular file");
+    refusal(&spec(&dir, Some(&base)), Exit::CantCreate, "isn't a regular file");
     let link = scratch.path("link.qcow2");
     std::os::unix::fs::symlink(&path, &link).unwrap();
-    refusal(&spec(&link, Some(&base)), Exit::CantCreate, "no regular file");
+    refusal(
+        &spec(&link, Some(&base)),
+        Exit::CantCreate,
+        "isn't a regular file",
+    );
 }
 
 #[test]

@@ -78,12 +78,12 @@ impl PortTaken {
     /// What to do about it.
     pub fn advice(&self) -> String {
         match self.port {
-            0 => "free some ports: `ss -tulpn` lists who has them".into(),
+            0 => "free some ports: `ss -tulpn` lists who uses them".into(),
             port if port < 1024 => {
                 format!("use a port from 1024 up instead of {port}, or `host = 0` to have a free one chosen")
             }
             port => format!(
-                "stop whoever has port {port}, or set `host = 0` in that forward to have a free one chosen"
+                "stop whoever uses port {port}, or set `host = 0` in that forward, and castra chooses a free port"
             ),
         }
     }

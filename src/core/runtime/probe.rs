@@ -54,7 +54,7 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
     };
     let place = match Place::new(&initramfs) {
         Ok(place) => place,
-        Err(error) => return Verdict::Unknown(format!("no room for a test guest: {error}")),
+        Err(error) => return Verdict::Unknown(format!("no space for a test guest: {error}")),
     };
     let enough = Cancel::new();
     let began = Instant::now();
@@ -74,7 +74,7 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
                 Verdict::Unknown(format!("`{program}` can't be started: {error}"))
             }
             (None, _) => match own_words(&place.read(vm_file::QEMU_LOG)) {
-                words if words.is_empty() => Verdict::Fails("QEMU ended without a word".into()),
+                words if words.is_empty() => Verdict::Fails("QEMU ended and printed nothing".into()),
                 words => Verdict::Fails(format!("QEMU ended: {words}")),
             },
         }

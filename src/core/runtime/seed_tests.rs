@@ -149,7 +149,7 @@ fn what_can_not_be_told_is_refused() {
         user_data: Some("packages: [jq]\n"),
         ..inputs(&vm, &[])
     };
-    refusal(SeedKind::NoCloud, &dir, &unknown, "`packages: [jq]` is none");
+    refusal(SeedKind::NoCloud, &dir, &unknown, "doesn't know `packages: [jq]`");
     let long = format!("#cloud-config\n#{}\n", "x".repeat(MAX_NOCLOUD_BYTES));
     let too_long = SeedInputs {
         user_data: Some(&long),

@@ -178,7 +178,7 @@ impl Ladder<'_, '_> {
                 });
                 return true;
             }
-            Ok(false) if self.is_impatient() => "not waited for any longer: asked to stop at once".to_owned(),
+            Ok(false) if self.is_impatient() => "castra was asked to stop at once".to_owned(),
             Ok(false) => "the guest ignored the power button".to_owned(),
             Err(why) => why,
         };
@@ -204,7 +204,7 @@ impl Ladder<'_, '_> {
         let status = qmp.query_status(left().min(QMP_LIMIT)).unwrap_or_default();
         // One that is stopped, or has not begun, executes nothing that could hear it.
         if !matches!(status.as_str(), "" | "running" | "suspended") {
-            return Err(format!("the guest can't hear it: QMP says `{status}`"));
+            return Err(format!("the guest can't react: QMP says `{status}`"));
         }
         loop {
             if let Err(error) = qmp.system_powerdown(left().min(QMP_LIMIT)) {

@@ -185,7 +185,7 @@ impl Access<'_> {
         let broker = launcher::ensure_broker(config, self.broker, ANSWER_LIMIT, self.cancel)?;
         if broker.started {
             let text = format!(
-                "the broker was missing: started, on 127.0.0.1:{} (pid {})",
+                "started the broker on 127.0.0.1:{} (pid {})",
                 broker.port, broker.pid
             );
             tell(Event::message(Severity::Info, None, text));
@@ -210,8 +210,8 @@ fn no_broker(project: &BusProject) -> Failure {
     match &project.config {
         None if project.some_vm_runs() => {
             return failure
-                .because("VMs run, but the config that says how to start a broker is gone")
-                .advice("name the config's new place by --config");
+                .because("VMs run, but castra.toml, which says how to start a broker, is gone")
+                .advice("give the new place of castra.toml by --config");
         }
         // Somebody is at work on the project, who starts one or takes the last VM down.
         Some(config) if project.some_vm_runs() => {
@@ -222,7 +222,7 @@ fn no_broker(project: &BusProject) -> Failure {
         _ => {}
     }
     failure
-        .because("nor does a VM, for which one would be started")
+        .because("no VM runs either, so castra starts none")
         .advice(
             "`castra up` starts both, `castra up --broker-only` the broker alone; --wait 30s waits for one",
         )
@@ -249,14 +249,14 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
             failure.advice("end other `castra bus subscribe`, or raise `max_connections` under [broker]")
         }
         BusError::Closed(reason) if reason == "idle" => failure.advice(
-            "nothing was heard of this end for `session_idle_secs`: it was stopped, or what it writes to took nothing",
+            "the broker heard nothing from this command for `session_idle_secs`: it was suspended, or nobody reads its output",
         ),
         BusError::Closed(reason) if reason == "protocol-error" => failure.advice(
             "it may have been started with another `max_frame_bytes` under [bus]: end its process (`castra status` names \
              it), and `castra up` starts one by the config as it is now; the VMs run on",
         ),
         BusError::Ended => failure.advice(format!(
-            "it was killed, or it cut this session off because it took too little (slow-consumer): {log}"
+            "the broker was killed, or it cut this session off for reading too slowly (slow-consumer): {log}"
         )),
         BusError::Refused(reason) => failure.advice(refusal(reason).map_or(log, str::to_owned)),
         _ => failure.advice(log),
@@ -266,10 +266,10 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
 /// What a refused request means, where the word alone doesn't tell.
 fn refusal(reason: &str) -> Option<&'static str> {
     Some(match reason {
-        "malformed" => "payloads may be nested 120 deep and hold no half of a surrogate pair",
-        "rate-limit" => "more were published than `publishes_per_sec_per_vm` under [bus] allows",
+        "malformed" => "a payload may be nested 120 deep, and half a surrogate pair isn't allowed",
+        "rate-limit" => "`publishes_per_sec_per_vm` under [bus] allows fewer messages",
         "storage-error" => "the log of the bus can't be written: is the disk full?",
-        "subscription-limit" => "there may be `subscriptions_per_session` under [bus] at once",
+        "subscription-limit" => "`subscriptions_per_session` under [bus] allows no more",
         "forbidden" => "topics that begin with castra/ are the broker's own",
         _ => return None,
     })

@@ -15,11 +15,11 @@ use crate::core::name::VmName;
 use crate::core::nearest::nearest;
 use crate::core::records::{self, GuestsRecord};
 
-/// Refuses what is no topic to publish on.
+/// Refuses what isn't a topic you can publish on.
 pub(super) fn check_topic(topic: &str) -> Result<()> {
     let bad = |why: String| {
         Err(
-            Failure::new(Exit::Usage, format!("{topic:?} is no topic to publish on"))
+            Failure::new(Exit::Usage, format!("{topic:?} isn't a topic you can publish on"))
                 .because(why)
                 .advice(
                     "use 1 to 128 of A-Z a-z 0-9 . _ : / -, such as ci/build; the usual one is broadcast",
@@ -99,10 +99,10 @@ pub(super) fn not_json(payload: &str, why: &str) -> Failure {
     // A word that a shell has stripped of its quotes is what most get wrong.
     let shown: String = payload.chars().take(40).collect();
     let is_word = !payload.trim_start().starts_with(['{', '[', '"']) && payload.len() == shown.len();
-    let failure = Failure::new(Exit::Usage, format!("the payload can't be {shown:?}")).because(why);
+    let failure = Failure::new(Exit::Usage, format!("{shown:?} isn't a JSON payload")).because(why);
     if is_word && !payload.is_empty() && !payload.contains(['\'', '"', '\\']) {
         failure.advice(format!(
-            "a text needs quotes of its own inside the shell's: --payload '\"{payload}\"'"
+            "text needs JSON quotes inside the shell's quotes: --payload '\"{payload}\"'"
         ))
     } else {
         failure
@@ -113,9 +113,8 @@ pub(super) fn not_json(payload: &str, why: &str) -> Failure {
 /// The payload on one line if it is JSON and fits into a frame; else what is wrong.
 pub(super) fn check_payload(bytes: &[u8], topic: &str, longest: usize) -> Result<String, String> {
     let text = std::str::from_utf8(bytes)
-        .map_err(|error| format!("it is no UTF-8, from byte {} on", error.valid_up_to() + 1))?;
-    serde_json::from_str::<&RawValue>(text)
-        .map_err(|error| format!("it is no JSON: {}", in_words(&error)))?;
+        .map_err(|error| format!("it isn't UTF-8 from byte {} on", error.valid_up_to() + 1))?;
+    serde_json::from_str::<&RawValue>(text).map_err(|error| format!("invalid JSON: {}", in_words(&error)))?;
     let depth = json_depth(text.as_bytes());
     if depth > MAX_DEPTH {
         return Err(format!("it is nested {depth} deep, more than {MAX_DEPTH}"));

@@ -32,17 +32,17 @@ fn payloads_good_and_bad() {
     assert_eq!(check("null").unwrap(), "null");
     assert_eq!(check("1e999").unwrap(), "1e999");
     for (bad, why) in [
-        ("hello", "it is no JSON: expected value, column 1"),
-        ("", "it is no JSON: EOF while parsing a value"),
-        ("{\"a\":1", "it is no JSON: EOF while parsing an object"),
-        ("1 2", "it is no JSON: trailing characters, column 3"),
-        ("\n\nx", "it is no JSON: expected value, line 3 column 1"),
+        ("hello", "invalid JSON: expected value, column 1"),
+        ("", "invalid JSON: EOF while parsing a value"),
+        ("{\"a\":1", "invalid JSON: EOF while parsing an object"),
+        ("1 2", "invalid JSON: trailing characters, column 3"),
+        ("\n\nx", "invalid JSON: expected value, line 3 column 1"),
     ] {
         let error = check(bad).unwrap_err();
         assert!(error.contains(why), "{bad}: {error}");
     }
     let error = check_payload(b"\"ab\xff\"", "t", 100).unwrap_err();
-    assert_eq!(error, "it is no UTF-8, from byte 4 on");
+    assert_eq!(error, "it isn't UTF-8 from byte 4 on");
 }
 
 #[test]

@@ -338,7 +338,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
             .unwrap_or_default();
         let Source::Lines(lines) = &self.source else {
             return failure.advice(format!(
-                "it may have been kept or not, `castra bus tail` shows what was{next}"
+                "it may or may not be in the log; `castra bus tail` shows what is{next}"
             ));
         };
         let unsure: Vec<u64> = self.in_flight.values().map(|sent| sent.line).collect();
@@ -352,7 +352,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
                 ),
                 *first,
             ),
-            _ => (format!("nothing behind line {last_sent} was sent"), last_sent + 1),
+            _ => (format!("no line after {last_sent} was sent"), last_sent + 1),
         };
         failure.advice(format!(
             "{known}. To go on: tail -n +{go_on} FILE | castra bus publish --topic {} -{next}",

@@ -45,8 +45,14 @@ if [ "$(. /etc/os-release && echo "$ID")" = debian ]; then
     suite=$(. /etc/os-release && echo "$VERSION_CODENAME")
     "$(dirname "$0")/debian-sources.sh" "$suite" >"$work/sources.list"
 fi
+set --
 sources=
-[ ! -s "$work/sources.list" ] || sources=$work/sources.list
+if [ -s "$work/sources.list" ]; then
+    sources=$work/sources.list
+elif [ -e /usr/share/keyrings/debian-archive-keyring.gpg ]; then
+    # mmdebstrap would find out itself with gpg, which not every system has.
+    set -- --keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+fi
 
 ssh-keygen -q -t ed25519 -N '' -C castra-test -f "$work/id_ed25519"
 mkdir "$work/skeleton"
@@ -119,7 +125,7 @@ fi
 EOF
 
 # Nothing of the recommended, no documents, no locales.
-mmdebstrap --quiet --variant=minbase --format=directory \
+mmdebstrap --quiet --variant=minbase --format=directory "$@" \
     --include=linux-image-cloud-amd64,$packages,openssh-server,iproute2,kmod,netcat-openbsd,sudo \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \

@@ -570,7 +570,12 @@ fn a_real_qemu_says_why_it_refuses() {
     vm.plan.qemu_args = vec!["-nonsense".into()];
     let error = vm.launch().unwrap_err();
     assert!(
-        matches!(&error, LaunchError::Refused(StartFault::Other(words)) if words == "invalid option"),
+        matches!(&error, LaunchError::Refused(StartFault::Other(words)) if words == "-nonsense: invalid option"),
+        "{error}"
+    );
+    assert_eq!(
+        error.blames(&["-snapshot".into(), "-nonsense".into()]),
+        Some(1),
         "{error}"
     );
     let failure = error.into_failure(&vm.plan.vm).to_string();

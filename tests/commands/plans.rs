@@ -135,6 +135,35 @@ fn a_restart_that_would_fail_leaves_its_vm_running() {
 }
 
 #[test]
+fn an_option_that_qemu_refuses_is_named_with_its_place() {
+    let project = Project::new("qemu-args", ONE);
+    project.config(&format!("{ONE}qemu_args = [\"-snapshot\", \"-nonsense\"]\n"));
+    let ran = project
+        .run_faking("refuse=-nonsense: invalid option", &["up"])
+        .exits(1);
+    for word in [
+        "-nonsense: invalid option",
+        "castra.toml:18:27: correct `-nonsense` under `qemu_args`",
+    ] {
+        assert!(ran.stderr.contains(word), "no {word:?} in {}", ran.stderr);
+    }
+    // A kernel of the user's own says itself that it has too little memory.
+    let panic = "console=Kernel panic - not syncing: System is deadlocked on memory";
+    project.config(&format!(
+        "{ONE}memory = \"40 MiB\"\nbootstrap = {{ mode = \"auto\", script = \"run.sh\" }}\n"
+    ));
+    let ran = project
+        .run_faking(&format!("{panic},off-after=0.3"), &["up"])
+        .exits(1);
+    assert!(
+        ran.stderr
+            .contains("its memory of 40 MiB is too little, write more under castra.toml:18:10: `memory`"),
+        "{ran:?}"
+    );
+    project.down();
+}
+
+#[test]
 fn several_reasons_are_told_at_once_and_replicas_once() {
     let project = Project::new("unfit-many", "");
     project.config(

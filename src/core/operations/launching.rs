@@ -226,7 +226,17 @@ impl Fleet<'_, '_> {
             if let LaunchError::InternalError(words) = &error {
                 accel::note_failure(self.home, &with.qemu, words, self.cancel);
             }
-            error.into_failure(&vm.name)
+            let blamed = error.blames(&vm.qemu_args);
+            let failure = error.into_failure(&vm.name);
+            match blamed {
+                // What QEMU named stands in castra.toml.
+                Some(index) => failure.advice(format!(
+                    "{}correct `{}` under `qemu_args`",
+                    vm.place(&format!("qemu_args.{index}")),
+                    vm.qemu_args[index]
+                )),
+                None => failure,
+            }
         })?;
         record.phase = RunPhase::Running;
         records::save(&paths.run(), &record)?;

@@ -21,6 +21,7 @@ use crate::core::config::{Config, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
+use crate::core::human;
 use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
 use crate::core::operations::accelerator::KvmWatch;
@@ -355,7 +356,7 @@ impl<'e> Fleet<'_, 'e> {
         let why_ended = || match ending::read(&paths) {
             _ if found_wrong().is_some() => found_wrong().unwrap_or_default(),
             Some(found) => match found.ended.last_words {
-                Some(words) => format!("{} ({words})", found.ended.reason),
+                Some(words) => format!("{} ({words}){}", found.ended.reason, likely_cause(&words, vm)),
                 None => found.ended.reason,
             },
             None => host::tail_of(&paths.file(vm_file::QEMU_LOG), 512)
@@ -431,6 +432,19 @@ impl Drop for Over<'_> {
         if thread::panicking() {
             self.1.store(true, Ordering::Release);
         }
+    }
+}
+
+/// What a guest's last words most likely come from, where castra.toml can change that.
+fn likely_cause(words: &str, vm: &VmConfig) -> String {
+    let short = ["deadlocked on memory", "out of memory", "Out of memory"];
+    match short.iter().any(|part| words.contains(part)) {
+        true => format!(
+            ": its memory of {} is too little, write more under {}`memory`",
+            human::bytes(vm.memory_bytes),
+            vm.place("memory")
+        ),
+        false => String::new(),
     }
 }
 

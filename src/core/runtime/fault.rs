@@ -86,7 +86,8 @@ impl StartFault {
         } else if says("No such file or directory") || says("Permission denied") {
             StartFault::NoFile(shown)
         } else {
-            StartFault::Other(shown)
+            // The option is what somebody may have written.
+            StartFault::Other(words_of(words, true))
         }
     }
 
@@ -114,6 +115,11 @@ fn refused_port(words: &str) -> Option<u16> {
 /// What QEMU said, as one line: without warnings, without its own name at each line's start, and
 /// without the option it repeats before the point.
 pub fn own_words(words: &str) -> String {
+    words_of(words, false)
+}
+
+/// The same, with the option that it is about if that `names_option`.
+fn words_of(words: &str, names_option: bool) -> String {
     let lines: Vec<String> = words
         .lines()
         .map(str::trim)
@@ -123,7 +129,7 @@ pub fn own_words(words: &str) -> String {
                 .split_once(": ")
                 .filter(|(program, _)| program.starts_with("qemu"))
                 .map_or(line, |(_, rest)| rest);
-            let point = (line.starts_with('-'))
+            let point = (line.starts_with('-') && !names_option)
                 .then(|| line.split_once(": "))
                 .flatten()
                 .map_or(line, |(_, point)| point);
@@ -181,6 +187,24 @@ impl fmt::Display for LaunchError {
 impl std::error::Error for LaunchError {}
 
 impl LaunchError {
+    /// Which of these further arguments QEMU names as the reason, if it does.
+    pub fn blames(&self, qemu_args: &[String]) -> Option<usize> {
+        let words = match self {
+            LaunchError::Refused(fault) => fault.words()?,
+            LaunchError::Died(words) => words,
+            _ => return None,
+        };
+        (0..qemu_args.len()).find(|index| {
+            let option = &qemu_args[*index];
+            let value = qemu_args.get(index + 1).filter(|value| !value.starts_with('-'));
+            let named = match value {
+                Some(value) => format!("{option} {value}:"),
+                None => format!("{option}:"),
+            };
+            option.starts_with('-') && words.contains(&named)
+        })
+    }
+
     /// As a failure of this VM, with what to do about it.
     pub fn into_failure(self, vm: &VmName) -> Failure {
         let what = format!("vm `{vm}` did not start");
@@ -280,7 +304,7 @@ mod tests {
                 |fault| matches!(fault, StartFault::NoSandbox(_)),
             ),
             ("qemu-system-x86_64: -nonsense: invalid option", |fault| {
-                *fault == StartFault::Other("invalid option".into())
+                *fault == StartFault::Other("-nonsense: invalid option".into())
             }),
         ];
         for (words, expected) in cases {

@@ -202,7 +202,8 @@ fn the_same_name_from_two_connections_is_one_guest() {
     assert_eq!(answer(first), "ok\n");
     broker.stop();
     assert_eq!(fs::read_dir(broker.state.handshakes()).unwrap().count(), 1);
-    assert_eq!(broker.lines("freshness of"), 1);
+    assert_eq!(broker.lines("reachable=true last_handshake"), 1);
+    assert_eq!(broker.lines("reachable=false last_handshake"), 1, "at the stop");
 }
 
 #[test]

@@ -60,7 +60,15 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         all => {
             let more = all.saturating_sub(NAMED);
             let what = format!("not everything was copied; {} were", human::bytes(copied.bytes));
-            let failure = Failure::new(Exit::Failed, what);
+            let mut failure = Failure::new(Exit::Failed, what);
+            if let Place::There(..) = to
+                && copied.left_out.iter().any(|line| no_room(line))
+            {
+                failure = failure.advice(format!(
+                    "castra exec {vm} -- df -h shows where there is room; the default guest keeps /root, /home, /srv, /opt and /var on \
+                     its disk (`disk_size`), all else in its memory"
+                ));
+            }
             Err(if more > 0 {
                 failure.because(format!("{more} more lines like these"))
             } else {
@@ -68,6 +76,11 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             })
         }
     }
+}
+
+/// What tar and cat say when there is no room for what they write.
+fn no_room(line: &str) -> bool {
+    line.contains("No space left on device")
 }
 
 impl<'a> Place<'a> {

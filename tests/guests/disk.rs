@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::eventually;
-use crate::guest_project::Project;
+use crate::guest_project::{Project, text};
 
 /// Everything that is kept, besides /var.
 const KEPT: [&str; 7] = ["/root", "/etc", "/home", "/srv", "/opt", "/usr/local/bin", "/var"];
@@ -42,6 +42,19 @@ fn what_a_guest_keeps_and_its_own_reboot() {
     project.expect(0, &["exec", "tiny", "--", "true"]);
     let console = project.expect(0, &["logs", "tiny", "--source", "serial"]);
     assert!(console.contains("stays in memory"), "{console}");
+    // What fits nowhere says where there is room.
+    project.file("large", vec![7; 2 << 20]);
+    let fill =
+        "cd /root; for f in spare full; do dd if=/dev/zero of=$f bs=1M ${c-count=1}; c=; done; rm spare";
+    project.run(&["exec", "tiny", "--", "sh", "-c", fill]);
+    let full = project.run(&["cp", "large", "tiny:"]);
+    let words = text(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{words}");
+    assert!(
+        words.contains("No space left") && words.contains("castra exec tiny -- df -h"),
+        "{words}"
+    );
+    project.expect(0, &["exec", "tiny", "--", "rm", "/root/full"]);
     project.expect(0, &["down", "tiny", "--quiet"]);
 
     for dir in KEPT {
@@ -113,7 +126,7 @@ fn what_a_guest_keeps_and_its_own_reboot() {
         "{ended}"
     );
     let refused = project.run(&["exec", "web", "--", "true"]);
-    let advice = crate::guest_project::text(&refused.stderr);
+    let advice = text(&refused.stderr);
     assert!(advice.contains("castra restart web"), "{advice}");
     project.expect(0, &["restart", "web"]);
     all_is_there(&project, "after a panic");

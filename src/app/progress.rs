@@ -195,7 +195,6 @@ impl PeopleReporter {
             Event::BrokerFreshness {
                 vm, reachable: false, ..
             } => {
-                self.launched.remove(vm);
                 self.reached.remove(vm);
             }
             _ => {}

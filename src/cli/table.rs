@@ -516,7 +516,8 @@ pub const COMMANDS: &[CommandRow] = &[
                  With --json one object, `schema` castra.status.v1; ages and durations are milliseconds, \
                  memory is bytes. `project`, `workspace`, `config_path` and `state_root` say which \
                  project; `broker` has `state` (running, offline), `pid`, `port`; `accel` is kvm or tcg; \
-                 `reachable` says whether any VM is, `all_reachable` whether every one is; `last_handshake_vm` and `last_handshake_age_ms` are \
+                 `reachable` says whether any VM is, `all_reachable` whether every one is; `last_handshake_vm` \
+                 and `last_handshake_age_ms` are \
                  the youngest; then `freshness_window_ms`, and `vms` with, for each:\n\n\
                  `name`, `role`, `state`, `pid`, `cpus`, `memory_bytes`, `uptime_ms`; `broker` (offline, \
                  waiting, reachable), `reachable`, `last_handshake_age_ms` as above; `capabilities` of \
@@ -526,9 +527,12 @@ pub const COMMANDS: &[CommandRow] = &[
                  its last heartbeat; `forwards` \
                  (`host`, `guest`, `protocol`) and `ssh` (`user`, `host`, `port`, `identity`, `options`) \
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
-                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is over; `paused` (`reason`, `at`, `detail`, \
+                 (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is \
+                 over; `paused` (`reason`, `at`, `detail`, \
                  `remediation`) while it is; `stale_config`, the settings that castra.toml has otherwise by now and \
-                 a restart applies. A value that castra doesn't know is null. \
+                 a restart applies. `paused` says why a paused guest is paused; `boots` counts the boots of this \
+                 launch, `last_reset` is the last reset; `stale_config` names the settings that `castra restart` \
+                 would apply. A value that castra doesn't know is null. \
                  `castra man 7 status` says more.",
         examples: &[
             "castra status",
@@ -547,7 +551,8 @@ pub const COMMANDS: &[CommandRow] = &[
                  second. Without --for it waits until they are reachable.\n\n\
                  The exit code is 0 once all are as asked for; 1 as soon as one of them can't become so any more, \
                  because it crashed or has stopped since it was seen running, because its bootstrap failed, or \
-                 because it is paused for good; and 124 when the time given by --timeout is over. A VM that doesn't run yet is \
+                 because it is paused for good; and 124 when the time given by --timeout is over. A VM that \
+                 doesn't run yet is \
                  waited for: somebody may start it.",
         examples: &[
             "castra wait",
@@ -678,14 +683,17 @@ pub const COMMANDS: &[CommandRow] = &[
         brief: "publish a message on the bus, and wait until it is logged",
         manual: "Publishes one message as `host` and returns when the broker has acknowledged it: then it is in the \
                  log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A \
-                 payload is any JSON, and null where flags alone give none; a text has quotes of its own inside the shell's. \
+                 payload is any JSON, and null where flags alone give none; a text has quotes of its own inside \
+                 the shell's. \
                  Without a topic it is broadcast. A topic vm:NAME is refused where the project has no VM of that \
                  name (exit code 64).\n\n\
-                 With `-` as the payload, or alone, every line of stdin is the JSON of one message, and many are in flight at once; empty \
-                 lines are none. Lines that are no JSON or too long are named by their number, the others are \
-                 published, and the exit code is 1. If it ends early, it says which lines were acknowledged and \
+                 With `-` as the payload, or alone, every line of stdin is the JSON of one message, and many are \
+                 in flight at once; empty \
+                 lines are none. Invalid JSON lines and lines that are too long are listed by number, the others \
+                 are published, and the exit code is 1. If it ends early, it says which lines were acknowledged \
+                 and \
                  where to go on.\n\n\
-                 A missing broker is started when a VM of the project runs. With --json the events are printed; a \
+                 Starts the broker if needed and a VM of the project runs. With --json the events are printed; a \
                  `message` with `data` tells `topic`, `acked`, `first_seq` and `last_seq`.",
         examples: &[
             "castra bus publish ci/build '{\"state\": \"ready\"}'",
@@ -727,7 +735,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  {\"gap\":{\"from\":…,\"to\":…}}.\n\n\
                  When the broker ends the session this says why (whoever reads too slowly is cut off), and the \
                  number to go on --from, with exit code 1. \
-                 A missing broker is started when a VM of the project runs. Times are UTC. With --json one object a \
+                 Starts the broker if needed and a VM of the project runs. Times are UTC. With --json one object a \
                  line: `seq`, `ts` (milliseconds since 1970), `vm` (who published it; `host` is the host), `topic`, \
                  `reply` where an answer is awaited, `payload`.",
         examples: &[
@@ -746,9 +754,9 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[],
         brief: "print the last messages from the logs, and follow them",
         manual: "Prints the last messages and then those that come, until Ctrl-C; with --no-follow it ends after the \
-                 last. Reads the log of the bus, or with --vm what that VM has published, rotated files included. No \
-                 broker is asked, so this shows what was said when none runs. Lines that are no messages are passed \
-                 over, and how many is said on stderr. Output is that of `castra bus subscribe`.",
+                 last. Reads the log of the bus, or with --vm what that VM has published, rotated files included. \
+                 It reads files only, so it works even if no broker runs. Invalid lines are skipped; stderr says \
+                 how many. Output is that of `castra bus subscribe`.",
         examples: &[
             "castra bus tail",
             "castra bus tail --no-follow --vm web-0 --tail 5",

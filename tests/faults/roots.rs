@@ -192,6 +192,39 @@ fn a_state_root_that_is_moved_or_replaced_while_vms_run_is_said_and_down_ends_th
 }
 
 #[test]
+fn a_new_project_in_the_place_of_one_that_moved_has_no_say_over_its_vms() {
+    let project = Project::new("moved-and-cloned", ONE);
+    project.run(&["up"]).exits(0);
+    let pid = project.pid("web");
+    let there = project.castra().dir().join("there");
+    fs::rename(project.castra().project(), &there).unwrap();
+    fs::create_dir(project.castra().project()).unwrap();
+    for name in ["castra.toml", "vmlinuz"] {
+        fs::copy(there.join(name), project.castra().project().join(name)).unwrap();
+    }
+    assert_ne!(project.vm("web")["state"], "running");
+    assert_eq!(finding(&doctor(&project), "state.lost", "web"), None);
+    let down = project.run(&["down"]).exits(0);
+    assert!(runs(pid) && !down.stderr.contains(&pid.to_string()), "{down:?}");
+    project.run(&["up"]).exits(0);
+    let own = project.pid("web");
+    assert!(own != pid && runs(pid));
+    project.run(&["down"]).exits(0);
+    assert!(runs(pid) && !runs(own));
+    // It is the moved one's, as before.
+    let run = |args: &[&str]| {
+        let mut command = project.castra().command(args);
+        command.current_dir(&there);
+        crate::project::finish(command, args)
+    };
+    let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
+    assert_eq!(status["vms"][0]["pid"], pid);
+    run(&["down"]).exits(0);
+    assert!(!runs(pid));
+    project.assert_no_process();
+}
+
+#[test]
 fn a_process_that_only_looks_like_a_lost_vm_is_left_alone() {
     let project = Project::new("look-alike", ONE);
     project.run(&["up"]).exits(0);

@@ -441,7 +441,8 @@ fn lost_vms(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
         .collect();
     let is_found_elsewhere = |qemu: &LostQemu| {
         let place = qemu.moved_to.as_deref();
-        place.is_some_and(|place| known.iter().any(|record| record.state_root == place))
+        qemu.moved_with.is_some()
+            || place.is_some_and(|place| known.iter().any(|record| record.state_root == place))
     };
     let owner_of = |qemu: &LostQemu| {
         let was_its = |record: &&WorkspaceRecord| {

@@ -146,7 +146,10 @@ pub fn workspaces(home: &Path) -> Vec<WorkspaceRecord> {
     let gone = workspace::records_without_root(home);
     if !gone.is_empty() {
         let lost = lost::find();
-        let runs_on = |record: &WorkspaceRecord| lost.iter().any(|qemu| qemu.state_root == record.state_root);
+        let runs_on = |record: &WorkspaceRecord| {
+            lost.iter()
+                .any(|qemu| qemu.state_root == record.state_root && qemu.moved_with.is_none())
+        };
         records.extend(gone.into_iter().filter(runs_on));
         records.sort_by(|a, b| a.id.cmp(&b.id));
     }

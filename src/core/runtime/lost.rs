@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::core::config::{self, workspace};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
@@ -31,6 +32,9 @@ pub struct LostQemu {
     pub state_root: PathBuf,
     /// Where that state root is now; `None`: it was removed.
     pub moved_to: Option<PathBuf>,
+    /// The config that moved along with the state root and leads to it: the VM is that project's, and
+    /// lost to nobody but who looks in the old place.
+    pub moved_with: Option<PathBuf>,
     /// Its pid file, which it holds a lock on.
     pid_file: File,
 }
@@ -46,12 +50,13 @@ pub fn find() -> Vec<LostQemu> {
 }
 
 /// The lost QEMUs that were started for these state roots. One whose state root was moved to one of
-/// them isn't lost: its pid file is found there.
+/// them isn't lost: its pid file is found there. Nor is one whose project was moved as a whole: it is found
+/// from there, and whoever has a new project in the old place must not end it.
 pub fn of_roots(roots: &[PathBuf]) -> Vec<LostQemu> {
     let mut lost = find();
     lost.retain(|qemu| {
         let is_one = |path: &Path| roots.iter().any(|root| root == path);
-        is_one(&qemu.state_root) && !qemu.moved_to.as_deref().is_some_and(is_one)
+        is_one(&qemu.state_root) && !qemu.moved_to.as_deref().is_some_and(is_one) && qemu.moved_with.is_none()
     });
     lost
 }
@@ -69,11 +74,13 @@ fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
         return None;
     }
     let moved_to = held.path.and_then(|path| Some(root_of(&path)?.1.to_owned()));
+    let moved_with = moved_to.as_deref().and_then(config_beside);
     Some(LostQemu {
         vm,
         pid,
         state_root,
         moved_to,
+        moved_with,
         pid_file: held.file,
     })
 }
@@ -97,6 +104,26 @@ fn root_of(pid_file: &Path) -> Option<(VmName, &Path)> {
     let vms = dir.parent().filter(|vms| vms.ends_with("vms"))?;
     let vm = dir.file_name()?.to_str()?.parse().ok()?;
     Some((vm, vms.parent()?))
+}
+
+/// The config of a project that was moved together with its state root: it lies where it lay as seen from
+/// there, and leads there. One that can't be read may well.
+fn config_beside(state_root: &Path) -> Option<PathBuf> {
+    let record = workspace::record_in(state_root)?;
+    let inside = record
+        .state_root
+        .strip_prefix(record.config_path.parent()?)
+        .ok()?;
+    let dir = state_root
+        .ancestors()
+        .nth(inside.components().count())
+        .filter(|dir| dir.join(inside) == state_root)?;
+    let config = dir.join(record.config_path.file_name()?);
+    let leads_there = match config::load(&config) {
+        Ok(config) => config.state.dir() == state_root,
+        Err(_) => config.is_file(),
+    };
+    leads_there.then_some(config)
 }
 
 impl LostQemu {

@@ -499,6 +499,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     let launch = |id: &str| {
         let launched = Some(host::boottime_ms());
         let guest = GuestRecord {
+            closed: false,
             name: vm.clone(),
             second_name: None,
             launch_id: Some(id.into()),

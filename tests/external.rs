@@ -111,3 +111,36 @@ fn after_up_and_down_a_broker_alone_lets_them_in() {
     assert_eq!(vm(&status(&castra), "web")["reachable"], true);
     castra.run(&["down"]).exits(0);
 }
+
+#[test]
+fn beside_vms_of_castras_nobody_is_another_by_saying_its_name() {
+    let castra = Castra::new("external-beside");
+    let qemu = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
+    castra.write("vmlinuz", "not really a kernel");
+    let vm = |name: &str| format!("[[vms]]\nname = \"{name}\"\nkernel = \"vmlinuz\"\n");
+    let text = format!(
+        "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
+         [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\n[broker]\nport = 0\n{}{}",
+        qemu.display(),
+        vm("web"),
+        vm("db")
+    );
+    castra.write("castra.toml", &text);
+    castra.run(&["up", "web"]).exits(0);
+    let db = |castra: &Castra| {
+        let seen = castra.run(&["status", "--json"]).exits(0).objects().remove(0);
+        let vms = seen["vms"].as_array().unwrap().clone();
+        let db = vms.into_iter().find(|vm| vm["name"] == "db").unwrap();
+        (db["state"].clone(), db["reachable"].clone())
+    };
+    hello(&castra, "db");
+    assert_eq!(db(&castra), (json!("stopped"), json!(false)));
+    assert!(freshness(&castra, "db").is_empty());
+    // Whoever starts it himself says so.
+    castra.run(&["up", "--broker-only"]).exits(0);
+    hello(&castra, "db");
+    assert_eq!(db(&castra), (json!("external"), json!(true)));
+    castra.run(&["up", "web"]).exits(0);
+    assert_eq!(db(&castra), (json!("external"), json!(true)), "that stays");
+    castra.run(&["down"]).exits(0);
+}

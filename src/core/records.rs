@@ -165,6 +165,10 @@ pub struct GuestRecord {
     pub boot_id: Option<String>,
     /// SHA-256 of the token it was given, lower-case hex; null: it has none.
     pub token_sha256: Option<String>,
+    /// castra launches this project's VMs itself and hasn't launched this one: nobody who says its name
+    /// is it. `up --broker-only` opens what `up` has closed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
 }
 
 /// `broker.json`: written by the broker, removed by `clean` alone.

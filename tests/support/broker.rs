@@ -109,6 +109,7 @@ impl Fixture {
         let guests = names
             .iter()
             .map(|(name, token)| GuestRecord {
+                closed: false,
                 name: name.parse().unwrap(),
                 second_name: None,
                 launch_id: None,

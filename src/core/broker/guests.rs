@@ -32,6 +32,8 @@ pub struct Listed {
     pub launched_boottime_ms: Option<u64>,
     /// SHA-256 of its token.
     pub token_sha256: Option<[u8; 32]>,
+    /// castra hasn't launched it, and awaits nobody else who would.
+    pub closed: bool,
 }
 
 /// `guests.json` as the broker uses it: by name, without case.
@@ -60,6 +62,7 @@ impl GuestTable {
                     .launched_boottime_ms
                     .filter(|_| guest.boot_id.as_deref() == Some(boot_id)),
                 token_sha256,
+                closed: guest.closed,
             };
             if let Some(second) = &listed.second_name {
                 table.seconds.insert(second.key(), guest.name.key());
@@ -195,6 +198,7 @@ mod tests {
 
     fn table() -> GuestTable {
         let guest = |name: &str, token: Option<&str>| GuestRecord {
+            closed: false,
             name: name.parse().unwrap(),
             second_name: (name == "db").then(|| "Alpine".parse().unwrap()),
             launch_id: None,
@@ -248,6 +252,7 @@ mod tests {
     fn a_launch_of_another_boot_has_no_time_here() {
         let mut record = GuestsRecord::default();
         record.guests.push(GuestRecord {
+            closed: false,
             name: "a".parse().unwrap(),
             second_name: None,
             launch_id: None,

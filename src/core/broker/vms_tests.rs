@@ -80,6 +80,7 @@ impl Story {
     fn look(&mut self, launch: &str) -> Vec<String> {
         let guests = GuestsRecord {
             guests: vec![GuestRecord {
+                closed: false,
                 name: "web".parse().unwrap(),
                 launch_id: Some(launch.into()),
                 launched_boottime_ms: Some(1),

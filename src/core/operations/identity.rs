@@ -39,7 +39,10 @@ pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<
         .map(|vm| {
             let record = match issued.get(&vm.name) {
                 Some(identity) => record_of(&vm.name, identity),
-                None => earlier(&before, &vm.name).unwrap_or_else(|| never_launched(&vm.name)),
+                None => earlier(&before, &vm.name).unwrap_or_else(|| GuestRecord {
+                    closed: true,
+                    ..never_launched(&vm.name)
+                }),
             };
             with_second_name(vm, record)
         })
@@ -70,7 +73,10 @@ pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Re
             boot_id: Some(host::boot_id().to_owned()),
             ..never_launched(&guest.name)
         },
-        false => guest,
+        false => GuestRecord {
+            closed: false,
+            ..guest
+        },
     };
     let mut guests: Vec<GuestRecord> = config
         .vms
@@ -125,6 +131,7 @@ fn with_second_name(vm: &VmConfig, record: GuestRecord) -> GuestRecord {
 
 fn record_of(name: &VmName, identity: &Identity) -> GuestRecord {
     GuestRecord {
+        closed: false,
         name: name.clone(),
         second_name: None,
         launch_id: Some(identity.launch_id.clone()),
@@ -144,6 +151,7 @@ fn earlier(before: &GuestsRecord, name: &VmName) -> Option<GuestRecord> {
 
 fn never_launched(name: &VmName) -> GuestRecord {
     GuestRecord {
+        closed: false,
         name: name.clone(),
         second_name: None,
         launch_id: None,

@@ -253,7 +253,9 @@ impl Scene<'_> {
             let since = guest
                 .launched_boottime_ms
                 .filter(|_| guest.boot_id.as_deref() == Some(self.now.boot_id.as_str()));
-            guest.launch_id.is_none() && since.is_none_or(|since| record.handshake_boottime_ms >= since)
+            guest.launch_id.is_none()
+                && !guest.closed
+                && since.is_none_or(|since| record.handshake_boottime_ms >= since)
         })
     }
 

@@ -357,6 +357,7 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
             s.vms[0].run = run.clone();
             s.guests = Found::Is(GuestsRecord {
                 guests: vec![GuestRecord {
+                    closed: false,
                     name: "web-0".parse().unwrap(),
                     second_name: None,
                     launch_id: Some("launch-2".into()),
@@ -378,6 +379,7 @@ fn a_vm_that_somebody_started_himself_is_external() {
     let listed = |launch: Option<&str>, since: Option<u64>| {
         Found::Is(GuestsRecord {
             guests: vec![GuestRecord {
+                closed: false,
                 name: "Web-0".parse().unwrap(),
                 second_name: None,
                 launch_id: launch.map(str::to_owned),
@@ -397,6 +399,18 @@ fn a_vm_that_somebody_started_himself_is_external() {
         s.vms[0].run = Found::Absent;
         s.guests = listed(None, None);
     });
+    check(
+        "another's name, said beside castra's own VMs",
+        "stopped waiting 400 -",
+        |s| {
+            s.vms[0].qemu = None;
+            s.vms[0].run = Found::Absent;
+            s.guests = listed(None, None);
+            if let Found::Is(record) = &mut s.guests {
+                record.guests[0].closed = true;
+            }
+        },
+    );
     check("after down, and --broker-only", "external reachable 400 -", |s| {
         ended(s);
         s.guests = listed(None, Some(NOW - 400));

@@ -188,10 +188,11 @@ impl State {
                 .is_some_and(|listed| listed.launched_boottime_ms == *over)
         };
         self.over.retain(|key, over| same_launch(key, over));
-        let mut gone = Vec::new();
+        let (mut gone, mut closed) = (Vec::new(), Vec::new());
         for (key, guest) in &mut self.guests {
             match table.get(key) {
                 None => gone.push(key.clone()),
+                Some(listed) if listed.closed && guest.fresh => closed.push(key.clone()),
                 // The record's file bears the name's spelling.
                 Some(listed) if listed.name != guest.record.vm => {
                     guest.record.vm = listed.name.clone();
@@ -199,6 +200,9 @@ impl State {
                 }
                 Some(_) => {}
             }
+        }
+        for key in closed {
+            self.leave(at, &key, out);
         }
         for key in gone {
             self.leave(at, &key, out);
@@ -248,7 +252,8 @@ impl State {
             written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
             dirty: false,
         };
-        let fresh = alive && counts && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
+        let fresh =
+            alive && counts && !self.is_over(&key) && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
         let leaves_at = guest.leaves_at(self.rules.freshness_ms);
         let (vm, age) = (guest.record.vm.clone(), guest.age_ms(at.boot_ms));
         self.guests.insert(key, Guest { fresh, ..guest });
@@ -266,9 +271,10 @@ impl State {
         self.leave(at, &key, out);
     }
 
-    /// Whether a VM's current launch has ended.
+    /// Whether a VM's current launch has ended, or there is none and none is awaited.
     fn is_over(&self, key: &str) -> bool {
-        self.over.contains_key(key)
+        let listed = self.table.as_ref().and_then(|table| table.get(key));
+        self.over.contains_key(key) || listed.is_some_and(|listed| listed.closed)
     }
 
     /// The broker stops: what was held back is due, and nobody is reachable through it any more.

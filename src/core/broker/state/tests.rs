@@ -37,6 +37,7 @@ fn table(names: &[&str], launched: Option<u64>) -> Input {
     let guests = names
         .iter()
         .map(|name| GuestRecord {
+            closed: false,
             name: name.parse().unwrap(),
             second_name: None,
             launch_id: launched.map(|at| at.to_string()),

@@ -210,6 +210,7 @@ impl World {
             let guests = guests
                 .iter()
                 .map(|(name, launched)| GuestRecord {
+                    closed: false,
                     name: name.parse().unwrap(),
                     second_name: None,
                     launch_id: None,

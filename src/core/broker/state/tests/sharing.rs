@@ -326,6 +326,7 @@ fn who_shows_the_token_takes_the_place_of_who_does_not() {
         crate::core::host::hex(&Sha256::digest(token))
     };
     let guest = GuestRecord {
+        closed: false,
         name: name("web"),
         second_name: None,
         launch_id: None,
@@ -371,4 +372,37 @@ fn a_launch_that_is_over_proves_nothing() {
         Effect::Tell(Event::BrokerFreshness { reachable: true, .. })
     )));
     script.check(40, Input::Finish, "record web 31; fresh web false 9");
+}
+
+#[test]
+fn a_vm_that_castra_has_not_launched_beside_its_own_is_nobody() {
+    let mut script = crowd();
+    let listed = |closed: bool| {
+        let guest = GuestRecord {
+            name: name("db"),
+            second_name: None,
+            launch_id: None,
+            launched_boottime_ms: None,
+            boot_id: None,
+            token_sha256: None,
+            closed,
+        };
+        let record = GuestsRecord { guests: vec![guest] };
+        Input::Guests(Some(GuestTable::from_record(&record, "boot").unwrap()))
+    };
+    let freshness = |effects: &[Effect]| -> Vec<bool> {
+        let told = effects.iter().filter_map(|effect| match effect {
+            Effect::Tell(Event::BrokerFreshness { reachable, .. }) => Some(*reachable),
+            _ => None,
+        });
+        told.collect()
+    };
+    script.run(0, listed(true));
+    script.run(1, opened(1));
+    assert!(freshness(&script.run(1, hello(1, "db"))).is_empty());
+    // `up --broker-only`.
+    script.run(10, listed(false));
+    script.run(11, opened(2));
+    assert_eq!(freshness(&script.run(11, hello(2, "db"))), [true]);
+    assert_eq!(freshness(&script.run(20, listed(true))), [false]);
 }

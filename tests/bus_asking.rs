@@ -151,12 +151,12 @@ fn messages_as_people_type_them() {
         (&["a", "1", "--payload", "2"], "both `1` and --payload are given"),
         (
             &["a", "{\"x\": 1,}"],
-            "it is no JSON: key must be a string, column 9",
+            "invalid JSON: key must be a string, column 9",
         ),
-        (&["a", "hello"], "it is no JSON: expected value, column 1"),
+        (&["a", "hello"], "invalid JSON: expected value, column 1"),
         (
             &["a", "[1,\n2,\nx]"],
-            "it is no JSON: expected value, line 3 column 1",
+            "invalid JSON: expected value, line 3 column 1",
         ),
         (&["no topic", "1"], "isn't a topic you can publish on"),
         (

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt;
 
@@ -25,6 +26,9 @@ const BYTES_PER_SENDER: usize = 256 * 1024;
 /// The same for all senders together.
 const TOPICS: usize = 4096;
 const BYTES: usize = 4 * 1024 * 1024;
+
+/// Topics remembered as having a newer message than what is still to come; about 1 MiB.
+const PASSED: usize = 64 * 1024;
 
 /// Read at once.
 const PIECE: usize = 64 * 1024;
@@ -44,6 +48,9 @@ pub struct Lasts {
     files: VecDeque<File>,
     backward: Option<Backward>,
     seen: HashSet<String>,
+    /// Topics whose newest message found no place, as hashes: an older one isn't the last.
+    passed: HashSet<u64>,
+    hasher: RandomState,
     /// By sender: topics and bytes.
     taken: BTreeMap<String, (usize, usize)>,
     bytes: usize,
@@ -60,6 +67,8 @@ impl Lasts {
             files: files.into_iter().rev().collect(),
             backward: None,
             seen: HashSet::new(),
+            passed: HashSet::new(),
+            hasher: RandomState::new(),
             taken: BTreeMap::new(),
             bytes: 0,
             found: Vec::new(),
@@ -132,8 +141,16 @@ impl Lasts {
         {
             return;
         }
+        let hash = self.hasher.hash_one(parsed.topic);
+        if self.passed.contains(&hash) {
+            return;
+        }
         let taken = self.taken.entry(parsed.vm.to_owned()).or_default();
-        if taken.0 >= TOPICS_PER_SENDER || taken.1 + line.len() > BYTES_PER_SENDER {
+        // A sender's newest one finds its place however long it is.
+        if taken.0 >= TOPICS_PER_SENDER || (taken.0 > 0 && taken.1 + line.len() > BYTES_PER_SENDER) {
+            if self.passed.len() < PASSED {
+                self.passed.insert(hash);
+            }
             return;
         }
         *taken = (taken.0 + 1, taken.1 + line.len());
@@ -301,6 +318,34 @@ mod tests {
         assert_eq!(seqs[0], 1);
         assert_eq!((of(2..=1000), of(1001..=1005)), (TOPICS_PER_SENDER, 4));
         assert_eq!(seqs[1], 1000 - TOPICS_PER_SENDER as u64 + 1, "the newest ones");
+    }
+
+    #[test]
+    fn an_older_value_never_stands_for_one_that_found_no_place() {
+        let scratch = Scratch::new("lasts-stale");
+        let path = scratch.path("bus.log");
+        let text = [
+            line(1, "a", "x", 10),
+            line(2, "a", "x", BYTES_PER_SENDER),
+            line(3, "b", "x/old", 10),
+            line(4, "a", "x/old", 10),
+            line(5, "a", "y", BYTES_PER_SENDER - 250),
+        ];
+        fs::write(&path, text.concat()).unwrap();
+        assert_eq!(
+            found(&[&path], &["x"], 100),
+            [2],
+            "the newest of a sender always does"
+        );
+        assert_eq!(found(&[&path], &["*"], 100), [4, 5]);
+        // Another sender's older one isn't the last either.
+        let flood: String = (0..=TOPICS_PER_SENDER)
+            .map(|n| line(10 + n as u64, "a", &format!("t/{n}"), 1))
+            .collect();
+        fs::write(&path, text.concat() + &flood).unwrap();
+        assert!(found(&[&path], &["x*"], 100).contains(&4));
+        let seqs = found(&[&path], &["*"], 1000);
+        assert!(seqs.iter().all(|seq| *seq >= 10), "{seqs:?}");
     }
 
     #[test]

@@ -90,6 +90,18 @@ impl Resets {
         Some(boottime_ms.saturating_sub(wall_ms.saturating_sub(*last)))
     }
 
+    /// The same with those that a later look at the log's end has found. Earlier ones fall out of that end as
+    /// QEMU writes on; times tell nothing of order, since a wall clock is set back.
+    fn and_then(&self, later: &Resets) -> Resets {
+        let known = self.0.last();
+        let fresh = later
+            .0
+            .iter()
+            .rposition(|at| Some(at) == known)
+            .map_or(0, |at| at + 1);
+        Resets([&self.0[..], &later.0[fresh..]].concat())
+    }
+
     /// Its last resets came too fast for a guest that does anything else.
     pub fn is_loop(&self) -> bool {
         let (Some(last), Some(first)) = (self.0.last(), self.0.iter().rev().nth(LOOP_RESETS - 1)) else {
@@ -191,7 +203,7 @@ impl ResetWatch {
             return None;
         }
         self.seen = now;
-        let resets = read(&self.paths);
+        let resets = self.resets.and_then(&read(&self.paths));
         if resets == self.resets {
             return None;
         }
@@ -311,6 +323,28 @@ mod tests {
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000, 400_000]));
         assert_eq!(watch.look().unwrap().verdict, None);
+    }
+
+    #[test]
+    fn a_log_that_goes_on_hides_no_reset_and_invents_none() {
+        let scratch = Scratch::new("resets-long");
+        let paths = VmPaths::at(scratch.path("web"));
+        fs::create_dir_all(paths.dir()).unwrap();
+        let put = |text: &str| fs::write(paths.file(vm_file::QMP_LOG), text).unwrap();
+        let mut text = log(&[1_000, 9_000]);
+        put(&text);
+        let mut watch = ResetWatch::from_now(&paths);
+        let other = "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 0}, \"event\": \"RTC_CHANGE\"}\r\n";
+        text += &other.repeat(usize::try_from(QMP_TAIL).unwrap() / other.len());
+        put(&text);
+        assert_eq!(watch.look(), None, "nothing was reset");
+        assert_eq!(watch.resets().last_at(), parse(&log(&[9_000])).last_at());
+        text += &log(&[5_000]);
+        put(&text);
+        assert_eq!(watch.look().unwrap().resets.boots(), 4);
+        text += &log(&[20_000]);
+        put(&text);
+        assert_eq!(watch.look().unwrap().resets.boots(), 5);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Here: turning argv into [`Raw`], help, the man pages, completions, docs/CLI.md. Not here: what
 //! a value means beyond its type, or anything that touches the file system (`app`).
 
+#[cfg(test)]
+mod cited_tests;
 mod completions;
 mod guides;
 mod help;

@@ -9,6 +9,7 @@ use castra::core::operations::events::parse_since;
 use castra::core::operations::wait::WaitFor;
 use castra::core::report::MOST_RUNS;
 
+use super::own::BY_COMMAND;
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
 use crate::cli::raw::HelpKind;
 
@@ -148,11 +149,8 @@ pub const FLAGS: &[Flag] = &[
             Command::BusPublish,
             Command::BusRequest,
         ]),
-        brief: "overwrite, start with little memory, or remove disks",
-        manual: "`init` and `image build` replace what is there. `up` and `restart` start VMs even if memory is \
-                 short: the host may then swap, or kill one. `clean` removes persistent disks too: what guests \
-                 with `persist = true` have written is lost. `bus publish` and `bus request` publish also to a \
-                 vm:NAME that the project doesn't have.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.force = true;
@@ -164,7 +162,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
-        brief: "use the default guest for VMs with mounts",
+        brief: BY_COMMAND,
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -252,8 +250,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: PLANNING,
-        brief: "show what would be done, and change nothing",
-        manual: "Checks everything that `up` checks and prints each VM's bootstrap plan.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.plan = true;
@@ -335,8 +333,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: STOPPING,
-        brief: "discard persistent disks too; restart: begin with fresh ones",
-        manual: "What guests have written is lost.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.discard = true;
@@ -486,10 +484,8 @@ pub const FLAGS: &[Flag] = &[
             Command::Bootstrap,
             Command::Ports,
         ]),
-        brief: "say more: every step; ports: processes and conflicts",
-        manual: "Without it each VM has a few lines: launched, reachable, bootstrapped, what its script prints, \
-                 and what \
-                 went wrong. `ports` adds the processes, and who else wants the same port.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.verbose = true;
@@ -534,9 +530,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("N"),
         scope: Scope::Only(&[Command::Logs, Command::Events, Command::BusTail]),
-        brief: "show only the last N lines",
-        manual: "`logs` prints N lines of each log, by default 50 (with --since all), and so does `bus tail`. \
-                 `events` prints N of the events you ask for, by default all.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.tail = Some(
@@ -566,8 +561,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("VM"),
         scope: Scope::Only(&[Command::Events, Command::BusTail]),
-        brief: "show only events about this VM, or messages from it",
-        manual: "`events` takes it several times, `bus tail` once; `bus tail` also takes `host` and `broker`.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::VmName,
         apply: |raw, value| {
             raw.vms.push(text(value)?);
@@ -654,9 +649,8 @@ pub const FLAGS: &[Flag] = &[
         short: Some('f'),
         value: None,
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::BusTail]),
-        brief: "keep printing what is added",
-        manual: "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when nobody reads its \
-                 output any more. `bus tail` follows anyway.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.follow = true;
@@ -761,10 +755,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("TIME"),
         scope: Scope::Only(&[Command::HarnessRun, Command::Wait]),
-        brief: "give up after this long",
-        manual: "Seconds, or a time such as 90s, 30m or 2h. `harness run` then ends Codex by SIGTERM, then SIGKILL; \
-                 without it, or with 0, never. `wait` then ends with 124; without it after 5 minutes, and 0 looks \
-                 once.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.time_limit = Some(time(value)?);
@@ -816,10 +808,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("TOPIC"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusTail]),
-        brief: "what the message is about; of `bus tail`: only these",
-        manual: "1 to 128 of A-Z a-z 0-9 . _ : / -. `bus publish` takes one, here or as its first word, broadcast \
-                 unless told otherwise; vm:NAME reaches that VM alone. `bus tail` takes several, with `*` as in \
-                 `bus subscribe`.",
+        brief: BY_COMMAND,
+        manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.topics.push(text(value)?);

@@ -5,6 +5,9 @@
 
 use super::{Command, Flag};
 
+/// In the row of a flag that each of its commands explains here.
+pub(super) const BY_COMMAND: &str = "";
+
 /// What one flag says of itself to these commands.
 struct Own {
     long: &'static str,
@@ -28,16 +31,11 @@ const fn own(
 }
 
 const OWN: &[Own] = &[
-    own(
-        "force",
-        &[Command::Init],
-        "overwrite a castra.toml that is there",
-        "",
-    ),
+    own("force", &[Command::Init], "overwrite an existing castra.toml", ""),
     own(
         "force",
         &[Command::ImageBuild],
-        "build again what is built already",
+        "build it again even if it is already built",
         "",
     ),
     own(
@@ -49,14 +47,14 @@ const OWN: &[Own] = &[
     own(
         "force",
         &[Command::Clean],
-        "remove persistent disks, too",
-        "What guests with `persist = true` have written is lost.",
+        "also remove persistent disks",
+        "Everything that guests with `persist = true` have written is lost.",
     ),
     own(
         "force",
         &[Command::BusPublish, Command::BusRequest],
-        "publish also to a VM that the project doesn't have",
-        "Without it a topic vm:NAME that is no VM's is refused, as nobody would ever read it.",
+        "publish even to a VM that the project doesn't have",
+        "Without it castra refuses a topic vm:NAME of an unknown VM, because nobody would ever read the message.",
     ),
     own(
         "mounts",
@@ -67,7 +65,7 @@ const OWN: &[Own] = &[
     own(
         "mounts",
         &[Command::ImagePath],
-        "print the place of the default guest for VMs with mounts",
+        "print the path of the default guest for VMs with mounts",
         "",
     ),
     own(
@@ -87,14 +85,14 @@ const OWN: &[Own] = &[
     own(
         "discard",
         &[Command::Down],
-        "discard persistent disks, too",
-        "What guests with `persist = true` have written is lost.",
+        "also discard persistent disks",
+        "Everything that guests with `persist = true` have written is lost.",
     ),
     own(
         "discard",
         &[Command::Restart],
         "begin with fresh disks",
-        "What guests have written is lost, with `persist = true`, too.",
+        "Everything that the guests have written is lost, even with `persist = true`.",
     ),
     own(
         "all",
@@ -112,26 +110,26 @@ const OWN: &[Own] = &[
     own(
         "verbose",
         &[Command::Ports],
-        "show processes, and who else wants a port",
+        "show processes, and which projects want the same port",
         "",
     ),
     own(
         "tail",
         &[Command::Logs],
         "show only the last N lines of each log",
-        "The default is 50; with --since all.",
+        "The default is 50 lines, or all lines with --since.",
     ),
     own(
         "tail",
         &[Command::Events],
         "show only the last N events",
-        "Of those you ask for. The default is all.",
+        "Of those that match the other flags. The default is all.",
     ),
     own(
         "tail",
         &[Command::BusTail],
         "show only the last N messages",
-        "Of those you ask for. The default is 50.",
+        "Of those that match the other flags. The default is 50.",
     ),
     own(
         "follow",
@@ -232,6 +230,20 @@ mod tests {
                 "{}",
                 own.brief
             );
+        }
+    }
+
+    #[test]
+    fn every_command_says_what_each_of_its_flags_does() {
+        for row in COMMANDS {
+            for flag in row.flags() {
+                assert!(
+                    !flag.brief.is_empty(),
+                    "`{}` says nothing of --{}",
+                    row.words,
+                    flag.long
+                );
+            }
         }
     }
 

@@ -1,6 +1,8 @@
 //! What a default guest's disk keeps, over a restart and over the guest's own reboot; and a guest whose disk is too
 //! small for anything.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::eventually;
@@ -131,4 +133,40 @@ fn what_a_guest_keeps_and_its_own_reboot() {
     project.expect(0, &["restart", "web"]);
     all_is_there(&project, "after a panic");
     project.expect(0, &["down"]);
+}
+
+#[test]
+fn a_guest_is_known_again_after_a_power_cut_and_with_the_disk_of_an_earlier_castra() {
+    let project = Project::with("host-key", "[[vms]]\nname = \"web\"\npersist = true\n");
+    project.expect(0, &["up"]);
+    // At once: nothing has been written that wasn't asked to be.
+    let pid = i32::try_from(project.vm("web")["pid"].as_i64().unwrap()).unwrap();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    eventually("its end", || project.vm("web")["state"] == "crashed");
+    project.expect(0, &["up"]);
+    exec(&project, "true");
+    // Dropbear's host key is the same 64 bytes behind a head of its own.
+    exec(
+        &project,
+        "cd /var/lib && mkdir dropbear && cd dropbear && \
+         { printf '\\0\\0\\0\\13ssh-ed25519\\0\\0\\0\\100'; \
+           grep -v -e ----- /etc/ssh/ssh_host_ed25519_key | base64 -d | tail -c +162 | head -c 64; \
+         } >dropbear_ed25519_host_key && rm /etc/ssh/ssh_host_*",
+    );
+    project.expect(0, &["restart", "web"]);
+    exec(&project, "test -s /etc/ssh/ssh_host_ed25519_key.pub");
+    assert_eq!(
+        exec(&project, "stat -c %a /etc/ssh/ssh_host_ed25519_key"),
+        "600\n"
+    );
+    // One that is spoilt is no key, and the guest gets one all the same.
+    exec(
+        &project,
+        "head -c 83 /dev/zero >/var/lib/dropbear/dropbear_ed25519_host_key; rm /etc/ssh/ssh_host_*",
+    );
+    project.run(&["restart", "web"]);
+    let shown = project.run(&["exec", "web", "--", "true"]);
+    let words = text(&shown.stderr);
+    assert!(words.contains("HOST IDENTIFICATION HAS CHANGED"), "{words}");
+    project.expect(0, &["down", "--quiet"]);
 }

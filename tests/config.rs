@@ -385,6 +385,28 @@ fn one_mistake_each() {
             "castra.toml:3:10: \"2 GiB\" stands without quotes (write \"2 GiB\")",
         ),
         (
+            "^network = isolated",
+            "castra.toml:3:11: \"isolated\" stands without quotes (write \"isolated\")",
+        ),
+        ("[[vms]]\nname = node", "\"node\" stands without quotes"),
+        ("[[vms]]\nname = test", "\"test\" stands without quotes"),
+        ("[[vms]]\nname = frontend", "\"frontend\" stands without quotes"),
+        ("[[vms]]\nname = 1web", "\"1web\" stands without quotes"),
+        (
+            "^qemu_args = [nodefaults]",
+            "\"nodefaults\" stands without quotes (write \"nodefaults\")",
+        ),
+        (
+            "^[vms.bootstrap]\nenv = { STAGE = dev }",
+            "\"dev\" stands without quotes (write \"dev\")",
+        ),
+        (
+            "^persist = True",
+            "3:11: \"True\" is no value of TOML (write `true`; or \"True\", if a text is meant)",
+        ),
+        ("^persist = no", "(write `false`; or \"no\", if a text is meant)"),
+        ("^cpus = 1..5", "castra.toml:3:10: invalid fraction"),
+        (
             "^name = \"b\"",
             "castra.toml:3:1: \"name\" is there already (leave one of the two out)",
         ),

@@ -154,10 +154,28 @@ impl Source {
             .get(at..)
             .and_then(|rest| rest.lines().next())
             .unwrap_or_default();
-        let fix = if says("string values must be quoted") {
-            let value = here.split(['#', ',', '"']).next().unwrap_or_default().trim();
-            let text = format!("{} stands without quotes", shown(value));
-            return (text, format!("write {}", quoted(value)));
+        // A word that begins like a number, a boolean, `inf` or `nan` is refused as one of them.
+        let like_a_value = says("invalid float") || says("invalid integer") || says("invalid boolean");
+        let word = match says("string values must be quoted") || like_a_value {
+            true => self.bare_word(at),
+            false => None,
+        };
+        let fix = if let Some(word) = word {
+            let meant = match word.to_ascii_lowercase().as_str() {
+                "true" | "yes" | "on" => Some("true"),
+                "false" | "no" | "off" => Some("false"),
+                _ => None,
+            };
+            return match meant {
+                Some(meant) => (
+                    format!("{} is no value of TOML", shown(word)),
+                    format!("write `{meant}`; or {}, if a text is meant", quoted(word)),
+                ),
+                None => (
+                    format!("{} stands without quotes", shown(word)),
+                    format!("write {}", quoted(word)),
+                ),
+            };
         } else if says("duplicate key") {
             let key = here.split(['=', ']', '.']).next().unwrap_or_default().trim();
             return (
@@ -182,6 +200,19 @@ impl Source {
             "see https://toml.io for how TOML is written"
         };
         (message.to_owned(), fix.to_owned())
+    }
+
+    /// The word without quotes around this place; `None` for what is rather a number gone wrong.
+    fn bare_word(&self, at: Offset) -> Option<&str> {
+        let before = self.text.get(..at)?;
+        let of_a_word = |c: char| c.is_alphanumeric() || "_-+.".contains(c);
+        let start = before.trim_end_matches(of_a_word).len();
+        let line = self.text.get(start..)?.lines().next()?;
+        let word = line.split(['#', ',', '"', ']', '}']).next()?.trim();
+        let begins = word.chars().next()?;
+        let text =
+            begins.is_alphabetic() || word.contains(|c: char| c.is_alphabetic() && !"eExobn_".contains(c));
+        text.then_some(word)
     }
 
     /// Notes that the schema has this key.

@@ -297,6 +297,11 @@ fn a_question_is_answered_or_not() {
         "{}",
         ran.stderr
     );
+    assert!(
+        ran.stderr.contains("try: check in `castra bus tail`"),
+        "{}",
+        ran.stderr
+    );
     castra.run(&["bus", "request", "x", "{"]).exits(64);
     castra.run(&["down"]).exits(0);
 }

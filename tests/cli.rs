@@ -84,6 +84,14 @@ fn wrong_usage_is_64_and_names_the_nearest() {
             "try: --broker-only, which is the nearest there is",
         ),
         (
+            &["man", "castra.tml"],
+            "try: castra man castra.toml, which is the nearest there is",
+        ),
+        (
+            &["bus", "publish", "ci/x", "hello", "world"],
+            "try: put the payload in single quotes, such as '{\"ok\": true}' or '\"some text\"'",
+        ),
+        (
             &["down", "--plan"],
             "because: it belongs to `castra up` and `castra bootstrap`",
         ),
@@ -230,6 +238,8 @@ fn logs_and_events_read_what_is_there() {
         "2026-11-21T10:00:00.000Z  web       warning: odd \\x1b[2J\n"
     );
     assert_eq!(castra.run(&["events", "--type", "summary"]).exits(0).stdout, "");
+    let none = castra.run(&["events", "--type", "bootstrap"]).exits(0);
+    assert!(none.stderr.contains("try: --type 'bootstrap.*'"), "{none:?}");
 }
 
 #[test]
@@ -503,7 +513,19 @@ fn ssh_and_exec_become_ssh() {
     }
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "wbe-0", "--", "true"], b"");
     assert_eq!(code, 64);
-    assert!(stderr.contains("`web-0` is the nearest there is"), "{stderr}");
+    assert!(stderr.contains("did you mean `web-0`?"), "{stderr}");
+    // Who forgets the VM is told where it stands, and who names none that is there what there is.
+    let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "--", "uname", "-a"], b"");
+    assert_eq!(code, 64);
+    assert!(
+        stderr.contains("there is no VM \"uname\" in this project"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("because: its VMs are web-0, db"), "{stderr}");
+    assert!(
+        stderr.contains("castra exec VM -- COMMAND: the VM stands before `--`"),
+        "{stderr}"
+    );
     let output = castra
         .command(&["ssh", "web-0"])
         .env("PATH", castra.project())

@@ -57,6 +57,10 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     say_what_was_missing(context, &outcome);
     if outcome.told == 0 && !context.json && !options.follow {
         context.say("no such event has been kept here");
+        // `--type bootstrap` names no type, but the beginning of some.
+        if let Some(start) = options.types.iter().find(|one| !one.contains(['.', '*', '?'])) {
+            context.say(&format!("  try: --type '{start}.*' for all types that begin so"));
+        }
     }
     Ok(match options.cancel.is_requested() {
         true => Exit::Interrupted,

@@ -10,7 +10,7 @@ use castra::core::config::{self, CONFIG_FILE, Config};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::logs::launched_vms;
 use castra::core::name::VmName;
-use castra::core::nearest::nearest;
+use castra::core::nearest::no_such_vm;
 use castra::core::operations::lost;
 use castra::core::operations::status::status_all;
 use castra::core::paths::{StateRoot, castra_home, check_utf8};
@@ -235,15 +235,14 @@ pub fn vms(selected: &Selected, names: Vec<String>) -> Result<Vec<String>> {
 /// The one VM of this name or role, in the spelling of config or state root.
 pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
     let known = known(selected)?;
-    let failure = match meant(&known, name)[..] {
-        [one] => return Ok(one.clone()),
-        [] => Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project")),
-        ref several => return Err(one_of(several, format!("{name:?} is {} VMs", several.len()))),
-    };
-    Err(match nearest(name, known.iter().map(|known| known.vm.as_str())) {
-        Some(near) => failure.advice(format!("`{near}` is the nearest there is")),
-        None => failure.advice("`castra status` lists its VMs"),
-    })
+    match meant(&known, name)[..] {
+        [one] => Ok(one.clone()),
+        [] => {
+            let names: Vec<&str> = known.iter().map(|known| known.vm.as_str()).collect();
+            Err(no_such_vm(name, &names))
+        }
+        ref several => Err(one_of(several, format!("{name:?} is {} VMs", several.len()))),
+    }
 }
 
 /// The VM that a command means which names none: the only one there is.

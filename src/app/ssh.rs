@@ -28,11 +28,18 @@ const FEED_BYTES: usize = 64 * 1024;
 
 /// Becomes `ssh`; returns only where that can't be. The exit code is then the remote command's.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let interactive = raw.command == Some(cli::Command::Ssh);
+    let command = raw.command.unwrap_or(cli::Command::Ssh);
+    let interactive = command == cli::Command::Ssh;
     let typed_name = raw.operands.first().map(typed::name).transpose()?;
     let selected = select::project(raw)?;
     let vm = match &typed_name {
-        Some(name) => select::vm(&selected, name)?,
+        Some(name) => select::vm(&selected, name).map_err(|failure| match raw.all_after_dashes {
+            true => failure.advice(format!(
+                "castra {} VM -- COMMAND: the VM stands before `--`",
+                command.row().words
+            )),
+            false => failure,
+        })?,
         None => select::only_vm(&selected, cli::Command::Ssh)?,
     };
     let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;

@@ -21,7 +21,8 @@ pub fn manpage(words: &str) -> Result<String, Failure> {
     if matches!(command, "" | "1" | "castra") {
         return Ok(whole_page());
     }
-    match (listed_command(command), guide_named(words)) {
+    let others = GUIDES.iter().map(|guide| guide.name);
+    match (listed_command(command, others), guide_named(words)) {
         (Ok(row), _) => Ok(page_of(row)),
         (Err(_), Some(guide)) => Ok(guide.page()),
         (Err(failure), None) => Err(failure),

@@ -30,8 +30,15 @@ pub fn parse(args: Vec<OsString>) -> Result<Raw, Refused> {
         .iter()
         .take_while(|arg| *arg != "--")
         .any(|arg| arg == "--json");
+    let after_dashes = args
+        .iter()
+        .position(|arg| arg == "--")
+        .map(|at| args.len() - at - 1);
     match read(&mut raw, args) {
-        Ok(()) => Ok(raw),
+        Ok(()) => {
+            raw.all_after_dashes = after_dashes == Some(raw.operands.len());
+            Ok(raw)
+        }
         Err(failure) => {
             raw.json = json;
             Err(Refused {
@@ -165,14 +172,18 @@ fn place_in_group(raw: &mut Raw, group: &'static str, word: &OsStr) -> Result<()
     ))
 }
 
-/// The command that these words name, as `castra man` takes them.
-pub fn listed_command(words: &str) -> Result<&'static CommandRow, Failure> {
+/// The command that these words name, as `castra man` takes them; it has pages of these names, too.
+pub fn listed_command(
+    words: &str,
+    others: impl Iterator<Item = &'static str>,
+) -> Result<&'static CommandRow, Failure> {
     let found = listed().find(|row| row.words == words);
     found.ok_or_else(|| {
         unknown(
-            &format!("there is no command {words:?}"),
-            nearest(words, listed().map(|row| row.words)).map(|near| format!("castra man {near}")),
-            "castra --help",
+            &format!("there is no command or page {words:?}"),
+            nearest(words, listed().map(|row| row.words).chain(others))
+                .map(|near| format!("castra man {near}")),
+            "castra man --help",
         )
     })
 }
@@ -275,6 +286,17 @@ fn check_operands(raw: &mut Raw, row: &'static CommandRow) -> Result<(), Failure
     }
     if raw.operands.len() > most {
         let extra = raw.operands[most].to_string_lossy().into_owned();
+        if matches!(row.command, Command::BusPublish | Command::BusRequest) {
+            return Err(usage(
+                format!(
+                    "`castra {}` takes one word as payload, and {extra:?} is one more",
+                    row.words
+                ),
+                Some(row.command),
+            )
+            .because("the shell cuts at spaces and takes quotes away")
+            .advice("put the payload in single quotes, such as '{\"ok\": true}' or '\"some text\"'"));
+        }
         return Err(usage(
             format!("`castra {}` can't take {extra:?}", row.words),
             Some(row.command),

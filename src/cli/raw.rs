@@ -41,6 +41,8 @@ pub struct Raw {
     pub group: Option<&'static str>,
     /// Its operands, those after `--` included.
     pub operands: Vec<OsString>,
+    /// All operands stood after `--`.
+    pub all_after_dashes: bool,
     /// `-h`, `--help`.
     pub help: Option<HelpKind>,
     /// `castra` alone: the first steps are wanted.

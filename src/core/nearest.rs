@@ -1,7 +1,10 @@
 //! "Did you mean …?": the known word nearest to a mistyped one.
 //!
-//! Here: edit distance over short words. Used for config keys and values, commands, flags, VM and
-//! workspace names. Not here: the sentences around it.
+//! Here: edit distance over short words, used for config keys and values, commands, flags, VM and
+//! workspace names; and the one refusal of a VM that a project doesn't have. Not here: the other
+//! sentences around it.
+
+use crate::core::failure::{Exit, Failure};
 
 /// Longest word, in characters, that is compared; a longer one is no typing mistake.
 const MAX_CHARS: usize = 64;
@@ -27,6 +30,31 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         }
     }
     best.map(|(_, candidate)| candidate)
+}
+
+/// Names in a message; more are counted.
+const NAMES_SHOWN: usize = 8;
+
+/// Refuses the name of a VM that is none of these, which are a project's.
+pub fn no_such_vm(name: &str, known: &[&str]) -> Failure {
+    let failure = Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project"));
+    if known.is_empty() {
+        return failure
+            .because("it has none")
+            .advice("declare one under [[vms]] in castra.toml");
+    }
+    let mut names = known[..known.len().min(NAMES_SHOWN)].join(", ");
+    if known.len() > NAMES_SHOWN {
+        names.push_str(&format!(" and {} more", known.len() - NAMES_SHOWN));
+    }
+    let failure = failure.because(match known {
+        [_] => format!("its only VM is {names}"),
+        _ => format!("its VMs are {names}"),
+    });
+    match nearest(name, known.iter().copied()) {
+        Some(near) => failure.advice(format!("did you mean `{near}`?")),
+        None => failure.advice("`castra status` shows them"),
+    }
 }
 
 fn letters(word: &str) -> Vec<char> {

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
-use crate::core::failure::{Exit, Failure, Result};
+use crate::core::failure::{Failure, Result};
 use crate::core::host;
 use crate::core::journal::{Journal, Rotation};
 use crate::core::name::VmName;
-use crate::core::nearest::nearest;
+use crate::core::nearest::no_such_vm;
 use crate::core::paths::{StateRoot, vm_file};
 
 /// How much of a log's end is looked through for lines that are there already, bytes.
@@ -121,7 +121,11 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
     let mut chosen: Vec<VmName> = Vec::new();
     for name in vms {
         let found = all.iter().find(|vm| vm.as_str().eq_ignore_ascii_case(name));
-        chosen.push(found.ok_or_else(|| unknown(name, &all))?.clone());
+        let Some(found) = found else {
+            let known: Vec<&str> = all.iter().map(VmName::as_str).collect();
+            return Err(no_such_vm(name, &known));
+        };
+        chosen.push(found.clone());
     }
     if vms.is_empty() {
         chosen = all[..there].to_vec();
@@ -182,18 +186,11 @@ pub fn launched_vms(state: &StateRoot) -> Result<Vec<VmName>> {
     Ok(names)
 }
 
-fn unknown(name: &str, known: &[VmName]) -> Failure {
-    let failure = Failure::new(Exit::Usage, format!("there is no VM {name:?} in this project"));
-    match nearest(name, known.iter().map(VmName::as_str)) {
-        Some(near) => failure.advice(format!("`{near}` is the nearest there is")),
-        None => failure.advice("`castra status` lists its VMs"),
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::failure::Exit;
     use crate::core::scratch::Scratch;
 
     #[test]

@@ -1,11 +1,11 @@
 //! Which VMs an operation is about.
 
 use crate::core::config::{Config, VmConfig};
-use crate::core::failure::{Exit, Failure, Result};
+use crate::core::failure::Result;
 use crate::core::host;
 use crate::core::logs;
 use crate::core::name::VmName;
-use crate::core::nearest::nearest;
+use crate::core::nearest::no_such_vm;
 use crate::core::paths::StateRoot;
 use crate::core::runtime::process::find_qemu_pid;
 
@@ -15,7 +15,7 @@ pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c
     for name in names {
         if !config.vms.iter().any(|vm| config.means(name, vm)) {
             let known: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
-            return Err(unknown(name, &known));
+            return Err(no_such_vm(name, &known));
         }
     }
     let wanted = |vm: &&VmConfig| names.is_empty() || names.iter().any(|name| config.means(name, vm));
@@ -47,7 +47,7 @@ pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&s
                 .collect();
             all.sort_unstable();
             all.dedup();
-            return Err(unknown(name, &all));
+            return Err(no_such_vm(name, &all));
         }
     }
     launched.retain(|vm| names.is_empty() || names.iter().any(|name| same(name, vm)));
@@ -56,18 +56,4 @@ pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&s
 
 fn same(name: &str, vm: &VmName) -> bool {
     vm.as_str().eq_ignore_ascii_case(name)
-}
-
-fn unknown(name: &str, known: &[&str]) -> Failure {
-    let failure = Failure::new(Exit::Usage, format!("there is no VM `{name}` in this project"));
-    if known.is_empty() {
-        return failure
-            .because("it has none")
-            .advice("declare one under [[vms]] in castra.toml");
-    }
-    let failure = failure.because(format!("its VMs are {}", known.join(", ")));
-    match nearest(name, known.iter().copied()) {
-        Some(near) => failure.advice(format!("did you mean `{near}`?")),
-        None => failure.advice("`castra status` shows them"),
-    }
 }

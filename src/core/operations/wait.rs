@@ -13,7 +13,7 @@ use crate::core::cancel::Cancel;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::name::VmName;
-use crate::core::nearest::nearest;
+use crate::core::nearest::no_such_vm;
 use crate::core::operations::verdict::FleetVerdict;
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::status::assemble::assemble;
@@ -220,12 +220,7 @@ fn selected<'s>(status: &'s StatusOutcome, names: &[String]) -> Result<Vec<&'s V
     for name in names {
         if !status.vms.iter().any(|vm| is(vm, name)) {
             let known: Vec<&str> = status.vms.iter().map(|vm| vm.name.as_str()).collect();
-            let failure = Failure::new(Exit::Usage, format!("there is no VM `{name}` in this project"))
-                .because(format!("its VMs are {}", known.join(", ")));
-            return Err(match nearest(name, known.iter().copied()) {
-                Some(near) => failure.advice(format!("did you mean `{near}`?")),
-                None => failure.advice("`castra status` shows them"),
-            });
+            return Err(no_such_vm(name, &known));
         }
     }
     let wanted = |vm: &&VmStatus| names.is_empty() || names.iter().any(|name| is(vm, name));

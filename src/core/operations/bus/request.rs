@@ -132,7 +132,7 @@ fn wait_for(client: &mut Client, reply: &str, options: &BusRequestOptions) -> Re
                     "nobody who is subscribed to {} has answered",
                     options.topic
                 ))
-                .advice("is anybody? `castra bus tail` shows the question; --timeout waits longer"));
+                .advice("check in `castra bus tail` that the question is there, and who should answer; --timeout waits longer"));
             }
         }
     }

@@ -5,8 +5,10 @@
 //!
 //! scp follows every link, so links to folders and dangling ones can't be copied by it, and what it follows may be
 //! anywhere. Here links stay links, but for a source that is one itself. What a guest sends is as hostile as everything
-//! of a guest: nothing is written through a link, outside the destination, or as more than a file, folder or link.
+//! of a guest: nothing is written through a link, outside the destination, under a
+//! name that wasn't asked for, or as more than a file, folder or link.
 
+mod asked;
 mod receive;
 mod script;
 mod send;
@@ -92,7 +94,7 @@ pub fn put(target: &SshTarget, sources: &[PathBuf], to: &OsStr) -> Result<Copied
 
 /// Copies what these patterns mean in a guest to a path of this machine.
 pub fn get(target: &SshTarget, sources: &[OsString], to: &Path) -> Result<Copied> {
-    let mut place = receive::Place::find(to, sources.len() > 1)?;
+    let mut place = receive::Place::find(to, sources.len() > 1)?.asked(sources);
     let mut copied = Copied::default();
     let mut remote = Remote::start(target, |mark| script::get(mark, sources))?;
     // Nothing more goes there; a watch in the guest looks after its end.

@@ -18,13 +18,16 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 
+use super::asked::Asked;
 use super::{Copied, send::shown};
 use crate::core::failure::{Exit, Failure, Result as Done};
 use crate::core::host;
 
 const BLOCK: usize = 512;
-/// Longest name, link or pax record; Linux takes no path of more than 4096 bytes.
+/// Longest name, link or pax record.
 const LONGEST_NAME: u64 = 64 * 1024;
+/// Linux takes no longer path. Folders below each other could be made beyond it, and few programs would remove them.
+const LONGEST_PATH: usize = 4096;
 const COPY_BYTES: usize = 256 * 1024;
 /// Names of what was left out; more are counted nowhere, the first ones say enough.
 const MOST_LEFT_OUT: usize = 1000;
@@ -39,6 +42,8 @@ pub struct Place {
     taken: bool,
     /// The source that comes has no name of its own.
     whole: bool,
+    /// What may come into the folder; `None`: anything.
+    asked: Option<Asked>,
     /// Folders with what they shall have once nothing is written into them any more.
     folders: BTreeMap<PathBuf, Attributes>,
 }
@@ -66,6 +71,7 @@ impl Place {
             name,
             taken: false,
             whole: false,
+            asked: None,
             folders: BTreeMap::new(),
         };
         if to.is_dir() {
@@ -85,10 +91,19 @@ impl Place {
         Ok(new(open(above)?, Some(name)))
     }
 
+    /// Only what these patterns mean may come.
+    pub fn asked(mut self, patterns: &[OsString]) -> Place {
+        self.asked = Some(Asked::new(patterns));
+        self
+    }
+
     /// The next source.
     pub fn begin(&mut self, whole: bool) -> io::Result<()> {
         if self.name.is_some() && std::mem::replace(&mut self.taken, true) {
             return Err(io::Error::other("several sources need a folder that is there"));
+        }
+        if whole && self.asked.as_ref().is_some_and(|asked| !asked.takes_whole()) {
+            return Err(io::Error::other("the guest sends what it wasn't asked for"));
         }
         self.whole = whole;
         Ok(())
@@ -105,6 +120,9 @@ impl Place {
 
     /// A member's path below the base; `None`: it is the base itself.
     fn path_of(&self, name: &[u8]) -> io::Result<Option<PathBuf>> {
+        if name.len() > LONGEST_PATH {
+            return Err(io::Error::other("its name is too long"));
+        }
         let mut parts: Vec<&OsStr> = Vec::new();
         for part in name.split(|byte| *byte == b'/') {
             match part {
@@ -120,6 +138,11 @@ impl Place {
             } else if let Some(first) = parts.first_mut() {
                 *first = name;
             }
+        } else if !self.whole
+            && let (Some(asked), Some(first)) = (&self.asked, parts.first())
+            && !asked.takes(first.as_bytes())
+        {
+            return Err(io::Error::other("it wasn't asked for"));
         }
         Ok((!parts.is_empty()).then(|| parts.iter().collect()))
     }

@@ -209,3 +209,50 @@ fn garbage_is_no_archive() {
     assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 0, 5]), Some(5));
     assert_eq!(number(b"\x80\0\0\0\0\0\0\x02\0\0\0\0"), Some(8 << 30));
 }
+
+#[test]
+fn what_was_not_asked_for_does_not_come() {
+    let scratch = Scratch::new("copy unasked");
+    let to = scratch.path("to");
+    fs::create_dir(&to).unwrap();
+    fs::write(to.join("mine"), "mine").unwrap();
+    let deep = "d/".repeat(3000);
+    let bytes = [
+        member(b"./report.txt", b'0', b"", 0o644, b"x"),
+        member(b"./.ssh/authorized_keys", b'0', b"", 0o600, b"x"),
+        member(b"./.bashrc", b'2', b"/tmp/x", 0o777, b""),
+        member(b"./report.txt", b'1', b"./mine", 0o644, b""),
+        member(
+            b"././@LongLink",
+            b'L',
+            b"",
+            0o644,
+            format!("report.txt/{deep}").as_bytes(),
+        ),
+        member(b"x", b'5', b"", 0o755, b""),
+        END.to_vec(),
+    ]
+    .concat();
+    let asked = |what: &str| Place::find(&to, false).unwrap().asked(&[OsString::from(what)]);
+    let mut place = asked("/root/report.txt");
+    let mut copied = Copied::default();
+    assert!(
+        place.begin(true).is_err(),
+        "no folder without a name was asked for"
+    );
+    place.begin(false).unwrap();
+    unpack(&mut Cursor::new(&bytes), &mut place, &mut copied).unwrap();
+    assert_eq!(copied.left_out.len(), 4, "{:?}", copied.left_out);
+    let mut names: Vec<_> = fs::read_dir(&to)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["mine", "report.txt"]);
+    assert_eq!(fs::metadata(to.join("mine")).unwrap().nlink(), 1);
+    // All that is in a folder was.
+    let mut place = asked("/root/.");
+    place.begin(true).unwrap();
+    unpack(&mut Cursor::new(&bytes), &mut place, &mut Copied::default()).unwrap();
+    assert!(to.join(".ssh/authorized_keys").is_file());
+}

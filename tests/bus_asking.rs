@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 #[path = "support/session.rs"]
-#[allow(dead_code)]
 mod session;
 mod support;
 

@@ -70,7 +70,7 @@ pub fn publish(context: &mut Context, raw: &Raw) -> Result<Exit> {
 
 /// Topic and payload, each as a word or by its flag; a `-` alone is the payload.
 fn message(raw: &Raw) -> Result<(Option<String>, Option<String>)> {
-    let word = |at: usize| raw.operands.get(at).map(|word| text_of(word)).transpose();
+    let word = |at: usize| raw.operands.get(at).map(text_of).transpose();
     let (first, second) = (word(0)?, word(1)?);
     let (topic, payload) = match (first, second) {
         (Some(dash), None) if dash == "-" => (None, Some(dash)),

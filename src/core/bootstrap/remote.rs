@@ -8,7 +8,7 @@
 //! read by every user of the guest.
 //!
 //! Start-up files of the login shell may print, with or without a line end, also from a process that they left in the
-//! background. So every line that castra reads begins with a line end of its own and is printed at once ([`say`]); what
+//! background. So every line that castra reads begins with a line end of its own and is printed at once (`say`); what
 //! stands around such lines isn't castra's.
 
 use std::ffi::OsStr;

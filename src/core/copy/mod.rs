@@ -1,7 +1,7 @@
 //! Copying files between this machine and a guest, as one tar stream over ssh.
 //!
-//! Here: the two directions, and what is told of them. Not here: the stream ([`send`], [`receive`]), the guest's side
-//! ([`script`]), the connection (`bootstrap::ssh`), which word is of a VM (`app::cp`).
+//! Here: the two directions, and what is told of them. Not here: the stream (`send`, `receive`), the guest's side
+//! (`script`), the connection (`bootstrap::ssh`), which word is of a VM (`app::cp`).
 //!
 //! scp follows every link, so links to folders and dangling ones can't be copied by it, and what it follows may be
 //! anywhere. Here links stay links, but for a source that is one itself. What a guest sends is as hostile as everything

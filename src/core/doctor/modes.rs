@@ -56,7 +56,7 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
             continue;
         }
         let mode = meta.mode() & 0o777;
-        let data = json!({"path": text_of(&path), "mode": format!("{mode:04o}"), "uid": meta.uid()});
+        let data = json!({"path": text_of(path), "mode": format!("{mode:04o}"), "uid": meta.uid()});
         let shown = path.display();
         if mode & 0o077 != 0 {
             let (right, may) = match meta.is_dir() {

@@ -3,7 +3,7 @@
 //! Here: one function per feature, in the order a reader of `ps` meets them; golden files show the
 //! whole of it. Not here: starting it ([`super::launch`]).
 //!
-//! QEMU reads most arguments as `key=value,…`: there a comma in a path is doubled ([`option`]). `-kernel`,
+//! QEMU reads most arguments as `key=value,…`: there a comma in a path is doubled (`option`). `-kernel`,
 //! `-initrd` and `-append` are taken as they are. (A multiboot kernel's `-initrd` is a list with commas;
 //! castra boots none.)
 //!

@@ -25,7 +25,7 @@ pub use lock::{
 };
 mod sparse;
 pub use memory::{Memory, memory, memory_available};
-pub use processes::{HeldFile, command_lines, held_file, is_stopped, turns_of};
+pub use processes::{HeldFile, command_lines, held_file, is_stopped, sees_as_we, turns_of};
 pub use sparse::thin_out;
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes

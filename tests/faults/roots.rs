@@ -261,3 +261,45 @@ fn copy_all(from: &Path, to: &Path) {
         }
     }
 }
+
+/// In a container the same path is another project's.
+#[test]
+fn a_vm_of_another_mount_namespace_is_nobodys_here() {
+    let project = Project::new("mount-namespace", ONE);
+    let dir = project.castra().project();
+    let kept = project.castra().dir().join("kept");
+    copy_all(&dir, &kept);
+    let script =
+        "mount -t tmpfs castra \"$1\" && cp \"$2\"/* \"$1\" && cd \"$1\" && shift 2 && \"$@\" && rm -r state";
+    let plain = project.castra().command(&["up"]);
+    let mut command = std::process::Command::new("unshare");
+    command
+        .args(["-r", "-m", "sh", "-c", script, "sh"])
+        .args([&dir, &kept])
+        .arg(plain.get_program())
+        .args(plain.get_args())
+        .env_clear();
+    for (name, value) in plain.get_envs() {
+        if let Some(value) = value {
+            command.env(name, value);
+        }
+    }
+    let ran = crate::project::finish(command, &["up"]);
+    if ran.stderr.starts_with("unshare: ") || ran.stderr.starts_with("mount: ") {
+        eprintln!("no mount namespace is to be had here: {}", ran.stderr);
+        return;
+    }
+    ran.exits(0);
+    let pid_file = project.state("vms/web/qemu.pid");
+    let all = castra::core::host::command_lines();
+    let named = |words: &[std::ffi::OsString]| words.iter().any(|word| word == pid_file.as_os_str());
+    let pid = all.iter().find(|(_, words)| named(words)).unwrap().0;
+    assert_ne!(project.vm("web")["state"], "running");
+    project.run(&["down"]).exits(0);
+    assert!(runs(pid), "it was ended");
+    project.run(&["up"]).exits(0);
+    project.run(&["down"]).exits(0);
+    assert!(runs(pid));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+}

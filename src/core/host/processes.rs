@@ -6,9 +6,10 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
-use super::{Holder, lock_holder_of, open_state_file};
+use super::{Holder, lock_holder_of, open_state_file, says_absent};
 
 /// What a link below `/proc/PID/fd` ends with where the file's name was removed.
 const DELETED: &[u8] = b" (deleted)";
@@ -53,6 +54,21 @@ pub fn turns_of(pid: u32, thread: &str) -> Option<u64> {
         line.trim().parse().ok()
     };
     Some(count("voluntary_ctxt_switches:")? + count("nonvoluntary_ctxt_switches:")?)
+}
+
+/// Whether a path leads a process to the same place as us, as far as there is anything there. In a container
+/// the same words may name another project. False where that can't be told.
+pub fn sees_as_we(pid: u32, path: &Path) -> bool {
+    let theirs = PathBuf::from(format!("/proc/{pid}/root"));
+    for place in path.ancestors() {
+        let inside = theirs.join(place.strip_prefix("/").unwrap_or(place));
+        match (fs::metadata(place), fs::metadata(inside)) {
+            (Ok(ours), Ok(theirs)) => return (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
+            (Err(ours), Err(theirs)) if says_absent(&ours) && says_absent(&theirs) => {}
+            _ => return false,
+        }
+    }
+    false
 }
 
 /// A file that a process has open and holds a record lock on.

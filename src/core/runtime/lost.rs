@@ -70,7 +70,7 @@ fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
     }
     let held = host::held_file(pid, OsStr::new(vm_file::QEMU_PID))?;
     // A process in a file system of its own: its name is right, and only we don't see the file.
-    if held.path.as_deref() == Some(&path) {
+    if held.path.as_deref() == Some(&path) || !host::sees_as_we(pid, &state_root) {
         return None;
     }
     let moved_to = held.path.and_then(|path| Some(root_of(&path)?.1.to_owned()));

@@ -287,7 +287,7 @@ fn other_programs_reach_a_vm_by_the_printed_config() {
     assert_eq!(object["host"], "127.0.0.1");
 
     let ran = guest.project.run(&["ssh-config", "wob"]).exits(64);
-    assert!(ran.stderr.contains("`web` is the nearest"), "{ran:?}");
+    assert!(ran.stderr.contains("did you mean `web`?"), "{ran:?}");
     // What stdin brings passes through byte for byte, and the exit code comes back.
     let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let ran = castra.run_with_stdin(&["exec", "web", "--", "sh", "-c", "sha256sum; exit 9"], &bytes);

@@ -709,7 +709,7 @@ fn a_transfer_that_stalls() {
     let fixture = Fixture::with_path("stall", "step_timeout_secs = 6", Some("true"), &path);
     let ran = fixture.run();
     assert!(
-        ran.error().contains("the transfer got no further for 6 s")
+        ran.error().contains("the transfer made no progress for 6 s")
             && ran.steps().ends_with("transfer:failed"),
         "{}",
         ran.error()

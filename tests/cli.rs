@@ -75,17 +75,14 @@ fn version() {
 fn wrong_usage_is_64_and_names_the_nearest() {
     let castra = Castra::new("usage");
     for (args, expected) in [
-        (
-            &["stauts"][..],
-            "try: castra status, which is the nearest there is",
-        ),
+        (&["stauts"][..], "try: castra status, the nearest known word"),
         (
             &["up", "--borker-only"],
-            "try: --broker-only, which is the nearest there is",
+            "try: --broker-only, the nearest known word",
         ),
         (
             &["man", "castra.tml"],
-            "try: castra man castra.toml, which is the nearest there is",
+            "try: castra man castra.toml, the nearest known word",
         ),
         (
             &["bus", "publish", "ci/x", "hello", "world"],
@@ -419,7 +416,7 @@ fn man_pages_are_roff_that_groff_renders() {
     for (args, said) in [
         (
             &["man", "stauts"][..],
-            "try: castra man status, which is the nearest",
+            "try: castra man status, the nearest known word",
         ),
         (&["man", "up", "--dir", "pages"], "error: --dir takes all pages"),
     ] {

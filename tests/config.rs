@@ -374,7 +374,7 @@ fn one_mistake_each() {
         // Syntax
         (
             "",
-            "castra.toml:1:1: no VM is described (add one: a line `[[vms]]`",
+            "castra.toml:1:1: no VM is declared (add one: a line `[[vms]]`",
         ),
         (
             "[[vms]]\nname = web",
@@ -408,11 +408,11 @@ fn one_mistake_each() {
         ("^cpus = 1..5", "castra.toml:3:10: invalid fraction"),
         (
             "^name = \"b\"",
-            "castra.toml:3:1: \"name\" is there already (leave one of the two out)",
+            "castra.toml:3:1: \"name\" is there twice (leave one of the two out)",
         ),
         (
             "[broker]\n[broker]\n^",
-            "castra.toml:2:2: \"broker\" is there already",
+            "castra.toml:2:2: \"broker\" is there twice",
         ),
         (
             "[[vms]\nname = \"a\"",
@@ -564,7 +564,7 @@ fn one_mistake_each() {
         // Names
         (
             "[[vms]]\ncpus = 1",
-            "castra.toml:1:1: a VM without a name (write `name = \"web\"`",
+            "castra.toml:1:1: a VM has no name (write `name = \"web\"`",
         ),
         (
             "[[vms]]\nname = \"a b\"",
@@ -578,11 +578,11 @@ fn one_mistake_each() {
         ),
         (
             "^[[vms]]\nname = \"A\"",
-            "castra.toml:4:8: a second VM \"A\" (the first: line 2); case doesn't count",
+            "castra.toml:4:8: VM \"A\" is there twice (first on line 2); upper and lower case don't differ",
         ),
         (
             "^count = 2\n[[vms]]\nname = \"a-1\"",
-            "5:8: a second VM \"a-1\" (the first: line 2)",
+            "5:8: VM \"a-1\" is there twice (first on line 2)",
         ),
         (
             "[project]\nname = \" \"\n^",
@@ -601,10 +601,10 @@ fn one_mistake_each() {
             "^[[vms.instances]]\nid = \"b\"",
             "4:6: \"a\" has no replica \"b\" (write `id = \"a\"`)",
         ),
-        ("^[[vms.instances]]\ncpus = 3", "3:1: an instance without `id`"),
+        ("^[[vms.instances]]\ncpus = 3", "3:1: an instance has no `id`"),
         (
             "^count = 2\n[[vms.instances]]\nid = \"a-1\"\n[[vms.instances]]\nid = \"A-1\"",
-            "7:6: a second instance \"a-1\" (the first: line 5)",
+            "7:6: instance \"a-1\" is there twice (first on line 5)",
         ),
         // Ports
         (
@@ -621,7 +621,7 @@ fn one_mistake_each() {
         ),
         (
             "^port_forwards = [{ host = 80 }]",
-            "3:18: a port forward without `guest` (write `guest = 22`",
+            "3:18: a port forward has no `guest` (write `guest = 22`",
         ),
         (
             "^port_forwards = [{ host = 80, guest = 0 }]",
@@ -650,7 +650,7 @@ fn one_mistake_each() {
         ),
         (
             "^base_image = \"http://example.org/x\"",
-            "3:14: `base_image` can't be \"http://example.org/x\": whoever sits on the way can replace what http fetches \
+            "3:14: `base_image` can't be \"http://example.org/x\": anybody on the way can replace what http fetches \
              (write `base_image = \"https://example.org/x\"`)",
         ),
         ("^base_image = \"ftp://example.org/x\"", "only https is fetched"),
@@ -662,7 +662,7 @@ fn one_mistake_each() {
             "^base_image = \"https://u:p@example.org/x\"",
             "an address with a password in it",
         ),
-        ("^base_image = \"https:///x\"", "that is no address"),
+        ("^base_image = \"https:///x\"", "it isn't a valid URL"),
         ("^base_image = \"\"", "`base_image` is empty"),
         (
             "^base_image = \"x\"\nbase_image_sha256 = \"abc\"",
@@ -697,7 +697,7 @@ fn one_mistake_each() {
         // Mounts
         (
             "^mounts = [{ host = \".\" }]",
-            "a mount without `guest` (write `guest = \"/work\"`)",
+            "a mount has no `guest` (write `guest = \"/work\"`)",
         ),
         (
             "^mounts = [{ host = \".\", guest = \"work\" }]",
@@ -713,7 +713,7 @@ fn one_mistake_each() {
         ),
         (
             "^mounts = [{ host = \".\", guest = \"/a\" }, { host = \"..\", guest = \"/a/\" }]",
-            "two mounts at \"/a\"",
+            "two mounts have the same `guest` \"/a\"",
         ),
         // Bootstrap and ssh
         (
@@ -767,7 +767,7 @@ fn one_mistake_each() {
     );
     assert!(refuse(&both).contains("5:21: both `base_image_sha256` and `base_image_sha512`"));
     let lone = format!("[[vms]]\nname = \"a\"\nbase_image_sha256 = \"{DIGEST}\"\n");
-    assert!(refuse(&lone).contains("3:21: a digest, but no `base_image`"));
+    assert!(refuse(&lone).contains("3:21: a digest is given, but no `base_image`"));
 }
 
 #[test]
@@ -829,7 +829,7 @@ fn warnings_name_the_nearest_key() {
         ),
         (
             "version = \"0.3.0\"\n^",
-            "castra.toml:1:11: written for castra 0.3.0, this is 0.2.0; what is new in it is ignored",
+            "castra.toml:1:11: the file was written for castra 0.3.0, and this is 0.2.0; castra ignores keys that it doesn't know",
         ),
         (
             "^memory = \"2048\"",
@@ -841,11 +841,11 @@ fn warnings_name_the_nearest_key() {
         ),
         (
             "[project.features]\nenable_vm_vizier = true\n^",
-            "castra.toml:1:10: `features` means nothing any more",
+            "castra.toml:1:10: `features` is no longer used",
         ),
         (
             "^managed_image = { name = \"alpine\" }",
-            "castra.toml:3:1: `managed_image` means nothing any more",
+            "castra.toml:3:1: `managed_image` is no longer used",
         ),
     ] {
         let config = load(&config.replace('^', "[[vms]]\nname = \"a\"\n"));
@@ -860,29 +860,29 @@ fn a_key_that_has_to_be_there_is_known_by_what_was_typed() {
     for (config, said) in [
         (
             "[[vm]]\nname = \"web\"\n",
-            "castra.toml:1:3: no VM is described: `vm` is no key (did you mean `vms`?)",
+            "castra.toml:1:3: no VM is declared: `vm` is no key (did you mean `vms`?)",
         ),
         (
             "[broker]\nport = 0\n[[VMS]]\nname = \"web\"\n",
-            "castra.toml:3:3: no VM is described: `VMS` is no key (did you mean `vms`?)",
+            "castra.toml:3:3: no VM is declared: `VMS` is no key (did you mean `vms`?)",
         ),
         (
             "[machines.web]\ncpus = 1\n",
-            "castra.toml:1:2: no VM is described: `machines` is no key (did you mean `vms`?)",
+            "castra.toml:1:2: no VM is declared: `machines` is no key (did you mean `vms`?)",
         ),
         (
             "[[vms]]\nnmae = \"web\"\n",
-            "castra.toml:2:1: a VM without a name: `nmae` is no key (did you mean `name`?)",
+            "castra.toml:2:1: a VM has no name: `nmae` is no key (did you mean `name`?)",
         ),
         (
             "[[vms]]\nname = \"web\"\nmounts = [{ hots = \".\", guest = \"/a\" }]\n",
-            "castra.toml:3:13: a mount without `host`: `hots` is no key (did you mean `host`?)",
+            "castra.toml:3:13: a mount has no `host`: `hots` is no key (did you mean `host`?)",
         ),
         (
             "[[vms]]\nname = \"web\"\nport_forwards = [{ gest = 22 }]\n",
-            "castra.toml:3:20: a port forward without `guest`: `gest` is no key (did you mean `guest`?)",
+            "castra.toml:3:20: a port forward has no `guest`: `gest` is no key (did you mean `guest`?)",
         ),
-        ("x = 1\n", "castra.toml:1:1: no VM is described (add one"),
+        ("x = 1\n", "castra.toml:1:1: no VM is declared (add one"),
     ] {
         let words = refuse(config);
         assert!(words.starts_with(said), "{config}\n{words}");
@@ -1013,7 +1013,7 @@ fn files_that_are_no_config() {
             Exit::Config,
             "large.toml:1:1: larger than 1048576 bytes",
         ),
-        ("just.toml", Exit::Config, "just.toml:1:1: no VM is described"),
+        ("just.toml", Exit::Config, "just.toml:1:1: no VM is declared"),
         ("deep.toml", Exit::Config, "deep.toml:1:85: "),
     ] {
         let failure = load(name);

@@ -250,7 +250,7 @@ fn a_deadline_ends_script_and_children(project: &Project, debian: &Path) {
     let hang = "script = \"hang.sh\"\napply_timeout_secs = 8\n";
     project.config(&vms(debian, hang, hang));
     let ran = Ran::of(project, &["bootstrap"]);
-    ran.all_end(1, "made no end within 8 s");
+    ran.all_end(1, "didn't end within 8 s");
     for vm in BOTH {
         assert!(
             ran.step(vm, "apply")["detail"]

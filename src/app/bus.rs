@@ -78,7 +78,7 @@ fn message(raw: &Raw) -> Result<(Option<String>, Option<String>)> {
     };
     let twice = |what: &str, flag: &str| {
         Failure::new(Exit::Usage, format!("both {what} and {flag} are given"))
-            .because("one says already what the other says")
+            .because("both say the same thing")
             .advice("leave one out: castra bus publish TOPIC PAYLOAD")
     };
     if let (Some(word), None, None) = (&topic, &payload, &raw.payload) {
@@ -110,8 +110,11 @@ fn message(raw: &Raw) -> Result<(Option<String>, Option<String>)> {
 
 fn text_of(word: &OsString) -> Result<String> {
     word.to_str().map(str::to_owned).ok_or_else(|| {
-        Failure::new(Exit::Usage, format!("{:?} can't be said", word.to_string_lossy()))
-            .because("topics and JSON are UTF-8 text")
+        Failure::new(
+            Exit::Usage,
+            format!("{:?} can't be published", word.to_string_lossy()),
+        )
+        .because("topics and JSON are UTF-8 text")
     })
 }
 
@@ -165,7 +168,7 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
         group: match &raw.shared_by {
             None => None,
             Some(name) => Some(name.parse().map_err(|_| {
-                Failure::new(Exit::Usage, format!("{name:?} is no name of a group"))
+                Failure::new(Exit::Usage, format!("{name:?} isn't a valid group name"))
                     .because("it has 1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or digit")
             })?),
         },
@@ -222,7 +225,7 @@ pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let outcome = bus_tail(&options, &mut Printer::new(context))?;
     say_what_was_missing(context, &outcome);
     if outcome.messages == 0 && !context.json && !options.follow {
-        context.say("no such message is kept here");
+        context.say("no message matches");
     }
     Ok(match options.cancel.is_requested() {
         true => Exit::Interrupted,
@@ -269,7 +272,7 @@ fn patterns(words: &[String]) -> Result<Vec<Pattern>> {
         .iter()
         .map(|word| {
             word.parse().map_err(|BadPattern(word)| {
-                Failure::new(Exit::Usage, format!("{word:?} is no topic"))
+                Failure::new(Exit::Usage, format!("{word:?} isn't a valid topic"))
                     .because(
                         "a topic has 1 to 128 of A-Z a-z 0-9 . _ : / -, and may end in `*` for any rest; alone \
                          between slashes a `*` is any one segment",
@@ -361,7 +364,7 @@ impl BusSink for Printer<'_> {
         self.out.flush();
         let warning = self.err_style.odd("warning:");
         self.screen.say(&format!(
-            "{warning} numbers {from} to {to} are no longer in the log: rotation has taken them"
+            "{warning} rotation has removed messages {from} to {to} from the log"
         ));
     }
 

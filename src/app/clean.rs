@@ -43,8 +43,8 @@ fn targets(raw: &Raw) -> Result<(Vec<CleanTarget>, Rotation)> {
             Exit::Usage,
             "several of --config, --workspace, --state-root and --global are given",
         )
-        .because("each of them says what is cleaned")
-        .advice("leave all but one out"));
+        .because("each of them selects what to clean")
+        .advice("give only one of them"));
     }
     if raw.global {
         let home = select::home()?;

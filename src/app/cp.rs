@@ -92,7 +92,7 @@ impl<'a> Place<'a> {
 }
 
 const LOCAL_ADVICE: &str =
-    "a word with a colon before any slash is vm:path; `./a:b` is a file of this machine";
+    "a word with a colon before any slash is vm:path; `./a:b` is a file on this machine";
 
 /// As scp takes words apart: a colon before any slash ends the name of a VM.
 fn place(word: &OsStr) -> Place<'_> {

@@ -56,7 +56,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     context.out.flush();
     say_what_was_missing(context, &outcome);
     if outcome.told == 0 && !context.json && !options.follow {
-        context.say("no such event has been kept here");
+        context.say("no event matches");
         // `--type bootstrap` names no type, but the beginning of some.
         if let Some(start) = options.types.iter().find(|one| !one.contains(['.', '*', '?'])) {
             context.say(&format!("  try: --type '{start}.*' for all types that begin so"));
@@ -77,7 +77,7 @@ fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
         ));
     }
     if outcome.missed {
-        context.warn("files were rotated away while this read them: events may be missing");
+        context.warn("files were rotated while castra read them: events may be missing");
     }
 }
 

@@ -38,7 +38,7 @@ pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
                 guest.dir.display()
             )
         } else {
-            format!("default guest is there: {} ({size})", guest.dir.display())
+            format!("default guest is already built: {} ({size})", guest.dir.display())
         });
     }
     Ok(Exit::Done)
@@ -89,8 +89,8 @@ pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     context.say(match raw.mounts {
-        true => "it isn't built yet; `castra image build --mounts` does it",
-        false => "it isn't built yet; `castra image build` does it",
+        true => "it isn't built yet; `castra image build --mounts` builds it",
+        false => "it isn't built yet; `castra image build` builds it",
     });
     Ok(Exit::Failed)
 }

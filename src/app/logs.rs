@@ -65,7 +65,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     })?;
     context.out.flush();
     if outcome.told == 0 && !context.json && !options.follow {
-        context.say("these logs are empty: nothing has run yet, or nothing has been said");
+        context.say("these logs are empty: nothing has run yet, or nothing was printed");
     }
     Ok(match options.cancel.is_requested() {
         true => Exit::Interrupted,

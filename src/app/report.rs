@@ -17,7 +17,7 @@ use crate::cli::Raw;
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if raw.json && raw.html.is_some() {
         return Err(Failure::new(Exit::Usage, "--json and --html are given")
-            .because("each of them says what is printed")
+            .because("each of them selects the output")
             .advice("leave one out"));
     }
     let selected = select::project(raw)?;
@@ -76,7 +76,7 @@ fn show(context: &mut Context, raw: &Raw, report: &Report) {
         return;
     }
     context.say(match (raw.since.is_some(), raw.operands.is_empty()) {
-        (false, true) => "nothing has run here yet; `castra up` is a beginning",
-        _ => "no such run has been kept here",
+        (false, true) => "nothing has run here yet; `castra up` starts the VMs",
+        _ => "no run matches",
     });
 }

@@ -57,7 +57,7 @@ impl Selected {
 /// `~/.castra` or what stands for it.
 pub fn home() -> Result<PathBuf> {
     let home = castra_home().ok_or_else(|| {
-        Failure::new(Exit::NoInput, "castra has no home")
+        Failure::new(Exit::NoInput, "castra has no home directory")
             .because("neither CASTRA_HOME nor HOME is set to a directory")
             .advice("set CASTRA_HOME to a directory castra may write to")
     })?;
@@ -146,7 +146,7 @@ fn addressed(selected: Selected) -> Result<Selected> {
     let (config, elsewhere) = lost::addressed(*config)?;
     if let Some(elsewhere) = elsewhere {
         Screen.say(&format!(
-            "note: castra.toml names the state root {}, but there is {}: this is about those; `castra down` ends them",
+            "note: castra.toml names the state root {}, but the project still has {}: this command is about those; `castra down` ends them",
             wanted.display(),
             elsewhere.what()
         ));

@@ -340,7 +340,7 @@ fn usage(what: String, command: Option<Command>) -> Failure {
 fn unknown(what: &str, near: Option<String>, help: &str) -> Failure {
     let failure = Failure::new(Exit::Usage, what);
     match near {
-        Some(near) => failure.advice(format!("{near}, which is the nearest there is; or {help}")),
+        Some(near) => failure.advice(format!("{near}, the nearest known word; or {help}")),
         None => failure.advice(help),
     }
 }

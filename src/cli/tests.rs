@@ -222,11 +222,11 @@ fn lines_that_are_understood() {
 fn lines_that_are_refused_with_the_nearest_word() {
     for (words, expected) in [
         ("--json", "no command given"),
-        ("stauts", "castra status, which is the nearest"),
-        ("image biuld", "castra image build, which is the nearest"),
+        ("stauts", "castra status, the nearest known word"),
+        ("image biuld", "castra image build, the nearest known word"),
         ("image", "it is one of build, list, path"),
-        ("up --borker-only", "--broker-only, which is the nearest"),
-        ("status --jsn", "--json, which is the nearest"),
+        ("up --borker-only", "--broker-only, the nearest known word"),
+        ("status --jsn", "--json, the nearest known word"),
         (
             "status --plan",
             "`castra status` has no flag --plan: it belongs to `castra up`",

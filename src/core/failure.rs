@@ -111,8 +111,8 @@ impl Exit {
             Exit::Internal => "internal error",
             Exit::CantCreate => "a file can't be created",
             Exit::Io => "input or output failed",
-            Exit::Busy => "busy, somebody else has the lock, the port or the memory: try again",
-            Exit::TimedOut => "what was waited for did not come in time",
+            Exit::Busy => "busy: another process has the lock, the port or the memory; try again",
+            Exit::TimedOut => "the wait timed out",
             Exit::Interrupted => "interrupted",
             Exit::NoConnection => "no connection to the VM, or it doesn't run",
         }

@@ -205,7 +205,7 @@ pub fn regular(file: File) -> io::Result<File> {
         true => Ok(file),
         false => Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "it is no regular file",
+            "it isn't a regular file",
         )),
     }
 }

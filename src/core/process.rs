@@ -405,7 +405,7 @@ impl fmt::Display for JobError {
             } => {
                 write!(
                     f,
-                    "`{argv}` took longer than {} s and was ended",
+                    "`{argv}` took longer than {} s, so castra ended it",
                     after.as_secs_f32()
                 )?;
                 tail(f, stderr_tail)

@@ -183,7 +183,10 @@ fn links_stay_links_and_what_is_left_out_is_named() {
         assert_eq!(names(&to), expected, "{pattern}");
     }
     let ran = guest.project.run(&["cp", &at("a?"), "none"]).exits(74);
-    assert!(ran.stderr.contains("several sources need a folder"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("several sources need an existing folder"),
+        "{ran:?}"
+    );
     // Over a file; into the home.
     castra.write("one", "one");
     guest.project.run(&["cp", "one", &at("a1")]).exits(0);

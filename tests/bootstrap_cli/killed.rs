@@ -100,7 +100,7 @@ fn the_log_of_a_killed_castra_is_closed_by_the_next_command() {
         assert_eq!(open_logs(&guest), 1, "{args:?}");
         let ran = guest.project.run(args).exits(0);
         assert!(
-            ran.stderr.contains("had no end"),
+            ran.stderr.contains("never ended"),
             "{args:?} says nothing of it: {}",
             ran.stderr
         );
@@ -123,7 +123,7 @@ fn clean_closes_the_log_of_a_project_that_ended_without_castra() {
     assert_eq!(open_logs(&guest), 1, "a dry run changes nothing");
     let ran = guest.project.run(&["clean", "--no-logs"]).exits(0);
     assert!(
-        ran.stderr.contains("had no end"),
+        ran.stderr.contains("never ended"),
         "clean says nothing of it: {}",
         ran.stderr
     );

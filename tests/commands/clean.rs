@@ -243,7 +243,7 @@ fn a_state_root_is_cleaned_by_its_path_alone() {
     let other = project.castra().dir().to_str().unwrap().to_owned();
     project
         .refused(66, &["clean", "--state-root", &other])
-        .tells(&["no state root of castra's"]);
+        .tells(&["isn't a state root of castra"]);
     project
         .refused(64, &["clean", "--state-root", &root, "--global"])
         .tells(&["--state-root and --global"]);
@@ -296,7 +296,7 @@ fn an_abandoned_bootstrap_is_closed_before_its_log_is_all_that_is_left() {
     project.write_state("logs/bootstrap/web-20261121T100000.000Z.open", log);
     let said = project.run(&["clean", "--no-logs"]).exits(0);
     assert!(
-        said.stderr.contains("had no end and counts as failed"),
+        said.stderr.contains("never ended and counts as failed"),
         "{said:?}"
     );
     assert!(

@@ -65,14 +65,14 @@ fn unfit() -> Vec<(&'static str, &'static [&'static str])> {
         ),
         (
             "kernel = \"vmlinuz\"\nmounts = [{ host = \"run.sh\", guest = \"/a\" }]",
-            &["run.sh", "no folder"],
+            &["run.sh", "isn't a folder"],
         ),
         (
             "kernel = \"vmlinuz\"\nmounts = [{ host = \"site\", guest = \"/a/b\" }, { host = \".\", guest = \"/a\" }]",
             &[
                 "castra.toml:18:11: ",
                 "/a is read-only in the guest",
-                "/b isn't there",
+                "/b doesn't exist",
             ],
         ),
         (

@@ -164,7 +164,7 @@ fn vms_and_times_pick_the_runs() {
     castra.run(&["report", "db"]).exits(0);
     let refused = castra.run(&["report", "wen"]).exits(64);
     assert!(
-        refused.stderr.contains("`web` is the nearest"),
+        refused.stderr.contains("did you mean `web`"),
         "{}",
         refused.stderr
     );
@@ -227,7 +227,7 @@ fn where_a_page_may_be_written() {
         ("folder", "it is a directory"),
         ("folder/", "it is a directory"),
         ("..", "it is a directory"),
-        ("/dev/null", "isn't a file"),
+        ("/dev/null", "isn't a regular file"),
         ("nosuch/report.html", "make its folder first"),
         ("old.html/report.html", "Not a directory"),
     ] {

@@ -192,7 +192,8 @@ fn fleet() -> StatusOutcome {
         ],
         notes: vec![Note {
             vm: Some("web-1".parse().unwrap()),
-            text: "can't read the handshake record /s/handshakes/web-1.json: it is torn".into(),
+            text: "can't read the handshake record /s/handshakes/web-1.json: it is only partly written"
+                .into(),
             advice: Some("the broker writes it anew when it next hears the guest".into()),
         }],
     }

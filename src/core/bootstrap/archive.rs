@@ -48,11 +48,11 @@ impl Survey {
             .join(", ");
         match self.special.len() {
             0 => None,
-            count if count <= NAMES_SHOWN => {
-                Some(format!("{first}: no file, directory or link, so not copied"))
-            }
+            count if count <= NAMES_SHOWN => Some(format!(
+                "{first}: not copied, as it is neither file, directory nor link"
+            )),
             count => Some(format!(
-                "{first} and {} more: no file, directory or link, so not copied",
+                "{first} and {} more: not copied, as it is neither file, directory nor link",
                 count - NAMES_SHOWN
             )),
         }

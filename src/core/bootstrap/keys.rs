@@ -101,14 +101,19 @@ fn derive_public(identity: &Path, cancel: &Cancel) -> Result<String> {
         .cancel(cancel)
         .run()
         .map_err(|error| match error {
-            JobError::NotStarted { .. } | JobError::Cancelled => keygen_failure(error, "can't read an SSH key"),
+            JobError::NotStarted { .. } | JobError::Cancelled => {
+                keygen_failure(error, "can't read an SSH key")
+            }
             _ => Failure::new(
                 Exit::Config,
-                format!("the public half of SSH identity {} is unknown", identity.display()),
+                format!(
+                    "castra can't find the public key of SSH identity {}",
+                    identity.display()
+                ),
             )
             .because(error)
             .advice(format!(
-                "put it beside it as {}, as `ssh-keygen -y` prints it; a key with a passphrase must be in the agent",
+                "write the output of `ssh-keygen -y` to {}; a key with a passphrase must be in the agent",
                 public_path(identity).display()
             )),
         })?;

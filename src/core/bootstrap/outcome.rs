@@ -84,7 +84,7 @@ pub(super) fn finish(
                 Severity::Warn,
                 Some(vm),
                 format!("the bootstrap's log can't be kept: {failure}"),
-                "make room or the place writable; the bootstrap itself is not affected",
+                "free some space there or make it writable; the bootstrap itself is not affected",
             ));
             None
         }

@@ -87,7 +87,7 @@ fn parse_mode(word: &str, entry: &str) -> Result<BootstrapMode> {
         .ok_or_else(|| {
             Failure::new(
                 Exit::Usage,
-                format!("--bootstrap {entry:?} names no bootstrap mode"),
+                format!("--bootstrap {entry:?} doesn't name a bootstrap mode"),
             )
             .because(format!("{word:?} is none of auto, skip, always"))
             .advice("write `--bootstrap MODE` for all VMs or `--bootstrap VM=MODE` for one")
@@ -124,7 +124,7 @@ fn find_target<'a>(name: &str, config: &'a Config) -> Result<Target<'a>> {
                 list(&all)
             }
         ))
-        .advice("use a name that is there"))
+        .advice("name a VM or a role of castra.toml"))
 }
 
 fn list(names: &[&str]) -> String {

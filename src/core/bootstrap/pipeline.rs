@@ -310,8 +310,10 @@ impl Pipeline<'_, '_, '_> {
             return Ok(());
         }
         let Some(target) = &route.target else {
-            return Err(Trouble::because("no port of the host leads to the guest's SSH")
-                .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"));
+            return Err(
+                Trouble::because("no host port is forwarded to the guest's SSH server")
+                    .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"),
+            );
         };
         let context = self.context;
         match steps::connect(context, &self.watch, target.clone(), &mut route.banner)? {
@@ -327,7 +329,7 @@ impl Pipeline<'_, '_, '_> {
                     let (though, advice) = match route.answered_before {
                         true => (
                             "it did before",
-                            "others may keep all its places for logins busy: try again later, or castra restart",
+                            "other clients may occupy all its logins: try again later, or castra restart",
                         ),
                         false => ("the guest lives", "see whether one runs in it: castra logs"),
                     };

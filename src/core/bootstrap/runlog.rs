@@ -217,7 +217,7 @@ pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitte
         Ok(closed) => {
             let names: Vec<String> = closed.iter().map(|path| path.display().to_string()).collect();
             format!(
-                "an earlier bootstrap had no end and counts as failed: {}",
+                "an earlier bootstrap never ended and counts as failed: {}",
                 names.join(", ")
             )
         }

@@ -227,7 +227,7 @@ pub(super) fn apply(
                 Trouble::because(format!("the script ended with {}", code_word(code))).with_tail(&tail);
             Err(match code {
                 126 => {
-                    trouble.advise("is `remote_dir` mounted noexec, or the script's interpreter no program?")
+                    trouble.advise("check whether `remote_dir` is mounted noexec, and whether the script's interpreter can be run")
                 }
                 127 => trouble.advise("the guest lacks a program, perhaps the script's interpreter"),
                 _ => trouble,

@@ -98,12 +98,12 @@ pub(super) fn transfer(
     )
     .map_err(|error| match error {
         ExecError::TimedOut(after) => Trouble::because(format!(
-            "the transfer got no further for {} s and was ended",
+            "the transfer made no progress for {} s, so castra ended it",
             after.as_secs()
         ))
         .with_tail(&tail.text())
         .advise(format!(
-            "does the guest hang, or its disk? castra logs {}",
+            "check whether the guest or its disk hangs: castra logs {}",
             context.vm.name
         )),
         error => Trouble::of_exec(error, &tail.text(), "the transfer", master.target()),

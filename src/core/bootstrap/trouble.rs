@@ -66,7 +66,7 @@ impl Trouble {
             ExecError::Ssh(error) => Trouble::of_ssh(error, target).with_tail(tail),
             ExecError::Stopped(stop) => Trouble::Stopped(stop),
             ExecError::TimedOut(after) => Trouble::because(format!(
-                "{what} made no end within {} s and was ended with its children",
+                "{what} didn't end within {} s, so castra ended it and its children",
                 after.as_secs_f32()
             ))
             .with_tail(tail),

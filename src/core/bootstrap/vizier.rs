@@ -81,7 +81,8 @@ struct Enabled {
 /// What the plan says of Vizier: its expected state, and what to do if it isn't healthy. It looks at the host alone.
 pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Option<String>) {
     if !config.vizier_enabled {
-        let advice = "set `enabled = true` under [vizier] to have guests tell how they are";
+        let advice =
+            "set `enabled = true` under [vizier] to have guests report their load, memory and uptime";
         return (VizierPlanStatus::Disabled, Some(advice.to_owned()));
     }
     let paths = config.state.vm(&vm.name);
@@ -194,7 +195,8 @@ pub(super) fn install(
         });
     }
     let has_it = answer.has == Some(VERSION.as_str());
-    let random = host::random_hex(8).map_err(|error| Trouble::because(format!("no random word: {error}")))?;
+    let random =
+        host::random_hex(8).map_err(|error| Trouble::because(format!("can't read random bytes: {error}")))?;
     let mark = format!("castra-vizier-{random}");
     let text = remote::install(&Parcel {
         scripts: if has_it { &[] } else { &SCRIPTS },
@@ -226,7 +228,7 @@ pub(super) fn install(
     let failed = told.failed.map(|why| {
         Trouble::because(why)
             .with_tail(&tail.text())
-            .advise("mend that in the guest, or set `enabled = false` under [vizier]")
+            .advise("fix that in the guest, or set `enabled = false` under [vizier]")
     });
     let Some((place, installed, installed_ms)) = told.installed else {
         return Err(failed.unwrap_or_else(|| {
@@ -238,9 +240,10 @@ pub(super) fn install(
     let enabled = match (told.enabled, failed) {
         (Some(init), None) => Ok(format!("started under {init}")),
         (_, Some(trouble)) => Err(trouble),
-        (None, None) => Err(
-            Trouble::because(format!("starting it ended with exit status {code}")).with_tail(&tail.text()),
-        ),
+        (None, None) => Err(Trouble::because(format!(
+            "starting castra-vizier failed with exit status {code}"
+        ))
+        .with_tail(&tail.text())),
     };
     if enabled.is_ok() {
         keep(context);

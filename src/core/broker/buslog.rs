@@ -104,7 +104,7 @@ impl BusLog {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "it is no regular file",
+                "it isn't a regular file",
             ));
         }
         let length = file.metadata()?.len();

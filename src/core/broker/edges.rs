@@ -321,7 +321,7 @@ impl Edges {
             Ok(opened) => {
                 if opened.cut_bytes > 0 {
                     let text = format!(
-                        "{}: cut a torn tail of {} bytes, which nobody was told was kept",
+                        "{}: cut a torn tail of {} bytes, which no ack had confirmed",
                         self.bus.path().display(),
                         opened.cut_bytes
                     );

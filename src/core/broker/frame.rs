@@ -313,7 +313,7 @@ fn malformed(kind: &str, id: &str, why: impl std::fmt::Display) -> Frame {
 fn parse(body: &[u8], burst: &mut Burst) -> Frame {
     // serde would take an array for a struct.
     if body.trim_ascii_start().first() != Some(&b'{') {
-        return malformed("", "", "it is no JSON object");
+        return malformed("", "", "it isn't a JSON object");
     }
     // Text as a whole once, rather than each string in it again.
     let text = match std::str::from_utf8(body) {
@@ -328,14 +328,14 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
         Err(error) => return malformed("", "", error),
     };
     let Some(id) = scalar_id(wire.id) else {
-        let why = format!("`id` is no string or number of at most {ID_BYTES} bytes");
+        let why = format!("`id` isn't a string or number of at most {ID_BYTES} bytes");
         return malformed("", "", why);
     };
     let Some(kind) = wire.kind else {
         return malformed("", id, "it has no `type`");
     };
     let Some(kind) = text_of(kind) else {
-        return malformed("", id, "`type` is no string");
+        return malformed("", id, "`type` isn't a string");
     };
     let number = |raw: Option<&RawValue>| raw.map(|raw| raw.get().parse::<u64>()).transpose();
     match kind.as_ref() {
@@ -358,7 +358,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
                 None => 0..0,
                 Some(raw) => match text_of(raw).filter(|topic| Topic::is_valid(topic)) {
                     Some(topic) => burst.keep(topic.as_bytes()),
-                    None => return malformed("\"publish\"", id, "`reply` is no topic"),
+                    None => return malformed("\"publish\"", id, "`reply` isn't a valid topic"),
                 },
             };
             Frame::Publish {
@@ -378,7 +378,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
                 return bad(&quoted, id, Refused::BadTopic);
             };
             let Ok(from) = number(wire.from) else {
-                return malformed(&quoted, id, "`from` is no number");
+                return malformed(&quoted, id, "`from` isn't a number");
             };
             if kind == "unsubscribe" {
                 let id = id.to_owned();
@@ -392,11 +392,11 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
             let group = match wire.group.map(|raw| text_of(raw)?.parse::<VmName>().ok()) {
                 None => None,
                 Some(Some(name)) => Some(String::from(name)),
-                Some(None) => return malformed(&quoted, id, "`group` is no name"),
+                Some(None) => return malformed(&quoted, id, "`group` isn't a valid name"),
             };
             let terms = Terms { from, last, group };
             if terms.group.is_some() && terms.replays() {
-                let why = "a group gets what comes: it takes neither `from` nor `last`";
+                let why = "a subscription with `group` takes neither `from` nor `last`";
                 return malformed(&quoted, id, why);
             }
             let id = id.to_owned();
@@ -404,7 +404,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
         }
         "ack" => match number(wire.seq) {
             Ok(seq) => Frame::Ack { seq },
-            Err(_) => malformed("\"ack\"", id, "`seq` is no number"),
+            Err(_) => malformed("\"ack\"", id, "`seq` isn't a number"),
         },
         "heartbeat" => {
             let payload = wire.payload.map(RawValue::get);

@@ -51,7 +51,7 @@ impl GuestTable {
         for guest in &record.guests {
             let token_sha256 = match &guest.token_sha256 {
                 Some(text) => {
-                    Some(unhex(text).ok_or_else(|| format!("{}: its token_sha256 is none", guest.name))?)
+                    Some(unhex(text).ok_or_else(|| format!("{}: its token_sha256 is invalid", guest.name))?)
                 }
                 None => None,
             };

@@ -130,7 +130,7 @@ fn listen_to_start(stream: UnixStream) -> std::result::Result<Announcement, Stri
             Ok(0) => {
                 let said = tail.text();
                 return Err(if said.is_empty() {
-                    "it ended without a word".to_owned()
+                    "it ended and printed nothing".to_owned()
                 } else {
                     said
                 });
@@ -332,7 +332,7 @@ pub fn stop_broker(state: &StateRoot, limit: Duration) -> Result<BrokerStop> {
         if host::lock_holder(&path) == Holder::Nobody {
             return Ok(BrokerStop::NotRunning);
         }
-        return Err(foreign(state, "it names no process"));
+        return Err(foreign(state, "it doesn't name a process"));
     };
     let note = host::tail_of(&path, 512);
     if record.is_some_and(|record| record.embedded) || note.split_whitespace().nth(4) == Some("embedded") {

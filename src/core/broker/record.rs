@@ -118,7 +118,7 @@ fn open_regular(path: &Path, write: bool) -> io::Result<File> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            "it is no regular file",
+            "it isn't a regular file",
         ));
     }
     Ok(file)
@@ -130,7 +130,7 @@ const TAIL_BYTES: usize = 36;
 
 /// The record in these bytes, if both counters agree and the checksum is theirs.
 fn parse(bytes: &[u8]) -> Result<HandshakeRecord, &'static str> {
-    const TORN: &str = "it is torn";
+    const TORN: &str = "it is only partly written";
     let (body, tail) = bytes.split_at(RECORD_BYTES - TAIL_BYTES);
     let begin = body
         .strip_prefix(BEGIN)
@@ -148,7 +148,7 @@ fn parse(bytes: &[u8]) -> Result<HandshakeRecord, &'static str> {
     if begin != end || sum != format!("{:08x}", checksum(body)).as_bytes() {
         return Err(TORN);
     }
-    serde_json::from_slice(bytes).map_err(|_| "it is no handshake record")
+    serde_json::from_slice(bytes).map_err(|_| "it isn't a handshake record")
 }
 
 /// FNV-1a, 32 bits: it guards against mixtures of two honest records, not against an adversary.

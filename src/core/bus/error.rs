@@ -51,8 +51,8 @@ impl fmt::Display for BusError {
             BusError::Garbled(why) => write!(f, "the broker can't be understood: {why}"),
             BusError::Refused(reason) => write!(f, "the broker refused: {reason}"),
             BusError::Broken(why) => write!(f, "the connection to the broker failed: {why}"),
-            BusError::BadTopic(topic) => write!(f, "{topic:?} is no topic"),
-            BusError::BadPayload(why) => write!(f, "the payload is no JSON: {why}"),
+            BusError::BadTopic(topic) => write!(f, "{topic:?} isn't a valid topic"),
+            BusError::BadPayload(why) => write!(f, "the payload isn't valid JSON: {why}"),
         }
     }
 }

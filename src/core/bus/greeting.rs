@@ -73,7 +73,10 @@ pub(super) fn open(socket: &Path, within: Duration) -> Result<UnixStream, BusErr
     };
     let (Some(directory), Some(name)) = (socket.parent(), socket.file_name().and_then(|name| name.to_str()))
     else {
-        return Err(BusError::Socket(socket.to_owned(), "it names no file".to_owned()));
+        return Err(BusError::Socket(
+            socket.to_owned(),
+            "it doesn't name a file".to_owned(),
+        ));
     };
     let directory = File::open(directory).map_err(unusable)?;
     let name = name.to_owned();

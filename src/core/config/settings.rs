@@ -47,8 +47,11 @@ pub(super) fn version(root: &mut Section<'_>) {
         ),
         Some(numbers) if numbers > (0, 2) => root.source.warn(
             version.at,
-            format!("written for castra {}, this is {ours}", version.value.trim()),
-            "what is new in it is ignored",
+            format!(
+                "the file was written for castra {}, and this is {ours}",
+                version.value.trim()
+            ),
+            "castra ignores keys that it doesn't know",
         ),
         Some(_) => {}
     }
@@ -76,11 +79,9 @@ pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
     });
     // Upstream castra had one switch here and had already retired it.
     if let Some(at) = section.ignore("features") {
-        section.source.warn(
-            at,
-            "`features` means nothing any more",
-            "use `enabled` in [vizier]",
-        );
+        section
+            .source
+            .warn(at, "`features` is no longer used", "use `enabled` in [vizier]");
     }
     section.finish();
     Project {

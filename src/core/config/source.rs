@@ -179,7 +179,7 @@ impl Source {
         } else if says("duplicate key") {
             let key = here.split(['=', ']', '.']).next().unwrap_or_default().trim();
             return (
-                format!("{} is there already", shown(key)),
+                format!("{} is there twice", shown(key)),
                 "leave one of the two out".to_owned(),
             );
         } else if says("invalid basic string") || says("invalid literal string") {

@@ -149,7 +149,7 @@ impl RawVm {
             if let Some(digest) = &self.digest {
                 section.error(
                     digest.at,
-                    "a digest, but no `base_image` that could have it",
+                    "a digest is given, but no `base_image`",
                     "write `base_image = \"…\"` beside it",
                 );
             }
@@ -206,7 +206,7 @@ fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSour
     if let Some(at) = section.ignore("managed_image") {
         section.source.warn(
             at,
-            "`managed_image` means nothing any more",
+            "`managed_image` is no longer used",
             "name an image with `base_image`, or none for the default guest",
         );
     }
@@ -221,14 +221,14 @@ fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSour
         });
     };
     let reason = if scheme.eq_ignore_ascii_case("http") {
-        "whoever sits on the way can replace what http fetches"
+        "anybody on the way can replace what http fetches"
     } else if !scheme.eq_ignore_ascii_case("https") {
         "only https is fetched"
     } else if rest.is_empty()
         || rest.starts_with('/')
         || text.contains(|c: char| c.is_whitespace() || c == '"')
     {
-        "that is no address"
+        "it isn't a valid URL"
     } else if rest.split('/').next().is_some_and(|host| host.contains('@')) {
         "an address with a password in it would be shown in logs"
     } else {
@@ -324,7 +324,7 @@ fn qemu_args(section: &mut Section<'_>) -> Option<Vec<String>> {
     {
         section
             .source
-            .error(arg.at, "an argument that is empty or holds a NUL", "leave it out");
+            .error(arg.at, "an argument is empty or holds a NUL", "leave it out");
     }
     Some(args.value.into_iter().map(|arg| arg.value).collect())
 }
@@ -346,7 +346,7 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
         if guest.is_none() && entry.place("guest").is_none() {
             entry.missing(
                 "guest",
-                "a port forward without `guest`",
+                "a port forward has no `guest`",
                 "write `guest = 22`, the port in the guest",
             );
         }
@@ -382,7 +382,7 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
             if entry.place(key).is_none() {
                 entry.missing(
                     key,
-                    &format!("a mount without `{key}`"),
+                    &format!("a mount has no `{key}`"),
                     &format!("write `{example}`"),
                 );
             }
@@ -394,7 +394,7 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
         if mounts.iter().any(|mount| mount.guest == guest.value) {
             source.error(
                 guest.at,
-                format!("two mounts at {}", shown(&guest.value)),
+                format!("two mounts have the same `guest` {}", shown(&guest.value)),
                 "write another `guest` for one of them",
             );
             continue;

@@ -58,8 +58,8 @@ pub(super) fn vms(
     if missing {
         const FIX: &str = "add one: a line `[[vms]]` and below it `name = \"web\"`";
         match &found {
-            Some(_) => source.error(at, "no VM is described", FIX),
-            None => root.missing("vms", "no VM is described", FIX),
+            Some(_) => source.error(at, "no VM is declared", FIX),
+            None => root.missing("vms", "no VM is declared", FIX),
         }
     }
     let sections = found.map_or_else(Vec::new, |found| found.value);
@@ -125,7 +125,7 @@ fn read_entry(mut section: Section<'_>, places: &Places) -> Option<Entry> {
         if id.is_none() && instance.place("id").is_none() {
             instance.missing(
                 "id",
-                "an instance without `id`",
+                "an instance has no `id`",
                 "write the replica's name, for example `id = \"web-0\"`",
             );
         }
@@ -135,7 +135,7 @@ fn read_entry(mut section: Section<'_>, places: &Places) -> Option<Entry> {
     if role.is_none() && section.place("name").is_none() {
         section.missing(
             "name",
-            "a VM without a name",
+            "a VM has no name",
             "write `name = \"web\"` below this [[vms]]",
         );
     }
@@ -188,11 +188,11 @@ fn check_instances(source: &Source, entry: &Entry) {
             source.error(
                 id.at,
                 format!(
-                    "a second instance {} (the first: line {})",
+                    "instance {} is there twice (first on line {})",
                     quoted(name),
                     source.line(first)
                 ),
-                "join the two",
+                "merge the two",
             );
         }
     }
@@ -304,7 +304,7 @@ impl<'a> Clashes<'a> {
             self.source.error(
                 entry.role.at,
                 format!(
-                    "a second VM {} (the first: line {}); case doesn't count",
+                    "VM {} is there twice (first on line {}); upper and lower case don't differ",
                     quoted(name),
                     self.source.line(first)
                 ),

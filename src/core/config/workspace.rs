@@ -261,7 +261,7 @@ pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecor
         several => {
             let ids: Vec<&str> = several.iter().map(|record| record.id.as_str()).collect();
             Err(missing
-                .because(format!("{} projects are called so", several.len()))
+                .because(format!("{} projects have this name", several.len()))
                 .advice(format!("name one by its id: {}", ids.join(", "))))
         }
     }

@@ -86,7 +86,7 @@ pub fn put(target: &SshTarget, sources: &[PathBuf], to: &OsStr) -> Result<Copied
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => {
             remote.kill();
-            return Err(Failure::new(Exit::Io, "the copy was broken off").because(error));
+            return Err(Failure::new(Exit::Io, "the copy failed midway").because(error));
         }
     }
     remote.end(copied)
@@ -110,7 +110,7 @@ pub fn get(target: &SshTarget, sources: &[OsString], to: &Path) -> Result<Copied
         if let Err(error) = received {
             remote.kill();
             return Err(
-                Failure::new(Exit::Io, format!("the copy to {} was broken off", to.display())).because(error),
+                Failure::new(Exit::Io, format!("the copy to {} failed midway", to.display())).because(error),
             );
         }
     }
@@ -135,7 +135,7 @@ struct Remote {
 impl Remote {
     fn start(target: &SshTarget, words: impl FnOnce(&str) -> Vec<OsString>) -> Result<Remote> {
         let random = host::random_hex(8)
-            .map_err(|error| Failure::new(Exit::Internal, "there is no random word").because(error))?;
+            .map_err(|error| Failure::new(Exit::Internal, "can't read random bytes").because(error))?;
         let mark = format!("castra-cp-{random}");
         let command = RemoteCommand::new(Words::Argv(&words(&mark)));
         let cannot = |error: io::Error| match error.kind() {

@@ -77,9 +77,9 @@ impl Place {
         if to.is_dir() {
             return Ok(new(open(to)?, None));
         }
-        let no_folder = || Failure::new(Exit::CantCreate, format!("{} is no folder", to.display()));
+        let no_folder = || Failure::new(Exit::CantCreate, format!("{} isn't a folder", to.display()));
         if several || to.as_os_str().as_bytes().ends_with(b"/") {
-            return Err(no_folder().advice("make it first, or name one that is there"));
+            return Err(no_folder().advice("create it first, or name an existing one"));
         }
         // What a link leads to is written, not the link.
         let to = fs::canonicalize(to).unwrap_or_else(|_| to.to_owned());
@@ -100,7 +100,7 @@ impl Place {
     /// The next source.
     pub fn begin(&mut self, whole: bool) -> io::Result<()> {
         if self.name.is_some() && std::mem::replace(&mut self.taken, true) {
-            return Err(io::Error::other("several sources need a folder that is there"));
+            return Err(io::Error::other("several sources need an existing folder"));
         }
         if whole && self.asked.as_ref().is_some_and(|asked| !asked.takes_whole()) {
             return Err(io::Error::other("the guest sends what it wasn't asked for"));
@@ -128,7 +128,7 @@ impl Place {
             match part {
                 b"" | b"." => {}
                 b".." => return Err(io::Error::other("its name leads out of the copy")),
-                part if part.contains(&0) => return Err(io::Error::other("its name is none")),
+                part if part.contains(&0) => return Err(io::Error::other("its name is invalid")),
                 part => parts.push(OsStr::from_bytes(part)),
             }
         }
@@ -349,7 +349,7 @@ fn make<S: BufRead>(
             let from = place.path_of(&head.link)?.ok_or(io::ErrorKind::InvalidInput)?;
             let (_from_folder, from) = place.above(&from)?;
             if !fs::symlink_metadata(&from)?.is_file() {
-                return Err(io::Error::other("it is linked to what is no file"));
+                return Err(io::Error::other("its link target isn't a file"));
             }
             let (_folder, at) = place.above(&path)?;
             if from == at {
@@ -404,7 +404,7 @@ fn read_head(stream: &mut impl Read) -> io::Result<Option<Head>> {
     if &block[257..263] == b"ustar\0" && block[345] != 0 {
         name = [&text(&block[345..500])[..], b"/", &name].concat();
     }
-    let size = number(&block[124..136]).ok_or_else(|| io::Error::other("a size that is none"))?;
+    let size = number(&block[124..136]).ok_or_else(|| io::Error::other("its size is invalid"))?;
     let kind = block[156];
     Ok(Some(Head {
         name,
@@ -443,7 +443,7 @@ fn number(field: &[u8]) -> Option<u64> {
 
 fn read_short(stream: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
     if size > LONGEST_NAME {
-        return Err(io::Error::other("a name that no file has"));
+        return Err(io::Error::other("its name is invalid"));
     }
     let mut text = vec![0; usize::try_from(size.next_multiple_of(BLOCK as u64)).unwrap_or(0)];
     stream.read_exact(&mut text)?;

@@ -47,11 +47,11 @@ if [ -d "$d" ]; then
     c=$?
 else
     case $k,$d in
-        many,*) no "$d: no folder in the guest, for several sources";;
+        many,*) no "$d: several sources need an existing folder, and this isn't one in the guest";;
         *,*/) no "$d: no such folder in the guest";;
     esac
     [ ! -L "$d" ] || { r=$(readlink -f "$d") && d=$r; }
-    [ "$k" = file ] || [ ! -e "$d" ] || no "$d: no folder, in the guest"
+    [ "$k" = file ] || [ ! -e "$d" ] || no "$d: not a folder in the guest"
     case $d in */*) p=${d%/*};; *) p=.;; esac
     p=${p:-/}
     [ -d "$p" ] || no "$p: no such folder in the guest"

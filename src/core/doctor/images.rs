@@ -159,7 +159,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
                 "`castra up` of the VM that needs it goes on where it stopped; remove it if none does",
             ),
             CachedKind::Building => (
-                "what an interrupted build of a default guest left",
+                "leftovers of an interrupted build of a default guest",
                 "`castra image build` removes it and builds the guest again",
             ),
             _ => continue,

@@ -328,7 +328,7 @@ impl Look<'_> {
             Finding::warn("state.disk", Area::State, text, remedy)
         };
         if name.ends_with(".qcow2.new") && host::lock_holder(&self.state.lock()) == Holder::Nobody {
-            let what = "a disk whose making was interrupted";
+            let what = "a disk whose creation was interrupted";
             return Some(data(left(what, self.command("clean")), None));
         }
         let vm: VmName = name.strip_suffix(".qcow2")?.parse().ok()?;
@@ -459,7 +459,7 @@ fn lost_vms(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
         let owner = owner_of(qemu);
         let remedy = match owner {
             Some(record) => format!("`castra --workspace {} down` ends it", record.id),
-            None => format!("no project on record is its own: `kill {}` ends it", qemu.pid),
+            None => format!("castra knows no project for it: `kill {}` ends it", qemu.pid),
         };
         let text = format!("vm `{}` runs on as pid {}: {}", qemu.vm, qemu.pid, qemu.fate());
         Finding::warn("state.lost", Area::State, text, remedy).data(json!({

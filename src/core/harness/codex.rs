@@ -425,7 +425,7 @@ fn unknown(line: &str, kind: &str) -> AgentEvent {
 fn garbage(line: &str) -> AgentEvent {
     told(
         Severity::Warn,
-        "a line that is no JSON object".to_owned(),
+        "a line that isn't a JSON object".to_owned(),
         json!({"kind": "garbage", "raw": cut(line, GARBAGE_LIMIT)}),
     )
 }

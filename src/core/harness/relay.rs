@@ -276,7 +276,7 @@ impl<'a> Relay<'a> {
         if self.known.len() >= MOST_THREADS && !self.known.contains_key(id) {
             if !std::mem::replace(&mut self.said_too_many, true) {
                 let text =
-                    format!("more than {MOST_THREADS} threads in one stream: those that follow aren't kept");
+                    format!("more than {MOST_THREADS} threads in one stream: castra doesn't keep the rest");
                 self.message(Severity::Warn, text, Some(json!({"kind": "thread"})), emit);
             }
             return;
@@ -308,14 +308,14 @@ impl<'a> Relay<'a> {
         if wish == id {
             if !known {
                 let text = format!(
-                    "castra has not seen this thread before: what {agent} counts for this turn may hold earlier ones"
+                    "castra has not seen this thread before: the tokens that {agent} reports for this turn may include earlier turns"
                 );
                 self.message(Severity::Info, text, Some(json!({"kind": "thread"})), emit);
             }
         } else if !known {
             let mut event = self.event(
                 Severity::Warn,
-                format!("{agent} was asked to go on with {wish} and began the new thread {id}"),
+                format!("castra asked {agent} to continue {wish}, but it began the new thread {id}"),
                 Some(json!({"kind": "thread", "asked": wish})),
             );
             if let Event::Message { remediation, .. } = &mut event {

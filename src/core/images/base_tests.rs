@@ -54,7 +54,7 @@ fn what_is_no_disk_image_is_named() {
     );
     refusal(&file("vmlinux", b"\x7fELF\x02\x01"), "kernel");
     refusal(&file("odd", &[1; 1000]), "no multiple of 512");
-    refusal(&file("short.qcow2", b"QFI\xfb\0\0\0\x03"), "not a sound qcow2");
+    refusal(&file("short.qcow2", b"QFI\xfb\0\0\0\x03"), "not a valid qcow2");
     let mut newer = b"QFI\xfb\0\0\0\x03".to_vec();
     newer.resize(512, 0xff);
     newer[8..20].fill(0);

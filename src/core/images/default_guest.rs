@@ -204,7 +204,9 @@ fn check_digests(dir: &Path, cancel: &Cancel) -> Result<(), String> {
     for (name, seal) in seals {
         let sha256 = sha256_of(&dir.join(&name), cancel).map_err(|failure| failure.cause())?;
         if sha256 != seal.sha256 {
-            return Err(format!("{name}: its SHA-256 is not the one it was made with"));
+            return Err(format!(
+                "{name}: its SHA-256 isn't the one recorded when it was built"
+            ));
         }
     }
     Ok(())
@@ -322,7 +324,7 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
                 return Err(broken(
                     name,
                     &format!(
-                        "its length of {} bytes is not the one it was made with",
+                        "its length of {} bytes isn't the one recorded when it was built",
                         meta.len()
                     ),
                 ));

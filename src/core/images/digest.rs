@@ -231,8 +231,8 @@ fn digest_of(path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<(Stam
             Exit::Busy,
             format!("can't compute the {algorithm} of {}", path.display()),
         )
-        .because("somebody wrote to it meanwhile")
-        .advice("try again when it is at rest"));
+        .because("another process wrote to it meanwhile")
+        .advice("try again when nobody writes to it"));
     }
     Ok((before, digest))
 }

@@ -131,7 +131,7 @@ impl Download<'_, '_> {
         if !self.url.starts_with("https://") {
             return Err(self
                 .failed(Exit::Config)
-                .because("it isn't an https URL, and what comes over anything else could be anybody's")
+                .because("it isn't an https URL, and anybody on the way could replace what another protocol fetches")
                 .advice("use https, or fetch it yourself and name the file in `base_image`"));
         }
         if self.is_cached(false)? {
@@ -187,7 +187,7 @@ impl Download<'_, '_> {
                 Attempt::StartOver(why) if resume.take().is_some() => self.emitter.emit(said(
                     Severity::Warn,
                     format!(
-                        "what was fetched earlier of {} is of no use ({why}): starting over",
+                        "the partial download of {} can't be used ({why}): starting over",
                         shown(self.url)
                     ),
                 )),

@@ -47,11 +47,13 @@ pub fn load_header(path: &Path) -> io::Result<Option<Header>> {
         return Ok(None);
     }
     if got < 72 {
-        return Err(damaged("it ends within its head"));
+        return Err(damaged("it ends within its headerer"));
     }
     let version = be32(&head, 4);
     if !(2..=3).contains(&version) {
-        return Err(damaged(&format!("it is of version {version}, known are 2 and 3")));
+        return Err(damaged(&format!(
+            "its version is {version}, and castra knows 2 and 3"
+        )));
     }
     let features = if version >= 3 { be64(&head, 72) } else { 0 };
     let backing_file = match (be64(&head, 8), be32(&head, 16)) {
@@ -77,7 +79,7 @@ pub fn load_header(path: &Path) -> io::Result<Option<Header>> {
 }
 
 fn damaged(why: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not a sound qcow2: {why}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("not a valid qcow2: {why}"))
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -164,7 +166,7 @@ mod tests {
         assert_eq!(check(&backed), "v3 1048576 Some(\"/base.img\") false");
         for (bytes, why) in [
             (b"QFI\xfb\0\0\0\x03".to_vec(), "ends within"),
-            (head(9, (0, 0), 0), "version 9"),
+            (head(9, (0, 0), 0), "version is 9"),
             (head(3, (104, 0), 0), "impossible length"),
             (head(3, (104, 5000), 0), "impossible length"),
             (head(3, (1 << 40, 9), 0), "beyond its end"),
@@ -172,7 +174,7 @@ mod tests {
         ] {
             let said = check(&bytes);
             assert!(
-                said.starts_with("not a sound qcow2") && said.contains(why),
+                said.starts_with("not a valid qcow2") && said.contains(why),
                 "{said}"
             );
         }

@@ -63,7 +63,7 @@ impl CleanTarget {
         let no_root = |why: String| {
             Failure::new(
                 Exit::NoInput,
-                format!("{} is no state root of castra's", path.display()),
+                format!("{} isn't a state root of castra", path.display()),
             )
             .because(why)
             .advice("`castra workspaces --json` names the state root of every project")

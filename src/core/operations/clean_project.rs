@@ -49,7 +49,7 @@ pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
         Exit::Busy,
         format!("project `{}` runs and isn't cleaned", target.project),
     )
-    .because(format!("there is {}", running.join(", ")))
+    .because(format!("still running: {}", running.join(", ")))
     .advice(format!(
         "castra --workspace {} down, then clean again",
         target.workspace

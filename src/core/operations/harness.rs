@@ -517,7 +517,7 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
     if args.iter().any(|word| word.len() > guest::LONGEST_WORD) {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
             .because(
-                "with what castra puts before it, it has more than 128 KiB, which no program can be given",
+                "with what castra puts before it, it has more than 128 KiB, and no program takes a longer argument",
             )
             .advice("put it in a file there (`castra cp`) and ask the agent to read that"));
     }

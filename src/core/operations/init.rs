@@ -121,7 +121,7 @@ fn check_place(path: &Path, force: bool) -> Result<()> {
         Ok(_) if !force => Err(in_the_way(path)),
         _ if !path.parent().is_some_and(Path::is_dir) => {
             Err(Failure::new(Exit::CantCreate, format!("can't create {shown}"))
-                .because("its directory isn't there")
+                .because("its directory doesn't exist")
                 .advice("make the directory first"))
         }
         _ => Ok(()),
@@ -129,7 +129,7 @@ fn check_place(path: &Path, force: bool) -> Result<()> {
 }
 
 fn in_the_way(path: &Path) -> Failure {
-    Failure::new(Exit::CantCreate, format!("{} is there already", path.display()))
+    Failure::new(Exit::CantCreate, format!("{} already exists", path.display()))
         .advice("edit it, replace it with `--force`, or name another file with `--output`")
 }
 

@@ -92,7 +92,7 @@ pub fn refuse(config: &Config) -> Result<()> {
             format!("project `{}` runs under another state root", config.project),
         )
         .because(format!(
-            "there is {}; castra.toml now says {}",
+            "the project still has {}; castra.toml now says {}",
             other.what(),
             config.state.dir().display()
         ))

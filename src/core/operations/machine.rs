@@ -283,7 +283,7 @@ fn check_mount(vm: &VmConfig, mount: &Mount) -> Result<()> {
         )),
         Err(error) => Err(refused(describe(&error), correct())),
         Ok(meta) if !meta.is_dir() => Err(refused(
-            "it is no folder".to_owned(),
+            "it isn't a folder".to_owned(),
             "name the folder that holds it".to_owned(),
         )),
         // Reading a folder takes one permission, reaching what is in it another.
@@ -320,7 +320,7 @@ fn check_nested(vm: &VmConfig, mount: &Mount) -> Result<()> {
         ),
     )
     .because(format!(
-        "{} is read-only in the guest, and {} isn't there to mount on",
+        "{} is read-only in the guest, and {} doesn't exist to mount on",
         outer.guest,
         place.display()
     ))
@@ -334,7 +334,7 @@ fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no such file or folder".to_owned(),
         io::ErrorKind::PermissionDenied => "this user may not read it".to_owned(),
-        io::ErrorKind::NotADirectory => "a part of its path is no folder".to_owned(),
+        io::ErrorKind::NotADirectory => "a part of its path isn't a folder".to_owned(),
         _ => error.to_string(),
     }
 }

@@ -103,10 +103,10 @@ fn place(path: &Path) -> Result<PathBuf> {
     };
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => Err(refused("it is a directory")),
-        Ok(meta) if !meta.is_file() => Err(refused("it is there and isn't a file")),
+        Ok(meta) if !meta.is_file() => Err(refused("it exists and isn't a regular file")),
         // Through a link to the file itself, so that the link stays.
         Ok(_) => fs::canonicalize(path).map_err(|error| Failure::io("create", path, &error)),
-        Err(_) if path.file_name().is_none() => Err(refused("it names no file")),
+        Err(_) if path.file_name().is_none() => Err(refused("it doesn't name a file")),
         Err(_) => Ok(path.to_owned()),
     }
 }

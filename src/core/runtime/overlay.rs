@@ -187,7 +187,7 @@ fn look_at(path: &Path) -> Result<Option<Found>> {
         Err(error) => return Err(Failure::io("read", path, &error)),
         Ok(meta) if !meta.is_file() => {
             return Err(failed(path)
-                .because("something is there already that isn't a regular file")
+                .because("something exists there that isn't a regular file")
                 .advice("set `overlay` to another place"));
         }
         Ok(_) => {}
@@ -278,7 +278,7 @@ pub fn check_same_base(
     let who = spec.keep.who();
     Err(failed(spec.path)
         .because(format!(
-            "{who} keeps the one that is there, but its base image {} was rewritten since the disk was made over it",
+            "{who} keeps the existing one, but its base image {} was rewritten since the disk was made over it",
             base.path.display()
         ))
         .advice(match spec.keep {
@@ -357,7 +357,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
     if wanted < now {
         let mut failure = failed(spec.path)
             .because(format!(
-                "{who} keeps the one that is there, whose disk has {now} bytes; `disk_size` is {wanted}, \
+                "{who} keeps the existing one, whose disk has {now} bytes; `disk_size` is {wanted}, \
                  and a disk can't be shrunk"
             ))
             .advice(spec.keep.advice());

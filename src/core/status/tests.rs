@@ -470,7 +470,7 @@ fn reachable_is_exactly_age_within_window_while_both_run() {
         s.vms[0].record = RecordRead::Absent
     });
     check("unreadable", "running waiting - -", |s| {
-        s.vms[0].record = RecordRead::Unreadable("it is torn".into());
+        s.vms[0].record = RecordRead::Unreadable("it is only partly written".into());
     });
     check("another VM's record", "running waiting - -", |s| {
         edit_record(s, |record| record.vm = "db".parse().unwrap());
@@ -684,11 +684,13 @@ fn what_is_unreadable_is_told() {
     let mut snapshot = healthy();
     snapshot.broker = Found::Unreadable("can't understand /s/broker.json".into());
     snapshot.vms[0].run = Found::Unreadable("can't understand /s/vms/web-0/run.json".into());
-    snapshot.vms[0].record = RecordRead::Unreadable("it is torn".into());
+    snapshot.vms[0].record = RecordRead::Unreadable("it is only partly written".into());
     let notes = assemble(&snapshot).notes;
     assert_eq!(notes.len(), 3);
     assert!(
-        notes[2].text.contains("/s/handshakes/web-0.json: it is torn"),
+        notes[2]
+            .text
+            .contains("/s/handshakes/web-0.json: it is only partly written"),
         "{}",
         notes[2].text
     );

@@ -55,7 +55,7 @@ _castra() {
         case $line[1] in
         init)
             _arguments $globals \
-                '--force[overwrite a castra.toml that is there]' \
+                '--force[overwrite an existing castra.toml]' \
                 '*--project-name=[name the project (default\: the folder'\''s name)]:NAME: ' \
                 '*--output=[write this file instead of castra.toml]:PATH:_files' \
                 ;;
@@ -73,7 +73,7 @@ _castra() {
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
-                '--discard[discard persistent disks, too]' \
+                '--discard[also discard persistent disks]' \
                 '--verbose[say more\: every step]' \
                 '*:VM:_castra_vms';;
         restart)
@@ -88,7 +88,7 @@ _castra() {
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
-                '--force[remove persistent disks, too]' \
+                '--force[also remove persistent disks]' \
                 '--dry-run[show what would be removed, and touch nothing]' \
                 '--global[clean every project, and what they share]' \
                 '*--state-root=[clean the project whose state is in this directory]:PATH:_files' \
@@ -134,7 +134,7 @@ _castra() {
             _arguments $globals \
                 '--all[show every project castra knows]' \
                 '--active[show only ports that are in use now]' \
-                '--verbose[show processes, and who else wants a port]' \
+                '--verbose[show processes, and which projects want the same port]' \
                 ;;
         logs)
             _arguments $globals \
@@ -190,7 +190,7 @@ _castra() {
                 case $words[1] in
                 build)
                     _arguments $globals \
-                        '--force[build again what is built already]' \
+                        '--force[build it again even if it is already built]' \
                         '--mounts[build the default guest for VMs with mounts]' \
                         ;;
                 list)
@@ -198,7 +198,7 @@ _castra() {
                         ;;
                 path)
                     _arguments $globals \
-                        '--mounts[print the place of the default guest for VMs with mounts]' \
+                        '--mounts[print the path of the default guest for VMs with mounts]' \
                         ;;
                 esac
             fi ;;
@@ -259,14 +259,14 @@ _castra() {
                 case $words[1] in
                 publish)
                     _arguments $globals \
-                        '--force[publish also to a VM that the project doesn'\''t have]' \
+                        '--force[publish even to a VM that the project doesn'\''t have]' \
                         '*--topic=[what the message is about (default\: broadcast)]:TOPIC: ' \
                         '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '1:TOPIC: ';;
                 request)
                     _arguments $globals \
-                        '--force[publish also to a VM that the project doesn'\''t have]' \
+                        '--force[publish even to a VM that the project doesn'\''t have]' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '*--timeout=[wait so long for an answer (default\: 5s)]:SPAN: ' \
                         '1:TOPIC: ';;

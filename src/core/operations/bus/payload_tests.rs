@@ -73,7 +73,7 @@ fn what_is_no_json_is_shown_how_to_quote() {
         ("it's", "single quotes"),
         ("", "single quotes"),
     ] {
-        let failure = not_json(payload, "it is no JSON");
+        let failure = not_json(payload, "it isn't JSON");
         assert_eq!(failure.exit, Exit::Usage);
         assert!(failure.next.as_ref().unwrap().contains(next), "{failure}");
     }

@@ -249,13 +249,13 @@ fn what_is_malformed_is_told_where() {
             "{\"type\":\"publish\",\"payload\":{a:1}}".to_owned(),
             "key must be a string at line 1 column 30",
         ),
-        ("[1]".into(), "it is no JSON object"),
+        ("[1]".into(), "it isn't a JSON object"),
         ("{\"type\":\"publish\"}".into(), "it has no `payload`"),
         (nested("publish", 121), "`payload` is nested more than 120 deep"),
         (nested("heartbeat", 65), "`payload` is nested more than 64 deep"),
         (
             "{\"type\":\"subscribe\",\"topic\":\"a\",\"from\":-1}".into(),
-            "`from` is no number",
+            "`from` isn't a number",
         ),
     ] {
         let told = answers(&mut script, 1, 1, &[&body]);

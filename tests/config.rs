@@ -65,7 +65,7 @@ fn refuse(config: &str) -> String {
     failure.to_string()
 }
 
-/// Everything DESIGN §5 shows, each key written.
+/// Every key of docs/CONFIG.md, written once.
 const FULL: &str = r##"
 version = "0.2.0"
 

@@ -21,7 +21,7 @@ impl Style {
     #[cfg(test)]
     pub const PLAIN: Style = Style { on: false };
 
-    /// By flag, environment and terminal, in this order (DESIGN §10).
+    /// By flag, environment and terminal, in this order (docs/CLI.md).
     pub fn decide(choice: ColorChoice, stream: &impl IsTerminal) -> Style {
         let on = match choice {
             ColorChoice::Always => true,

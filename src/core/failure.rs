@@ -1,6 +1,6 @@
 //! Failures fit to show a person, and the exit code each kind has.
 //!
-//! Here: the one error type operations return, and the documented exit codes (DESIGN §10, after
+//! Here: the one error type operations return, and the documented exit codes (docs/CLI.md, after
 //! BSD sysexits). Not here: errors that code branches on (an enum beside the code that raises
 //! it), or printing (`app`).
 
@@ -78,7 +78,7 @@ impl Exit {
         }
     }
 
-    /// Whether the contract calls this a refusal (exit codes 64 to 75, DESIGN §8).
+    /// Whether the contract calls this a refusal (exit codes 64 to 75, docs/EVENTS.md).
     pub fn is_refusal(self) -> bool {
         (64..=75).contains(&self.code())
     }

@@ -95,7 +95,7 @@ pub fn hex(bytes: &[u8]) -> String {
 
 // --- files ------------------------------------------------------------------------------------
 
-/// Makes a directory and what is missing above it, mode 0700 (DESIGN §4).
+/// Makes a directory and what is missing above it, mode 0700 (docs/SECURITY.md).
 pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }

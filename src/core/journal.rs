@@ -1,5 +1,5 @@
 //! Files that several processes append whole lines to, and that are rotated by size: the event
-//! journals and the broker's log (DESIGN §4).
+//! journals and the broker's log (docs/EVENTS.md).
 //!
 //! Here: appending, cutting a torn tail, rotation. Not here: what a line says.
 //!

@@ -9,10 +9,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Longest VM name, in bytes (DESIGN §6).
+/// Longest VM name, in bytes (docs/PROTOCOL.md).
 pub const MAX_NAME_BYTES: usize = 64;
 
-/// Names that speak for the host or the broker; no VM may have one (DESIGN §6).
+/// Names that speak for the host or the broker; no VM may have one (docs/PROTOCOL.md).
 pub const RESERVED_NAMES: [&str; 5] = ["host", "bus", "broker", "castra", "broadcast"];
 
 /// Name of a VM. Invariant: matches `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.

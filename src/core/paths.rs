@@ -1,6 +1,6 @@
 //! Where everything lies under a state root, each name spelled once, with who writes it.
 //!
-//! Here: paths only. Not here: making, locking or reading any of them. The table is DESIGN §4.
+//! Here: paths only. Not here: making, locking or reading any of them.
 
 use std::env;
 use std::path::{Path, PathBuf};

@@ -247,7 +247,7 @@ fn json_is_the_contract() {
     }
 }
 
-/// The names and the order that DESIGN fixes, spelled out once more.
+/// The names and the order of docs/STATUS.md, spelled out once more.
 #[test]
 fn fields_and_their_order() {
     let keys = |text: &str| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! The bootstrap: configuring a guest over SSH once it is reachable (DESIGN §9, spec 3).
+//! The bootstrap: configuring a guest over SSH once it is reachable (docs/BOOTSTRAP.md).
 //!
 //! Here: the plan, the pipeline with its eight steps, the one SSH connection they share, the run
 //! log. Not here: starting VMs (`core::runtime`), in which order and how many at once

@@ -1,5 +1,5 @@
 //! `--bootstrap MODE`, `--bootstrap VM=MODE[,VM=MODE…]`: how one invocation steers the bootstrap
-//! (spec 3, "Invocation Modes and Overrides").
+//! (docs/BOOTSTRAP.md).
 //!
 //! Here: what the values mean together, and every refusal. Not here: the flag itself (`cli`),
 //! or what a mode does (`bootstrap::plan`).

@@ -1,4 +1,4 @@
-//! One VM's bootstrap from its plan to its outcome (DESIGN §9).
+//! One VM's bootstrap from its plan to its outcome (docs/BOOTSTRAP.md).
 //!
 //! Here: the order of the steps, their events and records. Not here: what each step does
 //! (`bootstrap::steps`, `transfer`, `wait`), what is noted of the end (`bootstrap::outcome`), or

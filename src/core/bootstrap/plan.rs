@@ -17,7 +17,7 @@ use crate::core::events::{
     BootstrapTrigger,
 };
 
-/// `handshake_timeout_secs` where the config names none (DESIGN §5).
+/// `handshake_timeout_secs` where the config names none (docs/CONFIG.md).
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIMEOUT_TCG: Duration = Duration::from_secs(240);
 /// A first line longer than this has no interpreter in it.
@@ -132,7 +132,7 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -
     }
 }
 
-/// Variables that castra itself sets for script and verify (DESIGN §9).
+/// Variables that castra itself sets for script and verify (docs/BOOTSTRAP.md).
 pub const RESERVED_KEYS: [&str; 4] = [
     "CASTRA_VM",
     "CASTRA_RUN_ID",

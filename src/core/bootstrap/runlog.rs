@@ -1,4 +1,4 @@
-//! `logs/bootstrap/<vm>-<timestamp>.json` and `.out`: what one bootstrap did, for good (spec 3).
+//! `logs/bootstrap/<vm>-<timestamp>.json` and `.out`: what one bootstrap did, for good (docs/BOOTSTRAP.md).
 //!
 //! Here: the log's shape, writing it, closing the ones that a killed castra left open. Not here:
 //! the events with the same contents (`core::events`), or what is done in the steps.

@@ -1,4 +1,4 @@
-//! Vizier's three steps: the in-guest service is installed, enabled, and heard (DESIGN §9).
+//! Vizier's three steps: the in-guest service is installed, enabled, and heard (docs/BOOTSTRAP.md).
 //!
 //! Here: what is expected before anything ran, what the guest says it has, what it is sent, and the wait for its
 //! hello. Not here: the shell texts (`bootstrap::vizier_remote`), the service (`scripts/guest/castra-vizier`), when the

@@ -1,5 +1,5 @@
 //! Evidence of every attempt to shake hands: one log line and one event each, merged when there
-//! are too many (DESIGN §6).
+//! are too many (docs/PROTOCOL.md).
 //!
 //! Here: the deterministic line, and the count that decides whether an attempt gets a line of
 //! its own. Not here: who may come (`broker::state`), or writing anything (`broker::edges`).
@@ -82,7 +82,7 @@ pub fn line_head(wall_ms: u64, level: &str) -> String {
 }
 
 /// The line and the event of one attempt, or of `repeated` merged ones. The order of words is
-/// a promise (DESIGN §6); everything in it is checked text or our own.
+/// a promise (docs/PROTOCOL.md); everything in it is checked text or our own.
 fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence {
     let vm = attempt.vm.as_ref().map_or("-", VmName::as_str);
     let level = if attempt.declined.is_some() {

@@ -1,4 +1,4 @@
-//! `logs/bus/bus.log`: the one truth of the bus, appended in groups (DESIGN §6).
+//! `logs/bus/bus.log`: the one truth of the bus, appended in groups (docs/PROTOCOL.md).
 //!
 //! Here: appending all or nothing, rotation, syncing, what an earlier broker left. Not here: what
 //! a line says (`broker::state`), reading it for those who fell behind (`broker::replay`), the

@@ -17,7 +17,7 @@ use super::outbox::{Budget, Drainer, Sent};
 use super::replay::{Past, Piece, Replay};
 use super::state::{Input, Order, Part};
 
-/// A piece of the past that isn't taken within this ends the session (DESIGN §6).
+/// A piece of the past that isn't taken within this ends the session (docs/PROTOCOL.md).
 const PIECE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a client has to close after its session is over, before we do.

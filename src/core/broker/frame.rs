@@ -1,5 +1,5 @@
 //! bus-v1 frames: bytes of a session to checked frames, and the broker's own frames to bytes
-//! (DESIGN §6).
+//! (docs/PROTOCOL.md).
 //!
 //! Here: framing, the checks that need no state, rendering of acks, closes and gaps.
 //! Not here: what a frame does (`broker::state`), sockets (`broker::converse`).
@@ -39,7 +39,7 @@ const SMALL_BUFFER: usize = 1024;
 /// What it grows to while its client sends faster than it is read.
 const LARGE_BUFFER: usize = 128 * 1024;
 
-/// Why a frame was refused. The list is closed (DESIGN §6).
+/// Why a frame was refused. The list is closed (docs/PROTOCOL.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refused {
     /// It is no frame of the protocol.

@@ -1,4 +1,4 @@
-//! The words of the handshake: greeting, hello, replies, decline reasons (DESIGN §6).
+//! The words of the handshake: greeting, hello, replies, decline reasons (docs/PROTOCOL.md).
 //!
 //! Here: pure parsing and rendering; docs/PROTOCOL.md says the same in prose. Not here: who may
 //! come (`broker::state`), sockets and deadlines (`broker::listen`), log lines
@@ -37,7 +37,7 @@ pub struct Hello {
     pub capabilities: Vec<String>,
 }
 
-/// Why a hello is declined. The list is closed (DESIGN §6).
+/// Why a hello is declined. The list is closed (docs/PROTOCOL.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DeclineReason {
     /// The first line is no hello.

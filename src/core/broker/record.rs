@@ -1,4 +1,4 @@
-//! `handshakes/<vm>.json`: the last handshake of one guest, as `status` reads it (DESIGN §7).
+//! `handshakes/<vm>.json`: the last handshake of one guest, as `status` reads it (docs/STATUS.md).
 //!
 //! Here: the record's format, its reader and its writer. Not here: when one is written
 //! (`broker::state`), or what it means for a VM (`core::status`).
@@ -27,7 +27,7 @@ pub const RECORD_BYTES: usize = 1024;
 /// microsecond, so two tries in a row rarely meet one.
 const READ_TRIES: u32 = 16;
 
-/// Most bytes of a heartbeat's payload that are kept (DESIGN §6).
+/// Most bytes of a heartbeat's payload that are kept (docs/PROTOCOL.md).
 pub const GUEST_METRICS_BYTES: usize = 512;
 
 /// What the broker knows of one guest. Times are CLOCK_BOOTTIME ms of the boot `boot_id` names.

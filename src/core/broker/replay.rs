@@ -1,5 +1,5 @@
 //! Messages of the past for a session that is behind: read from the log by its own thread
-//! (DESIGN §6).
+//! (docs/PROTOCOL.md).
 //!
 //! Here: finding a number in the rotated files, which lines a session gets, gaps. Not here: when
 //! a session is behind or has caught up (`broker::state`), sending (`broker::converse`), the newest
@@ -27,7 +27,7 @@ use super::lasts::Lasts;
 use super::state::{Plan, Wanted};
 use super::survey;
 
-/// Deliveries of one piece, bytes, give or take a message (DESIGN §6).
+/// Deliveries of one piece, bytes, give or take a message (docs/PROTOCOL.md).
 const PIECE: usize = 64 * 1024;
 
 /// Read without finding anything for the session before its client is listened to again.

@@ -1,4 +1,4 @@
-//! A client of the broker's host socket: whoever may open it is the host (DESIGN §6).
+//! A client of the broker's host socket: whoever may open it is the host (docs/PROTOCOL.md).
 //!
 //! Here: sending and receiving without ever waiting beyond what the caller allows, heartbeats while
 //! nothing else is said. Not here: the way in (`bus::greeting`), frames (`bus::frame`), starting a

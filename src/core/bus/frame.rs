@@ -1,5 +1,5 @@
 //! bus-v1 frames as a client writes and reads them: four bytes of length, then one JSON object
-//! (DESIGN §6).
+//! (docs/PROTOCOL.md).
 //!
 //! Here: rendering what a client says, and cutting a stream into what the broker says. Not here:
 //! the broker's side of the same (`broker::frame`), sockets (`bus::client`).

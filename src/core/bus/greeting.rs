@@ -1,4 +1,4 @@
-//! The way into a session: the connection, the hello, the answer (DESIGN §6).
+//! The way into a session: the connection, the hello, the answer (docs/PROTOCOL.md).
 //!
 //! Here: all that comes before the first frame, under one deadline. Not here: frames
 //! (`bus::frame`), the session itself (`bus::client`).
@@ -20,7 +20,7 @@ use super::error::BusError;
 /// What a client of this version says first.
 pub(super) const HELLO: &str = "hello vm:host capabilities=bus-v1\n";
 
-/// Longest line before the frames, bytes (DESIGN §6).
+/// Longest line before the frames, bytes (docs/PROTOCOL.md).
 const LINE_BYTES: usize = 512;
 
 /// What the broker has granted.

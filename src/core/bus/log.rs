@@ -1,5 +1,5 @@
 //! Reading a log of the bus while the broker goes on writing it: the file, and the rotated ones
-//! before it (DESIGN §4).
+//! before it (docs/PROTOCOL.md).
 //!
 //! Here: the last messages, those that follow, rotation on the way, lines that are none. Not here:
 //! writing (`core::broker`), or which log somebody wants (`core::operations::bus`).

@@ -1,5 +1,5 @@
 //! The bus as its clients see it: messages with a topic and any JSON, in one order, kept in a log
-//! (DESIGN §6, docs/PROTOCOL.md).
+//! (docs/PROTOCOL.md).
 //!
 //! Here: what a message is, topics, frames as a client writes and reads them, a client of the
 //! broker's host socket, and reading the logs. Not here: the broker that carries and keeps

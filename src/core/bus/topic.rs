@@ -1,4 +1,4 @@
-//! Topics and the patterns that subscriptions name (DESIGN §6).
+//! Topics and the patterns that subscriptions name (docs/PROTOCOL.md).
 //!
 //! Here: their grammar and what matches what. Not here: who may read which topic
 //! (`core::broker`).

@@ -180,7 +180,7 @@ fn is_of_vm(name: &str, end: &str) -> bool {
     name.parse::<VmName>().is_ok()
 }
 
-/// An agent's thread (DESIGN §4).
+/// An agent's thread (docs/HARNESS.md).
 fn is_thread(stem: &str) -> bool {
     (1..=64).contains(&stem.len())
         && stem

@@ -1,5 +1,5 @@
 //! `castra.toml`, checked: everything in here is valid, defaults filled in, replicas expanded,
-//! paths absolute (DESIGN §5).
+//! paths absolute (docs/CONFIG.md).
 //!
 //! Here: the types the rest of castra works with. Not here: reading the file or finding it
 //! (the submodules), or making anything it describes.

@@ -1,6 +1,6 @@
 //! Who else may read what castra keeps.
 //!
-//! Directories that castra makes have mode 0700 and files 0600 (DESIGN §4), but one that was there
+//! Directories that castra makes have mode 0700 and files 0600 (docs/SECURITY.md), but one that was there
 //! already keeps its mode. What lies in a directory that only its owner may enter is safe whatever
 //! its own mode, as QEMU's sockets are; so the ways in are looked at, and what is secret in itself.
 

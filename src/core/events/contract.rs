@@ -1,4 +1,4 @@
-//! The contract line: an [`Event`] as the NDJSON object that scripts read (DESIGN §8).
+//! The contract line: an [`Event`] as the NDJSON object that scripts read (docs/EVENTS.md).
 //!
 //! Here: the `type` and `phase` words and the envelope. Not here: the events themselves
 //! (`core::events`), or writing lines anywhere (`core::reporter`, `core::journal`).

@@ -1,4 +1,4 @@
-//! Every fact castra tells, defined once (DESIGN §8, spec 3 and 4).
+//! Every fact castra tells, defined once (docs/EVENTS.md).
 //!
 //! Here: the [`Event`] enum and the words inside it. Its derived serde form is what embedders
 //! see (`{"BootstrapStarted":{…}}`). Not here: the contract line that scripts read
@@ -20,7 +20,7 @@ use crate::core::name::VmName;
 
 pub use machine::{MachinePlan, PlannedForward, PlannedMount};
 
-/// How much attention a message asks for (the Attention Model, DESIGN §8).
+/// How much attention a message asks for (docs/EVENTS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
@@ -56,7 +56,7 @@ impl Accel {
     }
 }
 
-/// When the bootstrap runs (spec 3).
+/// When the bootstrap runs (docs/BOOTSTRAP.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BootstrapMode {
@@ -130,7 +130,7 @@ pub enum VizierPlanStatus {
     Unknown,
 }
 
-/// The stages of a bootstrap, in their order (DESIGN §9).
+/// The stages of a bootstrap, in their order (docs/BOOTSTRAP.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BootstrapStepKind {
@@ -221,7 +221,7 @@ pub enum SessionPhase {
     Closed,
 }
 
-/// The dry-run summary of one VM's bootstrap (spec 3): what would run, from what, over which
+/// The dry-run summary of one VM's bootstrap: what would run, from what, over which
 /// connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BootstrapPlan {
@@ -276,7 +276,7 @@ pub struct BootstrapPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[allow(
     missing_docs,
-    reason = "each field is named after its contract field; docs/EVENTS.md and DESIGN §8 define them"
+    reason = "each field is named after its contract field; docs/EVENTS.md defines them"
 )]
 pub enum Event {
     /// Text for people.

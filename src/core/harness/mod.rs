@@ -1,4 +1,4 @@
-//! The harness: a coding agent's stream as castra's events (DESIGN §8, spec 4).
+//! The harness: a coding agent's stream as castra's events (docs/HARNESS.md).
 //!
 //! Here: what every agent's stream is made of ([`AgentEvent`]) and the one trait behind which
 //! agents differ ([`Agent`]); in the submodules the Codex CLI's stream ([`codex`]), what turns an

@@ -99,7 +99,7 @@ pub fn lock_holder_of(file: &File) -> Holder {
     }
 }
 
-/// The pid written in a file of ours, counted only while the file is locked (DESIGN §4).
+/// The pid written in a file of ours, counted only while the file is locked (docs/ARCHITECTURE.md).
 /// Numbers that no process can have (0, negative, text) are `None`.
 pub fn locked_pid(path: &Path) -> Option<u32> {
     let file = open_state_file(path).ok()?;

@@ -1,4 +1,4 @@
-//! `artifact_hash`: one number for all that a bootstrap brings into a guest (DESIGN §9).
+//! `artifact_hash`: one number for all that a bootstrap brings into a guest (docs/IMAGES.md).
 //!
 //! Here: the canonical order and form of script, payload, environment and metadata. Not here:
 //! copying any of it (`core::bootstrap`), or the hash of what the guest booted (`images::digest`).

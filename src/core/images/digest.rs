@@ -1,6 +1,6 @@
 //! Digests of image files, each computed once as long as its file doesn't change.
 //!
-//! Here: hashing in bounded memory, the cache, `base_hash` (DESIGN §9). Not here: whether a digest
+//! Here: hashing in bounded memory, the cache, `base_hash` (docs/IMAGES.md). Not here: whether a digest
 //! is the one that was asked for (`images::base`, `images::fetch`), hashes of bootstrap artifacts
 //! (`images::artifact`).
 //!
@@ -282,7 +282,7 @@ pub enum BootSource<'a> {
     },
 }
 
-/// `base_hash` (DESIGN §9). Of an image it is the file's own SHA-256. Of a kernel it is the
+/// `base_hash` (docs/IMAGES.md). Of an image it is the file's own SHA-256. Of a kernel it is the
 /// SHA-256 over the SHA-256 of kernel and initrd and over the command line, a line each (`-`: no
 /// initrd), so that each file's digest can be remembered. Read while the guest boots.
 pub fn base_hash(source: BootSource<'_>, cache: &DigestCache, cancel: &Cancel) -> Result<String> {

@@ -47,7 +47,7 @@ pub fn load_header(path: &Path) -> io::Result<Option<Header>> {
         return Ok(None);
     }
     if got < 72 {
-        return Err(damaged("it ends within its headerer"));
+        return Err(damaged("it ends within its header"));
     }
     let version = be32(&head, 4);
     if !(2..=3).contains(&version) {

@@ -126,7 +126,7 @@ pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Bo
     })
 }
 
-/// `base_hash` of what a VM boots from (DESIGN §9). Reads whole images the first time, so it is
+/// `base_hash` of what a VM boots from (docs/IMAGES.md). Reads whole images the first time, so it is
 /// called while the guest boots.
 pub(crate) fn base_hash(boot: &Boot, config: &Config, cancel: &Cancel) -> Result<String> {
     if let Some(known) = &boot.base_hash {

@@ -115,7 +115,7 @@ fn check_locks(target: &CleanTarget, vms: &[VmName]) -> Result<Locks> {
     })
 }
 
-/// Project, VMs by name (DESIGN §4), broker: nobody begins anything meanwhile.
+/// Project, VMs by name, broker: nobody begins anything meanwhile.
 fn take_locks(target: &CleanTarget, root: &Dir, vms: &[VmName]) -> Result<Locks> {
     let state = &target.state;
     let take = |dir: Option<Dir>, name: &str, path: PathBuf| -> Result<Option<FileLock>> {

@@ -1,4 +1,4 @@
-//! Who the broker may expect: `guests.json`, renewed before each launch (DESIGN §4, §6).
+//! Who the broker may expect: `guests.json`, renewed before each launch (docs/PROTOCOL.md).
 //!
 //! Here: launch ids, launch times and the hashes of the tokens. Not here: how a token reaches
 //! its guest (`core::runtime::seed`) or how the broker judges it.

@@ -44,7 +44,7 @@ use crate::core::runtime::process::qemu_pid;
 use crate::core::status::ending;
 use crate::core::threads;
 
-/// A launch slot is free again after this at the latest (DESIGN §9).
+/// A launch slot is free again after this at the latest (docs/ARCHITECTURE.md).
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
 /// How often the holder of a slot looks at its guest.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -109,7 +109,7 @@ pub(crate) fn runs(config: &Config, vm: &VmConfig) -> bool {
     qemu_pid(&config.state.vm(&vm.name)).is_some()
 }
 
-/// The locks of these VMs, by name as DESIGN §4 orders; each goes back to its VM's place.
+/// The locks of these VMs, by name, as docs/ARCHITECTURE.md orders; each goes back to its VM's place.
 pub(crate) fn lock_vms(config: &Config, vms: &[&VmConfig], command: &str) -> Result<Vec<FileLock>> {
     let mut by_name: Vec<usize> = (0..vms.len()).collect();
     by_name.sort_by(|a, b| vms[*a].name.cmp(&vms[*b].name));

@@ -1,7 +1,7 @@
 //! How a fleet fared: all of it, some, or none.
 //!
 //! Here: the word, as outcomes and `summary` events have it. Not here: what counts as a failure
-//! (each operation), or the exit code, which is the same for some and none (DESIGN §10).
+//! (each operation), or the exit code, which is the same for some and none (docs/CLI.md).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,4 @@
-//! The accelerator, by evidence: KVM only where a guest has really run under it (DESIGN §5).
+//! The accelerator, by evidence: KVM only where a guest has really run under it (docs/CONFIG.md).
 //!
 //! Here: the decision, its reason in words, and the memory of it in `accel.json`. Not here: the boot
 //! that proves it ([`super::probe`]). A `/dev/kvm` that opens proves nothing: on some hosts every

@@ -1,7 +1,7 @@
 //! How busy a QEMU is: whether a guest still boots or already rests.
 //!
 //! Here: the rule, as a pure function of samples. Not here: asking for them (`host::cpu_time`) or
-//! who waits for the answer (`core::operations`: bounded starts, DESIGN §9).
+//! who waits for the answer (`core::operations`: bounded starts).
 
 use std::time::Duration;
 

@@ -239,7 +239,7 @@ pub(crate) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
     true
 }
 
-/// What can end a boot before the guest ever speaks (DESIGN §5).
+/// What can end a boot before the guest ever speaks (docs/CONFIG.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootFault {
     /// QMP says `internal-error`: the accelerator met something it can't run. QEMU's words.

@@ -20,7 +20,7 @@ use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
 use crate::core::records::BaseRecord;
 
-/// Size of a VM's empty disk when the config gives none (DESIGN §5). It is sparse: it takes what
+/// Size of a VM's empty disk when the config gives none (docs/CONFIG.md). It is sparse: it takes what
 /// the guest writes.
 pub const EMPTY_DISK_BYTES: u64 = 4 << 30;
 

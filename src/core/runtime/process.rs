@@ -1,6 +1,6 @@
 //! QEMU as a process: whether a VM's QEMU lives, and signals to it.
 //!
-//! Here: the one question that decides (DESIGN §4: the record lock on its pid file), the one place
+//! Here: the one question that decides (the record lock on its pid file), the one place
 //! that signals a QEMU, and the files a dead one leaves. Not here: when to signal
 //! ([`super::shutdown`]) or starting one ([`super::launch`]).
 

@@ -19,7 +19,7 @@ use crate::core::name::VmName;
 use crate::core::runtime::nocloud;
 use crate::core::runtime::plan::{FwCfg, FwCfgValue, mounts_table};
 
-/// Bytes of randomness in a token (DESIGN §6).
+/// Bytes of randomness in a token (docs/PROTOCOL.md).
 const TOKEN_BYTES: usize = 16;
 /// vvfat shows a FAT disk of 504 MiB; a seed beyond this is a mistake, not a seed.
 const MAX_NOCLOUD_BYTES: usize = 8 << 20;
@@ -57,7 +57,7 @@ impl SeedKind {
     }
 }
 
-/// Whether castra can hand this VM a token and may therefore ask for it (DESIGN §6). A kernel of
+/// Whether castra can hand this VM a token and may therefore ask for it (docs/PROTOCOL.md). A kernel of
 /// the user's own is told the rest, but whether it reads fw_cfg nobody knows.
 pub fn takes_token(vm: &VmConfig) -> bool {
     vm.seed == SeedMode::Auto && (vm.is_default_guest() || vm.base_image.is_some())

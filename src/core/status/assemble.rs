@@ -1,4 +1,4 @@
-//! From evidence to status: the rules of DESIGN §7, each in one function.
+//! From evidence to status: the rules of docs/STATUS.md, each in one function.
 //!
 //! Here: pure decisions under whatever clock the snapshot holds. Not here: files, locks, clocks
 //! ([`super::read`]).
@@ -185,7 +185,7 @@ impl Scene<'_> {
         }
     }
 
-    /// The list of DESIGN §7, in its order. One case is not in it: QEMU holds its pid file, but
+    /// The list of docs/STATUS.md, in its order. One case is not in it: QEMU holds its pid file, but
     /// `run.json` is gone or spoilt. The lock alone decides what runs, so that VM runs.
     fn state_of(&self, vm: &VmEvidence) -> (VmState, Option<EndedStatus>) {
         let alive = vm.qemu.is_some();

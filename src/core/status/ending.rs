@@ -1,6 +1,6 @@
 //! How a launch ended, read from what QEMU and the guest left behind.
 //!
-//! Here: the ends of `qmp.log` and `serial.log` and what they say (DESIGN §7). Not here: whether
+//! Here: the ends of `qmp.log` and `serial.log` and what they say (docs/STATUS.md). Not here: whether
 //! the VM has ended at all, or whether `down` asked for it ([`super::assemble`]).
 
 use std::time::{Duration, SystemTime};

@@ -1,4 +1,4 @@
-//! The status contract: which VMs run and which guests are really there (DESIGN §7).
+//! The status contract: which VMs run and which guests are really there (docs/STATUS.md).
 //!
 //! Here: the object that `castra status --json` prints and embedders get, field by field; in the
 //! submodules the evidence it comes from ([`evidence`]), how that is read from disk ([`read`]) and
@@ -151,7 +151,7 @@ pub struct VmStatus {
     pub stale_config: Vec<String>,
 }
 
-/// What a VM's process does. The first that matches counts (DESIGN §7).
+/// What a VM's process does. The first that matches counts (docs/STATUS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {

@@ -1,4 +1,4 @@
-//! The broker's whole state, and `step`: what one input does to it (DESIGN §2).
+//! The broker's whole state, and `step`: what one input does to it (docs/ARCHITECTURE.md).
 //!
 //! Here: connections and their places, who may come, what each is answered; in the submodules
 //! the words ([`input`]) and the guests that were heard (`heard`). Not here: sockets and threads

@@ -1,4 +1,4 @@
-//! What the frames of a session do: publish, subscribe, beat (DESIGN §6).
+//! What the frames of a session do: publish, subscribe, beat (docs/PROTOCOL.md).
 //!
 //! Here: frames into the group, and the broker's own messages. Not here: frames as bytes
 //! (`broker::frame`), what a kept group gives to whom (`super::settle`).

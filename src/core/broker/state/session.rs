@@ -1,4 +1,4 @@
-//! Sessions of the bus: whose they are, what they are subscribed to, how they end (DESIGN §6).
+//! Sessions of the bus: whose they are, what they are subscribed to, how they end (docs/PROTOCOL.md).
 //!
 //! Here: a session's own state, opening and ending one, idle and superseded ones. Not here: what
 //! its frames do (`super::publishing`), what it gets (`super::settle`).

@@ -1,4 +1,4 @@
-//! Commit: a group goes to the log, then everybody gets what it has for them (DESIGN §6).
+//! Commit: a group goes to the log, then everybody gets what it has for them (docs/PROTOCOL.md).
 //!
 //! Here: appending, answers and deliveries in the order in which things happened, falling behind.
 //! Not here: how a group comes to be (`super::publishing`, `super::group`).
@@ -16,7 +16,7 @@ use super::input::{Order, Part};
 use super::session::Sub;
 use super::{At, ConnId, Effect, State};
 
-/// What the in-guest service's log lines come on (DESIGN §9).
+/// What the in-guest service's log lines come on (docs/PROTOCOL.md).
 const VIZIER_LOG: &[u8] = b"vizier/log";
 
 /// What a publisher is warned of whose message is to a VM that the project doesn't have.

@@ -1,4 +1,4 @@
-//! What the bus tells people: sessions, refused frames, slow clients (DESIGN §6).
+//! What the bus tells people: sessions, refused frames, slow clients (docs/PROTOCOL.md).
 //!
 //! Here: log lines and events of the bus, merged beyond 20 a second. Not here: hellos
 //! (`broker::attempts`), freshness (`super::heard`).

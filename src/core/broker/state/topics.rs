@@ -1,4 +1,4 @@
-//! Topics: who is subscribed to what, and who may read what (DESIGN §6).
+//! Topics: who is subscribed to what, and who may read what (docs/PROTOCOL.md).
 //!
 //! Here: the index of live and past subscriptions, access. Not here: the grammar of topics
 //! (`core::bus::topic`), subscriptions that several share (`super::workers`), when a subscription

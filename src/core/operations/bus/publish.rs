@@ -17,7 +17,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::operations::run::Operation;
 use crate::core::reporter::Reporter;
 
-/// The topic where none is given (DESIGN §6).
+/// The topic where none is given (docs/PROTOCOL.md).
 pub const USUAL_TOPIC: &str = "broadcast";
 
 /// What a `publish` is asked for.

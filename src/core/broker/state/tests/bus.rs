@@ -1,4 +1,4 @@
-//! The rules of the bus one by one (DESIGN §6), each by its name; whatever they do together is
+//! The rules of the bus one by one (docs/PROTOCOL.md), each by its name; whatever they do together is
 //! the simulator's.
 
 #[path = "sharing.rs"]

@@ -100,7 +100,7 @@ pub fn ensure_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
-/// Options for a file that only its owner may read (0600, DESIGN §4).
+/// Options for a file that only its owner may read (0600).
 pub fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);

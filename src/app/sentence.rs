@@ -421,20 +421,13 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             None,
             format!("tokens of this {scope}: {prompt_tokens} in, {completion_tokens} out"),
         ),
-        Event::Summary {
-            operation,
-            duration_ms,
-            vms,
-            ..
-        } => Sentence::new(
+        Event::Summary { operation, vms, .. } => Sentence::new(
             Info,
             None,
+            // How long it took is told by the line before, of `command.completed`.
             format!(
-                "{operation} took {}: {} changed, {} unchanged, {} failed",
-                duration(*duration_ms),
-                vms.changed,
-                vms.unchanged,
-                vms.failed
+                "{operation}: {} changed, {} unchanged, {} failed",
+                vms.changed, vms.unchanged, vms.failed
             ),
         ),
     }

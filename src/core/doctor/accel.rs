@@ -144,7 +144,7 @@ fn choice_finding(
             format!("guests run under TCG: {}; {slower}", decision.reason),
             match question.home {
                 Some(home) => format!(
-                    "castra remembers this until the host boots again; remove {} to try KVM again",
+                    "remove {} to try KVM again before the host boots again",
                     home.join("accel.json").display()
                 ),
                 None => "run on a host whose KVM works".to_owned(),

@@ -75,8 +75,33 @@ fn the_guests_ssh_server_serves_everybody() {
         assert_eq!(told, format!("{length}\n"));
     }
 
+    // Commands have the priority that commands have.
+    let nice = ["exec", "web", "--", "cut", "-d ", "-f19", "/proc/self/stat"];
+    assert_eq!(project.expect(0, &nice), "0\n");
+
     others_that_say_nothing(&project);
+    one_that_starts_anew(&project);
     project.expect(0, &["down"]);
+    let console = project.expect(0, &["logs", "web", "--source", "serial"]);
+    assert!(console.contains("castra-test: TERM was heard"), "{console}");
+}
+
+/// Starts a program that treats signals as sshd does: it ends at TERM, starts itself anew at HUP, and what comes while
+/// it does so is lost. A power-off that sends HUP first waits five seconds for the one that never heard of TERM.
+fn one_that_starts_anew(project: &Project) {
+    let script = "trap 'term=1' TERM; trap 'hup=1' HUP\n\
+                  [ \"${1-}\" = anew ] || : >/run/anew.ready\n\
+                  while :; do\n\
+                  [ -z \"${term-}\" ] || { echo castra-test: TERM was heard >/dev/console; exit; }\n\
+                  [ -z \"${hup-}\" ] || { sleep 0.5; exec sh /run/anew anew; }\n\
+                  sleep 1000 & wait\n\
+                  done\n";
+    project.file("anew", script);
+    project.expect(0, &["cp", "anew", "web:/run/anew"]);
+    // Before all others, so that it hears the first signal before the second is sent.
+    let start = "sh -c 'renice -n -40 -p $$; exec setsid sh /run/anew' </dev/null >/dev/null 2>&1 &
+                 until [ -e /run/anew.ready ]; do [ -d /proc/$! ] || exit 9; usleep 10000; done";
+    project.expect(0, &["exec", "web", "--", "sh", "-c", start]);
 }
 
 /// All that comes through the forward has one address: neither silence nor rubbish of some is held against others.

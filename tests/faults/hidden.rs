@@ -49,6 +49,15 @@ fn what_may_not_be_looked_at_is_not_absent() {
             assert!(ran.stderr.contains(word), "no {word:?}: {ran:?}");
         }
     }
+    // Whoever may not see the lock can't know that somebody holds it.
+    for args in [&["up"][..], &["restart"], &["bootstrap"], &["clean"], &["down"]] {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(74), "{ran:?}");
+        assert!(
+            ran.stderr.contains("ermission denied") && ran.stderr.contains("the user it belongs to"),
+            "{ran:?}"
+        );
+    }
     for args in [&["workspaces"][..], &["status", "--all"], &["ports", "--all"]] {
         let ran = run(args);
         assert_eq!(ran.code, Some(74), "{ran:?}");

@@ -22,6 +22,7 @@ use crate::core::operations::start::{self, Fleet, Task, Way};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::again;
+use crate::core::runtime::process::find_qemu_pid;
 
 /// What `bootstrap` is asked for.
 #[derive(Clone, Debug)]
@@ -135,6 +136,10 @@ pub(crate) fn names_of(vms: &[&VmConfig]) -> HashSet<String> {
 }
 
 fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> Result<()> {
+    // What may not be looked at isn't stopped.
+    for vm in selected {
+        find_qemu_pid(&config.state.vm(&vm.name))?;
+    }
     let stopped: Vec<&str> = selected
         .iter()
         .filter(|vm| !start::runs(config, vm))

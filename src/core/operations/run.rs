@@ -227,7 +227,9 @@ pub(crate) fn clear_abandoned(state: &StateRoot, registry: Option<&Path>, emitte
 /// Fails if somebody holds the project's lock now; takes nothing.
 pub(crate) fn check_project_free(config: &Config) -> Result<()> {
     let path = config.state.lock();
-    if host::lock_holder(&path) == host::Holder::Nobody {
+    if host::ask_lock_holder(&path).map_err(|error| Failure::io("read", &path, &error))?
+        == host::Holder::Nobody
+    {
         return Ok(());
     }
     Err(busy(

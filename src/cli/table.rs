@@ -411,8 +411,8 @@ pub const COMMANDS: &[CommandRow] = &[
         manual: "Becomes `ssh` with the user, port, key and options that castra knows for this VM. The guest's shell \
                  reads the words of a command joined by blanks, as with `ssh`; otherwise it runs as with `castra \
                  exec`.\n\n\
-                 The name may be left out where the project has one VM. The name of a role means its VM, where it \
-                 has one.",
+                 You can leave out the name if the project has only one VM. The name of a role means its VM, if \
+                 it has only one.",
         examples: &["castra ssh", "castra ssh web-0", "castra ssh web-0 -- uname -a"],
     },
     CommandRow {
@@ -422,13 +422,13 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[VM, Operand::new("COMMAND", Arity::Rest, Complete::Nothing)],
         brief: "run a command in a VM, without a terminal",
         manual: "As `castra ssh VM -- COMMAND`, but never with a terminal: stdin and stdout pass through byte for \
-                 byte, and nothing is asked. Each argument reaches the command as it is given here, however long \
-                 all of them are together.\n\n\
-                 The exit code is the command's, 128 + signal where a signal ended it, 255 where there was no \
-                 connection or the VM doesn't run. A server that says nothing for a minute is given up. When \
-                 castra ends first, by Ctrl-C, `timeout` or kill, the command is ended in the guest within a few \
-                 seconds, by SIGTERM and then SIGKILL, with all that runs in its session. What it has put into \
-                 the background before it ended by itself goes on.",
+                 byte, and nothing is asked. Each argument reaches the command unchanged, and all of them \
+                 together may be of any length.\n\n\
+                 The exit code is the command's, 128 + signal if a signal ended it, 255 if there was no \
+                 connection or the VM doesn't run. castra gives up if the server says nothing for a minute. If \
+                 castra ends first, by Ctrl-C, `timeout` or kill, the command and everything in its session get \
+                 SIGTERM within a few seconds, and then SIGKILL. If the command ends by itself, what it has put \
+                 into the background goes on.",
         examples: &[
             "castra exec db -- cat /etc/os-release",
             "tar c . | castra exec db -- tar x -C /srv",
@@ -443,16 +443,17 @@ pub const COMMANDS: &[CommandRow] = &[
             Operand::new("DST", Arity::One, Complete::Path),
         ],
         brief: "copy files into or out of a VM",
-        manual: "One side is vm:path, the other of this machine; several sources go into one directory. A path of \
-                 the VM that doesn't begin with `/` starts in the user's home there. Directories are copied with \
-                 all they hold, modes and times are kept. A word with a colon before any slash is vm:path: \
-                 write `./a:b` for such a file of this machine. A source in the VM may have wildcards, in quotes; \
-                 a backslash takes their meaning away.\n\n\
-                 Links stay links, also to directories and to nothing; a source that is itself a link is what it \
-                 leads to. Sockets, pipes and devices are left out and named. What lies in the way is replaced, and \
-                 nothing is written through a link below the destination. Files from a VM keep no set-user-id.\n\n\
-                 The guest needs `sh` and `tar`. The exit code is 0 only where everything was copied, 1 where some \
-                 of it was not: that is named, and the rest is there. It is 255 where there was no connection.",
+        manual: "One side is vm:path, the other a path on this machine; several sources go into one directory. A \
+                 path in the VM that doesn't begin with `/` starts in the user's home there. castra copies \
+                 directories with all their contents, and keeps modes and times. A word with a colon before any \
+                 slash is vm:path: write `./a:b` for such a file on this machine. A source in the VM may have \
+                 wildcards, in quotes; a backslash makes a wildcard an ordinary character.\n\n\
+                 Links stay links, even to directories and to nothing; but if a source itself is a link, castra \
+                 copies what it leads to. castra leaves out sockets, pipes and devices, and names them. It \
+                 replaces existing files, and never writes through a link below the destination. Files from a VM \
+                 lose their set-user-id bit.\n\n\
+                 The guest needs `sh` and `tar`. The exit code is 0 if everything was copied; 1 if something was \
+                 not, and castra names what is missing; 255 if there was no connection.",
         examples: &[
             "castra cp site/ notes.txt web-0:/srv/",
             "castra cp 'web-0:/var/log/*.log' logs/",
@@ -465,10 +466,9 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[VMS],
         brief: "print an ssh_config for running VMs",
         manual: "One `Host` block for each running VM, or for the named ones, with the user, port, key and options \
-                 that castra itself uses: for `ssh -F`, rsync, editors and whatever else speaks SSH. Ports change \
-                 with every launch, so print it anew after `castra up`. What stands under `Host *` of your own \
-                 config applies too, except where it would lead to another VM, through a proxy, or your agent into \
-                 the guest. With --json one object a VM.",
+                 that castra itself uses: for `ssh -F`, rsync, editors and other programs that speak SSH. Ports \
+                 change with every launch, so print it anew after `castra up`. `Host *` of your own config \
+                 applies too, except settings that would lead to another VM, use a proxy, or forward your agent. With --json one object a VM.",
         examples: &[
             "castra ssh-config >.castra-ssh && rsync -e 'ssh -F .castra-ssh' -a site/ web-0:/srv/",
             "castra ssh-config --prefix demo- >~/.ssh/castra    # `Include castra` at the top of ~/.ssh/config",
@@ -549,11 +549,10 @@ pub const COMMANDS: &[CommandRow] = &[
         manual: "Waits for all VMs of the project, or the named ones; a role names all its replicas. It starts and \
                  changes nothing and goes by the same evidence as `castra status`, which it reads four times a \
                  second. Without --for it waits until they are reachable.\n\n\
-                 The exit code is 0 once all are as asked for; 1 as soon as one of them can't become so any more, \
-                 because it crashed or has stopped since it was seen running, because its bootstrap failed, or \
-                 because it is paused for good; and 124 when the time given by --timeout is over. A VM that \
-                 doesn't run yet is \
-                 waited for: somebody may start it.",
+                 The exit code is 0 once all are in that state; 1 as soon as one of them can't get there any \
+                 more, because it crashed, stopped while castra waited, is paused for good, or its bootstrap \
+                 failed; and 124 when the time of --timeout is over. castra also waits for a VM that doesn't run \
+                 yet: somebody may start it.",
         examples: &[
             "castra wait",
             "castra wait web db-0 --for bootstrapped --timeout 10m",
@@ -682,17 +681,14 @@ pub const COMMANDS: &[CommandRow] = &[
         ],
         brief: "publish a message on the bus, and wait until it is logged",
         manual: "Publishes one message as `host` and returns when the broker has acknowledged it: then it is in the \
-                 log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A \
-                 payload is any JSON, and null where flags alone give none; a text has quotes of its own inside \
-                 the shell's. \
-                 Without a topic it is broadcast. A topic vm:NAME is refused where the project has no VM of that \
-                 name (exit code 64).\n\n\
+                 log of the bus and on its way to every subscriber. Without an ack within 5 s the exit code is 1. A payload is any JSON; it is \
+                 null if only flags are given. A text needs quotes of its own inside the shell's. \
+                 Without a topic the message goes to `broadcast`. castra refuses a topic vm:NAME if the project \
+                 has no VM of that name (exit code 64).\n\n\
                  With `-` as the payload, or alone, every line of stdin is the JSON of one message, and many are \
-                 in flight at once; empty \
-                 lines are none. Invalid JSON lines and lines that are too long are listed by number, the others \
-                 are published, and the exit code is 1. If it ends early, it says which lines were acknowledged \
-                 and \
-                 where to go on.\n\n\
+                 in flight at once; empty lines are ignored. If lines are too long or not valid JSON, castra \
+                 lists their numbers, publishes the others, and ends with exit code 1. If it ends early, it says \
+                 which lines were acknowledged and where to go on.\n\n\
                  Starts the broker if needed and a VM of the project runs. With --json the events are printed; a \
                  `message` with `data` tells `topic`, `acked`, `first_seq` and `last_seq`.",
         examples: &[
@@ -711,11 +707,11 @@ pub const COMMANDS: &[CommandRow] = &[
             Operand::new("PAYLOAD", Arity::Optional, Complete::Nothing),
         ],
         brief: "ask something on the bus, and print the first answer",
-        manual: "Publishes one message that names a topic for answers, readable by the host alone, and waits until \
-                 somebody publishes there: a guest by `castra-bus reply`, anybody by publishing on the topic that \
-                 `reply` of the message names. Prints the payload of the first answer, with --json the whole message \
-                 as `castra bus subscribe --json` has it. Without one in time the exit code is 1. The payload is as \
-                 of `castra bus publish`.",
+        manual: "Publishes one message that names a topic for answers, which only the host can read, and waits \
+                 for the first answer. A guest answers with `castra-bus reply`; any client answers by publishing \
+                 on the topic in the message's `reply`. Prints the payload of the first answer, with --json the \
+                 whole message as `castra bus subscribe --json` prints it. If no answer comes in time, the exit \
+                 code is 1. The payload is given as to `castra bus publish`.",
         examples: &[
             "castra bus request vm:web-0 '\"uptime\"'",
             "castra bus request time/now --timeout 30s --json | jq .payload",
@@ -728,13 +724,13 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: &[Operand::new("TOPIC", Arity::Many, Complete::Nothing)],
         brief: "print messages as they come, or from a number on",
         manual: "Subscribes at the broker and prints each message until Ctrl-C, --count, or until nobody reads any \
-                 more. A topic that ends in `*` means all that begin like it, `*` alone everything; alone between \
-                 slashes a `*` stands for one segment, as in 'sensor/*/state'. Quote it, or \
-                 the shell takes it. Messages come in the order of their numbers and none is left out; those that \
-                 rotation has taken from the log are told on stderr, and with --json as a line \
+                 more. A topic that ends in `*` means all topics that begin like it, and `*` alone every topic; \
+                 between two slashes a `*` stands for one segment, as in 'sensor/*/state'. Quote it, or the \
+                 shell expands it. Messages come in the order of their numbers and none is left out; if rotation \
+                 has removed some from the log, stderr says which, and --json prints a line \
                  {\"gap\":{\"from\":…,\"to\":…}}.\n\n\
-                 When the broker ends the session this says why (whoever reads too slowly is cut off), and the \
-                 number to go on --from, with exit code 1. \
+                 When the broker ends the session (it cuts off a reader that is too slow), castra says why and \
+                 with which --from to go on, and ends with exit code 1. \
                  Starts the broker if needed and a VM of the project runs. Times are UTC. With --json one object a \
                  line: `seq`, `ts` (milliseconds since 1970), `vm` (who published it; `host` is the host), `topic`, \
                  `reply` where an answer is awaited, `payload`.",
@@ -769,8 +765,8 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Bus,
         operands: &[],
         brief: "measure latency and throughput of this broker",
-        manual: "Publishes one by one (publish to ack, and publish to a subscriber), then with many in flight, then \
-                 has those delivered again from the log. No phase takes more than 20 s. The messages are real ones, \
+        manual: "Publishes messages one by one (publish to ack, and publish to a subscriber), then with many in \
+                 flight, then reads those again from the log. No phase takes more than 20 s. The messages are real ones, \
                  on a topic bench/… of their own: they are kept in the log of the bus and count towards its \
                  rotation, so with a million of them older messages may go.\n\n\
                  What an ack promises is set by `sync` under [bus]. Load generator and broker share this machine.",

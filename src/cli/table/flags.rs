@@ -60,7 +60,7 @@ pub const FLAGS: &[Flag] = &[
         scope: Scope::Global,
         brief: "use the project with this id, wherever it lies",
         manual: "The ids are listed by `castra workspaces`. Works even if the project's folder was moved or \
-                 removed: what runs can still be looked at and stopped.",
+                 removed: you can still look at its VMs and stop them.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.workspace = Some(text(value)?);
@@ -233,8 +233,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("MODE|VM=MODE"),
         scope: BOOTSTRAPPING,
         brief: "override when VMs are bootstrapped: auto, skip, always",
-        manual: "A mode alone holds for every VM, VM=MODE for one, which wins. Several are separated by commas or \
-                 given by several flags.",
+        manual: "MODE alone applies to every VM, VM=MODE to one, and wins. Separate several by commas, or give \
+                 the flag several times.",
         complete: Complete::OneOf(&["auto", "skip", "always"]),
         apply: |raw, value| {
             let value = text(value)?;
@@ -882,8 +882,8 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: BUS_SUBSCRIBE,
         brief: "the newest message of each topic first",
-        manual: "As far as the log of the bus goes back, also if no broker ran since; then what comes. Of one sender at \
-                 most 256 topics and 256 KiB.",
+        manual: "They come from the log of the bus, even if the broker was restarted since; new messages follow. \
+                 At most 256 topics and 256 KiB of one sender.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.last_values = true;
@@ -896,9 +896,9 @@ pub const FLAGS: &[Flag] = &[
         value: Some("NAME"),
         scope: BUS_SUBSCRIBE,
         brief: "share the messages with others who name this group",
-        manual: "Each message goes to one of those who are subscribed to the same topic with the same name just then, by \
-                 turns. One that dies takes what it was sent with it; who must not lose anything asks by `bus request`. \
-                 The guests' groups are apart from the host's.",
+        manual: "Each message goes to one of the clients that are subscribed to the same topic with the same \
+                 name, by turns. If a client dies, what it was sent is lost; use `bus request` if you need to \
+                 know. Guests and the host never share a group.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.shared_by = Some(text(value)?);
@@ -910,8 +910,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("SPAN"),
         scope: Scope::Only(&[Command::BusRequest]),
-        brief: "wait so long for an answer (default: 5s)",
-        manual: "A plain number is seconds. Without an answer until then the exit code is 1.",
+        brief: "wait this long for an answer (default: 5s)",
+        manual: "A plain number is seconds. If no answer comes in that time, the exit code is 1.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.time_limit = Some(time(value)?);

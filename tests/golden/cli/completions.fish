@@ -114,7 +114,7 @@ complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcomma
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from subscribe' -l from -x -d 'begin with the message of this number'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from subscribe' -l last -d 'the newest message of each topic first'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from subscribe' -l group -x -d 'share the messages with others who name this group'
-complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from request' -l timeout -x -d 'wait so long for an answer (default: 5s)'
+complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from request' -l timeout -x -d 'wait this long for an answer (default: 5s)'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from subscribe' -l count -x -d 'end after N messages'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from tail' -l shared -d 'read the log of the whole bus (the default)'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from bench' -l messages -x -d 'number of messages (default: 50000)'

@@ -268,7 +268,7 @@ _castra() {
                     _arguments $globals \
                         '--force[publish even to a VM that the project doesn'\''t have]' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
-                        '*--timeout=[wait so long for an answer (default\: 5s)]:SPAN: ' \
+                        '*--timeout=[wait this long for an answer (default\: 5s)]:SPAN: ' \
                         '1:TOPIC: ';;
                 subscribe)
                     _arguments $globals \

@@ -132,7 +132,10 @@ mod tests {
             let name = entry.file_name().to_string_lossy().into_owned();
             if path.is_dir() {
                 each_line(&path, look);
-            } else if name.ends_with(".rs") && !name.contains("tests") && name != "docs.rs" {
+            } else if (name.ends_with(".rs") || name.ends_with(".toml"))
+                && !name.contains("tests")
+                && name != "docs.rs"
+            {
                 let text = fs::read_to_string(&path).unwrap();
                 let product = text.split("\nmod tests {").next().unwrap();
                 let lines = product

@@ -36,7 +36,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.say("no VM of this project runs");
     }
     for (number, vm) in vms.iter().enumerate() {
-        let target = match client::running_target(&state, vm) {
+        let target = match client::target(&state, vm) {
             Ok(target) => target,
             Err(failure) if named => return Err(failure),
             // It ended meanwhile, or has no port for SSH: nothing to say about it.

@@ -258,8 +258,8 @@ fn header(status: &StatusOutcome, look: Look) -> String {
     if let (Some(vm), Some(age)) = (&status.last_handshake_vm, status.last_handshake_age_ms) {
         guests.push_str(&format!("; {vm} was heard {} ago", human::duration(age)));
     }
-    let unattended =
-        status.broker.state == BrokerState::Offline && status.vms.iter().any(|vm| vm.pid.is_some());
+    let unattended = status.broker.state == BrokerState::Offline
+        && status.vms.iter().any(|vm| vm.pid.is_some() && vm.lost.is_none());
     let path = |path: &Path| escape_line(&path.to_string_lossy(), 4096);
     let mut text = String::new();
     for (word, value) in [

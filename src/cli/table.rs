@@ -529,10 +529,9 @@ pub const COMMANDS: &[CommandRow] = &[
                  while it runs; `bootstrap` (`status`, `noop`, `duration_ms`) of its last launch; `ended` \
                  (`reason`, `at`, `last_words`; of a crash also `qemu_words` and `remediation`) once that is \
                  over; `paused` (`reason`, `at`, `detail`, \
-                 `remediation`) while it is; `stale_config`, the settings that castra.toml has otherwise by now and \
-                 a restart applies. `paused` says why a paused guest is paused; `boots` counts the boots of this \
-                 launch, `last_reset` is the last reset; `stale_config` names the settings that `castra restart` \
-                 would apply. A value that castra doesn't know is null. \
+                 `remediation`) while it is; `boots`, the boots of this launch; `last_reset`, the last reset; \
+                 `stale_config`, the settings in which castra.toml differs and that `castra restart` applies; \
+                 `lost`, what became of the state root of a VM that `castra down` has to end. A value that castra doesn't know is null. \
                  `castra man 7 status` says more.",
         examples: &[
             "castra status",

@@ -57,6 +57,10 @@ fn a_full_disk_is_told_and_the_guest_runs_on_once_there_is_room() {
         "{detail}"
     );
     assert_eq!(vm["reachable"], false);
+    let ran = project.run(&["exec", "web", "--", "true"]).exits(255);
+    for said in ["paused (io-error)", "no space", "make room"] {
+        assert!(ran.stderr.contains(said), "{ran:?}");
+    }
     let table = project.run(&["status"]).exits(0).stdout;
     assert!(
         table.contains("paused (io-error)") && table.contains("make room"),

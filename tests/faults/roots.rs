@@ -113,12 +113,27 @@ fn a_state_root_that_is_removed_while_vms_run_is_said_and_down_ends_them() {
         ran.stdout.contains(&web.to_string()) && ran.stdout.contains("castra down"),
         "{ran:?}"
     );
+    assert!(
+        !ran.stdout.contains("castra up"),
+        "nothing starts beside them: {ran:?}"
+    );
+    assert!(project.vm("web")["lost"].as_str().unwrap().contains("removed"));
+    let ran = project.run(&["exec", "web", "--", "true"]).exits(255);
+    for said in ["without its state", "removed", "castra down"] {
+        assert!(ran.stderr.contains(said), "{ran:?}");
+    }
     let findings = doctor(&project);
     for (vm, pid) in [("web", web), ("db", db)] {
         let lost = finding(&findings, "state.lost", vm).unwrap_or_else(|| panic!("{findings:#?}"));
         assert_eq!(lost["data"]["pid"], pid);
         assert!(lost["remediation"].as_str().unwrap().contains("down"), "{lost}");
     }
+    assert!(
+        findings
+            .iter()
+            .all(|finding| finding["id"] != "state.broker-offline"),
+        "{findings:#?}"
+    );
     let workspaces = project.run(&["workspaces"]).exits(0);
     assert!(workspaces.stdout.contains("2 VMs run"), "{workspaces:?}");
     // No second one beside it.

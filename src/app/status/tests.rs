@@ -60,6 +60,7 @@ fn vm(name: &str, role: &str) -> VmStatus {
         boots: Some(1),
         last_reset: None,
         stale_config: Vec::new(),
+        lost: None,
     }
 }
 
@@ -275,7 +276,7 @@ fn fields_and_their_order() {
         keys(&serde_json::to_string(&plain).unwrap()).join(" "),
         "name role state pid cpus memory_bytes uptime_ms broker reachable last_handshake_age_ms capabilities \
          bus_session bus_subscribed last_publish_age_ms last_heartbeat_age_ms last_acked_seq guest_metrics forwards ssh \
-         bootstrap ended paused boots last_reset stale_config"
+         bootstrap ended paused boots last_reset stale_config lost"
     );
 }
 

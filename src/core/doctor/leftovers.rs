@@ -212,7 +212,13 @@ impl Look<'_> {
     }
 
     fn broker(&self) -> Option<Finding> {
-        let running = self.status.vms.iter().filter(|vm| vm.pid.is_some()).count();
+        // Those whose state is lost have no broker to be told of, and `state.lost` tells them.
+        let with_state = self
+            .snapshot
+            .vms
+            .iter()
+            .filter(|vm| vm.qemu.is_some() && vm.lost.is_none());
+        let running = with_state.count();
         if self.status.broker.state == BrokerState::Running || running == 0 {
             return None;
         }

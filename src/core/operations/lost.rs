@@ -99,15 +99,10 @@ pub fn refuse(config: &Config) -> Result<()> {
         .advice("`castra down` ends what runs there; or put `state_dir` back as it was"));
     }
     let lost = lost::of_roots(&roots_of(config));
-    let Some(one) = lost.first() else {
-        return Ok(());
-    };
-    Err(Failure::new(
-        Exit::Busy,
-        format!("vm `{}` runs on as pid {} without its state", one.vm, one.pid),
-    )
-    .because(one.fate())
-    .advice("`castra down` ends it; then start it again"))
+    match lost.first() {
+        Some(one) => Err(one.failure(Exit::Busy)),
+        None => Ok(()),
+    }
 }
 
 /// Disks under the state root that the register still names, where the config names another one: the

@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::core::config::{self, workspace};
+use crate::core::failure::{Exit, Failure};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
@@ -148,6 +149,16 @@ impl LostQemu {
             Some(place) => format!("its state root {root} was moved to {}", place.display()),
             None => format!("its state root {root} was removed or replaced"),
         }
+    }
+
+    /// The failure of whatever needs that state root.
+    pub fn failure(&self, exit: Exit) -> Failure {
+        Failure::new(
+            exit,
+            format!("vm `{}` runs on as pid {} without its state", self.vm, self.pid),
+        )
+        .because(self.fate())
+        .advice("`castra down` ends it; then start it again")
     }
 }
 

@@ -182,6 +182,7 @@ impl Scene<'_> {
                 (Some(run), Some(declared)) if alive => differing(&run.settings, &declared.settings),
                 _ => Vec::new(),
             },
+            lost: vm.lost.clone(),
         }
     }
 

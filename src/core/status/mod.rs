@@ -149,6 +149,10 @@ pub struct VmStatus {
     /// while it doesn't run, and for a VM that the config doesn't name.
     #[serde(default)]
     pub stale_config: Vec<String>,
+    /// What became of the state root under which its QEMU runs on; castra reaches it no more, and
+    /// `castra down` ends it. Null: nothing happened to that.
+    #[serde(default)]
+    pub lost: Option<String>,
 }
 
 /// What a VM's process does. The first that matches counts (docs/STATUS.md).

@@ -13,16 +13,35 @@ use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
 use crate::core::paths::{StateRoot, vm_file};
 use crate::core::records::{self, RunRecord};
-use crate::core::runtime::again;
+use crate::core::runtime::{again, lost, pause};
 
 /// ssh binds its control socket under this name and 17 characters first, and a Unix socket's name has 108 bytes at most.
 const LONGEST_CONTROL_PATH: usize = 90;
 
-/// Where a running VM's sshd answers.
+/// Where a VM's sshd answers now. One that is paused answers nothing, which is a failure that says why.
 pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
+    let target = target(state, vm)?;
     let paths = state.vm(vm);
-    let not_running =
-        || Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(again::advice(&paths, vm));
+    match pause::read(&paths) {
+        Some(pause) => {
+            let run: Option<RunRecord> = records::load(&paths.run())?;
+            Err(pause.failure(vm, run.and_then(|run| run.overlay).as_deref()))
+        }
+        None => Ok(target),
+    }
+}
+
+/// Where a VM's sshd answers while it runs, paused or not.
+pub fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
+    let paths = state.vm(vm);
+    let not_running = || {
+        let lost = lost::of_roots(&[state.dir().to_owned()]);
+        match lost.iter().find(|qemu| qemu.vm == *vm) {
+            Some(qemu) => qemu.failure(Exit::Failed),
+            None => Failure::new(Exit::Failed, format!("vm `{vm}` is not running"))
+                .advice(again::advice(&paths, vm)),
+        }
+    };
     if !ask_whether_runs(state, vm)? {
         return Err(not_running());
     }

@@ -12,6 +12,7 @@ use castra::core::copy;
 use castra::core::failure::{Exit, Failure, Result};
 
 use super::context::Context;
+use super::ssh::no_connection;
 use super::{human, select, typed};
 use crate::cli::Raw;
 
@@ -40,7 +41,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             failure
         }
     })?;
-    let target = client::running_target(&selected.state(), &vm)?;
+    let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;
     let (to, from) = places.split_last().expect("the parser refuses fewer than two");
     let copied = match to {
         Place::There(_, path) => {

@@ -1,6 +1,6 @@
 //! Failures as people and scripts see them.
 //!
-//! Here: the three lines of STYLE §6 and the `command.rejected` object. Not here: where the
+//! Here: the three lines of an error (what, why, what next) and the `command.rejected` object. Not here: where the
 //! words come from (`core::failure` and whoever builds one).
 
 use std::time::SystemTime;

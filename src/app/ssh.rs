@@ -67,7 +67,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
 }
 
 /// What `ssh` says by 255, castra says by it too.
-fn no_connection(failure: Failure) -> Failure {
+pub(super) fn no_connection(failure: Failure) -> Failure {
     match failure.exit {
         Exit::Failed => Failure {
             exit: Exit::NoConnection,

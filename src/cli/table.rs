@@ -453,7 +453,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  replaces existing files, and never writes through a link below the destination. Files from a VM \
                  lose their set-user-id bit.\n\n\
                  The guest needs `sh` and `tar`. The exit code is 0 if everything was copied; 1 if something was \
-                 not, and castra names what is missing; 255 if there was no connection.",
+                 not, and castra names what is missing; 255 if there was no connection or the VM doesn't run.",
         examples: &[
             "castra cp site/ notes.txt web-0:/srv/",
             "castra cp 'web-0:/var/log/*.log' logs/",

@@ -76,7 +76,7 @@ fn files_go_in_and_come_back_as_they_are() {
     );
 
     guest.project.run(&["down"]).exits(0);
-    let ran = guest.project.run(&["cp", "tree/tool", "web:/tmp/"]).exits(1);
+    let ran = guest.project.run(&["cp", "tree/tool", "web:/tmp/"]).exits(255);
     assert!(
         ran.stderr.contains("`web` is not running") && ran.stderr.contains("castra up web"),
         "{ran:?}"

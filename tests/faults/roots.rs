@@ -118,9 +118,15 @@ fn a_state_root_that_is_removed_while_vms_run_is_said_and_down_ends_them() {
         "nothing starts beside them: {ran:?}"
     );
     assert!(project.vm("web")["lost"].as_str().unwrap().contains("removed"));
-    let ran = project.run(&["exec", "web", "--", "true"]).exits(255);
-    for said in ["without its state", "removed", "castra down"] {
-        assert!(ran.stderr.contains(said), "{ran:?}");
+    for command in [
+        &["exec", "web", "--", "true"][..],
+        &["ssh", "web"],
+        &["cp", "web:a", "."],
+    ] {
+        let ran = project.run(command).exits(255);
+        for said in ["without its state", "removed", "castra down"] {
+            assert!(ran.stderr.contains(said), "{ran:?}");
+        }
     }
     let findings = doctor(&project);
     for (vm, pid) in [("web", web), ("db", db)] {

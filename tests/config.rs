@@ -820,6 +820,14 @@ fn warnings_name_the_nearest_key() {
             "castra.toml:1:2: unknown key `brokr`; did you mean `broker`?",
         ),
         (
+            "[bootstrap]\nscript = \"x\"\n^",
+            "castra.toml:2:1: unknown key `script` in [bootstrap]; it belongs under [vms.bootstrap]; here it is ignored",
+        ),
+        (
+            "[qemu]\nmemory = \"1 GiB\"\n^",
+            "castra.toml:2:1: unknown key `memory` in [qemu]; it belongs under [[vms]]; here it is ignored",
+        ),
+        (
             "^\"weird key\" = 1",
             "castra.toml:3:1: unknown key \"weird key\" in [[vms]]; it is ignored",
         ),

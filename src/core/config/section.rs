@@ -371,7 +371,10 @@ impl<'a> Section<'a> {
             };
             let fix = match meant_as(key, self.asked.iter().copied()) {
                 Some(meant) => format!("did you mean `{meant}`?"),
-                None => "it is ignored".to_owned(),
+                None => match PLACES.iter().find(|(known, _)| *known == key) {
+                    Some((_, place)) => format!("it belongs under {place}; here it is ignored"),
+                    None => "it is ignored".to_owned(),
+                },
             };
             self.source.warn(
                 name.span().start,
@@ -446,6 +449,24 @@ const HABITS: [(&str, &str); 24] = [
     ("synced_folders", "mounts"),
     ("vcpus", "cpus"),
     ("volumes", "mounts"),
+];
+
+/// Where keys belong that are often written elsewhere, `[bootstrap]` or `[qemu]` for example.
+const PLACES: [(&str, &str); 14] = [
+    ("base_image", "[[vms]]"),
+    ("cmdline", "[[vms]]"),
+    ("count", "[[vms]]"),
+    ("cpus", "[[vms]]"),
+    ("disk_size", "[[vms]]"),
+    ("memory", "[[vms]]"),
+    ("network", "[[vms]]"),
+    ("payload", "[vms.bootstrap]"),
+    ("persist", "[[vms]]"),
+    ("qemu_args", "[[vms]]"),
+    ("script", "[vms.bootstrap]"),
+    ("user_data", "[[vms]]"),
+    ("verify_command", "[vms.bootstrap]"),
+    ("verify_path", "[vms.bootstrap]"),
 ];
 
 /// Which of these keys was meant by an unknown one: the nearest, or what another tool calls so.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -10,10 +11,12 @@ use serde_json::Value;
 use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
 use crate::support::eventually;
 
-/// What a disk is known by: a fresh one is another file.
-fn disk(project: &Project, vm: &str) -> u64 {
+/// What a disk is known by: a fresh one is another file. It may get the inode of the one that was removed, so its
+/// birth counts, too.
+fn disk(project: &Project, vm: &str) -> (u64, Option<SystemTime>) {
     let path = project.state(&format!("overlays/{vm}.qcow2"));
-    fs::metadata(&path).unwrap().ino()
+    let meta = fs::metadata(&path).unwrap();
+    (meta.ino(), meta.created().ok())
 }
 
 /// A free port that no program is given unasked: those the kernel hands out lie above.

@@ -566,6 +566,10 @@ fn vizier_keeps_a_guest_in_touch_and_the_bus_goes_both_ways() {
             .unwrap()
             .success()
     );
+    // It is dead once the kernel has let go of its lock; until then `bootstrap` finds it running.
+    eventually("the end of the broker", || {
+        project.status()["broker"]["state"] == "offline"
+    });
     let second = project.events(0, &["bootstrap"]);
     assert_eq!(
         of_type(&second, "bootstrap.planned")[0]["vizier_status"],

@@ -30,6 +30,20 @@ fn finding(findings: &[Value], id: &str, vm: &str) -> Option<Value> {
     found.cloned()
 }
 
+/// The project in its new place sees the VM, and its `down` ends it.
+fn the_moved_one_has_it_and_ends_it(project: &Project, there: &Path, pid: u32) {
+    let run = |args: &[&str]| {
+        let mut command = project.castra().command(args);
+        command.current_dir(there);
+        crate::project::finish(command, args)
+    };
+    let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
+    assert_eq!(status["vms"][0]["pid"], pid);
+    run(&["down"]).exits(0);
+    assert!(!runs(pid));
+    project.assert_no_process();
+}
+
 fn change_state_dir(project: &Project, from: &str, to: &str) {
     let text = fs::read_to_string(project.castra().project().join("castra.toml")).unwrap();
     let changed = text.replace(from, to);
@@ -199,16 +213,7 @@ fn a_state_root_that_is_moved_or_replaced_while_vms_run_is_said_and_down_ends_th
     let pid = project.pid("web");
     let there = project.castra().dir().join("there");
     fs::rename(project.castra().project(), &there).unwrap();
-    let run = |args: &[&str]| {
-        let mut command = project.castra().command(args);
-        command.current_dir(&there);
-        crate::project::finish(command, args)
-    };
-    let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
-    assert_eq!(status["vms"][0]["pid"], pid);
-    run(&["down"]).exits(0);
-    assert!(!runs(pid));
-    project.assert_no_process();
+    the_moved_one_has_it_and_ends_it(&project, &there, pid);
     fs::rename(&there, project.castra().project()).unwrap();
 }
 
@@ -233,16 +238,7 @@ fn a_new_project_in_the_place_of_one_that_moved_has_no_say_over_its_vms() {
     project.run(&["down"]).exits(0);
     assert!(runs(pid) && !runs(own));
     // It is the moved one's, as before.
-    let run = |args: &[&str]| {
-        let mut command = project.castra().command(args);
-        command.current_dir(&there);
-        crate::project::finish(command, args)
-    };
-    let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
-    assert_eq!(status["vms"][0]["pid"], pid);
-    run(&["down"]).exits(0);
-    assert!(!runs(pid));
-    project.assert_no_process();
+    the_moved_one_has_it_and_ends_it(&project, &there, pid);
 }
 
 #[test]

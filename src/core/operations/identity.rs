@@ -47,14 +47,7 @@ pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<
             with_second_name(vm, record)
         })
         .collect();
-    // VMs that the config no longer has may still run.
-    guests.extend(
-        before
-            .guests
-            .iter()
-            .filter(|guest| config.vm(guest.name.as_str()).is_none())
-            .cloned(),
-    );
+    guests.extend(undeclared(&before, config));
     records::save(&path, &GuestsRecord { guests })?;
     Ok(issued)
 }
@@ -86,13 +79,7 @@ pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Re
             with_second_name(vm, launched_nowhere(record))
         })
         .collect();
-    guests.extend(
-        before
-            .guests
-            .iter()
-            .filter(|guest| config.vm(guest.name.as_str()).is_none())
-            .cloned(),
-    );
+    guests.extend(undeclared(&before, config));
     records::save(&path, &GuestsRecord { guests })
 }
 
@@ -139,6 +126,14 @@ fn record_of(name: &VmName, identity: &Identity) -> GuestRecord {
         boot_id: Some(host::boot_id().to_owned()),
         token_sha256: identity.token.as_deref().map(seed::token_sha256),
     }
+}
+
+/// VMs that the config no longer has: they may still run.
+fn undeclared(before: &GuestsRecord, config: &Config) -> impl Iterator<Item = GuestRecord> {
+    let guests = before.guests.iter();
+    guests
+        .filter(|guest| config.vm(guest.name.as_str()).is_none())
+        .cloned()
 }
 
 fn earlier(before: &GuestsRecord, name: &VmName) -> Option<GuestRecord> {

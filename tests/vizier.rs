@@ -228,6 +228,22 @@ fn there_is_one_of_it() {
 }
 
 #[test]
+fn its_end_may_come_at_any_moment() {
+    for shell in SHELLS {
+        let guest = Guest::new("vizier-early");
+        for round in 0..10 {
+            assert_eq!(guest.run(shell, "start").0, Some(0), "{shell:?}");
+            // From the very beginning to an open session.
+            for _ in 0..round % 5 {
+                assert_eq!(guest.run(shell, "status").0, Some(0), "{shell:?}");
+            }
+            assert_eq!(guest.run(shell, "stop").0, Some(0), "{shell:?}");
+            until("nothing is left over", || guest.is_clean());
+        }
+    }
+}
+
+#[test]
 fn its_log_is_bounded() {
     let guest = Guest::new("vizier-log");
     fs::write(guest.path("vizier.log"), "x".repeat(65_500)).unwrap();

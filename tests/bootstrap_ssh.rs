@@ -1,9 +1,6 @@
 //! The whole bootstrap pipeline against a real sshd on this machine: everything but the guest.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/sshd.rs"]
-mod sshd;
-#[path = "support/mod.rs"]
 mod support;
 
 use std::fs;
@@ -30,8 +27,8 @@ use castra::core::host::{self, FileLock};
 use castra::core::records::{self, StopRecord};
 use castra::core::reporter::Emitter;
 use serde_json::Value;
-use sshd::{Sshd, keygen};
 use support::eventually;
+use support::sshd::{self, Sshd, keygen};
 
 const SOON: Duration = Duration::from_secs(30);
 const LAUNCH: &str = "launch-1";

@@ -1,8 +1,6 @@
 //! The broker over real sockets: every bad input, crowds of bad clients, files taken away.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/broker.rs"]
-mod broker;
 mod support;
 
 use std::fs;
@@ -21,7 +19,7 @@ use castra::core::host;
 use castra::core::paths::StateRoot;
 use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
-use broker::{Fixture, SOON, answer};
+use support::broker::{Fixture, SOON, answer};
 use support::eventually;
 
 #[test]

@@ -2,8 +2,6 @@
 //! flags, last values, groups, questions and answers, and what a mistake is told.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/session.rs"]
-mod session;
 mod support;
 
 use std::fs::{self, File};
@@ -17,7 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use session::Session;
+use support::session::Session;
 use support::{Castra, eventually};
 
 const SOON: Duration = Duration::from_secs(30);

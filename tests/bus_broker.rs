@@ -2,10 +2,6 @@
 //! stop, replay across rotations.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/session.rs"]
-mod session;
 mod support;
 
 use std::fs;
@@ -15,11 +11,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use broker::{Fixture, SOON};
 use castra::core::broker::record::RecordRead;
 use castra::core::journal::Rotation;
-use session::{Session, framed, seq_of};
+use support::broker::{Fixture, SOON};
 use support::eventually;
+use support::session::{Session, framed, seq_of};
 
 fn error(kind: Value, reason: &str) -> Value {
     json!({ "type": "ack", "ack": kind, "status": "error", "reason": reason })

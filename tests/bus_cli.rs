@@ -2,9 +2,6 @@
 //! `castra up --broker-only` starts. And the client in Python of docs/examples.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code)]
-#[path = "support/fleet.rs"]
-mod fleet;
 mod support;
 
 use std::fs;
@@ -28,7 +25,7 @@ use castra::core::operations::bus::{
 };
 use castra::core::operations::{self, BrokerLauncher, ThreadBrokerLauncher};
 use castra::core::reporter::Silent;
-use fleet::Fleet;
+use support::fleet::Fleet;
 use support::{Castra, Ran, eventually};
 
 const SOON: Duration = Duration::from_secs(30);

@@ -2,8 +2,6 @@
 //! descriptors, flooded, in a crowd, and what status tells of its sessions.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/session.rs"]
-mod session;
 mod support;
 
 use std::collections::BTreeSet;
@@ -20,7 +18,7 @@ use serde_json::{Value, json};
 use castra::core::broker::find_broker;
 use castra::core::host;
 use castra::core::paths::StateRoot;
-use session::{Session, framed, seq_of};
+use support::session::{Session, framed, seq_of};
 use support::{Castra, eventually};
 
 const SOON: Duration = Duration::from_secs(30);

@@ -2,10 +2,6 @@
 //! `*` in the middle; whom a VM's sessions make room for; and logs that somebody has spoilt.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/broker.rs"]
-mod broker;
-#[path = "support/session.rs"]
-mod session;
 mod support;
 
 use std::collections::BTreeSet;
@@ -13,11 +9,11 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use broker::{Fixture, SOON};
 use castra::core::broker::record::RecordRead;
 use castra::core::journal::Rotation;
-use session::Session;
+use support::broker::{Fixture, SOON};
 use support::eventually;
+use support::session::Session;
 
 fn ask(session: &mut Session, topic: &str, terms: &Value) -> Value {
     let mut frame = json!({ "type": "subscribe", "topic": topic });

@@ -1,9 +1,6 @@
 //! The command line as its users meet it: the real binary, its streams and exit codes.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[allow(dead_code)]
-#[path = "support/fleet.rs"]
-mod fleet;
 mod support;
 
 use std::fs;
@@ -12,7 +9,7 @@ use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use fleet::Fleet;
+use support::fleet::Fleet;
 use support::{Castra, golden};
 
 /// What `castra --help` lists.

@@ -3,7 +3,6 @@
 //! bash, zsh and fish are run themselves; `scripts/install-deps.sh test` installs them.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/mod.rs"]
 mod support;
 
 use std::path::Path;

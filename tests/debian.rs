@@ -3,8 +3,6 @@
 //! once; what is tested is told by rewriting castra.toml between two `castra bootstrap`.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/guest_project.rs"]
-mod guest_project;
 mod support;
 
 use std::fs;
@@ -13,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use guest_project::{Project, home, text};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use support::guest_project::{Project, home, text};
 
 /// Under emulation on a busy machine Debian may take minutes.
 const PATIENCE: Duration = Duration::from_secs(900);

@@ -2,8 +2,6 @@
 //! writers at once, journals that can't be written or read, and what `--json` prints.
 #![allow(clippy::unwrap_used, dead_code, missing_docs)]
 
-#[path = "faults/project.rs"]
-mod fake;
 mod support;
 
 use std::collections::BTreeMap;
@@ -15,8 +13,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use fake::Project;
 use serde_json::Value;
+use support::project::{self, Project, TWO};
 use support::{Castra, Ran, eventually};
 
 /// More than a busy machine needs, less than anybody would wait.
@@ -364,7 +362,7 @@ fn operations_go_on_when_the_journal_may_not_grow() {
             .args(command.get_args())
             .current_dir(castra.project())
             .env("CASTRA_HOME", castra.home());
-        fake::finish(shell, args)
+        project::finish(shell, args)
     });
     let kept = fs::read_to_string(journal(&castra)).unwrap();
     assert_eq!(kept, text, "nothing torn is left");
@@ -372,7 +370,7 @@ fn operations_go_on_when_the_journal_may_not_grow() {
 
 #[test]
 fn a_reader_that_goes_leaves_the_vms_alone() {
-    let project = Project::new("events-gone", fake::TWO);
+    let project = Project::new("events-gone", TWO);
     let mut child = project
         .castra()
         .command(&["--json", "up"])

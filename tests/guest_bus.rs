@@ -4,8 +4,6 @@
 //! script inside a booted guest (`guests.rs`), the protocol itself (`broker*.rs`).
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/guest_scripts.rs"]
-mod guest_scripts;
 mod support;
 
 use std::collections::BTreeSet;
@@ -17,9 +15,9 @@ use std::process::{Command, Output};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use guest_scripts::{PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require, scripts};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use support::guest_scripts::{self, PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require, scripts};
 use support::{Castra, eventually};
 
 /// A broker without VMs, and a place for the scripts' temporary files.

@@ -7,8 +7,7 @@
 //! its package: a transport nobody tried is a transport that doesn't work.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/guest_scripts.rs"]
-mod guest_scripts;
+mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -19,7 +18,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_scripts::{PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require};
+use support::guest_scripts::{self, PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require};
 
 const TOKEN: &str = "5f1d2c3b4a5968778695a4b3c2d1e0f0";
 

@@ -5,8 +5,6 @@
 
 #[path = "guests/disk.rs"]
 mod disk;
-#[path = "support/guest_project.rs"]
-mod guest_project;
 #[path = "guests/server.rs"]
 mod server;
 mod support;
@@ -18,8 +16,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use guest_project::{Project, home, text};
 use serde_json::Value;
+use support::guest_project::{self, Project, home, text};
 
 /// Generous: under emulation on a busy machine a boot may take half a minute.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -3,11 +3,6 @@
 //! connection wants it to.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)]
-#[path = "support/fleet.rs"]
-mod fleet;
-#[path = "support/sshd.rs"]
-mod sshd;
 mod support;
 
 use std::fs;
@@ -17,11 +12,11 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use castra::core::records::RunRecord;
-use fleet::Fleet;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use sshd::{Sshd, keygen};
+use support::fleet::Fleet;
+use support::sshd::{self, Sshd, keygen};
 use support::{Castra, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);

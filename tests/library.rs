@@ -2,9 +2,6 @@
 //! the example that shows how it is done works. The VMs run on the stand-in for QEMU.
 #![allow(clippy::unwrap_used)]
 
-#[allow(dead_code)]
-#[path = "faults/project.rs"]
-mod project;
 mod support;
 
 use std::collections::BTreeMap;
@@ -25,8 +22,8 @@ use castra::core::reporter::Silent;
 use castra::core::status::BrokerState;
 use serde_json::Value;
 
-use project::{AMPLE, ONE, Project, TWO};
 use support::eventually;
+use support::project::{AMPLE, ONE, Project, TWO};
 
 /// Set for a test that runs again in a process of its own: its project's directory.
 const ALONE: &str = "CASTRA_TEST_ALONE_IN";

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/fleet.rs"]
-mod fleet;
+mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,7 +22,7 @@ use castra::core::reporter::Silent;
 use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
 
-use fleet::Fleet;
+use support::fleet::Fleet;
 
 /// The project whose config names these VMs; none: it has no config.
 fn project(fleet: &Fleet, vms: &[&str]) -> Project {

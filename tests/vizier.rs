@@ -4,13 +4,6 @@
 //! that is bootstrapped again and again. Not here: inits (`core::bootstrap::vizier`), a booted guest (`guests.rs`).
 #![allow(clippy::unwrap_used, missing_docs)]
 
-#[path = "support/guest_scripts.rs"]
-mod guest_scripts;
-#[allow(dead_code)]
-#[path = "faults/project.rs"]
-mod project;
-#[path = "support/sshd.rs"]
-mod sshd;
 mod support;
 
 use std::fs;
@@ -18,12 +11,12 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use guest_scripts::{PATIENCE, Running, SHELLS, processes_with, scripts};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use project::Project;
 use serde_json::Value;
-use sshd::Sshd;
+use support::guest_scripts::{self, PATIENCE, Running, SHELLS, processes_with, scripts};
+use support::project::Project;
+use support::sshd::{self, Sshd};
 use support::{Castra, eventually};
 
 fn until(what: &str, mut look: impl FnMut() -> bool) {

@@ -1,4 +1,4 @@
-//! A fresh directory for one unit test, removed at its end. Compiled for tests only.
+//! A fresh directory for one test, removed at its end. Compiled for tests only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ impl Scratch {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("castra-{label}-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir).expect("the temporary directory is writable");
-        Scratch(dir)
+        // Tests compare paths with what castra prints, and castra resolves links.
+        Scratch(fs::canonicalize(dir).expect("the directory is there"))
     }
 
     /// The directory.

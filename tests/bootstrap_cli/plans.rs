@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use super::Guest;
-use crate::project::{Project, files_below};
+use crate::support::project::{Project, files_below};
 
 fn snapshot(project: &Project) -> Vec<String> {
     files_below(&project.castra().dir().join("project"))

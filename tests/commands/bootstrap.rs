@@ -1,6 +1,6 @@
 //! What `status` says of bootstraps that were skipped.
 
-use crate::project::{ONE, Project};
+use crate::support::project::{ONE, Project};
 
 #[test]
 fn a_skipped_bootstrap_hides_no_earlier_one() {

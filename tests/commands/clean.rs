@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::project::{ONE, Project, TWO};
+use crate::support::project::{ONE, Project, TWO};
 
 /// Everything below a directory, as paths relative to it.
 fn tree(dir: &Path) -> Vec<PathBuf> {

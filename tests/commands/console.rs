@@ -12,7 +12,7 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::project::{AMPLE, ONE, Project};
+use crate::support::project::{AMPLE, ONE, Project};
 use crate::support::{Ran, eventually};
 
 fn up(name: &str) -> Project {

@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::project::{ONE, Project};
+use crate::support::project::{ONE, Project};
 use crate::support::{Castra, Ran};
 
 /// A folder's name that clears the screen (by ESC and by one character), deletes and turns text around.

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::project::{AMPLE, ONE, Project, TWO, finish};
+use crate::support::project::{AMPLE, ONE, Project, TWO, finish};
 use crate::support::{Ran, eventually};
 
 /// Where every id is explained.

@@ -11,8 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::project::{AMPLE, ONE, Project, TWO};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, TWO};
 
 const BROKER: &str = "[host-broker] 2026-11-21T10:00:00.123Z INFO hello from vm:web outcome=ok";
 

@@ -10,9 +10,6 @@ mod logs;
 mod nasty;
 mod plans;
 mod ports;
-#[allow(dead_code)]
-#[path = "../faults/project.rs"]
-mod project;
 mod second_name;
 #[path = "../support/mod.rs"]
 mod support;

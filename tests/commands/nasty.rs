@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::project::{ONE, Project};
+use crate::support::project::{ONE, Project};
 
 /// What a home may be called.
 const HOME: &str = "ho,me: %h \"x\"";

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::project::{ONE, Project};
+use crate::support::project::{ONE, Project};
 
 fn make_image(project: &Project, args: &[&str]) {
     let made = Command::new("qemu-img")

@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::project::{AMPLE, ONE, Project};
+use crate::support::project::{AMPLE, ONE, Project};
 use crate::support::{Ran, eventually};
 
 /// A port that was free a moment ago.
@@ -177,7 +177,7 @@ fn without_a_project_what_runs_anywhere_is_named() {
     let elsewhere = |args: &[&str]| {
         let mut command = project.castra().command(args);
         command.current_dir(project.castra().dir());
-        crate::project::finish(command, args)
+        crate::support::project::finish(command, args)
     };
     let nothing = elsewhere(&["ports"]).exits(66);
     assert!(nothing.stderr.contains("nothing of castra's runs"), "{nothing:?}");

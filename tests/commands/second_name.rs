@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
-use crate::project::{AMPLE, ONE, Project};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project};
 
 /// What the broker answers to this hello.
 fn answer(port: u64, hello: &str) -> String {

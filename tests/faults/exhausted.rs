@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
-use crate::project::{ONE, Project, SCRIPT, TWO, finish};
+use crate::support::project::{ONE, Project, SCRIPT, TWO, finish};
 use crate::support::{Ran, eventually};
 
 /// A user that nobody else is, for the limit counts all tasks of a user. Root has no limit.

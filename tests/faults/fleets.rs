@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::project::{ONE, Project, TWO, is_phase};
+use crate::support::project::{ONE, Project, TWO, is_phase};
 
 #[test]
 fn a_role_names_its_replicas() {

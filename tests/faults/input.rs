@@ -7,8 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::project::{ONE, Project, Refusal, SCRIPT, TWO, files_below, finish};
 use crate::support::Ran;
+use crate::support::project::{ONE, Project, Refusal, SCRIPT, TWO, files_below, finish};
 
 /// A PATH with these programs alone.
 fn path_with(project: &Project, programs: &[&str]) -> PathBuf {

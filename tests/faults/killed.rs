@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::{fs, thread};
 
-use crate::project::{AMPLE, ONE, Project, files_below};
+use crate::support::project::{AMPLE, ONE, Project, files_below};
 use crate::support::{Ran, eventually};
 
 /// As many runs at once; each waits for processes as much as it works.

@@ -4,8 +4,8 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, of_type};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, of_type};
 
 #[test]
 fn a_qemu_that_fails_is_told_with_its_own_words() {

@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::project::{AMPLE, ONE, Project, is_phase};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, is_phase};
 
 #[test]
 fn a_number_in_a_pid_file_is_never_signalled() {

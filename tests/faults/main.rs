@@ -12,7 +12,6 @@ mod killed;
 mod launching;
 mod leftovers;
 mod paused;
-mod project;
 mod racing;
 mod reboots;
 mod restarting;

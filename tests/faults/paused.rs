@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::project::{AMPLE, ONE, Project, SCRIPT, is_phase};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, SCRIPT, is_phase};
 
 fn faking(word: &str, rest: &str) -> String {
     format!("{ONE}qemu_args = [\"-fake\", \"{word}\"]\n{rest}")

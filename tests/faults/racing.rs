@@ -5,8 +5,8 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
 
 #[test]
 fn a_second_up_is_told_who_is_at_work() {

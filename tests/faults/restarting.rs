@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
 
 /// What a disk is known by: a fresh one is another file. It may get the inode of the one that was removed, so its
 /// birth counts, too.
@@ -362,7 +362,7 @@ fn a_restart_in_a_time_namespace_makes_no_guest_unheard() {
                 command.env(name, value);
             }
         }
-        let ran = crate::project::finish(command, &["restart"]);
+        let ran = crate::support::project::finish(command, &["restart"]);
         if ran.stderr.starts_with("unshare: ") {
             eprintln!(
                 "no time namespace is to be had here, so nothing was tried: {}",

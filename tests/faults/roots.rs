@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::project::{AMPLE, ONE, Project, TWO, is_phase};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, TWO, is_phase};
 
 fn runs(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -35,7 +35,7 @@ fn the_moved_one_has_it_and_ends_it(project: &Project, there: &Path, pid: u32) {
     let run = |args: &[&str]| {
         let mut command = project.castra().command(args);
         command.current_dir(there);
-        crate::project::finish(command, args)
+        crate::support::project::finish(command, args)
     };
     let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
     assert_eq!(status["vms"][0]["pid"], pid);
@@ -301,7 +301,7 @@ fn a_vm_of_another_mount_namespace_is_nobodys_here() {
             command.env(name, value);
         }
     }
-    let ran = crate::project::finish(command, &["up"]);
+    let ran = crate::support::project::finish(command, &["up"]);
     if ran.stderr.starts_with("unshare: ") || ran.stderr.starts_with("mount: ") {
         eprintln!("no mount namespace is to be had here: {}", ran.stderr);
         return;

@@ -6,8 +6,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::project::{AMPLE, ONE, Project, TWO};
 use crate::support::eventually;
+use crate::support::project::{AMPLE, ONE, Project, TWO};
 
 /// A `wait` under way, once it has looked for the first time.
 fn begin(project: &Project, args: &[&str]) -> Child {

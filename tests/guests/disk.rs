@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::eventually;
-use crate::guest_project::{Project, text};
+use crate::support::guest_project::{Project, text};
 
 /// Everything that is kept, besides /var.
 const KEPT: [&str; 7] = ["/root", "/etc", "/home", "/srv", "/opt", "/usr/local/bin", "/var"];

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::guest_project::{Project, text};
+use crate::support::guest_project::{Project, text};
 use crate::{PATIENCE, eventually};
 
 /// Starts castra, reads one line of its stdout and closes that.

@@ -1,11 +1,8 @@
 //! A broker inside the test, in a state root of its own: what tests of its sockets share.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -19,7 +16,8 @@ use castra::core::host;
 use castra::core::paths::StateRoot;
 use castra::core::records::{self, GuestRecord, GuestsRecord};
 
-use crate::support::journals;
+use super::journals;
+use super::scratch::Scratch;
 
 /// Long enough for a busy machine.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -28,7 +26,7 @@ type Running = (Cancel, JoinHandle<Result<(), Failure>>, Ready);
 
 /// A state root of its own, and the broker in it.
 pub struct Fixture {
-    dir: PathBuf,
+    dir: Scratch,
     /// Its files.
     pub state: StateRoot,
     /// `[broker]`, for the next start.
@@ -41,12 +39,9 @@ pub struct Fixture {
 impl Fixture {
     /// A fresh one.
     pub fn new(label: &str) -> Fixture {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("castra-broker-{label}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let dir = Scratch::new(label);
         Fixture {
-            state: StateRoot::new(dir.join("state")),
+            state: StateRoot::new(dir.path("state")),
             dir,
             config: BrokerConfig {
                 port: PortChoice::Free,
@@ -162,8 +157,7 @@ impl Drop for Fixture {
             stop.request();
             let _ = thread.join();
         }
-        journals::check_below(&self.dir);
-        let _ = fs::remove_dir_all(&self.dir);
+        journals::check_below(self.dir.dir());
     }
 }
 

@@ -6,9 +6,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use castra::core::broker::record::{HandshakeRecord, RecordWriter};
 use castra::core::config::Protocol;
@@ -17,12 +16,14 @@ use castra::core::host::{self, FileLock};
 use castra::core::paths::StateRoot;
 use castra::core::records::{self, BootstrapRecord, BrokerRecord, ForwardRecord, RunPhase, RunRecord};
 
+use super::scratch::Scratch;
+
 /// The broker run that wrote the fleet's records.
 pub const BROKER_RUN: &str = "0123456789abcdef";
 
 /// A state root in a fresh directory, removed at the end with the process that holds its locks.
 pub struct Fleet {
-    dir: PathBuf,
+    dir: Scratch,
     pub state: StateRoot,
     holder: Holder,
     broker: Option<FileLock>,
@@ -31,10 +32,8 @@ pub struct Fleet {
 impl Fleet {
     /// An empty state root.
     pub fn new() -> Fleet {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("castra-fleet-{}-{number}", std::process::id()));
-        let state = StateRoot::new(dir.join("state"));
+        let dir = Scratch::new("fleet");
+        let state = StateRoot::new(dir.path("state"));
         fs::create_dir_all(state.dir()).unwrap();
         Fleet {
             dir,
@@ -46,7 +45,7 @@ impl Fleet {
 
     /// A directory beside the state root, for a config.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.dir.dir()
     }
 
     /// The pid that all of this fleet's VMs have.
@@ -164,29 +163,20 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// The process that stands in for every QEMU: this test binary, run again for one test of it.
+/// The process that stands in for every QEMU, and holds their locks.
 struct Holder {
     child: Child,
     commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
-/// Set in the holder's environment only.
-const HOLDER: &str = "CASTRA_TEST_LOCK_HOLDER";
-const DONE: &str = "lock holder: done";
-
 impl Holder {
     fn start() -> Holder {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", concat!(module_path!(), "::holds_locks_when_told")].map(without_crate))
-            .arg("--nocapture")
-            .env(HOLDER, "1")
+        let mut child = Command::new("python3")
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/support/lock-holder.py"
+            ))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -201,12 +191,8 @@ impl Holder {
     fn tell(&mut self, word: &str, path: &Path) {
         writeln!(self.commands, "{word} {}", path.display()).unwrap();
         let mut line = String::new();
-        while !line.ends_with(&format!("{DONE}\n")) {
-            assert!(
-                self.answers.read_line(&mut line).unwrap() > 0,
-                "the lock holder is gone"
-            );
-        }
+        self.answers.read_line(&mut line).unwrap();
+        assert_eq!(line, "done\n", "the lock holder answers");
     }
 }
 
@@ -214,40 +200,5 @@ impl Drop for Holder {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// libtest names tests without the crate.
-fn without_crate(path: &str) -> &str {
-    path.split_once("::").map_or(path, |(_, rest)| rest)
-}
-
-/// Does nothing unless it is the holder; then it takes and frees locks until its stdin ends.
-#[test]
-fn holds_locks_when_told() {
-    use nix::fcntl::{FcntlArg, fcntl};
-    if std::env::var_os(HOLDER).is_none() {
-        return;
-    }
-    let mut held = std::collections::HashMap::new();
-    for line in std::io::stdin().lines() {
-        let line = line.unwrap();
-        let (word, path) = line.split_once(' ').unwrap();
-        match word {
-            "hold" => {
-                let file = fs::File::options().read(true).write(true).open(path).unwrap();
-                let lock = nix::libc::flock {
-                    l_type: nix::libc::F_WRLCK as i16,
-                    l_whence: 0,
-                    l_start: 0,
-                    l_len: 0,
-                    l_pid: 0,
-                };
-                fcntl(&file, FcntlArg::F_SETLK(&lock)).unwrap();
-                held.insert(path.to_owned(), file);
-            }
-            _ => drop(held.remove(path)),
-        }
-        println!("{DONE}");
     }
 }

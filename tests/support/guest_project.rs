@@ -1,5 +1,4 @@
 //! Projects for real guests: each in a directory of its own, all with one cache of guest images.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::support;
+use super::journals;
 
 /// A project in a fresh directory, taken down and removed at the end of its test.
 pub struct Project {
@@ -114,7 +113,7 @@ impl Drop for Project {
         if std::thread::panicking() {
             eprintln!("what the test left is in {}", self.dir.display());
         } else {
-            support::journals::check_below(&self.dir);
+            journals::check_below(&self.dir);
             let _ = fs::remove_dir_all(&self.dir);
         }
     }

@@ -1,5 +1,4 @@
 //! The scripts that run inside guests, run here: under every shell, sealed off from this machine's own castra files.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
 use std::io::{BufRead, BufReader};

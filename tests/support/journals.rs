@@ -3,7 +3,6 @@
 //! Here: reading the journals that a test leaves, holding each line to be exactly what this
 //! castra's encoding of the event says, and keeping the lines for an independent validator:
 //! with CASTRA_TEST_EVENTS set to a directory, `scripts/check-events.sh` finds them there.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::HashMap;
 use std::fs::{self, File};

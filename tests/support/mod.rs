@@ -1,194 +1,33 @@
-//! The real binary in a fresh directory: what tests of the command line share.
+//! What the tests share; each test crate says `mod support;` and nothing more.
 //!
-//! A [`Castra`] has a home (CASTRA_HOME) and a project directory of its own, knows nothing of the
-//! environment of whoever runs the tests, and leaves nothing behind: at its end it takes down what
-//! still runs and removes its directory.
-#![allow(dead_code, clippy::unwrap_used)]
+//! Here: fresh directories, waiting, golden files, and in the modules below the real binary, a
+//! project on the stand-in for QEMU, brokers, sessions, an sshd, the scripts of guests.
+//! Not here: what one suite alone needs.
+// No suite uses all of it.
+#![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
-#[path = "journals.rs"]
+pub mod broker;
+pub mod castra;
+pub mod fleet;
+pub mod guest_project;
+pub mod guest_scripts;
 pub mod journals;
+pub mod project;
+pub mod session;
+pub mod sshd;
 
-use std::ffi::OsStr;
-use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+// Unit tests have these two as well.
+#[path = "../../src/core/golden.rs"]
+mod golden_file;
+#[path = "../../src/core/scratch.rs"]
+pub mod scratch;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-/// A castra with nothing around it.
-pub struct Castra {
-    dir: PathBuf,
-    /// A test has put lines of its own into a journal.
-    made_up: AtomicBool,
-}
-
-/// What one run left.
-#[derive(Debug)]
-pub struct Ran {
-    /// Arguments, for messages.
-    pub args: String,
-    /// Exit code; `None`: ended by a signal.
-    pub code: Option<i32>,
-    /// Its stdout.
-    pub stdout: String,
-    /// Its stderr.
-    pub stderr: String,
-}
-
-impl Castra {
-    /// A fresh one; `name` goes into the directory's name.
-    pub fn new(name: &str) -> Castra {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("castra-cli-{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(dir.join("project")).unwrap();
-        // Tests compare paths with what castra prints, and castra resolves links.
-        let dir = fs::canonicalize(dir).unwrap();
-        Castra {
-            dir,
-            made_up: AtomicBool::new(false),
-        }
-    }
-
-    /// The directory that everything lies in.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// CASTRA_HOME.
-    pub fn home(&self) -> PathBuf {
-        self.dir.join("home")
-    }
-
-    /// The working directory.
-    pub fn project(&self) -> PathBuf {
-        self.dir.join("project")
-    }
-
-    /// Writes a file of the project, with the directories above it.
-    pub fn write(&self, path: &str, text: &str) -> PathBuf {
-        if path.contains("logs/events") {
-            self.made_up.store(true, Ordering::Relaxed);
-        }
-        let path = self.project().join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-        path
-    }
-
-    /// From now on a journal holds lines that no castra has written: they aren't checked.
-    pub fn makes_up_events(&self) {
-        self.made_up.store(true, Ordering::Relaxed);
-    }
-
-    /// The binary with these arguments, in the project directory, stdin empty.
-    pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
-        command
-            .args(args)
-            .current_dir(self.project())
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("HOME", &self.dir)
-            .env("CASTRA_HOME", self.home())
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// Runs it to its end.
-    pub fn run<S: AsRef<OsStr>>(&self, args: &[S]) -> Ran {
-        let ran = Ran::of(args, self.command(args).output().unwrap());
-        if !self.made_up.load(Ordering::Relaxed) {
-            journals::check_printed(&ran.stdout, &ran.args);
-        }
-        ran
-    }
-
-    /// Runs it with this on its stdin.
-    pub fn run_with_stdin<S: AsRef<OsStr>>(&self, args: &[S], stdin: &[u8]) -> Ran {
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut pipe = child.stdin.take().unwrap();
-        let bytes = stdin.to_vec();
-        let writer = thread::spawn(move || {
-            // A child that ends early reads no more.
-            let _ = pipe.write_all(&bytes);
-        });
-        let output = child.wait_with_output().unwrap();
-        writer.join().unwrap();
-        Ran::of(args, output)
-    }
-}
-
-impl Drop for Castra {
-    fn drop(&mut self) {
-        let projects = fs::read_dir(self.home().join("projects"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for project in projects {
-            let id = project.file_name();
-            let args: [&OsStr; 4] = [
-                OsStr::new("--quiet"),
-                OsStr::new("--workspace"),
-                &id,
-                OsStr::new("down"),
-            ];
-            let _ = self.command(&args).output();
-        }
-        if !self.made_up.load(Ordering::Relaxed) {
-            journals::check_below(&self.dir);
-        }
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-impl Ran {
-    fn of<S: AsRef<OsStr>>(args: &[S], output: Output) -> Ran {
-        let args: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
-        Ran {
-            args: args.join(" "),
-            code: output.status.code(),
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
-    }
-
-    /// Fails unless it ended with this code.
-    #[track_caller]
-    pub fn exits(self, code: i32) -> Ran {
-        assert_eq!(
-            self.code,
-            Some(code),
-            "castra {}\n--- stdout\n{}\n--- stderr\n{}",
-            self.args,
-            self.stdout,
-            self.stderr
-        );
-        self
-    }
-
-    /// stdout as JSON objects, one a line.
-    #[track_caller]
-    pub fn objects(&self) -> Vec<Value> {
-        self.stdout
-            .lines()
-            .map(|line| {
-                serde_json::from_str(line)
-                    .unwrap_or_else(|error| panic!("castra {}: {error}: {line}", self.args))
-            })
-            .collect()
-    }
-}
+pub use castra::{Castra, Ran};
+pub use golden_file::check as golden;
+pub use scratch::Scratch;
 
 /// Waits for something to be so, and fails naming it.
 #[track_caller]
@@ -201,22 +40,4 @@ pub fn eventually<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Opti
         assert!(Instant::now() < until, "waited {limit:?} in vain for {what}");
         thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// Compares a text with a file under tests/golden; CASTRA_BLESS=1 rewrites the file.
-#[track_caller]
-pub fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(name);
-    if std::env::var_os("CASTRA_BLESS").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-    }
-    let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        kept == text,
-        "{} differs; CASTRA_BLESS=1 rewrites it\n--- kept\n{kept}\n--- now\n{text}",
-        path.display()
-    );
 }

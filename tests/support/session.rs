@@ -1,5 +1,4 @@
 //! A client of the bus at the level of bytes, for tests that say what no proper client would.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

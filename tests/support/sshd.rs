@@ -1,6 +1,5 @@
 //! A real OpenSSH server in the place of a guest: one `sshd -i` per connection, on a listener of
 //! the test's own, so that no port is fixed and every connection can be cut.
-#![allow(dead_code, clippy::unwrap_used)]
 
 use std::fs;
 use std::net::{Shutdown, TcpListener, TcpStream};

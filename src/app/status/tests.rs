@@ -1,8 +1,8 @@
 //! Golden files of the status contract and its table: tests/golden/status. `CASTRA_BLESS=1`
 //! rewrites them.
 
-use std::fs;
-use std::path::Path;
+#[path = "../../core/golden.rs"]
+mod golden;
 
 use castra::core::config::Protocol;
 use castra::core::escape::escape_json;
@@ -221,15 +221,7 @@ fn offline() -> StatusOutcome {
 }
 
 fn golden(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden/status")
-        .join(name);
-    if std::env::var_os("CASTRA_BLESS").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, text).unwrap();
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(text, expected, "{name} differs; CASTRA_BLESS=1 rewrites it");
+    golden::check(&format!("status/{name}"), text);
 }
 
 fn pretty(status: &StatusOutcome) -> String {

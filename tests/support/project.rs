@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::{Castra, Ran, eventually};
+use super::{Castra, Ran, eventually};
 
 /// Ample for a loaded machine; nothing waits this long unless it is about to fail.
 pub const AMPLE: Duration = Duration::from_secs(60);

@@ -3,13 +3,10 @@
 //! `sources` where the tests' Debian comes from.
 #![allow(clippy::unwrap_used)]
 
-#[path = "install/compile.rs"]
 mod compile;
-#[path = "install/deps.rs"]
 mod deps;
-#[path = "install/sources.rs"]
 mod sources;
-#[path = "support/mod.rs"]
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;

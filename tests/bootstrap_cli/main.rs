@@ -2,26 +2,18 @@
 //! bootstrap and of `ssh`, `exec`, `cp` and `ssh-config` but the guest itself.
 #![allow(clippy::unwrap_used)]
 
-#[path = "bootstrap_cli/clients.rs"]
 mod clients;
-#[path = "bootstrap_cli/commands.rs"]
 mod commands;
-#[path = "bootstrap_cli/killed.rs"]
 mod killed;
-#[path = "bootstrap_cli/plans.rs"]
 mod plans;
-#[allow(dead_code)]
-#[path = "faults/project.rs"]
-mod project;
-#[path = "support/sshd.rs"]
-mod sshd;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs;
 use std::path::PathBuf;
 
-use project::Project;
-use sshd::Sshd;
+use support::project::Project;
+use support::sshd::Sshd;
 
 /// A running VM `web` whose SSH server is this machine's.
 struct Guest {

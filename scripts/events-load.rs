@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use castra::core::events::contract::Stamped;
 use castra::core::events::{BootstrapStepKind, BootstrapStepStatus, Event, Severity};
-use castra::core::journal::{Journal, Rotation};
+use castra::core::lines::journal::{Journal, Rotation};
 use castra::core::reporter::{Emitter, Reporter, wall_clock};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;

@@ -13,19 +13,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use castra::core::bootstrap::bootstrap_plan::{self, Known};
 use castra::core::bootstrap::keys;
 use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome, Context, Launch};
-use castra::core::bootstrap::plan::{self, Known};
-use castra::core::bootstrap::runlog::RunLog;
-use castra::core::broker::record::{HandshakeRecord, RecordWriter};
 use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;
 use castra::core::events::{Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event};
 use castra::core::failure::{Exit, Failure};
 use castra::core::host::{self, FileLock};
-use castra::core::records::{self, StopRecord};
 use castra::core::reporter::Emitter;
+use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
+use castra::core::root::records::{self, StopRecord};
+use castra::core::root::run_log::RunLog;
 use serde_json::Value;
 use support::eventually;
 use support::sshd::{self, Sshd, keygen};
@@ -144,7 +144,7 @@ impl Fixture {
             ssh_port: Some(self.port),
             accel: Some(Accel::Tcg),
         };
-        let plan = plan::plan(vm, &self.config, vm.bootstrap.mode, known);
+        let plan = bootstrap_plan::plan(vm, &self.config, vm.bootstrap.mode, known);
         let mut reporter = Watching {
             events: Vec::new(),
             on_event,

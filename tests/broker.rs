@@ -11,13 +11,13 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use castra::core::broker::record::RecordRead;
 use castra::core::cancel::Cancel;
 use castra::core::config::{AuthMode, PortChoice};
 use castra::core::failure::Exit;
 use castra::core::host;
-use castra::core::paths::StateRoot;
-use castra::core::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
+use castra::core::root::handshake_record::RecordRead;
+use castra::core::root::paths::StateRoot;
+use castra::core::root::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
 use support::broker::{Fixture, SOON, answer};
 use support::eventually;
@@ -532,7 +532,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     eventually(SOON, "a look at the new launch", || {
         second_is_new(&broker).then_some(())
     });
-    let stop = castra::core::records::StopRecord {
+    let stop = castra::core::root::records::StopRecord {
         launch_id: "two".into(),
         by: "castra down".into(),
         at: "2026-11-21T10:00:00.000Z".into(),

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use castra::core::broker::record::{RecordRead, read_record};
 use castra::core::broker::{
     BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker, find_broker,
     stop_broker,
@@ -21,7 +20,8 @@ use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load};
 use castra::core::failure::Exit;
 use castra::core::host::{self, Holder};
-use castra::core::records::{self, BrokerRecord};
+use castra::core::root::handshake_record::{RecordRead, read_record};
+use castra::core::root::records::{self, BrokerRecord};
 
 use support::eventually;
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use castra::core::broker::record::RecordRead;
-use castra::core::journal::Rotation;
+use castra::core::lines::journal::Rotation;
+use castra::core::root::handshake_record::RecordRead;
 use support::broker::{Fixture, SOON};
 use support::eventually;
 use support::session::{Session, framed, seq_of};

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use castra::core::broker::find_broker;
 use castra::core::host;
-use castra::core::paths::StateRoot;
+use castra::core::root::paths::StateRoot;
 use support::session::{Session, framed, seq_of};
 use support::{Castra, eventually};
 

@@ -1303,7 +1303,7 @@ mod workspaces {
             assert_eq!(found.config_path, config.path);
             assert_eq!(
                 found,
-                castra::core::records::load(&config.state.workspace())
+                castra::core::root::records::load(&config.state.workspace())
                     .unwrap()
                     .unwrap()
             );

@@ -18,17 +18,18 @@ use castra::core::events::contract::Stamped;
 use castra::core::events::{Accel, Event};
 use castra::core::host;
 use castra::core::name::VmName;
-use castra::core::paths::{StateRoot, VmPaths, vm_file};
 use castra::core::reporter::Emitter;
+use castra::core::root::ending;
+use castra::core::root::paths::{StateRoot, VmPaths, vm_file};
+use castra::core::root::qemu_process::{qemu_pid, signal_qemu};
 use castra::core::runtime::binary::{find_qemu, qemu_version};
 use castra::core::runtime::fault::{LaunchError, StartFault};
+use castra::core::runtime::forwards::Ports;
 use castra::core::runtime::launch::{BootFault, Launched, boot_fault, launch, launch_with_ports};
-use castra::core::runtime::plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
-use castra::core::runtime::ports::Ports;
-use castra::core::runtime::process::{qemu_pid, signal_qemu};
+use castra::core::runtime::launch_plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
 use castra::core::runtime::qmp::Qmp;
 use castra::core::runtime::shutdown::{ShutdownEnding, shutdown};
-use castra::core::status::{VmState, ending};
+use castra::core::status::VmState;
 
 use support::eventually;
 
@@ -588,7 +589,7 @@ fn a_real_qemu_says_why_it_refuses() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     vm.plan.qemu_args = Vec::new();
-    vm.plan.forwards = vec![castra::core::records::ForwardRecord {
+    vm.plan.forwards = vec![castra::core::root::records::ForwardRecord {
         host: port,
         guest: 22,
         protocol: Protocol::Tcp,

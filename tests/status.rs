@@ -12,13 +12,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use castra::core::broker::record::RecordWriter;
 use castra::core::cancel::Cancel;
 use castra::core::failure::{Exit, Failure};
 use castra::core::host::FileLock;
 use castra::core::operations::status::{StatusAllOutcome, StatusOptions, status, status_all};
-use castra::core::records::{RunPhase, StopRecord, WorkspaceRecord, save};
 use castra::core::reporter::Silent;
+use castra::core::root::handshake_record::RecordWriter;
+use castra::core::root::records::{RunPhase, StopRecord, WorkspaceRecord, save};
 use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
 

@@ -20,8 +20,8 @@ use castra::core::operations::{
     self, BrokerLauncher, DownOptions, OperationOutput, ProcessBrokerLauncher, ThreadBrokerLauncher,
     UpOptions, VmLaunchMode, collect_with,
 };
-use castra::core::paths::castra_home;
 use castra::core::reporter::Reporter;
+use castra::core::root::paths::castra_home;
 
 /// Prints every event as it happens: its number and the contract's line.
 struct Printer;

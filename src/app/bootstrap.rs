@@ -4,15 +4,15 @@ use castra::core::failure::{Exit, Result};
 use castra::core::operations::bootstrap::{BootstrapOptions, bootstrap};
 
 use super::context::Context;
-use super::{human, plan, select, typed, up};
+use super::{find_project, human, operands, plan, up};
 use crate::cli::Raw;
 
 /// Bootstraps running VMs again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = BootstrapOptions {
-        config: select::config(raw)?,
-        home: select::home()?,
-        vms: typed::names(&raw.operands)?,
+        config: find_project::config(raw)?,
+        home: find_project::home()?,
+        vms: operands::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
         plan: raw.plan,
         cli: Some(up::own_binary()?),

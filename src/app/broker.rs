@@ -5,12 +5,12 @@ use castra::core::failure::{Exit, Result};
 use castra::core::operations::lost;
 
 use super::context::Context;
-use super::select;
+use super::find_project;
 use crate::cli::Raw;
 
 /// Runs the broker until it is told to stop.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let config = select::config(raw)?;
+    let config = find_project::config(raw)?;
     lost::refuse(&config)?;
     context.say(&format!(
         "broker of {}: what it hears goes to {}; Ctrl-C stops it",

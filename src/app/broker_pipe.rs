@@ -3,7 +3,7 @@
 use std::io;
 
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::runtime::pipe::broker_pipe;
+use castra::core::runtime::broker_pipe::broker_pipe;
 
 use crate::cli::Raw;
 

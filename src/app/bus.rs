@@ -17,8 +17,8 @@ use castra::core::operations::bus::{
 use castra::core::reporter::wall_clock;
 
 use super::context::Context;
+use super::find_project::{self, Selected};
 use super::screen::Screen;
-use super::select::{self, Selected};
 use super::style::Style;
 use super::{failure, human, up};
 use crate::app::output::Output;
@@ -36,7 +36,7 @@ const WIDEST: usize = 24;
 
 /// Whose bus: with its config if that can still be read.
 pub fn project(raw: &Raw) -> Result<BusProject> {
-    Ok(match select::project(raw)? {
+    Ok(match find_project::project(raw)? {
         Selected::Config(config) => BusProject::from(*config),
         record @ Selected::Record(_) => BusProject {
             state: record.state(),
@@ -199,7 +199,7 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
 
 /// Prints what the logs hold.
 pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let log = match (&raw.vms[..], raw.shared) {
         ([], _) => LogOf::Bus,
         ([_], true) => {
@@ -252,7 +252,7 @@ fn sender(selected: &Selected, name: &str) -> Result<String> {
         .find(|word| word.eq_ignore_ascii_case(name))
     {
         Some(word) => Ok(word.to_owned()),
-        None => select::vm(selected, name).map(String::from),
+        None => find_project::vm(selected, name).map(String::from),
     }
 }
 

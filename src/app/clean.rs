@@ -2,13 +2,13 @@
 
 use castra::core::config::workspace::{list_workspaces, unreadable_workspaces};
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::journal::Rotation;
+use castra::core::lines::journal::Rotation;
 use castra::core::operations::clean::{CleanOptions, CleanOutcome, CleanTarget, clean};
-use castra::core::paths::castra_home;
+use castra::core::root::paths::castra_home;
 
 use super::context::Context;
+use super::find_project::{self, Selected};
 use super::human;
-use super::select::{self, Selected};
 use crate::cli::Raw;
 
 /// Removes what is left of projects that don't run.
@@ -47,7 +47,7 @@ fn targets(raw: &Raw) -> Result<(Vec<CleanTarget>, Rotation)> {
         .advice("give only one of them"));
     }
     if raw.global {
-        let home = select::home()?;
+        let home = find_project::home()?;
         if let Some(failure) = unreadable_workspaces(&home).into_iter().next() {
             return Err(failure);
         }
@@ -60,7 +60,7 @@ fn targets(raw: &Raw) -> Result<(Vec<CleanTarget>, Rotation)> {
     if let Some(path) = &raw.state_root {
         return Ok((vec![CleanTarget::at(path)?], Rotation::default()));
     }
-    Ok(match select::project(raw)? {
+    Ok(match find_project::project(raw)? {
         Selected::Config(config) => (vec![CleanTarget::from(config.as_ref())], config.bus.rotation),
         Selected::Record(record) => (vec![CleanTarget::from(&record)], Rotation::default()),
     })

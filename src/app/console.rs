@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use castra::core::cancel::Cancel;
 use castra::core::console::Console;
-use castra::core::console::relay::{Relay, RelayEnd};
+use castra::core::console::bridge::{Relay, RelayEnd};
 use castra::core::failure::{Exit, Failure, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::context::Context;
-use super::{select, terminal, typed};
+use super::{find_project, operands, terminal};
 use crate::cli::{Command, Raw};
 
 /// Ctrl-], as with `virsh console` and telnet.
@@ -32,11 +32,11 @@ const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Attaches the terminal, or a pipe, to the console of a VM.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let name = raw.operands.first().map(typed::name).transpose()?;
-    let selected = select::project(raw)?;
+    let name = raw.operands.first().map(operands::name).transpose()?;
+    let selected = find_project::project(raw)?;
     let vm = match &name {
-        Some(name) => select::vm(&selected, name)?,
-        None => select::only_vm(&selected, Command::Console)?,
+        Some(name) => find_project::vm(&selected, name)?,
+        None => find_project::only_vm(&selected, Command::Console)?,
     };
     // Whatever is started from here on: who interrupts it finds the terminal as it was.
     let cancel = context.end_on_signals();

@@ -7,13 +7,13 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use castra::core::bootstrap::ssh::client;
+use castra::core::bootstrap::ssh::login;
 use castra::core::copy;
 use castra::core::failure::{Exit, Failure, Result};
 
 use super::context::Context;
 use super::ssh::no_connection;
-use super::{human, select, typed};
+use super::{find_project, human, operands};
 use crate::cli::Raw;
 
 /// Of what wasn't copied so much is named.
@@ -32,16 +32,16 @@ enum Place<'a> {
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let places: Vec<Place<'_>> = raw.operands.iter().map(|word| place(word)).collect();
     let name = the_vm(&places)?;
-    let typed_name = typed::name(&name.to_owned()).map_err(|failure| failure.because(LOCAL_ADVICE))?;
-    let selected = select::project(raw)?;
-    let vm = select::vm(&selected, &typed_name).map_err(|failure| {
+    let typed_name = operands::name(&name.to_owned()).map_err(|failure| failure.because(LOCAL_ADVICE))?;
+    let selected = find_project::project(raw)?;
+    let vm = find_project::vm(&selected, &typed_name).map_err(|failure| {
         if failure.why.is_none() {
             failure.because(LOCAL_ADVICE)
         } else {
             failure
         }
     })?;
-    let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;
+    let target = login::running_target(&selected.state(), &vm).map_err(no_connection)?;
     let (to, from) = places.split_last().expect("the parser refuses fewer than two");
     let copied = match to {
         Place::There(_, path) => {

@@ -8,11 +8,11 @@ use castra::core::config::workspace::list_workspaces;
 use castra::core::doctor::{DoctorOutcome, Finding, Level};
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::doctor::{DoctorOptions, DoctorProject, doctor};
-use castra::core::paths::{castra_home, check_utf8};
 use castra::core::reporter::Silent;
+use castra::core::root::paths::{castra_home, check_utf8};
 
 use super::context::Context;
-use super::select::{self, Selected};
+use super::find_project::{self, Selected};
 use super::style::Style;
 use super::{human, terminal, width};
 use crate::cli::Raw;
@@ -56,7 +56,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
 }
 
 fn projects(raw: &Raw) -> Result<Vec<DoctorProject>> {
-    let here = match select::project_if_any(raw) {
+    let here = match find_project::project_if_any(raw) {
         Ok(selected) => selected.map(looked_at),
         // That is a finding, and no reason to look no further.
         Err(failure) if failure.exit == Exit::Config => Some(DoctorProject::Broken(failure)),
@@ -69,7 +69,7 @@ fn projects(raw: &Raw) -> Result<Vec<DoctorProject>> {
             .map(|home| list_workspaces(&home))
             .unwrap_or_default();
         let others = others.into_iter().filter(|record| !known.contains(&record.id));
-        projects.extend(others.map(|record| looked_at(select::of_record(record))));
+        projects.extend(others.map(|record| looked_at(find_project::of_record(record))));
     }
     Ok(projects)
 }

@@ -2,19 +2,19 @@
 
 use castra::core::config::LifecycleConfig;
 use castra::core::failure::{Exit, Result};
-use castra::core::journal::Rotation;
+use castra::core::lines::journal::Rotation;
 use castra::core::operations::down::{DownOptions, DownOutcome, down};
 
 use super::context::Context;
-use super::select::Selected;
-use super::{failure, human, select, typed};
+use super::find_project::Selected;
+use super::{failure, find_project, human, operands};
 use crate::cli::Raw;
 
 /// Takes VMs down.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let cancel = context.cancel_on_signals();
-    let vms = select::vms(&selected, typed::names(&raw.operands)?)?;
+    let vms = find_project::vms(&selected, operands::names(&raw.operands)?)?;
     let discard = raw.discard;
     let options = match &selected {
         Selected::Config(config) => DownOptions {

@@ -8,7 +8,7 @@ use castra::core::operations::events::{EventsOptions, EventsOutcome, Told, event
 use super::context::Context;
 use super::progress::render;
 use super::sentence::sentence;
-use super::{human, select};
+use super::{find_project, human};
 use crate::cli::Raw;
 
 /// Names are padded to this width.
@@ -21,11 +21,11 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             .because("the events of each run are counted from 0")
             .advice("castra events --run ID --after SEQ"));
     }
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let options = EventsOptions {
         state: selected.state(),
         types: raw.types.clone(),
-        vms: select::vms(&selected, raw.vms.clone())?,
+        vms: find_project::vms(&selected, raw.vms.clone())?,
         run: raw.run.clone(),
         after: raw.after,
         since: raw.since,

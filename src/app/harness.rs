@@ -14,16 +14,16 @@ use castra::core::failure::{Exit, Failure, Result};
 use castra::core::harness::Tokens;
 use castra::core::harness::codex::Ask;
 use castra::core::harness::usage::{DayUse, Usage};
-use castra::core::journal::Rotation;
+use castra::core::lines::journal::Rotation;
 use castra::core::operations::harness::{self, HarnessOutcome, Input, RelayOptions, RunOptions, ThreadRow};
-use castra::core::paths::StateRoot;
 use castra::core::process::shell_quote;
+use castra::core::root::paths::StateRoot;
 use serde::Serialize;
 
 use super::context::Context;
+use super::find_project::{self, Selected};
 use super::human;
 use super::progress::render;
-use super::select::{self, Selected};
 use super::sentence::sentence;
 use crate::cli::Raw;
 
@@ -36,9 +36,12 @@ const USAGE_HEAD: [&str; 6] = ["", "PROMPT", "CACHED", "COMPLETION", "AGENT", "V
 
 /// `harness run`.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let config = select::config(raw)?;
+    let config = find_project::config(raw)?;
     let vm = match &raw.inside {
-        Some(name) => Some(select::vm(&Selected::Config(Box::new(config.clone())), name)?),
+        Some(name) => Some(find_project::vm(
+            &Selected::Config(Box::new(config.clone())),
+            name,
+        )?),
         None => None,
     };
     let limit = |given: Option<Duration>, default: Option<Duration>| {
@@ -90,7 +93,7 @@ pub fn relay(context: &mut Context, raw: &Raw) -> Result<Exit> {
 
 /// A stream can be relayed anywhere; in a project it is kept there.
 fn kept_in(raw: &Raw) -> Result<Option<(StateRoot, Rotation)>> {
-    match select::project(raw) {
+    match find_project::project(raw) {
         Ok(Selected::Config(config)) => Ok(Some((config.state.clone(), config.bus.rotation))),
         Ok(selected @ Selected::Record(_)) => Ok(Some((selected.state(), Rotation::default()))),
         Err(failure) if failure.exit == Exit::NoInput && raw.config.is_none() && raw.workspace.is_none() => {
@@ -147,7 +150,7 @@ struct Listing {
 
 /// `harness list`.
 pub fn list(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let threads = harness::list(&select::project(raw)?.state())?;
+    let threads = harness::list(&find_project::project(raw)?.state())?;
     if context.json {
         context.out.json(&Listing { threads });
         return Ok(Exit::Done);
@@ -172,7 +175,10 @@ pub fn list(context: &mut Context, raw: &Raw) -> Result<Exit> {
 
 /// `harness show`.
 pub fn show(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let thread = harness::find(&select::project(raw)?.state(), &raw.operands[0].to_string_lossy())?;
+    let thread = harness::find(
+        &find_project::project(raw)?.state(),
+        &raw.operands[0].to_string_lossy(),
+    )?;
     if context.json {
         harness::lines(&thread, |line| {
             // Wrapped, because an agent's lines look like castra's own events.
@@ -210,7 +216,7 @@ fn is_said(event: &Event) -> bool {
 
 /// `harness usage`.
 pub fn usage(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let usage = harness::usage(selected.project(), context.cancel_on_signals())?;
     if context.json {
         context.out.json(&usage);

@@ -7,13 +7,13 @@ use castra::core::operations::image::{ImageAction, ImageOptions, ImageOutcome, i
 use castra::core::reporter::Silent;
 
 use super::context::Context;
-use super::{human, select};
+use super::{find_project, human};
 use crate::cli::Raw;
 
 /// Builds the default guest.
 pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = ImageOptions {
-        home: select::home()?,
+        home: find_project::home()?,
         action: ImageAction::Build {
             force: raw.force,
             kind: GuestKind::with_mounts(raw.mounts),
@@ -97,7 +97,7 @@ pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
 
 fn look(action: ImageAction) -> Result<ImageOutcome> {
     let options = ImageOptions {
-        home: select::home()?,
+        home: find_project::home()?,
         action,
         cancel: Cancel::new(),
     };

@@ -9,8 +9,8 @@ use castra::core::name::VmName;
 use castra::core::operations::logs::{LogsOptions, ToldLine, logs};
 
 use super::context::Context;
-use super::select::{self, Selected};
-use super::typed;
+use super::find_project::{self, Selected};
+use super::operands;
 use crate::cli::{LogSource, Raw};
 
 /// Longer lines are cut for the terminal, bytes.
@@ -20,7 +20,7 @@ const SOURCE_COLUMN: usize = 9;
 
 /// Prints the last lines of each, and what is added.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let known: Vec<VmName> = match &selected {
         Selected::Config(config) => config.vms.iter().map(|vm| vm.name.clone()).collect(),
         Selected::Record(_) => Vec::new(),
@@ -29,7 +29,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let widest = known.iter().map(|vm| vm.as_str().len()).max();
     let mut column = widest.unwrap_or(0);
     let options = LogsOptions {
-        vms: select::vms(&selected, typed::names(&raw.operands)?)?,
+        vms: find_project::vms(&selected, operands::names(&raw.operands)?)?,
         known,
         sources: raw.sources.iter().map(|source| source_of(*source)).collect(),
         tail: raw.tail,

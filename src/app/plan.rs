@@ -1,6 +1,6 @@
 //! What `--plan` prints: what is wrong, then every VM as it would be launched and bootstrapped.
 //!
-//! Here: the text. Not here: what is looked at (`core::operations::preflight`), or the events of
+//! Here: the text. Not here: what is looked at (`core::operations::fleet::preflight`), or the events of
 //! `--plan --json`, which the operation itself tells.
 
 use castra::core::config::Protocol;

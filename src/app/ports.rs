@@ -7,13 +7,13 @@ use castra::core::ports::{PortOwner, PortRow, PortState, PortsOutcome, PortsProj
 use castra::core::reporter::Silent;
 
 use super::context::Context;
-use super::select::{self, Selected};
+use super::find_project::{self, Selected};
 use super::style::Style;
 use crate::cli::Raw;
 
 /// Shows the ports of the project, or of all.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let home = select::home()?;
+    let home = find_project::home()?;
     if raw.all {
         let all = ports_all(home, raw.active, &mut Silent)?;
         if context.json {
@@ -23,7 +23,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         return Ok(Exit::Done);
     }
     let options = PortsOptions {
-        project: match select::project(raw)? {
+        project: match find_project::project(raw)? {
             Selected::Config(config) => {
                 for warning in &config.warnings {
                     context.warn(warning);

@@ -13,8 +13,8 @@ use castra::core::events::{
 };
 use castra::core::host;
 use castra::core::name::VmName;
-use castra::core::paths::{StateRoot, vm_file};
 use castra::core::reporter::{COMMAND_LINE, Reporter};
+use castra::core::root::paths::{StateRoot, vm_file};
 
 use super::human::duration;
 use super::live::{Doing, NAME_COLUMN, bytes_of};

@@ -10,7 +10,7 @@ use castra::core::report::text::{self, Tone};
 use castra::core::reporter::Silent;
 
 use super::context::Context;
-use super::{human, select, typed};
+use super::{find_project, human, operands};
 use crate::cli::Raw;
 
 /// Shows the last runs: as text, as JSON, or as a page.
@@ -20,9 +20,9 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             .because("each of them selects the output")
             .advice("leave one out"));
     }
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let project = selected.project();
-    let vms = select::vms(&selected, typed::names(&raw.operands)?)?;
+    let vms = find_project::vms(&selected, operands::names(&raw.operands)?)?;
     let options = ReportOptions {
         vms: vms.clone(),
         last: raw.last,
@@ -33,7 +33,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if found.runs.is_empty() {
         // A name may be of a VM that is gone, whose runs are there; one without runs must be known.
         for vm in &vms {
-            select::vm(&selected, vm)?;
+            find_project::vm(&selected, vm)?;
         }
     }
     match raw.html.as_deref() {

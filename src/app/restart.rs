@@ -2,20 +2,20 @@
 
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::restart::{RestartOptions, restart};
-use castra::core::runtime::plan::VmLaunchMode;
+use castra::core::runtime::launch_plan::VmLaunchMode;
 
 use super::context::Context;
-use super::{down, human, select, typed, up};
+use super::{down, find_project, human, operands, up};
 use crate::cli::Raw;
 
 /// Stops VMs and starts them again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let config = select::config(raw)?;
+    let config = find_project::config(raw)?;
     let options = RestartOptions {
         lifecycle: down::deadlines(raw, config.lifecycle),
         config,
-        home: select::home()?,
-        vms: typed::names(&raw.operands)?,
+        home: find_project::home()?,
+        vms: operands::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
         discard: raw.discard,
         force: raw.force,

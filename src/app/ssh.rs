@@ -11,12 +11,12 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStdout, Command, Stdio};
 
 use castra::core::bootstrap::ssh::command::{RemoteCommand, Words};
-use castra::core::bootstrap::ssh::{SshTarget, alive_options, client};
+use castra::core::bootstrap::ssh::{SshTarget, alive_options, login};
 use castra::core::failure::{Exit, Failure, Result};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::context::Context;
-use super::{select, typed};
+use super::{find_project, operands};
 use crate::cli::{self, Raw};
 
 /// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
@@ -30,19 +30,19 @@ const FEED_BYTES: usize = 64 * 1024;
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let command = raw.command.unwrap_or(cli::Command::Ssh);
     let interactive = command == cli::Command::Ssh;
-    let typed_name = raw.operands.first().map(typed::name).transpose()?;
-    let selected = select::project(raw)?;
+    let typed_name = raw.operands.first().map(operands::name).transpose()?;
+    let selected = find_project::project(raw)?;
     let vm = match &typed_name {
-        Some(name) => select::vm(&selected, name).map_err(|failure| match raw.all_after_dashes {
+        Some(name) => find_project::vm(&selected, name).map_err(|failure| match raw.all_after_dashes {
             true => failure.advice(format!(
                 "castra {} VM -- COMMAND: the VM stands before `--`",
                 command.row().words
             )),
             false => failure,
         })?,
-        None => select::only_vm(&selected, cli::Command::Ssh)?,
+        None => find_project::only_vm(&selected, cli::Command::Ssh)?,
     };
-    let target = client::running_target(&selected.state(), &vm).map_err(no_connection)?;
+    let target = login::running_target(&selected.state(), &vm).map_err(no_connection)?;
     let words = raw.operands.get(1..).unwrap_or_default();
     if interactive && words.iter().map(|word| word.len() + 1).sum::<usize>() > LONGEST_LINE {
         let why = "the guest's shell reads it as one line, of less than 128 KiB";

@@ -2,24 +2,24 @@
 //!
 //! Here: which VMs, and how it is printed. Not here: the options (`core::bootstrap::ssh`).
 
-use castra::core::bootstrap::ssh::client;
+use castra::core::bootstrap::ssh::login;
 use castra::core::failure::{Exit, Result};
 use castra::core::logs::launched_vms;
 use castra::core::name::VmName;
 use serde_json::json;
 
 use super::context::Context;
-use super::{select, typed};
+use super::{find_project, operands};
 use crate::cli::Raw;
 
 /// Prints one block a VM; reads and writes nothing else.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let selected = select::project(raw)?;
+    let selected = find_project::project(raw)?;
     let state = selected.state();
     let prefix = raw.prefix.as_deref().unwrap_or_default();
     let mut vms: Vec<VmName> = Vec::new();
-    for name in select::vms(&selected, typed::names(&raw.operands)?)? {
-        let vm = select::vm(&selected, &name)?;
+    for name in find_project::vms(&selected, operands::names(&raw.operands)?)? {
+        let vm = find_project::vm(&selected, &name)?;
         if !vms.contains(&vm) {
             vms.push(vm);
         }
@@ -28,7 +28,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if !named {
         vms = launched_vms(&state)?
             .into_iter()
-            .filter(|vm| client::runs(&state, vm))
+            .filter(|vm| login::runs(&state, vm))
             .collect();
         vms.sort();
     }
@@ -36,7 +36,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.say("no VM of this project runs");
     }
     for (number, vm) in vms.iter().enumerate() {
-        let target = match client::target(&state, vm) {
+        let target = match login::target(&state, vm) {
             Ok(target) => target,
             Err(failure) if named => return Err(failure),
             // It ended meanwhile, or has no port for SSH: nothing to say about it.

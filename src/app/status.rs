@@ -18,13 +18,13 @@ use castra::core::operations::lost;
 use castra::core::operations::status::{
     StatusAllOutcome, StatusOptions, project_on_record, status, status_all,
 };
-use castra::core::paths::castra_home;
 use castra::core::reporter::Silent;
+use castra::core::root::paths::castra_home;
 use castra::core::status::{BrokerState, GuestState, StatusOutcome, VmState, VmStatus};
 
 use super::context::Context;
 use super::style::Style;
-use super::{human, select, terminal};
+use super::{find_project, human, terminal};
 use crate::cli::Raw;
 
 mod legend;
@@ -89,7 +89,7 @@ impl Answer {
             return Ok(Answer::All(status_all(projects, &mut Silent)));
         }
         let options = StatusOptions {
-            project: select::project(raw)?.project(),
+            project: find_project::project(raw)?.project(),
             cancel: cancel.clone(),
         };
         // What couldn't be read is in the outcome's notes, and shown with it.

@@ -5,19 +5,19 @@ use std::path::PathBuf;
 
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::up::{UpOptions, UpOutcome, VmUp, up};
-use castra::core::records::ForwardRecord;
-use castra::core::runtime::plan::VmLaunchMode;
+use castra::core::root::records::ForwardRecord;
+use castra::core::runtime::launch_plan::VmLaunchMode;
 
 use super::context::Context;
-use super::{human, plan, select, typed};
+use super::{find_project, human, operands, plan};
 use crate::cli::Raw;
 
 /// Brings VMs up.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = UpOptions {
-        config: select::config(raw)?,
-        home: select::home()?,
-        vms: typed::names(&raw.operands)?,
+        config: find_project::config(raw)?,
+        home: find_project::home()?,
+        vms: operands::names(&raw.operands)?,
         bootstrap: raw.bootstrap.clone(),
         recreate: raw.recreate,
         force: raw.force,

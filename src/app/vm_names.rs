@@ -3,12 +3,12 @@
 use castra::core::failure::{Exit, Result};
 
 use super::context::Context;
-use super::select;
+use super::find_project;
 use crate::cli::Raw;
 
 /// One name a line. A key press is no place for errors: without a config there are none.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    if let Ok(config) = select::config(raw) {
+    if let Ok(config) = find_project::config(raw) {
         let mut role = None;
         for vm in &config.vms {
             // A role stands for its replicas.

@@ -4,15 +4,15 @@ use castra::core::failure::{Exit, Result};
 use castra::core::operations::wait::{PATIENCE, WaitOptions, wait};
 
 use super::context::Context;
-use super::{human, select, typed};
+use super::{find_project, human, operands};
 use crate::cli::Raw;
 
 /// Waits until VMs are as asked for.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let wait_for = raw.wait_for.unwrap_or_default();
     let options = WaitOptions {
-        project: select::project(raw)?.project(),
-        vms: typed::names(&raw.operands)?,
+        project: find_project::project(raw)?.project(),
+        vms: operands::names(&raw.operands)?,
         wait_for,
         timeout: raw.time_limit.unwrap_or(PATIENCE),
         cancel: context.cancel_on_signals(),

@@ -7,7 +7,7 @@ use castra::core::status::{BrokerState, StatusOutcome};
 use serde::Serialize;
 
 use super::context::Context;
-use super::{human, select};
+use super::{find_project, human};
 
 /// One project in the list.
 #[derive(Serialize)]
@@ -28,8 +28,8 @@ struct Listing<'s> {
 
 /// Lists them.
 pub fn run(context: &mut Context) -> Result<Exit> {
-    let unreadable = workspace::unreadable_workspaces(&select::home()?);
-    let all = select::all_projects();
+    let unreadable = workspace::unreadable_workspaces(&find_project::home()?);
+    let all = find_project::all_projects();
     match unreadable.into_iter().next() {
         Some(failure) if all.is_empty() => return Err(failure),
         // One that is hidden doesn't hide the others.
@@ -51,7 +51,7 @@ pub fn run(context: &mut Context) -> Result<Exit> {
         context.out.line(format!(
             "{}  {:<24}  {}{gone}",
             context.style.strong(&format!("{:<width$}", status.workspace)),
-            select::running_text(status),
+            find_project::running_text(status),
             status.config_path.display()
         ));
     }
@@ -74,7 +74,7 @@ fn row(status: &StatusOutcome) -> Row<'_> {
         config_path: &status.config_path,
         config_exists: host::is_there(&status.config_path),
         state_root: &status.state_root,
-        vms_running: select::running_vms(status),
+        vms_running: find_project::running_vms(status),
         broker_running: status.broker.state == BrokerState::Running,
     }
 }

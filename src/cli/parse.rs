@@ -10,7 +10,7 @@ use castra::core::nearest::nearest;
 use lexopt::Arg;
 
 use super::raw::{HelpKind, Raw};
-use super::table::habits::habit;
+use super::table::other_tools::habit;
 use super::table::{self, Arity, COMMANDS, Command, CommandRow, FLAGS, Flag, GROUPS, Scope, Section, Shell};
 
 /// A command line that castra doesn't understand, and how its refusal is to be shown.

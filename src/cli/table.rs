@@ -9,8 +9,8 @@ use std::ffi::OsString;
 use super::raw::{ColorChoice, Raw};
 
 mod flags;
-pub mod habits;
-mod own;
+pub mod other_tools;
+mod per_command;
 pub mod reference;
 pub use flags::FLAGS;
 

@@ -36,7 +36,7 @@ fn refused(words: &str) -> String {
 /// chance alone.
 #[test]
 fn habits_of_other_tools_lead_to_commands() {
-    use super::table::habits::{HABITS, habit};
+    use super::table::other_tools::{HABITS, habit};
     let mut seen = std::collections::BTreeSet::new();
     for (words, command, _) in HABITS {
         assert!(seen.insert(*words), "{words} is there twice");

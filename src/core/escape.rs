@@ -1,7 +1,7 @@
 //! Text that came from a guest, or holds a path, made fit for a terminal, a log line or an event.
 //!
 //! Here: what is replaced, and by what; how deep JSON is nested. Not here: cutting a stream into lines
-//! (`core::bootstrap::lines`), or quoting for a shell (`core::process::shell_quote`).
+//! (`core::bootstrap::bounded_lines`), or quoting for a shell (`core::process::shell_quote`).
 
 use std::borrow::Cow;
 

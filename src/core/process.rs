@@ -192,8 +192,8 @@ impl<'a> Job<'a> {
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
-            // What castra starts on an agent's behalf outlives the agent (`core::harness::run`).
-            .env_remove(crate::core::harness::run::MARK)
+            // What castra starts on an agent's behalf outlives the agent (`core::harness::agent_process`).
+            .env_remove(crate::core::harness::agent_process::MARK)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .process_group(0)
             .stdin(match self.holding.take() {

@@ -2,7 +2,7 @@
 //! share.
 //!
 //! Here: stamping events and handing each to the reporter and the journal. Not here: rendering
-//! (`app`), the journal's files (`core::journal`).
+//! (`app`), the journal's files (`core::lines::journal`).
 
 use std::fmt;
 use std::io;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
-use crate::core::journal::Journal;
+use crate::core::lines::journal::Journal;
 
 /// Receives the events of one operation, in order. Implemented by embedders and by `app`.
 pub trait Reporter: Send {
@@ -207,7 +207,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::core::journal::Rotation;
+    use crate::core::lines::journal::Rotation;
     use crate::core::scratch::Scratch;
 
     #[test]

@@ -15,10 +15,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use castra::core::operations::report::{ReportOptions, report};
-use castra::core::paths::StateRoot;
 use castra::core::report::html;
 use castra::core::report::model::{Outcome, Report, State};
 use castra::core::reporter::Silent;
+use castra::core::root::paths::StateRoot;
 use serde_json::{Value, json};
 
 use page::{check, page};

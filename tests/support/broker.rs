@@ -7,14 +7,14 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use castra::core::broker::record::{RecordRead, read_record};
 use castra::core::broker::{BrokerOptions, Ready, run_announced};
 use castra::core::cancel::Cancel;
 use castra::core::config::{BrokerConfig, BusConfig, PortChoice};
 use castra::core::failure::Failure;
 use castra::core::host;
-use castra::core::paths::StateRoot;
-use castra::core::records::{self, GuestRecord, GuestsRecord};
+use castra::core::root::handshake_record::{RecordRead, read_record};
+use castra::core::root::paths::StateRoot;
+use castra::core::root::records::{self, GuestRecord, GuestsRecord};
 
 use super::journals;
 use super::scratch::Scratch;

@@ -9,12 +9,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use castra::core::broker::record::{HandshakeRecord, RecordWriter};
 use castra::core::config::Protocol;
 use castra::core::events::{Accel, BootstrapPlanSsh};
 use castra::core::host::{self, FileLock};
-use castra::core::paths::StateRoot;
-use castra::core::records::{self, BootstrapRecord, BrokerRecord, ForwardRecord, RunPhase, RunRecord};
+use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
+use castra::core::root::paths::StateRoot;
+use castra::core::root::records::{self, BootstrapRecord, BrokerRecord, ForwardRecord, RunPhase, RunRecord};
 
 use super::scratch::Scratch;
 

@@ -9,7 +9,7 @@ use castra::core::operations::events::parse_since;
 use castra::core::operations::wait::WaitFor;
 use castra::core::report::MOST_RUNS;
 
-use super::own::BY_COMMAND;
+use super::per_command::BY_COMMAND;
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
 use crate::cli::raw::HelpKind;
 

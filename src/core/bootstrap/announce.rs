@@ -10,7 +10,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::events::{BootstrapPlan, Event, Severity};
 use crate::core::failure::{Failure, Result as Done};
 use crate::core::reporter::Emitter;

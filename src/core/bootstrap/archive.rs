@@ -2,7 +2,7 @@
 //! in it and knows its length beforehand.
 //!
 //! Here: walking the payload and the bytes of the format. Not here: sending the stream or
-//! unpacking it (`bootstrap::transfer`, `bootstrap::remote`).
+//! unpacking it (`bootstrap::transfer`, `bootstrap::guest_scripts`).
 //!
 //! The format is what GNU tar, BusyBox and libarchive all read: ustar headers, GNU's `L` and `K`
 //! records for long names, binary sizes above 8 GiB. Owners are left at root: an unpacking root
@@ -15,7 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::core::bootstrap::plan::PAYLOAD_NAME;
+use crate::core::bootstrap::bootstrap_plan::PAYLOAD_NAME;
 
 /// The last member; an archive without it was cut off, and nothing of it is used.
 pub const COMPLETE_MARK: &str = ".castra-complete";

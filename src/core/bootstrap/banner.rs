@@ -1,7 +1,7 @@
 //! Whether the guest's SSH server answers: the search for its banner.
 //!
 //! Here: connecting and reading the first line, again and again, cheaply. Not here: what a
-//! banner is worth (`bootstrap::wait`, `bootstrap::steps`).
+//! banner is worth (`bootstrap::wait_for_guest`, `bootstrap::steps`).
 //!
 //! User-mode networking accepts a forwarded connection before the guest listens, so only the
 //! banner counts. Until the guest's network is up, a connection hangs; while nobody listens, it

@@ -156,8 +156,8 @@ fn keygen_failure(error: JobError, what: &str) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::bootstrap::plan::tests::config_of;
-    use crate::core::paths::StateRoot;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
+    use crate::core::root::paths::StateRoot;
     use crate::core::scratch::Scratch;
     use std::os::unix::fs::PermissionsExt;
 

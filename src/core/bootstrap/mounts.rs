@@ -2,18 +2,18 @@
 //!
 //! Here: the question, asked over the connection of a bootstrap, and what an answer means. Not here: the
 //! mounting (`scripts/guest/late`, `scripts/guest/castra-mounts`), which folders there are
-//! (`runtime::plan::mounts_table`).
+//! (`runtime::launch_plan::mounts_table`).
 //!
 //! The default guest has mounted all before anybody can log in. A stock image does it at the end of its
 //! boot, long after its SSH server answers: it is waited for, so that no script finds a folder empty.
 
 use std::time::Duration;
 
+use crate::core::bootstrap::guest_scripts;
 use crate::core::bootstrap::pipeline::Context;
-use crate::core::bootstrap::remote;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::config::VmConfig;
 use crate::core::escape::escape_line;
@@ -46,7 +46,7 @@ pub(super) fn check(
     };
     let mark = "castra-mounts-end".to_owned();
     let exec = Exec {
-        command: remote::mounts(limit.as_secs(), &mark),
+        command: guest_scripts::mounts(limit.as_secs(), &mark),
         feed: Box::new(|_| Ok(())),
         hold_stdin: false,
         limit: Limit::Total(limit + SLACK),
@@ -115,7 +115,7 @@ fn complaint(vm: &VmConfig, lines: &[String], started_now: bool, limit: Duration
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::bootstrap::plan::tests::config_of;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
     use crate::core::config::Mount;
 
     fn judged(lines: &[&str], started_now: bool) -> String {

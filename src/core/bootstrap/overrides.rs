@@ -2,7 +2,7 @@
 //! (docs/BOOTSTRAP.md).
 //!
 //! Here: what the values mean together, and every refusal. Not here: the flag itself (`cli`),
-//! or what a mode does (`bootstrap::plan`).
+//! or what a mode does (`bootstrap::bootstrap_plan`).
 
 use std::collections::BTreeMap;
 
@@ -156,7 +156,7 @@ fn conflict(target: &str, one: BootstrapMode, other: BootstrapMode) -> Failure {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::bootstrap::plan::tests::config_of;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
 
     fn modes(values: &[&str]) -> String {
         let config = config_of(&["web", "api-0", "api-1"]);

@@ -1,7 +1,7 @@
 //! One VM's bootstrap from its plan to its outcome (docs/BOOTSTRAP.md).
 //!
 //! Here: the order of the steps, their events and records. Not here: what each step does
-//! (`bootstrap::steps`, `transfer`, `wait`), what is noted of the end (`bootstrap::outcome`), or
+//! (`bootstrap::steps`, `transfer`, `wait`), what is noted of the end (`bootstrap::result`), or
 //! running several VMs at once (`core::operations`).
 
 use std::thread;
@@ -10,16 +10,15 @@ use std::time::{Duration, Instant};
 use crate::core::bootstrap::announce::Announcer;
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::mounts;
-pub use crate::core::bootstrap::outcome::{BootstrapEnd, BootstrapOutcome};
-use crate::core::bootstrap::outcome::{finish, has_outcome, keep_outcome, millis};
-use crate::core::bootstrap::runlog::{self, OpenLog, StepRecord};
+pub use crate::core::bootstrap::result::{BootstrapEnd, BootstrapOutcome};
+use crate::core::bootstrap::result::{finish, has_outcome, keep_outcome, millis};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::steps::{self, Connected};
 use crate::core::bootstrap::transfer;
-use crate::core::bootstrap::trouble::Trouble;
 use crate::core::bootstrap::vizier::{self, Installed};
-use crate::core::bootstrap::wait::{self, Life};
+use crate::core::bootstrap::wait_for_guest::{self, Life};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
@@ -30,6 +29,7 @@ use crate::core::events::{
 use crate::core::failure::Result as Done;
 use crate::core::host;
 use crate::core::reporter::Emitter;
+use crate::core::root::run_log::{self, OpenLog, StepRecord};
 use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
 
@@ -85,7 +85,7 @@ enum StepEnd {
 /// Runs the pipeline of a plan. `BootstrapPlanned` is emitted here, once, before anything else
 /// of this VM; a failure is an outcome, not an error.
 pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
-    runlog::close_abandoned_and_tell(&context.config.state, &context.vm.name, context.emitter);
+    run_log::close_abandoned_and_tell(&context.config.state, &context.vm.name, context.emitter);
     match plan.action {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {
@@ -218,7 +218,7 @@ impl Pipeline<'_, '_, '_> {
             .as_ref()
             .and_then(|ssh| SshTarget::new(context.vm, context.config, ssh));
         // Where the guest is known to live nobody needs to look for a banner.
-        let lives = wait::is_alive(context);
+        let lives = wait_for_guest::is_alive(context);
         let mut banner = match &target {
             Some(target) if !lives => Some(steps::search(context, target)?),
             _ => None,
@@ -229,7 +229,9 @@ impl Pipeline<'_, '_, '_> {
             let limit = handshake_limit(&pipeline.plan);
             let life = match lives {
                 true => Life::Handshake,
-                false => wait::wait_for_life(context, &mut banner, limit, &mut || pipeline.look_around())?,
+                false => wait_for_guest::wait_for_life(context, &mut banner, limit, &mut || {
+                    pipeline.look_around()
+                })?,
             };
             (context.on_alive)();
             Ok(StepEnd::Success(Some(match life {

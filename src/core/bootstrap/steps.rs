@@ -7,21 +7,21 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::bootstrap_plan::{self, PAYLOAD_NAME};
+use crate::core::bootstrap::guest_scripts::{self, Program};
 use crate::core::bootstrap::pipeline::Context;
-use crate::core::bootstrap::plan::{self, PAYLOAD_NAME};
-use crate::core::bootstrap::remote::{self, Program};
-use crate::core::bootstrap::runlog::OpenLog;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
-use crate::core::paths::vm_file;
 use crate::core::process::Tail;
+use crate::core::root::paths::vm_file;
+use crate::core::root::run_log::OpenLog;
 use crate::core::threads::none_to_be_had;
 
 /// What a script prints, on a line of its own, when it found nothing to change.
@@ -108,7 +108,7 @@ pub(super) fn connect(
         };
         let error = match Master::open(
             target.clone(),
-            &remote::greeting(&bootstrap.remote_dir, context.config.vizier_enabled),
+            &guest_scripts::greeting(&bootstrap.remote_dir, context.config.vizier_enabled),
             patience,
             watch,
         ) {
@@ -157,7 +157,7 @@ pub(super) fn check(context: &Context<'_, '_>, master: &mut Master) -> Result<()
     if let Some(lost) = master.lost(Duration::ZERO) {
         return Err(Trouble::of_ssh(lost, &target));
     }
-    if !master.answer().iter().any(|line| line == remote::DIR_OK) {
+    if !master.answer().iter().any(|line| line == guest_scripts::DIR_OK) {
         let complaints = escape_line(&master.complaints().replace('\n', "; "), 400);
         let (user, dir) = (&target.user, &context.vm.bootstrap.remote_dir);
         return Err(
@@ -199,7 +199,7 @@ pub(super) fn apply(
     let name = script
         .file_name()
         .ok_or_else(|| Trouble::because(format!("{} has no file name", script.display())))?;
-    let direct = plan::names_interpreter(script)
+    let direct = bootstrap_plan::names_interpreter(script)
         .map_err(|error| Trouble::because(format!("{} can't be read: {error}", script.display())))?;
     let mut noop = false;
     let mut output = Output::new(context);
@@ -327,13 +327,13 @@ fn run_session(
     // Unforgeable by what the script prints by chance; a hostile guest can lie anyway.
     let random = host::random_hex(8).unwrap_or_else(|_| run.to_owned());
     let mark = format!("castra-end-{random}");
-    let text = remote::session(&bootstrap.remote_dir, &env, program, &mark);
+    let text = guest_scripts::session(&bootstrap.remote_dir, &env, program, &mark);
     let exec = Exec {
-        command: remote::SESSION_COMMAND.to_owned(),
+        command: guest_scripts::SESSION_COMMAND.to_owned(),
         feed: Box::new(move |stdin| stdin.write_all(text.as_bytes())),
         hold_stdin: true,
         limit: Limit::Total(limit),
-        begin_mark: Some(remote::begin_mark(&mark)),
+        begin_mark: Some(guest_scripts::begin_mark(&mark)),
         end_mark: Some(mark),
     };
     channel::run(master, exec, watch, on_line, &mut || ())

@@ -1,19 +1,19 @@
 //! `transfer`: script and payload into the guest, in one stream through the master.
 //!
 //! Here: sending, counting, saying how far it is. Not here: the stream's format
-//! (`bootstrap::archive`), or the guest's side (`bootstrap::remote::unpack`).
+//! (`bootstrap::archive`), or the guest's side (`bootstrap::guest_scripts::unpack`).
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::archive;
+use crate::core::bootstrap::bootstrap_plan::PAYLOAD_NAME;
+use crate::core::bootstrap::guest_scripts;
 use crate::core::bootstrap::pipeline::Context;
-use crate::core::bootstrap::plan::PAYLOAD_NAME;
-use crate::core::bootstrap::remote;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
@@ -60,10 +60,10 @@ pub(super) fn transfer(
     let (script, payload) = (bootstrap.script.as_deref(), bootstrap.payload.as_deref());
     let name = script.and_then(|script| script.file_name());
     let sent = AtomicU64::new(0);
-    let top = remote::incoming(run);
+    let top = guest_scripts::incoming(run);
     let counter = &sent;
     let exec = Exec {
-        command: remote::unpack(&bootstrap.remote_dir, run, name, payload.is_some()),
+        command: guest_scripts::unpack(&bootstrap.remote_dir, run, name, payload.is_some()),
         feed: Box::new(move |stdin| {
             let mut counted = Counted {
                 inner: stdin,

@@ -17,20 +17,20 @@ use sha2::{Digest, Sha256};
 use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit, Stream};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::trouble::Trouble;
+use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::vizier_remote::{self as remote, Parcel};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::broker::protocol::heartbeat_secs;
-use crate::core::broker::record::{HandshakeRecord, RecordRead, read_record};
 use crate::core::config::{Config, VmConfig};
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity, VizierPlanStatus};
 use crate::core::host::{self, Holder};
 use crate::core::images::embedded::{CASTRA_BUS, CASTRA_HELLO, CASTRA_VIZIER};
 use crate::core::logs;
-use crate::core::paths::vm_file;
 use crate::core::process::Tail;
-use crate::core::records::{self, BrokerRecord, RunRecord};
+use crate::core::root::handshake_record::{HandshakeRecord, RecordRead, read_record};
+use crate::core::root::paths::vm_file;
+use crate::core::root::records::{self, BrokerRecord, RunRecord};
 
 /// What Vizier's hello carries.
 const CAPABILITY: &str = "vizier-v1";

@@ -6,7 +6,7 @@
 //!
 //! `CASTRA_ROOT`, set in the guest, is put before every path: tests have a guest in a directory.
 
-use crate::core::bootstrap::remote::quote;
+use crate::core::bootstrap::guest_scripts::quote;
 
 /// Begins the line of [`PROBE`] about a Vizier that runs: version, settings, process.
 pub const RUNS: &str = "castra-vizier-runs";

@@ -1,9 +1,9 @@
 //! The installation under every init that Vizier knows, each a directory with stand-ins for its programs.
 
 use super::*;
-use crate::core::bootstrap::plan::tests::config_of;
+use crate::core::bootstrap::bootstrap_plan::tests::config_of;
 use crate::core::host::FileLock;
-use crate::core::paths::StateRoot;
+use crate::core::root::paths::StateRoot;
 use crate::core::scratch::Scratch;
 use std::fs;
 use std::io::Write;

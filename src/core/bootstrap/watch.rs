@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
 use crate::core::host::{self, Holder};
-use crate::core::paths::VmPaths;
-use crate::core::records::{self, StopRecord};
+use crate::core::root::paths::VmPaths;
+use crate::core::root::records::{self, StopRecord};
 
 /// Between two looks while nothing else is to be done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -108,7 +108,7 @@ impl<'a> Watch<'a> {
 mod tests {
     use super::*;
     use crate::core::host::FileLock;
-    use crate::core::paths::StateRoot;
+    use crate::core::root::paths::StateRoot;
     use crate::core::scratch::Scratch;
 
     #[test]

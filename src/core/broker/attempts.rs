@@ -2,7 +2,7 @@
 //! are too many (docs/PROTOCOL.md).
 //!
 //! Here: the deterministic line, and the count that decides whether an attempt gets a line of
-//! its own. Not here: who may come (`broker::state`), or writing anything (`broker::edges`).
+//! its own. Not here: who may come (`broker::state`), or writing anything (`broker::effects`).
 
 use std::time::{Duration, UNIX_EPOCH};
 

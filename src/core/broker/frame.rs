@@ -2,7 +2,7 @@
 //! (docs/PROTOCOL.md).
 //!
 //! Here: framing, the checks that need no state, rendering of acks, closes and gaps.
-//! Not here: what a frame does (`broker::state`), sockets (`broker::converse`).
+//! Not here: what a frame does (`broker::state`), sockets (`broker::session_loop`).
 //!
 //! All frames that one read completes travel as one [`Burst`]: their texts lie in one buffer, so
 //! a burst costs two allocations however many messages it holds.
@@ -18,8 +18,8 @@ use crate::core::bus::topic::{Pattern, Topic};
 use crate::core::escape::json_depth;
 use crate::core::name::VmName;
 
-use super::marks::Marks;
-use super::record::GUEST_METRICS_BYTES;
+use super::byte_scan::Marks;
+use crate::core::root::handshake_record::GUEST_METRICS_BYTES;
 
 /// Bytes of a frame's length.
 pub const HEAD_BYTES: usize = 4;

@@ -1,18 +1,18 @@
 //! Guests: whom the project expects, who was heard, and whether that is recent enough.
 //!
 //! Here: the table made of `guests.json`, tokens, the freshness window, when a record is due.
-//! Not here: connections (`broker::state`), the files themselves (`broker::edges`).
+//! Not here: connections (`broker::state`), the files themselves (`broker::effects`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::core::config::AuthMode;
 use crate::core::name::VmName;
-use crate::core::records::GuestsRecord;
 use crate::core::reporter::wall_clock;
+use crate::core::root::records::GuestsRecord;
 
 use super::protocol::{DeclineReason, Hello};
-use super::record::HandshakeRecord;
+use crate::core::root::handshake_record::HandshakeRecord;
 
 /// Between two writes of one record: at once when quiet, then at most four a second.
 pub const RECORD_EVERY_MS: u64 = 250;
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
     use crate::core::broker::protocol::parse_hello;
     use crate::core::host;
-    use crate::core::records::GuestRecord;
+    use crate::core::root::records::GuestRecord;
     use sha2::{Digest, Sha256};
 
     fn table() -> GuestTable {

@@ -1,7 +1,7 @@
 //! Starting, finding and stopping a project's broker from outside.
 //!
 //! Here: `ensure_broker`, `stop_broker`, and the two ways a broker is started. Not here: when an
-//! operation wants one (`core::operations`), or what the started one does (`broker::process`).
+//! operation wants one (`core::operations`), or what the started one does (`broker::daemon`).
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -19,12 +19,12 @@ use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
-use crate::core::paths::StateRoot;
 use crate::core::process::Tail;
-use crate::core::records::{self, BrokerRecord};
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{self, BrokerRecord};
 use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
 
-use super::process::Announcement;
+use super::daemon::Announcement;
 use super::serve::{BrokerOptions, run_announced};
 
 /// How long a started broker may take until it listens. It takes some 20 ms; a host that is
@@ -65,8 +65,8 @@ impl BrokerLauncher for ProcessBrokerLauncher {
         let mut child = Command::new(&self.cli)
             .args(["broker", "--quiet", "--config"])
             .arg(&config.path)
-            // Started on an agent's behalf it outlives the agent (`core::harness::run`).
-            .env_remove(crate::core::harness::run::MARK)
+            // Started on an agent's behalf it outlives the agent (`core::harness::agent_process`).
+            .env_remove(crate::core::harness::agent_process::MARK)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(as_stderr)))

@@ -1,7 +1,7 @@
 //! Sockets and their threads: accepting, greeting, reading one hello under one deadline.
 //!
 //! Here: the accept threads, the small pool of connection threads, doors.
-//! Not here: the socket itself (`broker::link`), any decision about who may come (`broker::state`).
+//! Not here: the socket itself (`broker::connection`), any decision about who may come (`broker::state`).
 //!
 //! An accept thread only accepts. Each connection has a thread that greets, reads and then
 //! waits for the other side to close, so a silent, dripping or flooding client costs a thread
@@ -23,9 +23,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::core::escape::escape_line;
 
-use super::converse::{Sessions, converse};
-use super::link::{Link, Open, Stream};
+use super::connection::{Link, Open, Stream};
 use super::protocol::{DeclineReason, HELLO_BYTES, Progress, Refusal, declined_reply, parse_hello, progress};
+use super::session_loop::{Sessions, converse};
 use super::state::{ConnId, Input, Plane};
 
 /// Stack of a connection thread. Only touched pages count as memory; a debug build touches most.

@@ -5,35 +5,34 @@
 //! when (`core::operations`).
 
 pub mod attempts;
-mod buslog;
-mod claim;
-mod converse;
-mod edges;
+mod bus_log;
+mod byte_scan;
+mod connection;
+pub mod daemon;
+mod effects;
 pub mod frame;
 pub mod guests;
-mod lasts;
+mod last_values;
 pub mod launcher;
-mod link;
 mod listen;
-mod marks;
+mod log_scan;
 mod outbox;
-pub mod process;
 pub mod protocol;
-mod reboots;
-pub mod record;
+mod reboot_watch;
 mod replay;
+mod resources;
 pub mod serve;
+mod session_loop;
 mod signals;
 pub mod state;
-mod survey;
 mod throttle;
-mod vms;
+mod vm_watch;
 
+pub use daemon::run_process;
 pub use launcher::{
     BrokerHandle, BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker,
     find_broker, stop_broker,
 };
-pub use process::run_process;
 pub use serve::{BrokerOptions, Ready, run, run_announced};
 
-pub(crate) use claim::room_for_guests;
+pub(crate) use resources::room_for_guests;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::link::Link;
+use super::connection::Link;
 use super::state::Part;
 
 /// Sent to one client before the next has its turn.

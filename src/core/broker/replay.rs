@@ -2,8 +2,8 @@
 //! (docs/PROTOCOL.md).
 //!
 //! Here: finding a number in the rotated files, which lines a session gets, gaps. Not here: when
-//! a session is behind or has caught up (`broker::state`), sending (`broker::converse`), the newest
-//! message of each topic (`broker::lasts`).
+//! a session is behind or has caught up (`broker::state`), sending (`broker::session_loop`), the newest
+//! message of each topic (`broker::last_values`).
 //!
 //! Numbers rise in all that a broker has written, so a place in it is found by halving. A log that
 //! was damaged or pasted together may be otherwise. What the broker found so when it started is
@@ -19,13 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::host;
-use crate::core::journal::rotated;
+use crate::core::lines::journal::rotated;
 
-use super::buslog::{parse_line, seq_of};
+use super::bus_log::{parse_line, seq_of};
 use super::frame;
-use super::lasts::Lasts;
+use super::last_values::Lasts;
+use super::log_scan;
 use super::state::{Plan, Wanted};
-use super::survey;
 
 /// Deliveries of one piece, bytes, give or take a message (docs/PROTOCOL.md).
 const PIECE: usize = 64 * 1024;
@@ -226,7 +226,7 @@ impl Replay {
                 return Ok(None);
             }
             self.served.extend(due.iter().map(|wanted| wanted.number));
-            let files = survey::files(&self.past.path, self.past.keep)?;
+            let files = log_scan::files(&self.past.path, self.past.keep)?;
             self.lasts = Some(Box::new(Lasts::new(&self.plan, due, files)));
         }
         if let Some(mut lasts) = self.lasts.take() {
@@ -251,7 +251,7 @@ impl Replay {
                         .filter(|wanted| wanted.next.max(wanted.first) <= upto)
                         .map(|wanted| wanted.number)
                         .collect(),
-                    files: survey::files(&self.past.path, self.past.keep)?.into(),
+                    files: log_scan::files(&self.past.path, self.past.keep)?.into(),
                     source: None,
                 }
             }

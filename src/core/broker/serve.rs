@@ -1,7 +1,7 @@
 //! A broker's life: it takes its lock, opens its doors, turns its one loop, stops in order.
 //!
 //! Here: start, the state thread's loop, the stop. Not here: what an input does
-//! (`broker::state`), how an effect is done (`broker::edges`), who starts a broker
+//! (`broker::state`), how an effect is done (`broker::effects`), who starts a broker
 //! (`broker::launcher`).
 
 use std::collections::VecDeque;
@@ -22,21 +22,21 @@ use crate::core::config::{BrokerConfig, BusConfig, Config, SyncMode};
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
-use crate::core::journal::Journal;
-use crate::core::paths::StateRoot;
-use crate::core::records::{self, BrokerRecord};
+use crate::core::lines::journal::Journal;
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{self, BrokerRecord};
 use crate::core::threads::none_to_be_had;
 
 use super::attempts::line_head;
-use super::buslog::{BusLog, resume_after};
-use super::claim::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
-use super::converse::Sessions;
-use super::edges::Edges;
+use super::bus_log::{BusLog, resume_after};
+use super::effects::Edges;
 use super::listen::{Arrival, Door, Listener, Reception, Wake};
 use super::outbox::{Budget, Drainer};
 use super::protocol::{BUS_VERSIONS, heartbeat_secs};
 use super::replay::Past;
+use super::resources::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
+use super::session_loop::Sessions;
 use super::state::{At, BusRules, Input, Rules, State, step};
 
 /// Inputs taken in one turn, so that one write serves many.

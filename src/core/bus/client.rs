@@ -1,7 +1,7 @@
 //! A client of the broker's host socket: whoever may open it is the host (docs/PROTOCOL.md).
 //!
 //! Here: sending and receiving without ever waiting beyond what the caller allows, heartbeats while
-//! nothing else is said. Not here: the way in (`bus::greeting`), frames (`bus::frame`), starting a
+//! nothing else is said. Not here: the way in (`bus::greeting`), frames (`bus::client_frame`), starting a
 //! broker (`core::broker::launcher`), or what to do with messages
 //! (`core::operations::bus`).
 //!
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
+use super::client_frame::{Ack, Decoder, Frame, Request};
 use super::error::BusError;
-use super::frame::{Ack, Decoder, Frame, Request};
 use super::greeting::{broken, greet, is_nothing, open, timeout};
 use super::message::one_line;
 use super::topic::{Pattern, Topic};

@@ -1,7 +1,7 @@
 //! The way into a session: the connection, the hello, the answer (docs/PROTOCOL.md).
 //!
 //! Here: all that comes before the first frame, under one deadline. Not here: frames
-//! (`bus::frame`), the session itself (`bus::client`).
+//! (`bus::client_frame`), the session itself (`bus::client`).
 
 use std::fs::File;
 use std::io::{self, Read, Write};

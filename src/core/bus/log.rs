@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::cancel::Cancel;
 
-use super::frame::LONGEST_FRAME;
+use super::client_frame::LONGEST_FRAME;
 use super::message::Message;
 use super::topic::Pattern;
 

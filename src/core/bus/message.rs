@@ -1,6 +1,6 @@
 //! One message of the bus, as its line in the log and its delivery have it.
 //!
-//! Here: reading it, and its JSON again. Not here: frames (`bus::frame`), files (`bus::log`).
+//! Here: reading it, and its JSON again. Not here: frames (`bus::client_frame`), files (`bus::log`).
 
 use std::borrow::Cow;
 

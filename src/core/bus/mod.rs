@@ -6,8 +6,8 @@
 //! messages (`core::broker`), or what `castra bus …` does with them (`core::operations::bus`).
 
 pub mod client;
+pub mod client_frame;
 pub mod error;
-pub mod frame;
 mod greeting;
 pub mod log;
 

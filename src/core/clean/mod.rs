@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::failure::Failure;
 use crate::core::name::VmName;
-use crate::core::paths::vm_file;
+use crate::core::root::paths::vm_file;
 
 use dir::{Dir, Kind};
 

@@ -2,7 +2,7 @@
 //!
 //! Here: which settings these are, their names as castra.toml spells them, their values in a form that
 //! is the same for the same launch, and what a difference leaves open. Not here: who keeps them
-//! (`core::records`), or what is said about a difference (`core::status`, `core::operations`).
+//! (`core::root::records`), or what is said about a difference (`core::status`, `core::operations`).
 //!
 //! What a running VM takes at once isn't among them: everything of its bootstrap, and how it is
 //! reached by SSH.
@@ -142,7 +142,7 @@ pub fn still_open(launched: &LaunchSettings, declared: &LaunchSettings) -> Vec<S
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::bootstrap::plan::tests::config_of;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
     use crate::core::config::{Mount, PortForward, Protocol};
 
     type Change = fn(&mut VmConfig);

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::metadata::MetadataFiles;
-use super::paths::Places;
-use super::section::Section;
+use super::path_values::Places;
+use super::reader::Section;
 use super::source::{Source, failure_of};
 use super::{
     BrokerConfig, BusConfig, Config, LifecycleConfig, PortChoice, Protocol, QemuConfig, VmConfig, settings,
@@ -19,7 +19,7 @@ use super::{
 };
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::paths::{StateRoot, castra_home, check_utf8};
+use crate::core::root::paths::{StateRoot, castra_home, check_utf8};
 
 /// The name that is looked for.
 pub const CONFIG_FILE: &str = "castra.toml";

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::bootstrap::{self, RawBootstrap, RawSsh};
-use super::paths::Places;
-use super::section::{At, Section, quoted};
+use super::bootstrap_tables::{self, RawBootstrap, RawSsh};
+use super::path_values::Places;
+use super::reader::{At, Section, quoted};
 use super::source::Source;
 use super::{BootstrapConfig, SshConfig, VmConfig};
 use crate::core::failure::Exit;
@@ -182,10 +182,10 @@ fn parse(source: &Source, path: &Path, home: Option<&Path>) -> Metadata {
     metadata.ssh = RawSsh::read(&mut ssh, &places);
     metadata.ssh.read_address(&mut ssh);
     ssh.finish();
-    metadata.over.env = bootstrap::env(&mut root);
-    metadata.over.remote_dir = bootstrap::remote_dir(&mut root);
+    metadata.over.env = bootstrap_tables::env(&mut root);
+    metadata.over.remote_dir = bootstrap_tables::remote_dir(&mut root);
     let mut verify = root.section("verify");
-    metadata.over.verify_command = bootstrap::command(&mut verify, "command");
+    metadata.over.verify_command = bootstrap_tables::command(&mut verify, "command");
     metadata.over.verify_path = verify.line("path", "state/ready").map(|path| path.value);
     verify.finish();
     root.finish();

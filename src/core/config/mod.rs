@@ -4,15 +4,15 @@
 //! Here: the types the rest of castra works with. Not here: reading the file or finding it
 //! (the submodules), or making anything it describes.
 
-mod bootstrap;
+mod bootstrap_tables;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod docs;
 pub mod launched;
 mod load;
 mod metadata;
-mod paths;
-mod section;
+mod path_values;
+mod reader;
 mod settings;
 mod size;
 mod source;
@@ -27,9 +27,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::events::BootstrapMode;
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
+use crate::core::root::paths::StateRoot;
 
 /// One project, as its config file describes it.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,12 +7,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::paths::Places;
-use super::section::{At, Section, shown};
+use super::path_values::Places;
+use super::reader::{At, Section, shown};
 use super::{
     AccelChoice, AuthMode, BrokerConfig, BusConfig, LifecycleConfig, PortChoice, QemuConfig, SyncMode,
 };
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 
 /// Longest deadline that can be configured: a year. It keeps sums of deadlines far from overflow.
 pub(super) const MAX_SECS: u64 = 31_536_000;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use super::section::{quoted, shown};
+use super::reader::{quoted, shown};
 use crate::core::failure::{Exit, Failure, Result};
 
 /// Largest config file that is read. Ours are a few KiB; a thousand VMs fit well.

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::bootstrap::{RawBootstrap, Scope};
-use super::paths::Places;
-use super::section::{At, Section, quoted, shown};
+use super::bootstrap_tables::{RawBootstrap, Scope};
+use super::path_values::Places;
+use super::reader::{At, Section, quoted, shown};
 use super::size::parse_size;
 use super::source::Offset;
 use super::{

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::bootstrap::{RawBootstrap, RawSsh, Scope};
+use super::bootstrap_tables::{RawBootstrap, RawSsh, Scope};
 use super::metadata::MetadataFiles;
-use super::paths::Places;
-use super::section::{At, Section, quoted, shown};
+use super::path_values::Places;
+use super::reader::{At, Section, quoted, shown};
 use super::source::{Offset, Source};
 use super::vm::RawVm;
 use super::{ImageSource, Protocol, SshConfig, VmConfig};

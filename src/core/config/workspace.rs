@@ -6,7 +6,7 @@
 //! says by `state_root` where to look. So one list finds all.
 //!
 //! Here: ids, the record's place, reading and writing it. Not here: what else is in a state root
-//! (`core::paths`), or asking whether anything runs there (`core::status`).
+//! (`core::root::paths`), or asking whether anything runs there (`core::status`).
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -20,8 +20,8 @@ use super::Config;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::nearest::nearest;
-use crate::core::paths::StateRoot;
-use crate::core::records::{self, WorkspaceRecord};
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{self, WorkspaceRecord};
 
 /// Longest readable part of an id; the rest of a long project name says little.
 const MAX_SLUG: usize = 40;

@@ -9,7 +9,7 @@
 //! instead of it, what was let through is undone, and after a full one the screen is cleared.
 //!
 //! Here: that filter, over any split of the stream, with bounded memory. Not here: where the bytes
-//! come from or go to ([`super::relay`]).
+//! come from or go to ([`super::bridge`]).
 
 use std::collections::BTreeSet;
 

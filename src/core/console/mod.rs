@@ -10,8 +10,8 @@
 //! client already that doesn't.
 
 pub mod backlog;
+pub mod bridge;
 pub mod filter;
-pub mod relay;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
-use crate::core::paths::{StateRoot, VmPaths, vm_file};
-use crate::core::runtime::again;
-use crate::core::runtime::process::qemu_pid;
+use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
+use crate::core::root::qemu_process::qemu_pid;
+use crate::core::runtime::restart_advice;
 
 use filter::TerminalFilter;
 
@@ -57,7 +57,7 @@ impl Console {
             return Err(
                 Failure::new(Exit::Failed, format!("vm `{vm}` is not running")).advice(format!(
                     "{}; `castra logs --source serial {vm}` shows what it wrote last",
-                    again::advice(&paths, vm)
+                    restart_advice::advice(&paths, vm)
                 )),
             );
         };

@@ -20,7 +20,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::core::bootstrap::lines::LineCutter;
+use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::command::{RemoteCommand, Words};
 use crate::core::escape::escape_line;

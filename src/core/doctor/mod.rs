@@ -6,12 +6,12 @@
 //! Nothing here writes a file, takes a lock or talks to a broker or a QEMU that runs. The programs it
 //! starts are asked for their versions and no more, each with a deadline.
 
-pub mod accel;
+pub mod acceleration;
+pub mod capacity;
+pub mod config_findings;
 pub mod images;
 pub mod leftovers;
 pub mod modes;
-pub mod project;
-pub mod room;
 pub mod tools;
 
 use std::fmt;

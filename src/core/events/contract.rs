@@ -1,7 +1,7 @@
 //! The contract line: an [`Event`] as the NDJSON object that scripts read (docs/EVENTS.md).
 //!
 //! Here: the `type` and `phase` words and the envelope. Not here: the events themselves
-//! (`core::events`), or writing lines anywhere (`core::reporter`, `core::journal`).
+//! (`core::events`), or writing lines anywhere (`core::reporter`, `core::lines::journal`).
 
 use std::borrow::Cow;
 use std::fmt;

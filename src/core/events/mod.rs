@@ -3,11 +3,11 @@
 //! Here: the [`Event`] enum and the words inside it. Its derived serde form is what embedders
 //! see (`{"BootstrapStarted":{…}}`). Not here: the contract line that scripts read
 //! ([`contract`]), who receives events (`core::reporter`), or where they are kept
-//! (`core::journal`).
+//! (`core::lines::journal`).
 
 pub mod contract;
 pub mod kept;
-mod machine;
+mod planned_vm;
 pub mod stage;
 
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::core::failure::Failure;
 use crate::core::name::VmName;
 
-pub use machine::{MachinePlan, PlannedForward, PlannedMount};
+pub use planned_vm::{MachinePlan, PlannedForward, PlannedMount};
 
 /// How much attention a message asks for (docs/EVENTS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

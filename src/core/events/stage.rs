@@ -1,7 +1,7 @@
 //! The parts of a run that all its VMs wait for.
 //!
 //! Here: their names, and the message that tells the end of one. Not here: who does them
-//! (`core::images`, `core::operations::accelerator`).
+//! (`core::images`, `core::operations::fleet::accelerator`).
 
 use std::time::Duration;
 

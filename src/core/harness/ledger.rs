@@ -18,8 +18,8 @@ use super::{Agent, Tokens, Verdict};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
-use crate::core::records;
 use crate::core::reporter::wall_clock;
+use crate::core::root::records;
 
 /// Sessions that are told apart; what was before them is summed up.
 const MOST_SESSIONS: usize = 500;
@@ -349,7 +349,7 @@ impl Keeper for Ledger<'_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::codex::Codex;
-    use super::super::lines::Line;
+    use super::super::line_splitter::Line;
     use super::*;
     use crate::core::scratch::Scratch;
 

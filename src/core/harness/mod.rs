@@ -10,15 +10,15 @@
 //! Nothing an agent says is trusted: memory is bounded whatever comes, and what isn't understood
 //! is handed on as opaque data.
 
+pub mod agent_process;
 pub mod codex;
 pub mod guest;
 pub mod json;
 pub mod ledger;
-pub mod lines;
+pub mod line_splitter;
 pub mod preamble;
 pub mod pump;
 pub mod relay;
-pub mod run;
 pub mod transcript;
 pub mod usage;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
-use super::lines::{Line, Lines};
+use super::line_splitter::{Line, Lines};
 use super::relay::Relay;
 use super::transcript::Transcript;
 use crate::core::events::{Event, Severity};

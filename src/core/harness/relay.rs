@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::lines::{Line, text_of};
+use super::line_splitter::{Line, text_of};
 use super::{Agent, AgentEvent, Since, Tokens, Verdict};
 use crate::core::events::{Event, Severity};
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::lines::{Line, Lines};
+use super::line_splitter::{Line, Lines};
 use crate::core::host;
-use crate::core::journal::{Journal, Rotation};
+use crate::core::lines::journal::{Journal, Rotation};
 
 /// Lines are written in batches of about this size; sooner when the agent falls silent.
 const BATCH: usize = 64 * 1024;

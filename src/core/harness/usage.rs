@@ -15,7 +15,7 @@ use crate::core::events::contract::Stamped;
 use crate::core::failure::Result;
 use crate::core::name::VmName;
 use crate::core::operations::events::{EventsOptions, Told, events};
-use crate::core::paths::StateRoot;
+use crate::core::root::paths::StateRoot;
 
 const DAY: Duration = Duration::from_secs(86_400);
 

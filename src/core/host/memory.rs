@@ -1,7 +1,7 @@
 //! How much memory new processes may take: the host's, and what a control group allows us.
 //!
 //! Here: `/proc/meminfo` and cgroup v2's `memory.max`, ours and those above it. Not here: how much a
-//! fleet needs (`core::operations::preflight`).
+//! fleet needs (`core::operations::fleet::preflight`).
 
 use std::fs;
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Giving back the middle of a file that somebody else goes on writing.
 //!
-//! Here: holes in files. Not here: whose logs those are (`broker::vms`), or logs that castra writes
-//! itself and can rotate (`core::journal`).
+//! Here: holes in files. Not here: whose logs those are (`broker::vm_watch`), or logs that castra writes
+//! itself and can rotate (`core::lines::journal`).
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};

@@ -22,8 +22,8 @@ use crate::core::host::{self, ImageUse};
 use crate::core::images::digest::{Algorithm, DigestCache};
 use crate::core::images::qemu_img::{self, QemuImgError};
 use crate::core::images::{fetch, qcow2};
-use crate::core::paths::StateRoot;
 use crate::core::reporter::Emitter;
+use crate::core::root::paths::StateRoot;
 
 const GET_AGAIN: &str = "get the image again: it is damaged, or made for a newer QEMU than this host's";
 

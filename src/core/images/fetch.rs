@@ -27,7 +27,7 @@ use crate::core::events::stage::Stage;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{Algorithm, DigestCache, sha256_hex};
-use crate::core::images::progress::{Fetched, megabytes, tell};
+use crate::core::images::download_progress::{Fetched, megabytes, tell};
 use crate::core::images::{images_dir, lock_or_wait, said};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;

@@ -9,9 +9,9 @@ pub mod base;
 pub mod cache;
 pub mod default_guest;
 pub mod digest;
+mod download_progress;
 pub mod embedded;
 pub mod fetch;
-mod progress;
 pub mod qcow2;
 pub mod qemu_img;
 

@@ -4,8 +4,8 @@
 //! reading and following the files ([`tail`], [`bootstrap`], `core::bus::log`), the journal of events
 //! (`core::operations::events`), or making a line fit for a terminal (`core::escape`).
 
-pub mod bootstrap;
-pub mod tail;
+pub mod bootstrap_log;
+pub mod text_log;
 
 use std::collections::HashSet;
 use std::fs;
@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use crate::core::escape::escape_line;
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
-use crate::core::journal::{Journal, Rotation};
+use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::nearest::no_such_vm;
-use crate::core::paths::{StateRoot, vm_file};
+use crate::core::root::paths::{StateRoot, vm_file};
 
 /// How much of a log's end is looked through for lines that are there already, bytes.
 const LOOKED_THROUGH: u64 = 256 * 1024;

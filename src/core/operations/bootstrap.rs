@@ -1,7 +1,7 @@
 //! `bootstrap`: runs the pipeline again on VMs that run, without restarting them.
 //!
 //! Here: which VMs, and the order of things. Not here: the pipeline (`core::bootstrap`), or one
-//! VM's way through it (`operations::start`, which `up` shares).
+//! VM's way through it (`operations::fleet::bring_up`, which `up` shares).
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::operations::fleet::already_running;
+use crate::core::operations::fleet::bring_up::{self, Fleet, Task, Way};
+use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::preflight;
 use crate::core::operations::lost;
-use crate::core::operations::preflight;
-use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
-use crate::core::operations::running;
 use crate::core::operations::select;
-use crate::core::operations::start::{self, Fleet, Task, Way};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::runtime::again;
-use crate::core::runtime::process::find_qemu_pid;
+use crate::core::root::qemu_process::find_qemu_pid;
+use crate::core::runtime::restart_advice;
 
 /// What `bootstrap` is asked for.
 #[derive(Clone, Debug)]
@@ -75,7 +75,7 @@ pub fn bootstrap_with_launcher(
     lost::refuse(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
-    selected.retain(|vm| start::runs(config, vm));
+    selected.retain(|vm| bring_up::runs(config, vm));
     let found = preflight::examine_bootstrap(config, &selected, &overrides);
     if options.plan {
         return Ok(found.show(config, false, reporter));
@@ -101,12 +101,12 @@ fn run_again(
     let config = &options.config;
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
-    let locks = start::lock_vms(config, selected, "castra bootstrap")?;
+    let locks = bring_up::lock_vms(config, selected, "castra bootstrap")?;
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
     relay.during(emitter, || {
         let broker = up::ensure_broker(config, broker, emitter, &options.cancel)?;
         for vm in selected {
-            running::tell_stale(config, vm, emitter);
+            already_running::tell_stale(config, vm, emitter);
         }
         let tasks: Vec<Task<'_>> = selected
             .iter()
@@ -142,7 +142,7 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
     }
     let stopped: Vec<&str> = selected
         .iter()
-        .filter(|vm| !start::runs(config, vm))
+        .filter(|vm| !bring_up::runs(config, vm))
         .map(|vm| vm.name.as_str())
         .collect();
     let nothing_runs = stopped.len() == selected.len();
@@ -154,10 +154,10 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
     } else {
         format!("not running: {}", stopped.join(", "))
     };
-    let has_disk = |vm: &&VmConfig| again::restart_keeps_more(&config.state.vm(&vm.name));
+    let has_disk = |vm: &&VmConfig| restart_advice::restart_keeps_more(&config.state.vm(&vm.name));
     let with_disks: Vec<&str> = selected
         .iter()
-        .filter(|vm| !start::runs(config, vm) && has_disk(vm))
+        .filter(|vm| !bring_up::runs(config, vm) && has_disk(vm))
         .map(|vm| vm.name.as_str())
         .collect();
     let next = if !with_disks.is_empty() {

@@ -19,12 +19,12 @@ use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder, ImageUse};
 use crate::core::images::images_dir;
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::operations::clean_project;
 use crate::core::operations::run::Operation;
-use crate::core::paths::{StateRoot, check_utf8};
-use crate::core::records::{self, WorkspaceRecord};
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::paths::{StateRoot, check_utf8};
+use crate::core::root::records::{self, WorkspaceRecord};
 
 /// One project to be cleaned.
 #[derive(Clone, Debug, PartialEq, Eq)]

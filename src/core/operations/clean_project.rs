@@ -6,7 +6,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::core::bootstrap::runlog;
 use crate::core::broker::launcher::live_broker;
 use crate::core::clean::dir::{Dir, Kind};
 use crate::core::clean::{Place, Swept, sweep, sweep_folder};
@@ -17,10 +16,11 @@ use crate::core::logs::launched_vms;
 use crate::core::name::VmName;
 use crate::core::operations::clean::{CleanTarget, Work, remove_named};
 use crate::core::operations::run;
-use crate::core::paths::StateRoot;
-use crate::core::records::{self, RunRecord};
+use crate::core::root::paths::StateRoot;
+use crate::core::root::qemu_process::{find_qemu_pid, qemu_pid};
+use crate::core::root::records::{self, RunRecord};
+use crate::core::root::run_log;
 use crate::core::runtime::lost;
-use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 
 /// Who takes the locks, as whoever finds them held is told.
 const COMMAND: &str = "castra clean";
@@ -81,7 +81,7 @@ pub(crate) fn clean(work: &mut Work<'_, '_>, target: &CleanTarget) -> Result<boo
     refuse_running_vms(target, &vms)?;
     if !work.options.dry_run {
         for vm in &vms {
-            runlog::close_abandoned_and_tell(state, vm, work.emitter);
+            run_log::close_abandoned_and_tell(state, vm, work.emitter);
         }
     }
     let disks_stay = clean_files(work, target, &root, &vms, locks);

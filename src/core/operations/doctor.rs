@@ -10,18 +10,19 @@ use std::path::{Path, PathBuf};
 use crate::core::cancel::Cancel;
 use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, VmConfig, workspace};
 use crate::core::doctor::{
-    Area, DoctorOutcome, Finding, accel, images, leftovers, modes, project as by_config, room, tools,
+    Area, DoctorOutcome, Finding, acceleration, capacity, config_findings as by_config, images, leftovers,
+    modes, tools,
 };
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::{cache as image_cache, images_dir};
+use crate::core::operations::fleet::memory_check::{core_shortage, memory_shortage};
 use crate::core::operations::ports::{PortsOptions, ports};
-use crate::core::operations::room::{core_shortage, memory_shortage};
 use crate::core::ports::PortsProject;
-use crate::core::records::WorkspaceRecord;
 use crate::core::reporter::{Reporter, Silent};
+use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::binary::find_qemu;
-use crate::core::runtime::process::qemu_pid;
 use crate::core::status::assemble::assemble;
 use crate::core::status::evidence::Project;
 use crate::core::status::read::read;
@@ -136,7 +137,7 @@ fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for qemu in asked {
         let binary = find_qemu(qemu).ok();
-        for finding in accel::look(qemu.accel, binary.as_deref(), home) {
+        for finding in acceleration::look(qemu.accel, binary.as_deref(), home) {
             let once = finding.id != "accel.choice";
             if !(once && findings.iter().any(|other| other.id == finding.id)) {
                 findings.push(finding);
@@ -147,17 +148,17 @@ fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
 }
 
 fn host_findings(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
-    let mut findings = vec![room::memory()];
+    let mut findings = vec![capacity::memory()];
     let wanted = configs
         .iter()
         .map(|config| config.broker.max_connections)
         .max()
         .unwrap_or(BrokerConfig::default().max_connections);
-    findings.extend(room::descriptors(wanted));
+    findings.extend(capacity::descriptors(wanted));
     let Some(home) = home else {
         return findings;
     };
-    findings.extend(room::directory("disk.home", &images_dir(home), "images"));
+    findings.extend(capacity::directory("disk.home", &images_dir(home), "images"));
     match image_cache::list(home) {
         Ok(cached) => findings.extend(images::cache(home, &cached)),
         Err(failure) => findings.push(unreadable(&failure)),
@@ -179,7 +180,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
     };
     let mut findings = Vec::new();
     let state = project.state.clone();
-    findings.extend(room::directory("disk.state", state.dir(), "the disks of VMs"));
+    findings.extend(capacity::directory("disk.state", state.dir(), "the disks of VMs"));
     if let Some(config) = config {
         findings.extend(by_config::config(config));
         findings.extend(room_for(config));

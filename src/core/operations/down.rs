@@ -1,7 +1,7 @@
 //! `down`: takes VMs down by the shutdown ladder, discards their overlays, and stops the broker
 //! when no VM of the project is left.
 //!
-//! Here: the order of things. Not here: how one VM is stopped (`operations::stopping`), or how a
+//! Here: the order of things. Not here: how one VM is stopped (`operations::fleet::stop_vm`), or how a
 //! broker is (`core::broker::launcher`).
 
 use std::collections::HashSet;
@@ -17,19 +17,19 @@ use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
+use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::stop_vm::{self, Stopping};
 use crate::core::operations::lost;
-use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
-use crate::core::operations::stopping::{self, Stopping};
 use crate::core::operations::verdict::FleetVerdict;
-use crate::core::paths::StateRoot;
-use crate::core::records::RunRecord;
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::paths::StateRoot;
+use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::records::RunRecord;
 use crate::core::runtime::lost::LostQemu;
-use crate::core::runtime::process::qemu_pid;
 use crate::core::runtime::seed;
 use crate::core::threads;
 
@@ -305,7 +305,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
                 stopping.take_note(vm, record);
             }
             let path = what_to_discard(vm, left.record, options, emitter);
-            match path.map(|path| stopping::discard(vm, &path, emitter)) {
+            match path.map(|path| stop_vm::discard(vm, &path, emitter)) {
                 None => {}
                 Some(Ok(bytes)) => done.reclaimed_bytes = bytes,
                 Some(Err(failure)) => done.error = Some(failure),

@@ -1,7 +1,7 @@
 //! `events`: what the two journals of a project hold, merged by time, and what is added to them.
 //!
 //! Here: what is picked, where to begin, merging, waiting for more. Not here: the journals' files
-//! (`core::events::kept`), writing them (`core::journal`), or words for people (`app`). A reading
+//! (`core::events::kept`), writing them (`core::lines::journal`), or words for people (`app`). A reading
 //! command: nothing is journaled.
 
 use std::borrow::Cow;
@@ -9,11 +9,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::Cancel;
-use crate::core::events::kept::trail::{Place, Reverse, Trail};
 use crate::core::events::kept::{Head, Kept};
 use crate::core::failure::{Exit, Result};
-use crate::core::paths::StateRoot;
+use crate::core::lines::trail::{Place, Reverse, Trail};
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::StateRoot;
 
 /// How long a pause is before we look for more: what a watcher feels as "at once".
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -17,27 +17,27 @@ use serde::Serialize;
 
 use super::run::{Operation, ensure_state_root};
 use super::status::{StatusOptions, status};
-use crate::core::bootstrap::ssh::client::running_target;
+use crate::core::bootstrap::ssh::login::running_target;
 use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
+use crate::core::harness::agent_process::{self, Start, Stopped};
 use crate::core::harness::codex::{Ask, Codex, argv};
 use crate::core::harness::guest::{self, remote_script, ssh_argv};
 use crate::core::harness::ledger::{self, Ledger, ThreadRecord};
 use crate::core::harness::preamble::{Bootstrapped, View, preamble};
 use crate::core::harness::pump::{Heard, Pump, Source};
 use crate::core::harness::relay::{Counts, Expected, Forgetful, Keeper, Relay};
-use crate::core::harness::run::{self, Start, Stopped};
 use crate::core::harness::transcript::{self, Transcript};
 use crate::core::harness::usage::{Usage, sum, vm_spans};
 use crate::core::harness::{Agent, Verdict};
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
-use crate::core::paths::StateRoot;
 use crate::core::process::show_status;
 use crate::core::reporter::{Reporter, Silent};
+use crate::core::root::paths::StateRoot;
 use crate::core::status::StatusOutcome;
 use crate::core::status::evidence::Project;
 
@@ -253,7 +253,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
         unchanged: usize::from(options.vm.is_some()),
         ..VmCounts::default()
     };
-    let ended = match run::run(&start, &options.cancel, &mut pump, &mut emit) {
+    let ended = match agent_process::run(&start, &options.cancel, &mut pump, &mut emit) {
         Ok(ended) => ended,
         Err(error) => {
             drop(pump);
@@ -352,7 +352,7 @@ fn incomplete(relay: &Relay<'_>) -> String {
 }
 
 /// What the agent's end and its words make together, and why it isn't complete.
-fn judge(ended: &run::Ended, relay: &Relay<'_>) -> (Verdict, Option<String>) {
+fn judge(ended: &agent_process::Ended, relay: &Relay<'_>) -> (Verdict, Option<String>) {
     let secs = |limit: Duration| format!("{} s", limit.as_secs_f32());
     match ended.stopped {
         Some(Stopped::TooLong(limit)) => {
@@ -651,7 +651,7 @@ pub fn find(state: &StateRoot, word: &str) -> Result<ThreadRow> {
 /// Hands over the lines of a thread as the agent said them, lossy UTF-8, until `take` returns
 /// false.
 pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<()> {
-    use crate::core::harness::lines::{Line, text_of};
+    use crate::core::harness::line_splitter::{Line, text_of};
     transcript::read(&thread.transcript, |line| match line {
         Line::Whole(bytes) | Line::Torn(bytes) => take(&text_of(bytes)),
         Line::TooLong(..) => true,

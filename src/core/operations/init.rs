@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use crate::core::config::{CONFIG_FILE, workspace};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::operations::run::Operation;
-use crate::core::paths::{StateRoot, castra_home, check_utf8};
 use crate::core::reporter::Reporter;
+use crate::core::root::paths::{StateRoot, castra_home, check_utf8};
 
 /// The starter, with `@PROJECT@` in the place of the name.
 const TEMPLATE: &str = include_str!("init.toml");

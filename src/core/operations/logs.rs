@@ -1,7 +1,7 @@
 //! `logs`: the last lines of a project's logs, and what is added to them.
 //!
 //! Here: which logs, since when, how many lines, waiting for more. Not here: reading one
-//! (`core::logs::tail`, `core::logs::bootstrap`, `core::bus::log`), or showing a line (`app`). A
+//! (`core::logs::text_log`, `core::logs::bootstrap_log`, `core::bus::log`), or showing a line (`app`). A
 //! reading command: it writes nothing.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::core::bus::log::LogReader;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::logs::bootstrap::BootstrapTail;
-use crate::core::logs::tail::Tail;
+use crate::core::logs::bootstrap_log::BootstrapTail;
+use crate::core::logs::text_log::Tail;
 use crate::core::logs::{self, Log, LogLine, Source};
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::StateRoot;
 
 /// Last lines of each log, unless it is said how many or since when.
 pub const USUAL_TAIL: usize = 50;

@@ -38,8 +38,6 @@
 //! # }
 //! ```
 
-mod accelerator;
-mod boot;
 pub mod bootstrap;
 pub mod bus;
 pub mod clean;
@@ -47,33 +45,25 @@ mod clean_project;
 pub mod doctor;
 pub mod down;
 pub mod events;
+pub(crate) mod fleet;
 pub mod harness;
-mod identity;
 pub mod image;
 pub mod init;
-mod launching;
 pub mod logs;
 pub mod lost;
-mod machine;
 pub mod ports;
-mod preflight;
-mod relay;
 pub mod report;
 pub mod restart;
-mod room;
 mod run;
-mod running;
 mod select;
-mod start;
 pub mod status;
-mod stopping;
 pub mod up;
 mod verdict;
 pub mod wait;
 
 pub use crate::core::broker::launcher::{BrokerLauncher, ProcessBrokerLauncher, ThreadBrokerLauncher};
 pub use crate::core::outcome::{OperationOutput, collect, collect_with};
-pub use crate::core::runtime::plan::VmLaunchMode;
+pub use crate::core::runtime::launch_plan::VmLaunchMode;
 pub use bootstrap::{BootstrapOptions, bootstrap, bootstrap_with_launcher};
 pub use bus::{bus_bench, bus_publish, bus_request, bus_subscribe, bus_tail};
 pub use clean::{CleanOptions, CleanOutcome, CleanTarget, clean};

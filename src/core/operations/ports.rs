@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 use crate::core::config::{self, workspace};
 use crate::core::failure::Result;
 use crate::core::logs;
-use crate::core::ports::read::ports_of;
+use crate::core::ports::owners::ports_of;
 use crate::core::ports::{PortRow, PortState, PortsOutcome, PortsProject};
-use crate::core::records::WorkspaceRecord;
 use crate::core::reporter::Reporter;
+use crate::core::root::records::WorkspaceRecord;
 
 /// Whose ports are asked about.
 #[derive(Clone, Debug)]

@@ -11,11 +11,11 @@ use std::time::SystemTime;
 
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::paths::StateRoot;
 use crate::core::report::gather::{Wanted, gather};
 use crate::core::report::html;
 use crate::core::report::model::{Report, SCHEMA};
 use crate::core::reporter::{Reporter, wall_clock};
+use crate::core::root::paths::StateRoot;
 
 /// Runs of a report, unless it is said how many or since when.
 pub const USUAL_RUNS: usize = 5;

@@ -1,7 +1,7 @@
 //! `restart`: stops VMs that run and starts them again, with the disks they have.
 //!
 //! Here: the order of things for the fleet, and one VM's way until it may be launched again. Not
-//! here: how a VM is stopped (`operations::stopping`) or launched (`operations::launching`), or its
+//! here: how a VM is stopped (`operations::fleet::stop_vm`) or launched (`operations::fleet::launch_vm`), or its
 //! bootstrap (`core::bootstrap`).
 //!
 //! The broker runs on throughout, with its port. What can fail without any VM being touched is done
@@ -21,24 +21,24 @@ use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::name::VmName;
-use crate::core::operations::accelerator;
-use crate::core::operations::boot::{self, Boot};
 use crate::core::operations::bootstrap::names_of;
-use crate::core::operations::identity::{self, Identity};
+use crate::core::operations::fleet::accelerator;
+use crate::core::operations::fleet::boot_source::{self, Boot};
+use crate::core::operations::fleet::bring_up::{self, Fleet, Launching, Task, Way};
+use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::identity::{self, Identity};
+use crate::core::operations::fleet::preflight::{self, Asked};
+use crate::core::operations::fleet::stop_vm::{self, Stopping};
 use crate::core::operations::lost;
-use crate::core::operations::preflight::{self, Asked};
-use crate::core::operations::relay::Relay;
 use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
-use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
-use crate::core::operations::stopping::{self, Stopping};
 use crate::core::operations::up::{self, UpOutcome, VmUp};
-use crate::core::ports::{PortConflict, PortOwner, read};
-use crate::core::records::{self, RunRecord};
+use crate::core::ports::{PortConflict, PortOwner, owners};
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::records::{self, RunRecord};
+use crate::core::runtime::forwards::Ports;
+use crate::core::runtime::launch_plan::VmLaunchMode;
 use crate::core::runtime::overlay;
-use crate::core::runtime::plan::VmLaunchMode;
-use crate::core::runtime::ports::Ports;
 use crate::core::runtime::shutdown::ShutdownEnding;
 
 /// What `restart` is asked for.
@@ -105,9 +105,9 @@ pub fn restart_with_launcher(
     let stopped: Vec<&VmConfig> = selected
         .iter()
         .copied()
-        .filter(|vm| !start::runs(config, vm))
+        .filter(|vm| !bring_up::runs(config, vm))
         .collect();
-    let mut conflicts = read::conflicts(config, &stopped, &options.home);
+    let mut conflicts = owners::conflicts(config, &stopped, &options.home);
     conflicts.extend(conflicts_of_running(config, &selected, &options.home));
     let kept = kept(&options, &selected);
     let found = preflight::examine(Asked {
@@ -157,7 +157,7 @@ pub(crate) fn conflicts_of_running(
         _ => false,
     };
     let mut conflicts = Vec::new();
-    for vm in selected.iter().filter(|vm| start::runs(config, vm)) {
+    for vm in selected.iter().filter(|vm| bring_up::runs(config, vm)) {
         let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
         let has = record.map(|record| record.forwards).unwrap_or_default();
         for wanted in vm.port_forwards.iter().filter(|wanted| wanted.host != 0) {
@@ -165,7 +165,7 @@ pub(crate) fn conflicts_of_running(
             if has.iter().any(|has| (has.host, has.protocol) == (port, protocol)) {
                 continue;
             }
-            let owner = read::owner_of(protocol, port, Some(home)).filter(|owner| !restarts(owner));
+            let owner = owners::owner_of(protocol, port, Some(home)).filter(|owner| !restarts(owner));
             conflicts.extend(owner.map(|owner| PortConflict {
                 vm: vm.name.clone(),
                 port,
@@ -187,7 +187,7 @@ fn replace(
 ) -> Result<(Vec<VmUp>, Option<u16>)> {
     let config = &options.config;
     let cancel = &options.cancel;
-    let boots = boot::prepare(selected, config, &options.home, emitter, cancel)?;
+    let boots = boot_source::prepare(selected, config, &options.home, emitter, cancel)?;
     let accel = accelerator::decide(config, &qemu, &boots, &options.home, emitter, cancel)?;
     keys::ensure_project_key(config, cancel)?;
 
@@ -200,7 +200,7 @@ fn replace(
     relay.during(emitter, || {
         let broker = up::ensure_broker(config, broker, emitter, cancel)?;
         let ports = Ports::new();
-        for record in start::running_records(config) {
+        for record in bring_up::running_records(config) {
             ports.note_running(&record.forwards);
         }
         let with = Restarting::new(&options.lifecycle, options.discard);
@@ -292,7 +292,7 @@ impl Fleet<'_, '_> {
         if with.discard {
             let path = left.record.and_then(|record| record.overlay);
             let path = path.unwrap_or_else(|| self.config.state.overlay(name));
-            stopping::discard(name, &path, self.emitter)?;
+            stop_vm::discard(name, &path, self.emitter)?;
         }
         if self.cancel.is_requested() {
             return Err(

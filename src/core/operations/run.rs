@@ -13,11 +13,11 @@ use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
-use crate::core::journal::{Journal, Rotation};
+use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::operations::verdict::FleetVerdict;
-use crate::core::paths::StateRoot;
 use crate::core::reporter::{Emitter, Reporter, not_kept};
+use crate::core::root::paths::StateRoot;
 
 /// One run of a changing operation.
 pub(crate) struct Operation<'a> {

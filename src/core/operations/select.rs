@@ -6,8 +6,8 @@ use crate::core::host;
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::nearest::no_such_vm;
-use crate::core::paths::StateRoot;
-use crate::core::runtime::process::find_qemu_pid;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::qemu_process::find_qemu_pid;
 
 /// The named VMs in config order; no name: all. The name of a role stands for all its replicas. An unknown one is
 /// refused, naming what exists.

@@ -12,8 +12,8 @@ use crate::core::cancel::Cancel;
 use crate::core::config;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Failure, Result};
-use crate::core::records::WorkspaceRecord;
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::records::WorkspaceRecord;
 use crate::core::status::StatusOutcome;
 use crate::core::status::assemble::assemble;
 use crate::core::status::evidence::{Project, Snapshot};
@@ -144,7 +144,7 @@ fn unreadable(workspace: &str, failure: &Failure) -> Event {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::paths::StateRoot;
+    use crate::core::root::paths::StateRoot;
     use crate::core::scratch::Scratch;
 
     #[test]

@@ -1,7 +1,7 @@
 //! `up`: brings the VMs of a project to life, each through overlay, QEMU, handshake and
 //! bootstrap.
 //!
-//! Here: the order of things for the fleet. Not here: one VM's way (`operations::start`), or
+//! Here: the order of things for the fleet. Not here: one VM's way (`operations::fleet::bring_up`), or
 //! what each step does (`core::runtime`, `core::broker`, `core::bootstrap`).
 
 use std::collections::HashSet;
@@ -19,28 +19,28 @@ use crate::core::events::{BootstrapPlan, Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
-use crate::core::operations::accelerator;
-use crate::core::operations::boot;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::down;
-use crate::core::operations::identity;
+use crate::core::operations::fleet::accelerator;
+use crate::core::operations::fleet::already_running;
+use crate::core::operations::fleet::boot_source;
+use crate::core::operations::fleet::bring_up::{self, Fleet, Launching, Task, Way};
+use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::identity;
+use crate::core::operations::fleet::preflight::{self, Asked};
 use crate::core::operations::lost;
-use crate::core::operations::preflight::{self, Asked};
-use crate::core::operations::relay::Relay;
 use crate::core::operations::restart::{self, Restarting};
 use crate::core::operations::run::{self, Gate, Operation, Slots};
-use crate::core::operations::running;
 use crate::core::operations::select;
-use crate::core::operations::start::{self, Fleet, Launching, Task, Way};
 use crate::core::operations::verdict::FleetVerdict;
 use crate::core::ports::PortConflict;
-use crate::core::ports::read;
-use crate::core::records::{BootstrapRecord, ForwardRecord};
+use crate::core::ports::owners;
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::records::{BootstrapRecord, ForwardRecord};
 use crate::core::runtime::attached::AttachedQemu;
-use crate::core::runtime::plan::{GATEWAY, VmLaunchMode};
-use crate::core::runtime::ports::Ports;
-use crate::core::runtime::process::qemu_pid;
+use crate::core::runtime::forwards::Ports;
+use crate::core::runtime::launch_plan::{GATEWAY, VmLaunchMode};
 
 /// How long a broker may take until it listens.
 const BROKER_DEADLINE: Duration = Duration::from_secs(10);
@@ -175,7 +175,7 @@ pub fn up_with_launcher(
     let missing: Vec<&VmConfig> = selected
         .iter()
         .copied()
-        .filter(|vm| !options.broker_only && !start::runs(config, vm))
+        .filter(|vm| !options.broker_only && !bring_up::runs(config, vm))
         .collect();
     let stale = stale_ones(&options, &selected);
     let to_launch = [missing.clone(), stale.clone()].concat();
@@ -189,7 +189,7 @@ pub fn up_with_launcher(
             grows: &missing,
             overrides: &overrides,
             conflicts: [
-                read::conflicts(config, &missing, &options.home),
+                owners::conflicts(config, &missing, &options.home),
                 restart::conflicts_of_running(config, &stale, &options.home),
             ]
             .concat(),
@@ -342,11 +342,11 @@ fn raise(
     let missing: Vec<&VmConfig> = selected
         .iter()
         .copied()
-        .filter(|vm| !start::runs(config, vm))
+        .filter(|vm| !bring_up::runs(config, vm))
         .collect();
     let stale = stale_ones(options, selected);
     let to_launch = [missing.clone(), stale.clone()].concat();
-    let boots = boot::prepare(&to_launch, config, &options.home, emitter, cancel)?;
+    let boots = boot_source::prepare(&to_launch, config, &options.home, emitter, cancel)?;
     let accel = match to_launch.is_empty() {
         true => None,
         false => Some(accelerator::decide(
@@ -366,11 +366,11 @@ fn raise(
     let is_stale = |vm: &VmConfig| stale.iter().any(|other| other.name == vm.name);
     // One to be restarted is locked once it is stopped: a bootstrap of it ends by that.
     let stay: Vec<&VmConfig> = selected.iter().copied().filter(|vm| !is_stale(vm)).collect();
-    let mut locks = start::lock_vms(config, &stay, "castra up")?.into_iter();
+    let mut locks = bring_up::lock_vms(config, &stay, "castra up")?.into_iter();
     // Asked again under the locks: another `up` may have started some since.
     let missing: Vec<&VmConfig> = missing
         .into_iter()
-        .filter(|vm| !start::runs(config, vm))
+        .filter(|vm| !bring_up::runs(config, vm))
         .collect();
     tell_what_user_networking_opens(config, &missing, emitter);
     let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
@@ -380,7 +380,7 @@ fn raise(
         tell_who_runs_already(config, &stay, &missing, emitter);
 
         let ports = Ports::new();
-        for record in start::running_records(config) {
+        for record in bring_up::running_records(config) {
             ports.note_running(&record.forwards);
         }
         let lifecycle = config.lifecycle;
@@ -462,15 +462,16 @@ fn tell_who_runs_already(
             Some(&vm.name),
             "is running already",
         ));
-        running::tell_stale(config, vm, emitter);
+        already_running::tell_stale(config, vm, emitter);
     }
 }
 
 /// VMs to be restarted, because they run with other settings than the config has and that was asked for.
 fn stale_ones<'c>(options: &UpOptions, selected: &[&'c VmConfig]) -> Vec<&'c VmConfig> {
     let config = &options.config;
-    let is_stale =
-        |vm: &&VmConfig| start::runs(config, vm) && !running::stale_settings(config, vm).is_empty();
+    let is_stale = |vm: &&VmConfig| {
+        bring_up::runs(config, vm) && !already_running::stale_settings(config, vm).is_empty()
+    };
     match options.recreate && !options.broker_only {
         true => selected.iter().copied().filter(is_stale).collect(),
         false => Vec::new(),
@@ -519,8 +520,8 @@ fn count(vms: &[VmUp]) -> VmCounts {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::bootstrap::plan::tests::config_of;
-    use crate::core::paths::StateRoot;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
+    use crate::core::root::paths::StateRoot;
     use crate::core::scratch::Scratch;
 
     /// Launches these VMs as far as identities go; how often user networking was explained.

@@ -2,7 +2,7 @@
 //!
 //! Here: the contract of `castra ports --json` and the rules that yield it, as pure functions. Not
 //! here: what is read for them ([`read`]), or choosing and binding a port for a launch
-//! (`core::runtime::ports`).
+//! (`core::runtime::forwards`).
 //!
 //! A forward is `active` while its VM runs. One with a fixed host port whose VM doesn't run is
 //! `conflicting` if somebody else has that port, `broker-reserved` if that somebody is a broker, and
@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::config::{Config, PortChoice, PortForward, Protocol};
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
-use crate::core::records::{ForwardRecord, WorkspaceRecord};
-use crate::core::runtime::ports::with_ssh;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{ForwardRecord, WorkspaceRecord};
+use crate::core::runtime::forwards::with_ssh;
 
-pub mod read;
+pub mod owners;
 
 /// Name and version of the contract.
 pub const PORTS_SCHEMA: &str = "castra.ports.v1";

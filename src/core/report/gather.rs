@@ -2,7 +2,7 @@
 //!
 //! Here: which runs are in it, found from the journal's end; their events and those of the broker,
 //! read once from the oldest of these runs on. Not here: what an event means for a report
-//! (`super::fold`), logs (`super::tails`), the bus (`super::traffic`).
+//! (`super::from_events`), logs (`super::log_tails`), the bus (`super::traffic`).
 //!
 //! Memory is bounded by the limits of the report, not by the length of the journals: lines are looked
 //! at one by one, and what a run has said is kept in its cut form alone.
@@ -13,16 +13,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::events::kept::Head;
-use crate::core::events::kept::trail::{Place, Trail};
 use crate::core::failure::Result;
 use crate::core::host::{self, Holder};
+use crate::core::lines::trail::{Place, Trail};
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::StateRoot;
 
-use super::fold::{Fold, keep_failed_first};
+use super::from_events::{Fold, keep_failed_first};
 use super::model::RunReport;
-use super::{MOST_RUNS, MOST_VMS_IN_ALL, tails, traffic};
+use super::{MOST_RUNS, MOST_VMS_IN_ALL, log_tails, traffic};
 
 /// The commands whose runs have a timeline.
 const COMMANDS: [&str; 4] = ["up", "down", "restart", "bootstrap"];
@@ -62,7 +62,7 @@ pub fn gather(state: &StateRoot, wanted: &Wanted) -> Result<(Vec<RunReport>, Vec
     let ends: Vec<u64> = folds.iter().map(Fold::ended_ms).collect();
     let mut runs: Vec<RunReport> = folds.into_iter().map(|fold| fold.finish(&keys)).collect();
     left_out.extend(cut_to_a_page(&mut runs));
-    tails::explain(state, &mut runs, &begins, &ends);
+    log_tails::explain(state, &mut runs, &begins, &ends);
     left_out.extend(traffic::add(state, &mut runs, &begins, &keys)?);
     runs.reverse();
     Ok((runs, left_out))

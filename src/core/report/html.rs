@@ -1,14 +1,14 @@
 //! The report as one page for a browser: nothing is fetched, nothing runs.
 //!
 //! Here: the frame: what it forbids itself, its head, the list of runs. Not here: one run
-//! (`super::section`), colours (`style.css`), escaping (`super::markup`).
+//! (`super::run_section`), colours (`style.css`), escaping (`super::markup`).
 //!
 //! The page forbids itself everything but its own style, so that even a hole in the escaping could load
 //! and run nothing. It is well-formed XML as well, so that a test can read it.
 
 use super::markup::Markup;
 use super::model::{Outcome, Report, RunReport};
-use super::{section, units};
+use super::{run_section, units};
 
 const STYLE: &str = include_str!("style.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
@@ -31,7 +31,7 @@ pub fn page(report: &Report) -> String {
         nothing(&mut page);
     }
     for (number, run) in report.runs.iter().enumerate() {
-        section::draw(&mut page, run, number);
+        run_section::draw(&mut page, run, number);
     }
     footer(&mut page, report);
     let mut text = page.finish();

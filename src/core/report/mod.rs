@@ -9,20 +9,20 @@
 //! out is counted in the model and told by both.
 
 mod chart;
-mod fold;
+mod from_events;
 pub mod gather;
 pub mod html;
+mod log_tails;
 mod markup;
 pub mod model;
+mod run_section;
 mod scale;
-mod section;
-mod signs;
-mod story;
-mod tails;
+mod symbols;
 pub mod text;
 mod timeline;
 mod traffic;
 mod units;
+mod vm_history;
 
 /// Runs in one report, at most: a page of more is slow to open and nobody reads it.
 pub const MOST_RUNS: usize = 100;

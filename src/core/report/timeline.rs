@@ -1,7 +1,7 @@
 //! The timeline of a run: one row a VM, one bar a phase, a sign for each moment worth seeing.
 //!
-//! Here: where bars, signs and words lie, as SVG. Not here: the signs themselves (`super::signs`),
-//! colours and letters (`style.css`), tables and logs (`super::section`).
+//! Here: where bars, signs and words lie, as SVG. Not here: the signs themselves (`super::symbols`),
+//! colours and letters (`style.css`), tables and logs (`super::run_section`).
 //!
 //! Names and bars are two drawings of equal height side by side: on a narrow screen the bars scroll and
 //! the names stay. A bar says its state by colour, by pattern and by words.
@@ -9,7 +9,7 @@
 use super::markup::Markup;
 use super::model::{Phase, RunReport, State, VmReport};
 use super::scale::TimeAxis;
-use super::{signs, units};
+use super::{symbols, units};
 
 /// Widths of the two drawings, in CSS pixels.
 pub(super) const NAMES_WIDTH: u32 = 168;
@@ -182,7 +182,7 @@ fn names(page: &mut Markup, rows: &[Row<'_>], height: f64) {
         let state = row.vm.state;
         page.open("g", &[("class", &format!("name s-{}", state.as_str()))]);
         page.leaf("title", &[], &format!("{}: {}", row.vm.vm, state.as_str()));
-        signs::badge(page, state, 9.0, y);
+        symbols::badge(page, state, 9.0, y);
         text(page, "vm", 24.0, y + 4.0, &cut(&row.vm.vm, NAME_LETTERS));
         page.close();
     }
@@ -230,7 +230,7 @@ fn draw_row(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
     }
     for mark in row.vm.marks.iter().filter(|mark| axis.holds(mark.at_ms)) {
         let bottom = row.top + SIGNS + BAR;
-        signs::sign(page, mark, axis.x(mark.at_ms), row.top, bottom);
+        symbols::sign(page, mark, axis.x(mark.at_ms), row.top, bottom);
     }
     after(page, row, axis);
 }

@@ -12,10 +12,10 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 
 use crate::core::bus::message::Message;
-use crate::core::events::kept::segment::{Segment, Step};
-use crate::core::events::kept::trail;
 use crate::core::failure::{Failure, Result};
-use crate::core::paths::StateRoot;
+use crate::core::lines::segment::{Segment, Step};
+use crate::core::lines::trail;
+use crate::core::root::paths::StateRoot;
 
 use super::model::{RunReport, Sender, Traffic};
 use super::{MOST_BUS_BYTES, MOST_POINTS, MOST_SENDERS};
@@ -279,7 +279,7 @@ impl Count {
             .map(|(sender, mut curve)| {
                 curve.points.resize(length, [0; 2]);
                 Sender {
-                    sender: super::fold::shown(&sender),
+                    sender: super::from_events::shown(&sender),
                     messages: curve.messages,
                     bytes: curve.bytes,
                     points: curve.points,

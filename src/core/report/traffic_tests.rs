@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::*;
-use crate::core::report::fold::Fold;
+use crate::core::report::from_events::Fold;
 use crate::core::scratch::Scratch;
 
 const BEGIN: u64 = 1_763_719_200_000;

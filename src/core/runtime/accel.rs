@@ -18,8 +18,8 @@ use crate::core::config::AccelChoice;
 use crate::core::events::Accel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::records;
 use crate::core::reporter::wall_clock;
+use crate::core::root::records;
 
 use super::binary::qemu_version;
 use super::probe::{Verdict, probe};

@@ -20,12 +20,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
-use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{JobError, show_argv, show_status};
+use crate::core::root::paths::{VmPaths, vm_file};
 
 use super::fault::{LaunchError, StartFault, own_words};
 use super::launch::{judge, qemu_words, refusal};
-use super::plan::LaunchPlan;
+use super::launch_plan::LaunchPlan;
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
 

@@ -13,7 +13,7 @@ use crate::core::failure::{Exit, Failure};
 use crate::core::name::VmName;
 use crate::core::process::JobError;
 
-use super::ports::PortTaken;
+use super::forwards::PortTaken;
 use super::qmp::QmpError;
 
 /// Longest excerpt of QEMU's words in a message, bytes.

@@ -16,17 +16,17 @@ use crate::core::cancel::Cancel;
 use crate::core::config::PortForward;
 use crate::core::failure::Failure;
 use crate::core::host::{self, FileLock};
-use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{Job, show_status};
-use crate::core::records::ForwardRecord;
+use crate::core::root::paths::{VmPaths, vm_file};
+use crate::core::root::records::ForwardRecord;
 
 use super::attached::{self, AttachedQemu};
 use super::fault::{LaunchError, StartFault, io_error, own_words};
-use super::plan::{LaunchPlan, VmLaunchMode};
-use super::ports::Ports;
-use super::process::{clear_leftovers, qemu_pid, signal_qemu};
+use super::forwards::Ports;
+use super::launch_plan::{LaunchPlan, VmLaunchMode};
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
+use crate::core::root::qemu_process::{clear_leftovers, qemu_pid, signal_qemu};
 
 /// How long QEMU may take to answer: 60 ms on an idle machine; this is for one under siege.
 pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);

@@ -20,7 +20,7 @@ use crate::core::config::{self, workspace};
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
-use crate::core::paths::{StateRoot, vm_file};
+use crate::core::root::paths::{StateRoot, vm_file};
 
 /// A QEMU that its pid file's path doesn't lead to.
 #[derive(Debug)]

@@ -5,24 +5,23 @@
 //! (`core::operations`).
 
 pub mod accel;
-pub mod again;
 pub mod attached;
 pub mod binary;
-pub mod busy;
+pub mod broker_pipe;
+pub mod cpu_load;
 pub mod fault;
+pub mod forwards;
 pub mod launch;
+pub mod launch_plan;
 pub mod lost;
 pub mod nocloud;
 pub mod overlay;
 pub mod pause;
-pub mod pipe;
-pub mod plan;
-pub mod ports;
 pub mod probe;
 pub mod probe_guest;
-pub mod process;
 pub mod qemu;
 pub mod qmp;
 pub mod resets;
+pub mod restart_advice;
 pub mod seed;
 pub mod shutdown;

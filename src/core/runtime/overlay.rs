@@ -18,7 +18,7 @@ use crate::core::images::base::{ENCRYPTED, ResolvedBase, refuse_if_written};
 use crate::core::images::digest::{self, Algorithm, DigestCache, Stamp};
 use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
-use crate::core::records::BaseRecord;
+use crate::core::root::records::BaseRecord;
 
 /// Size of a VM's empty disk when the config gives none (docs/CONFIG.md). It is sparse: it takes what
 /// the guest writes.

@@ -1,7 +1,7 @@
 //! Whether QEMU executes its guest, and if not, why: by what QEMU has left in `qmp.log`.
 //!
 //! Here: reading that (it takes nothing and waits for nothing), what a pause means in words, and
-//! ending one by QMP. Not here: who ends one and when (`broker::vms`, `operations::unpause`), or how a
+//! ending one by QMP. Not here: who ends one and when (`broker::vm_watch`, `operations::unpause`), or how a
 //! VM ended (`core::status`).
 //!
 //! QEMU says STOP and RESUME on QMP whoever is attached, and what led to a STOP just before it:
@@ -21,8 +21,8 @@ use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure};
 use crate::core::host;
 use crate::core::name::VmName;
-use crate::core::paths::{VmPaths, vm_file};
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::{VmPaths, vm_file};
 
 use super::fault::own_words;
 use super::qmp::{Qmp, QmpError};

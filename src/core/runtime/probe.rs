@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use crate::core::cancel::Cancel;
 use crate::core::events::Accel;
 use crate::core::host;
-use crate::core::paths::{VmPaths, vm_file};
 use crate::core::process::{Job, JobError};
+use crate::core::root::paths::{VmPaths, vm_file};
 use crate::core::threads::{self, RaisedAtEnd};
 
 use super::fault::own_words;
 use super::probe_guest::{MARKER, initramfs};
-use super::process::qemu_pid;
 use super::qemu::machine_type;
+use crate::core::root::qemu_process::qemu_pid;
 
 /// CPU time a guest may use before it must have spoken. Under KVM a kernel needs well under half a
 /// second to its first program; under the translator, which is what castra falls back to, 2 s. So

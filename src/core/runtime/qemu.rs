@@ -16,10 +16,10 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::core::config::Protocol;
 use crate::core::events::Accel;
-use crate::core::paths::vm_file;
 use crate::core::process::shell_quote;
+use crate::core::root::paths::vm_file;
 
-use super::plan::{
+use super::launch_plan::{
     FwCfgValue, ISOLATED_BROKER, ISOLATED_BROKER_PORT, LaunchPlan, PlannedNetwork, VmLaunchMode, mount_tag,
 };
 
@@ -204,7 +204,7 @@ fn entropy_args() -> Vec<OsString> {
 }
 
 fn fw_cfg_args(plan: &LaunchPlan) -> Vec<OsString> {
-    let item = |item: &super::plan::FwCfg| -> [OsString; 2] {
+    let item = |item: &super::launch_plan::FwCfg| -> [OsString; 2] {
         let value = match &item.value {
             FwCfgValue::Text(text) => option(&[&"name=", &item.name, &",string=", text]),
             FwCfgValue::File(path) => option(&[&"name=", &item.name, &",file=", path]),

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use crate::core::config::{DirectKernel, Mount};
 use crate::core::golden;
 use crate::core::process::show_argv;
-use crate::core::records::ForwardRecord;
-use crate::core::runtime::plan::{Disk, FwCfg};
+use crate::core::root::records::ForwardRecord;
+use crate::core::runtime::launch_plan::{Disk, FwCfg};
 
 use super::*;
 

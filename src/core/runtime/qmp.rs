@@ -16,7 +16,7 @@ use crossbeam_channel::bounded;
 use serde_json::{Value, json};
 
 use crate::core::host;
-use crate::core::paths::vm_file;
+use crate::core::root::paths::vm_file;
 
 /// Longest line taken from QEMU. Its longest answers to what is asked here are some hundred
 /// bytes; more means that something else sits behind the socket.

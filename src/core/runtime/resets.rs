@@ -1,7 +1,7 @@
 //! How often a guest has begun anew under the same QEMU, and when that is too often.
 //!
 //! Here: reading it from `qmp.log`, telling a panic from a reboot by the console, ending a guest that only begins.
-//! Not here: who looks and tells (`broker::vms`, `core::status`), how a VM ended (`status::ending`).
+//! Not here: who looks and tells (`broker::vm_watch`, `core::status`), how a VM ended (`root::ending`).
 //!
 //! QEMU says RESET on QMP whoever is attached. A kernel that panics tells QEMU by the pvpanic device, and QEMU ends at
 //! once (`guest-panic`). One that has no driver for it, or not yet, resets the machine like a reboot
@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::core::host;
-use crate::core::paths::{VmPaths, vm_file};
 use crate::core::reporter::wall_clock;
+use crate::core::root::paths::{VmPaths, vm_file};
 
 use super::qmp::{Qmp, QmpError};
 

@@ -16,8 +16,8 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::sha256_hex;
 use crate::core::name::VmName;
+use crate::core::runtime::launch_plan::{FwCfg, FwCfgValue, mounts_table};
 use crate::core::runtime::nocloud;
-use crate::core::runtime::plan::{FwCfg, FwCfgValue, mounts_table};
 
 /// Bytes of randomness in a token (docs/PROTOCOL.md).
 const TOKEN_BYTES: usize = 16;

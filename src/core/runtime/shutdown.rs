@@ -14,12 +14,12 @@ use crate::core::config::LifecycleConfig;
 use crate::core::events::Event;
 use crate::core::host;
 use crate::core::name::VmName;
-use crate::core::paths::VmPaths;
 use crate::core::reporter::Emitter;
+use crate::core::root::paths::VmPaths;
 
 use super::fault::ms;
-use super::process::{clear_leftovers, qemu_pid, signal_qemu};
 use super::qmp::Qmp;
+use crate::core::root::qemu_process::{clear_leftovers, qemu_pid, signal_qemu};
 
 /// The polite rung's name in events.
 const METHOD: &str = "qmp-system-powerdown";

@@ -5,10 +5,10 @@
 
 use std::time::SystemTime;
 
-use crate::core::broker::record::{HandshakeRecord, RecordRead};
 use crate::core::config::launched::differing;
 use crate::core::events::Accel;
-use crate::core::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
+use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
+use crate::core::root::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
 use crate::core::runtime::resets::Resets;
 
 use super::evidence::{Found, Now, Snapshot, VmEvidence};

@@ -6,12 +6,12 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::core::broker::record::RecordRead;
 use crate::core::config::launched::{LaunchSettings, launch_settings};
 use crate::core::config::{BrokerConfig, Config};
 use crate::core::name::VmName;
-use crate::core::paths::StateRoot;
-use crate::core::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
+use crate::core::root::handshake_record::RecordRead;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
 use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
 

@@ -10,7 +10,6 @@
 //! writes nothing, never talks to the broker and so can't hang.
 
 pub mod assemble;
-pub mod ending;
 pub mod evidence;
 pub mod read;
 #[cfg(test)]
@@ -24,7 +23,7 @@ use serde_json::Value;
 
 pub use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::name::VmName;
-pub use crate::core::records::{BootstrapRecord, ForwardRecord};
+pub use crate::core::root::records::{BootstrapRecord, ForwardRecord};
 
 /// The value of [`StatusOutcome::schema`].
 pub const SCHEMA: &str = "castra.status.v1";

@@ -16,20 +16,20 @@ use std::time::SystemTime;
 use serde::de::DeserializeOwned;
 
 use crate::core::broker::launcher::live_broker;
-use crate::core::broker::record::read_record;
 use crate::core::config::workspace;
 use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
-use crate::core::paths::{StateRoot, VmPaths, castra_home};
-use crate::core::records::{self, RunPhase, RunRecord};
+use crate::core::root::handshake_record::read_record;
+use crate::core::root::paths::{StateRoot, VmPaths, castra_home};
+use crate::core::root::qemu_process::{find_qemu_pid, qemu_pid};
+use crate::core::root::records::{self, RunPhase, RunRecord};
 use crate::core::runtime::lost;
-use crate::core::runtime::process::{find_qemu_pid, qemu_pid};
 use crate::core::runtime::{pause, resets};
 
 use super::assemble::bootstrap_runs;
-use super::ending;
 use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
+use crate::core::root::ending;
 
 /// How often a VM that changes while it is looked at is looked at again.
 const TRIES: u32 = 3;

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::core::broker::record::{HandshakeRecord, RecordRead};
 use crate::core::config::launched::LaunchSettings;
 use crate::core::events::{Accel, BootstrapPlanSsh};
-use crate::core::paths::StateRoot;
-use crate::core::records::{
+use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{
     BootstrapRecord, BrokerRecord, GuestRecord, GuestsRecord, RunPhase, RunRecord, StopRecord,
 };
 

@@ -1,7 +1,7 @@
 //! One command in the guest, through the master connection.
 //!
 //! Here: starting it, feeding it, its output line by line, its deadline, its exit code. Not here:
-//! what the command is (`bootstrap::remote`).
+//! what the command is (`bootstrap::guest_scripts`).
 //!
 //! A command may hold its stdin open: the guest's side of `remote::session` takes the end of
 //! stdin as the order to end what it runs. So a deadline, Ctrl-C, a dead castra and a broken
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
-use crate::core::bootstrap::lines::LineCutter;
+use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
 use crate::core::bootstrap::watch::{Stop, Watch};

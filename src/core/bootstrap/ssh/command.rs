@@ -2,7 +2,7 @@
 //! the command ends with its client.
 //!
 //! Here: the shell text and how words get into it. Not here: which ssh carries it (`app::ssh`), what a bootstrap runs
-//! (`bootstrap::remote`), an agent (`harness::guest`).
+//! (`bootstrap::guest_scripts`), an agent (`harness::guest`).
 //!
 //! An SSH server has two habits that a person doesn't expect. A command that a signal ended has no exit code, and ssh
 //! makes 255 of that, its own code for "no connection". And a command without a terminal isn't told that its client is

@@ -90,7 +90,7 @@ impl SshError {
                 "if the guest was made anew, remove {} and try again",
                 target
                     .dir
-                    .join(crate::core::paths::vm_file::KNOWN_HOSTS)
+                    .join(crate::core::root::paths::vm_file::KNOWN_HOSTS)
                     .display()
             )),
             SshError::KeyUnusable(_) => Some(format!(

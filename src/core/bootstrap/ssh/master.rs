@@ -18,13 +18,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::core::bootstrap::lines::LineCutter;
+use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::error::{SshError, said};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::host;
-use crate::core::paths::vm_file;
 use crate::core::process::{Tail, show_status};
+use crate::core::root::paths::vm_file;
 use crate::core::threads::none_to_be_had;
 
 /// The line after which the connection counts as usable.

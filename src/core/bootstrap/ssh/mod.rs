@@ -2,16 +2,16 @@
 //!
 //! Here: the target, the command lines, what ssh's complaints mean, a person's own way to a VM
 //! (`client`). Not here: the keys (`bootstrap::keys`), or what runs in the guest
-//! (`bootstrap::remote`).
+//! (`bootstrap::guest_scripts`).
 //!
 //! ssh runs with `vms/<vm>` as working directory and names its socket and `known_hosts` relative
 //! to it, so that no state root is too long for a Unix socket (ssh: 90 bytes). The user's own
 //! `~/.ssh/config` takes no part: a `Host *` in it must not change what a bootstrap does.
 
 pub mod channel;
-pub mod client;
 pub mod command;
 pub mod error;
+pub mod login;
 pub mod master;
 
 use std::ffi::OsString;
@@ -24,7 +24,7 @@ use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::BootstrapPlanSsh;
 use crate::core::name::VmName;
-use crate::core::paths::vm_file;
+use crate::core::root::paths::vm_file;
 
 /// For one attempt to connect, name look-up to banner.
 const CONNECT_TIMEOUT_SECS: u32 = 30;

@@ -2,7 +2,7 @@
 //!
 //! Here: inputs, effects, the rules of one broker. Not here: what an input does (the module
 //! above), who makes inputs (`broker::listen`, `broker::serve`) or performs effects
-//! (`broker::edges`).
+//! (`broker::effects`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use crate::core::broker::frame::Burst;
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::protocol::{DeclineReason, Hello, Refusal};
-use crate::core::broker::record::HandshakeRecord;
 use crate::core::bus::topic::Pattern;
 use crate::core::config::AuthMode;
 use crate::core::events::Event;
 use crate::core::name::VmName;
+use crate::core::root::handshake_record::HandshakeRecord;
 
 use super::topics::Reader;
 

@@ -2,18 +2,18 @@
 //!
 //! Here: connections and their places, who may come, what each is answered; in the submodules
 //! the words ([`input`]) and the guests that were heard (`heard`). Not here: sockets and threads
-//! (`broker::listen`), files (`broker::edges`), words on the wire (`broker::protocol`). Nothing in
+//! (`broker::listen`), files (`broker::effects`), words on the wire (`broker::protocol`). Nothing in
 //! this module blocks, fails or asks a clock.
 
-mod group;
-mod heard;
+mod batch;
+mod commit;
+mod freshness;
+mod groups;
 pub mod input;
+mod notices;
 mod publishing;
 pub mod session;
-mod settle;
-mod telling;
 pub mod topics;
-mod workers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,12 +24,12 @@ use super::attempts::{Attempt, Attempts};
 use super::frame::Refused;
 use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit, is_proven};
 use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply, session_reply};
-use super::record::HandshakeRecord;
 use super::throttle::Throttle;
-use group::Group;
+use crate::core::root::handshake_record::HandshakeRecord;
+use batch::Group;
+use notices::Change;
 use publishing::Allowance;
 use session::{Cause, Session};
-use telling::Change;
 use topics::Index;
 
 pub use input::{At, BusRules, ConnId, Effect, Input, Order, Part, Plan, Plane, Rules, Wanted};
@@ -107,7 +107,7 @@ pub struct State {
     /// No session is idle for too long before this.
     idle_due: Option<u64>,
     allowances: BTreeMap<String, Allowance>,
-    refusals: Throttle<(VmName, Refused), telling::Refusal>,
+    refusals: Throttle<(VmName, Refused), notices::Refusal>,
     changes: Throttle<(VmName, Option<Cause>), Change>,
     /// Who the broker's own messages come from.
     broker: VmName,

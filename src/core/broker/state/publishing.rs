@@ -1,21 +1,21 @@
 //! What the frames of a session do: publish, subscribe, beat (docs/PROTOCOL.md).
 //!
 //! Here: frames into the group, and the broker's own messages. Not here: frames as bytes
-//! (`broker::frame`), what a kept group gives to whom (`super::settle`).
+//! (`broker::frame`), what a kept group gives to whom (`super::commit`).
 
 use std::ops::Range;
 
 use crate::core::broker::attempts::line_head;
-use crate::core::broker::buslog::MAX_SEQ;
+use crate::core::broker::bus_log::MAX_SEQ;
 use crate::core::broker::frame::{Answer, Burst, Frame, Refused, Terms};
 use crate::core::bus::topic::Pattern;
 use crate::core::events::Event;
 use crate::core::name::VmName;
 
-use super::group::{Message, Op, Said, head_of, stamped};
+use super::batch::{Message, Op, Said, head_of, stamped};
 use super::session::Cause;
 use super::topics::{OWN, TO_VM, name_in, names_vm};
-use super::{At, ConnId, Effect, Plane, State, heard};
+use super::{At, ConnId, Effect, Plane, State, freshness};
 
 /// How a topic is spelled.
 #[derive(PartialEq)]
@@ -60,7 +60,7 @@ impl State {
         let Burst { text, frames, .. } = burst;
         let texts = self.group.texts.len();
         self.group.make_room(frames.len(), text.len(), deliver);
-        let mut heard = heard::Said::default();
+        let mut heard = freshness::Said::default();
         for frame in frames {
             match frame {
                 Frame::Publish {

@@ -1,7 +1,7 @@
 //! Sessions of the bus: whose they are, what they are subscribed to, how they end (docs/PROTOCOL.md).
 //!
 //! Here: a session's own state, opening and ending one, idle and superseded ones. Not here: what
-//! its frames do (`super::publishing`), what it gets (`super::settle`).
+//! its frames do (`super::publishing`), what it gets (`super::commit`).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,9 +9,9 @@ use crate::core::broker::frame;
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
-use super::group::{Op, head_of};
+use super::batch::{Op, head_of};
 use super::input::{Order, Plan, Wanted};
-use super::telling::Change;
+use super::notices::Change;
 use super::topics::Reader;
 use super::{At, ConnId, Effect, Phase, Plane, State};
 

@@ -10,7 +10,7 @@ use crate::core::broker::protocol::parse_hello;
 use crate::core::config::AuthMode;
 use crate::core::events::Event;
 use crate::core::events::HandshakeOutcome;
-use crate::core::records::{GuestRecord, GuestsRecord};
+use crate::core::root::records::{GuestRecord, GuestsRecord};
 
 const WINDOW: u64 = 45_000;
 

@@ -1,15 +1,15 @@
 //! Topics: who is subscribed to what, and who may read what (docs/PROTOCOL.md).
 //!
 //! Here: the index of live and past subscriptions, access. Not here: the grammar of topics
-//! (`core::bus::topic`), subscriptions that several share (`super::workers`), when a subscription
-//! begins or ends (`super::settle`).
+//! (`core::bus::topic`), subscriptions that several share (`super::groups`), when a subscription
+//! begins or ends (`super::commit`).
 
 use std::collections::BTreeMap;
 
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
-use super::workers::Groups;
+use super::groups::Groups;
 use super::{ConnId, Plane};
 
 /// What the broker alone publishes under.

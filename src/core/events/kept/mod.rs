@@ -2,10 +2,7 @@
 //!
 //! Here: one kept line, what it is picked by, and its time. Below: one file of a journal
 //! (`segment`), and a whole journal with its rotated files (`trail`). Not here: writing
-//! (`core::journal`), or merging journals (`core::operations::events`).
-
-pub(crate) mod segment;
-pub(crate) mod trail;
+//! (`core::lines::journal`), or merging journals (`core::operations::events`).
 
 use std::borrow::Cow;
 

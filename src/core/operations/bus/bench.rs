@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::load::{Bench, NUMBER_DIGITS, Trouble};
+use super::workload::{Bench, NUMBER_DIGITS, Trouble};
 use super::{Access, BusProject, failed, interrupted};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;

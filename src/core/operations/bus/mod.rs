@@ -5,14 +5,14 @@
 //! or text for a terminal (`app`).
 
 mod bench;
-mod input;
-mod load;
 mod payload;
 mod publish;
-mod publishing;
+mod publisher;
 mod request;
+mod stdin_lines;
 mod subscribe;
 mod tail;
+mod workload;
 
 use std::time::{Duration, Instant};
 
@@ -23,20 +23,20 @@ use crate::core::config::{BusConfig, Config};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
-use crate::core::journal::Rotation;
+use crate::core::lines::journal::Rotation;
 use crate::core::logs::launched_vms;
 use crate::core::operations::run;
-use crate::core::paths::StateRoot;
-use crate::core::runtime::process::qemu_pid;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::qemu_process::qemu_pid;
 
 pub use bench::{
     BusBenchOptions, BusBenchOutcome, LatencyMicros, Load, Measured, bus_bench, bus_bench_with_launcher,
 };
-pub use input::Input;
 pub use publish::{
     BusPublishOptions, BusPublishOutcome, NotPublished, Payload, bus_publish, bus_publish_with_launcher,
 };
 pub use request::{BusRequestOptions, BusRequestOutcome, bus_request, bus_request_with_launcher};
+pub use stdin_lines::Input;
 pub use subscribe::{
     BusSubscribeOptions, BusSubscribeOutcome, SubscriptionEnd, bus_subscribe, bus_subscribe_with_launcher,
 };

@@ -6,14 +6,14 @@
 use serde_json::value::RawValue;
 
 use super::BusProject;
-use crate::core::bus::frame::{HEAD_BYTES, Request};
+use crate::core::bus::client_frame::{HEAD_BYTES, Request};
 use crate::core::bus::message::{MAX_DEPTH, one_line};
 use crate::core::bus::topic::{MAX_TOPIC_BYTES, Topic};
 use crate::core::escape::json_depth;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
-use crate::core::records::{self, GuestsRecord};
+use crate::core::root::records::{self, GuestsRecord};
 
 /// Refuses what isn't a topic you can publish on.
 pub(super) fn check_topic(topic: &str) -> Result<()> {

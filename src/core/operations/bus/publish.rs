@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::input::{Input, Lines};
 use super::payload::{check_payload, check_topic, check_vm, not_json};
-use super::publishing::{Publishing, Source, published};
+use super::publisher::{Publishing, Source, published};
+use super::stdin_lines::{Input, Lines};
 use super::{Access, BusProject};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;

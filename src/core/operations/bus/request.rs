@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::payload::{check_payload, check_topic, check_vm, not_json};
 use super::{ANSWER_LIMIT, Access, BusProject, LOOK_EVERY, failed, interrupted};
 use crate::core::broker::launcher::{self, BrokerLauncher};
-use crate::core::bus::frame::Frame;
+use crate::core::bus::client_frame::Frame;
 use crate::core::bus::topic::Pattern;
 use crate::core::bus::{BusError, Client, Message};
 use crate::core::cancel::Cancel;

@@ -16,7 +16,7 @@ use super::{ANSWER_LIMIT, Access, BusProject, BusSink, LOOK_EVERY, failed};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::bus::BusError;
 use crate::core::bus::client::{Client, Woken};
-use crate::core::bus::frame::{Ack, Frame, Request};
+use crate::core::bus::client_frame::{Ack, Frame, Request};
 use crate::core::bus::topic::Pattern;
 use crate::core::cancel::Cancel;
 use crate::core::events::{Event, Severity};

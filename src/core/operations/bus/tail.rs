@@ -14,7 +14,7 @@ use crate::core::bus::log::LogReader;
 use crate::core::bus::topic::Pattern;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Failure, Result};
-use crate::core::paths::StateRoot;
+use crate::core::root::paths::StateRoot;
 
 /// Between two looks at a log that is followed. Messages are seen well within the 200 ms that a
 /// person takes for at once.

@@ -8,7 +8,7 @@
 //! `CASTRA_SIM_SEEDS=100000` runs that many.
 #![allow(clippy::unwrap_used)]
 
-mod client;
+mod model_client;
 mod thread;
 mod world;
 

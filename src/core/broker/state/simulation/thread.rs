@@ -1,8 +1,8 @@
 //! A simulated connection: its two streams, and its thread as `broker::listen` and
-//! `broker::converse` run it, one step at a time.
+//! `broker::session_loop` run it, one step at a time.
 //!
 //! Here: what that thread does when it is woken. Not here: what the client says and must hear
-//! (`super::client`), the state thread and the disk (`super::world`).
+//! (`super::model_client`), the state thread and the disk (`super::world`).
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use crate::core::broker::replay::{Past, Piece, Replay};
 use crate::core::broker::state::{ConnId, Input, Order, Part, Plane};
 
 use super::Dice;
-use super::client::{Client, Mood};
+use super::model_client::{Client, Mood};
 
 const PIECE_PATIENCE: u64 = 10_000;
 const LINGER: u64 = 500;

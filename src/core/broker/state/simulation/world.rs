@@ -2,7 +2,7 @@
 //! loop, and all that can go wrong.
 //!
 //! Here: what happens when, how effects are done, what must hold after each turn. Not here:
-//! connections (`super::thread`), clients (`super::client`).
+//! connections (`super::thread`), clients (`super::model_client`).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -10,21 +10,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::core::broker::buslog::{BusLog, resume_after, seq_of};
+use crate::core::broker::bus_log::{BusLog, resume_after, seq_of};
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::outbox::{Budget, Sent};
-use crate::core::broker::record::HandshakeRecord;
 use crate::core::broker::replay::Past;
 use crate::core::broker::state::{
     At, BusRules, ConnId, Effect, Input, Part, Phase, Plane, Rules, State, step,
 };
 use crate::core::config::{AuthMode, SyncMode};
-use crate::core::journal::{Rotation, rotated};
-use crate::core::records::{GuestRecord, GuestsRecord};
+use crate::core::lines::journal::{Rotation, rotated};
+use crate::core::root::handshake_record::HandshakeRecord;
+use crate::core::root::records::{GuestRecord, GuestsRecord};
 use crate::core::scratch::Scratch;
 
 use super::Dice;
-use super::client::{Mood, SUBSCRIPTIONS, Truth};
+use super::model_client::{Mood, SUBSCRIPTIONS, Truth};
 use super::thread::{Conn, Place};
 
 const IDLE_MS: u64 = 60_000;
@@ -576,7 +576,7 @@ impl World {
         }
     }
 
-    /// As `broker::edges` does it.
+    /// As `broker::effects` does it.
     fn perform(&mut self, effect: Effect) -> Option<Input> {
         if self.dying {
             return None;

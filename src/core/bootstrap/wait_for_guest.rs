@@ -1,0 +1,187 @@
+//! `wait-handshake`: until the guest has given its first proof of life.
+//!
+//! Here: a fresh handshake in the broker's record, or an SSH banner, whichever comes first. Not
+//! here: who writes the record (`core::broker`), how a banner is found (`bootstrap::banner`).
+//!
+//! How long `up` takes beyond the guest itself is decided here: a record costs microseconds to
+//! read, so it is read often.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::escape::escape_line;
+use crate::core::events::{Event, Severity};
+use crate::core::host;
+use crate::core::name::VmName;
+use crate::core::root::handshake_record::{HandshakeRecord, RecordRead, read_record};
+use crate::core::root::paths::vm_file;
+
+/// Between two looks at the record.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// A longer wait says what it waits for, this often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+/// How much of the console is looked at for a guest's last words.
+const CONSOLE_BYTES: u64 = 2048;
+
+/// The first proof of life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Life {
+    /// The guest has shaken hands with the broker.
+    Handshake,
+    /// Its SSH server has answered; with its banner.
+    Banner(String),
+}
+
+/// Whether the guest has proved its life already, by a handshake.
+pub(super) fn is_alive(context: &Context<'_, '_>) -> bool {
+    let identity = identity(context);
+    is_proof(&context.config.state.handshake(identity), identity, context)
+}
+
+/// Who has to shake hands.
+fn identity<'a>(context: &'a Context<'_, '_>) -> &'a VmName {
+    let vm = context.vm;
+    vm.bootstrap.handshake_identity.as_ref().unwrap_or(&vm.name)
+}
+
+/// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is asked at
+/// every turn whether to go on.
+pub(super) fn wait_for_life(
+    context: &Context<'_, '_>,
+    banner: &mut Option<BannerSearch>,
+    limit: Duration,
+    each: &mut dyn FnMut() -> Result<(), Trouble>,
+) -> Result<Life, Trouble> {
+    let vm = &context.vm.name;
+    let identity = identity(context);
+    let record = context.config.state.handshake(identity);
+    let began = Instant::now();
+    let deadline = began + left_of(limit, context);
+    let mut said = began;
+    loop {
+        if is_proof(&record, identity, context) {
+            return Ok(Life::Handshake);
+        }
+        let pause = LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now()));
+        match banner {
+            Some(search) => {
+                if let Some(text) = search.wait(pause) {
+                    return Ok(Life::Banner(escape_line(text, 100)));
+                }
+            }
+            None => std::thread::sleep(pause),
+        }
+        each()?;
+        if Instant::now() >= deadline {
+            return Err(no_life(context, identity, limit));
+        }
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            let text = format!(
+                "waiting for a handshake of {identity} or an SSH banner for {} s",
+                began.elapsed().as_secs()
+            );
+            context
+                .emitter
+                .emit(Event::message(Severity::Progress, Some(vm), text));
+        }
+    }
+}
+
+/// The rest of the limit: it counts from the launch if this run launched the VM.
+fn left_of(limit: Duration, context: &Context<'_, '_>) -> Duration {
+    if !context.launch.started_now {
+        return limit;
+    }
+    let since = host::boottime_ms().saturating_sub(context.launch.launched_boottime_ms);
+    limit.saturating_sub(Duration::from_millis(since))
+}
+
+fn is_proof(path: &Path, identity: &VmName, context: &Context<'_, '_>) -> bool {
+    let launched = (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms);
+    has_been_heard(path, launched, context.config.broker.freshness)
+}
+
+/// Whether the record at `path` proves life now: of this host boot, not before the launch, fresh.
+pub(crate) fn has_been_heard(path: &Path, launched_ms: Option<u64>, window: Duration) -> bool {
+    match read_record(path) {
+        RecordRead::Record(record) => {
+            counts(&record, launched_ms, window, host::boot_id(), host::boottime_ms())
+        }
+        RecordRead::Absent | RecordRead::Unreadable(_) => false,
+    }
+}
+
+/// Whether a record proves life now: of this host boot, not before the launch, fresh.
+fn counts(
+    record: &HandshakeRecord,
+    launched_ms: Option<u64>,
+    window: Duration,
+    boot: &str,
+    now_ms: u64,
+) -> bool {
+    record.boot_id == boot
+        && launched_ms.is_none_or(|launched| record.handshake_boottime_ms >= launched)
+        && u128::from(now_ms.saturating_sub(record.heard_boottime_ms)) <= window.as_millis()
+}
+
+fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Trouble {
+    let vm = &context.vm.name;
+    let console = host::tail_of(
+        &context.config.state.vm(vm).file(vm_file::SERIAL_LOG),
+        CONSOLE_BYTES,
+    );
+    let last = console.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let words = match last {
+        Some(line) => format!("last on its console: {}", escape_line(line, 200)),
+        None => "its console shows nothing".to_owned(),
+    };
+    Trouble::because(format!(
+        "no proof of life within {} s: neither a handshake of {identity} nor an SSH banner came",
+        limit.as_secs()
+    ))
+    .with_tail(&words)
+    .advise(format!(
+        "look at `castra logs {vm}`, or raise `handshake_timeout_secs`"
+    ))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fresh_record_of_this_launch_counts() {
+        let record = |handshake: u64, heard: u64| HandshakeRecord {
+            vm: "web".parse().unwrap(),
+            boot_id: "boot".into(),
+            broker_run: "run".into(),
+            handshake_boottime_ms: handshake,
+            heard_boottime_ms: heard,
+            heard_at: String::new(),
+            capabilities: Vec::new(),
+            bus_session: false,
+            bus_subscribed: false,
+            last_publish_boottime_ms: None,
+            last_heartbeat_boottime_ms: None,
+            last_acked_seq: None,
+            guest_metrics: None,
+        };
+        let window = Duration::from_secs(45);
+        for (handshake, heard, launched, boot, expected) in [
+            (1_000, 1_000, Some(900), "boot", true),
+            (900, 1_000, Some(900), "boot", true),
+            (899, 1_000, Some(900), "boot", false),
+            (899, 1_000, None, "boot", true),
+            (1_000, 1_000, Some(900), "other boot", false),
+        ] {
+            let found = counts(&record(handshake, heard), launched, window, boot, 46_000);
+            assert_eq!(found, expected, "{handshake} {heard} {launched:?} {boot}");
+        }
+        assert!(!counts(&record(1, 1), Some(0), window, "boot", 45_002), "stale");
+    }
+}

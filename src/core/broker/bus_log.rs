@@ -1,0 +1,462 @@
+//! `logs/bus/bus.log`: the one truth of the bus, appended in groups (docs/PROTOCOL.md).
+//!
+//! Here: appending all or nothing, rotation, syncing, what an earlier broker left. Not here: what
+//! a line says (`broker::state`), reading it for those who fell behind (`broker::replay`), the
+//! senders' own logs (`broker::effects`).
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::{Sender, bounded};
+
+use crate::core::config::SyncMode;
+use crate::core::host;
+use crate::core::lines::journal::{Rotation, end_of_last_line, rotate, rotated};
+
+use super::log_scan::survey;
+
+/// Longest piece read at once when looking for a line.
+const PIECE: u64 = 64 * 1024;
+
+/// Highest number a message can have: the highest that every reader of JSON takes as it is. A line
+/// with a higher one is spoilt, and counts as one that is no message.
+pub const MAX_SEQ: u64 = (1 << 53) - 1;
+
+/// The log as the state thread writes it.
+#[derive(Debug)]
+pub struct BusLog {
+    path: PathBuf,
+    rotation: Rotation,
+    sync: SyncMode,
+    file: Option<File>,
+    /// Length of the whole lines in it.
+    length: u64,
+    unsynced: bool,
+    rotated: bool,
+    syncer: Option<Syncer>,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The last number in it; 0: none.
+    pub last: u64,
+    /// Bytes of a torn tail that were cut off.
+    pub cut_bytes: u64,
+    /// Every number is higher than the one before it.
+    pub rises: bool,
+}
+
+impl BusLog {
+    /// A log at `path`. Touches nothing yet.
+    pub fn new(path: PathBuf, rotation: Rotation, sync: SyncMode) -> BusLog {
+        BusLog {
+            path,
+            rotation,
+            sync,
+            file: None,
+            length: 0,
+            unsynced: false,
+            rotated: false,
+            syncer: None,
+        }
+    }
+
+    /// It can take lines.
+    pub fn is_open(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes or opens it, cuts a torn tail off and finds the highest number, wherever it stands.
+    pub fn open(&mut self) -> io::Result<Opened> {
+        let cut_bytes = self.open_file()?;
+        let found = match survey(&self.path, self.rotation.keep) {
+            Ok(found) => found,
+            Err(error) => {
+                self.file = None;
+                return Err(error);
+            }
+        };
+        Ok(Opened {
+            last: found.highest,
+            cut_bytes,
+            rises: found.rises,
+        })
+    }
+
+    /// The same without a look at what it holds; bytes that were cut off.
+    fn open_file(&mut self) -> io::Result<u64> {
+        if let Some(dir) = self.path.parent() {
+            host::ensure_private_dir(dir)?;
+        }
+        let mut file = host::private_file()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&self.path)?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it isn't a regular file",
+            ));
+        }
+        let length = file.metadata()?.len();
+        let whole = end_of_last_line(&mut file, length)?;
+        if whole < length {
+            file.set_len(whole)?;
+        }
+        self.length = whole;
+        self.file = Some(file);
+        Ok(length - whole)
+    }
+
+    /// The next append begins a new file.
+    pub fn is_full(&self) -> bool {
+        self.length >= self.rotation.max_bytes
+    }
+
+    /// Appends whole lines: all of them, or none and why. With `sync = "batch"` they are on disk
+    /// when this returns.
+    pub fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        if self.is_full() {
+            self.rotate()?;
+        }
+        let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let mut written = file.write_all(lines);
+        if written.is_ok() && self.sync == SyncMode::Batch {
+            written = file.sync_data();
+        }
+        match written {
+            Ok(()) => {
+                self.length += lines.len() as u64;
+                self.unsynced = true;
+                Ok(())
+            }
+            Err(error) => {
+                // What is not whole was never acked and must not be found by anybody.
+                if file.set_len(self.length).is_err() {
+                    self.file = None;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Once a second: writes to disk what is not there yet, by a thread of its own; a disk that
+    /// takes its time delays nobody.
+    pub fn sync_soon(&mut self) {
+        if self.sync == SyncMode::Interval && std::mem::take(&mut self.unsynced) {
+            self.sync_now_or_soon();
+        }
+    }
+
+    fn sync_now_or_soon(&mut self) {
+        let Some(copy) = self.file.as_ref().and_then(|file| file.try_clone().ok()) else {
+            return;
+        };
+        if self.syncer.is_none() {
+            self.syncer = Syncer::start();
+        }
+        if let Some(syncer) = &self.syncer {
+            // It is busy with the last one: the next second covers this one too.
+            self.unsynced |= syncer.to_sync.try_send(copy).is_err();
+        }
+    }
+
+    /// True once after each rotation: the last number is to be noted elsewhere, in case nothing
+    /// comes after it.
+    pub fn take_rotated(&mut self) -> bool {
+        std::mem::take(&mut self.rotated)
+    }
+
+    /// Whether the name still leads to the file; if not, it has to be opened anew.
+    pub fn check(&mut self) -> bool {
+        let named = self
+            .file
+            .as_ref()
+            .is_some_and(|file| host::names_this_file(&self.path, file));
+        if !named {
+            self.file = None;
+        }
+        named
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.sync == SyncMode::Interval && self.unsynced {
+            self.sync_now_or_soon();
+        }
+        rotate(&self.path, self.rotation.keep)?;
+        self.rotated = true;
+        self.file = None;
+        self.open_file().map(|_| ())
+    }
+}
+
+/// The number after which numbering goes on: the last one in the log, or the last one that was
+/// noted elsewhere. `lossy`: a loss of power may have taken the last lines, so that numbers
+/// nobody knows of were given; then it goes on where nobody can have been.
+pub fn resume_after(in_log: u64, noted: u64, lossy: bool) -> u64 {
+    let noted = Some(noted).filter(|noted| *noted <= MAX_SEQ).unwrap_or(0);
+    let last = in_log.max(noted);
+    if lossy && last > 0 {
+        (((last >> 32) + 1) << 32).min(MAX_SEQ)
+    } else {
+        last
+    }
+}
+
+/// The thread that waits for the disk.
+#[derive(Debug)]
+struct Syncer {
+    to_sync: Sender<File>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Syncer {
+    fn start() -> Option<Syncer> {
+        let (to_sync, files) = bounded::<File>(2);
+        let sync = move || {
+            for file in files {
+                if let Err(error) = file.sync_data() {
+                    log::error!("can't sync the log of the bus: {error}");
+                }
+            }
+        };
+        let spawned = thread::Builder::new()
+            .name("broker-sync".to_owned())
+            .stack_size(64 * 1024)
+            .spawn(sync);
+        Some(Syncer {
+            to_sync,
+            thread: Some(spawned.ok()?),
+        })
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        let (closed, _) = bounded(0);
+        drop(std::mem::replace(&mut self.to_sync, closed));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The parts of a line that others go by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// Its number.
+    pub seq: u64,
+    /// Its sender.
+    pub vm: &'a str,
+    /// Its topic.
+    pub topic: &'a str,
+}
+
+/// Reads a line as this broker writes it; `None` for anything else.
+pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
+    let (seq, rest) = number(line.strip_prefix(b"{\"seq\":")?)?;
+    if seq > MAX_SEQ {
+        return None;
+    }
+    let (_, rest) = number(rest.strip_prefix(b",\"ts\":")?)?;
+    let (vm, rest) = text(rest.strip_prefix(b",\"vm\":\"")?)?;
+    let (topic, rest) = text(rest.strip_prefix(b",\"topic\":\"")?)?;
+    let rest = match rest.strip_prefix(b",\"reply\":\"") {
+        Some(reply) => text(reply)?.1,
+        None => rest,
+    };
+    rest.strip_prefix(b",\"payload\":")?;
+    Some(Line { seq, vm, topic })
+}
+
+/// The number of a line alone.
+pub fn seq_of(line: &[u8]) -> Option<u64> {
+    let (seq, _) = number(line.strip_prefix(b"{\"seq\":")?)?;
+    (seq <= MAX_SEQ).then_some(seq)
+}
+
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let value = std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()?;
+    Some((value, &bytes[digits..]))
+}
+
+/// Names and topics hold nothing that JSON would have to escape.
+fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
+    let end = bytes.iter().position(|byte| *byte == b'"')?;
+    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
+}
+
+/// The last number in a log and its rotated files; `None`: they hold none. A torn tail doesn't
+/// count.
+pub fn last_kept(path: &Path, keep: u32) -> io::Result<Option<u64>> {
+    for number in 0..=keep {
+        let path = match number {
+            0 => path.to_owned(),
+            number => rotated(path, number),
+        };
+        let mut file = match host::open_state_file(&path) {
+            Ok(file) => file,
+            // The newest may be missing between two steps of a rotation.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+            Err(error) => return Err(error),
+        };
+        let length = file.metadata()?.len();
+        let whole = end_of_last_line(&mut file, length)?;
+        if let Some(last) = last_seq(&mut file, whole)? {
+            return Ok(Some(last));
+        }
+    }
+    Ok(None)
+}
+
+/// The number of the last line that has one, within the last `length` bytes of a file that ends
+/// with a whole line.
+fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
+    let mut end = length;
+    while end > 0 {
+        let start = end_of_last_line(file, end - 1)?;
+        // The number stands in the first bytes of a line, however long it is.
+        let mut head = Vec::new();
+        file.seek(SeekFrom::Start(start))?;
+        (&*file).take((end - start).min(PIECE)).read_to_end(&mut head)?;
+        if let Some(seq) = seq_of(&head) {
+            return Ok(Some(seq));
+        }
+        end = start;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::core::scratch::Scratch;
+
+    fn line(seq: u64) -> String {
+        format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"a/b\",\"payload\":\"x\"}}\n")
+    }
+
+    fn small(keep: u32) -> Rotation {
+        Rotation { max_bytes: 100, keep }
+    }
+
+    #[test]
+    fn numbers_are_found_again_across_rotation_and_torn_tails() {
+        let scratch = Scratch::new("buslog");
+        let path = scratch.path("logs/bus/bus.log");
+        let mut log = BusLog::new(path.clone(), small(3), SyncMode::Batch);
+        assert!(!log.is_open());
+        assert_eq!(
+            log.open().unwrap(),
+            Opened {
+                last: 0,
+                cut_bytes: 0,
+                rises: true
+            }
+        );
+        for seq in 1..=7 {
+            log.append(line(seq).as_bytes()).unwrap();
+        }
+        assert!(log.take_rotated() && !log.take_rotated());
+        // Two lines a file: 7 | 5 6 | 3 4 | 1 2.
+        assert_eq!(fs::read_to_string(rotated(&path, 3)).unwrap(), line(1) + &line(2));
+        let reopened = |tail: &str| {
+            let mut file = File::options().append(true).open(&path).unwrap();
+            file.write_all(tail.as_bytes()).unwrap();
+            BusLog::new(path.clone(), small(3), SyncMode::None)
+                .open()
+                .unwrap()
+        };
+        assert_eq!(
+            reopened(""),
+            Opened {
+                last: 7,
+                cut_bytes: 0,
+                rises: true
+            }
+        );
+        assert_eq!(
+            reopened("{\"seq\":8,\"ts"),
+            Opened {
+                last: 7,
+                cut_bytes: 12,
+                rises: true
+            }
+        );
+        assert_eq!(
+            reopened("somebody's line\n"),
+            Opened {
+                last: 7,
+                cut_bytes: 0,
+                rises: true
+            }
+        );
+        fs::write(&path, "").unwrap();
+        assert_eq!(reopened("").last, 6, "the rotated files count too");
+    }
+
+    #[test]
+    fn numbering_goes_on_where_nobody_can_have_been() {
+        assert_eq!(resume_after(0, 0, true), 0);
+        assert_eq!(resume_after(7, 0, false), 7);
+        assert_eq!(resume_after(7, 9, false), 9);
+        assert_eq!(resume_after(7, 9, true), 1 << 32);
+        assert_eq!(resume_after((1 << 32) - 1, 0, true), 1 << 32);
+        assert_eq!(resume_after(1 << 32, 0, true), 2 << 32);
+    }
+
+    #[test]
+    fn a_failed_append_leaves_nothing() {
+        let scratch = Scratch::new("buslog-full");
+        let path = scratch.path("bus.log");
+        let mut log = BusLog::new(path.clone(), Rotation::default(), SyncMode::None);
+        log.open().unwrap();
+        log.append(line(1).as_bytes()).unwrap();
+        // A descriptor that can't be written stands for a disk that is full.
+        log.file = Some(File::open(&path).unwrap());
+        assert!(log.append(line(2).as_bytes()).is_err());
+        assert!(!log.is_open(), "what can't be cut back is opened anew");
+        assert_eq!(log.open().unwrap().last, 1);
+        log.append(line(2).as_bytes()).unwrap();
+        assert!(log.check());
+        fs::remove_file(&path).unwrap();
+        assert!(!log.check());
+        assert_eq!(log.open().unwrap().last, 0);
+    }
+
+    #[test]
+    fn lines_are_read_as_they_are_written() {
+        let text = line(12);
+        assert_eq!(
+            parse_line(text.as_bytes()),
+            Some(Line {
+                seq: 12,
+                vm: "web-0",
+                topic: "a/b"
+            })
+        );
+        for bad in [
+            "",
+            "{}",
+            "{\"seq\":x",
+            "{\"seq\":1,\"ts\":1,\"vm\":\"a",
+            "{\"seq\":99999999999999999999",
+        ] {
+            assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! One connection as its two sides hold it: its thread reads, the state thread answers.
+//!
+//! Here: the socket behind both kinds of door, what the two sides tell each other beside it, and
+//! the count of those that are open. Not here: what is read or answered (`broker::listen`,
+//! `broker::session_loop`, `broker::effects`), queues (`broker::outbox`).
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::outbox::{Budget, Outbox};
+use super::protocol::{DeclineReason, GREETING};
+use super::state::{ConnId, Order, Part};
+
+/// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
+const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
+
+/// Bytes of one session that may wait for the state thread; a client that sends faster finds
+/// its socket full.
+const CREDIT_BYTES: usize = 128 * 1024;
+
+/// The two kinds of socket.
+#[derive(Debug)]
+pub enum Stream {
+    /// A guest's.
+    Tcp(TcpStream),
+    /// The host's.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Stream::Tcp(tcp) => tcp.as_fd(),
+            Stream::Unix(unix) => unix.as_fd(),
+        }
+    }
+}
+
+/// One connection, shared by its thread (reads) and the state thread (answers).
+#[derive(Debug)]
+pub struct Link {
+    /// Its number.
+    pub id: ConnId,
+    stream: Stream,
+    /// 0, or one more than the index of the reason it was told to go.
+    verdict: AtomicU8,
+    /// The greeting has not been sent yet.
+    greeting_owed: AtomicBool,
+    open: Arc<Open>,
+    outbox: Outbox,
+    mail: Mutex<Mail>,
+    mail_came: Condvar,
+    /// Bytes on their way to the state thread.
+    spent: Mutex<usize>,
+    refunded: Condvar,
+}
+
+/// What the state thread tells a connection's thread.
+#[derive(Debug, Default)]
+struct Mail {
+    /// Its hello got a session, or didn't.
+    granted: Option<bool>,
+    /// How to go on after it asked.
+    order: Option<Order>,
+    /// Its session is over; the last frame is sent or queued.
+    finished: bool,
+    /// The connection is closed.
+    over: bool,
+}
+
+/// The writing side of either kind of socket.
+struct Writing<'a>(&'a Stream);
+
+impl Write for Writing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0 {
+            Stream::Tcp(tcp) => (&*tcp).write(bytes),
+            Stream::Unix(unix) => (&*unix).write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        match self.0 {
+            Stream::Tcp(tcp) => (&*tcp).write_vectored(slices),
+            Stream::Unix(unix) => (&*unix).write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Link {
+    /// A fresh connection; it counts as open until dropped.
+    pub fn new(id: ConnId, stream: Stream, open: Arc<Open>) -> Link {
+        let _ = match &stream {
+            Stream::Tcp(tcp) => tcp
+                .set_nodelay(true)
+                .and_then(|()| tcp.set_write_timeout(Some(WRITE_TIMEOUT))),
+            Stream::Unix(unix) => unix.set_write_timeout(Some(WRITE_TIMEOUT)),
+        };
+        open.add(1);
+        Link {
+            id,
+            stream,
+            verdict: AtomicU8::new(0),
+            greeting_owed: AtomicBool::new(true),
+            open,
+            outbox: Outbox::default(),
+            mail: Mutex::default(),
+            mail_came: Condvar::new(),
+            spent: Mutex::default(),
+            refunded: Condvar::new(),
+        }
+    }
+
+    /// Reads what there is, waiting at most this long.
+    pub fn read(&self, bytes: &mut [u8], limit: Duration) -> io::Result<usize> {
+        let limit = Some(limit.max(Duration::from_millis(1)));
+        match &self.stream {
+            Stream::Tcp(tcp) => {
+                tcp.set_read_timeout(limit)?;
+                (&*tcp).read(bytes)
+            }
+            Stream::Unix(unix) => {
+                unix.set_read_timeout(limit)?;
+                (&*unix).read(bytes)
+            }
+        }
+    }
+
+    /// The socket, for a poll.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+
+    /// Sends the greeting, unless the client's first bytes are here already: then greeting and
+    /// answer go out together, which saves a write and wakes the client once instead of twice.
+    pub fn greet_unless_heard(&self) {
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut asked, PollTimeout::ZERO) == Ok(0) {
+            self.greet();
+        }
+    }
+
+    /// Sends the greeting if it is still owed.
+    pub fn greet(&self) {
+        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+            self.send(GREETING);
+        }
+    }
+
+    /// Sends text. That the client isn't there any more is its own business.
+    fn send(&self, text: &str) {
+        let _ = match &self.stream {
+            Stream::Tcp(tcp) => (&*tcp).write_all(text.as_bytes()),
+            Stream::Unix(unix) => (&*unix).write_all(text.as_bytes()),
+        };
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        let _ = match &self.stream {
+            Stream::Tcp(tcp) => tcp.shutdown(how),
+            Stream::Unix(unix) => unix.shutdown(how),
+        };
+    }
+
+    /// Sends the last line there will be.
+    pub fn answer(&self, line: &str) {
+        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+            self.send(&format!("{GREETING}{line}"));
+        } else {
+            self.send(line);
+        }
+        self.shutdown(Shutdown::Write);
+        self.mail().granted = Some(false);
+        self.mail_came.notify_all();
+    }
+
+    /// Turns the connection into a session: this line, then frames. From now on its socket
+    /// never blocks anybody.
+    pub fn grant(&self, line: &str, budget: &Budget) {
+        let _ = match &self.stream {
+            Stream::Tcp(tcp) => tcp.set_nonblocking(true),
+            Stream::Unix(unix) => unix.set_nonblocking(true),
+        };
+        let owed = self.greeting_owed.swap(false, Ordering::AcqRel);
+        let words = format!("{}{line}", if owed { GREETING } else { "" });
+        // A fresh socket has room for a line.
+        let _ = self.send_frames(&[Part::Own(words.into_bytes())], budget);
+        self.mail().granted = Some(true);
+        self.mail_came.notify_all();
+    }
+
+    /// Sends frames as far as the client takes them, and queues the rest.
+    pub fn send_frames(&self, parts: &[Part], budget: &Budget) -> super::outbox::Sent {
+        self.outbox.send(Writing(&self.stream), parts, budget)
+    }
+
+    /// Sends on what is queued. False: there is nothing left to do.
+    pub fn drain(&self, budget: &Budget) -> bool {
+        let more = self.outbox.send_on(Writing(&self.stream), budget);
+        if !more && self.outbox.is_finished() {
+            self.shutdown(Shutdown::Write);
+        }
+        more
+    }
+
+    /// Bytes that are queued.
+    pub fn waiting(&self) -> usize {
+        self.outbox.length()
+    }
+
+    /// Waits until the queue is empty; false if that takes too long or won't happen.
+    pub fn wait_until_sent(&self, patience: Duration) -> bool {
+        self.outbox.wait_until_sent(patience)
+    }
+
+    /// The session is over: nothing comes after what is queued, and its thread may leave.
+    pub fn finish(&self) {
+        if self.outbox.finish() {
+            self.shutdown(Shutdown::Write);
+        }
+        self.mail().finished = true;
+        self.mail_came.notify_all();
+        // Wakes its thread if that waits for more.
+        self.shutdown(Shutdown::Read);
+    }
+
+    /// Reads what there is, without waiting.
+    pub fn read_now(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match &self.stream {
+            Stream::Tcp(tcp) => (&*tcp).read(bytes),
+            Stream::Unix(unix) => (&*unix).read(bytes),
+        }
+    }
+
+    fn mail(&self) -> MutexGuard<'_, Mail> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn await_mail<T>(&self, mut take: impl FnMut(&mut Mail) -> Option<T>) -> Option<T> {
+        let mut taken = None;
+        let wanting = |mail: &mut Mail| {
+            taken = take(mail);
+            taken.is_none() && !mail.over
+        };
+        drop(
+            self.mail_came
+                .wait_while(self.mail(), wanting)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        taken
+    }
+
+    /// Waits for the verdict on a hello that asked for a session: true if it is granted.
+    pub fn await_verdict(&self) -> bool {
+        self.await_mail(|mail| mail.granted).unwrap_or(false)
+    }
+
+    /// Tells its thread how to go on.
+    pub fn give_order(&self, order: Order) {
+        self.mail().order = Some(order);
+        self.mail_came.notify_all();
+    }
+
+    /// Waits for an order; `None`: the session is over.
+    pub fn await_order(&self) -> Option<Order> {
+        self.await_mail(|mail| {
+            if mail.finished {
+                Some(None)
+            } else {
+                mail.order.take().map(Some)
+            }
+        })
+        .flatten()
+    }
+
+    /// Waits until its session was ended, at most this long.
+    pub fn await_end(&self, patience: Duration) {
+        let open = |mail: &mut Mail| !mail.finished && !mail.over;
+        drop(self.mail_came.wait_timeout_while(self.mail(), patience, open));
+    }
+
+    /// Its session is over, or its connection closed.
+    pub fn is_over(&self) -> bool {
+        let mail = self.mail();
+        mail.finished || mail.over
+    }
+
+    /// Takes part of what its session may have on the way to the state thread, waiting until
+    /// there is some; false: the session is over.
+    pub fn spend(&self, bytes: usize) -> bool {
+        let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spent = self
+            .refunded
+            .wait_while(spent, |spent| *spent > CREDIT_BYTES)
+            .unwrap_or_else(PoisonError::into_inner);
+        *spent += bytes;
+        drop(spent);
+        !self.is_over()
+    }
+
+    /// The state thread has dealt with so many bytes.
+    pub fn refund(&self, bytes: usize) {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *spent;
+        *spent = spent.saturating_sub(bytes);
+        if before > CREDIT_BYTES && *spent <= CREDIT_BYTES {
+            self.refunded.notify_all();
+        }
+    }
+
+    /// Ends the wait for its hello; what has already come may still count.
+    pub fn evict(&self, reason: DeclineReason) {
+        let index = DeclineReason::ALL.iter().position(|known| *known == reason);
+        let number = index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(1);
+        self.verdict.store(number, Ordering::Release);
+        self.shutdown(Shutdown::Read);
+    }
+
+    /// Ends the connection at once; what was queued is forgotten.
+    pub fn close(&self, budget: &Budget) {
+        self.outbox.end(budget);
+        self.mail().over = true;
+        self.mail_came.notify_all();
+        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+        self.refunded.notify_all();
+        self.shutdown(Shutdown::Both);
+    }
+
+    /// Why it was told to go, if it was.
+    pub fn verdict(&self) -> Option<DeclineReason> {
+        let number = usize::from(self.verdict.load(Ordering::Acquire));
+        DeclineReason::ALL.get(number.checked_sub(1)?).copied()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.open.remove(1);
+    }
+}
+
+/// A count of what is open, that can be waited on.
+#[derive(Debug, Default)]
+pub struct Open {
+    count: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Open {
+    /// Counts some in.
+    pub fn add(&self, number: usize) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) += number;
+    }
+
+    /// Counts some out.
+    pub fn remove(&self, number: usize) {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner) -= number;
+        self.changed.notify_all();
+    }
+
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        *self.count.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until fewer than `limit` are open; false if it took longer than `patience`.
+    pub fn wait_below(&self, limit: usize, patience: Duration) -> bool {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        let (count, _) = self
+            .changed
+            .wait_timeout_while(count, patience, |count| *count >= limit)
+            .unwrap_or_else(PoisonError::into_inner);
+        *count < limit
+    }
+}

@@ -1,0 +1,373 @@
+//! The newest message of each topic, for a subscription that asks for them: found in the log, read
+//! from its end.
+//!
+//! Here: the search, in steps, and its bounds. Not here: what else a session gets of the past
+//! (`broker::replay`), or who may ask (`broker::state`).
+//!
+//! Nothing is kept for it but the log: so the values survive every restart, no publish pays for them,
+//! and there are as many as the log goes back.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::bus_log::parse_line;
+use super::frame;
+use super::state::topics::Reader;
+use super::state::{Plan, Wanted};
+
+/// Last values of one sender that a session gets, and their bytes: who fills the bus with topics takes
+/// no place of others.
+const TOPICS_PER_SENDER: usize = 256;
+const BYTES_PER_SENDER: usize = 256 * 1024;
+
+/// The same for all senders together.
+const TOPICS: usize = 4096;
+const BYTES: usize = 4 * 1024 * 1024;
+
+/// Topics remembered as having a newer message than what is still to come; about 1 MiB.
+const PASSED: usize = 64 * 1024;
+
+/// Read at once.
+const PIECE: usize = 64 * 1024;
+
+/// Read in one step, so that its client is listened to meanwhile.
+const STEP: usize = 4 * 1024 * 1024;
+
+/// A longer line is no message: no frame can be that long.
+const LONGEST_LINE: usize = (1 << 24) + 4096;
+
+/// A search under way.
+#[derive(Debug)]
+pub struct Lasts {
+    reader: Reader,
+    wanted: Vec<Wanted>,
+    /// Newest first.
+    files: VecDeque<File>,
+    backward: Option<Backward>,
+    seen: HashSet<String>,
+    /// Topics whose newest message found no place, as hashes: an older one isn't the last.
+    passed: HashSet<u64>,
+    hasher: RandomState,
+    /// By sender: topics and bytes.
+    taken: BTreeMap<String, (usize, usize)>,
+    bytes: usize,
+    /// Newest first.
+    found: Vec<(u64, Vec<u8>)>,
+}
+
+impl Lasts {
+    /// A search for these subscriptions of a plan, in these files, oldest first.
+    pub fn new(plan: &Plan, wanted: Vec<Wanted>, files: Vec<File>) -> Lasts {
+        Lasts {
+            reader: plan.reader.clone(),
+            wanted,
+            files: files.into_iter().rev().collect(),
+            backward: None,
+            seen: HashSet::new(),
+            passed: HashSet::new(),
+            hasher: RandomState::new(),
+            taken: BTreeMap::new(),
+            bytes: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Searches on; true: it is over.
+    pub fn step(&mut self) -> io::Result<bool> {
+        let mut read = 0;
+        while read < STEP {
+            if self.is_enough() {
+                return Ok(true);
+            }
+            let Some(backward) = &mut self.backward else {
+                match self.files.pop_front() {
+                    Some(file) => self.backward = Some(Backward::of(file)?),
+                    None => return Ok(true),
+                }
+                continue;
+            };
+            match backward.line()? {
+                Some(line) => {
+                    read += line.len() + 1;
+                    self.look(&line);
+                }
+                None => self.backward = None,
+            }
+        }
+        Ok(false)
+    }
+
+    /// What was found as deliveries, in the order of their numbers, each piece about 64 KiB.
+    pub fn pieces(mut self) -> VecDeque<Vec<u8>> {
+        self.found.sort_by_key(|(seq, _)| *seq);
+        let mut pieces = VecDeque::new();
+        let mut piece = Vec::new();
+        for (_, line) in self.found {
+            frame::delivery(&line, &mut piece);
+            if piece.len() >= PIECE {
+                pieces.push_back(std::mem::take(&mut piece));
+            }
+        }
+        if !piece.is_empty() {
+            pieces.push_back(piece);
+        }
+        pieces
+    }
+
+    /// Nothing that is still to come could be taken.
+    fn is_enough(&self) -> bool {
+        let is_exact = |wanted: &Wanted| !wanted.pattern.is_prefix() && !wanted.pattern.has_holes();
+        self.found.len() >= TOPICS
+            || self.bytes >= BYTES
+            || (self.wanted.iter().all(is_exact)
+                && self
+                    .wanted
+                    .iter()
+                    .all(|wanted| self.seen.contains(wanted.pattern.as_str())))
+    }
+
+    fn look(&mut self, line: &[u8]) {
+        let Some(parsed) = parse_line(line) else {
+            return;
+        };
+        let is_past = |wanted: &Wanted| wanted.last.is_some_and(|last| parsed.seq <= last);
+        let wants = |wanted: &Wanted| is_past(wanted) && wanted.pattern.matches(parsed.topic);
+        if !self.wanted.iter().any(wants)
+            || self.seen.contains(parsed.topic)
+            || !self.reader.may_read(parsed.topic)
+        {
+            return;
+        }
+        let hash = self.hasher.hash_one(parsed.topic);
+        if self.passed.contains(&hash) {
+            return;
+        }
+        let taken = self.taken.entry(parsed.vm.to_owned()).or_default();
+        // A sender's newest one finds its place however long it is.
+        if taken.0 >= TOPICS_PER_SENDER || (taken.0 > 0 && taken.1 + line.len() > BYTES_PER_SENDER) {
+            if self.passed.len() < PASSED {
+                self.passed.insert(hash);
+            }
+            return;
+        }
+        *taken = (taken.0 + 1, taken.1 + line.len());
+        self.seen.insert(parsed.topic.to_owned());
+        self.bytes += line.len();
+        self.found.push((parsed.seq, line.to_vec()));
+    }
+}
+
+/// The whole lines of a file from its end.
+#[derive(Debug)]
+struct Backward {
+    file: File,
+    /// Where `bytes` begins in the file.
+    at: u64,
+    /// What was read and not handed over, without the last line end.
+    bytes: Vec<u8>,
+    /// In the middle of a line that is too long to be one.
+    in_waste: bool,
+}
+
+impl Backward {
+    fn of(file: File) -> io::Result<Backward> {
+        let at = file.metadata()?.len();
+        Ok(Backward {
+            file,
+            at,
+            bytes: Vec::new(),
+            // What stands behind the last line end is being written.
+            in_waste: true,
+        })
+    }
+
+    /// The line before those handed over, without its end.
+    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut searched_from = self.bytes.len();
+        loop {
+            let found = self.bytes[..searched_from]
+                .iter()
+                .rposition(|byte| *byte == b'\n');
+            if let Some(end) = found {
+                let line = self.bytes.split_off(end + 1);
+                self.bytes.pop();
+                searched_from = self.bytes.len();
+                if !std::mem::take(&mut self.in_waste) {
+                    return Ok(Some(line));
+                }
+                continue;
+            }
+            if self.at == 0 {
+                let line = std::mem::take(&mut self.bytes);
+                let is_line = !std::mem::replace(&mut self.in_waste, true);
+                return Ok(is_line.then_some(line));
+            }
+            if self.bytes.len() > LONGEST_LINE || self.in_waste {
+                self.in_waste = true;
+                self.bytes.clear();
+            }
+            // As much as there is already, so that a long line isn't copied too often.
+            let size = self.at.min(PIECE.max(self.bytes.len()) as u64);
+            self.at -= size;
+            let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE)];
+            self.file.read_exact_at(&mut piece, self.at)?;
+            searched_from = piece.len();
+            piece.append(&mut self.bytes);
+            self.bytes = piece;
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::core::broker::state::Plane;
+    use crate::core::scratch::Scratch;
+
+    fn line(seq: u64, vm: &str, topic: &str, pad: usize) -> String {
+        let pad = "x".repeat(pad);
+        format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"{vm}\",\"topic\":\"{topic}\",\"payload\":\"{pad}\"}}\n")
+    }
+
+    /// The numbers found by web-0 in these files, oldest first.
+    fn found(files: &[&Path], patterns: &[&str], first: u64) -> Vec<u64> {
+        let wanted: Vec<Wanted> = (0..)
+            .zip(patterns)
+            .map(|(number, pattern)| Wanted {
+                pattern: pattern.parse().unwrap(),
+                number,
+                first,
+                next: first,
+                last: Some(first - 1),
+            })
+            .collect();
+        let plan = Plan {
+            upto: 1 << 40,
+            reader: Reader {
+                plane: Plane::Guest,
+                key: "web-0".into(),
+                second: None,
+            },
+            wanted: wanted.clone(),
+        };
+        let files = files.iter().map(|path| File::open(path).unwrap()).collect();
+        let mut lasts = Lasts::new(&plan, wanted, files);
+        while !lasts.step().unwrap() {}
+        let bytes: Vec<u8> = lasts.pieces().into_iter().flatten().collect();
+        let mut rest = bytes.as_slice();
+        let mut seqs = Vec::new();
+        while let Some((head, body)) = rest.split_first_chunk::<4>() {
+            let (body, more) = body.split_at(u32::from_be_bytes(*head) as usize);
+            let value: serde_json::Value = serde_json::from_slice(body).unwrap();
+            seqs.push(value["seq"].as_u64().unwrap());
+            rest = more;
+        }
+        seqs
+    }
+
+    #[test]
+    fn the_newest_of_each_topic_that_may_be_read() {
+        let scratch = Scratch::new("lasts");
+        let (old, new) = (scratch.path("bus.log.1"), scratch.path("bus.log"));
+        let text = [
+            line(1, "a", "x/a", 10),
+            line(2, "a", "x/b", 100_000),
+            line(3, "b", "x/a", 10),
+            line(4, "b", "vm:db", 10),
+            line(5, "b", "vm:web-0", 10),
+        ];
+        fs::write(&old, text.concat()).unwrap();
+        let text = [
+            "no message\n".to_owned(),
+            line(6, "a", "y/1/z", 10),
+            line(7, "a", "x/c", 70_000),
+            line(8, "b", "x/c", 10),
+            line(9, "a", "x/c", 10).trim_end().to_owned(),
+        ];
+        fs::write(&new, text.concat()).unwrap();
+        let both = [old.as_path(), new.as_path()];
+        assert_eq!(found(&both, &["*"], 100), [2, 3, 5, 6, 8]);
+        assert_eq!(found(&both, &["x/*"], 8), [2, 3, 7], "before the first number");
+        assert_eq!(found(&both, &["x/a"], 3), [1]);
+        assert_eq!(found(&both, &["y/*/z", "x/a"], 100), [3, 6]);
+        assert_eq!(found(&both, &["vm:*"], 100), [5]);
+        assert!(found(&both, &["none"], 100).is_empty() && found(&[], &["*"], 100).is_empty());
+    }
+
+    #[test]
+    fn one_sender_takes_no_place_of_others() {
+        let scratch = Scratch::new("lasts-caps");
+        let path = scratch.path("bus.log");
+        let mut text = line(1, "quiet", "q", 10);
+        for seq in 2..=1000 {
+            text += &line(seq, "loud", &format!("t/{seq}"), 10);
+        }
+        for seq in 1001..=1005 {
+            text += &line(seq, "large", &format!("l/{seq}"), 60_000);
+        }
+        fs::write(&path, text).unwrap();
+        let seqs = found(&[&path], &["*"], 9999);
+        let of = |range: std::ops::RangeInclusive<u64>| seqs.iter().filter(|seq| range.contains(seq)).count();
+        assert_eq!(seqs[0], 1);
+        assert_eq!((of(2..=1000), of(1001..=1005)), (TOPICS_PER_SENDER, 4));
+        assert_eq!(seqs[1], 1000 - TOPICS_PER_SENDER as u64 + 1, "the newest ones");
+    }
+
+    #[test]
+    fn an_older_value_never_stands_for_one_that_found_no_place() {
+        let scratch = Scratch::new("lasts-stale");
+        let path = scratch.path("bus.log");
+        let text = [
+            line(1, "a", "x", 10),
+            line(2, "a", "x", BYTES_PER_SENDER),
+            line(3, "b", "x/old", 10),
+            line(4, "a", "x/old", 10),
+            line(5, "a", "y", BYTES_PER_SENDER - 250),
+        ];
+        fs::write(&path, text.concat()).unwrap();
+        assert_eq!(
+            found(&[&path], &["x"], 100),
+            [2],
+            "the newest of a sender always does"
+        );
+        assert_eq!(found(&[&path], &["*"], 100), [4, 5]);
+        // Another sender's older one isn't the last either.
+        let flood: String = (0..=TOPICS_PER_SENDER)
+            .map(|n| line(10 + n as u64, "a", &format!("t/{n}"), 1))
+            .collect();
+        fs::write(&path, text.concat() + &flood).unwrap();
+        assert!(found(&[&path], &["x*"], 100).contains(&4));
+        let seqs = found(&[&path], &["*"], 1000);
+        assert!(seqs.iter().all(|seq| *seq >= 10), "{seqs:?}");
+    }
+
+    #[test]
+    fn lines_without_end_take_no_memory() {
+        let scratch = Scratch::new("lasts-long");
+        let path = scratch.path("bus.log");
+        fs::write(&path, line(1, "a", "x", 1)).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        let end = 3 * LONGEST_LINE as u64;
+        file.write_all_at(b"\n", end).unwrap();
+        file.write_all_at(line(2, "a", "y", 1).as_bytes(), end + 1)
+            .unwrap();
+        let mut backward = Backward::of(File::open(&path).unwrap()).unwrap();
+        assert_eq!(
+            backward.line().unwrap().unwrap(),
+            line(2, "a", "y", 1).trim_end().as_bytes()
+        );
+        assert_eq!(
+            backward.line().unwrap().unwrap(),
+            line(1, "a", "x", 1).trim_end().as_bytes()
+        );
+        assert!(backward.bytes.capacity() <= 2 * LONGEST_LINE);
+        assert_eq!(backward.line().unwrap(), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! A look at every line of a log of the bus: its highest number, and whether the numbers rise.
+//!
+//! Here: reading the beginnings of lines, with little memory however long they are. Not here: what
+//! a line says (`broker::bus_log`), or delivering messages whose numbers don't rise
+//! (`broker::replay`).
+//!
+//! The broker's own lines always rise. A log that somebody has pasted together, or that was damaged,
+//! may not, and whoever looks for a number by halving then misses messages.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use crate::core::host;
+use crate::core::lines::journal::rotated;
+
+use super::bus_log::seq_of;
+
+/// Read at once.
+const PIECE: usize = 64 * 1024;
+
+/// The number stands in so many bytes of a line, or it has none.
+const HEAD: usize = 32;
+
+/// What was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// The highest number; 0: there is none.
+    pub highest: u64,
+    /// Each number is higher than the one before it.
+    pub rises: bool,
+}
+
+/// Looks at the log and its rotated files.
+pub fn survey(path: &Path, keep: u32) -> io::Result<Survey> {
+    let mut found = Survey {
+        highest: 0,
+        rises: true,
+    };
+    for file in files(path, keep)? {
+        for_each_head(file, |head| {
+            if let Some(seq) = seq_of(head) {
+                found.rises &= seq > found.highest;
+                found.highest = found.highest.max(seq);
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// The files of a log, oldest first, each once. Rotation gives files higher numbers, so who goes by
+/// rising numbers may meet one twice, but misses none.
+pub fn files(path: &Path, keep: u32) -> io::Result<Vec<File>> {
+    let mut found: Vec<((u64, u64), File)> = Vec::new();
+    for number in 0..=keep.saturating_add(1) {
+        let name = match number {
+            0 => path.to_owned(),
+            number => rotated(path, number),
+        };
+        let file = match host::open_state_file(&name) {
+            Ok(file) => file,
+            // What is no file holds no lines.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let meta = file.metadata()?;
+        let id = (meta.dev(), meta.ino());
+        if found.iter().all(|(known, _)| *known != id) {
+            found.push((id, file));
+        }
+    }
+    found.reverse();
+    Ok(found.into_iter().map(|(_, file)| file).collect())
+}
+
+/// Hands over the first bytes of each whole line.
+fn for_each_head(mut file: File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut piece = vec![0; PIECE];
+    let mut head: Vec<u8> = Vec::with_capacity(HEAD);
+    loop {
+        let mut rest = match file.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(count) => &piece[..count],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        while !rest.is_empty() {
+            let end = rest.iter().position(|byte| *byte == b'\n');
+            let line = &rest[..end.unwrap_or(rest.len())];
+            head.extend_from_slice(&line[..line.len().min(HEAD - head.len())]);
+            match end {
+                None => break,
+                Some(end) => {
+                    take(&head);
+                    head.clear();
+                    rest = &rest[end + 1..];
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::core::broker::bus_log::MAX_SEQ;
+    use crate::core::scratch::Scratch;
+
+    fn line(seq: u64) -> String {
+        format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"a\",\"payload\":1}}\n")
+    }
+
+    #[test]
+    fn numbers_that_rise_and_numbers_that_do_not() {
+        let scratch = Scratch::new("survey");
+        let path = scratch.path("bus.log");
+        let look = || {
+            let found = survey(&path, 2).unwrap();
+            (found.highest, found.rises)
+        };
+        assert_eq!(look(), (0, true));
+        fs::write(rotated(&path, 1), line(1) + &line(2)).unwrap();
+        fs::write(
+            &path,
+            line(3) + &"x".repeat(3 * PIECE) + "\n" + &line(7) + "{\"seq\":9,\"t",
+        )
+        .unwrap();
+        assert_eq!(
+            look(),
+            (7, true),
+            "what is no message and what is torn doesn't count"
+        );
+        for (text, expected) in [
+            (line(3) + &line(9) + &line(4), (9, false)),
+            (line(3) + &line(3), (3, false)),
+            (line(1), (2, false)),
+            (line(3) + &line(u64::MAX) + &line(4), (4, true)),
+            (line(3) + &line(MAX_SEQ), (MAX_SEQ, true)),
+        ] {
+            fs::write(&path, &text).unwrap();
+            assert_eq!(look(), expected, "{text}");
+        }
+    }
+}

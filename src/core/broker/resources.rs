@@ -1,0 +1,152 @@
+//! What a broker claims before it serves: its lock, its port, its socket, room for descriptors.
+//!
+//! Here: each claim, or a failure that names who has it. Not here: what is done with them
+//! (`broker::serve`).
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::core::config::{PortChoice, Protocol};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock, Holder, LockError};
+use crate::core::ports::owners::owner_of;
+use crate::core::root::paths::{StateRoot, castra_home, vm_file};
+use crate::core::root::records::{self, BrokerRecord};
+
+use super::listen::SLACK;
+
+/// The port a broker takes if the config names none and it is free.
+pub const PREFERRED_PORT: u16 = 7070;
+
+/// Host clients at once: a few commands and their pipes.
+pub const HOST_CONNECTIONS: usize = 64;
+
+/// Descriptors kept for everything that is no guest's connection: listeners, locks, logs, the
+/// files a turn opens for a moment, host clients.
+const DESCRIPTORS_APART: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
+
+/// The most descriptors we ask for; a limit of a million is no reason to use it.
+const DESCRIPTORS_WANTED: u64 = 65_536;
+
+/// The lock that a broker holds for life; `Busy` names who has it.
+pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLock> {
+    let path = paths.broker_pid();
+    // Who finds the lock held must know at once whose it is: `broker.json` comes later.
+    let kind = if embedded { " embedded" } else { "" };
+    match FileLock::try_take(&path, &format!("castra broker {run}{kind}")) {
+        Ok(lock) => Ok(lock),
+        Err(LockError::Held(who)) => {
+            let pid = who.split_whitespace().next().unwrap_or("unknown").to_owned();
+            Err(Failure::new(
+                Exit::Busy,
+                format!("a broker of this project is running already (pid {pid})"),
+            )
+            .because(format!("it holds the lock on {}", path.display())))
+        }
+        Err(LockError::Io(error)) => Err(Failure::io("create", &path, &error)),
+    }
+}
+
+/// Raises the soft limit of open files and says how many guests fit into it. The limit of a program
+/// that embeds the broker is that program's to set: it stays, and fewer guests may fit.
+pub fn fit_descriptors(wanted: usize, embedded: bool) -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return wanted;
+    };
+    let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
+    let raised = !embedded && setrlimit(Resource::RLIMIT_NOFILE, goal, hard).is_ok();
+    wanted.min(guests_within(if raised { goal } else { soft }))
+}
+
+/// How many guests fit into a limit of open files.
+fn guests_within(limit: u64) -> usize {
+    let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
+    usize::try_from(room).unwrap_or(usize::MAX)
+}
+
+/// The soft and the hard limit of open files, and how many guests a broker could serve with them.
+/// Changes nothing.
+pub fn room_for_guests() -> Option<(u64, u64, usize)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    Some((soft, hard, guests_within(hard.min(DESCRIPTORS_WANTED).max(soft))))
+}
+
+/// The TCP listener. While a VM runs, the port its guests were told stays.
+pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
+    let kept = records::load::<BrokerRecord>(&paths.broker_json())
+        .ok()
+        .flatten()
+        .map(|record| record.port)
+        .filter(|_| any_vm_runs(paths));
+    let listen = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let exactly = |port: u16, advice: &str| {
+        listen(port).map_err(|error| {
+            let why = match (
+                error.kind(),
+                owner_of(Protocol::Tcp, port, castra_home().as_deref()),
+            ) {
+                (io::ErrorKind::AddrInUse, Some(owner)) => format!("it is used by {owner}"),
+                (io::ErrorKind::AddrInUse, None) => "it is used by another process".to_owned(),
+                _ => error.to_string(),
+            };
+            Failure::new(Exit::Busy, format!("the broker can't listen on 127.0.0.1:{port}"))
+                .because(why)
+                .advice(advice)
+        })
+    };
+    if let Some(port) = kept {
+        return exactly(
+            port,
+            "the running VMs were told this port: free it, or stop them with `castra down`",
+        );
+    }
+    match choice {
+        PortChoice::Exactly(port) => exactly(
+            port,
+            "free the port, or set another `port` under [broker], or 0 for a free one",
+        ),
+        PortChoice::Preferred => match listen(PREFERRED_PORT) {
+            Ok(listener) => Ok(listener),
+            Err(_) => exactly(0, "free some ports"),
+        },
+        PortChoice::Free => exactly(0, "free some ports"),
+    }
+}
+
+fn any_vm_runs(paths: &StateRoot) -> bool {
+    let Ok(entries) = fs::read_dir(paths.vms()) else {
+        return false;
+    };
+    entries.flatten().any(|entry| {
+        matches!(
+            host::lock_holder(&entry.path().join(vm_file::QEMU_PID)),
+            Holder::Process(_)
+        )
+    })
+}
+
+/// The host's socket, mode 0600 before anybody can connect: it is made under another name.
+pub fn bind_host(paths: &StateRoot, root: &File) -> Result<UnixListener> {
+    const HIDDEN: &str = ".broker.sock-";
+    let path = paths.broker_sock();
+    let cant = |error: io::Error| Failure::io("create", &path, &error);
+    // What a broker killed in between has left; we hold the lock, so nobody is at it.
+    for entry in fs::read_dir(paths.dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(HIDDEN) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    let hidden = host::short_path(root, &format!("{HIDDEN}{}", std::process::id()));
+    let listener = UnixListener::bind(&hidden).map_err(cant)?;
+    fs::set_permissions(&hidden, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .and_then(|()| fs::rename(&hidden, host::short_path(root, "broker.sock")))
+        .map_err(|error| {
+            let _ = fs::remove_file(&hidden);
+            cant(error)
+        })?;
+    Ok(listener)
+}

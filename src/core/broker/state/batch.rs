@@ -1,0 +1,195 @@
+//! A group: everything that happened on the bus since the last commit, in order.
+//!
+//! Here: messages as lines of the log and as deliveries, and what is to be answered once they
+//! are kept. Not here: who may say what, who gets what (`super::publishing`, `super::commit`).
+//!
+//! All messages of a group go to the log with one write. Their answers and deliveries follow in
+//! the order in which the frames came, so a session never sees an effect before its cause.
+
+use std::ops::Range;
+
+use crate::core::broker::frame::{self, Terms, push_number};
+use crate::core::bus::topic::Pattern;
+use crate::core::name::VmName;
+
+use super::ConnId;
+
+/// A message: where it is in the group's buffers.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// Its session; `None`: the broker's own.
+    pub conn: Option<ConnId>,
+    /// Index into the group's senders.
+    pub sender: usize,
+    /// Its number.
+    pub seq: u64,
+    /// Its topic, in `log`.
+    pub topic: Range<usize>,
+    /// Its payload, in `log`.
+    pub payload: Range<usize>,
+    /// Its line with the line end, in `log`.
+    pub line: Range<usize>,
+    /// Its delivery, in `frames`; empty where nobody was subscribed to anything.
+    pub frame: Range<usize>,
+    /// Which of the group's texts holds its id.
+    pub text: usize,
+    /// Its id, in that text.
+    pub id: Range<usize>,
+    /// It is to a VM that the project doesn't have.
+    pub is_lost: bool,
+}
+
+/// What a group does, in order.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A message.
+    Message(Message),
+    /// An answer that waited for its turn.
+    Say {
+        /// To whom.
+        conn: ConnId,
+        /// A frame.
+        frame: Vec<u8>,
+    },
+    /// A subscription begins.
+    Subscribe {
+        /// Whose.
+        conn: ConnId,
+        /// To what.
+        pattern: Pattern,
+        /// What else was asked.
+        terms: Terms,
+        /// JSON of the id.
+        id: String,
+    },
+    /// A subscription ends.
+    Unsubscribe {
+        /// Whose.
+        conn: ConnId,
+        /// To what.
+        pattern: Pattern,
+        /// JSON of the id.
+        id: String,
+    },
+    /// A session ends here.
+    End {
+        /// Which.
+        conn: ConnId,
+        /// Why.
+        cause: super::session::Cause,
+    },
+}
+
+/// What is said with a publish, as far as the log tells it.
+#[derive(Clone, Copy, Debug)]
+pub struct Said<'a> {
+    /// `,"ts":1763719200000,"vm":"web-0","topic":"`: of a whole burst, so rendered once for it.
+    pub head: &'a [u8],
+    /// A valid topic.
+    pub topic: &'a [u8],
+    /// JSON on one line.
+    pub payload: &'a [u8],
+    /// The topic on which an answer is awaited; empty: none is.
+    pub reply: &'a [u8],
+}
+
+/// The beginning of every line, up to its number.
+const SEQ: &[u8] = b"{\"seq\":";
+
+/// About what a line has beside topic and payload, and a delivery beside its line; names longer than
+/// usual cost a copy.
+const LINE_ROOM: usize = 96;
+const FRAME_ROOM: usize = 24;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Group {
+    /// The lines.
+    pub log: Vec<u8>,
+    /// The same as deliveries.
+    pub frames: Vec<u8>,
+    /// Texts of bursts, for the ids.
+    pub texts: Vec<Vec<u8>>,
+    /// Who sent the messages.
+    pub senders: Vec<VmName>,
+    /// What happened.
+    pub ops: Vec<Op>,
+    /// A subscription begins in it.
+    pub subscribes: bool,
+}
+
+/// `,"vm":"web-0","topic":"`: the part of a line that is the same for all messages of a sender.
+pub fn head_of(sender: &str) -> Vec<u8> {
+    // A name holds nothing that JSON would have to escape.
+    format!(",\"vm\":\"{sender}\",\"topic\":\"").into_bytes()
+}
+
+/// That part with the wall clock before it.
+pub fn stamped(head: &[u8], wall_ms: u64) -> Vec<u8> {
+    let mut stamped = Vec::with_capacity(32 + head.len());
+    stamped.extend_from_slice(b",\"ts\":");
+    push_number(&mut stamped, wall_ms);
+    stamped.extend_from_slice(head);
+    stamped
+}
+
+impl Group {
+    /// Nothing has happened.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
+
+    /// About what it holds in memory, bytes.
+    pub fn bytes(&self) -> usize {
+        self.log.len() + self.frames.len() + self.ops.len() * size_of::<Op>()
+    }
+
+    /// Makes room for a burst at once: growing by the way would copy every message several times.
+    pub fn make_room(&mut self, frames: usize, text: usize, deliver: bool) {
+        self.ops.reserve(frames);
+        self.log.reserve(text + frames * LINE_ROOM);
+        if deliver {
+            self.frames.reserve(text + frames * (LINE_ROOM + FRAME_ROOM));
+        }
+    }
+
+    /// Index of a sender, who is mostly the last one.
+    pub fn sender(&mut self, vm: &VmName) -> usize {
+        if self.senders.last() != Some(vm) {
+            self.senders.push(vm.clone());
+        }
+        self.senders.len() - 1
+    }
+
+    /// Lays a message out; `deliver`: somebody may be subscribed to it.
+    pub fn lay_out(
+        &mut self,
+        seq: u64,
+        said: Said<'_>,
+        deliver: bool,
+    ) -> (Range<usize>, Range<usize>, Range<usize>, Range<usize>) {
+        let log = &mut self.log;
+        let start = log.len();
+        log.extend_from_slice(SEQ);
+        push_number(log, seq);
+        log.extend_from_slice(said.head);
+        let topic = log.len();
+        log.extend_from_slice(said.topic);
+        let topic = topic..log.len();
+        if !said.reply.is_empty() {
+            log.extend_from_slice(b"\",\"reply\":\"");
+            log.extend_from_slice(said.reply);
+        }
+        log.extend_from_slice(b"\",\"payload\":");
+        let payload = log.len();
+        log.extend_from_slice(said.payload);
+        let payload = payload..log.len();
+        log.extend_from_slice(b"}\n");
+        let line = start..log.len();
+        let at = self.frames.len();
+        if deliver {
+            frame::delivery(&self.log[start..line.end - 1], &mut self.frames);
+        }
+        (line, topic, payload, at..self.frames.len())
+    }
+}

@@ -1,0 +1,432 @@
+//! Commit: a group goes to the log, then everybody gets what it has for them (docs/PROTOCOL.md).
+//!
+//! Here: appending, answers and deliveries in the order in which things happened, falling behind.
+//! Not here: how a group comes to be (`super::publishing`, `super::batch`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::core::broker::frame::{Answer, Refused, Terms};
+use crate::core::bus::topic::Pattern;
+use crate::core::name::VmName;
+
+use super::batch::{Group, Message, Op};
+use super::input::{Order, Part};
+use super::session::Sub;
+use super::{At, ConnId, Effect, State};
+
+/// What the in-guest service's log lines come on (docs/PROTOCOL.md).
+const VIZIER_LOG: &[u8] = b"vizier/log";
+
+/// What a publisher is warned of whose message is to a VM that the project doesn't have.
+const UNKNOWN_VM: &str = "unknown-vm";
+
+/// Subscriptions of one session that have to be looked at for each message: those with a `*` in the
+/// middle and those of a group. With a handful of sessions a VM, hostile ones cost a publish some
+/// microseconds.
+const COSTLY_SUBSCRIPTIONS: usize = 16;
+
+/// What one session gets of a group.
+#[derive(Default)]
+struct Outgoing {
+    parts: Vec<Part>,
+    acks: Vec<u8>,
+}
+
+impl Outgoing {
+    /// Behind the acks of what was published before: answers come in the order of the frames.
+    fn say(&mut self, bytes: &[u8]) {
+        let acks = std::mem::take(&mut self.acks);
+        if !acks.is_empty() {
+            self.parts.push(Part::Own(acks));
+        }
+        match self.parts.last_mut() {
+            Some(Part::Own(own)) => own.extend_from_slice(bytes),
+            _ => self.parts.push(Part::Own(bytes.to_vec())),
+        }
+    }
+
+    fn answer(&mut self, answer: &Answer<'_>) {
+        let mut bytes = Vec::new();
+        answer.render(&mut bytes);
+        self.say(&bytes);
+    }
+
+    fn deliver(&mut self, frames: &Arc<Vec<u8>>, range: Range<usize>) {
+        if range.is_empty() {
+            return;
+        }
+        match self.parts.last_mut() {
+            Some(Part::Shared(_, last)) if last.end == range.start => last.end = range.end,
+            _ => self.parts.push(Part::Shared(Arc::clone(frames), range)),
+        }
+    }
+}
+
+impl State {
+    /// Something waits for a commit.
+    pub fn uncommitted(&self) -> bool {
+        !self.group.is_empty()
+    }
+
+    /// The last number in the log.
+    pub fn last_kept(&self) -> u64 {
+        self.kept
+    }
+
+    /// What waits for a commit holds so many bytes.
+    pub fn uncommitted_bytes(&self) -> usize {
+        self.group.bytes()
+    }
+
+    pub(super) fn on_log_opened(&mut self, last: u64) {
+        self.log_open = true;
+        self.kept = self.kept.max(last);
+        // What waits for a commit has its numbers already.
+        self.given = self.given.max(self.kept);
+    }
+
+    /// Hands the group's lines to the log, or settles a group that has none.
+    pub(super) fn on_commit(&mut self, at: At, out: &mut Vec<Effect>) {
+        if self.group.is_empty() {
+            return;
+        }
+        let mut group = std::mem::take(&mut self.group);
+        if group.log.is_empty() {
+            return self.settle(at, group, &Arc::default(), true, out);
+        }
+        let lines = Arc::new(std::mem::take(&mut group.log));
+        out.push(Effect::Append(Arc::clone(&lines)));
+        self.committing = Some((group, lines));
+    }
+
+    /// The log has taken the group, or hasn't.
+    pub(super) fn on_appended(&mut self, at: At, kept: bool, open: bool, out: &mut Vec<Effect>) {
+        self.log_open = open;
+        let Some((group, lines)) = self.committing.take() else {
+            return;
+        };
+        if kept {
+            self.kept = self.given;
+        } else {
+            // Never given: nobody was told these numbers.
+            self.given = self.kept;
+        }
+        self.settle(at, group, &lines, kept, out);
+    }
+
+    /// Gives everybody what the group has for them, in the order in which things happened.
+    fn settle(&mut self, at: At, mut group: Group, lines: &Arc<Vec<u8>>, kept: bool, out: &mut Vec<Effect>) {
+        let frames = Arc::new(std::mem::take(&mut group.frames));
+        let mut outgoing: BTreeMap<ConnId, Outgoing> = BTreeMap::new();
+        let mut ended = Vec::new();
+        let mut changed: BTreeSet<ConnId> = BTreeSet::new();
+        // The last number given before the op at hand.
+        let mut before = self.kept;
+        if kept
+            && let Some(first) = group.ops.iter().find_map(|op| match op {
+                Op::Message(message) => Some(message.seq),
+                _ => None,
+            })
+        {
+            before = first - 1;
+        }
+        let mut rest = group.ops.as_slice();
+        while let Some(op) = rest.first() {
+            let mut taken = 1;
+            match op {
+                Op::Message(first) => {
+                    let run = run_of(rest, first, lines);
+                    taken = run.len();
+                    if kept {
+                        before = first.seq + (taken as u64 - 1);
+                        self.deliver(run, lines, &frames, &mut outgoing);
+                    }
+                    self.acknowledge(at, run, &group.texts, kept, &mut outgoing, out);
+                }
+                Op::Say { conn, frame } => outgoing.entry(*conn).or_default().say(frame),
+                Op::Subscribe {
+                    conn,
+                    pattern,
+                    terms,
+                    id,
+                } => {
+                    let (refused, detail) = match self.subscribe(*conn, pattern, terms, before) {
+                        Ok(()) => (None, ""),
+                        Err((reason, detail)) => (Some(reason), detail),
+                    };
+                    if let Some(reason) = refused {
+                        self.tell_refusal(at, *conn, "\"subscribe\"", reason, out);
+                    }
+                    let answer = Answer {
+                        kind: "\"subscribe\"",
+                        id: id.as_bytes(),
+                        topic: Some(pattern.as_str()),
+                        seq: refused.is_none().then_some(before),
+                        refused,
+                        detail,
+                        warning: None,
+                    };
+                    outgoing.entry(*conn).or_default().answer(&answer);
+                    changed.insert(*conn);
+                }
+                Op::Unsubscribe { conn, pattern, id } => {
+                    if let Some(session) = self.session_mut(*conn) {
+                        session.subs.remove(pattern);
+                        self.index.remove(*conn, pattern);
+                    }
+                    let answer = Answer {
+                        kind: "\"unsubscribe\"",
+                        id: id.as_bytes(),
+                        topic: Some(pattern.as_str()),
+                        ..Answer::default()
+                    };
+                    outgoing.entry(*conn).or_default().answer(&answer);
+                    changed.insert(*conn);
+                }
+                Op::End { conn, cause } => ended.push((*conn, *cause)),
+            }
+            rest = &rest[taken..];
+        }
+        for (conn, sent) in outgoing {
+            if self.session(conn).is_none() {
+                continue;
+            }
+            let mut parts = sent.parts;
+            if !sent.acks.is_empty() {
+                parts.push(Part::Own(sent.acks));
+            }
+            out.push(Effect::Send { conn, parts });
+        }
+        for conn in changed {
+            if let Some(session) = self.session(conn) {
+                let key = session.reader.key.clone();
+                self.refresh_record(at, &key);
+            }
+        }
+        self.give_orders(out);
+        for (conn, cause) in ended {
+            self.close_session(at, conn, cause, out);
+        }
+        if kept {
+            shelve(&group, lines, out);
+        }
+    }
+
+    /// Every thread that waits is told how to go on, also where all it asked for was refused.
+    fn give_orders(&mut self, out: &mut Vec<Effect>) {
+        let kept = self.kept;
+        for conn in std::mem::take(&mut self.asking) {
+            if let Some(session) = self.session_mut(conn)
+                && std::mem::take(&mut session.asks)
+            {
+                let order = if session.behind {
+                    Order::Replay(session.plan(kept))
+                } else {
+                    Order::Attached
+                };
+                out.push(Effect::Order { conn, order });
+            }
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        conn: ConnId,
+        pattern: &Pattern,
+        terms: &Terms,
+        before: u64,
+    ) -> Result<(), (Refused, &'static str)> {
+        let limit = self.rules.bus.subscriptions_per_session;
+        let Some(session) = self.session_mut(conn) else {
+            return Ok(());
+        };
+        let others = || session.subs.iter().filter(|(known, _)| *known != pattern);
+        if others().count() >= limit {
+            return Err((Refused::SubscriptionLimit, ""));
+        }
+        let is_costly = pattern.has_holes() || terms.group.is_some();
+        let costly = others().filter(|(known, sub)| known.has_holes() || sub.group.is_some());
+        if is_costly && costly.count() >= COSTLY_SUBSCRIPTIONS {
+            return Err((
+                Refused::SubscriptionLimit,
+                "a session may have 16 subscriptions with a `*` in the middle or a group",
+            ));
+        }
+        // While a session reads the past its thread alone sends to it: it could take no part in a group.
+        let works = others().any(|(_, sub)| sub.group.is_some());
+        if (terms.replays() && works) || (terms.group.is_some() && session.behind) {
+            return Err((
+                Refused::Forbidden,
+                "a group, and `from` or `last`, go to sessions of their own",
+            ));
+        }
+        // Numbers begin with 1; who asks for 0 means everything.
+        let first = terms.from.map_or(before + 1, |from| from.max(1));
+        if (first <= before || terms.last) && !session.behind {
+            session.behind = true;
+            for sub in session.subs.values_mut() {
+                sub.next = before + 1;
+            }
+        }
+        session.subs_made += 1;
+        let sub = Sub {
+            number: session.subs_made,
+            first,
+            next: first,
+            last: terms.last.then_some(before.min(first - 1)),
+            group: terms.group.clone(),
+        };
+        let plane = session.reader.plane;
+        session.subs.insert(pattern.clone(), sub);
+        // It may have been the other kind before.
+        self.index.remove(conn, pattern);
+        match &terms.group {
+            Some(name) => self.index.groups.join(conn, plane, name, pattern),
+            None => self.index.insert(conn, pattern, first),
+        }
+        Ok(())
+    }
+
+    /// One run of messages of one topic to everybody who is subscribed to it.
+    fn deliver(
+        &mut self,
+        run: &[Op],
+        lines: &[u8],
+        frames: &Arc<Vec<u8>>,
+        outgoing: &mut BTreeMap<ConnId, Outgoing>,
+    ) {
+        let (Some(Op::Message(first)), Some(Op::Message(last))) = (run.first(), run.last()) else {
+            return;
+        };
+        let Ok(topic) = std::str::from_utf8(&lines[first.topic.clone()]) else {
+            return;
+        };
+        let subscribers = self.index.matching(topic);
+        if !self.index.groups.is_empty() {
+            self.deliver_to_groups(run, topic, &subscribers, frames, outgoing);
+        }
+        for (conn, wanted) in subscribers {
+            let Some(session) = self.session(conn) else {
+                continue;
+            };
+            if session.behind || wanted > last.seq || !session.reader.may_read(topic) {
+                continue;
+            }
+            let skipped = usize::try_from(wanted.saturating_sub(first.seq)).unwrap_or(usize::MAX);
+            if let Some(Op::Message(from)) = run.get(skipped) {
+                let range = from.frame.start..last.frame.end;
+                outgoing.entry(conn).or_default().deliver(frames, range);
+            }
+        }
+    }
+
+    /// Each message of a run to one member of each group. Who is subscribed besides gets it by
+    /// that.
+    fn deliver_to_groups(
+        &mut self,
+        run: &[Op],
+        topic: &str,
+        subscribers: &BTreeMap<ConnId, u64>,
+        frames: &Arc<Vec<u8>>,
+        outgoing: &mut BTreeMap<ConnId, Outgoing>,
+    ) {
+        let mut groups = std::mem::take(&mut self.index.groups);
+        let will_do = |conn: ConnId| {
+            self.session(conn)
+                .is_some_and(|session| !session.behind && session.reader.may_read(topic))
+        };
+        for op in run {
+            let Op::Message(message) = op else {
+                continue;
+            };
+            for conn in groups.choose(topic, &will_do) {
+                if subscribers.get(&conn).is_none_or(|first| *first > message.seq) {
+                    let range = message.frame.clone();
+                    outgoing.entry(conn).or_default().deliver(frames, range);
+                }
+            }
+        }
+        self.index.groups = groups;
+    }
+
+    fn acknowledge(
+        &mut self,
+        at: At,
+        run: &[Op],
+        texts: &[Vec<u8>],
+        kept: bool,
+        outgoing: &mut BTreeMap<ConnId, Outgoing>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(Op::Message(Message { conn: Some(conn), .. })) = run.first() else {
+            return;
+        };
+        let acks = &mut outgoing.entry(*conn).or_default().acks;
+        for op in run {
+            let Op::Message(message) = op else {
+                continue;
+            };
+            let answer = Answer {
+                kind: "\"publish\"",
+                id: &texts[message.text][message.id.clone()],
+                seq: kept.then_some(message.seq),
+                warning: (kept && message.is_lost).then_some(UNKNOWN_VM),
+                refused: (!kept).then_some(Refused::StorageError),
+                ..Answer::default()
+            };
+            answer.render(acks);
+        }
+        if !kept {
+            for _ in run {
+                self.tell_refusal(at, *conn, "\"publish\"", Refused::StorageError, out);
+            }
+        }
+    }
+}
+
+/// The messages at the start of these ops that follow each other on one topic from one session.
+fn run_of<'a>(ops: &'a [Op], first: &Message, lines: &[u8]) -> &'a [Op] {
+    let topic = &lines[first.topic.clone()];
+    let same = |op: &Op| match op {
+        Op::Message(message) => message.conn == first.conn && &lines[message.topic.clone()] == topic,
+        _ => false,
+    };
+    let length = ops.iter().position(|op| !same(op)).unwrap_or(ops.len());
+    &ops[..length]
+}
+
+/// Each sender's lines go to its own log too, and what a Vizier says to its service log.
+fn shelve(group: &Group, lines: &Arc<Vec<u8>>, out: &mut Vec<Effect>) {
+    let mut shelves: BTreeMap<&VmName, Vec<Range<usize>>> = BTreeMap::new();
+    let mut service: BTreeMap<&VmName, Vec<String>> = BTreeMap::new();
+    for op in &group.ops {
+        let Op::Message(message) = op else {
+            continue;
+        };
+        let vm = &group.senders[message.sender];
+        let shelf = shelves.entry(vm).or_default();
+        match shelf.last_mut() {
+            Some(last) if last.end == message.line.start => last.end = message.line.end,
+            _ => shelf.push(message.line.clone()),
+        }
+        if &lines[message.topic.clone()] == VIZIER_LOG && vm.key() != "host" {
+            let payload = String::from_utf8_lossy(&lines[message.payload.clone()]).into_owned();
+            service.entry(vm).or_default().push(payload);
+        }
+    }
+    for (vm, ranges) in shelves {
+        out.push(Effect::Shelve {
+            vm: vm.clone(),
+            lines: Arc::clone(lines),
+            ranges,
+        });
+    }
+    for (vm, payloads) in service {
+        out.push(Effect::ServiceLog {
+            vm: vm.clone(),
+            payloads,
+        });
+    }
+}

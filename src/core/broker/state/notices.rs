@@ -1,0 +1,173 @@
+//! What the bus tells people: sessions, refused frames, slow clients (docs/PROTOCOL.md).
+//!
+//! Here: log lines and events of the bus, merged beyond 20 a second. Not here: hellos
+//! (`broker::attempts`), freshness (`super::freshness`).
+
+use crate::core::broker::attempts::line_head;
+use crate::core::broker::frame::Refused;
+use crate::core::events::{Event, SessionPhase};
+use crate::core::name::VmName;
+
+use super::session::Cause;
+use super::{At, ConnId, Effect, State};
+
+/// A refused frame, to be told.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    pub(super) vm: VmName,
+    pub(super) session: String,
+    pub(super) kind: String,
+    pub(super) reason: Refused,
+}
+
+/// A session opened or closed, to be told.
+#[derive(Clone, Debug)]
+pub struct Change {
+    pub(super) vm: VmName,
+    pub(super) session: String,
+    pub(super) remote: String,
+    pub(super) closed: Option<Cause>,
+}
+
+impl State {
+    pub(super) fn tell_refusal(
+        &mut self,
+        at: At,
+        conn: ConnId,
+        kind: &str,
+        reason: Refused,
+        out: &mut Vec<Effect>,
+    ) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let refusal = Refusal {
+            vm: session.vm.clone(),
+            session: session.id.clone(),
+            kind: kind.to_owned(),
+            reason,
+        };
+        let told = self.refusals.note(at.boot_ms, refusal, |refusal| {
+            (refusal.vm.clone(), refusal.reason)
+        });
+        if let Some(refusal) = told {
+            say_refusal(at, &refusal, None, out);
+        }
+    }
+
+    pub(super) fn tell_change(&mut self, at: At, change: Change, out: &mut Vec<Effect>) {
+        let told = self
+            .changes
+            .note(at.boot_ms, change, |change| (change.vm.clone(), change.closed));
+        if let Some(change) = told {
+            self.say_change(at, &change, None, out);
+        }
+    }
+
+    pub(super) fn say_change(
+        &mut self,
+        at: At,
+        change: &Change,
+        repeated: Option<u64>,
+        out: &mut Vec<Effect>,
+    ) {
+        let Change {
+            vm,
+            session,
+            remote,
+            closed,
+        } = change;
+        let phase = if closed.is_some() {
+            SessionPhase::Closed
+        } else {
+            SessionPhase::Opened
+        };
+        let mut line = format!(
+            "{} session of vm:{vm} session={session}",
+            line_head(at.wall_ms, "INFO")
+        );
+        line.push_str(match phase {
+            SessionPhase::Opened => " phase=opened",
+            SessionPhase::Closed => " phase=closed",
+        });
+        if let Some(cause) = closed {
+            line.push_str(&format!(" reason={}", cause.as_str()));
+        }
+        line.push_str(&format!(" remote={remote}"));
+        if let Some(count) = repeated {
+            line.push_str(&format!(" repeated={count}"));
+        }
+        let event = Event::BrokerSession {
+            vm: vm.clone(),
+            session: session.clone(),
+            phase,
+            reason: closed.map(|cause| cause.as_str().to_owned()),
+            repeated,
+        };
+        self.announce(at, "session", vm, &event);
+        out.push(Effect::Log(line));
+        out.push(Effect::Tell(event));
+    }
+
+    /// What was merged because there was too much of it.
+    pub(super) fn flush_merged(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
+        for (change, count) in self.changes.flush(at.boot_ms, at_once) {
+            self.say_change(at, &change, Some(count), out);
+        }
+        for (refusal, count) in self.refusals.flush(at.boot_ms, at_once) {
+            say_refusal(at, &refusal, Some(count), out);
+        }
+    }
+
+    /// Its queue is full: it is cut off, so that nobody else waits for it.
+    pub(super) fn on_full(&mut self, at: At, conn: ConnId, queued_bytes: u64, out: &mut Vec<Effect>) {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let (vm, id) = (session.vm.clone(), session.id.clone());
+        let reason = Cause::SlowConsumer.as_str();
+        out.push(Effect::Log(format!(
+            "{} backpressure of vm:{vm} session={id} reason={reason} queued_bytes={queued_bytes}",
+            line_head(at.wall_ms, "WARN")
+        )));
+        out.push(Effect::Tell(Event::BrokerBackpressure {
+            vm: Some(vm),
+            session: Some(id),
+            reason: reason.to_owned(),
+            queued_bytes: Some(queued_bytes),
+            repeated: None,
+        }));
+        self.close_session(at, conn, Cause::SlowConsumer, out);
+    }
+}
+
+fn say_refusal(at: At, refusal: &Refusal, repeated: Option<u64>, out: &mut Vec<Effect>) {
+    let Refusal {
+        vm,
+        session,
+        kind,
+        reason,
+    } = refusal;
+    let kind = if kind.is_empty() { "null" } else { kind };
+    let mut line = format!(
+        "{} refused vm:{vm} session={session} ack={kind} reason={}",
+        line_head(at.wall_ms, "WARN"),
+        reason.as_str()
+    );
+    if let Some(count) = repeated {
+        line.push_str(&format!(" repeated={count}"));
+    }
+    out.push(Effect::Log(line));
+    if matches!(
+        reason,
+        Refused::RateLimit | Refused::SubscriptionLimit | Refused::StorageError
+    ) {
+        out.push(Effect::Tell(Event::BrokerBackpressure {
+            vm: Some(vm.clone()),
+            session: Some(session.clone()),
+            reason: reason.as_str().to_owned(),
+            queued_bytes: None,
+            repeated,
+        }));
+    }
+}

@@ -1,0 +1,105 @@
+//! Paths written in a config file, made absolute.
+//!
+//! Here: relative paths start at the file's directory, `~/` at the user's home. Not here: whether
+//! anything is there (the preflight of `up` looks), or the paths of the state root (`core::root::paths`).
+
+use std::path::{Component, Path, PathBuf};
+
+use super::reader::At;
+use super::source::Source;
+
+/// Where relative paths start.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    /// The directory of the file, absolute.
+    pub(super) dir: PathBuf,
+    /// The user's home.
+    pub(super) home: Option<PathBuf>,
+}
+
+impl Places {
+    /// The absolute form of a path, `.` and `..` resolved by their text alone: what it names may
+    /// not exist yet.
+    pub(super) fn resolve(&self, source: &Source, path: At<String>) -> Option<PathBuf> {
+        let (text, path_at) = (path.value.as_str(), path.at);
+        let expanded = match text.strip_prefix("~/").or((text == "~").then_some("")) {
+            None => self.dir.join(text),
+            Some(rest) => match &self.home {
+                Some(home) => home.join(rest),
+                None => {
+                    source.error(
+                        path.at,
+                        format!("`{text}` starts at the home directory, and HOME isn't set"),
+                        "set HOME or write the whole path",
+                    );
+                    return None;
+                }
+            },
+        };
+        let path = tidy(&expanded);
+        if path.to_str().is_none() {
+            source.error(
+                path_at,
+                format!("`{text}` leads to {}, which is no UTF-8", path.display()),
+                "use a place whose whole path is UTF-8",
+            );
+            return None;
+        }
+        Some(path)
+    }
+}
+
+/// Without `.` and `..` where that can be done by the text. A `..` after a symbolic link means
+/// another directory to the kernel than to this, so it stays if anything is there to ask.
+pub(super) fn tidy(path: &Path) -> PathBuf {
+    let mut tidy = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if !tidy.is_symlink() && !tidy.ends_with("..") => {
+                tidy.pop();
+            }
+            other => tidy.push(other),
+        }
+    }
+    tidy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_start_where_they_should() {
+        let places = Places {
+            dir: "/project/sub".into(),
+            home: Some("/home/somebody".into()),
+        };
+        let source = Source::new("castra.toml", "");
+        for (text, path) in [
+            ("images/a.qcow2", "/project/sub/images/a.qcow2"),
+            ("./a", "/project/sub/a"),
+            ("../a", "/project/a"),
+            ("../../../../a", "/a"),
+            ("/abs/./a", "/abs/a"),
+            ("~/a", "/home/somebody/a"),
+            ("~", "/home/somebody"),
+            ("~user/a", "/project/sub/~user/a"),
+            (".", "/project/sub"),
+        ] {
+            let at = At {
+                value: text.to_owned(),
+                at: 0,
+            };
+            assert_eq!(places.resolve(&source, at), Some(PathBuf::from(path)), "{text}");
+        }
+        assert!(source.check().is_ok());
+        let homeless = Places { home: None, ..places };
+        let at = At {
+            value: "~/a".to_owned(),
+            at: 0,
+        };
+        assert_eq!(homeless.resolve(&source, at), None);
+        assert!(source.check().is_err());
+    }
+}

@@ -1,0 +1,157 @@
+//! Who the broker may expect: `guests.json`, renewed before each launch (docs/PROTOCOL.md).
+//!
+//! Here: launch ids, launch times and the hashes of the tokens. Not here: how a token reaches
+//! its guest (`core::runtime::seed`) or how the broker judges it.
+
+use std::collections::HashMap;
+
+use crate::core::config::{Config, VmConfig};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host;
+use crate::core::name::VmName;
+use crate::core::root::records::{self, GuestRecord, GuestsRecord};
+use crate::core::runtime::seed;
+
+/// What one launch of a VM is known by.
+#[derive(Clone, Debug)]
+pub(crate) struct Identity {
+    /// Random, new for each launch.
+    pub launch_id: String,
+    /// CLOCK_BOOTTIME when it was given out, ms. A handshake before it is not of this launch.
+    pub launched_boottime_ms: u64,
+    /// Secret the guest presents; `None` where castra can't hand one to it.
+    pub token: Option<String>,
+}
+
+/// Gives each VM to be launched a new identity and writes `guests.json`: those VMs, and all others
+/// as they were. The caller holds the project's lock.
+pub(crate) fn issue(config: &Config, launching: &[&VmConfig]) -> Result<HashMap<VmName, Identity>> {
+    let path = config.state.guests();
+    // A damaged file is no reason to refuse: it is about to be replaced.
+    let before: GuestsRecord = records::load(&path).ok().flatten().unwrap_or_default();
+    let mut issued = HashMap::new();
+    for vm in launching {
+        issued.insert(vm.name.clone(), new_identity(vm)?);
+    }
+    let mut guests: Vec<GuestRecord> = config
+        .vms
+        .iter()
+        .map(|vm| {
+            let record = match issued.get(&vm.name) {
+                Some(identity) => record_of(&vm.name, identity),
+                None => earlier(&before, &vm.name).unwrap_or_else(|| GuestRecord {
+                    closed: true,
+                    ..never_launched(&vm.name)
+                }),
+            };
+            with_second_name(vm, record)
+        })
+        .collect();
+    guests.extend(undeclared(&before, config));
+    records::save(&path, &GuestsRecord { guests })?;
+    Ok(issued)
+}
+
+/// Writes `guests.json` for a broker without VMs: those that run stay as they are; all others are
+/// whoever says their names, without a token. That of a launch that has ended would decline every
+/// hello of a VM that somebody starts himself. The caller holds the project's lock.
+pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Result<()> {
+    let path = config.state.guests();
+    let before: GuestsRecord = records::load(&path).ok().flatten().unwrap_or_default();
+    let now = host::boottime_ms();
+    let launched_nowhere = |guest: GuestRecord| match guest.launch_id.is_some() && !runs(&guest.name) {
+        // Whoever was heard before now was the one that has ended.
+        true => GuestRecord {
+            launched_boottime_ms: Some(now),
+            boot_id: Some(host::boot_id().to_owned()),
+            ..never_launched(&guest.name)
+        },
+        false => GuestRecord {
+            closed: false,
+            ..guest
+        },
+    };
+    let mut guests: Vec<GuestRecord> = config
+        .vms
+        .iter()
+        .map(|vm| {
+            let record = earlier(&before, &vm.name).unwrap_or_else(|| never_launched(&vm.name));
+            with_second_name(vm, launched_nowhere(record))
+        })
+        .collect();
+    guests.extend(undeclared(&before, config));
+    records::save(&path, &GuestsRecord { guests })
+}
+
+/// Whether one of these VMs was launched before, as far as `guests.json` tells.
+pub(crate) fn was_launched(config: &Config, mut vms: impl Iterator<Item = VmName>) -> bool {
+    let before: GuestsRecord = records::load(&config.state.guests())
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    vms.any(|vm| earlier(&before, &vm).is_some_and(|guest| guest.launched_boottime_ms.is_some()))
+}
+
+fn new_identity(vm: &VmConfig) -> Result<Identity> {
+    let random = |bytes| {
+        host::random_hex(bytes)
+            .map_err(|error| Failure::new(Exit::Io, "can't read random bytes from the system").because(error))
+    };
+    Ok(Identity {
+        launch_id: random(8)?,
+        launched_boottime_ms: host::boottime_ms(),
+        token: if seed::takes_token(vm) {
+            Some(seed::new_token()?)
+        } else {
+            None
+        },
+    })
+}
+
+/// The second name is the config's to say, whenever the VM was launched.
+fn with_second_name(vm: &VmConfig, record: GuestRecord) -> GuestRecord {
+    GuestRecord {
+        second_name: vm.second_name.clone(),
+        ..record
+    }
+}
+
+fn record_of(name: &VmName, identity: &Identity) -> GuestRecord {
+    GuestRecord {
+        closed: false,
+        name: name.clone(),
+        second_name: None,
+        launch_id: Some(identity.launch_id.clone()),
+        launched_boottime_ms: Some(identity.launched_boottime_ms),
+        boot_id: Some(host::boot_id().to_owned()),
+        token_sha256: identity.token.as_deref().map(seed::token_sha256),
+    }
+}
+
+/// VMs that the config no longer has: they may still run.
+fn undeclared(before: &GuestsRecord, config: &Config) -> impl Iterator<Item = GuestRecord> {
+    let guests = before.guests.iter();
+    guests
+        .filter(|guest| config.vm(guest.name.as_str()).is_none())
+        .cloned()
+}
+
+fn earlier(before: &GuestsRecord, name: &VmName) -> Option<GuestRecord> {
+    before
+        .guests
+        .iter()
+        .find(|guest| guest.name.key() == name.key())
+        .cloned()
+}
+
+fn never_launched(name: &VmName) -> GuestRecord {
+    GuestRecord {
+        closed: false,
+        name: name.clone(),
+        second_name: None,
+        launch_id: None,
+        launched_boottime_ms: None,
+        boot_id: None,
+        token_sha256: None,
+    }
+}

@@ -1,0 +1,278 @@
+//! What is checked before `up`, `restart` and `bootstrap` touch anything, and what `--plan` tells of it:
+//! one examination, so that a plan finds what the operation would.
+//!
+//! Here: what is examined in which order, and the refusals. Not here: how a plan is made
+//! (`core::bootstrap::bootstrap_plan`), a conflict found (`core::ports`) or one VM looked at (`operations::fleet::vm_check`).
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use crate::core::bootstrap::bootstrap_plan;
+use crate::core::bootstrap::keys;
+use crate::core::bootstrap::overrides::Overrides;
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, Network, VmConfig};
+use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::human;
+use crate::core::name::VmName;
+use crate::core::operations::fleet::bring_up;
+use crate::core::operations::fleet::launch_vm;
+use crate::core::operations::fleet::memory_check::{self, Shortage};
+use crate::core::operations::fleet::vm_check::Looking;
+use crate::core::operations::run;
+use crate::core::operations::up::UpOutcome;
+use crate::core::operations::verdict::FleetVerdict;
+use crate::core::ports::PortConflict;
+use crate::core::reporter::{Emitter, Reporter};
+use crate::core::runtime::accel::{self, AccelQuestion, KVM_DEVICE};
+use crate::core::runtime::binary::{find_qemu, require_tool};
+
+/// What is to be examined.
+pub(crate) struct Asked<'a> {
+    pub config: &'a Config,
+    /// `CASTRA_HOME`.
+    pub home: &'a Path,
+    /// The VMs asked for.
+    pub selected: &'a [&'a VmConfig],
+    /// Those of them that will be launched.
+    pub launches: &'a [&'a VmConfig],
+    /// Those of them whose memory isn't taken yet.
+    pub grows: &'a [&'a VmConfig],
+    pub overrides: &'a Overrides,
+    /// Ports that somebody else has.
+    pub conflicts: Vec<PortConflict>,
+    /// A castra binary, for isolated guests.
+    pub cli: Option<&'a Path>,
+    /// VMs that are restarted and keep their disks.
+    pub keep_disks: &'a HashSet<VmName>,
+    pub cancel: &'a Cancel,
+}
+
+/// What was found.
+#[derive(Default)]
+pub(crate) struct Preflight {
+    plans: Vec<BootstrapPlan>,
+    /// What is wrong with the config, one failure each.
+    refusals: Vec<Failure>,
+    conflicts: Vec<PortConflict>,
+    /// The QEMU that will run.
+    qemu: Option<PathBuf>,
+    /// What the host lacks.
+    missing: Option<Failure>,
+    short: Shortage,
+    /// Another castra works on this project.
+    busy: Option<Failure>,
+    warnings: Vec<Event>,
+}
+
+/// Looks at everything and changes nothing.
+pub(crate) fn examine(asked: Asked<'_>) -> Preflight {
+    let Asked {
+        config,
+        selected,
+        launches,
+        ..
+    } = asked;
+    let looking = Looking::new(config, asked.home, asked.cancel, asked.keep_disks);
+    let launched = |vm: &VmConfig| launches.iter().any(|launched| launched.name == vm.name);
+    let mut found = Preflight {
+        plans: plans_of(config, selected, asked.overrides),
+        conflicts: asked.conflicts,
+        short: memory_check::shortage(config, asked.grows),
+        busy: run::check_project_free(config).err(),
+        ..Preflight::default()
+    };
+    for (plan, vm) in found.plans.iter_mut().zip(selected) {
+        plan.machine = Some(looking.plan(vm, !launched(vm)));
+    }
+    found.refusals.extend(refuse_bad_plans(&found.plans).err());
+    for vm in launches {
+        for failure in looking.refusals(vm) {
+            // Replicas of one entry make the same mistake, which is told once.
+            if !found.refusals.contains(&failure) {
+                found.refusals.push(failure);
+            }
+        }
+        found.warnings.extend(looking.warnings(vm));
+    }
+    let tools = find_tools(config, launches, &found.plans, asked.cli).and_then(|qemu| {
+        if !launches.is_empty() {
+            accel::check(&AccelQuestion {
+                choice: config.qemu.accel,
+                binary: &qemu,
+                kernel: None,
+                home: Some(asked.home),
+                device: Path::new(KVM_DEVICE),
+            })?;
+        }
+        Ok(qemu)
+    });
+    match tools {
+        Ok(qemu) => found.qemu = Some(qemu),
+        Err(failure) => found.missing = Some(failure),
+    }
+    found
+}
+
+/// The examination of `up --broker-only`: no VM is touched.
+pub(crate) fn examine_broker(config: &Config) -> Preflight {
+    Preflight {
+        busy: run::check_project_free(config).err(),
+        ..Preflight::default()
+    }
+}
+
+/// The examination of a bootstrap alone: nothing is launched.
+pub(crate) fn examine_bootstrap(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Preflight {
+    let plans = plans_of(config, selected, overrides);
+    Preflight {
+        refusals: refuse_bad_plans(&plans).err().into_iter().collect(),
+        missing: require_ssh(&plans).err(),
+        plans,
+        busy: run::check_project_free(config).err(),
+        ..Preflight::default()
+    }
+}
+
+impl Preflight {
+    /// The QEMU to run, if any, and what stops nobody; or the first kind of reason not to begin. The
+    /// config comes first: waiting helps nobody whose config is wrong.
+    pub(crate) fn pass(self, force: bool) -> Result<(Option<PathBuf>, Vec<Event>)> {
+        joined(self.refusals)?;
+        refuse_conflicts(&self.conflicts)?;
+        self.missing.map_or(Ok(()), Err)?;
+        let mut warnings = self.warnings;
+        warnings.extend(self.short.unless(force)?);
+        self.busy.map_or(Ok(()), Err)?;
+        Ok((self.qemu, warnings))
+    }
+
+    /// All of it, as a plan.
+    pub(crate) fn show(self, config: &Config, force: bool, reporter: &mut dyn Reporter) -> UpOutcome {
+        let emitter = Emitter::new(reporter);
+        let mut refusals = self.refusals;
+        refusals.extend(self.missing);
+        refusals.extend(self.busy);
+        for warning in &config.warnings {
+            emitter.emit(Event::message(Severity::Warn, None, warning.clone()));
+        }
+        let shortage = self.short.refusal.clone().filter(|_| !force);
+        let short = match shortage.is_some() {
+            true => self.short.warnings,
+            false => self.short.unless(true).unwrap_or_default(),
+        };
+        for warning in self.warnings.into_iter().chain(short) {
+            emitter.emit(warning);
+        }
+        for conflict in &self.conflicts {
+            let text = conflict.to_string();
+            emitter.emit(Event::advice(
+                Severity::Error,
+                Some(&conflict.vm),
+                text,
+                conflict.advice(),
+            ));
+        }
+        for failure in refusals.iter().chain(&shortage) {
+            let next = failure.next.clone().unwrap_or_default();
+            emitter.emit(Event::advice(Severity::Error, None, failure.cause(), next));
+        }
+        for plan in &self.plans {
+            emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));
+        }
+        let refused = !refusals.is_empty() || !self.conflicts.is_empty() || shortage.is_some();
+        UpOutcome {
+            vms: Vec::new(),
+            plans: self.plans,
+            refusals,
+            port_conflicts: self.conflicts,
+            shortage,
+            verdict: FleetVerdict::of(0, 0),
+            broker_port: None,
+            exit: if refused { Exit::Failed } else { Exit::Done },
+            elapsed_ms: emitter.elapsed_ms(),
+        }
+    }
+}
+
+/// All refusals as one; its exit code is that of the first.
+fn joined(mut refusals: Vec<Failure>) -> Result<()> {
+    if refusals.len() < 2 {
+        return refusals.pop().map_or(Ok(()), Err);
+    }
+    let exit = refusals[0].exit;
+    let lines: Vec<String> = refusals.iter().map(Failure::to_string).collect();
+    let count = human::plural(refusals.len(), "reason");
+    Err(Failure::new(exit, format!("nothing was started, for {count}"))
+        .because(lines.join("\n"))
+        .advice("correct these first; each line says how"))
+}
+
+fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
+    let plan_of = |vm: &&VmConfig| {
+        bootstrap_plan::plan(vm, config, overrides.mode_for(vm), bring_up::known_of(config, vm))
+    };
+    selected.iter().map(plan_of).collect()
+}
+
+/// A plan that can't run is found before anything starts.
+fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
+    let bad: Vec<String> = plans
+        .iter()
+        .filter(|plan| plan.action == BootstrapPlanAction::Error)
+        .map(|plan| format!("vm `{}`: {}", plan.vm, plan.reason))
+        .collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(
+        Failure::new(Exit::Config, "the bootstrap can't run as configured")
+            .because(bad.join("; "))
+            .advice("correct castra.toml, or skip the bootstrap with --bootstrap skip"),
+    )
+}
+
+/// A port that somebody else has is found before anything starts. Nothing is wrong with the config,
+/// and the same command works once the port is free: so it is `Busy`, as for the broker's port.
+fn refuse_conflicts(conflicts: &[PortConflict]) -> Result<()> {
+    let Some(first) = conflicts.first() else {
+        return Ok(());
+    };
+    let all: Vec<String> = conflicts.iter().map(PortConflict::to_string).collect();
+    let what = match conflicts.len() {
+        1 => "a host port is taken".to_owned(),
+        count => format!("{count} host ports are taken"),
+    };
+    Err(Failure::new(Exit::Busy, what)
+        .because(all.join("; "))
+        .advice(first.advice()))
+}
+
+/// A bootstrap that can't reach its guest is found before anything starts.
+pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
+    if plans.iter().any(|plan| plan.action == BootstrapPlanAction::Run) {
+        require_tool("ssh", keys::SSH_PACKAGE)?;
+    }
+    Ok(())
+}
+
+/// The programs that a launch of these VMs and the bootstraps need; which QEMU.
+fn find_tools(
+    config: &Config,
+    to_launch: &[&VmConfig],
+    plans: &[BootstrapPlan],
+    cli: Option<&Path>,
+) -> Result<PathBuf> {
+    if cli.is_none()
+        && let Some(vm) = to_launch.iter().find(|vm| vm.network == Network::Isolated)
+    {
+        return Err(launch_vm::no_cli_for(&vm.name));
+    }
+    let qemu = find_qemu(&config.qemu)?;
+    if !to_launch.is_empty() {
+        require_tool("qemu-img", "qemu-utils")?;
+    }
+    require_ssh(plans)?;
+    Ok(qemu)
+}

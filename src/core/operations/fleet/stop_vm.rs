@@ -1,0 +1,180 @@
+//! How `down` and `restart` stop one VM.
+//!
+//! Here: saying that it is to stop, the ladder, waiting for whoever works on it, and clearing what
+//! QEMU left; discarding a disk and telling of it. Not here: the ladder itself
+//! (`core::runtime::shutdown`), or which disks go (`operations::down`, `operations::restart`).
+
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::core::cancel::Cancel;
+use crate::core::config::LifecycleConfig;
+use crate::core::events::{Event, Severity};
+use crate::core::failure::{Exit, Failure, Result};
+use crate::core::host::{self, FileLock, LockError};
+use crate::core::name::VmName;
+use crate::core::operations::run;
+use crate::core::reporter::{Emitter, wall_clock};
+use crate::core::root::paths::{StateRoot, VmPaths};
+use crate::core::root::qemu_process::{clear_leftovers, qemu_pid};
+use crate::core::root::records::{self, RunRecord, StopRecord};
+use crate::core::root::run_log;
+use crate::core::runtime::overlay::discard_overlay;
+use crate::core::runtime::shutdown::{self, ShutdownEnding};
+
+/// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
+const LOCK_DEADLINE: Duration = Duration::from_secs(15);
+/// How often a wait for a lock looks.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// What stopping takes. The caller holds the project's lock.
+pub(crate) struct Stopping<'s, 'e> {
+    pub state: &'s StateRoot,
+    pub lifecycle: &'s LifecycleConfig,
+    /// Who asks, as `stop.json` and the lock say.
+    pub command: &'static str,
+    pub emitter: &'s Emitter<'e>,
+    pub cancel: &'s Cancel,
+}
+
+/// One VM after it was to stop.
+pub(crate) struct Stopped {
+    /// How.
+    pub ending: ShutdownEnding,
+    /// It ran and doesn't any more.
+    pub changed: bool,
+    /// What it leaves; or why it isn't ours to go on with.
+    pub left: Result<Left>,
+}
+
+/// What a stopped VM leaves.
+pub(crate) struct Left {
+    /// The VM's lock, which nobody else has now.
+    pub lock: FileLock,
+    /// Its `run.json`; `None` if there is none, or none that can be read.
+    pub record: Option<RunRecord>,
+}
+
+impl Stopping<'_, '_> {
+    /// Says that the VM is to stop, shuts it down, waits for whoever works on it, and clears what
+    /// its QEMU and killed bootstraps left.
+    pub(crate) fn stop(&self, vm: &VmName) -> Stopped {
+        let paths = self.state.vm(vm);
+        let mut done = Stopped {
+            ending: ShutdownEnding::AlreadyStopped,
+            changed: false,
+            left: Err(not_stopped(vm)),
+        };
+        let record: Option<RunRecord> = match records::load(&paths.run()) {
+            Ok(record) => record,
+            Err(failure) => {
+                // A damaged record doesn't keep a VM alive: the lock on its pid file says what runs.
+                self.warn(vm, &failure);
+                None
+            }
+        };
+        if !self.shut_down(vm, &paths, record.as_ref(), &mut done) {
+            return done;
+        }
+        let lock = match self.wait_for_lock(&paths) {
+            Ok(lock) => lock,
+            Err(failure) => {
+                done.left = Err(failure);
+                return done;
+            }
+        };
+        // A castra was killed while it launched the VM, and now its QEMU is there.
+        if !self.shut_down(vm, &paths, record.as_ref(), &mut done) {
+            return done;
+        }
+        // A QEMU that was killed leaves its sockets and pid file.
+        clear_leftovers(&paths);
+        run_log::close_abandoned_and_tell(self.state, vm, self.emitter);
+        done.left = Ok(Left { lock, record });
+        done
+    }
+
+    /// Shuts the VM down if it runs; false if it still does.
+    fn shut_down(
+        &self,
+        vm: &VmName,
+        paths: &VmPaths,
+        record: Option<&RunRecord>,
+        done: &mut Stopped,
+    ) -> bool {
+        if qemu_pid(paths).is_none() {
+            return true;
+        }
+        if let Err(failure) = self.say_stop(paths, record) {
+            self.warn(vm, &failure);
+        }
+        let shut = shutdown::shutdown(vm, paths, self.lifecycle, self.emitter, self.cancel);
+        done.ending = shut.ending;
+        done.changed = shut.changed;
+        shut.ending != ShutdownEnding::Failed
+    }
+
+    /// Somebody has taken note of a VM that ended by itself: from now on it reads as stopped. That the
+    /// host was rebooted says more, and stays.
+    pub(crate) fn take_note(&self, vm: &VmName, record: &RunRecord) {
+        let paths = self.state.vm(vm);
+        let earlier: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
+        let noted = earlier.is_some_and(|stop| stop.launch_id == record.launch_id);
+        if noted || record.boot_id != host::boot_id() {
+            return;
+        }
+        if let Err(failure) = self.say_stop(&paths, Some(record)) {
+            self.warn(vm, &failure);
+        }
+    }
+
+    /// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.
+    fn say_stop(&self, paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
+        let Some(record) = record else {
+            return Ok(());
+        };
+        let stop = StopRecord {
+            launch_id: record.launch_id.clone(),
+            by: format!("{} (pid {})", self.command, std::process::id()),
+            at: wall_clock(SystemTime::now()),
+        };
+        records::save(&paths.stop(), &stop)
+    }
+
+    /// The VM's lock, once whoever had it has seen that QEMU is gone.
+    fn wait_for_lock(&self, paths: &VmPaths) -> Result<FileLock> {
+        let began = Instant::now();
+        loop {
+            match FileLock::try_take(&paths.lock(), self.command) {
+                Ok(lock) => return Ok(lock),
+                Err(LockError::Held(holder)) if began.elapsed() >= LOCK_DEADLINE => {
+                    return Err(run::busy(&format!("{}", paths.lock().display()), &holder));
+                }
+                Err(LockError::Held(_)) => thread::sleep(LOOK_EVERY),
+                Err(LockError::Io(error)) => return Err(Failure::io("create", &paths.lock(), &error)),
+            }
+        }
+    }
+
+    fn warn(&self, vm: &VmName, failure: &Failure) {
+        self.emitter
+            .emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+    }
+}
+
+fn not_stopped(vm: &VmName) -> Failure {
+    Failure::new(Exit::Failed, format!("vm `{vm}` could not be stopped"))
+        .because("its QEMU survived SIGKILL, so the kernel is holding it")
+        .advice("look at `dmesg`, then run it again")
+}
+
+/// Removes an overlay and tells of it; the bytes given back.
+pub(crate) fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
+    let was_there = host::is_there(path);
+    let bytes = discard_overlay(path)?;
+    if was_there {
+        run::tell_discarded(emitter, vm, path, bytes);
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,254 @@
+//! How a launch ended, read from what QEMU and the guest left behind.
+//!
+//! Here: the ends of `qmp.log` and `serial.log` and what they say (docs/STATUS.md). Not here: whether
+//! the VM has ended at all, or whether `down` asked for it ([`super::assemble`]).
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+
+use crate::core::escape::escape_line;
+use crate::core::host;
+use crate::core::reporter::wall_clock;
+use crate::core::root::paths::{VmPaths, vm_file};
+
+use crate::core::runtime::resets::{PANIC, Verdict};
+
+use crate::core::status::evidence::Ending;
+use crate::core::status::{EndedStatus, VmState};
+
+/// As much of the end of `qmp.log` as is read. Every message in it is far shorter, and no log
+/// grows beyond it before QMP was answered.
+const QMP_TAIL: u64 = 16 * 1024;
+
+/// As much of the end of the console as is searched for a panic: its trace is some 4 KiB.
+const CONSOLE_TAIL: u64 = 16 * 1024;
+
+/// As much of the end of `qemu.log` as is read for its last line.
+const QEMU_TAIL: u64 = 4096;
+
+/// Longest last words, bytes.
+const LAST_WORDS: usize = 300;
+
+/// Reads how the last launch of a VM ended. `None`: QMP was never answered, so it hardly began.
+pub fn read(paths: &VmPaths) -> Option<Ending> {
+    let qmp = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
+    let console = host::tail_of(&paths.file(vm_file::SERIAL_LOG), CONSOLE_TAIL);
+    let mut ending = parse(&qmp, &console)?;
+    if ending.state == VmState::Crashed {
+        let vm = paths.dir().file_name().unwrap_or_default().to_string_lossy();
+        let said = host::tail_of(&paths.file(vm_file::QEMU_LOG), QEMU_TAIL);
+        ending.ended.qemu_words = last_line(&said);
+        ending.ended.remediation = Some(remediation(&ending.ended.reason, &vm));
+    }
+    Some(ending)
+}
+
+/// What to do about a crash, by QEMU's word for it.
+fn remediation(reason: &str, vm: &str) -> String {
+    let look = match reason {
+        "guest-panic" | "guest-reset" => format!("castra logs {vm} --source serial shows the panic"),
+        "boot-loop" => {
+            format!("it was reset again and again: castra logs {vm} --source serial shows its boots")
+        }
+        "host-signal" => "somebody ended its QEMU by a signal".to_owned(),
+        "unknown" => {
+            "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for want of \
+                      memory"
+                .to_owned()
+        }
+        _ => format!("castra logs {vm} --source qemu shows what QEMU said"),
+    };
+    format!("{look}; castra restart {vm} starts it again with its disk")
+}
+
+/// What the ends of the two logs say.
+fn parse(qmp: &str, console: &str) -> Option<Ending> {
+    let messages: Vec<Value> = qmp
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    // Events prove nothing: QEMU 7.2 logs the first RESUME even before its greeting.
+    let answered = messages.iter().any(|message| message.get("return").is_some());
+    let is_cut = qmp.len() as u64 >= QMP_TAIL;
+    if !answered && !is_cut {
+        return None;
+    }
+    let shutdown = messages
+        .iter()
+        .rev()
+        .find(|message| message["event"] == "SHUTDOWN");
+    // castra's own word why it pulled the plug goes before QEMU's, which is `host-qmp-quit`.
+    let verdict = messages.iter().find_map(Verdict::of_answer).map(Verdict::as_str);
+    let reason = verdict.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
+    let panicked = console.contains(PANIC);
+    let state = match reason {
+        Some("guest-shutdown" | "host-qmp-quit") => VmState::Stopped,
+        // With `-no-reboot` among its `qemu_args` a panic under `panic=-1` looks like a reboot.
+        Some("guest-reset") if !panicked => VmState::Stopped,
+        _ => VmState::Crashed,
+    };
+    Some(Ending {
+        state,
+        ended: EndedStatus {
+            reason: reason.unwrap_or("unknown").to_owned(),
+            at: shutdown.and_then(time_of),
+            last_words: last_words(console),
+            ..EndedStatus::default()
+        },
+    })
+}
+
+/// When QEMU says that it happened.
+fn time_of(message: &Value) -> Option<String> {
+    /// The first second that RFC 3339 can't spell: the year 10000.
+    const BEYOND: u64 = 253_402_300_800;
+    let stamp = &message["timestamp"];
+    let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
+    let micros = stamp["microseconds"]
+        .as_u64()
+        .filter(|micros| *micros < 1_000_000)?;
+    let since = Duration::from_secs(seconds) + Duration::from_micros(micros);
+    Some(wall_clock(SystemTime::UNIX_EPOCH + since))
+}
+
+/// The line of the panic if there is one, else the last line that isn't empty.
+fn last_words(console: &str) -> Option<String> {
+    let panic = console.lines().rfind(|line| line.contains(PANIC));
+    last_line(panic.unwrap_or(console))
+}
+
+/// The last line that isn't empty, escaped.
+fn last_line(text: &str) -> Option<String> {
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
+    Some(escape_line(line, LAST_WORDS))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n";
+    const ANSWER: &str = "{\"return\": {}}\r\n";
+
+    fn shutdown(reason: &str) -> String {
+        format!(
+            "{{\"timestamp\": {{\"seconds\": 1795255200, \"microseconds\": 123456}}, \"event\": \"SHUTDOWN\", \
+             \"data\": {{\"guest\": true, \"reason\": \"{reason}\"}}}}\r\n"
+        )
+    }
+
+    #[test]
+    fn the_last_shutdown_decides() {
+        let panic = "[    1.0] Kernel panic - not syncing: VFS\n[    1.1] ---[ end Kernel panic ]---\n";
+        for (reason, console, state) in [
+            (Some("guest-shutdown"), "", VmState::Stopped),
+            (Some("host-qmp-quit"), "", VmState::Stopped),
+            (Some("guest-reset"), "Restarting system\n", VmState::Stopped),
+            (Some("guest-reset"), panic, VmState::Crashed),
+            (Some("guest-panic"), panic, VmState::Crashed),
+            (Some("host-error"), "", VmState::Crashed),
+            (Some("host-signal"), "", VmState::Crashed),
+            (None, "login: ", VmState::Crashed),
+        ] {
+            let event = reason.map(shutdown).unwrap_or_default();
+            let ending = parse(&format!("{GREETING}{ANSWER}{event}"), console).unwrap();
+            assert_eq!(ending.state, state, "{reason:?} {console:?}");
+            assert_eq!(ending.ended.reason, reason.unwrap_or("unknown"));
+            let at = reason.map(|_| "2026-11-21T10:00:00.123Z");
+            assert_eq!(ending.ended.at.as_deref(), at);
+        }
+        let twice = format!(
+            "{ANSWER}{}{}",
+            shutdown("guest-reset"),
+            shutdown("guest-shutdown")
+        );
+        assert_eq!(parse(&twice, "").unwrap().ended.reason, "guest-shutdown");
+    }
+
+    #[test]
+    fn a_verdict_of_castras_goes_before_qemus_word() {
+        for reason in ["boot-loop", "guest-panic"] {
+            let answer = format!("{{\"return\": {{}}, \"id\": \"castra-ended-{reason}\"}}\r\n");
+            let ending = parse(&format!("{ANSWER}{answer}{}", shutdown("host-qmp-quit")), "").unwrap();
+            assert_eq!(
+                (ending.state, ending.ended.reason.as_str()),
+                (VmState::Crashed, reason)
+            );
+            assert!(remediation(reason, "web").contains("castra restart web"));
+        }
+    }
+
+    #[test]
+    fn without_an_answer_it_never_began() {
+        let resumed = format!("{{\"timestamp\": {{}}, \"event\": \"RESUME\"}}\r\n{GREETING}");
+        for qmp in ["", GREETING, &resumed, "no JSON at all\n"] {
+            assert_eq!(parse(qmp, "Kernel panic - not syncing"), None);
+        }
+        // The answer itself may lie before the part that is read.
+        let events = shutdown("guest-reset").repeat(200) + &shutdown("host-error");
+        let tail = &events[events.len() - usize::try_from(QMP_TAIL).unwrap()..];
+        assert_eq!(parse(tail, "").unwrap().ended.reason, "host-error");
+    }
+
+    #[test]
+    fn a_time_that_is_none_is_left_out() {
+        for stamp in [
+            "{}",
+            "{\"seconds\": 18446744073709551615, \"microseconds\": 0}",
+            "7",
+        ] {
+            let event = format!("{{\"event\": \"SHUTDOWN\", \"timestamp\": {stamp}, \"data\": 1}}");
+            let ended = parse(&format!("{ANSWER}{event}"), "").unwrap().ended;
+            assert_eq!((ended.at, ended.reason.as_str()), (None, "unknown"), "{stamp}");
+        }
+    }
+
+    #[test]
+    fn a_crash_has_qemus_words_and_a_remedy() {
+        let scratch = crate::core::scratch::Scratch::new("ending");
+        let paths = VmPaths::at(scratch.path("web"));
+        std::fs::create_dir_all(paths.dir()).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(paths.file(name), text).unwrap();
+        write(
+            vm_file::QEMU_LOG,
+            "warning: x\nqemu: terminating on signal 15 from pid 7 (kill)\n\n",
+        );
+        for (reason, words) in [
+            ("host-signal", "by a signal"),
+            ("host-error", "castra logs web --source qemu"),
+            ("guest-panic", "castra logs web --source serial"),
+        ] {
+            write(vm_file::QMP_LOG, &format!("{ANSWER}{}", shutdown(reason)));
+            let ended = read(&paths).unwrap().ended;
+            let remediation = ended.remediation.unwrap();
+            assert!(
+                remediation.contains(words) && remediation.contains("castra restart web"),
+                "{remediation}"
+            );
+            let said = ended.qemu_words.unwrap();
+            assert_eq!(said, "qemu: terminating on signal 15 from pid 7 (kill)");
+        }
+        write(vm_file::QMP_LOG, ANSWER);
+        let ended = read(&paths).unwrap().ended;
+        assert!(ended.remediation.unwrap().contains("dmesg"));
+        write(
+            vm_file::QMP_LOG,
+            &format!("{ANSWER}{}", shutdown("guest-shutdown")),
+        );
+        let ended = read(&paths).unwrap().ended;
+        assert_eq!((ended.remediation, ended.qemu_words), (None, None));
+    }
+
+    #[test]
+    fn last_words_are_the_panic_or_the_last_line() {
+        assert_eq!(last_words(""), None);
+        assert_eq!(last_words("\r\n \r\n"), None);
+        assert_eq!(last_words("one\r\ntwo\r\n\r\n").as_deref(), Some("two"));
+        let panic = "[ 1.0] Kernel panic - not syncing: Attempted to kill init!\n[ 1.1] CPU: 0\n";
+        assert!(last_words(panic).unwrap().contains("Attempted to kill init!"));
+        assert_eq!(last_words(&"x".repeat(1000)).unwrap().len(), LAST_WORDS);
+        assert_eq!(last_words("\u{1b}[2Jgone\n").as_deref(), Some("\\x1b[2Jgone"));
+    }
+}

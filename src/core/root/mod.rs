@@ -1,0 +1,11 @@
+//! What lies under a state root: where each file is, what it looks like, and its one reader.
+//!
+//! Here: paths, the small JSON records, handshake records, run logs of bootstraps, how a launch ended, and QEMU as
+//! a process. Not here: what any of it means for a VM (`core::status`), or when it is written.
+
+pub mod ending;
+pub mod handshake_record;
+pub mod paths;
+pub mod qemu_process;
+pub mod records;
+pub mod run_log;

@@ -120,7 +120,7 @@ fn run(asked: &Asked) -> Result<Exit> {
         let ports: Vec<String> = vm
             .forwards
             .iter()
-            .map(|forward| format!("127.0.0.1:{} to its {}", forward.host, forward.guest))
+            .map(|forward| format!("127.0.0.1:{} → guest port {}", forward.host, forward.guest))
             .collect();
         println!("vm {}: {}", vm.vm, ports.join(", "));
     }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Automation by handshake evidence: boots a VM, waits until the guest itself has shown that it
-# lives, then bootstraps it. No port, pid or time since the launch would prove that.
+# Automation that waits for handshakes: boots a VM, waits until it is reachable, then bootstraps it.
+# No open port, pid or time since the launch would prove that the guest is alive.
 #
 # usage: on-reachable.sh [VM] [PATIENCE_SECONDS]    (needs jq)
 set -eu
@@ -12,7 +12,7 @@ until=$(($(date +%s) + patience))
 until castra status --json |
     jq -e --arg vm "$vm" '.vms[] | select(.name == $vm) | .reachable' >/dev/null; do
     if [ "$(date +%s)" -ge "$until" ]; then
-        echo "error: $vm did not shake hands within $patience s; the end of its console:" >&2
+        echo "error: $vm was not reachable within $patience s; the end of its console:" >&2
         castra logs "$vm" --tail 20 >&2
         exit 1
     fi

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Serves the payload. Runs in the guest, in `remote_dir`. It may run any number of times: where
-# everything is as it should be it changes nothing and says so.
+# Serves the payload. Runs in the guest, in `remote_dir`. It may run any number of times: if there is
+# nothing to change, it changes nothing and reports that.
 set -eu
 
 sed -e "s|@VM@|$CASTRA_VM|" -e "s|@GREETING@|$GREETING|" "$CASTRA_PAYLOAD_DIR/index.html" >page.new

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Leaves a file behind that tells who made it. Runs in the guest, in `remote_dir`, as root.
+# Writes a file that says who made it. Runs in the guest, in `remote_dir`, as root.
 set -eu
 
 if [ -f state/ready ]; then

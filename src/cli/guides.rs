@@ -43,7 +43,7 @@ pub const GUIDES: [Guide; 6] = [
         "castra-doctor",
         "DOCTOR.md",
         include_str!("../../docs/DOCTOR.md"),
-        "what castra doctor looks at",
+        "what castra doctor checks",
     ),
     guide(
         "castra-harness",

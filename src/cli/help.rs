@@ -50,7 +50,7 @@ pub fn help(command: Command, kind: HelpKind) -> String {
             }
             match command {
                 Command::Ssh | Command::Exec => {
-                    text.push_str("  255  no connection to the VM, or it doesn't run\n  else the remote command's own, 128 + signal where a signal ended it\n");
+                    text.push_str("  255  no connection to the VM, or it doesn't run\n  else the remote command's own, 128 + signal if a signal ended it\n");
                 }
                 Command::Cp => text.push_str("  255  no connection to the VM\n"),
                 _ => {}
@@ -67,7 +67,7 @@ pub fn first_steps() -> String {
         env!("CARGO_PKG_VERSION")
     );
     pairs(&mut text, FIRST_STEPS);
-    text.push_str("\n`castra --help` lists all commands, `castra COMMAND --help` says more of one.\n");
+    text.push_str("\n`castra --help` lists all commands, `castra COMMAND --help` describes one.\n");
     text
 }
 
@@ -112,7 +112,7 @@ pub fn overview(group: Option<&str>, kind: HelpKind) -> String {
         for exit in Exit::ALL {
             let _ = writeln!(text, "  {:<4} {}", exit.code(), exit.meaning());
         }
-        text.push_str("  `ssh` and `exec` pass on the remote command's; 255 is: no connection\n");
+        text.push_str("  `ssh` and `exec` pass on the remote command's exit code; 255: no connection\n");
         text.push_str("\nEnvironment:\n");
         pairs(&mut text, ENVIRONMENT);
         text.push_str("\nFiles:\n");

@@ -75,9 +75,7 @@ fn page_of(row: &'static CommandRow) -> String {
         }
         page.push_str(".fi\n");
     }
-    page.push_str(
-        ".SH SEE ALSO\n.BR castra (1),\nwhich has the exit codes, the environment and the files.\n",
-    );
+    page.push_str(".SH SEE ALSO\n.BR castra (1),\nwhich lists exit codes, environment and files.\n");
     page
 }
 
@@ -125,7 +123,7 @@ fn whole_page() -> String {
         page,
         "{}",
         escape(
-            "`castra ssh` and `castra exec` pass on the remote command's exit code, 128 + signal where a signal ended it, 255 where there was no connection or the VM doesn't run."
+            "`castra ssh` and `castra exec` pass on the remote command's exit code, 128 + signal if a signal ended it, 255 if there was no connection or the VM doesn't run."
         )
     );
     page.push_str(".SH ENVIRONMENT\n");
@@ -136,7 +134,7 @@ fn whole_page() -> String {
     for (name, about) in FILES {
         definition(&mut page, name, &sentence(about));
     }
-    page.push_str(".SH SEE ALSO\nEach command has a page of its own, such as\n.BR castra\\-up (1).\n.PP\n");
+    page.push_str(".SH SEE ALSO\nEach command has its own page, such as\n.BR castra\\-up (1).\n.PP\n");
     for guide in &GUIDES {
         let _ = writeln!(page, ".BR {} ({}),", escape(guide.name), guide.section);
     }

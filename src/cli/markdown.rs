@@ -55,7 +55,7 @@ pub fn markdown() -> String {
         let _ = writeln!(page, "| {} | {} |", exit.code(), exit.meaning());
     }
     page.push_str(
-        "\n`castra ssh` and `castra exec` pass on the remote command's exit code, 128 + signal where a signal ended it, 255 where there was no connection or the VM doesn't run.\n",
+        "\n`castra ssh` and `castra exec` pass on the remote command's exit code, 128 + signal if a signal ended it, 255 if there was no connection or the VM doesn't run.\n",
     );
     page.push_str("\n## Environment\n\n| variable | |\n| --- | --- |\n");
     for (name, about) in ENVIRONMENT {

@@ -58,9 +58,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("ID"),
         scope: Scope::Global,
-        brief: "use the project with this id, wherever it lies",
-        manual: "The ids are listed by `castra workspaces`. Works even if the project's folder was moved or \
-                 removed: you can still look at its VMs and stop them.",
+        brief: "use the project with this id, wherever its folder is",
+        manual: "`castra workspaces` lists the ids. Works even if the project's folder was moved or removed: \
+                 you can still look at its VMs and stop them.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.workspace = Some(text(value)?);
@@ -72,8 +72,8 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: Scope::Global,
-        brief: "print results and events as JSON, one object a line",
-        manual: "Commands that change something print their events, commands that look print what was asked for. \
+        brief: "print results and events as JSON, one object per line",
+        manual: "Commands that change something print their events, other commands print what was asked for. \
                  A refusal (exit codes 64 to 75) is one `command.rejected` object.",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -189,13 +189,15 @@ pub const FLAGS: &[Flag] = &[
         value: Some("TEXT"),
         scope: SSH_CONFIG,
         brief: "put this before the VMs' names, as in demo-web",
-        manual: "Names such as `web` are in many projects. It may hold A-Z a-z 0-9 . _ and -.",
+        manual: "Many projects have names such as `web`. The text may have A-Z a-z 0-9 . _ and -.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             let text = value.to_string_lossy().into_owned();
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if text.is_empty() || text.starts_with('-') || !text.chars().all(allowed) {
-                return Err(BadValue("use A-Z a-z 0-9 . _ and -, the first no -".to_owned()));
+                return Err(BadValue(
+                    "use A-Z a-z 0-9 . _ and -, and begin with another character than -".to_owned(),
+                ));
             }
             raw.prefix = Some(text);
             Ok(())
@@ -263,11 +265,11 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: UP,
-        brief: "restart VMs that run with other settings than castra.toml has",
-        manual: "Some settings are applied by a launch alone: memory, cpus, network, forwards, mounts, what it boots \
-                 and the like. Without this flag `up` names those in which a running VM differs and leaves it as it \
-                 is; with it such a VM is restarted and keeps its disk, as `castra restart` does. A VM that differs \
-                 in none runs on.",
+        brief: "restart VMs whose settings in castra.toml have changed",
+        manual: "Only a launch applies some settings: memory, cpus, network, forwards, mounts, base image and \
+                 the like. Without this flag `up` names the settings in which a running VM differs from \
+                 castra.toml, and leaves that VM as it is. With it `up` restarts such a VM, which keeps its \
+                 disk, as `castra restart` does. VMs that don't differ keep running.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.recreate = true;
@@ -347,8 +349,8 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: STATUS,
         brief: "print again every 2 s until Ctrl-C",
-        manual: "A terminal is redrawn in place; otherwise one table follows the other, with --json one object a \
-                 line.",
+        manual: "A terminal is redrawn in place. Otherwise the tables follow each other, with --json one \
+                 object per line.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.watch = true;
@@ -361,8 +363,8 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: STATUS,
         brief: "show every column, and what guests measure",
-        manual: "Without it a terminal has the columns that fit into its width, the most useful first. Into a pipe \
-                 every column is always written.",
+        manual: "Without it a terminal gets the columns that fit into its width, the most useful first. A \
+                 pipe always gets every column.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.wide = true;
@@ -400,7 +402,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "show what would be removed, and touch nothing",
+        brief: "show what would be removed, and remove nothing",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -413,7 +415,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: CLEAN,
-        brief: "clean every project, and what they share",
+        brief: "clean every project, and what all projects share",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -426,7 +428,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("PATH"),
         scope: CLEAN,
-        brief: "clean the project whose state is in this directory",
+        brief: "clean the project with this state root",
         manual: "For a project that `castra workspaces` doesn't know any more.",
         complete: Complete::Path,
         apply: |raw, value| {
@@ -511,7 +513,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SOURCE"),
         scope: LOGS,
         brief: "show only this log: serial, qemu, bootstrap, broker or bus",
-        manual: "May be given several times. Without it all logs are shown, the broker's only if no VM is named.",
+        manual: "May be given several times. Without it castra shows all logs, but the broker's only if no VM \
+                 is named.",
         complete: Complete::OneOf(&["serial", "qemu", "bootstrap", "broker", "bus"]),
         apply: |raw, value| {
             raw.sources.push(match text(value)?.as_str() {
@@ -619,7 +622,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("FILE"),
         scope: REPORT,
         brief: "write a page for a browser to this file; `-`: to stdout",
-        manual: "The file is written whole or not at all. An existing file is replaced.",
+        manual: "castra writes the file completely or not at all, and replaces an existing file.",
         complete: Complete::Path,
         apply: |raw, value| {
             raw.html = Some(not_empty(value)?.into());
@@ -663,7 +666,7 @@ pub const FLAGS: &[Flag] = &[
         value: None,
         scope: BUS_TAIL,
         brief: "end after the last messages",
-        manual: "For scripts that want what there is.",
+        manual: "For scripts that want only the messages so far.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.no_follow = true;
@@ -701,7 +704,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("MODEL"),
         scope: HARNESS_RUN,
-        brief: "the model Codex asks",
+        brief: "the model that Codex uses",
         manual: "",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -714,9 +717,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("THREAD"),
         scope: HARNESS_RUN,
-        brief: "go on with this thread",
-        manual: "An id that `castra harness list` shows, or a name that Codex knows. If Codex doesn't know the \
-                 name, it begins a new thread, and castra warns you.",
+        brief: "continue this thread",
+        manual: "An id that `castra harness list` shows, or a name that Codex knows. If Codex doesn't know \
+                 the name, it begins a new thread, and castra warns you.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.resume = Some(text(value)?);
@@ -768,7 +771,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("TIME"),
         scope: HARNESS_RUN,
-        brief: "end Codex when it is silent for this long (default: 30m)",
+        brief: "end Codex after this long without output (default: 30m)",
         manual: "Takes the same values as --timeout. Codex is silent while one of its commands runs, and while it \
                  waits for a server that doesn't answer.",
         complete: Complete::Nothing,
@@ -782,7 +785,7 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: HARNESS_RUN,
-        brief: "give Codex only the prompt",
+        brief: "pass Codex only the prompt",
         manual: "Without this flag castra tells Codex which VMs are running and how to reach them.",
         complete: Complete::Nothing,
         apply: |raw, _| {
@@ -821,9 +824,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("JSON"),
         scope: BUS_PUBLISH,
-        brief: "what to say, as JSON; `-` reads one message a line",
-        manual: "Any JSON. A text has quotes of its own inside the shell's: --payload '\"reload\"'. Without it the \
-                 payload is null.",
+        brief: "the payload, as JSON; `-` reads one message per line",
+        manual: "Any JSON. A JSON string needs its own quotes inside the shell's: --payload '\"reload\"'. \
+                 Without it the payload is null.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             let payload = value.into_string();
@@ -836,9 +839,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("STATE"),
         scope: Scope::Only(&[Command::Wait]),
-        brief: "reachable (default), bootstrapped or stopped",
-        manual: "`reachable`: as `castra status` says. `bootstrapped`: the last bootstrap of this launch has ended well, \
-                 or its mode is `skip`. `stopped`: QEMU doesn't run, however it ended.",
+        brief: "what to wait for: reachable (default), bootstrapped or stopped",
+        manual: "`reachable`: as in `castra status`. `bootstrapped`: the last bootstrap of this launch has \
+                 succeeded, or its mode is `skip`. `stopped`: QEMU doesn't run, however it ended.",
         complete: Complete::OneOf(&["reachable", "bootstrapped", "stopped"]),
         apply: |raw, value| {
             let value = text(value)?;
@@ -868,8 +871,8 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SEQ"),
         scope: BUS_SUBSCRIBE,
         brief: "begin with the message of this number",
-        manual: "Messages are numbered from 1 on. A reader that was cut off gives the number after the last one \
-                 it has seen; 1 means everything that is kept.",
+        manual: "Messages are numbered from 1 on. A reader that was cut off gives the number after the last \
+                 one it has seen; 1 means all messages in the log.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.from = Some(number(value, "use the number of a message, such as 12")?);
@@ -881,9 +884,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: None,
         scope: BUS_SUBSCRIBE,
-        brief: "the newest message of each topic first",
-        manual: "They come from the log of the bus, even if the broker was restarted since; new messages follow. \
-                 At most 256 topics and 256 KiB of one sender.",
+        brief: "print the newest message of each topic first",
+        manual: "These messages come from the log of the bus, so a restart of the broker doesn't lose them; new \
+                 messages follow. At most 256 topics and 256 KiB of one sender.",
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.last_values = true;
@@ -895,9 +898,9 @@ pub const FLAGS: &[Flag] = &[
         short: None,
         value: Some("NAME"),
         scope: BUS_SUBSCRIBE,
-        brief: "share the messages with others who name this group",
+        brief: "share the messages with other members of this group",
         manual: "Each message goes to one of the clients that are subscribed to the same topic with the same \
-                 name, by turns. If a client dies, what it was sent is lost; use `bus request` if you need to \
+                 group, by turns. If a client dies, its messages are lost; use `bus request` if you need to \
                  know. Guests and the host never share a group.",
         complete: Complete::Nothing,
         apply: |raw, value| {
@@ -911,7 +914,7 @@ pub const FLAGS: &[Flag] = &[
         value: Some("SPAN"),
         scope: Scope::Only(&[Command::BusRequest]),
         brief: "wait this long for an answer (default: 5s)",
-        manual: "A plain number is seconds. If no answer comes in that time, the exit code is 1.",
+        manual: "A plain number means seconds. If no answer comes in that time, the exit code is 1.",
         complete: Complete::Nothing,
         apply: |raw, value| {
             raw.time_limit = Some(time(value)?);

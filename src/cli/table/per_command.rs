@@ -54,7 +54,7 @@ const OWN: &[Own] = &[
         "force",
         &[Command::BusPublish, Command::BusRequest],
         "publish even to a VM that the project doesn't have",
-        "Without it castra refuses a topic vm:NAME of an unknown VM, because nobody would ever read the message.",
+        "Without it castra refuses a topic vm:NAME of an unknown VM, because no VM would ever read the message.",
     ),
     own(
         "mounts",
@@ -73,7 +73,7 @@ const OWN: &[Own] = &[
         &[Command::Up],
         "show what would be done, and change nothing",
         "Checks everything that `up` checks (images, kernels, disks, mounts, seeds, scripts, ports, memory, tools) and \
-         shows each VM as it would be launched and bootstrapped. The exit code is 1 where `up` would refuse to start. \
+         shows each VM as it would be launched and bootstrapped. The exit code is 1 if `up` would refuse to start. \
          Writes no file.",
     ),
     own(
@@ -91,21 +91,16 @@ const OWN: &[Own] = &[
     own(
         "discard",
         &[Command::Restart],
-        "begin with fresh disks",
+        "start with fresh disks",
         "Everything that the guests have written is lost, even with `persist = true`.",
     ),
-    own(
-        "all",
-        &[Command::Doctor],
-        "look at every project castra knows",
-        "",
-    ),
+    own("all", &[Command::Doctor], "check every project castra knows", ""),
     own(
         "verbose",
         &[Command::Up, Command::Down, Command::Restart, Command::Bootstrap],
-        "say more: every step",
-        "Without it each VM has a few lines: launched, reachable, bootstrapped, what its script prints, and what went \
-         wrong.",
+        "print every step",
+        "Without it castra prints a few lines for each VM: launched, reachable, bootstrapped, the output of its script, \
+         and errors.",
     ),
     own(
         "verbose",
@@ -135,15 +130,15 @@ const OWN: &[Own] = &[
         "follow",
         &[Command::Logs, Command::Events],
         "keep printing what is added",
-        "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when nobody reads its output any \
-         more.",
+        "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when the reader of its output goes \
+         away.",
     ),
     own(
         "follow",
         &[Command::BusTail],
         "keep printing what is added, which is the default",
-        "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when nobody reads its output any \
-         more.",
+        "With --tail 0 you see only what comes from now on. It ends with Ctrl-C, or when the reader of its output goes \
+         away.",
     ),
     own(
         "vm",
@@ -155,7 +150,7 @@ const OWN: &[Own] = &[
         "vm",
         &[Command::BusTail],
         "show only what this VM has published",
-        "Also `host` and `broker`.",
+        "`host` and `broker` work too.",
     ),
     own(
         "since",
@@ -173,13 +168,13 @@ const OWN: &[Own] = &[
         "timeout",
         &[Command::Wait],
         "give up after this long (default: 5m)",
-        "Seconds, or a time such as 90s, 30m or 2h; 0 looks once. The exit code is then 124.",
+        "Seconds, or a time such as 90s, 30m or 2h; 0 checks once. The exit code is then 124.",
     ),
     own(
         "topic",
         &[Command::BusPublish],
-        "what the message is about (default: broadcast)",
-        "1 to 128 of A-Z a-z 0-9 . _ : / -, here or as the first word. vm:NAME reaches that VM alone.",
+        "the topic of the message (default: broadcast)",
+        "1 to 128 of A-Z a-z 0-9 . _ : / -, here or as the first word. vm:NAME reaches only that VM.",
     ),
     own(
         "topic",

@@ -4,7 +4,8 @@
 pub const TAGLINE: &str = "throw-away QEMU VMs from one file";
 
 /// The first paragraph of help and man page.
-pub const ABOUT: &str = "castra starts QEMU VMs that one castra.toml describes, shows at any moment which of them are really alive, configures them over SSH, and reports everything as one stream of events.";
+pub const ABOUT: &str = "castra starts the QEMU VMs that one castra.toml describes, shows which of them are really alive, \
+    configures them over SSH, and reports everything as one stream of events.";
 
 /// Variables of the environment.
 pub const ENVIRONMENT: &[(&str, &str)] = &[
@@ -31,7 +32,7 @@ pub const FILES: &[(&str, &str)] = &[
     ),
     (
         "~/.castra/projects/ID",
-        "a project's state, or its [project].state_dir",
+        "a project's state root, unless it sets state_dir",
     ),
     ("~/.castra/images", "images, shared by all projects"),
 ];

@@ -13,8 +13,8 @@ _castra() {
     typeset -A opt_args
     globals=(
         '*--config=[use this castra.toml, or the one in this directory]:PATH:_files'
-        '*--workspace=[use the project with this id, wherever it lies]:ID: '
-        '--json[print results and events as JSON, one object a line]'
+        '*--workspace=[use the project with this id, wherever its folder is]:ID: '
+        '--json[print results and events as JSON, one object per line]'
         '--quiet[print only results, warnings and errors]'
         '*--color=[colour the text\: auto, always or never (default\: auto)]:WHEN:(auto always never)'
         '--help[print help; -h in short, --help in full]'
@@ -25,7 +25,7 @@ _castra() {
     command)
         words_known=(
             'init:write a castra.toml to start from'
-            'up:start VMs, wait until they live, and bootstrap them'
+            'up:start VMs, wait until they are reachable, and bootstrap them'
             'down:shut VMs down and discard their overlays'
             'restart:shut VMs down and start them again, with their disks'
             'clean:remove what is left of projects that don'\''t run'
@@ -64,9 +64,9 @@ _castra() {
                 '--force[start even if memory is short]' \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
-                '--recreate[restart VMs that run with other settings than castra.toml has]' \
+                '--recreate[restart VMs whose settings in castra.toml have changed]' \
                 '--broker-only[start the broker and no VM]' \
-                '--verbose[say more\: every step]' \
+                '--verbose[print every step]' \
                 '*:VM:_castra_vms';;
         down)
             _arguments $globals \
@@ -74,7 +74,7 @@ _castra() {
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
                 '--discard[also discard persistent disks]' \
-                '--verbose[say more\: every step]' \
+                '--verbose[print every step]' \
                 '*:VM:_castra_vms';;
         restart)
             _arguments $globals \
@@ -83,15 +83,15 @@ _castra() {
                 '*--graceful-wait-secs=[how long a guest may take to power off]:SECS: ' \
                 '*--sigterm-wait-secs=[how long QEMU may take after SIGTERM]:SECS: ' \
                 '*--sigkill-wait-secs=[how long QEMU may take after SIGKILL]:SECS: ' \
-                '--discard[begin with fresh disks]' \
-                '--verbose[say more\: every step]' \
+                '--discard[start with fresh disks]' \
+                '--verbose[print every step]' \
                 '*:VM:_castra_vms';;
         clean)
             _arguments $globals \
                 '--force[also remove persistent disks]' \
-                '--dry-run[show what would be removed, and touch nothing]' \
-                '--global[clean every project, and what they share]' \
-                '*--state-root=[clean the project whose state is in this directory]:PATH:_files' \
+                '--dry-run[show what would be removed, and remove nothing]' \
+                '--global[clean every project, and what all projects share]' \
+                '*--state-root=[clean the project with this state root]:PATH:_files' \
                 '--no-logs[keep the logs]' \
                 '--no-handshakes[keep the guests'\'' handshake records]' \
                 ;;
@@ -99,7 +99,7 @@ _castra() {
             _arguments $globals \
                 '*--bootstrap=[override when VMs are bootstrapped\: auto, skip, always]:MODE|VM=MODE:(auto skip always)' \
                 '--plan[show what would be done, and change nothing]' \
-                '--verbose[say more\: every step]' \
+                '--verbose[print every step]' \
                 '*:VM:_castra_vms';;
         ssh)
             _arguments $globals \
@@ -128,7 +128,7 @@ _castra() {
         wait)
             _arguments $globals \
                 '*--timeout=[give up after this long (default\: 5m)]:TIME: ' \
-                '*--for=[reachable (default), bootstrapped or stopped]:STATE:(reachable bootstrapped stopped)' \
+                '*--for=[what to wait for\: reachable (default), bootstrapped or stopped]:STATE:(reachable bootstrapped stopped)' \
                 '*:VM:_castra_vms';;
         ports)
             _arguments $globals \
@@ -155,7 +155,7 @@ _castra() {
                 ;;
         doctor)
             _arguments $globals \
-                '--all[look at every project castra knows]' \
+                '--all[check every project castra knows]' \
                 ;;
         report)
             _arguments $globals \
@@ -220,13 +220,13 @@ _castra() {
                     _arguments $globals \
                         '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' \
                         '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' \
-                        '*--model=[the model Codex asks]:MODEL: ' \
-                        '*--resume=[go on with this thread]:THREAD: ' \
+                        '*--model=[the model that Codex uses]:MODEL: ' \
+                        '*--resume=[continue this thread]:THREAD: ' \
                         '*--cwd=[the directory Codex works in (default\: this one)]:DIR:_files' \
                         '*--in=[run Codex inside this VM, so that the host only relays]:VM:_castra_vms' \
                         '*--timeout=[end Codex after this long (default\: never)]:TIME: ' \
-                        '*--idle-timeout=[end Codex when it is silent for this long (default\: 30m)]:TIME: ' \
-                        '--no-preamble[give Codex only the prompt]' \
+                        '*--idle-timeout=[end Codex after this long without output (default\: 30m)]:TIME: ' \
+                        '--no-preamble[pass Codex only the prompt]' \
                         '1:PROMPT: ';;
                 relay)
                     _arguments $globals \
@@ -248,7 +248,7 @@ _castra() {
                 words_known=(
                     'publish:publish a message on the bus, and wait until it is logged'
                     'request:ask something on the bus, and print the first answer'
-                    'subscribe:print messages as they come, or from a number on'
+                    'subscribe:print messages as they come, or from a given number on'
                     'tail:print the last messages from the logs, and follow them'
                     'bench:measure latency and throughput of this broker'
                 )
@@ -260,8 +260,8 @@ _castra() {
                 publish)
                     _arguments $globals \
                         '--force[publish even to a VM that the project doesn'\''t have]' \
-                        '*--topic=[what the message is about (default\: broadcast)]:TOPIC: ' \
-                        '*--payload=[what to say, as JSON; `-` reads one message a line]:JSON: ' \
+                        '*--topic=[the topic of the message (default\: broadcast)]:TOPIC: ' \
+                        '*--payload=[the payload, as JSON; `-` reads one message per line]:JSON: ' \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '1:TOPIC: ';;
                 request)
@@ -274,8 +274,8 @@ _castra() {
                     _arguments $globals \
                         '*--wait=[wait up to this long for a broker, such as 30s]:SPAN: ' \
                         '*--from=[begin with the message of this number]:SEQ: ' \
-                        '--last[the newest message of each topic first]' \
-                        '*--group=[share the messages with others who name this group]:NAME: ' \
+                        '--last[print the newest message of each topic first]' \
+                        '*--group=[share the messages with other members of this group]:NAME: ' \
                         '*--count=[end after N messages]:N: ' \
                         '1:TOPIC: ';;
                 tail)

@@ -146,7 +146,7 @@ fn without_a_project_castra_says_what_there_is() {
         "{}",
         ran.stderr
     );
-    assert!(ran.stderr.contains("nothing of castra's runs"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("no castra project runs"), "{}", ran.stderr);
     assert!(ran.stderr.contains("`castra init` writes one"), "{}", ran.stderr);
     let ran = castra
         .run(&["--config", "a", "--workspace", "b", "status"])
@@ -415,7 +415,7 @@ fn man_pages_are_roff_that_groff_renders() {
             &["man", "stauts"][..],
             "try: castra man status, the nearest known word",
         ),
-        (&["man", "up", "--dir", "pages"], "error: --dir takes all pages"),
+        (&["man", "up", "--dir", "pages"], "error: --dir writes all pages"),
     ] {
         let ran = castra.run(args).exits(64);
         assert!(ran.stderr.contains(said), "{}", ran.stderr);
@@ -541,7 +541,7 @@ fn a_broker_is_started_found_from_anywhere_and_stopped() {
 
     for command in ["status", "down", "logs"] {
         let ran = castra.run(&[command]).exits(66);
-        assert!(ran.stderr.contains("elsewhere something runs"), "{ran:?}");
+        assert!(ran.stderr.contains("these projects run"), "{ran:?}");
         assert!(ran.stderr.contains(&format!(" {command}\n")), "{ran:?}");
         assert!(ran.stderr.contains("try: castra --workspace demo-"), "{ran:?}");
     }

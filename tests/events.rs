@@ -130,7 +130,7 @@ fn corrupt_lines_are_skipped_and_counted() {
     for args in [&["events", "--json"][..], &["events"]] {
         let ran = castra.run(args).exits(0);
         assert_eq!(ran.stdout.lines().count(), 3, "{ran:?}");
-        assert_eq!(ran.stderr, "warning: 7 corrupt lines skipped: no events\n");
+        assert_eq!(ran.stderr, "warning: 7 invalid lines skipped\n");
     }
     let kinds: Vec<Value> = castra.run(&["events", "--json"]).objects();
     let kinds: Vec<&str> = kinds.iter().map(|line| line["type"].as_str().unwrap()).collect();
@@ -158,7 +158,7 @@ fn what_happens_is_followed_as_it_happens() {
     assert_eq!(following.next()["seq"], 8);
     let (code, stderr) = following.end("-INT");
     assert_eq!(code, Some(130));
-    assert_eq!(stderr, "warning: 1 corrupt line skipped: no events\n");
+    assert_eq!(stderr, "warning: 1 invalid line skipped\n");
     castra.run(&["down"]).exits(0);
 }
 

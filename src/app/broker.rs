@@ -13,7 +13,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let config = find_project::config(raw)?;
     lost::refuse(&config)?;
     context.say(&format!(
-        "broker of {}: what it hears goes to {}; Ctrl-C stops it",
+        "broker of {}: it logs to {}; Ctrl-C stops it",
         config.project,
         config.state.broker_log().display()
     ));

@@ -259,8 +259,11 @@ fn sender(selected: &Selected, name: &str) -> Result<String> {
 /// On stderr, with `--json` too: nothing but messages is on stdout.
 fn say_what_was_missing(context: &Context, outcome: &BusTailOutcome) {
     if outcome.corrupt > 0 {
-        let lines = human::plural(usize::try_from(outcome.corrupt).unwrap_or(usize::MAX), "line");
-        context.warn(&format!("{lines} passed over: no messages"));
+        let lines = human::plural(
+            usize::try_from(outcome.corrupt).unwrap_or(usize::MAX),
+            "invalid line",
+        );
+        context.warn(&format!("{lines} skipped"));
     }
     if outcome.lost > 0 {
         context.warn("the log was rotated faster than it was read: messages may be missing");

@@ -53,7 +53,7 @@ fn table(outcome: &BusBenchOutcome) -> String {
         ("one by one, to the ack", &outcome.one_by_one),
         ("the same, to a subscriber", &outcome.to_subscriber),
         (many.as_str(), &outcome.throughput),
-        ("the same again, out of the log", &outcome.replay),
+        ("the same messages, from the log", &outcome.replay),
     ] {
         text.push_str(&row(name, measured));
     }

@@ -85,7 +85,7 @@ fn show(context: &mut Context, outcome: &CleanOutcome) {
         .out
         .line(match (outcome.removed.is_empty(), outcome.dry_run) {
             (true, _) => "there is nothing to clean".to_owned(),
-            (false, true) => format!("{bytes} would be freed; nothing was touched"),
+            (false, true) => format!("{bytes} would be freed; nothing was removed"),
             (false, false) => format!("{bytes} freed, in {}", human::duration(outcome.elapsed_ms)),
         });
     context.out.flush();

@@ -65,11 +65,11 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         RelayEnd::Closed => {
             return Err(
                 Failure::new(Exit::Io, format!("the console of vm `{vm}` was closed"))
-                    .because("QEMU closed it and runs on")
+                    .because("QEMU closed it and still runs")
                     .advice("castra status"),
             );
         }
-        RelayEnd::Left => format!("left the console of vm `{vm}`, which runs on"),
+        RelayEnd::Left => format!("left the console of vm `{vm}`, which keeps running"),
         RelayEnd::InputEnded | RelayEnd::ReaderGone => String::new(),
         RelayEnd::Cancelled => return Ok(Exit::Interrupted),
     };

@@ -67,7 +67,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             {
                 failure = failure.advice(format!(
                     "castra exec {vm} -- df -h shows where there is room; the default guest keeps /root, /home, /srv, /opt and /var on \
-                     its disk (`disk_size`), all else in its memory"
+                     its disk (`disk_size`), everything else in its memory"
                 ));
             }
             Err(if more > 0 {
@@ -131,7 +131,7 @@ fn the_vm<'a>(places: &[Place<'a>]) -> Result<&'a OsStr> {
             let alike = |other: &&OsStr| other.as_bytes().eq_ignore_ascii_case(vm.as_bytes());
             if sources.len() < from.len() || !sources.iter().all(alike) {
                 return Err(usage(
-                    "the sources lie in different places",
+                    "the sources are in different places",
                     "one command copies from one VM, or from this machine",
                 ));
             }

@@ -59,7 +59,9 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.say("no event matches");
         // `--type bootstrap` names no type, but the beginning of some.
         if let Some(start) = options.types.iter().find(|one| !one.contains(['.', '*', '?'])) {
-            context.say(&format!("  try: --type '{start}.*' for all types that begin so"));
+            context.say(&format!(
+                "  try: --type '{start}.*' for all types that begin with it"
+            ));
         }
     }
     Ok(match options.cancel.is_requested() {
@@ -72,8 +74,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
 fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
     if outcome.corrupt > 0 {
         context.warn(&format!(
-            "{} skipped: no events",
-            human::plural(outcome.corrupt as usize, "corrupt line")
+            "{} skipped",
+            human::plural(outcome.corrupt as usize, "invalid line")
         ));
     }
     if outcome.missed {

@@ -241,7 +241,7 @@ pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
             let names: Vec<&str> = known.iter().map(|known| known.vm.as_str()).collect();
             Err(no_such_vm(name, &names))
         }
-        ref several => Err(one_of(several, format!("{name:?} is {} VMs", several.len()))),
+        ref several => Err(one_of(several, format!("{name:?} names {} VMs", several.len()))),
     }
 }
 
@@ -287,14 +287,14 @@ fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
     let running = running_anywhere();
     let failure = none_found(here, raw);
     if running.is_empty() {
-        return failure.because("nothing of castra's runs on this machine");
+        return failure.because("no castra project runs on this machine");
     }
     let lines: Vec<String> = running
         .iter()
         .map(|status| running_line(status, &command))
         .collect();
     failure
-        .because(format!("elsewhere something runs:\n{}", lines.join("\n")))
+        .because(format!("these projects run:\n{}", lines.join("\n")))
         .advice(format!("castra --workspace {} {command}", running[0].workspace))
 }
 

@@ -20,7 +20,7 @@ pub fn cancel_on_signals(screen: Screen) -> Cancel {
         terminal::hold_signals();
     }
     on_signals(move |requests| match requests {
-        1 => screen.say("stopping in order; once more stops at once"),
+        1 => screen.say("stopping; a second Ctrl-C stops at once"),
         2 => screen.say("stopping at once"),
         _ => {}
     })

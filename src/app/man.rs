@@ -23,7 +23,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     if !words.is_empty() {
         return Err(
-            Failure::new(Exit::Usage, "--dir takes all pages, and one was named").advice(format!(
+            Failure::new(Exit::Usage, "--dir writes all pages, but a page was named").advice(format!(
                 "castra man {words}, or castra man --dir {}",
                 dir.display()
             )),

@@ -77,10 +77,10 @@ fn image(machine: &MachinePlan) -> String {
         image => image,
     };
     match (machine.running, machine.pending) {
-        (true, _) => format!("{image}; runs already"),
+        (true, _) => format!("{image}; already running"),
         (false, false) => image.to_owned(),
         (false, true) if image.starts_with("default guest") => format!("{image}, built first"),
-        (false, true) if image.starts_with("https://") => format!("{image}, fetched first"),
+        (false, true) if image.starts_with("https://") => format!("{image}, downloaded first"),
         (false, true) => image.to_owned(),
     }
 }
@@ -92,7 +92,7 @@ fn forward(forward: &PlannedForward) -> String {
     };
     match forward.host {
         Some(host) => format!("127.0.0.1:{host} → guest port {}{protocol}", forward.guest),
-        None => format!("a free one → guest port {}{protocol}", forward.guest),
+        None => format!("a free port → guest port {}{protocol}", forward.guest),
     }
 }
 
@@ -128,8 +128,12 @@ fn details(plan: &BootstrapPlan) -> Vec<(&'static str, String)> {
     }
     row(
         "waits",
-        plan.handshake_timeout_secs
-            .map(|secs| format!("{} for the first proof of life", human::duration(secs * 1000))),
+        plan.handshake_timeout_secs.map(|secs| {
+            format!(
+                "{} for the first handshake or SSH banner",
+                human::duration(secs * 1000)
+            )
+        }),
     );
     row(
         "metadata",

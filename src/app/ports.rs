@@ -126,7 +126,7 @@ fn notes(row: &PortRow, verbose: bool) -> String {
             None => format!("the broker is pid {pid}"),
         }));
         if row.port.is_none() {
-            notes.push("a free one is chosen at launch".to_owned());
+            notes.push("a free port is chosen at launch".to_owned());
         }
         let also: Vec<String> = row.also_declared_by.iter().map(PortOwner::to_string).collect();
         if !also.is_empty() {
@@ -204,7 +204,7 @@ mod tests {
             "broker-reserved  the broker is pid 3\n",
             "QEMU is pid 4\n",
             "also wanted by vm `api` of castra project `other`\n",
-            "a free one is chosen at launch\n",
+            "a free port is chosen at launch\n",
         ] {
             assert!(verbose.contains(note), "{verbose}");
         }

@@ -148,7 +148,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 ),
             )
         }
-        Event::VmRebooted { vm, boots } => info(vm, format!("rebooted: its boot {boots} since the launch")),
+        Event::VmRebooted { vm, boots } => info(vm, format!("rebooted (boot {boots} since the launch)")),
         Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
         Event::CooperativeAttempted {
             vm,
@@ -157,7 +157,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         } => info(
             vm,
             format!(
-                "asked to power off by {method}; it gets {}",
+                "asked to power off by {method}; castra waits up to {}",
                 duration(*timeout_ms)
             ),
         ),
@@ -188,7 +188,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         } => Sentence::new(
             Warn,
             Some(vm),
-            format!("{signal} sent to pid {pid}; it gets {}", duration(*timeout_ms)),
+            format!(
+                "{signal} sent to pid {pid}; castra waits up to {}",
+                duration(*timeout_ms)
+            ),
         ),
         Event::ShutdownComplete {
             vm,

@@ -218,7 +218,7 @@ fn frame(text: &str, size: terminal::Size) -> String {
         frame.push_str(TO_LINE_END);
     }
     if shown < lines.len() {
-        let more = format!("… {} more lines; the terminal is too low", lines.len() - shown);
+        let more = format!("… {} more lines; the terminal is too small", lines.len() - shown);
         frame.push_str(&cut(&more, size.columns));
         frame.push_str(TO_LINE_END);
     }

@@ -106,6 +106,6 @@ fn signals() -> SigSet {
 /// stopped castra goes on all the same, and children that inherit this aren't the worse for it.
 pub fn hold_signals() {
     if let Err(error) = signals().thread_block() {
-        log::warn!("new sizes of the terminal won't be heard of: {error}");
+        log::warn!("changes of the terminal's size can't be noticed: {error}");
     }
 }

@@ -120,7 +120,7 @@ fn well(vm: &VmUp) -> String {
     facts.extend(named.map(forward));
     if !vm.stale_config.is_empty() {
         facts.push(format!(
-            "NOT as castra.toml has it now: {}",
+            "differs from castra.toml: {}",
             vm.stale_config.join(", ")
         ));
     }

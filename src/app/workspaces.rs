@@ -60,7 +60,7 @@ pub fn run(context: &mut Context) -> Result<Exit> {
         context.say("castra knows no project yet; `castra init`, then `castra up` makes one");
     } else {
         context.say(&format!(
-            "{}; `castra --workspace ID status` looks at one",
+            "{}; `castra --workspace ID status` shows one",
             human::plural(all.len(), "project")
         ));
     }

@@ -180,7 +180,7 @@ fn a_terminal_is_attached_and_left_as_it_was() {
     terminal.types("\x1d");
     let text = terminal.ends(0);
     assert!(
-        text.contains("left the console of vm `web`, which runs on"),
+        text.contains("left the console of vm `web`, which keeps running"),
         "{text:?}"
     );
     assert!(text.contains("\x1b[?25h"), "the cursor stays hidden: {text:?}");

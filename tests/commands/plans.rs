@@ -196,7 +196,7 @@ fn a_plan_shows_each_machine_and_all_warnings() {
         "image        none, an empty disk",
         "machine      2 CPUs, 300 MiB of memory, disk of 4 GiB",
         "network      isolated",
-        "127.0.0.1:18099 → guest port 80, a free one → guest port 22",
+        "127.0.0.1:18099 → guest port 80, a free port → guest port 22",
         "/srv (read-only)",
         "image        default guest, built first",
         "machine      1 CPU, 256 MiB of memory",

@@ -180,7 +180,7 @@ fn without_a_project_what_runs_anywhere_is_named() {
         crate::support::project::finish(command, args)
     };
     let nothing = elsewhere(&["ports"]).exits(66);
-    assert!(nothing.stderr.contains("nothing of castra's runs"), "{nothing:?}");
+    assert!(nothing.stderr.contains("no castra project runs"), "{nothing:?}");
     project.run(&["up"]).exits(0);
     let running = elsewhere(&["ports"]).exits(66);
     assert!(running.stdout.is_empty(), "{running:?}");

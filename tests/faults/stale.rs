@@ -31,7 +31,7 @@ fn up_names_what_differs_and_restart_applies_it() {
         );
     }
     let ran = project.run(&["up"]).exits(0);
-    assert!(ran.stdout.contains("NOT as castra.toml has it now"), "{ran:?}");
+    assert!(ran.stdout.contains("differs from castra.toml"), "{ran:?}");
     assert_eq!(project.pid("web"), pid, "it runs on");
 
     project.run(&["restart", "web"]).exits(0);

@@ -40,7 +40,7 @@ fn torn_lines_and_a_run_without_end() {
     assert_eq!(second["exit_status"], Value::Null);
     let left_out = report["left_out"].to_string();
     assert!(
-        left_out.contains("corrupt lines of the journal were skipped"),
+        left_out.contains("invalid lines of the journal were skipped"),
         "{left_out}"
     );
     assert!(page(&castra, &[]).contains("no end known"));

@@ -80,7 +80,7 @@ fn up_and_down_show_a_line_for_each_vm_and_leave_none() {
         assert!(window.see(|terminal| terminal.redraws && terminal.colours));
         let told = |word: &str| left.iter().filter(|line| line.contains(word)).count();
         assert_eq!(told("launched in "), 3, "{left:#?}");
-        assert_eq!(told("stopping in order"), 1, "{left:#?}");
+        assert_eq!(told("stopping; a second"), 1, "{left:#?}");
         assert_eq!(told("^C"), 0, "{left:#?}");
         drop(window);
 

@@ -80,7 +80,7 @@ fn from_launch_to_the_end() {
             signal: "SIGTERM".into(),
             timeout_ms: 10_000,
         },
-        "web-0     warning: SIGTERM sent to pid 4711; it gets 10 s",
+        "web-0     warning: SIGTERM sent to pid 4711; castra waits up to 10 s",
     );
     for (outcome, changed, expected) in [
         ("graceful", true, "web-0     powered off in 70 ms"),

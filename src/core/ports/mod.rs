@@ -107,7 +107,7 @@ pub struct PortsOutcome {
 pub struct PortRow {
     /// The VM; null: the broker.
     pub vm: Option<VmName>,
-    /// The port on the host's loopback; null: a free one is chosen at launch.
+    /// The port on the host's loopback; null: a free port is chosen at launch.
     pub port: Option<u16>,
     /// The port in the guest; null: the broker's row.
     pub guest: Option<u16>,

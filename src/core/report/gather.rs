@@ -154,8 +154,8 @@ fn is_chatter(line: &str) -> bool {
 fn corrupt_lines(trail: &Trail) -> Vec<String> {
     match trail.corrupt {
         0 => Vec::new(),
-        1 => vec!["1 corrupt line of the journal was skipped".to_owned()],
-        count => vec![format!("{count} corrupt lines of the journal were skipped")],
+        1 => vec!["1 invalid line of the journal was skipped".to_owned()],
+        count => vec![format!("{count} invalid lines of the journal were skipped")],
     }
 }
 

@@ -10,7 +10,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use castra::core::bootstrap::bootstrap_plan::{self, Known};
@@ -27,15 +26,14 @@ use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
 use castra::core::root::records::{self, StopRecord};
 use castra::core::root::run_log::RunLog;
 use serde_json::Value;
-use support::eventually;
 use support::sshd::{self, Sshd, keygen};
+use support::{Scratch, is_alive, program, until};
 
-const SOON: Duration = Duration::from_secs(30);
 const LAUNCH: &str = "launch-1";
 
 /// A project with one VM, `web`, whose QEMU is a lock and whose SSH server is this machine's.
 struct Fixture {
-    dir: PathBuf,
+    dir: Scratch,
     config: Config,
     sshd: Option<Sshd>,
     qemu: Mutex<Option<FileLock>>,
@@ -55,12 +53,9 @@ impl Fixture {
     }
 
     fn with_path(label: &str, bootstrap: &str, script: Option<&str>, path: &str) -> Fixture {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("castra-bootstrap {label}-{}-{number}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(dir.join("project")).unwrap();
-        let dir = fs::canonicalize(dir).unwrap();
+        let scratch = Scratch::new(&format!("bootstrap {label}"));
+        let dir = scratch.dir();
+        fs::create_dir(dir.join("project")).unwrap();
         let user = sshd::login();
         let script_line = script.map_or("", |_| "script = \"run it.sh\"");
         let remote = if bootstrap.contains("remote_dir") {
@@ -89,7 +84,7 @@ impl Fixture {
         let qemu = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
         Fixture {
             port: sshd.port(),
-            dir,
+            dir: scratch,
             config,
             sshd: Some(sshd),
             qemu: Mutex::new(Some(qemu)),
@@ -181,8 +176,7 @@ impl Fixture {
 impl Drop for Fixture {
     fn drop(&mut self) {
         self.sshd = None;
-        support::journals::check_below(&self.dir);
-        let _ = fs::remove_dir_all(&self.dir);
+        support::journals::check_below(self.dir.dir());
     }
 }
 
@@ -273,14 +267,10 @@ fn status_word(status: BootstrapStepStatus) -> &'static str {
     }
 }
 
-fn is_alive(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
-
 const VIZIER: &str = "vizier-install:skipped vizier-enable:skipped vizier-handshake:skipped";
 
 fn whole_pipeline(fixture: &Fixture) {
-    let payload = fixture.dir.join("project/pay load");
+    let payload = fixture.dir.path("project/pay load");
     fs::create_dir_all(payload.join("empty dir")).unwrap();
     fs::write(payload.join("it's \"odd\"\n$HOME"), "odd").unwrap();
     fs::write(payload.join("big"), vec![42; 3 << 20]).unwrap();
@@ -376,20 +366,23 @@ fn the_whole_pipeline() {
 
 #[test]
 fn the_whole_pipeline_with_nothing_but_busybox() {
-    let tools = std::env::temp_dir().join(format!("castra-busybox-{}", std::process::id()));
-    fs::create_dir_all(&tools).unwrap();
+    let tools = Scratch::new("busybox");
     let installed = Command::new("busybox")
         .args(["--install", "-s"])
-        .arg(&tools)
+        .arg(tools.dir())
         .status();
     assert!(
         installed
             .expect("busybox is needed: install the package busybox-static")
             .success()
     );
-    let fixture = Fixture::with_path("busybox", WHOLE, Some(WHOLE_SCRIPT), tools.to_str().unwrap());
+    let fixture = Fixture::with_path(
+        "busybox",
+        WHOLE,
+        Some(WHOLE_SCRIPT),
+        tools.dir().to_str().unwrap(),
+    );
     whole_pipeline(&fixture);
-    fs::remove_dir_all(&tools).unwrap();
 }
 
 #[test]
@@ -398,9 +391,7 @@ fn a_large_image_is_hashed_beside_the_work() {
     let script = fixture.remote().join("run it.sh");
     let ran = fixture.run_hashing(&|_| (), || {
         // Known no sooner than the transfer is over.
-        eventually(SOON, "the script to be in the guest", || {
-            script.exists().then_some(())
-        });
+        until("the script to be in the guest", || script.exists());
         Ok("base".to_owned())
     });
     assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
@@ -440,7 +431,7 @@ fn plan_start_and_the_first_step_do_not_wait_for_the_next_steps_end() {
 #[test]
 fn a_plan_that_turned_bad_leaves_a_run_log() {
     let fixture = Fixture::new("turned-bad", "", Some("#!/bin/sh\n"));
-    fs::remove_file(fixture.dir.join("project/run it.sh")).unwrap();
+    fs::remove_file(fixture.dir.path("project/run it.sh")).unwrap();
     let ran = fixture.run();
     assert_eq!(ran.kinds(), "planned failed");
     let log = ran.log();
@@ -527,8 +518,8 @@ fn a_hanging_script_ends_at_its_deadline_with_its_children() {
     );
     assert!(began.elapsed() < Duration::from_secs(20));
     let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
-    eventually(SOON, "script and child to end", || {
-        (!pids.split_whitespace().any(is_alive)).then_some(())
+    until("script and child to end", || {
+        !pids.split_whitespace().any(is_alive)
     });
 }
 
@@ -544,8 +535,8 @@ fn ctrl_c_ends_the_script_and_closes_the_log() {
     assert_eq!(ran.outcome.end, BootstrapEnd::Interrupted);
     assert_eq!(ran.log().error.as_deref(), Some("interrupted"));
     let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
-    eventually(SOON, "script and child to end", || {
-        (!pids.split_whitespace().any(is_alive)).then_some(())
+    until("script and child to end", || {
+        !pids.split_whitespace().any(is_alive)
     });
 }
 
@@ -577,9 +568,7 @@ fn a_broken_connection_is_told_and_ends_the_script() {
         ran.error()
     );
     let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
-    eventually(SOON, "the script to end", || {
-        (!is_alive(pids.trim())).then_some(())
-    });
+    until("the script to end", || !is_alive(pids.trim()));
 }
 
 #[test]
@@ -634,7 +623,7 @@ fn verify_failures_name_what_was_missed() {
 #[test]
 fn a_key_the_guest_does_not_know() {
     let mut fixture = Fixture::new("key", "step_timeout_secs = 10", Some("true"));
-    let other = fixture.dir.join("other key");
+    let other = fixture.dir.path("other key");
     keygen(&other);
     fixture.config.vms[0].ssh.identity = Some(other.clone());
     let ran = fixture.run();
@@ -644,7 +633,7 @@ fn a_key_the_guest_does_not_know() {
         ran.error()
     );
     assert!(ran.steps().ends_with("connect:failed"));
-    fixture.config.vms[0].ssh.identity = Some(fixture.dir.join("missing"));
+    fixture.config.vms[0].ssh.identity = Some(fixture.dir.path("missing"));
     assert!(
         fixture.run().error().contains("SSH key"),
         "a key that isn't there"
@@ -654,7 +643,7 @@ fn a_key_the_guest_does_not_know() {
 #[test]
 fn another_host_key_than_before() {
     let fixture = Fixture::new("host-key", "", Some("true"));
-    let other = fixture.dir.join("other");
+    let other = fixture.dir.path("other");
     keygen(&other);
     let public = fs::read_to_string(other.with_extension("pub")).unwrap();
     let known = fixture
@@ -694,15 +683,13 @@ fn a_place_that_cannot_be_written() {
 
 #[test]
 fn a_transfer_that_stalls() {
-    let tools = std::env::temp_dir().join(format!("castra-stall-{}", std::process::id()));
-    fs::create_dir_all(&tools).unwrap();
+    let tools = Scratch::new("stall");
     let tar = format!(
         "#!/bin/sh\necho $$ > '{}'\nexec sleep 600\n",
-        tools.join("pid").display()
+        tools.path("pid").display()
     );
-    fs::write(tools.join("tar"), tar).unwrap();
-    fs::set_permissions(tools.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:/usr/bin:/bin", tools.display());
+    program(&tools.path("tar"), &tar);
+    let path = format!("{}:/usr/bin:/bin", tools.dir().display());
     let fixture = Fixture::with_path("stall", "step_timeout_secs = 6", Some("true"), &path);
     let ran = fixture.run();
     assert!(
@@ -711,9 +698,8 @@ fn a_transfer_that_stalls() {
         "{}",
         ran.error()
     );
-    let pid = fs::read_to_string(tools.join("pid")).unwrap();
+    let pid = fs::read_to_string(tools.path("pid")).unwrap();
     Command::new("kill").arg(pid.trim()).status().unwrap();
-    fs::remove_dir_all(&tools).unwrap();
 }
 
 #[test]
@@ -759,10 +745,10 @@ fn a_login_shell_that_prints() {
     let script = "#!/bin/sh\n[ -e done ] && { echo Castra:noop; exit; }\ncat \"$CASTRA_PAYLOAD_DIR/file\"; sleep 0.3; printf 'no line end'; sleep 0.3; : >done\n";
     let more = "payload = \"pay load\"\nverify_path = \"done\"\nverify_command = \"test -e done\"";
     let fixture = Fixture::new("noise", more, Some(script));
-    fs::create_dir(fixture.dir.join("project/pay load")).unwrap();
-    fs::write(fixture.dir.join("project/pay load/file"), "first\n").unwrap();
+    fs::create_dir(fixture.dir.path("project/pay load")).unwrap();
+    fs::write(fixture.dir.path("project/pay load/file"), "first\n").unwrap();
     let noise = "printf '\\033]0;title\\007'; printf 'castra-dir no'; (for n in 1 2 3 4 5 6; do sleep 0.1; printf '\\033[K'; done) &\n";
-    let dir = fixture.dir.join("sshd");
+    let dir = fixture.dir.path("sshd");
     for name in [".bashrc", ".profile", ".zshenv"] {
         fs::write(dir.join(name), noise).unwrap();
     }
@@ -862,17 +848,14 @@ fn a_flood_of_output_stays_bounded_in_the_events() {
 #[test]
 fn a_transfer_says_how_far_it_is_and_a_cut_one_changes_nothing() {
     // A guest that takes its time: what is sent meanwhile is told.
-    let tools = std::env::temp_dir().join(format!("castra-slow-{}", std::process::id()));
-    fs::create_dir_all(&tools).unwrap();
-    fs::write(
-        tools.join("tar"),
+    let tools = Scratch::new("slow");
+    program(
+        &tools.path("tar"),
         "#!/bin/sh\nhead -c 1000000 | /usr/bin/tar -xpf - 2>/dev/null\nsleep 4 </dev/null\ncat >/dev/null\nexit 2\n",
-    )
-    .unwrap();
-    fs::set_permissions(tools.join("tar"), fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:/usr/bin:/bin", tools.display());
+    );
+    let path = format!("{}:/usr/bin:/bin", tools.dir().display());
     let fixture = Fixture::with_path("progress", "payload = \"pay load\"", Some("true"), &path);
-    let payload = fixture.dir.join("project/pay load");
+    let payload = fixture.dir.path("project/pay load");
     fs::create_dir_all(&payload).unwrap();
     fs::write(payload.join("big"), vec![7; 40 << 20]).unwrap();
     let old = fixture.remote().join("payload/old");
@@ -904,13 +887,12 @@ fn a_transfer_says_how_far_it_is_and_a_cut_one_changes_nothing() {
     assert!(*sent > 0 && *sent <= 41 << 20, "{sent}");
     assert_eq!(*total, Some(40 << 20));
     assert!(text.contains("of 40.0 MiB sent ("), "{text}");
-    eventually(SOON, "the guest's side to tidy up", || {
+    until("the guest's side to tidy up", || {
         let names: Vec<_> = fs::read_dir(fixture.remote())
             .unwrap()
             .map(|entry| entry.unwrap().file_name())
             .collect();
-        (names == ["payload"]).then_some(())
+        names == ["payload"]
     });
     assert!(old.exists(), "what was there before is gone");
-    fs::remove_dir_all(&tools).unwrap();
 }

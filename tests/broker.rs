@@ -19,8 +19,8 @@ use castra::core::root::handshake_record::RecordRead;
 use castra::core::root::paths::StateRoot;
 use castra::core::root::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
-use support::broker::{Fixture, SOON, answer};
-use support::eventually;
+use support::broker::{Fixture, answer};
+use support::{eventually, objects_in, of_type, until};
 
 #[test]
 fn a_hello_is_answered_logged_and_recorded() {
@@ -41,12 +41,8 @@ fn a_hello_is_answered_logged_and_recorded() {
             ),
         "{line}"
     );
-    let events = fs::read_to_string(broker.state.broker_events()).unwrap();
-    let handshakes: Vec<serde_json::Value> = events
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .filter(|event: &serde_json::Value| event["type"] == "broker.handshake")
-        .collect();
+    let events = objects_in(&broker.state.broker_events());
+    let handshakes = of_type(&events, "broker.handshake");
     assert_eq!(handshakes.len(), 1);
     assert_eq!(handshakes[0]["vm"], "web-0");
     assert_eq!(handshakes[0]["capabilities"], serde_json::json!(["x-a", "x-b"]));
@@ -101,9 +97,8 @@ fn bad_hellos_are_declined_told_and_logged_once() {
     for (index, (bytes, reason, vm)) in cases.iter().enumerate() {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
         // Beyond twenty a second lines are merged, and these are to be told apart.
-        eventually(SOON, "a new second", || {
-            (index == 0 || index % 15 != 0 || broker.lines("hello from") < 15 || second_is_new(&broker))
-                .then_some(())
+        until("a new second", || {
+            index == 0 || index % 15 != 0 || broker.lines("hello from") < 15 || second_is_new(&broker)
         });
         let before = broker.lines("hello from");
         assert_eq!(
@@ -229,7 +224,7 @@ fn the_host_has_a_door_of_its_own() {
 }
 
 /// Silent, dripping and flooding clients, until told to stop.
-fn crowd(port: u16, silent: usize, dripping: usize, until: &Cancel) {
+fn crowd(port: u16, silent: usize, dripping: usize, stop: &Cancel) {
     thread::scope(|scope| {
         scope.spawn(|| {
             let held: Vec<TcpStream> = (0..silent)
@@ -238,7 +233,7 @@ fn crowd(port: u16, silent: usize, dripping: usize, until: &Cancel) {
             let mut drips: Vec<TcpStream> = (0..dripping)
                 .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
                 .collect();
-            while !until.pause(Duration::from_millis(200)) {
+            while !stop.pause(Duration::from_millis(200)) {
                 for drip in &mut drips {
                     let _ = drip.write_all(b"h");
                 }
@@ -247,7 +242,7 @@ fn crowd(port: u16, silent: usize, dripping: usize, until: &Cancel) {
         });
         scope.spawn(|| {
             let garbage = [b'x'; 65_536];
-            while !until.is_requested() {
+            while !stop.is_requested() {
                 let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
                 while stream.write_all(&garbage).is_ok() {}
             }
@@ -272,15 +267,13 @@ fn a_crowd_of_bad_clients_delays_nobody() {
     let mut broker = Fixture::new("crowd");
     broker.start();
     let alone = median_of_hellos(&broker, 200);
-    let until = Cancel::new();
+    let stop = Cancel::new();
     let port = broker.port();
     let beside = thread::scope(|scope| {
-        scope.spawn(|| crowd(port, 500, 20, &until));
-        eventually(SOON, "the flood to be refused", || {
-            (broker.lines("protocol-error") > 0).then_some(())
-        });
+        scope.spawn(|| crowd(port, 500, 20, &stop));
+        until("the flood to be refused", || broker.lines("protocol-error") > 0);
         let beside = median_of_hellos(&broker, 200);
-        until.request();
+        stop.request();
         beside
     });
     println!("hello alone {alone:?}, beside the crowd {beside:?}");
@@ -317,23 +310,19 @@ fn files_taken_away_are_made_anew() {
     fs::remove_file(broker.state.broker_sock()).unwrap();
     fs::remove_file(broker.state.broker_json()).unwrap();
     fs::remove_dir_all(broker.state.logs()).unwrap();
-    let after = eventually(SOON, "the record to be back", || match broker.record("web") {
+    let after = eventually("the record to be back", || match broker.record("web") {
         RecordRead::Record(record) => Some(record),
         _ => None,
     });
     assert_eq!(after, before, "with the time at which the guest was heard");
-    eventually(SOON, "the pid file to be back", || {
-        (host::locked_pid(&broker.state.broker_pid()) == Some(std::process::id())).then_some(())
+    until("the pid file to be back", || {
+        host::locked_pid(&broker.state.broker_pid()) == Some(std::process::id())
     });
-    eventually(SOON, "the host's door to be back", || {
+    eventually("the host's door to be back", || {
         UnixStream::connect(broker.state.broker_sock()).ok()
     });
-    eventually(SOON, "broker.json to be back", || {
-        broker.state.broker_json().exists().then_some(())
-    });
-    eventually(SOON, "the log to be back", || {
-        broker.state.broker_log().exists().then_some(())
-    });
+    until("broker.json to be back", || broker.state.broker_json().exists());
+    until("the log to be back", || broker.state.broker_log().exists());
 }
 
 /// Guests go on speaking meanwhile, so that it has something to write at every moment.
@@ -348,7 +337,7 @@ fn a_broker_stops_with_its_state_root_and_makes_nothing_anew() {
         if replaced {
             fs::create_dir(&root).unwrap();
         }
-        eventually(SOON, "the broker's end", || {
+        eventually("the broker's end", || {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(mut stream) => {
                     let _ = stream.write_all(b"hello vm:db\n");
@@ -374,7 +363,7 @@ fn a_broker_whose_state_root_was_moved_stops_in_order() {
     let moved = broker.state.dir().with_file_name("moved");
     fs::rename(broker.state.dir(), &moved).unwrap();
     let moved = StateRoot::new(moved);
-    eventually(SOON, "its last word", || {
+    eventually("its last word", || {
         let log = fs::read_to_string(moved.broker_log()).ok()?;
         log.contains("broker stopped").then_some(())
     });
@@ -517,9 +506,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     )
     .unwrap();
     drop(qemu);
-    eventually(SOON, "the exit in the log", || {
-        (broker.lines("exit of vm:web") == 1).then_some(())
-    });
+    until("the exit in the log", || broker.lines("exit of vm:web") == 1);
     assert_eq!(
         broker.lines("exit of vm:web outcome=crashed reason=guest-panic"),
         1
@@ -529,9 +516,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     launch("two");
     let qemu = PosixLock::hold(&paths.qemu_pid());
     assert_eq!(broker.hello("web"), "ok\n");
-    eventually(SOON, "a look at the new launch", || {
-        second_is_new(&broker).then_some(())
-    });
+    until("a look at the new launch", || second_is_new(&broker));
     let stop = castra::core::root::records::StopRecord {
         launch_id: "two".into(),
         by: "castra down".into(),
@@ -539,8 +524,8 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     };
     records::save(&paths.stop(), &stop).unwrap();
     drop(qemu);
-    eventually(SOON, "the guest to leave the window", || {
-        (broker.lines("freshness of vm:web reachable=false") == 2).then_some(())
+    until("the guest to leave the window", || {
+        broker.lines("freshness of vm:web reachable=false") == 2
     });
     broker.stop();
     broker.start();

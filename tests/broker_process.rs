@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,24 +23,18 @@ use castra::core::host::{self, Holder};
 use castra::core::root::handshake_record::{RecordRead, read_record};
 use castra::core::root::records::{self, BrokerRecord};
 
-use support::eventually;
-
-const SOON: Duration = Duration::from_secs(20);
+use support::{AMPLE, CASTRA, Scratch, eventually, until};
 
 /// A project in a directory of its own; its broker is stopped at the end.
 struct Project {
-    dir: PathBuf,
+    dir: Scratch,
     config: Config,
 }
 
 impl Project {
     fn new(label: &str, broker: &str) -> Project {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("castra-process-{label}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("castra.toml");
+        let dir = Scratch::new(label);
+        let path = dir.path("castra.toml");
         let text = format!(
             "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[broker]\n{broker}\n[[vms]]\nname = \"web\"\n"
         );
@@ -53,12 +47,12 @@ impl Project {
 
     fn launcher() -> ProcessBrokerLauncher {
         ProcessBrokerLauncher {
-            cli: PathBuf::from(env!("CARGO_BIN_EXE_castra")),
+            cli: PathBuf::from(CASTRA),
         }
     }
 
     fn start(&self) -> u16 {
-        let broker = ensure_broker(&self.config, &Project::launcher(), SOON, &Cancel::new()).unwrap();
+        let broker = ensure_broker(&self.config, &Project::launcher(), AMPLE, &Cancel::new()).unwrap();
         assert!(broker.started);
         broker.port
     }
@@ -74,16 +68,15 @@ impl Project {
 
 impl Drop for Project {
     fn drop(&mut self) {
-        let _ = stop_broker(&self.config.state, SOON);
-        support::journals::check_below(&self.dir);
-        let _ = fs::remove_dir_all(&self.dir);
+        let _ = stop_broker(&self.config.state, AMPLE);
+        support::journals::check_below(self.dir.dir());
     }
 }
 
 /// What the broker answers; an error where the connection or the broker is gone.
 fn hello(port: u16, vm: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(AMPLE))?;
     stream.write_all(format!("hello vm:{vm}\n").as_bytes())?;
     let mut reader = BufReader::new(stream);
     let (mut greeting, mut line) = (String::new(), String::new());
@@ -98,7 +91,7 @@ fn started_found_and_stopped() {
     let state = &project.config.state;
     assert!(find_broker(state).is_none());
     let port = project.start();
-    let again = ensure_broker(&project.config, &Project::launcher(), SOON, &Cancel::new()).unwrap();
+    let again = ensure_broker(&project.config, &Project::launcher(), AMPLE, &Cancel::new()).unwrap();
     assert_eq!((again.port, again.started), (port, false));
     assert_eq!(hello(port, "web").unwrap(), "ok\n");
     let pid = project.pid();
@@ -122,17 +115,17 @@ fn started_found_and_stopped() {
         );
     }
     let began = Instant::now();
-    assert_eq!(stop_broker(state, SOON).unwrap(), BrokerStop::Stopped { pid });
+    assert_eq!(stop_broker(state, AMPLE).unwrap(), BrokerStop::Stopped { pid });
     assert!(
         began.elapsed() < Duration::from_secs(2),
         "{:?} to stop",
         began.elapsed()
     );
-    assert_eq!(stop_broker(state, SOON).unwrap(), BrokerStop::NotRunning);
+    assert_eq!(stop_broker(state, AMPLE).unwrap(), BrokerStop::NotRunning);
     let record: BrokerRecord = records::load(&state.broker_json()).unwrap().unwrap();
     assert!(record.clean_stop);
-    eventually(SOON, "the process to be reaped", || {
-        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    until("the process to be reaped", || {
+        !Path::new(&format!("/proc/{pid}")).exists()
     });
 }
 
@@ -147,11 +140,11 @@ fn who_waits_is_told_when_it_stops() {
     half.write_all(b"hello vm:we").unwrap();
     let mut greeting = [0; 22];
     for stream in silent.iter_mut().chain([&mut half]) {
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(AMPLE)).unwrap();
         stream.read_exact(&mut greeting).unwrap();
     }
     let began = Instant::now();
-    stop_broker(&project.config.state, SOON).unwrap();
+    stop_broker(&project.config.state, AMPLE).unwrap();
     assert!(
         began.elapsed() < Duration::from_secs(2),
         "{:?} to stop",
@@ -178,7 +171,7 @@ fn two_starters_end_with_one_broker() {
         let starters: Vec<_> = (0..6)
             .map(|_| {
                 scope.spawn(|| {
-                    ensure_broker(&project.config, &Project::launcher(), SOON, &Cancel::new()).unwrap()
+                    ensure_broker(&project.config, &Project::launcher(), AMPLE, &Cancel::new()).unwrap()
                 })
             })
             .collect();
@@ -201,7 +194,7 @@ fn who_starts_it_sees_why_it_does_not() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let project = Project::new("why", &format!("port = {port}"));
-    let failure = ensure_broker(&project.config, &Project::launcher(), SOON, &Cancel::new()).unwrap_err();
+    let failure = ensure_broker(&project.config, &Project::launcher(), AMPLE, &Cancel::new()).unwrap_err();
     assert_eq!(failure.exit, Exit::Busy);
     let why = failure.why.unwrap();
     assert!(why.contains(&format!("(pid {})", std::process::id())), "{why}");
@@ -212,14 +205,14 @@ fn who_starts_it_sees_why_it_does_not() {
     );
 
     fs::write(&project.config.path, "[[vms]\n").unwrap();
-    let failure = ensure_broker(&project.config, &Project::launcher(), SOON, &Cancel::new()).unwrap_err();
+    let failure = ensure_broker(&project.config, &Project::launcher(), AMPLE, &Cancel::new()).unwrap_err();
     assert!(
         failure.why.as_deref().unwrap().contains("castra.toml:1:"),
         "{failure}"
     );
 
     let missing = ProcessBrokerLauncher {
-        cli: project.dir.join("no-castra"),
+        cli: project.dir.path("no-castra"),
     };
     assert_eq!(
         missing.launch(&project.config).unwrap_err().exit,
@@ -251,12 +244,10 @@ fn killed_in_a_burst_and_started_again() {
                     }
                 });
             }
-            eventually(SOON, "a burst", || {
-                (accepted.load(Ordering::Relaxed) > 200 * (round + 1)).then_some(())
-            });
+            until("a burst", || accepted.load(Ordering::Relaxed) > 200 * (round + 1));
             kill(pid, "KILL");
-            eventually(SOON, "the lock to be free", || {
-                (host::lock_holder(&state.broker_pid()) == Holder::Nobody).then_some(())
+            until("the lock to be free", || {
+                host::lock_holder(&state.broker_pid()) == Holder::Nobody
             });
             stop.store(true, Ordering::Relaxed);
         });
@@ -291,15 +282,12 @@ fn a_hand_shake_outlives_its_broker() {
     let port = project.start();
     assert_eq!(hello(port, "web").unwrap(), "ok\n");
     kill(project.pid(), "KILL");
-    eventually(SOON, "the broker's end", || {
-        find_broker(&project.config.state).is_none().then_some(())
+    until("the broker's end", || {
+        find_broker(&project.config.state).is_none()
     });
     project.start();
-    eventually(SOON, "the guest to leave the window", || {
-        project
-            .log()
-            .contains("freshness of vm:web reachable=false")
-            .then_some(())
+    until("the guest to leave the window", || {
+        project.log().contains("freshness of vm:web reachable=false")
     });
     // The one that was killed couldn't tell that nobody is reachable through it any more; the next one
     // tells whom it believes.
@@ -357,7 +345,7 @@ fn a_pid_file_alone_proves_nothing() {
         fs::write(state.broker_pid(), &text).unwrap();
         assert!(find_broker(state).is_none(), "{text:?}");
         assert_eq!(
-            stop_broker(state, SOON).unwrap(),
+            stop_broker(state, AMPLE).unwrap(),
             BrokerStop::NotRunning,
             "{text:?}"
         );
@@ -371,7 +359,7 @@ fn a_pid_file_alone_proves_nothing() {
     ] {
         fs::write(state.broker_pid(), &text).unwrap();
         assert_eq!(
-            stop_broker(state, SOON).unwrap_err().exit,
+            stop_broker(state, AMPLE).unwrap_err().exit,
             Exit::Failed,
             "{text:?}"
         );
@@ -386,16 +374,16 @@ fn a_pid_file_alone_proves_nothing() {
 fn an_embedded_broker_is_signalled_by_nobody() {
     let project = Project::new("embedded", "port = 0");
     let launcher = ThreadBrokerLauncher::new();
-    let broker = ensure_broker(&project.config, &launcher, SOON, &Cancel::new()).unwrap();
+    let broker = ensure_broker(&project.config, &launcher, AMPLE, &Cancel::new()).unwrap();
     assert_eq!(broker.pid, std::process::id());
     assert_eq!(hello(broker.port, "web").unwrap(), "ok\n");
     assert_eq!(
-        stop_broker(&project.config.state, SOON).unwrap(),
+        stop_broker(&project.config.state, AMPLE).unwrap(),
         BrokerStop::Embedded { pid: broker.pid }
     );
     fs::remove_file(project.config.state.broker_json()).unwrap();
     assert_eq!(
-        stop_broker(&project.config.state, SOON).unwrap(),
+        stop_broker(&project.config.state, AMPLE).unwrap(),
         BrokerStop::Embedded { pid: broker.pid },
         "whatever became of broker.json"
     );
@@ -407,13 +395,13 @@ fn an_embedded_broker_is_signalled_by_nobody() {
 fn limited(project: &Project, limit: &str) -> (Child, u16) {
     let script = format!("ulimit {limit} && exec \"$0\" broker --quiet --config \"$1\"");
     let child = Command::new("sh")
-        .args(["-c", &script, env!("CARGO_BIN_EXE_castra")])
+        .args(["-c", &script, CASTRA])
         .arg(&project.config.path)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let port = eventually(SOON, "the broker to listen", || {
+    let port = eventually("the broker to listen", || {
         find_broker(&project.config.state)
             .and_then(|(_, record)| record)
             .map(|record| record.port)
@@ -433,7 +421,7 @@ fn at_the_limit_of_descriptors_the_broker_goes_on() {
     }
     // Whoever made room was told why.
     let mut first = &held[0];
-    first.set_read_timeout(Some(SOON)).unwrap();
+    first.set_read_timeout(Some(AMPLE)).unwrap();
     let mut said = String::new();
     first.read_to_string(&mut said).unwrap();
     assert!(said.ends_with("declined reason=session-limit\n"), "{said:?}");
@@ -444,7 +432,7 @@ fn at_the_limit_of_descriptors_the_broker_goes_on() {
     );
     let pid = project.pid();
     assert_eq!(
-        stop_broker(&project.config.state, SOON).unwrap(),
+        stop_broker(&project.config.state, AMPLE).unwrap(),
         BrokerStop::Stopped { pid }
     );
     assert!(child.wait().unwrap().success());
@@ -460,12 +448,12 @@ fn at_the_limit_of_file_size_the_broker_goes_on() {
         let length = fs::metadata(project.config.state.broker_log()).unwrap().len();
         (length > 3800).then_some(())
     };
-    eventually(SOON, "the log to be full", &mut filling);
+    eventually("the log to be full", &mut filling);
     for _ in 0..100 {
         filling();
     }
     assert!(fs::metadata(project.config.state.broker_log()).unwrap().len() <= 4096);
-    stop_broker(&project.config.state, SOON).unwrap();
+    stop_broker(&project.config.state, AMPLE).unwrap();
     assert!(child.wait().unwrap().success());
 }
 
@@ -553,7 +541,7 @@ fn a_full_disk_declines_new_guests_and_keeps_the_old() {
     drop(filler);
     fs::remove_file(state.dir().join("filler")).unwrap();
     assert_eq!(hello(port, "new").unwrap(), "ok\n");
-    stop_broker(state, SOON).unwrap();
+    stop_broker(state, AMPLE).unwrap();
     let log = project.log();
     drop(mounted);
     assert!(log.contains("No space left on device"), "{log}");

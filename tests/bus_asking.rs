@@ -7,18 +7,14 @@ mod support;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use support::session::Session;
-use support::{Castra, eventually};
-
-const SOON: Duration = Duration::from_secs(30);
+use support::{Castra, eventually, until};
 
 fn project(name: &str, bus: &str) -> Castra {
     let castra = Castra::new(name);
@@ -30,16 +26,6 @@ fn project(name: &str, bus: &str) -> Castra {
     );
     castra.run(&["up", "--broker-only"]).exits(0);
     castra
-}
-
-fn state(castra: &Castra) -> PathBuf {
-    castra.project().join("state")
-}
-
-fn port(castra: &Castra) -> u16 {
-    let record: Value =
-        serde_json::from_slice(&fs::read(state(castra).join("broker.json")).unwrap()).unwrap();
-    u16::try_from(record["port"].as_u64().unwrap()).unwrap()
 }
 
 fn kept(castra: &Castra) -> Vec<(String, Value)> {
@@ -209,7 +195,7 @@ fn last_values_and_groups() {
     let python = Command::new("python3")
         .arg(example)
         .arg("--unix")
-        .arg(state(&castra).join("broker.sock"))
+        .arg(castra.state("broker.sock"))
         .args(["subscribe", "s/*/state", "--last", "--count", "2"])
         .output()
         .unwrap();
@@ -266,7 +252,7 @@ fn last_values_and_groups() {
 #[test]
 fn a_question_is_answered_or_not() {
     let castra = project("bus-request", "");
-    let mut web = Session::guest(port(&castra), "web");
+    let mut web = Session::guest(castra.broker_port(), "web");
     web.subscribe("vm:web", None);
     let answer = std::thread::spawn(move || {
         for _ in 0..2 {
@@ -316,10 +302,10 @@ fn who_reads_too_slowly_is_told_so() {
     castra
         .run_with_stdin(&["bus", "publish", "t", "-"], long.as_bytes())
         .exits(0);
-    let log = state(&castra).join("logs/broker.log");
-    eventually(SOON, "the end of the session", || {
+    let log = castra.state("logs/broker.log");
+    until("the end of the session", || {
         let text = fs::read_to_string(&log).unwrap();
-        text.contains("phase=closed reason=slow-consumer").then_some(())
+        text.contains("phase=closed reason=slow-consumer")
     });
     kill(
         Pid::from_raw(subscriber.0.id().try_into().unwrap()),
@@ -344,15 +330,9 @@ fn a_line_of_gigabytes_ends_with_ctrl_c() {
     castra.run(&["bus", "publish", "t", "1"]).exits(0);
     castra.run(&["down"]).exits(0);
     for path in ["logs/bus/bus.log", "logs/events.jsonl"] {
-        let mut file = File::options()
-            .append(true)
-            .open(state(&castra).join(path))
-            .unwrap();
+        let mut file = File::options().append(true).open(castra.state(path)).unwrap();
         file.write_all(b"\n").unwrap();
-        let file = File::options()
-            .write(true)
-            .open(state(&castra).join(path))
-            .unwrap();
+        let file = File::options().write(true).open(castra.state(path)).unwrap();
         // A hole: nothing on the disk, and no line end for longer than anybody waits.
         file.write_all_at(b"x\n", 300 << 30).unwrap();
     }
@@ -372,17 +352,17 @@ fn a_line_of_gigabytes_ends_with_ctrl_c() {
             .unwrap();
         let mut running = Running(child);
         let pid = running.0.id();
-        eventually(SOON, "it to read", || {
+        eventually("it to read", || {
             let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap();
             let read = io.lines().find_map(|line| line.strip_prefix("rchar: "))?;
             (read.parse::<u64>().unwrap() > 32 << 20).then_some(())
         });
         kill(Pid::from_raw(pid.try_into().unwrap()), Signal::SIGINT).unwrap();
-        let status = eventually(SOON, "its end", || running.0.try_wait().unwrap());
+        let status = eventually("its end", || running.0.try_wait().unwrap());
         assert!(status.code().is_some(), "{args:?}: {status}");
     }
     for path in ["logs/bus/bus.log", "logs/events.jsonl"] {
-        fs::remove_file(state(&castra).join(path)).unwrap();
+        fs::remove_file(castra.state(path)).unwrap();
     }
 }
 

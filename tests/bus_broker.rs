@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 use castra::core::lines::journal::Rotation;
 use castra::core::root::handshake_record::RecordRead;
-use support::broker::{Fixture, SOON};
-use support::eventually;
+use support::broker::Fixture;
 use support::session::{Session, framed, seq_of};
+use support::{eventually, objects_in, until};
 
 fn error(kind: Value, reason: &str) -> Value {
     json!({ "type": "ack", "ack": kind, "status": "error", "reason": reason })
@@ -23,20 +23,14 @@ fn error(kind: Value, reason: &str) -> Value {
 
 /// The events of the broker of this type.
 fn events(broker: &Fixture, kind: &str) -> Vec<Value> {
-    fs::read_to_string(broker.state.broker_events())
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|event| event["type"] == kind)
-        .collect()
+    let mut events = objects_in(&broker.state.broker_events());
+    events.retain(|event| event["type"] == kind);
+    events
 }
 
 /// What the log of the bus holds, by number.
 fn kept(broker: &Fixture) -> Vec<Value> {
-    let text = fs::read_to_string(broker.state.bus_log()).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
+    objects_in(&broker.state.bus_log())
 }
 
 /// How often a frame was refused for this reason, told one by one or merged.
@@ -200,11 +194,11 @@ fn a_length_that_is_none_closes_that_session_alone() {
         );
         assert_eq!(client.frame(), None, "nothing follows a close");
         let wanted = format!("length={length} is beyond max_frame_bytes");
-        eventually(SOON, "the close to be told", || {
+        until("the close to be told", || {
             let closed = events(&broker, "broker.session")
                 .into_iter()
                 .filter(|event| event["reason"] == "protocol-error");
-            (closed.count() == index + 1).then_some(())
+            closed.count() == index + 1
         });
         assert_eq!(broker.lines(&wanted), 1);
     }
@@ -247,9 +241,9 @@ fn who_is_silent_for_too_long_is_told_and_closed() {
     let closed = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            eventually(SOON, "the silent one to be closed", || {
+            until("the silent one to be closed", || {
                 busy.lives();
-                closed.load(Ordering::Relaxed).then_some(())
+                closed.load(Ordering::Relaxed)
             });
         });
         assert_eq!(
@@ -262,7 +256,7 @@ fn who_is_silent_for_too_long_is_told_and_closed() {
     busy.lives();
     assert_eq!(broker.lines("session of vm:silent"), 2);
     assert_eq!(broker.lines("phase=closed reason=idle"), 1);
-    eventually(SOON, "the record to say so", || match broker.record("silent") {
+    eventually("the record to say so", || match broker.record("silent") {
         RecordRead::Record(record) => (!record.bus_session).then_some(()),
         _ => None,
     });
@@ -296,7 +290,7 @@ fn there_are_only_so_many_subscriptions_and_sessions() {
     );
     assert_eq!(broker.hello("web"), "ok\n", "who wants no session needs no place");
     drop(client);
-    more.push(eventually(SOON, "a place to be free", || {
+    more.push(eventually("a place to be free", || {
         Session::try_guest(port, "web").ok()
     }));
     let mut publisher = more.pop().unwrap();
@@ -317,8 +311,8 @@ fn there_are_only_so_many_subscriptions_and_sessions() {
         .map(|event| event["reason"].as_str().unwrap().to_owned())
         .collect();
     assert!(reasons.contains("subscription-limit"), "{reasons:?}");
-    eventually(SOON, "the refusals to be told", || {
-        (refusals(&broker, "rate-limit") == refused as u64).then_some(())
+    until("the refusals to be told", || {
+        refusals(&broker, "rate-limit") == refused as u64
     });
 }
 
@@ -352,10 +346,10 @@ fn who_never_reads_is_cut_off_and_delays_nobody() {
         let mut publisher = Session::guest(port, "web");
         let pad = "x".repeat(20_000);
         let mut count = 0_u64;
-        eventually(SOON, "the slow one to be cut off", || {
+        until("the slow one to be cut off", || {
             publisher.publish("a", &json!({ "n": count, "pad": pad }));
             count += 1;
-            (broker.lines("backpressure of vm:slow") > 0).then_some(())
+            broker.lines("backpressure of vm:slow") > 0
         });
         publisher.publish("a", &json!({ "n": "last" }));
         assert_eq!(reader.join().unwrap(), count);
@@ -372,7 +366,7 @@ fn who_never_reads_is_cut_off_and_delays_nobody() {
         (&json!("slow"), &json!("slow-consumer"))
     );
     assert!(told[0]["queued_bytes"].as_u64().unwrap() > 200_000);
-    let closed = eventually(SOON, "the session's topic to tell it", || {
+    let closed = eventually("the session's topic to tell it", || {
         let frame = host.frame().unwrap();
         (frame["payload"]["phase"] == "closed").then_some(frame)
     });
@@ -388,7 +382,7 @@ fn who_never_reads_is_cut_off_and_delays_nobody() {
     // It comes back where it was.
     let mut slow = Session::guest(port, "slow");
     slow.subscribe("a", Some(had + 1));
-    let mut n = eventually(SOON, "the first message that it missed", || {
+    let mut n = eventually("the first message that it missed", || {
         let frame = slow.frame().unwrap();
         frame["payload"]["n"].as_u64()
     });
@@ -419,8 +413,8 @@ fn who_closes_its_side_gets_its_answers() {
         }
         assert_eq!(client.frame(), None);
     }
-    eventually(SOON, "the sessions to be gone", || {
-        (broker.lines("phase=closed reason=disconnected") == 10).then_some(())
+    until("the sessions to be gone", || {
+        broker.lines("phase=closed reason=disconnected") == 10
     });
 }
 
@@ -486,7 +480,7 @@ fn replay_across_rotations_while_others_publish() {
             scope.spawn(move || {
                 let from = 1 + reader * 300;
                 let mut client = Session::guest(port, "reader");
-                eventually(SOON, "messages to be replayed", || {
+                eventually("messages to be replayed", || {
                     client.send(&json!({ "type": "publish", "topic": "", "payload": 0 }));
                     client.ack();
                     let text = fs::read_to_string(broker.state.bus_log()).unwrap_or_default();
@@ -558,12 +552,12 @@ fn a_log_that_is_taken_away_is_begun_anew_with_the_next_number() {
     fs::remove_file(broker.state.bus_log()).unwrap();
     // Published all the time, also in the moment in which it is opened anew.
     let mut n = 10;
-    eventually(SOON, "the log to be back", || {
+    until("the log to be back", || {
         for _ in 0..10 {
             n += 1;
             assert_eq!(client.publish("a", &json!(n)), n);
         }
-        broker.state.bus_log().exists().then_some(())
+        broker.state.bus_log().exists()
     });
     assert_eq!(client.publish("a", &json!("after")), n + 1);
     let lines = kept(&broker);
@@ -605,11 +599,11 @@ fn a_log_that_can_not_be_written_is_told_and_comes_back() {
     assert_eq!(broker.hello("other"), "ok\n", "handshakes go on");
     client.lives();
     fs::remove_file(&dir).unwrap();
-    eventually(SOON, "publishes to be taken", || {
+    until("publishes to be taken", || {
         client.send(&json!({ "type": "publish", "payload": 2 }));
         // Its own message comes to it as well, before the ack.
         let frame = client.frame().unwrap();
-        (frame["payload"] == 2).then_some(())
+        frame["payload"] == 2
     });
     assert_eq!(client.ack()["seq"], 1);
     assert!(broker.lines("publishes are refused") >= 1);

@@ -7,11 +7,10 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -26,9 +25,7 @@ use castra::core::operations::bus::{
 use castra::core::operations::{self, BrokerLauncher, ThreadBrokerLauncher};
 use castra::core::reporter::Silent;
 use support::fleet::Fleet;
-use support::{Castra, Ran, eventually};
-
-const SOON: Duration = Duration::from_secs(30);
+use support::{AMPLE, Castra, Ran, eventually, objects, until};
 
 /// A project with this under [bus], its broker running.
 fn project(name: &str, bus: &str) -> Castra {
@@ -52,26 +49,9 @@ fn write_config(castra: &Castra, bus: &str) {
     );
 }
 
-fn state(castra: &Castra) -> PathBuf {
-    castra.project().join("state")
-}
-
-fn broker_json(castra: &Castra) -> Value {
-    serde_json::from_slice(&fs::read(state(castra).join("broker.json")).unwrap()).unwrap()
-}
-
 fn broker_pid(castra: &Castra) -> Pid {
-    let note = fs::read_to_string(state(castra).join("broker.pid")).unwrap();
+    let note = fs::read_to_string(castra.state("broker.pid")).unwrap();
     Pid::from_raw(note.split_whitespace().next().unwrap().parse().unwrap())
-}
-
-/// Ends the broker as a crash does, and waits until its lock is free.
-fn kill_broker(castra: &Castra) {
-    kill(broker_pid(castra), Signal::SIGKILL).unwrap();
-    eventually(SOON, "the broker's end", || {
-        let status = castra.run(&["status", "--json"]).objects().remove(0);
-        (status["broker"]["state"] == "offline").then_some(())
-    });
 }
 
 fn publish(castra: &Castra, payload: &str) {
@@ -128,16 +108,12 @@ impl Running {
 
     #[track_caller]
     fn says(&self, text: &str) {
-        eventually(SOON, text, || {
-            self.stderr.lock().unwrap().contains(text).then_some(())
-        });
+        until(text, || self.stderr.lock().unwrap().contains(text));
     }
 
     #[track_caller]
     fn has_lines(&self, count: usize) {
-        eventually(SOON, &format!("{count} lines"), || {
-            (self.lines().len() >= count).then_some(())
-        });
+        until(&format!("{count} lines"), || self.lines().len() >= count);
     }
 
     fn signal(&self, signal: Signal) {
@@ -147,7 +123,7 @@ impl Running {
     /// Its exit code and everything it said.
     #[track_caller]
     fn ends(mut self) -> (Option<i32>, String, String) {
-        let status = eventually(SOON, "the end of castra", || self.child.try_wait().unwrap());
+        let status = eventually("the end of castra", || self.child.try_wait().unwrap());
         for reader in self.readers.drain(..) {
             reader.join().unwrap();
         }
@@ -206,7 +182,7 @@ fn a_message_is_acked_kept_and_shown() {
     );
     let data = json!({"topic": "broadcast", "acked": 1, "first_seq": 2, "last_seq": 2});
     assert_eq!(events[1]["data"], data);
-    let bytes = fs::read_to_string(state(&castra).join("logs/bus/bus.log")).unwrap();
+    let bytes = fs::read_to_string(castra.state("logs/bus/bus.log")).unwrap();
     let payload = bytes
         .lines()
         .last()
@@ -221,7 +197,7 @@ fn a_message_is_acked_kept_and_shown() {
     assert_eq!(journal.objects().len(), 3, "up and two publishes");
 
     // As JSON what is kept, with what a terminal would obey written out; for people no more than text.
-    let log = fs::read_to_string(state(&castra).join("logs/bus/bus.log")).unwrap();
+    let log = fs::read_to_string(castra.state("logs/bus/bus.log")).unwrap();
     let tail = castra.run(&["bus", "tail", "--no-follow", "--json"]).exits(0);
     let told = log.replace('\u{202e}', "\\u202e");
     assert_eq!(tail.stdout, told);
@@ -236,12 +212,12 @@ fn a_message_is_acked_kept_and_shown() {
         assert_eq!(castra.run(args).exits(0).stdout, told, "{args:?}");
     }
     // A sender's own log follows that of the bus.
-    eventually(SOON, "the host's own log", || {
+    until("the host's own log", || {
         let own = castra
             .run(&["bus", "tail", "--no-follow", "--vm", "HOST", "--json"])
             .exits(0)
             .stdout;
-        (own == told).then_some(())
+        own == told
     });
     let shown = castra
         .run(&["bus", "tail", "--no-follow", "--topic", "ci/*"])
@@ -434,17 +410,14 @@ fn followed_across_rotation_nothing_is_missing_or_repeated() {
         // A follower that keeps up, and one that has all of it at once.
         all.has_lines(usize::try_from(next).unwrap());
     }
-    assert!(
-        state(&castra).join("logs/bus/bus.log.4").exists(),
-        "it was rotated"
-    );
+    assert!(castra.state("logs/bus/bus.log.4").exists(), "it was rotated");
     new.signal(Signal::SIGINT);
     all.signal(Signal::SIGINT);
     let (code, stdout, stderr) = all.ends();
     assert_eq!((code, stderr.as_str()), (Some(130), ""));
-    let seen: Vec<Value> = stdout
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["payload"].take())
+    let seen: Vec<Value> = objects(&stdout)
+        .into_iter()
+        .map(|mut message| message["payload"].take())
         .collect();
     assert_eq!(seen, (0..next).map(Value::from).collect::<Vec<_>>());
     assert_eq!(new.ends().0, Some(130));
@@ -526,7 +499,7 @@ fn a_reader_that_goes_ends_it_quietly_even_when_nothing_more_comes() {
         reader.read_line(&mut line).unwrap();
         assert!(line.starts_with("{\"seq\":1,"), "{line}");
         drop(reader);
-        let status = eventually(SOON, "castra to see its reader go", || child.try_wait().unwrap());
+        let status = eventually("castra to see its reader go", || child.try_wait().unwrap());
         assert_eq!(status.code(), Some(0), "{args:?}");
         let mut stderr = String::new();
         child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
@@ -541,7 +514,7 @@ fn a_broker_killed_in_the_middle() {
     let (subscriber, _stdin) = Running::start(&castra, &["bus", "subscribe", "t", "--from", "1", "--json"]);
     lines.write_all(b"1\n2\n3\n").unwrap();
     subscriber.has_lines(3);
-    kill_broker(&castra);
+    castra.kill_broker();
     let (code, stdout, stderr) = subscriber.ends();
     assert_eq!((code, stdout.lines().count()), (Some(1), 3));
     for text in [
@@ -574,9 +547,9 @@ fn a_broker_that_says_nothing_any_more() {
     let castra = project("bus-stopped", "");
     let (publisher, mut lines) = Running::start(&castra, &["bus", "publish", "-"]);
     lines.write_all(b"1\n").unwrap();
-    eventually(SOON, "the first message", || {
+    until("the first message", || {
         let tail = castra.run(&["bus", "tail", "--no-follow", "--json"]);
-        (tail.stdout.lines().count() == 1).then_some(())
+        tail.stdout.lines().count() == 1
     });
     let pid = broker_pid(&castra);
     kill(pid, Signal::SIGSTOP).unwrap();
@@ -628,7 +601,10 @@ fn without_a_broker() {
         );
         assert!(ran.stderr.contains("castra up --broker-only"), "{}", ran.stderr);
     }
-    assert!(!state(&castra).exists(), "nothing is made for what can't be done");
+    assert!(
+        !castra.state("").exists(),
+        "nothing is made for what can't be done"
+    );
     let tail = castra.run(&["bus", "tail", "--no-follow"]).exits(0);
     assert_eq!(tail.stderr, "no message matches\n");
     let ran = castra.run(&["bus", "publish", "--wait", "200ms"]).exits(1);
@@ -676,12 +652,12 @@ fn a_missing_broker_is_started_when_a_vm_runs() {
         "{}",
         ran.stderr
     );
-    castra::core::broker::stop_broker(&fleet.state, SOON).unwrap();
+    castra::core::broker::stop_broker(&fleet.state, AMPLE).unwrap();
     let ran = castra
         .run(&["bus", "subscribe", "*", "--from", "1", "--count", "1"])
         .exits(0);
     assert!(ran.stderr.contains("started the broker on"), "{}", ran.stderr);
-    castra::core::broker::stop_broker(&fleet.state, SOON).unwrap();
+    castra::core::broker::stop_broker(&fleet.state, AMPLE).unwrap();
 }
 
 #[test]
@@ -690,9 +666,9 @@ fn a_subscriber_that_hears_nothing_for_long_stays() {
     let (subscriber, _stdin) = Running::start(&castra, &["bus", "subscribe", "broadcast", "--count", "1"]);
     subscriber.says("subscribed to");
     // A session beside it that sends no heartbeats shows when that would have been the end.
-    let port = u16::try_from(broker_json(&castra)["port"].as_u64().unwrap()).unwrap();
+    let port = castra.broker_port();
     let mut silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    silent.set_read_timeout(Some(SOON)).unwrap();
+    silent.set_read_timeout(Some(AMPLE)).unwrap();
     silent.write_all(b"hello vm:web capabilities=bus-v1\n").unwrap();
     let mut heard = Vec::new();
     silent.read_to_end(&mut heard).unwrap();
@@ -771,11 +747,11 @@ fn what_a_guest_says_reaches_the_host() {
         (&session["vm"], &session["payload"]["phase"]),
         (&json!("broker"), &json!("opened"))
     );
-    eventually(SOON, "the guest's own log", || {
+    until("the guest's own log", || {
         let tail = castra
             .run(&["bus", "tail", "--no-follow", "--vm", "web", "--json"])
             .exits(0);
-        (payloads(&tail) == [json!({"from": "web"})]).then_some(())
+        payloads(&tail) == [json!({"from": "web"})]
     });
 }
 
@@ -820,8 +796,8 @@ fn a_program_that_embeds_castra_publishes_and_listens() {
     assert_eq!(seen, ["1", "2", "3", "1", "2", "3"]);
 
     // The client alone, for who wants the session in their own hands.
-    let mut client = Client::connect(&config.state.broker_sock(), SOON).unwrap();
-    assert_eq!(client.publish("a", "{\n}", SOON), Ok(4));
+    let mut client = Client::connect(&config.state.broker_sock(), AMPLE).unwrap();
+    assert_eq!(client.publish("a", "{\n}", AMPLE), Ok(4));
     drop(client);
     broker.stop();
 }
@@ -888,11 +864,11 @@ fn python_command(castra: &Castra, side: &Side, args: &[&str]) -> Command {
     command.arg(script);
     match side {
         Side::Guest => {
-            let port = broker_json(castra)["port"].as_u64().unwrap();
+            let port = castra.broker_port();
             command.args(["--tcp", &format!("127.0.0.1:{port}"), "--vm", "web"]);
         }
         Side::Host => {
-            command.arg("--unix").arg(state(castra).join("broker.sock"));
+            command.arg("--unix").arg(castra.state("broker.sock"));
         }
     }
     command.args(args);
@@ -940,17 +916,17 @@ fn the_client_in_python_publishes_replays_and_comes_back() {
     let (host, _in2) = start(&Side::Host, "5");
     guest.has_lines(2);
     // Its session lives by heartbeats alone.
-    eventually(SOON, "a heartbeat to be recorded", || {
-        let status = castra.run(&["status", "--json"]).objects().remove(0);
+    until("a heartbeat to be recorded", || {
+        let status = castra.status();
         let web = &status["vms"][0];
-        (web["last_heartbeat_age_ms"].as_u64().is_some() && web["bus_subscribed"] == true).then_some(())
+        web["last_heartbeat_age_ms"].as_u64().is_some() && web["bus_subscribed"] == true
     });
     publish(&castra, "3");
     let (code, stdout, stderr) = guest.ends();
     assert_eq!((code, stdout.lines().count(), stderr.as_str()), (Some(0), 3, ""));
 
     host.has_lines(3);
-    kill_broker(&castra);
+    castra.kill_broker();
     host.says("going on from");
     castra.run(&["up", "--broker-only"]).exits(0);
     publish(&castra, "4");
@@ -959,9 +935,9 @@ fn the_client_in_python_publishes_replays_and_comes_back() {
         .exits(0);
     let (code, stdout, stderr) = host.ends();
     assert_eq!(code, Some(0), "{stderr}");
-    let seen: Vec<Value> = stdout
-        .lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap()["payload"].take())
+    let seen: Vec<Value> = objects(&stdout)
+        .into_iter()
+        .map(|mut message| message["payload"].take())
         .collect();
     let list = json!([1, {"b": null}]);
     assert_eq!(seen, [list.clone(), list, json!(3), json!(4), json!(5)]);

@@ -19,9 +19,7 @@ use castra::core::broker::find_broker;
 use castra::core::host;
 use castra::core::root::paths::StateRoot;
 use support::session::{Session, framed, seq_of};
-use support::{Castra, eventually};
-
-const SOON: Duration = Duration::from_secs(30);
+use support::{Castra, eventually, objects, until};
 
 /// A project and its broker, a plain child so that a test can kill and limit it.
 struct Process {
@@ -57,18 +55,15 @@ impl Process {
     /// Starts it under a limit of the shell's, `true` for none.
     fn start(&mut self, limit: &str) {
         let began = host::boottime_ms();
-        let script = format!("{limit} && exec \"$0\" broker --quiet --config castra.toml");
-        let child = Command::new("sh")
-            .args(["-c", &script, env!("CARGO_BIN_EXE_castra")])
-            .current_dir(self.castra.project())
-            .env("CASTRA_HOME", self.castra.home())
-            .stdin(Stdio::null())
+        let child = self
+            .castra
+            .command_under(limit, &["broker", "--quiet", "--config", "castra.toml"])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         let pid = child.id();
         self.child = Some(child);
-        self.port = eventually(SOON, "the broker to listen", || {
+        self.port = eventually("the broker to listen", || {
             // The record of the one before stays until this one is ready.
             let (_, record) = find_broker(&self.state()).filter(|(found, _)| *found == pid)?;
             record
@@ -109,9 +104,7 @@ impl Process {
     fn lines(&self, name: &str) -> Vec<Value> {
         let path = self.state().bus_log().with_file_name(name);
         let text = self.texts(&path);
-        text.lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        objects(&text)
     }
 
     /// What it keeps in memory, KiB.
@@ -122,15 +115,7 @@ impl Process {
     }
 
     fn status(&self) -> Value {
-        let ran = self.castra.run(&["status", "--json"]);
-        let status: Value = serde_json::from_str(&ran.stdout).unwrap();
-        status["vms"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|vm| vm["name"] == "web")
-            .unwrap()
-            .clone()
+        self.castra.vm("web")
     }
 }
 
@@ -237,8 +222,8 @@ fn killed_in_the_middle_nothing_acked_is_lost() {
                     })
                 })
                 .collect();
-            eventually(SOON, "publishes to be under way", || {
-                (count.load(Ordering::Relaxed) > 300).then_some(())
+            until("publishes to be under way", || {
+                count.load(Ordering::Relaxed) > 300
             });
             broker.kill();
             let workers = workers.into_iter();
@@ -334,7 +319,7 @@ fn without_room(broker: &mut Process, room_again: impl FnOnce(&Process)) {
     }
     room_again(broker);
     // The log itself needs no more than the room.
-    let next = eventually(SOON, "publishes to be taken again", || {
+    let next = eventually("publishes to be taken again", || {
         client.send(&json!({ "type": "publish", "topic": "a", "payload": "again" }));
         client.ack()["seq"].as_u64()
     });
@@ -436,7 +421,7 @@ fn at_the_limit_of_descriptors_sessions_go_on() {
         }
     }
     open.truncate(10);
-    let mut late = eventually(SOON, "places to be free", || {
+    let mut late = eventually("places to be free", || {
         Session::try_guest(broker.port, "web").ok()
     });
     late.subscribe("a", Some(90));
@@ -463,7 +448,7 @@ fn who_sends_without_end_costs_little_and_delays_nobody() {
     let small = framed(b"{}");
     let none = framed(b"");
     let beats = framed(b"{\"type\":\"heartbeat\"}");
-    let until = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let sent = AtomicU64::new(0);
     let mut most = 0;
     thread::scope(|scope| {
@@ -474,30 +459,30 @@ fn who_sends_without_end_costs_little_and_delays_nobody() {
             ("none", &none),
             ("beats", &beats),
         ] {
-            let (until, sent, port) = (&until, &sent, broker.port);
+            let (stop, sent, port) = (&stop, &sent, broker.port);
             scope.spawn(move || {
                 let piece = frame.repeat(1.max(256 * 1024 / frame.len()));
-                while !until.load(Ordering::Relaxed) {
+                while !stop.load(Ordering::Relaxed) {
                     // Cut off as a slow consumer it comes back at once.
                     let Ok(mut session) = Session::try_guest(port, vm) else {
                         continue;
                     };
                     session.write_timeout(Duration::from_millis(100));
-                    while session.write(&piece).is_ok() && !until.load(Ordering::Relaxed) {
+                    while session.write(&piece).is_ok() && !stop.load(Ordering::Relaxed) {
                         sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
                     }
                 }
             });
         }
         let began = Instant::now();
-        eventually(SOON * 4, "a lot to be sent", || {
+        until("a lot to be sent", || {
             let seq = other.publish("b", &json!("between"));
             assert!(seq > 0);
             most = most.max(broker.resident());
             let sent = sent.load(Ordering::Relaxed);
-            (sent > 64 << 20 || began.elapsed() > Duration::from_secs(6)).then_some(())
+            sent > 64 << 20 || began.elapsed() > Duration::from_secs(6)
         });
-        until.store(true, Ordering::Relaxed);
+        stop.store(true, Ordering::Relaxed);
     });
     println!(
         "{before} KiB before, {most} KiB at most, {} MiB sent",
@@ -515,8 +500,8 @@ fn who_sends_without_end_costs_little_and_delays_nobody() {
 fn status_tells_of_sessions_while_they_are_there() {
     let mut broker = Process::new("status", "");
     broker.start("true");
-    let until = |what: &str, look: &dyn Fn(&Value) -> bool| {
-        eventually(SOON, what, || {
+    let seen = |what: &str, look: &dyn Fn(&Value) -> bool| {
+        eventually(what, || {
             let vm = broker.status();
             look(&vm).then_some(vm)
         })
@@ -527,16 +512,16 @@ fn status_tells_of_sessions_while_they_are_there() {
         (&json!(false), &json!(false))
     );
     let mut first = broker.guest("web");
-    let vm = until("a session", &|vm| vm["bus_session"] == true);
+    let vm = seen("a session", &|vm| vm["bus_session"] == true);
     assert_eq!(vm["bus_subscribed"], false);
     assert!(vm["last_publish_age_ms"].is_null() && vm["last_heartbeat_age_ms"].is_null());
     first.subscribe("a", None);
-    until("a subscription", &|vm| vm["bus_subscribed"] == true);
+    seen("a subscription", &|vm| vm["bus_subscribed"] == true);
     first.publish("b", &json!(1));
-    until("a publish", &|vm| vm["last_publish_age_ms"].is_u64());
+    seen("a publish", &|vm| vm["last_publish_age_ms"].is_u64());
     first.send(&json!({ "type": "heartbeat", "payload": { "load": 0.5 } }));
     first.ack();
-    let vm = until("metrics", &|vm| vm["guest_metrics"] == json!({ "load": 0.5 }));
+    let vm = seen("metrics", &|vm| vm["guest_metrics"] == json!({ "load": 0.5 }));
     assert!(vm["last_heartbeat_age_ms"].is_u64());
     // One too long to keep proves life and changes nothing else.
     first.send(&json!({ "type": "heartbeat", "payload": "m".repeat(600) }));
@@ -544,15 +529,15 @@ fn status_tells_of_sessions_while_they_are_there() {
     let mut second = broker.guest("web");
     second.lives();
     drop(first);
-    let vm = until("the subscription to go", &|vm| vm["bus_subscribed"] == false);
+    let vm = seen("the subscription to go", &|vm| vm["bus_subscribed"] == false);
     assert_eq!(vm["bus_session"], true, "the other one is there");
     assert_eq!(vm["guest_metrics"], json!({ "load": 0.5 }));
     drop(second);
-    until("the sessions to go", &|vm| vm["bus_session"] == false);
+    seen("the sessions to go", &|vm| vm["bus_session"] == false);
     // A broker that is killed leaves no session behind.
     let mut last = broker.guest("web");
     last.subscribe("a", None);
-    until("a subscription again", &|vm| vm["bus_subscribed"] == true);
+    seen("a subscription again", &|vm| vm["bus_subscribed"] == true);
     broker.kill();
     broker.start("true");
     let vm = broker.status();

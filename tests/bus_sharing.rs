@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use castra::core::lines::journal::Rotation;
 use castra::core::root::handshake_record::RecordRead;
-use support::broker::{Fixture, SOON};
-use support::eventually;
+use support::broker::Fixture;
 use support::session::Session;
+use support::{eventually, until};
 
 fn ask(session: &mut Session, topic: &str, terms: &Value) -> Value {
     let mut frame = json!({ "type": "subscribe", "topic": topic });
@@ -107,8 +107,8 @@ fn workers_share_what_comes_and_the_hosts_are_apart() {
     );
     // Who is gone gets nothing, and the others go on.
     drop(workers.remove(0));
-    eventually(SOON, "the end of a's session", || {
-        (broker.lines("session of vm:a session=s-1") >= 1 && broker.lines("phase=closed") >= 1).then_some(())
+    until("the end of a's session", || {
+        broker.lines("session of vm:a session=s-1") >= 1 && broker.lines("phase=closed") >= 1
     });
     for number in 30..40 {
         boss.publish("jobs/x", &json!(number));
@@ -155,7 +155,7 @@ fn eight_squatters_keep_nobody_out() {
     let port = broker.start();
     let squatters: Vec<Session> = (0..8).map(|_| Session::guest(port, "web")).collect();
     // As the guest's own scripts do it: again after a short while.
-    let mut web = eventually(SOON, "a session of the VM itself", || {
+    let mut web = eventually("a session of the VM itself", || {
         Session::try_guest(port, "web").ok()
     });
     assert!(web.publish("x", &json!(1)) > 0);
@@ -184,7 +184,7 @@ fn what_is_nested_too_deep_spoils_no_record() {
             assert!(ack["detail"].as_str().unwrap().contains("nested"), "{ack}");
         }
     }
-    eventually(SOON, "the metrics in the record", || match broker.record("web") {
+    eventually("the metrics in the record", || match broker.record("web") {
         RecordRead::Record(record) => record.guest_metrics,
         other => panic!("{other:?}"),
     });

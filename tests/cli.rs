@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use support::fleet::Fleet;
-use support::{Castra, golden};
+use support::{CASTRA, Castra, eventually, golden, program};
 
 /// What `castra --help` lists.
 const COMMANDS: &[&[&str]] = &[
@@ -168,7 +168,7 @@ fn init_then_a_config_that_loads() {
     );
     assert!(ran.stderr.contains("next: `castra up`"), "{}", ran.stderr);
     assert_eq!(castra.run(&["vm-names"]).exits(0).stdout, "web\n");
-    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    let status = castra.status();
     assert_eq!(status["schema"], "castra.status.v1");
     assert_eq!(status["vms"][0]["state"], "stopped");
     let again = castra.run(&["init"]);
@@ -177,7 +177,7 @@ fn init_then_a_config_that_loads() {
     castra
         .run(&["init", "--force", "--project-name", "other"])
         .exits(0);
-    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    let status = castra.status();
     assert_eq!(status["project"], "other");
     let events = castra
         .run(&["--json", "init", "--output", "sub.toml"])
@@ -257,7 +257,7 @@ fn colour_is_for_terminals_unless_asked_for() {
 fn on_a_terminal_no_color_and_dumb_are_obeyed() {
     let castra = Castra::new("terminal");
     let escapes = |env: &[(&str, &str)]| {
-        let binary = env!("CARGO_BIN_EXE_castra");
+        let binary = CASTRA;
         let output = Command::new("script")
             .args(["-qec", &format!("{binary} stauts"), "/dev/null"])
             .env_clear()
@@ -353,15 +353,14 @@ fn a_broker_in_the_foreground_is_seen_and_stops_in_order() {
         .read_line(&mut said)
         .unwrap();
     assert!(said.contains("broker of demo"), "{said}");
-    let limit = std::time::Duration::from_secs(20);
-    let port = support::eventually(limit, "the broker to listen", || {
-        castra.run(&["status", "--json"]).exits(0).objects()[0]["broker"]["port"].as_u64()
+    let port = eventually("the broker to listen", || {
+        castra.status()["broker"]["port"].as_u64()
     });
     assert!(std::net::TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).is_ok());
     let killed = Command::new("kill").arg(child.id().to_string()).status().unwrap();
     assert!(killed.success());
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    let status = castra.status();
     assert_eq!(status["broker"]["state"], "offline");
 }
 
@@ -432,11 +431,10 @@ fn with_stand_in_ssh(castra: &Castra, fleet: &Fleet, args: &[&str], stdin: &[u8]
             fleet.state.dir()
         ),
     );
-    let ssh = castra.write(
-        "bin/ssh",
+    let ssh = program(
+        &castra.project().join("bin/ssh"),
         "#!/bin/sh\nfor word; do echo \"<$word>\"; done\ncat\nexit 7\n",
     );
-    fs::set_permissions(&ssh, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let path = format!(
         "{}:{}",
         ssh.parent().unwrap().display(),
@@ -588,7 +586,7 @@ fn a_reader_of_events_who_leaves_stops_nothing() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    let status = &castra.run(&["status", "--json"]).exits(0).objects()[0];
+    let status = castra.status();
     assert_eq!(status["broker"]["state"], "running");
 }
 

@@ -8,7 +8,7 @@ mod support;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use support::Castra;
+use support::{CASTRA, Castra};
 
 /// What is on the line, and what is offered for its last word, in alphabetical order. `…` at the end:
 /// and more.
@@ -41,7 +41,7 @@ fn project(name: &str) -> Castra {
 
 /// Runs a shell in the project; what it prints, in alphabetical order.
 fn offers(castra: &Castra, shell: &str, args: &[&str]) -> String {
-    let binary = Path::new(env!("CARGO_BIN_EXE_castra"));
+    let binary = Path::new(CASTRA);
     let path = format!(
         "{}:{}",
         binary.parent().unwrap().display(),

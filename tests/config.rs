@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use castra::core::config::{
@@ -14,26 +15,25 @@ use castra::core::config::{
 use castra::core::events::BootstrapMode;
 use castra::core::failure::{Exit, Failure};
 
+use support::Scratch;
+
 /// A fresh project directory with a castra home of its own, removed at the end.
-struct Project(PathBuf);
+struct Project(Scratch);
 
 impl Project {
     fn new(config: &str) -> Project {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("castra-config-{}-{number}", std::process::id()));
-        fs::create_dir_all(dir.join("demo")).unwrap();
-        let project = Project(fs::canonicalize(dir).unwrap());
+        let project = Project(Scratch::new("config"));
+        fs::create_dir(project.dir()).unwrap();
         project.write("castra.toml", config);
         project
     }
 
     fn dir(&self) -> PathBuf {
-        self.0.join("demo")
+        self.0.path("demo")
     }
 
     fn home(&self) -> PathBuf {
-        self.0.join("home")
+        self.0.path("home")
     }
 
     fn write(&self, name: &str, content: impl AsRef<[u8]>) {
@@ -44,12 +44,6 @@ impl Project {
 
     fn load(&self) -> Result<Config, Failure> {
         config::load_with_home(&self.dir().join("castra.toml"), Some(&self.home()))
-    }
-}
-
-impl Drop for Project {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

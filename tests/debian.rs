@@ -14,9 +14,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::guest_project::{Project, home, text};
+use support::{CASTRA, objects, until};
 
-/// Under emulation on a busy machine Debian may take minutes.
-const PATIENCE: Duration = Duration::from_secs(900);
 const BUILDER: &str = "tests/support/build-debian.sh";
 
 /// The Debian guest of systemd.
@@ -35,15 +34,6 @@ fn built(init: &str) -> PathBuf {
     dir
 }
 
-#[track_caller]
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let until = Instant::now() + PATIENCE;
-    while !holds() {
-        assert!(Instant::now() < until, "waited {PATIENCE:?} for {what}");
-        std::thread::park_timeout(Duration::from_millis(50));
-    }
-}
-
 /// What one bootstrap came to.
 struct Ran {
     code: Option<i32>,
@@ -53,10 +43,7 @@ struct Ran {
 impl Ran {
     fn of(project: &Project, args: &[&str]) -> Ran {
         let output = project.run(&[args, &["--json"]].concat());
-        let events = text(&output.stdout)
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let events = objects(&text(&output.stdout));
         Ran {
             code: output.status.code(),
             events,
@@ -191,7 +178,7 @@ fn a_broker_restarted_in_between(project: &Project) {
         .status()
         .unwrap();
     assert!(killed.success());
-    eventually("the broker to read offline", || {
+    until("the broker to read offline", || {
         project.status()["broker"]["state"] == "offline"
     });
     let ran = Ran::of(project, &["bootstrap"]);
@@ -260,7 +247,7 @@ fn a_deadline_ends_script_and_children(project: &Project, debian: &Path) {
         // Also the processes that don't heed SIGTERM.
         let alive =
             "for pid in $(cat /var/tmp/castra/pids); do ! kill -0 $pid 2>/dev/null || echo $pid; done";
-        eventually("the script's children to end", || {
+        until("the script's children to end", || {
             project
                 .expect(0, &["exec", vm, "--", "sh", "-c", alive])
                 .is_empty()
@@ -471,7 +458,7 @@ fn vizier_under_openrc_and_runit() {
         let process = enabled.rsplit(' ').next().unwrap().to_owned();
         let older = format!("echo older >/usr/local/lib/castra/vizier.version; kill -9 {process}");
         assert!(root(vm, &older).status.success(), "{vm}");
-        eventually("its supervisor to start it again", || {
+        until("its supervisor to start it again", || {
             let started = root(vm, "sed -n 1p /run/castra/vizier.active");
             let started = text(&started.stdout);
             !started.trim().is_empty() && started.trim() != process
@@ -512,7 +499,7 @@ fn the_example_of_the_documentation_runs() {
     );
     fs::write(project.dir.join("castra.toml"), config).unwrap();
 
-    let binary = Path::new(env!("CARGO_BIN_EXE_castra")).parent().unwrap();
+    let binary = Path::new(CASTRA).parent().unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     let ran = Command::new("sh")
         .args(["on-reachable.sh", "web", "900"])

@@ -5,11 +5,13 @@
 //! (`runtime::nocloud`).
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+
+use support::{Scratch, eventually, program};
 
 const AGENT: &str = "/usr/local/sbin/castra-hello";
 
@@ -28,16 +30,15 @@ fn snippet(kind: &str) -> String {
 
 /// A directory with a stand-in for the agent that notes its arguments.
 struct Guest {
-    dir: PathBuf,
+    dir: Scratch,
 }
 
 impl Guest {
     fn new(label: &str) -> Guest {
-        let dir = std::env::temp_dir().join(format!("castra-boot-{label}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let guest = Guest { dir };
-        let told = guest.dir.join("told");
+        let guest = Guest {
+            dir: Scratch::new(label),
+        };
+        let told = guest.dir.path("told");
         guest.write(
             "agent",
             &format!(
@@ -49,38 +50,25 @@ impl Guest {
     }
 
     fn write(&self, name: &str, text: &str) {
-        let path = self.dir.join(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program(&self.dir.path(name), text);
     }
 
     /// Runs this as the guest's init would; what the agent was given.
     fn boots(&self, script: &str) -> String {
-        let here = |name: &str| self.dir.join(name).display().to_string();
+        let here = |name: &str| self.dir.path(name).display().to_string();
         let script = script
             .replace(AGENT, &here("agent"))
             .replace("/var/log/castra-hello.log", &here("log"))
             .replace("/etc/castra", &here("castra"));
         self.write("script", &script);
-        let done = Command::new("sh").arg(self.dir.join("script")).output().unwrap();
+        let done = Command::new("sh").arg(self.dir.path("script")).output().unwrap();
         assert!(
             done.status.success() && done.stderr.is_empty(),
             "{script}\n{done:?}"
         );
-        let until = Instant::now() + Duration::from_secs(20);
-        loop {
-            if let Ok(told) = fs::read_to_string(self.dir.join("told")) {
-                return told;
-            }
-            assert!(Instant::now() < until, "the agent was not started by {script}");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
+        eventually(&format!("the agent to be started by {script}"), || {
+            fs::read_to_string(self.dir.path("told")).ok()
+        })
     }
 }
 

@@ -11,14 +11,10 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use serde_json::Value;
-use support::project::{self, Project, TWO};
-use support::{Castra, Ran, eventually};
-
-/// More than a busy machine needs, less than anybody would wait.
-const LONG: Duration = Duration::from_secs(60);
+use support::project::{Project, TWO, finish};
+use support::{Castra, Ran, eventually, until};
 
 /// A project whose broker can be started without QEMU, with its state beside it.
 const PROJECT: &str = "[project]\nstate_dir = \"state\"\n[broker]\nport = 0\n[[vms]]\nname = \"web\"\n";
@@ -171,7 +167,7 @@ fn a_reader_that_goes_ends_the_following() {
     // Nothing more ever happens, and nobody reads.
     let Following { mut child, lines } = following;
     drop(lines);
-    let status = eventually(LONG, "castra to notice", || child.try_wait().unwrap());
+    let status = eventually("castra to notice", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
     let stderr = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
     assert_eq!(stderr, "");
@@ -196,7 +192,7 @@ fn several_castras_and_a_broker_write_at_once() {
             }
         });
         castra.run(&["up", "--broker-only"]).exits(0);
-        let port = castra.run(&["status", "--json"]).exits(0).objects()[0]["broker"]["port"].as_u64();
+        let port = castra.broker_port();
         let writer = || {
             let mut printed = Vec::new();
             for _ in 0..ROUNDS {
@@ -209,15 +205,15 @@ fn several_castras_and_a_broker_write_at_once() {
         };
         let writers = [scope.spawn(writer), scope.spawn(writer)];
         for _ in 0..200 {
-            let mut stream = TcpStream::connect(("127.0.0.1", port.unwrap() as u16)).unwrap();
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
             let _ = stream.write_all(b"hello vm:nobody\n");
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         }
         let printed = writers.map(|writer| writer.join().unwrap()).concat();
         castra.run(&["down"]).exits(0);
         let all = kept(&castra).len();
-        eventually(LONG, "everything to be followed", || {
-            (followed.lock().unwrap().len() >= all).then_some(())
+        until("everything to be followed", || {
+            followed.lock().unwrap().len() >= all
         });
         assert!(
             Command::new("kill")
@@ -351,18 +347,7 @@ fn operations_go_on_when_the_journal_may_not_grow() {
     let text: String = (0..400).map(|seq| line(seq, "message")).collect();
     castra.write("state/logs/events.jsonl", &text);
     goes_on_without(&castra, |args| {
-        let mut command = castra.command(&[
-            "-c",
-            "ulimit -f 32; exec \"$0\" \"$@\"",
-            env!("CARGO_BIN_EXE_castra"),
-        ]);
-        command.args(args);
-        let mut shell = Command::new("sh");
-        shell
-            .args(command.get_args())
-            .current_dir(castra.project())
-            .env("CASTRA_HOME", castra.home());
-        project::finish(shell, args)
+        finish(castra.command_under("ulimit -f 32", args), args)
     });
     let kept = fs::read_to_string(journal(&castra)).unwrap();
     assert_eq!(kept, text, "nothing torn is left");

@@ -7,25 +7,16 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use support::{Castra, eventually};
-
-const SOON: Duration = Duration::from_secs(30);
-
-fn state(castra: &Castra) -> PathBuf {
-    castra.project().join("state")
-}
+use support::project::FAKE_QEMU;
+use support::{AMPLE, Castra, eventually, objects_in, vm_of};
 
 fn hello(castra: &Castra, words: &str) -> String {
-    let record: Value =
-        serde_json::from_slice(&fs::read(state(castra).join("broker.json")).unwrap()).unwrap();
-    let port = u16::try_from(record["port"].as_u64().unwrap()).unwrap();
+    let port = castra.broker_port();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.set_read_timeout(Some(AMPLE)).unwrap();
     stream
         .write_all(format!("hello vm:{words}\n").as_bytes())
         .unwrap();
@@ -36,9 +27,8 @@ fn hello(castra: &Castra, words: &str) -> String {
 
 /// What `broker.freshness` has told of a VM, in order.
 fn freshness(castra: &Castra, vm: &str) -> Vec<bool> {
-    let text = fs::read_to_string(state(castra).join("logs/events-broker.jsonl")).unwrap_or_default();
-    text.lines()
-        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+    objects_in(&castra.state("logs/events-broker.jsonl"))
+        .into_iter()
         .filter(|event| event["type"] == "broker.freshness" && event["vm"] == vm)
         .map(|event| event["reachable"].as_bool().unwrap())
         .collect()
@@ -58,18 +48,13 @@ fn after_up_and_down_a_broker_alone_lets_them_in() {
         {"name": "web", "launch_id": "l-1", "launched_boottime_ms": 1, "boot_id": castra::core::host::boot_id(),
          "token_sha256": "ab".repeat(32)},
         {"name": "db", "launch_id": null, "launched_boottime_ms": null, "boot_id": null, "token_sha256": null}]});
-    fs::write(state(&castra).join("guests.json"), launched.to_string()).unwrap();
+    fs::write(castra.state("guests.json"), launched.to_string()).unwrap();
 
     castra.run(&["up", "--broker-only"]).exits(0);
-    let status = |castra: &Castra| castra.run(&["status", "--json"]).exits(0).objects().remove(0);
-    let vm = |status: &Value, name: &str| {
-        let vms = status["vms"].as_array().unwrap();
-        vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
-    };
-    assert_eq!(vm(&status(&castra), "web")["state"], "stopped");
+    assert_eq!(castra.vm("web")["state"], "stopped");
     assert_eq!(hello(&castra, "web"), "ok", "the old token declines nobody");
-    let seen = status(&castra);
-    let web = vm(&seen, "web");
+    let seen = castra.status();
+    let web = vm_of(&seen, "web");
     assert_eq!(
         (
             &web["state"],
@@ -88,49 +73,45 @@ fn after_up_and_down_a_broker_alone_lets_them_in() {
     );
     assert_eq!(web["last_acked_seq"], Value::Null);
     assert_eq!(seen["reachable"], true);
-    assert_eq!(vm(&seen, "db")["state"], "stopped");
+    assert_eq!(vm_of(&seen, "db")["state"], "stopped");
     assert_eq!(freshness(&castra, "web"), [true]);
     // Asked again, nobody who is there loses his session or his place.
     castra.run(&["up", "--broker-only"]).exits(0);
-    assert_eq!(vm(&status(&castra), "web")["state"], "external");
+    assert_eq!(castra.vm("web")["state"], "external");
 
     castra.run(&["down"]).exits(0);
     assert_eq!(freshness(&castra, "web"), [true, false], "the last down tells it");
-    let seen = status(&castra);
+    let seen = castra.status();
     assert_eq!(
-        (&vm(&seen, "web")["state"], &seen["reachable"]),
+        (&vm_of(&seen, "web")["state"], &seen["reachable"]),
         (&json!("stopped"), &json!(false))
     );
     // The next broker believes what the last one heard, and says so.
     castra.run(&["up", "--broker-only"]).exits(0);
-    let told = eventually(SOON, "the VM in the window again", || {
+    let told = eventually("the VM in the window again", || {
         let told = freshness(&castra, "web");
         (told.len() > 2).then_some(told)
     });
     assert_eq!(told, [true, false, true]);
-    assert_eq!(vm(&status(&castra), "web")["reachable"], true);
+    assert_eq!(castra.vm("web")["reachable"], true);
     castra.run(&["down"]).exits(0);
 }
 
 #[test]
 fn beside_vms_of_castras_nobody_is_another_by_saying_its_name() {
     let castra = Castra::new("external-beside");
-    let qemu = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
     castra.write("vmlinuz", "not really a kernel");
     let vm = |name: &str| format!("[[vms]]\nname = \"{name}\"\nkernel = \"vmlinuz\"\n");
     let text = format!(
-        "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
+        "[project]\nname = \"demo\"\nstate_dir = \"state\"\n[qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n\
          [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\n[broker]\nport = 0\n{}{}",
-        qemu.display(),
         vm("web"),
         vm("db")
     );
     castra.write("castra.toml", &text);
     castra.run(&["up", "web"]).exits(0);
     let db = |castra: &Castra| {
-        let seen = castra.run(&["status", "--json"]).exits(0).objects().remove(0);
-        let vms = seen["vms"].as_array().unwrap().clone();
-        let db = vms.into_iter().find(|vm| vm["name"] == "db").unwrap();
+        let db = castra.vm("db");
         (db["state"].clone(), db["reachable"].clone())
     };
     hello(&castra, "db");

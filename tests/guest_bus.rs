@@ -17,8 +17,8 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use support::guest_scripts::{self, PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require, scripts};
-use support::{Castra, eventually};
+use support::guest_scripts::{self, Running, SHELLS, TRANSPORTS, require, scripts};
+use support::{AMPLE, Castra, commands_with, free_port, objects, objects_in, processes_of, until};
 
 /// A broker without VMs, and a place for the scripts' temporary files.
 struct Bus {
@@ -32,41 +32,24 @@ impl Bus {
         let castra = Castra::new(name);
         let tmp = castra.dir().join("tmp");
         fs::create_dir_all(&tmp).unwrap();
-        let mut bus = Bus {
-            castra,
-            tmp,
-            address: String::new(),
-        };
-        bus.start();
-        bus
-    }
-
-    /// A broker on the port of the one before, or on a free one.
-    fn start(&mut self) {
-        let port = self.address.rsplit(':').next().unwrap_or_default();
-        let port = if port.is_empty() { "0" } else { port };
-        self.castra.write(
+        let port = free_port();
+        castra.write(
             "castra.toml",
             &format!(
                 "[project]\nname = \"demo\"\n[broker]\nport = {port}\nfreshness_secs = 3\n\
                  [bus]\nsessions_per_vm = 64\n[[vms]]\nname = \"web-0\"\n[[vms]]\nname = \"web-1\"\n"
             ),
         );
+        let address = format!("127.0.0.1:{port}");
+        let bus = Bus { castra, tmp, address };
+        bus.start();
+        bus
+    }
+
+    /// A broker, always on the same port.
+    fn start(&self) {
         let ran = self.castra.run(&["up", "--broker-only"]);
         assert_eq!(ran.code, Some(0), "{ran:?}");
-        self.address = format!("127.0.0.1:{}", self.broker()["port"]);
-    }
-
-    fn broker(&self) -> Value {
-        let ran = self.castra.run(&["status", "--json"]);
-        let status: Value = serde_json::from_str(&ran.stdout).unwrap();
-        status["broker"].clone()
-    }
-
-    fn kill(&self) {
-        let pid = i32::try_from(self.broker()["pid"].as_i64().unwrap()).unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-        until("the broker is gone", || self.broker()["state"] == "offline");
     }
 
     fn command(&self, shell: &[&str], args: &[&str]) -> Command {
@@ -79,29 +62,18 @@ impl Bus {
         self.command(shell, args).output().unwrap()
     }
 
-    fn vm(&self, name: &str) -> Value {
-        let ran = self.castra.run(&["status", "--json"]);
-        let status: Value = serde_json::from_str(&ran.stdout).unwrap();
-        let vms = status["vms"].as_array().unwrap();
-        vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
-    }
-
     /// The messages of a topic, as the log has them.
     fn messages(&self, topic: &str) -> Vec<Value> {
         let projects = self.castra.home().join("projects");
         let project = fs::read_dir(projects).unwrap().next().unwrap().unwrap().path();
-        let text = fs::read_to_string(project.join("logs/bus/bus.log")).unwrap();
-        text.lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .filter(|line| line["topic"] == topic)
-            .collect()
+        let mut all = objects_in(&project.join("logs/bus/bus.log"));
+        all.retain(|message| message["topic"] == topic);
+        all
     }
 
     /// Nothing of a session is left: neither directories nor processes.
     fn is_clean(&self) -> bool {
-        fs::read_dir(&self.tmp).unwrap().next().is_none()
-            && processes_with(&self.address) == 0
-            && processes_with(self.address.rsplit(':').next().unwrap()) == 0
+        fs::read_dir(&self.tmp).unwrap().next().is_none() && processes_of(&self.tmp).is_empty()
     }
 
     /// Every shell with every transport.
@@ -113,10 +85,6 @@ impl Bus {
             }
         }
     }
-}
-
-fn until(what: &str, mut look: impl FnMut() -> bool) {
-    eventually(PATIENCE, what, || look().then_some(()));
 }
 
 fn check(output: &Output, code: i32, told: &str, context: &str) {
@@ -216,9 +184,9 @@ fn last_values_and_groups_from_a_guest() {
     }
     for shell in SHELLS {
         let ran = bus.run(shell, &["subscribe", "s/*/x", "--last", "--count", "2"]);
-        let payloads: Vec<Value> = String::from_utf8_lossy(&ran.stdout)
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap()["payload"].take())
+        let payloads: Vec<Value> = objects(&String::from_utf8_lossy(&ran.stdout))
+            .into_iter()
+            .map(|mut message| message["payload"].take())
             .collect();
         assert_eq!(payloads, [json!(2), json!(3)], "{shell:?}");
         for args in [&["--last", "--group", "w"][..], &["--group", "no name"]] {
@@ -268,11 +236,7 @@ fn frames_of_every_size_go_both_ways() {
     for shell in SHELLS {
         let count = written.len().to_string();
         let ran = bus.run(shell, &["subscribe", "size", "--from", "1", "--count", &count]);
-        let heard: Vec<Value> = String::from_utf8(ran.stdout)
-            .unwrap()
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let heard = objects(&String::from_utf8(ran.stdout).unwrap());
         assert_eq!(heard, written, "{shell:?}");
     }
 }
@@ -360,7 +324,7 @@ fn wrong_usage_is_told_before_anything_is_sent() {
 
 #[test]
 fn a_subscription_outlives_its_broker_without_a_loss() {
-    let mut bus = Bus::new("guest-bus-restart");
+    let bus = Bus::new("guest-bus-restart");
     for shell in SHELLS {
         let mut listener = Running::start(bus.command(shell, &["subscribe", "n", "vm:web-0"]));
         listener.wait_said("has a session");
@@ -373,10 +337,10 @@ fn a_subscription_outlives_its_broker_without_a_loss() {
             }
         };
         until("the subscription is there", || {
-            bus.vm("web-0")["bus_subscribed"] == true
+            bus.castra.vm("web-0")["bus_subscribed"] == true
         });
         publish(&bus, 3);
-        bus.kill();
+        bus.castra.kill_broker();
         listener.wait_said("nothing answers");
         bus.start();
         // Some of these come before it is back.
@@ -397,16 +361,18 @@ fn a_session_lives_by_its_heartbeats() {
     for shell in SHELLS {
         let mut session = Running::start(bus.command(shell, &["session"]));
         session.wait_said("has a session");
-        let age = || bus.vm("web-0")["last_heartbeat_age_ms"].as_u64();
+        let age = || bus.castra.vm("web-0")["last_heartbeat_age_ms"].as_u64();
         until("a heartbeat comes", || age().is_some());
         let oldest = age().unwrap();
         until("another one comes", || age().is_some_and(|age| age < oldest));
-        assert_eq!(bus.vm("web-0")["bus_session"], true);
+        assert_eq!(bus.castra.vm("web-0")["bus_session"], true);
         // Killed so that it can't clean up: the heart notices.
         session.signal(Signal::SIGKILL);
         session.wait();
         until("nothing is left over", || bus.is_clean());
-        until("the broker knows", || bus.vm("web-0")["bus_session"] == false);
+        until("the broker knows", || {
+            bus.castra.vm("web-0")["bus_session"] == false
+        });
     }
 }
 
@@ -552,7 +518,7 @@ fn a_broker_without_the_bus_is_told_of_our_life_at_least() {
         );
         let session = Running::start(against(&address, shell, &["session", "--timeout", "30"]));
         session.wait_said("shaking hands instead");
-        let next = || hellos.recv_timeout(PATIENCE).unwrap();
+        let next = || hellos.recv_timeout(AMPLE).unwrap();
         assert_eq!(
             (next(), next()),
             (
@@ -594,9 +560,9 @@ fn the_token_is_in_no_argument_list() {
             command.env("CASTRA_TOKEN", secret);
             command
         });
-        assert!(hellos.recv_timeout(PATIENCE).unwrap().contains(secret));
+        assert!(hellos.recv_timeout(AMPLE).unwrap().contains(secret));
         session.wait_said("has a session");
-        assert_eq!(processes_with(secret), 0, "via {via}");
+        assert!(commands_with(secret).is_empty(), "via {via}");
     }
 }
 

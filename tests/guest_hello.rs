@@ -12,13 +12,14 @@ mod support;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use support::guest_scripts::{self, PATIENCE, Running, SHELLS, TRANSPORTS, processes_with, require};
+use support::guest_scripts::{self, Running, SHELLS, TRANSPORTS, require};
+use support::{AMPLE, Scratch, commands_with, free_port};
 
 const TOKEN: &str = "5f1d2c3b4a5968778695a4b3c2d1e0f0";
 
@@ -64,7 +65,7 @@ impl Broker {
     }
 
     fn next_hello(&self) -> String {
-        self.hellos.recv_timeout(PATIENCE).expect("the agent says hello")
+        self.hellos.recv_timeout(AMPLE).expect("the agent says hello")
     }
 }
 
@@ -83,25 +84,11 @@ fn talk(stream: &mut TcpStream, manner: Manner, said: impl Fn(String)) -> std::i
         return stream.write_all(answer.as_bytes());
     }
     // The client half-closes, so reading would end at once; only its death makes a write fail.
-    thread::park_timeout(PATIENCE);
+    thread::park_timeout(AMPLE);
     Ok(())
 }
 
-/// A port nobody listens on: it was free a moment ago.
-fn deserted_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 // --- running the agent --------------------------------------------------------------------------
-
-/// An empty directory of this test's own.
-fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("hello-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    dir
-}
 
 /// The agent under `shell`, sealed off from this machine's own castra files.
 fn agent(shell: &[&str], args: &[&str]) -> Command {
@@ -173,7 +160,7 @@ fn names_the_reason_when_declined() {
 
 #[test]
 fn says_when_nobody_listens() {
-    let port = deserted_port();
+    let port = free_port();
     everywhere(|shell, via| {
         let output = once(shell, via, port, "20");
         let told = format!("nothing answers at 127.0.0.1:{port}");
@@ -204,7 +191,7 @@ fn gives_up_on_a_silent_broker_at_the_deadline() {
                         format!("the broker at 127.0.0.1:{sleepy_port} greeted and then gave no answer");
                     check(&output, 2, &told, &format!("{shell:?} via {via}"));
                     assert!(
-                        started.elapsed() < PATIENCE / 2,
+                        started.elapsed() < AMPLE / 2,
                         "{shell:?} via {via} waits for ever"
                     );
                 });
@@ -216,7 +203,7 @@ fn gives_up_on_a_silent_broker_at_the_deadline() {
 #[test]
 fn keeps_the_deadline_without_the_timeout_program() {
     // A PATH with what a bare system has, and no `timeout`.
-    let tools = scratch("tools");
+    let tools = Scratch::new("hello-tools");
     for tool in [
         "busybox",
         "dash",
@@ -231,7 +218,7 @@ fn keeps_the_deadline_without_the_timeout_program() {
             .map(|dir| dir.join(tool))
             .find(|path| path.exists())
             .unwrap_or_else(|| panic!("`{tool}` is missing"));
-        std::os::unix::fs::symlink(from, tools.join(tool)).unwrap();
+        std::os::unix::fs::symlink(from, tools.path(tool)).unwrap();
     }
     let broker = Broker::start(Manner::SaysNothing);
     let good = Broker::start(Manner::Answers("ok\n"));
@@ -244,7 +231,7 @@ fn keeps_the_deadline_without_the_timeout_program() {
                     &["--vm", "web-0", "--broker", &format!("127.0.0.1:{port}")],
                 )
                 .args(["--via", via, "--timeout", if code == 2 { "1" } else { "20" }])
-                .env("PATH", &tools)
+                .env("PATH", tools.dir())
                 .output()
                 .unwrap();
                 assert_eq!(
@@ -294,7 +281,7 @@ fn puts_the_token_into_no_argument_list() {
             .unwrap();
         // From here on the transport runs and waits for an answer.
         assert!(broker.next_hello().contains(secret));
-        assert_eq!(processes_with(secret), 0, "via {via}");
+        assert!(commands_with(secret).is_empty(), "via {via}");
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -306,8 +293,8 @@ fn puts_the_token_into_no_argument_list() {
 fn finds_its_values_in_order() {
     let broker = Broker::start(Manner::Answers("ok\n"));
     let address = format!("127.0.0.1:{}", broker.port);
-    let dir = scratch("values");
-    let (fw_cfg, etc) = (dir.join("fw_cfg"), dir.join("etc"));
+    let dir = Scratch::new("hello-values");
+    let (fw_cfg, etc) = (dir.path("fw_cfg"), dir.path("etc"));
     fs::create_dir_all(&etc).unwrap();
     for (key, value) in [
         ("broker", address.as_str()),
@@ -337,7 +324,7 @@ fn finds_its_values_in_order() {
         run(&[], &[("CASTRA_VM", "from-env"), ("CASTRA_TOKEN", "t-env")]),
         "hello vm:from-env token=t-env\n"
     );
-    let file = dir.join("token");
+    let file = dir.path("token");
     fs::write(&file, "t-file\n").unwrap();
     assert_eq!(
         run(
@@ -428,7 +415,7 @@ fn start_loop(shell: &[&str], port: u16, vizier_active: &Path) -> Running {
 fn the_loop_finds_a_broker_that_comes_later_and_tells_only_what_changed() {
     let nowhere = Path::new("/nonexistent");
     for shell in SHELLS {
-        let port = deserted_port();
+        let port = free_port();
         let agent = start_loop(shell, port, nowhere);
         assert_eq!(
             agent.next_said(),
@@ -455,7 +442,8 @@ fn the_loop_finds_a_broker_that_comes_later_and_tells_only_what_changed() {
 #[test]
 fn the_loop_rests_while_vizier_lives() {
     let broker = Broker::start(Manner::Answers("ok\n"));
-    let active = scratch("vizier").join("vizier.active");
+    let dir = Scratch::new("hello-vizier");
+    let active = dir.path("vizier.active");
     // A process whose arguments name Vizier, as those of `sh …/castra-vizier` do.
     let mut vizier = Command::new("sh")
         .args(["-c", "read _", "castra-vizier"])

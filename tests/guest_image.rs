@@ -4,21 +4,17 @@
 //! Not here: building and booting a guest; the tests with real guests do that.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use support::{Scratch, program};
+
 fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
-}
-
-/// An empty directory of this test's own.
-fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("image-{}-{name}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    dir
 }
 
 fn on_path(program: &str) -> PathBuf {
@@ -34,9 +30,7 @@ fn path_of(dir: &Path, programs: &[&str], stand_ins: &[(&str, &str)]) {
         symlink(on_path(program), dir.join(program)).unwrap();
     }
     for (name, body) in stand_ins {
-        let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program(&dir.join(name), &format!("#!/bin/sh\n{body}\n"));
     }
 }
 
@@ -147,17 +141,17 @@ fn refuses_wrong_usage() {
 
 #[test]
 fn leaves_alone_a_directory_that_holds_something_else() {
-    let dir = scratch("precious");
-    fs::write(dir.join("thesis.txt"), "years of work").unwrap();
-    let output = build(&["--output", dir.to_str().unwrap()], None);
+    let dir = Scratch::new("image-precious");
+    fs::write(dir.path("thesis.txt"), "years of work").unwrap();
+    let output = build(&["--output", dir.dir().to_str().unwrap()], None);
     check(&output, 64, &["error: ", "  because: ", "  try: "]);
-    assert!(dir.join("thesis.txt").exists());
+    assert!(dir.path("thesis.txt").exists());
 }
 
 #[test]
 fn refuses_an_incomplete_source() {
-    let dir = scratch("source");
-    let (source, out) = (dir.join("source"), dir.join("out"));
+    let dir = Scratch::new("image-source");
+    let (source, out) = (dir.path("source"), dir.path("out"));
     fs::create_dir(&source).unwrap();
     let output = build(
         &[
@@ -173,11 +167,11 @@ fn refuses_an_incomplete_source() {
 
 #[test]
 fn names_the_way_out_on_another_architecture() {
-    let dir = scratch("arch");
-    let tools = dir.join("tools");
+    let dir = Scratch::new("image-arch");
+    let tools = dir.path("tools");
     fs::create_dir(&tools).unwrap();
     path_of(&tools, &["dirname", "ls"], &[("uname", "echo aarch64")]);
-    let output = build(&["--output", dir.join("out").to_str().unwrap()], Some(&tools));
+    let output = build(&["--output", dir.path("out").to_str().unwrap()], Some(&tools));
     let lines = [
         "error: the default guest can't be built on aarch64",
         "  because: ",
@@ -188,11 +182,11 @@ fn names_the_way_out_on_another_architecture() {
 
 #[test]
 fn names_the_way_out_without_apt() {
-    let dir = scratch("fedora");
-    let tools = dir.join("tools");
+    let dir = Scratch::new("image-fedora");
+    let tools = dir.path("tools");
     fs::create_dir(&tools).unwrap();
     path_of(&tools, &["dirname", "ls"], &[("uname", "echo x86_64")]);
-    let output = build(&["--output", dir.join("out").to_str().unwrap()], Some(&tools));
+    let output = build(&["--output", dir.path("out").to_str().unwrap()], Some(&tools));
     let lines = [
         "error: the default guest can't be built on this system",
         "  because: ",
@@ -203,12 +197,12 @@ fn names_the_way_out_without_apt() {
 
 #[test]
 fn names_every_missing_tool_and_its_package_at_once() {
-    let dir = scratch("bare");
-    let tools = dir.join("tools");
+    let dir = Scratch::new("image-bare");
+    let tools = dir.path("tools");
     fs::create_dir(&tools).unwrap();
     let uname = [("uname", "echo x86_64")];
     path_of(&tools, &["dirname", "ls"], &[APT, &uname].concat());
-    let output = build(&["--output", dir.join("out").to_str().unwrap()], Some(&tools));
+    let output = build(&["--output", dir.path("out").to_str().unwrap()], Some(&tools));
     check(
         &output,
         69,
@@ -222,15 +216,15 @@ fn names_every_missing_tool_and_its_package_at_once() {
 
 #[test]
 fn leaves_nothing_behind_when_the_mirror_is_out_of_reach() {
-    let dir = scratch("offline");
-    let tools = dir.join("tools");
+    let dir = Scratch::new("image-offline");
+    let tools = dir.path("tools");
     fs::create_dir(&tools).unwrap();
     let programs: Vec<&str> =
         "cat chmod cp head ln ls mkdir mktemp mv od rm sort tail tr wc find sed grep gzip tar dirname sh"
             .split(' ')
             .collect();
     path_of(&tools, &programs, &[APT, &[("uname", "echo x86_64")]].concat());
-    let parent = dir.join("images");
+    let parent = dir.path("images");
     let output = build(
         &["--output", parent.join("guest").to_str().unwrap()],
         Some(&tools),

@@ -4,17 +4,10 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use support::Castra;
-
-/// Writes a program.
-fn program(path: &Path, text: &str) {
-    fs::write(path, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-}
+use support::{Castra, program};
 
 #[test]
 fn the_guest_tells_what_became_of_each_folder() {
@@ -28,11 +21,11 @@ fn the_guest_tells_what_became_of_each_folder() {
             fs::create_dir(dir.join(folder)).unwrap();
         }
         fs::write(dir.join("file"), "").unwrap();
-        program(&dir.join("bin/modprobe"), "exit 1");
+        program(&dir.join("bin/modprobe"), "#!/bin/sh\nexit 1\n");
         // As mount(8): the tag is the last but one argument.
         program(
             &dir.join("bin/mount"),
-            "case \" $* \" in *\" castra1 \"*) printf 'mount: no such\\tdevice\\nsee dmesg\\n' >&2; exit 32;; esac",
+            "#!/bin/sh\ncase \" $* \" in *\" castra1 \"*) printf 'mount: no such\\tdevice\\nsee dmesg\\n' >&2; exit 32;; esac\n",
         );
         fs::write(
             dir.join("etc/mounts"),

@@ -9,15 +9,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
 
 use castra::core::events::contract::Stamped;
 use serde_json::{Value, json};
-use support::{Castra, eventually, golden};
+use support::{Castra, eventually, golden, is_alive, objects, of_type, program};
 
 const CONFIG: &str =
     "version = \"0.2.0\"\n[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/codex")
@@ -45,10 +43,6 @@ fn normal(event: &Value) -> String {
         fields.insert("detail".into(), "FILE".into());
     }
     event.to_string()
-}
-
-fn of_type<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
-    events.iter().filter(|event| event["type"] == kind).collect()
 }
 
 fn message_of<'e>(events: &'e [Value], kind: &str) -> &'e Value {
@@ -390,17 +384,12 @@ fn streams_no_codex_would_say_are_told_as_they_are() {
     castra.run(&["--config", "nowhere", "harness", "relay"]).exits(66);
 }
 
-/// Whether a process is there; one that nobody has reaped yet is not.
-fn runs(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
-}
-
 /// A stand-in for Codex: a shell script that says what it likes.
 fn agent(castra: &Castra, script: &str) -> String {
-    let path = castra.write("bin/codex", &format!("#!/bin/sh\n{script}\n"));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = program(
+        &castra.project().join("bin/codex"),
+        &format!("#!/bin/sh\n{script}\n"),
+    );
     path.display().to_string()
 }
 
@@ -513,7 +502,7 @@ fn every_end_has_its_verdict_and_leaves_nothing_behind() {
     );
     assert_eq!(verdict(&hangs), "timed out");
     let pid = fs::read_to_string(castra.project().join("pid")).unwrap();
-    assert!(!runs(pid.trim()));
+    assert!(!is_alive(pid.trim()));
 
     let silent = run(
         &format!("{SAYS}; trap '' TERM; sleep 0.1"),
@@ -591,7 +580,7 @@ fn ctrl_c_ends_the_agent_with_all_it_started() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let pids = eventually(PATIENCE, "the agent to run", || {
+    let pids = eventually("the agent to run", || {
         let read = |name: &str| {
             let text = fs::read_to_string(castra.project().join(name)).ok()?;
             text.ends_with('\n').then(|| text.trim().to_owned())
@@ -602,13 +591,9 @@ fn ctrl_c_ends_the_agent_with_all_it_started() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130));
-    let events: Vec<Value> = String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let events = objects(&String::from_utf8(output.stdout).unwrap());
     assert_eq!(verdict(&events), "incomplete");
     for pid in pids {
-        assert!(!runs(&pid), "{pid} is left");
+        assert!(!is_alive(&pid), "{pid} is left");
     }
 }

@@ -12,12 +12,11 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::{Castra, eventually};
+use support::{Castra, eventually, objects};
 
 const CONFIG: &str =
     "version = \"0.2.0\"\n[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n";
 const TRUST: &str = "--codex-arg=--skip-git-repo-check";
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A project with Codex set up for a stand-in of its server.
 struct Stage {
@@ -115,11 +114,7 @@ struct Told {
 
 impl Told {
     fn of(output: Output) -> Told {
-        let text = String::from_utf8(output.stdout).unwrap();
-        let events: Vec<Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect();
+        let events = objects(&String::from_utf8(output.stdout).unwrap());
         assert!(!events.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
         let told = Told {
             code: output.status.code(),
@@ -328,7 +323,7 @@ fn ctrl_c_ends_codex_and_its_command() {
     let stage = Stage::new("codex-ctrl-c");
     let child = stage.command(&[TRUST], "play sleep").spawn().unwrap();
     let journal = stage.castra.project().join("state/logs/events.jsonl");
-    eventually(PATIENCE, "Codex to run its command", || {
+    eventually("Codex to run its command", || {
         fs::read_to_string(&journal)
             .ok()?
             .contains("sleep 1000")

@@ -6,10 +6,8 @@
 mod support;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use castra::core::root::records::RunRecord;
 use nix::sys::signal::{Signal, kill};
@@ -17,9 +15,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use support::fleet::Fleet;
 use support::sshd::{self, Sshd, keygen};
-use support::{Castra, eventually};
+use support::{Castra, eventually, is_alive, objects, program, until};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const SAYS: &str = r#"printf '%s\n' '{"type":"thread.started","thread_id":"t-1"}' '{"type":"turn.started"}'"#;
 const DONE: &str = r#"printf '%s\n' '{"type":"item.completed","item":{"id":"i","type":"agent_message","text":"done"}}' '{"type":"turn.completed","usage":{"input_tokens":9,"output_tokens":1}}'"#;
 /// Starts something of its own and waits; whoever ends it has to end both.
@@ -40,9 +37,7 @@ impl Guest {
         let config = "version = \"0.2.0\"\n[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n";
         fs::write(fleet.dir().join("castra.toml"), config).unwrap();
         let bin = fleet.dir().join("bin");
-        fs::create_dir(&bin).unwrap();
-        fs::write(bin.join("codex"), format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(bin.join("codex"), fs::Permissions::from_mode(0o755)).unwrap();
+        program(&bin.join("codex"), &format!("#!/bin/sh\n{script}\n"));
         let key = fleet.state.ssh_key();
         keygen(&key);
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
@@ -93,16 +88,14 @@ impl Guest {
             let text = fs::read_to_string(self.work().join(name)).ok()?;
             text.ends_with('\n').then(|| text.trim().to_owned())
         };
-        eventually(PATIENCE, "the agent to run", || {
-            Some([read("child")?, read("self")?])
-        })
+        eventually("the agent to run", || Some([read("child")?, read("self")?]))
     }
 
     /// The agent runs, and what it said has come through.
     fn is_at_work(&self) {
         self.pids();
         let transcript = self.fleet.state.harness_logs().join("t-1.jsonl");
-        eventually(PATIENCE, "the transcript to hold what was said", || {
+        eventually("the transcript to hold what was said", || {
             fs::read_to_string(&transcript)
                 .ok()?
                 .contains("turn.started")
@@ -113,19 +106,13 @@ impl Guest {
     /// Nothing of the agent is left in the guest.
     fn is_quiet(&self) {
         for pid in self.pids() {
-            eventually(PATIENCE, "the agent to be gone from the guest", || {
-                (!runs(&pid)).then_some(())
-            });
+            until("the agent to be gone from the guest", || !is_alive(&pid));
         }
     }
 }
 
 fn told(output: Output) -> (Option<i32>, Vec<Value>) {
-    let text = String::from_utf8(output.stdout).unwrap();
-    let events: Vec<Value> = text
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let events = objects(&String::from_utf8(output.stdout).unwrap());
     assert!(!events.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     (output.status.code(), events)
 }
@@ -134,13 +121,6 @@ fn verdict(events: &[Value]) -> &str {
     let last = events.last().unwrap();
     assert_eq!(last["type"], "summary");
     last["verdict"].as_str().unwrap()
-}
-
-/// Whether a process is there; one that nobody has reaped yet is not.
-fn runs(pid: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 #[test]

@@ -7,8 +7,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,14 +30,12 @@ use castra::core::runtime::qmp::Qmp;
 use castra::core::runtime::shutdown::{ShutdownEnding, shutdown};
 use castra::core::status::VmState;
 
-use support::eventually;
-
-/// Ample for a loaded machine; nothing waits this long unless it is about to fail.
-const AMPLE: Duration = Duration::from_secs(60);
+use support::project::FAKE_QEMU;
+use support::{AMPLE, Scratch, eventually, until};
 
 /// One VM in a fresh state root; at the end its QEMU is gone and the root removed.
 struct Vm {
-    root: PathBuf,
+    _root: Scratch,
     paths: VmPaths,
     plan: LaunchPlan,
 }
@@ -46,8 +43,7 @@ struct Vm {
 impl Vm {
     /// A VM whose QEMU is the stand-in, told to do `fake`.
     fn faked(fake: &str) -> Vm {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
-        let mut vm = Vm::new("state", script);
+        let mut vm = Vm::new("state", FAKE_QEMU.into());
         vm.plan.qemu_args = vec!["-fake".into(), format!("start,{fake}")];
         vm
     }
@@ -58,11 +54,9 @@ impl Vm {
     }
 
     fn new(below: &str, binary: PathBuf) -> Vm {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let root = std::env::temp_dir().join(format!("castra-launch-{}-{number}", std::process::id()));
+        let root = Scratch::new("launch");
         let name: VmName = "web-0".parse().unwrap();
-        let paths = StateRoot::new(root.join(below)).vm(&name);
+        let paths = StateRoot::new(root.path(below)).vm(&name);
         let plan = LaunchPlan {
             vm: name,
             dir: paths.dir().to_owned(),
@@ -80,7 +74,11 @@ impl Vm {
             qemu_args: Vec::new(),
             mode: VmLaunchMode::Daemonize,
         };
-        Vm { root, paths, plan }
+        Vm {
+            _root: root,
+            paths,
+            plan,
+        }
     }
 
     fn launch(&self) -> Result<Launched, LaunchError> {
@@ -126,7 +124,6 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         signal_qemu(&self.paths, nix::sys::signal::Signal::SIGKILL);
-        let _ = fs::remove_dir_all(&self.root);
     }
 }
 
@@ -215,8 +212,8 @@ fn a_second_request_skips_the_patience() {
     let began = Instant::now();
     let phases = thread::scope(|scope| {
         let stopping = scope.spawn(|| vm.stop_within(&LifecycleConfig::default(), &cancel));
-        eventually(AMPLE, "the power button", || {
-            vm.file(vm_file::QMP_LOG).contains("POWERDOWN").then_some(())
+        until("the power button", || {
+            vm.file(vm_file::QMP_LOG).contains("POWERDOWN")
         });
         cancel.request();
         stopping.join().unwrap()
@@ -247,7 +244,7 @@ fn a_guest_that_cannot_hear_is_not_waited_for() {
 fn a_guest_that_the_accelerator_stops_later_is_noticed() {
     let vm = Vm::faked("internal-error=0.2");
     vm.launch().unwrap();
-    eventually(AMPLE, "the fault", || boot_fault(&vm.paths));
+    eventually("the fault", || boot_fault(&vm.paths));
     match boot_fault(&vm.paths) {
         Some(BootFault::InternalError(words)) => assert!(words.contains("KVM internal error"), "{words}"),
         other => panic!("{other:?}"),
@@ -308,14 +305,14 @@ fn a_qemu_that_never_gets_ready_is_ended() {
 fn deaths_after_the_launch_are_told() {
     let vm = Vm::faked("die-after=0.3");
     vm.launch().unwrap();
-    eventually(AMPLE, "its death", || {
-        (matches!(boot_fault(&vm.paths), Some(BootFault::Gone(_)))).then_some(())
+    until("its death", || {
+        matches!(boot_fault(&vm.paths), Some(BootFault::Gone(_)))
     });
     assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Crashed);
 
     let vm = Vm::faked("panic");
     let launched = vm.launch();
-    eventually(AMPLE, "the panic", || qemu_pid(&vm.paths).is_none().then_some(()));
+    until("the panic", || qemu_pid(&vm.paths).is_none());
     drop(launched);
     let ended = ending::read(&vm.paths).unwrap();
     assert_eq!(ended.state, VmState::Crashed);
@@ -422,9 +419,9 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
     let error = vm.launch().unwrap_err();
     assert!(matches!(error, LaunchError::Job(_)), "{error}");
     // Those of other tests come and go; none of them stays a zombie.
-    eventually(AMPLE, "no zombie", || {
+    until("no zombie", || {
         let zombie = |pid: &str| process_state(pid.parse().unwrap()).as_deref() == Some("Z");
-        (!children().split_whitespace().any(zombie)).then_some(())
+        !children().split_whitespace().any(zombie)
     });
 }
 

@@ -22,8 +22,8 @@ use castra::core::reporter::Silent;
 use castra::core::status::BrokerState;
 use serde_json::Value;
 
-use support::eventually;
-use support::project::{AMPLE, ONE, Project, TWO};
+use support::project::{ONE, Project, TWO};
+use support::{AMPLE, CASTRA, eventually};
 
 /// Set for a test that runs again in a process of its own: its project's directory.
 const ALONE: &str = "CASTRA_TEST_ALONE_IN";
@@ -116,7 +116,7 @@ impl Belongings {
 #[track_caller]
 fn assert_as(before: &Belongings, when: &str) {
     let until = Instant::now() + Duration::from_secs(10);
-    let now = eventually(AMPLE, "a look", || {
+    let now = eventually("a look", || {
         let now = Belongings::now();
         (now == *before || Instant::now() >= until).then_some(now)
     });
@@ -228,9 +228,7 @@ fn config_of(project: &Project) -> Config {
 fn a_collected_up_holds_value_diagnostics_and_events() {
     let project = Project::new("library-collect", &format!("{ONE}nonsense = 1\n"));
     let config = config_of(&project);
-    let broker = ProcessBrokerLauncher {
-        cli: env!("CARGO_BIN_EXE_castra").into(),
-    };
+    let broker = ProcessBrokerLauncher { cli: CASTRA.into() };
     let options = UpOptions::new(config.clone(), project.castra().home());
     let up = collect(|reporter| operations::up_with_launcher(options, &broker, reporter));
     let unknown = &up.diagnostics[0];
@@ -275,7 +273,7 @@ fn without_a_castra_binary_only_a_launcher_starts_brokers() {
         "{refused}"
     );
     let named = UpOptions {
-        cli: Some(env!("CARGO_BIN_EXE_castra").into()),
+        cli: Some(CASTRA.into()),
         ..options()
     };
     operations::up(named, &mut Silent).unwrap();
@@ -324,7 +322,7 @@ fn run_example(project: &Project, args: &[&str]) -> (Option<i32>, String, String
         .unwrap();
     let output = Command::new(binary)
         .args(args)
-        .args(["--cli", env!("CARGO_BIN_EXE_castra")])
+        .args(["--cli", CASTRA])
         .current_dir(project.castra().project())
         .env("CASTRA_HOME", project.castra().home())
         .env("HOME", project.castra().dir())

@@ -22,6 +22,7 @@ use castra::core::root::records::{RunPhase, StopRecord, WorkspaceRecord, save};
 use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
 
+use support::CASTRA;
 use support::fleet::Fleet;
 
 /// The project whose config names these VMs; none: it has no config.
@@ -318,7 +319,7 @@ fn listing(dir: &Path) -> BTreeMap<String, (u64, u64, i64, i64)> {
 
 /// The real command, in this directory, with the fleet's directory as its home.
 fn castra(fleet: &Fleet, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
+    let mut command = Command::new(CASTRA);
     command
         .args(args)
         .current_dir(fleet.dir())

@@ -7,30 +7,15 @@
 mod support;
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use support::guest_scripts::{self, PATIENCE, Running, SHELLS, processes_with, scripts};
+use support::guest_scripts::{self, Running, SHELLS, scripts};
 use support::project::Project;
 use support::sshd::{self, Sshd};
-use support::{Castra, eventually};
-
-fn until(what: &str, mut look: impl FnMut() -> bool) {
-    eventually(PATIENCE, what, || look().then_some(()));
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
+use support::{Castra, free_port, of_type, processes_of, until};
 
 // --- the script ---------------------------------------------------------------------------------
 
@@ -62,20 +47,8 @@ impl Guest {
         assert_eq!(ran.code, Some(0), "{ran:?}");
     }
 
-    fn kill_broker(&self) {
-        let pid = self.status()["broker"]["pid"].as_i64().unwrap();
-        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
-        until("the broker is gone", || {
-            self.status()["broker"]["state"] == "offline"
-        });
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.castra.run(&["status", "--json"]).stdout).unwrap()
-    }
-
     fn vm(&self) -> Value {
-        self.status()["vms"][0].clone()
+        self.castra.vm("web-0")
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -119,7 +92,7 @@ impl Guest {
     fn is_clean(&self) -> bool {
         !self.path("vizier.active").exists()
             && fs::read_dir(self.path("tmp")).unwrap().next().is_none()
-            && processes_with(&format!("127.0.0.1:{}", self.port)) == 0
+            && processes_of(&self.path("tmp")).is_empty()
     }
 }
 
@@ -155,7 +128,7 @@ fn it_tells_how_the_guest_is_and_outlives_the_broker() {
             )
         );
 
-        guest.kill_broker();
+        guest.castra.kill_broker();
         until("it notices", || {
             guest.text("vizier.log").contains("nothing answers")
         });
@@ -297,28 +270,16 @@ impl Booted {
     fn bootstrap(&self, code: i32) -> Vec<(String, String, String)> {
         let ran = self.project.run(&["bootstrap", "--json"]).exits(code);
         let word = |event: &Value, key: &str| event[key].as_str().unwrap_or_default().to_owned();
-        ran.stdout
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .filter(|event| event["type"] == "bootstrap.step")
-            .map(|event| {
-                (
-                    word(&event, "step"),
-                    word(&event, "status"),
-                    word(&event, "detail"),
-                )
-            })
+        of_type(&ran.objects(), "bootstrap.step")
+            .into_iter()
+            .map(|event| (word(event, "step"), word(event, "status"), word(event, "detail")))
             .filter(|(step, ..)| step.starts_with("vizier"))
             .collect()
     }
 
     fn planned(&self) -> Value {
         let ran = self.project.run(&["bootstrap", "--plan", "--json"]).exits(0);
-        ran.stdout
-            .lines()
-            .map(|line| serde_json::from_str::<Value>(line).unwrap())
-            .find(|event| event["type"] == "bootstrap.planned")
-            .unwrap()
+        of_type(&ran.objects(), "bootstrap.planned")[0].clone()
     }
 
     fn stop_vizier(&self) {
@@ -427,9 +388,7 @@ fn modified(path: &Path) -> std::time::SystemTime {
 fn a_broker_that_was_gone_is_found_again() {
     let guest = Booted::up("vizier-broker", "enabled = true");
     assert_eq!(statuses(&guest.bootstrap(0)), ALL_WELL);
-    let status: Value = serde_json::from_str(&guest.project.run(&["status", "--json"]).stdout).unwrap();
-    let pid = status["broker"]["pid"].as_i64().unwrap();
-    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+    guest.project.castra().kill_broker();
     // It starts a broker, and waits until Vizier has found that.
     let again = guest.bootstrap(0);
     assert_eq!(statuses(&again), ALL_WELL, "{again:?}");

@@ -363,7 +363,7 @@ fn exec_is_a_raw_pipe_both_ways() {
 
 /// Every file of the state root with length and time, but ssh's own `known_hosts`.
 fn files(guest: &Guest) -> Vec<String> {
-    crate::support::project::files_below(&guest.project.state(""))
+    crate::support::files_below(&guest.project.state(""))
         .into_iter()
         .filter(|path| !path.ends_with("known_hosts") && !path.to_string_lossy().contains("/handshakes/"))
         // The broker lives and writes on.

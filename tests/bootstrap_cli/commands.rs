@@ -10,15 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Guest;
-use crate::support::eventually;
+use crate::support::{eventually, is_alive, until};
 
-const SOON: Duration = Duration::from_secs(60);
 /// Ends neither by SIGTERM nor by a closed stdin, and has a child in a process group of its own.
 const STUBBORN: &str = "trap '' TERM; set -m; sleep 1000 & echo $! $$; set +m; while :; do sleep 1000; done";
-
-fn is_alive(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
 
 #[test]
 fn a_signal_is_told_from_a_lost_connection() {
@@ -83,8 +78,8 @@ fn a_command_ends_with_its_client() {
         );
         kill(Pid::from_raw(i32::try_from(client.id()).unwrap()), signal).unwrap();
         client.wait().unwrap();
-        eventually(SOON, "command and child to end with their client", || {
-            (!pids.split_whitespace().any(is_alive)).then_some(())
+        until("command and child to end with their client", || {
+            !pids.split_whitespace().any(is_alive)
         });
     }
 }
@@ -102,8 +97,8 @@ fn a_closed_stdin_ends_no_command_and_a_background_process_stays() {
     let pid = lines.next().unwrap();
     assert_eq!(lines.next(), Some("done"));
     let ended = Instant::now();
-    eventually(SOON, "the watch to have been able to look again", || {
-        (ended.elapsed() > Duration::from_secs(6)).then_some(())
+    until("the watch to have been able to look again", || {
+        ended.elapsed() > Duration::from_secs(6)
     });
     assert!(is_alive(pid), "a process that the command left was ended");
     kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGKILL).unwrap();
@@ -124,12 +119,8 @@ fn a_gone_reader_ends_the_command() {
     BufReader::new(client.stdout.take().unwrap())
         .read_line(&mut pid)
         .unwrap();
-    eventually(SOON, "castra to end with its reader", || {
-        client.try_wait().unwrap()
-    });
-    eventually(SOON, "the command to end with its reader", || {
-        (!is_alive(pid.trim())).then_some(())
-    });
+    eventually("castra to end with its reader", || client.try_wait().unwrap());
+    until("the command to end with its reader", || !is_alive(pid.trim()));
 }
 
 #[test]
@@ -192,16 +183,15 @@ fn what_feeds_a_long_command_ends_with_its_client() {
     assert_eq!(line, "ready\n");
     client.kill().unwrap();
     client.wait().unwrap();
-    eventually(SOON, "nothing to be left here or in the guest", || {
+    until("nothing to be left here or in the guest", || {
         let holds = |entry: &fs::DirEntry| {
             fs::read(entry.path().join("cmdline"))
                 .is_ok_and(|line| line.windows(word.len()).any(|part| part == word.as_bytes()))
         };
-        (!fs::read_dir("/proc")
+        !fs::read_dir("/proc")
             .unwrap()
             .flatten()
-            .any(|entry| holds(&entry)))
-        .then_some(())
+            .any(|entry| holds(&entry))
     });
 }
 

@@ -2,21 +2,15 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::Guest;
-use crate::support::eventually;
+use crate::support::{is_alive, until};
 
-const SOON: Duration = Duration::from_secs(30);
 const HANGS: &str = "#!/bin/sh\nsleep 600 &\necho $! $$ > pids\necho ready\nwait\n";
-
-fn is_alive(pid: &str) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
-}
 
 /// Bootstraps, kills castra while the script runs, and sees that the script ended too.
 fn kill_a_bootstrap(guest: &Guest) {
@@ -26,11 +20,11 @@ fn kill_a_bootstrap(guest: &Guest) {
     run.signal(Signal::SIGKILL);
     assert_eq!(run.end().0, None);
     let pids = fs::read_to_string(guest.remote().join("pids")).unwrap();
-    eventually(SOON, "script and child to end with castra", || {
-        (!pids.split_whitespace().any(is_alive)).then_some(())
+    until("script and child to end with castra", || {
+        !pids.split_whitespace().any(is_alive)
     });
-    eventually(SOON, "the master to end with castra", || {
-        (!guest.project.state("vms/web/ssh.ctl").exists()).then_some(())
+    until("the master to end with castra", || {
+        !guest.project.state("vms/web/ssh.ctl").exists()
     });
     assert_eq!(open_logs(guest), 1, "{:?}", guest.logs());
 }

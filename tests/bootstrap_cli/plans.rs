@@ -5,7 +5,8 @@ use std::fs;
 use serde_json::Value;
 
 use super::Guest;
-use crate::support::project::{Project, files_below};
+use crate::support::files_below;
+use crate::support::project::Project;
 
 fn snapshot(project: &Project) -> Vec<String> {
     files_below(&project.castra().dir().join("project"))

@@ -12,8 +12,8 @@ use std::thread;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::project::{AMPLE, ONE, Project};
-use crate::support::{Ran, eventually};
+use crate::support::project::{ONE, Project};
+use crate::support::{Ran, eventually, eventually_in};
 
 fn up(name: &str) -> Project {
     let project = Project::new(name, ONE);
@@ -110,19 +110,8 @@ impl OnTerminal {
     /// All that was shown, once this is in it.
     #[track_caller]
     fn shows(&self, what: &str) -> String {
-        let mut text = String::new();
-        let limit = AMPLE;
-        let began = std::time::Instant::now();
-        while began.elapsed() < limit {
-            text = self.text();
-            if text.contains(what) {
-                return text;
-            }
-            eventually(limit, "a moment", || {
-                (self.text() != text || began.elapsed() >= limit).then_some(())
-            });
-        }
-        panic!("no {what:?} in {text:?}");
+        let shown = || Some(self.text()).filter(|text| text.contains(what));
+        eventually_in(what, || self.text(), shown)
     }
 
     /// The pid of castra on it.
@@ -278,7 +267,7 @@ fn a_client_that_isnt_castra_is_noticed() {
     let socket: PathBuf = project.state("vms/web/serial.sock");
     let foreign = UnixStream::connect(&socket).unwrap();
     // QEMU must have taken it.
-    eventually(AMPLE, "the refusal", || {
+    eventually("the refusal", || {
         let ran = project.run(&["--json", "console", "web"]);
         (ran.code == Some(75)).then_some(ran)
     });

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use crate::support::project::{ONE, Project};
-use crate::support::{Castra, Ran};
+use crate::support::{CASTRA, Castra, Ran};
 
 /// A folder's name that clears the screen (by ESC and by one character), deletes and turns text around.
 const FOLDER: &str = "ev\x1b[2Jil\u{9b}2J\u{7f}\u{202e}txt";
@@ -64,7 +64,7 @@ fn paths_and_names_are_shown_and_not_obeyed() {
     assert_harmless("ssh-config --json", &ran.stdout);
     let on_terminal = Command::new("script")
         .args(["-qec", "\"$CASTRA\" --config \"$CONFIG\" ssh-config", "/dev/null"])
-        .env("CASTRA", env!("CARGO_BIN_EXE_castra"))
+        .env("CASTRA", CASTRA)
         .env("CONFIG", config)
         .env("CASTRA_HOME", castra.home())
         .stdin(Stdio::null())

@@ -1,7 +1,6 @@
 //! `castra doctor`: what it sees, what it advises, its exit code, and that it writes nothing.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,8 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::project::{AMPLE, ONE, Project, TWO, finish};
-use crate::support::{Ran, eventually};
+use crate::support::project::{FAKE_QEMU, ONE, Project, TWO, finish};
+use crate::support::{Ran, program, until};
 
 /// Where every id is explained.
 const DOC: &str = include_str!("../../docs/DOCTOR.md");
@@ -25,7 +24,7 @@ fn path(project: &Project, without: &[&str]) -> PathBuf {
     fs::create_dir_all(&dir).unwrap();
     let program = |name: &str, says: &str| {
         if !without.contains(&name) {
-            write_program(&dir.join(name), &format!("#!/bin/sh\necho '{says}'\n"));
+            program(&dir.join(name), &format!("#!/bin/sh\necho '{says}'\n"));
         }
     };
     program("qemu-img", "qemu-img version 7.2.0 (fake)");
@@ -41,22 +40,13 @@ fn path(project: &Project, without: &[&str]) -> PathBuf {
     let python = String::from_utf8(asked.stdout).unwrap();
     symlink(python.trim(), dir.join("python3")).unwrap();
     if !without.contains(&"qemu") {
-        let fake = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
-        symlink(fake, dir.join(format!("qemu-system-{}", std::env::consts::ARCH))).unwrap();
+        symlink(
+            FAKE_QEMU,
+            dir.join(format!("qemu-system-{}", std::env::consts::ARCH)),
+        )
+        .unwrap();
     }
     dir
-}
-
-/// Written by a child: a descriptor of ours that another test's child inherits would make it "busy".
-fn write_program(path: &Path, text: &str) {
-    let mut child = Command::new("sh")
-        .args(["-c", "cat >\"$0\" && chmod 755 \"$0\""])
-        .arg(path)
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(child.wait().unwrap().success());
 }
 
 fn doctor_in(project: &Project, dir: &Path, path: &Path, args: &[&str]) -> Ran {
@@ -200,10 +190,10 @@ fn a_config_that_cannot_be_used_is_a_finding() {
 fn a_fleet_in_order_has_nothing_wrong_and_nothing_is_written() {
     let project = Project::new("doctor-fine", TWO);
     project.run(&["up"]).exits(0);
-    eventually(AMPLE, "both to run", || {
+    until("both to run", || {
         let status = project.status();
         let vms = status["vms"].as_array().unwrap();
-        vms.iter().all(|vm| vm["state"] == "running").then_some(())
+        vms.iter().all(|vm| vm["state"] == "running")
     });
     let before = tree(project.castra().dir());
     let tools = path(&project, &[]);
@@ -242,8 +232,8 @@ fn what_earlier_runs_left_is_named_with_its_remedy() {
 
     // No broker, but VMs.
     kill(pid(&status["broker"]["pid"]), Signal::SIGKILL).unwrap();
-    eventually(AMPLE, "the broker's end", || {
-        (project.status()["broker"]["state"] == "offline").then_some(())
+    until("the broker's end", || {
+        project.status()["broker"]["state"] == "offline"
     });
     let seen = findings(&doctor(&project, &["--json"]).exits(0));
     assert_eq!(wrong(&seen), ["state.broker-offline"], "{seen:#?}");
@@ -251,7 +241,7 @@ fn what_earlier_runs_left_is_named_with_its_remedy() {
     // One VM crashes, the other is of an earlier boot of the host.
     for vm in ["web", "db"] {
         kill(pid(&project.vm(vm)["pid"]), Signal::SIGKILL).unwrap();
-        eventually(AMPLE, "its end", || project.vm(vm)["pid"].is_null().then_some(()));
+        until("its end", || project.vm(vm)["pid"].is_null());
     }
     let run = project.state("vms/db/run.json");
     let text = fs::read_to_string(&run).unwrap();

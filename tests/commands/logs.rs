@@ -11,8 +11,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, TWO};
+use crate::support::project::{ONE, Project, TWO};
+use crate::support::{AMPLE, eventually};
 
 const BROKER: &str = "[host-broker] 2026-11-21T10:00:00.123Z INFO hello from vm:web outcome=ok";
 
@@ -256,7 +256,7 @@ fn following_goes_on_over_rotation_and_restarts() {
         Signal::SIGINT,
     )
     .unwrap();
-    let status = eventually(AMPLE, "its end", || following.child.try_wait().unwrap());
+    let status = eventually("its end", || following.child.try_wait().unwrap());
     assert_eq!(status.code(), Some(130));
 }
 
@@ -304,7 +304,7 @@ fn a_reader_that_goes_ends_it_quietly() {
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut first).unwrap();
     drop(stdout);
-    let status = eventually(AMPLE, "its end", || child.try_wait().unwrap());
+    let status = eventually("its end", || child.try_wait().unwrap());
     assert_eq!(status.code(), Some(0));
     let stderr = std::io::read_to_string(child.stderr.take().unwrap()).unwrap();
     assert_eq!(stderr, "");

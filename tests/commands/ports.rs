@@ -1,20 +1,11 @@
 //! `castra ports`, and the ports that `castra up` refuses to fight for.
 
-use std::net::TcpListener;
-use std::path::Path;
-
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::support::project::{AMPLE, ONE, Project};
-use crate::support::{Ran, eventually};
-
-/// A port that was free a moment ago.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
-}
+use crate::support::project::{FAKE_QEMU, ONE, Project};
+use crate::support::{Ran, free_port, until};
 
 fn with_forward(port: u16) -> String {
     format!("{ONE}[[vms.port_forwards]]\nhost = {port}\nguest = 80\n")
@@ -22,12 +13,10 @@ fn with_forward(port: u16) -> String {
 
 /// Another project under the same home: the folder `second`, one VM `api`.
 fn second(project: &Project, port: u16) -> String {
-    let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
     let text = format!(
-        "[project]\nname = \"second\"\n[qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n[bootstrap]\nmode = \"skip\"\n\
+        "[project]\nname = \"second\"\n[qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n[bootstrap]\nmode = \"skip\"\n\
          [broker]\nport = 0\n[[vms]]\nname = \"api\"\nkernel = \"../project/vmlinuz\"\n\
-         [[vms.port_forwards]]\nhost = {port}\nguest = 8080\n",
-        qemu.display()
+         [[vms.port_forwards]]\nhost = {port}\nguest = 8080\n"
     );
     let config = project.castra().write("../second/castra.toml", &text);
     config.to_str().unwrap().to_owned()
@@ -154,8 +143,8 @@ fn a_running_fleets_ports_are_active_and_its_brokers_reserved() {
     // The broker is gone, but the guest was told its port: nobody else may have it.
     let pid = i32::try_from(status["broker"]["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually(AMPLE, "the broker's end", || {
-        (project.status()["broker"]["state"] == "offline").then_some(())
+    until("the broker's end", || {
+        project.status()["broker"]["state"] == "offline"
     });
     let config = second(&project, u16::try_from(broker).unwrap());
     let reserved = one(project.run(&["--config", &config, "ports", "--json"]));

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project};
+use crate::support::project::{ONE, Project};
+use crate::support::until;
 
 /// What the broker answers to this hello.
 fn answer(port: u64, hello: &str) -> String {
@@ -29,9 +29,7 @@ fn a_hello_under_the_second_name_is_the_vms() {
     let port = project.status()["broker"]["port"].as_u64().unwrap();
     assert_eq!(project.vm("web")["reachable"], false);
     assert_eq!(answer(port, "hello vm:alpine"), "ok");
-    eventually(AMPLE, "web to be reachable", || {
-        (project.vm("web")["reachable"] == true).then_some(())
-    });
+    until("web to be reachable", || project.vm("web")["reachable"] == true);
     assert_eq!(project.vm("db")["reachable"], false);
     let said = answer(port, "hello vm:Alpine capabilities=bus-v1");
     assert!(said.starts_with("ok session="), "{said}");

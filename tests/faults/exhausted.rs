@@ -5,13 +5,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
-use crate::support::project::{ONE, Project, SCRIPT, TWO, finish};
-use crate::support::{Ran, eventually};
+use crate::support::project::{FAKE_QEMU, ONE, Project, SCRIPT, TWO, finish};
+use crate::support::{CASTRA, Ran, copy_program, eventually};
 
 /// A user that nobody else is, for the limit counts all tasks of a user. Root has no limit.
 struct Lonely<'p> {
@@ -46,17 +45,11 @@ impl Lonely<'_> {
         }
         // A build directory that nobody may enter: copies will do.
         let binary = project.castra().dir().join("castra");
-        // By a child: a descriptor of ours that another test's child inherits would make it "busy".
-        let copied = Command::new("cp")
-            .arg(env!("CARGO_BIN_EXE_castra"))
-            .arg(&binary)
-            .status();
-        assert!(copied.unwrap().success());
-        let own = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/fake-qemu.py");
+        copy_program(CASTRA, &binary);
         let fake = dir.join("qemu.py");
-        fs::copy(own, &fake).unwrap();
+        copy_program(FAKE_QEMU, &fake);
         let text = fs::read_to_string(dir.join("castra.toml")).unwrap();
-        let text = text.replace(own, &fake.display().to_string());
+        let text = text.replace(FAKE_QEMU, &fake.display().to_string());
         project.castra().write("castra.toml", &text);
         Some(Lonely { project, uid, binary })
     }
@@ -155,7 +148,7 @@ fn up_obeys_sigterm_however_few_tasks_there_may_be() {
             .spawn()
             .unwrap();
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
-        let ended = eventually(Duration::from_secs(30), "a bootstrap or the end", || {
+        let ended = eventually("a bootstrap or the end", || {
             let waits = fs::read_dir(project.state("logs/bootstrap")).is_ok_and(|entries| {
                 entries
                     .flatten()
@@ -167,9 +160,7 @@ fn up_obeys_sigterm_however_few_tasks_there_may_be() {
         if ended.is_none() {
             // `timeout` passes it on.
             kill(pid, Signal::SIGTERM).unwrap();
-            eventually(Duration::from_secs(30), "the end that SIGTERM asks for", || {
-                child.try_wait().unwrap()
-            });
+            eventually("the end that SIGTERM asks for", || child.try_wait().unwrap());
         }
         lonely.run(None, &["down", "--quiet"]).exits(0);
         project.assert_no_process();

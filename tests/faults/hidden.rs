@@ -10,8 +10,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::input::Nobody;
-use crate::support::Ran;
-use crate::support::project::{ONE, Project, Refusal, files_below, finish};
+use crate::support::project::{ONE, Project, Refusal, finish};
+use crate::support::{Ran, files_below};
 
 #[test]
 fn what_may_not_be_looked_at_is_not_absent() {

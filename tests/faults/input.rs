@@ -7,8 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::Ran;
-use crate::support::project::{ONE, Project, Refusal, SCRIPT, TWO, files_below, finish};
+use crate::support::project::{FAKE_QEMU, ONE, Project, Refusal, SCRIPT, TWO, finish};
+use crate::support::{CASTRA, Ran, copy_program, files_below};
 
 /// A PATH with these programs alone.
 fn path_with(project: &Project, programs: &[&str]) -> PathBuf {
@@ -246,12 +246,11 @@ impl Nobody<'_> {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         // A build directory that nobody may enter: copies will do.
         let binary = project.castra().dir().join("castra");
-        fs::copy(env!("CARGO_BIN_EXE_castra"), &binary).unwrap();
+        copy_program(CASTRA, &binary);
         let fake = dir.join("qemu.py");
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
-        fs::copy(&own, &fake).unwrap();
+        copy_program(FAKE_QEMU, &fake);
         let text = fs::read_to_string(dir.join("castra.toml")).unwrap();
-        let text = text.replace(&own.display().to_string(), &fake.display().to_string());
+        let text = text.replace(FAKE_QEMU, &fake.display().to_string());
         project.castra().write("castra.toml", &text);
         Some(Nobody { project, binary })
     }
@@ -330,7 +329,7 @@ fn a_full_disk_is_said_and_leaves_nothing_running() {
         let program = "import os,resource,sys; n=int(sys.argv[1]); \
                        resource.setrlimit(resource.RLIMIT_FSIZE,(n,n)); os.execv(sys.argv[2],sys.argv[2:])";
         command
-            .args(["-c", program, &limit.to_string(), env!("CARGO_BIN_EXE_castra")])
+            .args(["-c", program, &limit.to_string(), CASTRA])
             .args(["--json", "up"])
             .current_dir(project.castra().project())
             .env("CASTRA_HOME", project.castra().home());

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::{fs, thread};
 
-use crate::support::project::{AMPLE, ONE, Project, files_below};
-use crate::support::{Ran, eventually};
+use crate::support::project::{ONE, Project};
+use crate::support::{Ran, eventually, files_below, until};
 
 /// As many runs at once; each waits for processes as much as it works.
 const WORKERS: usize = 3;
@@ -111,7 +111,7 @@ enum Next<'n> {
 /// killed still has a lock for a moment.
 #[track_caller]
 fn run_when_free(project: &Project, args: &[&str]) -> Ran {
-    eventually(AMPLE, "a lock that is free", || {
+    eventually("a lock that is free", || {
         let ran = project.run(args);
         (ran.code != Some(75)).then_some(ran)
     })
@@ -185,7 +185,7 @@ fn recovers(project: &Project, next: &[&str]) -> Result<(), String> {
         return Err("it isn't stopped at the end".to_owned());
     }
     let what = format!("the end of {:?}", project.processes());
-    eventually(AMPLE, &what, || project.processes().is_empty().then_some(()));
+    until(&what, || project.processes().is_empty());
     let left: Vec<String> = everything(project).difference(leaves()).cloned().collect();
     project.assert_journal_whole();
     match left.is_empty() {

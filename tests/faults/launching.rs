@@ -4,8 +4,8 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, of_type};
+use crate::support::project::{ONE, Project, SCRIPT, TWO, is_phase};
+use crate::support::{eventually, of_type, until};
 
 #[test]
 fn a_qemu_that_fails_is_told_with_its_own_words() {
@@ -96,9 +96,7 @@ fn a_qemu_that_never_gets_ready_is_ended_by_ctrl_c() {
 fn a_qemu_that_dies_later_is_seen_and_started_anew() {
     let project = Project::new("dies", ONE);
     project.run_faking("die-after=0.1", &["up"]).exits(0);
-    eventually(AMPLE, "its death", || {
-        (project.vm("web")["state"] == "crashed").then_some(())
-    });
+    until("its death", || project.vm("web")["state"] == "crashed");
     let up = project.run(&["up", "--json"]).exits(0).objects();
     assert!(up.iter().any(|event| is_phase(event, "exited")), "{up:#?}");
     project.pid("web");
@@ -135,7 +133,7 @@ fn a_qemu_that_ends_while_its_guest_boots_ends_the_wait_and_is_explained() {
         );
         // The broker, which looks once a second, tells of it with words and a remedy.
         let kept = project.state("logs/events-broker.jsonl");
-        let exited = eventually(AMPLE, "the broker's event", || {
+        let exited = eventually("the broker's event", || {
             let text = std::fs::read_to_string(&kept).ok()?;
             let mut events = text.lines().filter_map(|line| serde_json::from_str(line).ok());
             events.find(|event| is_phase(event, "exited"))
@@ -163,9 +161,7 @@ fn who_ended_a_qemu_is_told_in_its_own_words() {
     project.run(&["up"]).exits(0);
     let pid = i32::try_from(project.pid("web")).unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).unwrap();
-    eventually(AMPLE, "its end", || {
-        (project.vm("web")["state"] == "crashed").then_some(())
-    });
+    until("its end", || project.vm("web")["state"] == "crashed");
     let ended = &project.vm("web")["ended"];
     assert_eq!(ended["reason"], "host-signal");
     let said = ended["qemu_words"].as_str().unwrap();

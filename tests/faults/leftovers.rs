@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, is_phase};
+use crate::support::project::{ONE, Project, is_phase};
+use crate::support::until;
 
 #[test]
 fn a_number_in_a_pid_file_is_never_signalled() {
@@ -166,9 +166,7 @@ fn a_broker_that_was_killed_comes_back_on_its_port() {
     let before = project.status()["broker"].clone();
     let pid = i32::try_from(before["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually(AMPLE, "its end", || {
-        (project.status()["broker"]["state"] == "offline").then_some(())
-    });
+    until("its end", || project.status()["broker"]["state"] == "offline");
     project.run(&["up"]).exits(0);
     let after = project.status()["broker"].clone();
     assert_eq!(before["port"], after["port"]);
@@ -177,9 +175,7 @@ fn a_broker_that_was_killed_comes_back_on_its_port() {
     // Somebody else has the port meanwhile: he is named, and the VM goes on.
     let pid = i32::try_from(after["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually(AMPLE, "its end", || {
-        (project.status()["broker"]["state"] == "offline").then_some(())
-    });
+    until("its end", || project.status()["broker"]["state"] == "offline");
     let port = u16::try_from(after["port"].as_u64().unwrap()).unwrap();
     let thief = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     let ran = project.run(&["up"]);

@@ -8,19 +8,8 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, SCRIPT, is_phase};
-
-fn faking(word: &str, rest: &str) -> String {
-    format!("{ONE}qemu_args = [\"-fake\", \"{word}\"]\n{rest}")
-}
-
-/// Events of the broker's journal on what becomes of the VM.
-fn told(project: &Project, phase: &str) -> Vec<Value> {
-    let kept = fs::read_to_string(project.state("logs/events-broker.jsonl")).unwrap_or_default();
-    let events = kept.lines().map(|line| serde_json::from_str(line).unwrap());
-    events.filter(|event| is_phase(event, phase)).collect()
-}
+use crate::support::project::{ONE, Project, SCRIPT, faking, is_phase};
+use crate::support::{AMPLE, eventually, until};
 
 fn is_in_state(project: &Project, state: &str) -> Option<Value> {
     Some(project.vm("web")).filter(|vm| vm["state"] == state)
@@ -49,7 +38,7 @@ fn a_full_disk_is_told_and_the_guest_runs_on_once_there_is_room() {
     let project = Project::new("disk-full", &faking("disk-full", ""));
     project.run(&["up"]).exits(0);
     project.write_state("vms/web/disk-full", "");
-    let vm = eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    let vm = eventually("the pause", || is_in_state(&project, "paused"));
     assert_eq!(vm["paused"]["reason"], "io-error");
     let detail = vm["paused"]["detail"].as_str().unwrap();
     assert!(
@@ -66,7 +55,7 @@ fn a_full_disk_is_told_and_the_guest_runs_on_once_there_is_room() {
         table.contains("paused (io-error)") && table.contains("make room"),
         "{table}"
     );
-    let event = eventually(AMPLE, "its event", || told(&project, "paused").pop());
+    let event = eventually("its event", || project.broker_told("paused").pop());
     assert_eq!(
         (&event["vm"], &event["reason"]),
         (&"web".into(), &"io-error".into())
@@ -74,10 +63,10 @@ fn a_full_disk_is_told_and_the_guest_runs_on_once_there_is_room() {
     // The stand-in's disk is full while the file is there; the host's never was, so castra tries, in vain
     // and seldomer each time, and tells of it no more.
     fs::remove_file(project.state("vms/web/disk-full")).unwrap();
-    eventually(AMPLE, "it to run on", || is_in_state(&project, "running"));
-    let event = eventually(AMPLE, "its event", || told(&project, "resumed").pop());
+    eventually("it to run on", || is_in_state(&project, "running"));
+    let event = eventually("its event", || project.broker_told("resumed").pop());
     assert_eq!(event["reason"], "io-error");
-    assert_eq!(told(&project, "paused").len(), 1);
+    assert_eq!(project.broker_told("paused").len(), 1);
     project.down();
 }
 
@@ -86,7 +75,7 @@ fn up_lets_it_run_on_or_says_why_it_cannot_and_waits_for_nothing() {
     let project = Project::new("disk-full-up", &faking("disk-full", SCRIPT));
     project.run(&["up", "--bootstrap", "skip"]).exits(0);
     project.write_state("vms/web/disk-full", "");
-    eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    eventually("the pause", || is_in_state(&project, "paused"));
     // Its handshake deadline is ten minutes.
     let began = Instant::now();
     let ran = project.run(&["up"]).exits(1);
@@ -125,12 +114,10 @@ fn whom_somebody_paused_only_up_lets_run_on() {
         (&vm["state"], &vm["paused"]["reason"]),
         (&"paused".into(), &"paused".into())
     );
-    eventually(AMPLE, "its event", || told(&project, "paused").pop());
+    eventually("its event", || project.broker_told("paused").pop());
     // Further looks of the broker: it is told of the next change of another VM's, say, of this one's log.
     let looks = Instant::now();
-    eventually(AMPLE, "a few looks", || {
-        (looks.elapsed().as_secs() >= 3).then_some(())
-    });
+    until("a few looks", || looks.elapsed().as_secs() >= 3);
     assert_eq!(project.vm("web")["state"], "paused", "nobody asked for that");
     let ran = project.run(&["up", "--verbose"]).exits(0);
     assert!(ran.stderr.contains("was paused (paused) and runs on"), "{ran:?}");
@@ -159,7 +146,7 @@ fn a_paused_guest_is_not_asked_to_power_off() {
     let project = Project::new("paused-down", &faking("disk-full", ""));
     project.run(&["up"]).exits(0);
     project.write_state("vms/web/disk-full", "");
-    eventually(AMPLE, "the pause", || is_in_state(&project, "paused"));
+    eventually("the pause", || is_in_state(&project, "paused"));
     let ran = project
         .run(&["down", "--graceful-wait-secs", "600", "--json"])
         .exits(0);

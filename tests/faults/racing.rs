@@ -5,8 +5,8 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
+use crate::support::project::{ONE, Project, SCRIPT, TWO, is_phase, is_waiting};
+use crate::support::{eventually, of_type, program, until};
 
 #[test]
 fn a_second_up_is_told_who_is_at_work() {
@@ -148,7 +148,7 @@ fn a_castra_killed_in_mid_launch_leaves_nothing_that_down_does_not_find() {
         let mut up = project.begin("hang", &["up"]);
         up.until("an overlay", |event| is_phase(event, "overlay-prepared"));
         let pid_file = project.state("vms/web/qemu.pid");
-        let qemu: i32 = eventually(AMPLE, "a QEMU that hangs", || {
+        let qemu: i32 = eventually("a QEMU that hangs", || {
             fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
         });
         up.signal(Signal::SIGKILL);
@@ -156,9 +156,7 @@ fn a_castra_killed_in_mid_launch_leaves_nothing_that_down_does_not_find() {
         // A QEMU that never gets ready lives on, and has the VM's lock as its castra had.
         assert_eq!(project.vm("web")["state"], "starting");
         kill(Pid::from_raw(qemu), Signal::SIGKILL).unwrap();
-        eventually(AMPLE, "a status without it", || {
-            (project.vm("web")["state"] == "stopped").then_some(())
-        });
+        until("a status without it", || project.vm("web")["state"] == "stopped");
         project.run(&[next]).exits(0);
         project.down();
     }
@@ -169,12 +167,9 @@ fn a_castra_killed_before_qemu_started_leaves_an_overlay_that_down_removes() {
     let project = Project::new("killed-early", ONE);
     // The stand-in for qemu-img waits for ever once the overlay is there.
     let bin = project.castra().dir().join("bin");
-    fs::create_dir(&bin).unwrap();
     let script = "#!/bin/sh\nPATH=${PATH#*:}\nqemu-img \"$@\" || exit\n\
                   case $1 in create) exec sleep 600;; esac\n";
-    fs::write(bin.join("qemu-img"), script).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(bin.join("qemu-img"), fs::Permissions::from_mode(0o755)).unwrap();
+    program(&bin.join("qemu-img"), script);
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let mut up = project
         .castra()
@@ -183,14 +178,14 @@ fn a_castra_killed_before_qemu_started_leaves_an_overlay_that_down_removes() {
         .spawn()
         .unwrap();
     let overlays = project.state("overlays");
-    let _ = eventually(AMPLE, "an overlay", || fs::read_dir(&overlays).ok()?.next());
+    let _ = eventually("an overlay", || fs::read_dir(&overlays).ok()?.next());
     up.kill().unwrap();
     up.wait().unwrap();
     assert_ne!(project.vm("web")["state"], "running");
     // Its child outlives it, as a qemu-img would for a moment.
-    eventually(AMPLE, "the end of its child", || {
+    until("the end of its child", || {
         end_sleepers(&project);
-        (project.processes().len() <= 1).then_some(())
+        project.processes().len() <= 1
     });
     project.down();
     assert_eq!(fs::read_dir(&overlays).unwrap().count(), 0, "an overlay is left");

@@ -5,18 +5,7 @@ use std::fs;
 use serde_json::Value;
 
 use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, SCRIPT, is_phase};
-
-fn faking(word: &str, rest: &str) -> String {
-    format!("{ONE}qemu_args = [\"-fake\", \"{word}\"]\n{rest}")
-}
-
-/// Events of the broker's journal on what becomes of the VM.
-fn told(project: &Project, phase: &str) -> Vec<Value> {
-    let kept = fs::read_to_string(project.state("logs/events-broker.jsonl")).unwrap_or_default();
-    let events = kept.lines().map(|line| serde_json::from_str(line).unwrap());
-    events.filter(|event| is_phase(event, phase)).collect()
-}
+use crate::support::project::{Project, SCRIPT, faking};
 
 /// The guest resets; the file appears with all that it holds.
 fn reset(project: &Project, how: &str) {
@@ -34,19 +23,19 @@ fn a_reboot_is_told_and_a_panic_of_which_qemu_is_not_told_ends_the_guest() {
 
     // Linux resets in several ways at once: that is one reboot.
     reset(&project, "");
-    let vm = eventually(AMPLE, "the reboot", || {
+    let vm = eventually("the reboot", || {
         Some(project.vm("web")).filter(|vm| vm["boots"] == 2)
     });
     assert_eq!((&vm["state"], &vm["pid"]), (&"running".into(), &pid));
     assert!(vm["last_reset"].is_string(), "{vm}");
-    let event = eventually(AMPLE, "its event", || told(&project, "rebooted").pop());
+    let event = eventually("its event", || project.broker_told("rebooted").pop());
     assert_eq!((&event["vm"], &event["boots"]), (&"web".into(), &2.into()));
     // It runs: `up` has nothing to do, and its disk stays.
     project.run(&["up"]).exits(0);
     assert_eq!(project.vm("web")["pid"], pid);
 
     reset(&project, "panic");
-    let vm = eventually(AMPLE, "the panic", || {
+    let vm = eventually("the panic", || {
         Some(project.vm("web")).filter(|vm| vm["state"] == "crashed")
     });
     assert_eq!(vm["ended"]["reason"], "guest-panic");
@@ -55,7 +44,7 @@ fn a_reboot_is_told_and_a_panic_of_which_qemu_is_not_told_ends_the_guest() {
     let remedy = vm["ended"]["remediation"].as_str().unwrap();
     assert!(remedy.contains("castra restart web"), "{remedy}");
     assert_eq!(vm["boots"], Value::Null);
-    let event = eventually(AMPLE, "its event", || told(&project, "exited").pop());
+    let event = eventually("its event", || project.broker_told("exited").pop());
     assert_eq!(event["reason"], "guest-panic");
     project.down();
 }

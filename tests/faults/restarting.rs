@@ -8,8 +8,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, SCRIPT, TWO, is_phase, is_waiting, of_type};
+use crate::support::project::{ONE, Project, SCRIPT, TWO, is_phase, is_waiting};
+use crate::support::{eventually, free_port, of_type, until};
 
 /// What a disk is known by: a fresh one is another file. It may get the inode of the one that was removed, so its
 /// birth counts, too.
@@ -17,15 +17,6 @@ fn disk(project: &Project, vm: &str) -> (u64, Option<SystemTime>) {
     let path = project.state(&format!("overlays/{vm}.qcow2"));
     let meta = fs::metadata(&path).unwrap();
     (meta.ino(), meta.created().ok())
-}
-
-/// A free port that no program is given unasked: those the kernel hands out lie above.
-fn quiet_port() -> u16 {
-    let first = u16::try_from(20_000 + std::process::id() % 10_000).unwrap();
-    let mut ports = first..32_000;
-    ports
-        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .unwrap()
 }
 
 fn phases<'e>(events: &'e [Value], vm: &str) -> Vec<&'e str> {
@@ -118,9 +109,7 @@ fn those_that_do_not_run_are_just_started() {
     let before = disk(&project, "web");
     let pid = i32::try_from(project.pid("web")).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually(AMPLE, "the crash", || {
-        (project.vm("web")["state"] == "crashed").then_some(())
-    });
+    until("the crash", || project.vm("web")["state"] == "crashed");
     let events = project.run(&["restart", "web", "--json"]).exits(0).objects();
     assert_eq!(
         phases(&events, "web")
@@ -235,7 +224,7 @@ fn what_can_be_found_wrong_before_leaves_all_as_they_are() {
         .alone()
         .tells(&[&port.to_string()]);
     assert_eq!(project.pid("web"), pid);
-    let own = quiet_port();
+    let own = free_port();
     drop(taken);
     for _ in 0..2 {
         project.config(&wants(own.into()));
@@ -378,7 +367,7 @@ fn a_restart_in_a_time_namespace_makes_no_guest_unheard() {
         std::io::Read::read_to_string(&mut guest, &mut said).unwrap();
         assert!(said.ends_with("ok\n"), "{said}");
         // A second handshake within 250 ms reaches the record with the next write.
-        let vm = eventually(AMPLE, "a handshake that counts", || {
+        let vm = eventually("a handshake that counts", || {
             Some(project.vm("web")).filter(|vm| vm["reachable"] == true)
         });
         assert!(vm["uptime_ms"].as_u64().unwrap() < 60_000, "{vm}");

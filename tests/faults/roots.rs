@@ -6,16 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, TWO, is_phase};
-
-fn runs(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let state = stat
-        .rsplit_once(')')
-        .map(|(_, rest)| rest.trim_start().to_owned());
-    state.is_some_and(|state| !state.starts_with(['Z', 'X']))
-}
+use crate::support::project::{ONE, Project, TWO, is_phase};
+use crate::support::{is_alive, until};
 
 fn doctor(project: &Project) -> Vec<Value> {
     let ran = project.run(&["doctor", "--json"]);
@@ -40,7 +32,7 @@ fn the_moved_one_has_it_and_ends_it(project: &Project, there: &Path, pid: u32) {
     let status: Value = serde_json::from_str(&run(&["status", "--json"]).exits(0).stdout).unwrap();
     assert_eq!(status["vms"][0]["pid"], pid);
     run(&["down"]).exits(0);
-    assert!(!runs(pid));
+    assert!(!is_alive(pid));
     project.assert_no_process();
 }
 
@@ -117,7 +109,7 @@ fn a_state_root_that_is_removed_while_vms_run_is_said_and_down_ends_them() {
     let (web, db) = (project.pid("web"), project.pid("db"));
     let broker = u32::try_from(project.status()["broker"]["pid"].as_u64().unwrap()).unwrap();
     fs::remove_dir_all(project.state("")).unwrap();
-    eventually(AMPLE, "the end of the broker", || (!runs(broker)).then_some(()));
+    until("the end of the broker", || !is_alive(broker));
     assert!(!project.state("").exists(), "the broker made it anew");
     // They are told of, with their pids.
     assert_eq!((project.pid("web"), project.pid("db")), (web, db));
@@ -172,7 +164,7 @@ fn a_state_root_that_is_removed_while_vms_run_is_said_and_down_ends_them() {
         (&ended["vm"], &ended["outcome"]),
         (&"web".into(), &"terminated".into())
     );
-    assert!(!runs(web) && runs(db));
+    assert!(!is_alive(web) && is_alive(db));
     let ran = project.run(&["down"]).exits(0);
     assert!(ran.stderr.contains(&format!("pid {db}")), "{ran:?}");
     assert!(!project.state("").exists());
@@ -202,9 +194,9 @@ fn a_state_root_that_is_moved_or_replaced_while_vms_run_is_said_and_down_ends_th
             .refused(75, &["up"])
             .tells(&[format!("pid {pid}").as_str()]);
         let clean = project.run(&["clean"]);
-        assert!(matches!(clean.code, Some(0 | 75)) && runs(pid), "{clean:?}");
+        assert!(matches!(clean.code, Some(0 | 75)) && is_alive(pid), "{clean:?}");
         project.run(&["down"]).exits(0);
-        assert!(!runs(pid));
+        assert!(!is_alive(pid));
         project.assert_no_process();
     }
     // Its folder goes with its state: found by the lock, as ever.
@@ -231,12 +223,15 @@ fn a_new_project_in_the_place_of_one_that_moved_has_no_say_over_its_vms() {
     assert_ne!(project.vm("web")["state"], "running");
     assert_eq!(finding(&doctor(&project), "state.lost", "web"), None);
     let down = project.run(&["down"]).exits(0);
-    assert!(runs(pid) && !down.stderr.contains(&pid.to_string()), "{down:?}");
+    assert!(
+        is_alive(pid) && !down.stderr.contains(&pid.to_string()),
+        "{down:?}"
+    );
     project.run(&["up"]).exits(0);
     let own = project.pid("web");
-    assert!(own != pid && runs(pid));
+    assert!(own != pid && is_alive(pid));
     project.run(&["down"]).exits(0);
-    assert!(runs(pid) && !runs(own));
+    assert!(is_alive(pid) && !is_alive(own));
     // It is the moved one's, as before.
     the_moved_one_has_it_and_ends_it(&project, &there, pid);
 }
@@ -313,10 +308,10 @@ fn a_vm_of_another_mount_namespace_is_nobodys_here() {
     let pid = all.iter().find(|(_, words)| named(words)).unwrap().0;
     assert_ne!(project.vm("web")["state"], "running");
     project.run(&["down"]).exits(0);
-    assert!(runs(pid), "it was ended");
+    assert!(is_alive(pid), "it was ended");
     project.run(&["up"]).exits(0);
     project.run(&["down"]).exits(0);
-    assert!(runs(pid));
+    assert!(is_alive(pid));
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }

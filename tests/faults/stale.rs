@@ -1,6 +1,7 @@
 //! VMs that run with other settings than the config has now.
 
-use crate::support::project::{ONE, Project, TWO, is_phase, of_type};
+use crate::support::of_type;
+use crate::support::project::{ONE, Project, TWO, is_phase};
 
 const DB: &str = "[[vms]]\nname = \"db\"\nkernel = \"vmlinuz\"\n";
 

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::eventually;
-use crate::support::project::{AMPLE, ONE, Project, TWO};
+use crate::support::project::{ONE, Project, TWO};
 
 /// A `wait` under way, once it has looked for the first time.
 fn begin(project: &Project, args: &[&str]) -> Child {
@@ -17,7 +17,7 @@ fn begin(project: &Project, args: &[&str]) -> Child {
 }
 
 fn end(mut child: Child) -> Option<i32> {
-    eventually(AMPLE, "its end", || child.try_wait().unwrap()).code()
+    eventually("its end", || child.try_wait().unwrap()).code()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::Castra;
+use support::{CASTRA, Castra, files_below, program};
 
 const MAN: &str = "usr/share/man";
 const DOCS: &str = "usr/share/doc/castra";
@@ -43,7 +43,7 @@ fn make(target: &str, root: &Path) {
             "PREFIX=/usr",
         ])
         .arg(format!("DESTDIR={}", root.display()))
-        .arg(format!("BINARY={}", env!("CARGO_BIN_EXE_castra")))
+        .arg(format!("BINARY={}", CASTRA))
         // Cargo must not be needed for a binary that is there; nor is this make part of the one that
         // runs the tests.
         .env_clear()
@@ -55,18 +55,8 @@ fn make(target: &str, root: &Path) {
     assert!(output.status.success(), "make {target}: {said}");
 }
 
-fn files_below(dir: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap().flatten() {
-        match entry.file_type().unwrap().is_dir() {
-            true => files_below(&entry.path(), found),
-            false => found.push(entry.path()),
-        }
-    }
-}
-
 fn found(root: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    files_below(root, &mut files);
+    let mut files = files_below(root);
     files.sort();
     files
 }
@@ -134,10 +124,12 @@ fn what_is_installed_is_uninstalled() {
 #[test]
 fn a_terminal_is_shown_the_page_by_man() {
     let castra = Castra::new("man-shown");
-    let man = castra.write("bin/man", "#!/bin/sh\necho \"man $*\"\nsed -n 1p\n");
-    fs::set_permissions(&man, fs::Permissions::from_mode(0o755)).unwrap();
+    let man = program(
+        &castra.project().join("bin/man"),
+        "#!/bin/sh\necho \"man $*\"\nsed -n 1p\n",
+    );
     let shown = |path: &str| {
-        let line = format!("{} man castra.toml", env!("CARGO_BIN_EXE_castra"));
+        let line = format!("{} man castra.toml", CASTRA);
         let output = Command::new("/usr/bin/script")
             .args(["-qec", &line, "/dev/null"])
             .env("SHELL", "/bin/sh")

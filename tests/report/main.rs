@@ -22,6 +22,7 @@ use castra::core::root::paths::StateRoot;
 use serde_json::{Value, json};
 
 use page::{check, page};
+use support::project::FAKE_QEMU;
 use support::{Castra, golden};
 
 /// A project whose state is in its own folder.
@@ -243,7 +244,6 @@ fn a_fleet_on_the_stand_in() {
     let castra = Castra::new("report-fleet");
     castra.write("vmlinuz", "not really a kernel");
     castra.write("run.sh", "#!/bin/sh\n");
-    let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
     let vm = |name: &str, fake: &str, rest: &str| {
         format!(
             "[[vms]]\nname = \"{name}\"\nkernel = \"vmlinuz\"\nqemu_args = [\"-fake\", \"{fake}\"]\n{rest}"
@@ -253,9 +253,8 @@ fn a_fleet_on_the_stand_in() {
         "castra.toml",
         &[
             format!(
-                "[project]\nname = \"fleet\"\nstate_dir = \"state\"\n[qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
-                 [broker]\nport = 0\n[bootstrap]\nmode = \"skip\"\n",
-                qemu.display()
+                "[project]\nname = \"fleet\"\nstate_dir = \"state\"\n[qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n\
+                 [broker]\nport = 0\n[bootstrap]\nmode = \"skip\"\n"
             ),
             vm("good", "start", ""),
             vm("refused", "refuse=the flux capacitor is missing", ""),

@@ -16,11 +16,9 @@ use castra::core::root::handshake_record::{RecordRead, read_record};
 use castra::core::root::paths::StateRoot;
 use castra::core::root::records::{self, GuestRecord, GuestsRecord};
 
+use super::AMPLE;
 use super::journals;
 use super::scratch::Scratch;
-
-/// Long enough for a busy machine.
-pub const SOON: Duration = Duration::from_secs(20);
 
 type Running = (Cancel, JoinHandle<Result<(), Failure>>, Ready);
 
@@ -69,7 +67,7 @@ impl Fixture {
         let thread = thread::spawn(move || {
             run_announced(options, its_stop, |ready| tell.send(ready.clone()).unwrap())
         });
-        match told.recv_timeout(SOON) {
+        match told.recv_timeout(AMPLE) {
             Ok(ready) => {
                 self.running = Some((stop, thread, ready));
                 Ok(())
@@ -119,7 +117,7 @@ impl Fixture {
     /// A new connection.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port())).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(AMPLE)).unwrap();
         stream
     }
 

@@ -12,10 +12,15 @@ use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::journals;
 use super::scratch::Scratch;
+use super::{journals, objects, until};
+
+/// The binary under test.
+pub const CASTRA: &str = env!("CARGO_BIN_EXE_castra");
 
 /// A castra with nothing around it.
 pub struct Castra {
@@ -63,6 +68,11 @@ impl Castra {
         self.dir.path("project")
     }
 
+    /// A file of a state root that is the project's `state`.
+    pub fn state(&self, name: &str) -> PathBuf {
+        self.project().join("state").join(name)
+    }
+
     /// Writes a file of the project, with the directories above it.
     pub fn write(&self, path: &str, text: &str) -> PathBuf {
         if path.contains("logs/events") {
@@ -81,9 +91,13 @@ impl Castra {
 
     /// The binary with these arguments, in the project directory, stdin empty.
     pub fn command<S: AsRef<OsStr>>(&self, args: &[S]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
+        let mut command = Command::new(CASTRA);
+        command.args(args);
+        self.surround(command)
+    }
+
+    fn surround(&self, mut command: Command) -> Command {
         command
-            .args(args)
             .current_dir(self.project())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -100,6 +114,43 @@ impl Castra {
             journals::check_printed(&ran.stdout, &ran.args);
         }
         ran
+    }
+
+    /// The binary under a limit of the shell's (`ulimit -n 100`), in the same surroundings.
+    pub fn command_under(&self, limit: &str, args: &[&str]) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), CASTRA]);
+        shell.args(args);
+        self.surround(shell)
+    }
+
+    /// What `status --json` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.run(&["status", "--json"]).exits(0).objects().remove(0)
+    }
+
+    /// What it says of one VM.
+    #[track_caller]
+    pub fn vm(&self, name: &str) -> Value {
+        vm_of(&self.status(), name)
+    }
+
+    /// Where its broker listens.
+    #[track_caller]
+    pub fn broker_port(&self) -> u16 {
+        let port = self.status()["broker"]["port"].as_u64().unwrap();
+        u16::try_from(port).unwrap()
+    }
+
+    /// Ends the broker as a crash does, and waits until that is seen.
+    #[track_caller]
+    pub fn kill_broker(&self) {
+        let pid = self.status()["broker"]["pid"].as_i64().unwrap();
+        kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
+        until("the broker's end", || {
+            self.status()["broker"]["state"] == "offline"
+        });
     }
 
     /// Runs it with this on its stdin.
@@ -121,6 +172,14 @@ impl Castra {
         writer.join().unwrap();
         Ran::of(args, output)
     }
+}
+
+/// One VM of a status.
+#[track_caller]
+pub fn vm_of(status: &Value, name: &str) -> Value {
+    let vms = status["vms"].as_array().unwrap();
+    let vm = vms.iter().find(|vm| vm["name"] == name);
+    vm.unwrap_or_else(|| panic!("no {name} in {status}")).clone()
 }
 
 impl Drop for Castra {
@@ -146,7 +205,8 @@ impl Drop for Castra {
 }
 
 impl Ran {
-    fn of<S: AsRef<OsStr>>(args: &[S], output: Output) -> Ran {
+    /// What a command with these arguments left.
+    pub fn of<S: AsRef<OsStr>>(args: &[S], output: Output) -> Ran {
         let args: Vec<_> = args.iter().map(|arg| arg.as_ref().to_string_lossy()).collect();
         Ran {
             args: args.join(" "),
@@ -173,12 +233,6 @@ impl Ran {
     /// stdout as JSON objects, one a line.
     #[track_caller]
     pub fn objects(&self) -> Vec<Value> {
-        self.stdout
-            .lines()
-            .map(|line| {
-                serde_json::from_str(line)
-                    .unwrap_or_else(|error| panic!("castra {}: {error}: {line}", self.args))
-            })
-            .collect()
+        objects(&self.stdout)
     }
 }

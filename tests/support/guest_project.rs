@@ -8,11 +8,14 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use super::journals;
+use super::scratch::Scratch;
+use super::{CASTRA, Ran, objects, program, vm_of};
 
 /// A project in a fresh directory, taken down and removed at the end of its test.
 pub struct Project {
     /// Where its castra.toml lies.
     pub dir: PathBuf,
+    scratch: Option<Scratch>,
     head: String,
 }
 
@@ -26,13 +29,15 @@ impl Project {
 
     /// One that gets its VMs from [`Project::config`]; `head` stands before them.
     pub fn new(label: &str, head: &str) -> Project {
-        let dir = std::env::temp_dir().join(format!("castra-guests-{label}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
+        let scratch = Scratch::new(label);
         let head = format!(
             "version = \"0.2.0\"\n[project]\nname = \"{label}\"\nstate_dir = \"state\"\n[broker]\nport = 0\n{head}"
         );
-        Project { dir, head }
+        Project {
+            dir: scratch.dir().to_owned(),
+            scratch: Some(scratch),
+            head,
+        }
     }
 
     /// Writes castra.toml anew, with these VMs.
@@ -42,10 +47,7 @@ impl Project {
 
     /// Writes a file that can be executed.
     pub fn file(&self, name: &str, contents: impl AsRef<[u8]>) {
-        let path = self.dir.join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, contents).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        program(&self.dir.join(name), contents);
     }
 
     /// A file of the state root.
@@ -55,7 +57,7 @@ impl Project {
 
     /// castra in the project's directory.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_castra"));
+        let mut command = Command::new(CASTRA);
         command
             .args(args)
             .current_dir(&self.dir)
@@ -71,23 +73,13 @@ impl Project {
     /// Runs it and expects this exit code; its stdout.
     #[track_caller]
     pub fn expect(&self, code: i32, args: &[&str]) -> String {
-        let output = self.run(args);
-        let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(
-            output.status.code(),
-            Some(code),
-            "castra {args:?}\n--- stdout\n{out}\n--- stderr\n{err}"
-        );
-        out
+        Ran::of(args, self.run(args)).exits(code).stdout
     }
 
     /// Runs it with `--json`, expects this exit code; the objects on stdout.
     pub fn events(&self, code: i32, args: &[&str]) -> Vec<Value> {
         let args = [args, &["--json"]].concat();
-        self.expect(code, &args)
-            .lines()
-            .map(|line| serde_json::from_str(line).unwrap())
-            .collect()
+        objects(&self.expect(code, &args))
     }
 
     pub fn status(&self) -> Value {
@@ -96,14 +88,7 @@ impl Project {
 
     /// A VM in the status.
     pub fn vm(&self, name: &str) -> Value {
-        let status = self.status();
-        status["vms"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|vm| vm["name"] == name)
-            .unwrap()
-            .clone()
+        vm_of(&self.status(), name)
     }
 }
 
@@ -112,9 +97,9 @@ impl Drop for Project {
         let _ = self.run(&["down", "--quiet", "--graceful-wait-secs", "5"]);
         if std::thread::panicking() {
             eprintln!("what the test left is in {}", self.dir.display());
+            std::mem::forget(self.scratch.take());
         } else {
             journals::check_below(&self.dir);
-            let _ = fs::remove_dir_all(&self.dir);
         }
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Duration;
+
+use super::AMPLE;
 
 /// The shells that the scripts are written for.
 pub const SHELLS: &[&[&str]] = &[&["dash"], &["bash"], &["busybox", "sh"]];
@@ -24,9 +25,6 @@ pub const TRANSPORTS: &[(&str, &str, &str)] = &[
     ("python3", "python3", "python3"),
     ("perl", "perl", "perl-base"),
 ];
-
-/// Longer than any run here takes on a busy machine; reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where the scripts lie.
 pub fn scripts() -> PathBuf {
@@ -99,12 +97,12 @@ impl Running {
 
     pub fn next_out(&self) -> String {
         self.out
-            .recv_timeout(PATIENCE)
+            .recv_timeout(AMPLE)
             .unwrap_or_else(|_| panic!("nothing more is printed; said: {:?}", self.all_said()))
     }
 
     pub fn next_said(&self) -> String {
-        self.said.recv_timeout(PATIENCE).expect("something is said")
+        self.said.recv_timeout(AMPLE).expect("something is said")
     }
 
     /// Waits for a line on stderr that holds this.
@@ -151,16 +149,4 @@ fn lines_of(from: impl std::io::Read + Send + 'static) -> Receiver<String> {
         }
     });
     lines
-}
-
-/// How many processes have this among their arguments.
-pub fn processes_with(word: &str) -> usize {
-    fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter(|entry| {
-            fs::read(entry.path().join("cmdline"))
-                .is_ok_and(|line| line.windows(word.len()).any(|part| part == word.as_bytes()))
-        })
-        .count()
 }

@@ -11,10 +11,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use super::{Castra, Ran, eventually};
+use super::{Castra, Ran, eventually, files_below, objects, objects_in, processes_of, until};
 
-/// Ample for a loaded machine; nothing waits this long unless it is about to fail.
-pub const AMPLE: Duration = Duration::from_secs(60);
+/// The stand-in for QEMU.
+pub const FAKE_QEMU: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/fake-qemu.py");
 
 /// Two VMs that need no image.
 pub const TWO: &str =
@@ -24,6 +24,11 @@ pub const ONE: &str = "[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n";
 /// To be put behind [`ONE`]: a bootstrap, which no guest will ever answer.
 pub const SCRIPT: &str =
     "[vms.bootstrap]\nmode = \"auto\"\nscript = \"run.sh\"\nhandshake_timeout_secs = 600\n";
+
+/// To be the VMs of a project: one whose stand-in is told to do `word`; `rest` is put behind it.
+pub fn faking(word: &str, rest: &str) -> String {
+    format!("{ONE}qemu_args = [\"-fake\", \"{word}\"]\n{rest}")
+}
 
 /// A castra with a project. At its end nothing of it may be left running.
 pub struct Project {
@@ -49,12 +54,10 @@ impl Project {
 
     /// Replaces the VMs of the config, and what stands before them.
     pub fn config_with(&self, head: &str, vms: &str) {
-        let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
         let text = format!(
             "version = \"0.2.0\"\n[project]\nname = \"faults\"\nstate_dir = \"state\"\n\
-             [qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
-             [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\nsigterm_wait_secs = 1\n{head}{vms}",
-            qemu.display()
+             [qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n\
+             [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\nsigterm_wait_secs = 1\n{head}{vms}"
         );
         self.castra.write("castra.toml", &text);
     }
@@ -65,7 +68,7 @@ impl Project {
 
     /// A file of the state root.
     pub fn state(&self, name: &str) -> PathBuf {
-        self.castra.project().join("state").join(name)
+        self.castra.state(name)
     }
 
     /// Writes a file of the state root.
@@ -116,15 +119,19 @@ impl Project {
     }
 
     pub fn status(&self) -> Value {
-        let ran = self.run(&["status", "--json"]).exits(0);
-        serde_json::from_str(&ran.stdout).unwrap()
+        self.castra.status()
     }
 
     /// What `status` says of one VM.
     pub fn vm(&self, name: &str) -> Value {
-        let status = self.status();
-        let vms = status["vms"].as_array().unwrap();
-        vms.iter().find(|vm| vm["name"] == name).unwrap().clone()
+        self.castra.vm(name)
+    }
+
+    /// What the broker has told of one step of its VMs' lives.
+    pub fn broker_told(&self, phase: &str) -> Vec<Value> {
+        let mut events = objects_in(&self.state("logs/events-broker.jsonl"));
+        events.retain(|event| is_phase(event, phase));
+        events
     }
 
     /// The pid of a VM that runs.
@@ -162,40 +169,19 @@ impl Project {
     #[track_caller]
     pub fn assert_no_process(&self) {
         let what = format!("the end of {:?}", self.processes());
-        eventually(Duration::from_secs(5), &what, || {
-            self.processes().is_empty().then_some(())
-        });
+        until(&what, || self.processes().is_empty());
     }
 
     #[track_caller]
     pub fn assert_journal_whole(&self) {
         let kept = fs::read_to_string(self.state("logs/events.jsonl")).unwrap_or_default();
         assert!(kept.is_empty() || kept.ends_with('\n'), "a torn line at the end");
-        for line in kept.lines() {
-            serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        }
+        objects(&kept);
     }
 
     /// Command lines of what this project has running: stand-ins, brokers, masters.
     pub fn processes(&self) -> Vec<String> {
-        let mark = self.castra.dir().to_string_lossy().into_owned();
-        let me = std::process::id().to_string();
-        let mut found = Vec::new();
-        for entry in fs::read_dir("/proc").unwrap().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name == me || !name.bytes().all(|byte| byte.is_ascii_digit()) {
-                continue;
-            }
-            let cmdline = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let cmdline = String::from_utf8_lossy(&cmdline).replace('\0', " ");
-            let environ = fs::read(entry.path().join("environ")).unwrap_or_default();
-            let environ = String::from_utf8_lossy(&environ);
-            let ours = environ.contains(&format!("CASTRA_HOME={mark}/"));
-            if !cmdline.is_empty() && (ours || cmdline.contains(&mark)) {
-                found.push(cmdline);
-            }
-        }
-        found
+        processes_of(self.castra.dir())
     }
 }
 
@@ -211,13 +197,7 @@ impl Drop for Project {
 
 /// Runs a command that isn't plainly [`Castra::run`].
 pub fn finish(mut command: Command, args: &[&str]) -> Ran {
-    let output = command.output().unwrap();
-    Ran {
-        args: args.join(" "),
-        code: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Ran::of(args, command.output().unwrap())
 }
 
 /// A refusal as scripts see it.
@@ -325,7 +305,7 @@ impl Running {
             self.seen.push(serde_json::from_str(&line).unwrap());
             line.clear();
         }
-        let status = eventually(AMPLE, "its end", || self.child.try_wait().unwrap());
+        let status = eventually("its end", || self.child.try_wait().unwrap());
         (status.code(), std::mem::take(&mut self.seen))
     }
 }
@@ -337,11 +317,6 @@ impl Drop for Running {
     }
 }
 
-/// Events of one kind.
-pub fn of_type<'e>(events: &'e [Value], kind: &str) -> Vec<&'e Value> {
-    events.iter().filter(|event| event["type"] == kind).collect()
-}
-
 /// Whether an event is this step of one VM's life.
 pub fn is_phase(event: &Value, phase: &str) -> bool {
     event["type"] == "vm.lifecycle" && event["phase"] == phase
@@ -350,15 +325,4 @@ pub fn is_phase(event: &Value, phase: &str) -> bool {
 /// Whether an event says that a bootstrap has begun; its first step waits for a guest that never speaks.
 pub fn is_waiting(event: &Value) -> bool {
     event["type"] == "bootstrap.started"
-}
-
-pub fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        match entry.file_type().unwrap().is_dir() {
-            true => found.extend(files_below(&entry.path())),
-            false => found.push(entry.path()),
-        }
-    }
-    found
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+use super::AMPLE;
 
 /// Either kind of socket.
 enum Stream {
@@ -32,7 +32,7 @@ impl Session {
     /// A guest's session, or what the broker said instead.
     pub fn try_guest(port: u16, vm: &str) -> Result<Session, String> {
         let stream = TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(AMPLE)).unwrap();
         stream.set_nodelay(true).unwrap();
         Session::open(Stream::Tcp(stream), vm)
     }
@@ -40,7 +40,7 @@ impl Session {
     /// The host's session.
     pub fn host(socket: &Path) -> Session {
         let stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(AMPLE)).unwrap();
         Session::open(Stream::Unix(stream), "host")
             .unwrap_or_else(|said| panic!("the host was told {said:?}"))
     }
@@ -133,7 +133,7 @@ impl Session {
                 true
             }
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                panic!("waited {PATIENCE:?} in vain for the broker to say something")
+                panic!("waited {AMPLE:?} in vain for the broker to say something")
             }
             // Cut off.
             Err(_) => false,

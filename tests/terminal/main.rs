@@ -8,11 +8,10 @@ mod support;
 mod window;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use emulator::Terminal;
-use support::Castra;
+use support::project::FAKE_QEMU;
+use support::{CASTRA, Castra, program, until};
 use window::Window;
 
 /// A project of `count` VMs whose guests never answer.
@@ -20,15 +19,13 @@ fn project(name: &str, count: u32) -> Castra {
     let castra = Castra::new(name);
     castra.write("vmlinuz", "not really a kernel");
     castra.write("run.sh", "#!/bin/sh\n");
-    let qemu = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/fake-qemu.py");
     castra.write(
         "castra.toml",
         &format!(
-            "version = \"0.2.0\"\n[project]\nname = \"terminal\"\n[qemu]\nbinary = \"{}\"\naccel = \"tcg\"\n\
+            "version = \"0.2.0\"\n[project]\nname = \"terminal\"\n[qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n\
              [lifecycle]\ngraceful_shutdown_wait_secs = 600\n[broker]\nport = 0\n\
              [[vms]]\nname = \"web\"\ncount = {count}\nkernel = \"vmlinuz\"\n\
-             [vms.bootstrap]\nmode = \"auto\"\nscript = \"run.sh\"\nhandshake_timeout_secs = 600\n",
-            qemu.display()
+             [vms.bootstrap]\nmode = \"auto\"\nscript = \"run.sh\"\nhandshake_timeout_secs = 600\n"
         ),
     );
     castra
@@ -199,8 +196,7 @@ fn a_download_has_a_bar_where_its_length_is_known() {
             "[project]\nname = \"download\"\n[[vms]]\nname = \"web\"\n\
              base_image = \"https://images.invalid/disk.qcow2\"\n",
         );
-        let curl = castra.write("bin/curl", CURL);
-        fs::set_permissions(&curl, fs::Permissions::from_mode(0o755)).unwrap();
+        let curl = program(&castra.project().join("bin/curl"), CURL);
         let path = format!(
             "{}:{}",
             curl.parent().unwrap().display(),
@@ -236,7 +232,7 @@ fn kill(castra: &Castra) {
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let read = |name: &str| fs::read(entry.path().join(name)).unwrap_or_default();
         let cmdline = String::from_utf8_lossy(&read("cmdline")).into_owned();
-        let is_castra = cmdline.starts_with(env!("CARGO_BIN_EXE_castra")) && cmdline.ends_with("\0up\0");
+        let is_castra = cmdline.starts_with(CASTRA) && cmdline.ends_with("\0up\0");
         if is_castra && String::from_utf8_lossy(&read("environ")).contains(&home) {
             let pid: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
             nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL)
@@ -283,10 +279,10 @@ fn without_colour_there_is_still_a_block() {
 
 /// Waits until QEMU runs for so many VMs.
 fn await_launch(castra: &Castra, vms: usize) {
-    support::eventually(std::time::Duration::from_secs(60), "the launches", || {
-        let ran = castra.run(&["status", "--json"]);
-        let status: serde_json::Value = serde_json::from_str(&ran.stdout).ok()?;
+    until("the launches", || {
+        let status = castra.status();
         let running = |vm: &&serde_json::Value| vm["state"] == "running";
-        (status["vms"].as_array()?.iter().filter(running).count() == vms).then_some(())
+        let there = status["vms"].as_array().unwrap().iter();
+        there.filter(running).count() == vms
     });
 }

@@ -9,13 +9,12 @@ use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 
 use super::emulator::Terminal;
-use super::support::{Castra, eventually};
+use crate::support::{Castra, eventually, eventually_in};
 
 /// What stands behind the end of the program: where a shell would ask for the next command.
 const PROMPT: &str = "$ ";
@@ -85,11 +84,7 @@ impl Window {
     /// Waits until it shows this.
     #[track_caller]
     pub fn shows(&self, what: &str, look: impl Fn(&Terminal) -> bool) {
-        let limit = Duration::from_secs(60);
-        let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually(limit, what, || self.see(&look).then_some(()));
-        }));
-        assert!(seen.is_ok(), "no {what} in\n{}", self.picture());
+        eventually_in(what, || self.picture(), || self.see(&look).then_some(()));
     }
 
     /// All of it, for messages.
@@ -138,7 +133,7 @@ impl Drop for Window {
         let child = &mut self.child;
         let keyboard = &mut self.keyboard;
         let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            eventually(Duration::from_secs(30), "the shell's end", || {
+            eventually("the shell's end", || {
                 let _ = keyboard.write_all(b"\x03\n");
                 child.try_wait().unwrap()
             })

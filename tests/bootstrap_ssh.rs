@@ -13,8 +13,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use castra::core::bootstrap::bootstrap_plan::{self, Known};
+use castra::core::bootstrap::context::{Context, Launch};
 use castra::core::bootstrap::keys;
-use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome, Context, Launch};
+use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome};
 use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;

@@ -182,10 +182,10 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Hands on an event that somebody else has stamped and kept, unchanged.
-    pub fn pass_on(&self, stamped: &Stamped) {
+    /// Hands on an event that somebody else has stamped and kept, with its line as it was kept.
+    pub fn pass_on(&self, stamped: &Stamped, line: &str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.reporter.report(stamped);
+        inner.reporter.report_line(stamped, line);
     }
 
     fn stamp(&self, inner: &mut Inner<'_>, event: Event) -> Stamped {

@@ -15,8 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::core::bootstrap::bootstrap_plan::PAYLOAD_NAME;
-
+/// The folder of the payload beside the script, in the guest.
+pub const PAYLOAD_NAME: &str = "payload";
 /// The last member; an archive without it was cut off, and nothing of it is used.
 pub const COMPLETE_MARK: &str = ".castra-complete";
 

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::core::bootstrap::archive;
+use crate::core::bootstrap::archive::{self, PAYLOAD_NAME};
 use crate::core::bootstrap::vizier;
 use crate::core::config::{AccelChoice, Config, VmConfig};
 use crate::core::events::{
@@ -22,8 +22,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIMEOUT_TCG: Duration = Duration::from_secs(240);
 /// A first line longer than this has no interpreter in it.
 const FIRST_LINE_BYTES: u64 = 4096;
-/// The folder of the payload beside the script, in the guest.
-pub const PAYLOAD_NAME: &str = "payload";
 
 /// What is known of the VM when its bootstrap is planned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -14,8 +14,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use crate::core::bootstrap::archive::COMPLETE_MARK;
-use crate::core::bootstrap::bootstrap_plan::PAYLOAD_NAME;
+use crate::core::bootstrap::archive::{COMPLETE_MARK, PAYLOAD_NAME};
 use crate::core::bootstrap::ssh::master::READY;
 use crate::core::bootstrap::vizier_remote::{LOG_TAIL, PROBE};
 

@@ -9,6 +9,7 @@ pub mod archive;
 pub mod banner;
 pub mod bootstrap_plan;
 pub mod bounded_lines;
+pub mod context;
 pub mod guest_scripts;
 pub mod keys;
 mod mounts;

@@ -9,8 +9,8 @@
 
 use std::time::Duration;
 
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::guest_scripts;
-use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::Trouble;

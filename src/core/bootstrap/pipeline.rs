@@ -1,7 +1,7 @@
 //! One VM's bootstrap from its plan to its outcome (docs/BOOTSTRAP.md).
 //!
 //! Here: the order of the steps, their events and records. Not here: what each step does
-//! (`bootstrap::steps`, `transfer`, `wait`), what is noted of the end (`bootstrap::result`), or
+//! (`bootstrap::steps`, `transfer`, `wait_for_guest`), what is noted of the end (`bootstrap::result`), or
 //! running several VMs at once (`core::operations`).
 
 use std::thread;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::announce::Announcer;
 use crate::core::bootstrap::banner::BannerSearch;
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::mounts;
 pub use crate::core::bootstrap::result::{BootstrapEnd, BootstrapOutcome};
 use crate::core::bootstrap::result::{finish, has_outcome, keep_outcome, millis};
@@ -20,59 +21,18 @@ use crate::core::bootstrap::transfer;
 use crate::core::bootstrap::vizier::{self, Installed};
 use crate::core::bootstrap::wait_for_guest::{self, Life};
 use crate::core::bootstrap::watch::Watch;
-use crate::core::cancel::Cancel;
-use crate::core::config::{Config, VmConfig};
 use crate::core::events::{
     BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus,
     BootstrapTrigger, Event, Severity,
 };
 use crate::core::failure::Result as Done;
 use crate::core::host;
-use crate::core::reporter::Emitter;
 use crate::core::root::run_log::{self, OpenLog, StepRecord};
 use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
 
 /// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);
-
-/// Everything a bootstrap works with. The caller holds the VM's lock from before until after.
-pub struct Context<'a, 'e> {
-    /// The VM.
-    pub vm: &'a VmConfig,
-    /// Its project.
-    pub config: &'a Config,
-    /// The launch it is about.
-    pub launch: Launch,
-    /// The broker as this guest reaches it, for `CASTRA_BROKER`.
-    pub broker_address: Option<String>,
-    /// Who is told.
-    pub emitter: &'a Emitter<'e>,
-    /// The wish to stop.
-    pub cancel: &'a Cancel,
-    /// `base_hash`, computed in a thread while the guest boots.
-    pub base_hash: HashJob<'a>,
-    /// `artifact_hash`, likewise.
-    pub artifact_hash: HashJob<'a>,
-    /// Why QEMU is gone; asked once it is.
-    pub why_ended: &'a (dyn Fn() -> String + Sync),
-    /// Told at the first proof of life, when another VM may be launched.
-    pub on_alive: &'a (dyn Fn() + Sync),
-}
-
-/// A hash to compute beside other work; taken out of the context when it runs.
-pub type HashJob<'a> = std::sync::Mutex<Option<Box<dyn FnOnce() -> Done<String> + Send + 'a>>>;
-
-/// The launch a bootstrap belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Launch {
-    /// Its id, as in `run.json`.
-    pub launch_id: String,
-    /// When, CLOCK_BOOTTIME ms.
-    pub launched_boottime_ms: u64,
-    /// This operation launched it; otherwise it was found running.
-    pub started_now: bool,
-}
 
 /// How a step ended, when it didn't fail.
 enum StepEnd {

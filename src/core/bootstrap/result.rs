@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::bootstrap::watch::Stop;
 use crate::core::events::{BootstrapStatus, Event, Severity};

@@ -6,10 +6,11 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::core::bootstrap::archive::PAYLOAD_NAME;
 use crate::core::bootstrap::banner::BannerSearch;
-use crate::core::bootstrap::bootstrap_plan::{self, PAYLOAD_NAME};
+use crate::core::bootstrap::bootstrap_plan;
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::guest_scripts::{self, Program};
-use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
 use crate::core::bootstrap::ssh::error::SshError;

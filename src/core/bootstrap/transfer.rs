@@ -7,10 +7,9 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::core::bootstrap::archive;
-use crate::core::bootstrap::bootstrap_plan::PAYLOAD_NAME;
+use crate::core::bootstrap::archive::{self, PAYLOAD_NAME};
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::guest_scripts;
-use crate::core::bootstrap::pipeline::Context;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit};
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::Trouble;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit, Stream};
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::Trouble;

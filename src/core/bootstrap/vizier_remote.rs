@@ -6,7 +6,7 @@
 //!
 //! `CASTRA_ROOT`, set in the guest, is put before every path: tests have a guest in a directory.
 
-use crate::core::bootstrap::guest_scripts::quote;
+use crate::core::process::shell_quote;
 
 /// Begins the line of [`PROBE`] about a Vizier that runs: version, settings, process.
 pub const RUNS: &str = "castra-vizier-runs";
@@ -26,7 +26,7 @@ pub const LOG_TAIL: &str = r#"for f in "${CASTRA_ROOT:-}/var/log/castra-vizier.l
 pub fn install_command() -> String {
     let choose = "if [ \"$(id -u)\" != 0 ] && command -v sudo >/dev/null 2>&1 && sudo -n true </dev/null 2>/dev/null; \
                   then exec sudo -n sh; else exec sh; fi";
-    format!("exec sh -c {}", quote(choose.as_bytes()))
+    format!("exec sh -c {}", shell_quote(choose))
 }
 
 /// What goes into a guest.

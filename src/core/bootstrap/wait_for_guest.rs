@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
-use crate::core::bootstrap::pipeline::Context;
+use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::step_failure::Trouble;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};

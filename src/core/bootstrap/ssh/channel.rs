@@ -106,7 +106,7 @@ pub fn run(
     let target = master.target().clone();
     let mut child = target
         .spawn(target.channel_argv(&exec.command))
-        .map_err(ExecError::Ssh)?;
+        .map_err(|error| ExecError::Ssh(SshError::NoTool(error)))?;
     let stdin = child.stdin.take().expect("stdin is piped");
     let stdout = child.stdout.take().expect("stdout is piped");
     let stderr = child.stderr.take().expect("stderr is piped");

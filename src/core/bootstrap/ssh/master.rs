@@ -65,7 +65,9 @@ impl Master {
         let began = Instant::now();
         // A socket left by a killed ssh would make this one go on without a socket.
         let _ = host::remove_if_there(&target.dir.join(vm_file::SSH_CTL));
-        let mut child = target.spawn(target.master_argv(command))?;
+        let mut child = target
+            .spawn(target.master_argv(command))
+            .map_err(SshError::NoTool)?;
         let stdin = child.stdin.take();
         let stderr = Arc::new(Mutex::new(Tail::default()));
         let (tell, heard) = bounded(QUEUE_LINES);

@@ -1,7 +1,7 @@
 //! How castra calls `ssh`: one master connection per bootstrap, everything else through it.
 //!
-//! Here: the target, the command lines, what ssh's complaints mean, a person's own way to a VM
-//! (`client`). Not here: the keys (`bootstrap::keys`), or what runs in the guest
+//! Here: the target, the command lines, what ssh's complaints mean (`error`), a person's own way to a VM
+//! (`login`). Not here: the keys (`bootstrap::keys`), or what runs in the guest
 //! (`bootstrap::guest_scripts`).
 //!
 //! ssh runs with `vms/<vm>` as working directory and names its socket and `known_hosts` relative
@@ -15,12 +15,12 @@ pub mod login;
 pub mod master;
 
 use std::ffi::OsString;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::BootstrapPlanSsh;
 use crate::core::name::VmName;
@@ -100,7 +100,7 @@ impl SshTarget {
     }
 
     /// Starts ssh in the VM's directory, away from the terminal's signals, with pipes for all three streams.
-    fn spawn(&self, argv: Vec<OsString>) -> Result<Child, SshError> {
+    fn spawn(&self, argv: Vec<OsString>) -> io::Result<Child> {
         Command::new("ssh")
             .args(argv)
             .current_dir(&self.dir)
@@ -110,7 +110,6 @@ impl SshTarget {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(SshError::NoTool)
     }
 
     /// `Key=value` for an `ssh`, `scp` or ssh_config of the user's own, whatever its working

@@ -12,8 +12,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::bootstrap_plan::{self, Known};
+use crate::core::bootstrap::context::{Context, Launch};
 use crate::core::bootstrap::overrides::Overrides;
-use crate::core::bootstrap::pipeline::{self, BootstrapEnd, Context, Launch};
+use crate::core::bootstrap::pipeline::{self, BootstrapEnd};
 use crate::core::bootstrap::wait_for_guest::has_been_heard;
 use crate::core::cancel::Cancel;
 use crate::core::config::launched::{differing, launch_settings};

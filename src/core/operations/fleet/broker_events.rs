@@ -68,9 +68,8 @@ impl Relay {
         let passed = trail.and_then(|mut trail| {
             loop {
                 let last = done.pause(LOOK_EVERY);
-                while let Some(stamped) = trail.next(true, |line, _| of_interest(line, &names))? {
-                    emitter.pass_on(&stamped);
-                }
+                let pass_on = |line: &str| Some(emitter.pass_on(&of_interest(line, &names)?, line));
+                while trail.next(true, |line, _| pass_on(line))?.is_some() {}
                 if last {
                     return Ok(());
                 }
@@ -115,6 +114,7 @@ fn of_interest(line: &str, names: &HashSet<String>) -> Option<Stamped> {
 mod tests {
     use super::*;
     use crate::core::lines::journal::{Journal, Rotation};
+    use crate::core::reporter::Reporter;
     use crate::core::scratch::Scratch;
 
     fn freshness(vm: &str, seq: u64) -> String {
@@ -153,6 +153,35 @@ mod tests {
         relay.follow(&Emitter::new(&mut heard), &done);
         let seqs: Vec<u64> = heard.iter().map(|stamped| stamped.seq).collect();
         assert_eq!(seqs, (2..200).step_by(2).collect::<Vec<u64>>());
+    }
+
+    /// What a reporter that hands on lines gets.
+    struct Lines(Vec<String>);
+
+    impl Reporter for Lines {
+        fn report(&mut self, event: &Stamped) {
+            self.0.push(event.contract_line());
+        }
+
+        fn report_line(&mut self, _event: &Stamped, line: &str) {
+            self.0.push(line.to_owned());
+        }
+    }
+
+    #[test]
+    fn a_line_passes_byte_for_byte() {
+        let scratch = Scratch::new("relay-bytes");
+        let path = scratch.path("events-broker.jsonl");
+        let mut journal = Journal::open(&path, Rotation::default()).unwrap();
+        let relay = Relay::from_now(&path, HashSet::from(["web".to_owned()]));
+        // As a broker of another version may write it.
+        let line = freshness("web", 1).replace("\"reachable\":", "\"later\": {\"a\":1}, \"reachable\": ");
+        journal.append(&line).unwrap();
+        let done = Cancel::new();
+        done.request();
+        let mut heard = Lines(Vec::new());
+        relay.follow(&Emitter::new(&mut heard), &done);
+        assert_eq!(heard.0, [line]);
     }
 
     #[test]

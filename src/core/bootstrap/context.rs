@@ -1,0 +1,49 @@
+//! What a bootstrap is given.
+//!
+//! Here: the VM and its launch, who is told, what ends it early, and the hashes to compute. Not here: the steps
+//! (`bootstrap::pipeline`), or who puts this together (`core::operations::fleet`).
+
+use std::sync::Mutex;
+
+use crate::core::cancel::Cancel;
+use crate::core::config::{Config, VmConfig};
+use crate::core::failure::Result;
+use crate::core::reporter::Emitter;
+
+/// Everything a bootstrap works with. The caller holds the VM's lock from before until after.
+pub struct Context<'a, 'e> {
+    /// The VM.
+    pub vm: &'a VmConfig,
+    /// Its project.
+    pub config: &'a Config,
+    /// The launch it is about.
+    pub launch: Launch,
+    /// The broker as this guest reaches it, for `CASTRA_BROKER`.
+    pub broker_address: Option<String>,
+    /// Who is told.
+    pub emitter: &'a Emitter<'e>,
+    /// The wish to stop.
+    pub cancel: &'a Cancel,
+    /// `base_hash`, computed in a thread while the guest boots.
+    pub base_hash: HashJob<'a>,
+    /// `artifact_hash`, likewise.
+    pub artifact_hash: HashJob<'a>,
+    /// Why QEMU is gone; asked once it is.
+    pub why_ended: &'a (dyn Fn() -> String + Sync),
+    /// Told at the first proof of life, when another VM may be launched.
+    pub on_alive: &'a (dyn Fn() + Sync),
+}
+
+/// A hash to compute beside other work; taken out of the context when it runs.
+pub type HashJob<'a> = Mutex<Option<Box<dyn FnOnce() -> Result<String> + Send + 'a>>>;
+
+/// The launch a bootstrap belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launch {
+    /// Its id, as in `run.json`.
+    pub launch_id: String,
+    /// When, CLOCK_BOOTTIME ms.
+    pub launched_boottime_ms: u64,
+    /// This operation launched it; otherwise it was found running.
+    pub started_now: bool,
+}

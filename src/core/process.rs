@@ -32,6 +32,8 @@ const STDOUT_LIMIT: u64 = 1024 * 1024;
 /// How much of stderr is kept for the message: lines, and bytes a line.
 const STDERR_TAIL_LINES: usize = 20;
 const STDERR_LINE_BYTES: u64 = 4096;
+/// The variable that marks every process an agent starts (`core::harness`); its value is the id of castra's run.
+pub const AGENT_RUN_MARK: &str = "CASTRA_HARNESS_RUN";
 /// Between SIGTERM and SIGKILL to a child that must end.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 /// How often a wait looks at the child and at the request to stop, at the least.
@@ -192,8 +194,8 @@ impl<'a> Job<'a> {
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
-            // What castra starts on an agent's behalf outlives the agent (`core::harness::agent_process`).
-            .env_remove(crate::core::harness::agent_process::MARK)
+            // What castra starts on an agent's behalf outlives the agent.
+            .env_remove(AGENT_RUN_MARK)
             .envs(self.env.iter().map(|(key, value)| (key, value)))
             .process_group(0)
             .stdin(match self.holding.take() {

@@ -19,7 +19,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
-use crate::core::process::Tail;
+use crate::core::process::{AGENT_RUN_MARK, Tail};
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, BrokerRecord};
 use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
@@ -65,8 +65,8 @@ impl BrokerLauncher for ProcessBrokerLauncher {
         let mut child = Command::new(&self.cli)
             .args(["broker", "--quiet", "--config"])
             .arg(&config.path)
-            // Started on an agent's behalf it outlives the agent (`core::harness::agent_process`).
-            .env_remove(crate::core::harness::agent_process::MARK)
+            // Started on an agent's behalf it outlives the agent.
+            .env_remove(AGENT_RUN_MARK)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::from(OwnedFd::from(as_stderr)))

@@ -18,12 +18,11 @@ use crate::core::events::Event;
 use crate::core::host::{self, Holder};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
-use crate::core::root::ending;
+use crate::core::root::ending::{self, EndedStatus, VmState};
 use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
 use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::runtime::pause::{self, Pause, PauseWatch};
-use crate::core::status::{EndedStatus, VmState};
 
 /// Between two tries to let a guest run on; doubled at each, for a disk on which others are quicker.
 const RETRY_MS: u64 = 1000;

@@ -7,18 +7,15 @@
 //! What a running VM takes at once isn't among them: everything of its bootstrap, and how it is
 //! reached by SSH.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::core::host;
+use crate::core::root::records::LaunchSettings;
 
 use super::{AccelChoice, BaseImage, Config, ImageSource, Network, SeedMode, VmConfig};
-
-/// Values by the names of their settings.
-pub type LaunchSettings = BTreeMap<String, Value>;
 
 /// Settings whose change a kept disk can't follow.
 const OF_THE_DISK: [&str; 2] = ["base_image", "overlay"];

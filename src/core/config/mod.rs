@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::events::BootstrapMode;
+pub use crate::core::events::Protocol;
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::root::paths::StateRoot;
@@ -350,17 +351,6 @@ pub struct PortForward {
     pub guest: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
-}
-
-/// Transport of a forward.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
 }
 
 /// A host directory shared with the guest (9p).

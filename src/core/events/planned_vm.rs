@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::config::Protocol;
+use crate::core::events::Protocol;
 
 /// One VM as it would be launched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,10 +25,7 @@ use super::pump::{Heard, Pump, Source};
 use crate::core::cancel::Cancel;
 use crate::core::events::Event;
 use crate::core::host;
-use crate::core::process::{Tail, end_group};
-
-/// The variable that marks whatever an agent starts; its value is the id of castra's run.
-pub const MARK: &str = "CASTRA_HARNESS_RUN";
+use crate::core::process::{AGENT_RUN_MARK, Tail, end_group};
 
 /// Between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
@@ -59,7 +56,7 @@ pub struct Start {
     /// Writes this to its stdin, holds that open until it is to end, and closes it for a first sign to end. Otherwise
     /// stdin is empty: Codex waits for ever on one that stays open.
     pub held_stdin: Option<Vec<u8>>,
-    /// The value of [`MARK`].
+    /// The value of [`AGENT_RUN_MARK`].
     pub mark: String,
     /// It may run this long.
     pub time_limit: Option<Duration>,
@@ -133,7 +130,7 @@ pub fn run(
     let mut command = Command::new(&start.program);
     command
         .args(&start.args)
-        .env(MARK, &start.mark)
+        .env(AGENT_RUN_MARK, &start.mark)
         .process_group(0)
         .stdin(if start.held_stdin.is_some() {
             Stdio::piped()
@@ -300,7 +297,7 @@ impl Process {
 
     fn kill(&mut self, mark: &str) {
         let _ = killpg(self.group, Signal::SIGKILL);
-        for pid in host::processes_with(MARK, mark) {
+        for pid in host::processes_with(AGENT_RUN_MARK, mark) {
             signal(pid, Signal::SIGKILL);
         }
     }
@@ -333,18 +330,18 @@ fn hold(mut pipe: ChildStdin, text: Vec<u8>) -> std::io::Result<Sender<()>> {
 fn end_marked(mark: &str) -> usize {
     // What is about to end by itself isn't left behind: Codex looks at the system as it begins.
     let until = Instant::now() + OWN_GRACE;
-    let mut left = host::processes_with(MARK, mark);
+    let mut left = host::processes_with(AGENT_RUN_MARK, mark);
     while !left.is_empty() && Instant::now() < until {
         thread::sleep(LOOK_EVERY);
-        left = host::processes_with(MARK, mark);
+        left = host::processes_with(AGENT_RUN_MARK, mark);
     }
     for pid in &left {
         signal(*pid, Signal::SIGTERM);
     }
     let until = Instant::now() + LEFT_GRACE;
-    while !host::processes_with(MARK, mark).is_empty() {
+    while !host::processes_with(AGENT_RUN_MARK, mark).is_empty() {
         if Instant::now() >= until {
-            for pid in host::processes_with(MARK, mark) {
+            for pid in host::processes_with(AGENT_RUN_MARK, mark) {
                 signal(pid, Signal::SIGKILL);
             }
             break;
@@ -419,7 +416,10 @@ mod tests {
         let mut events = Vec::new();
         let ended = run(&start, cancel, &mut pump, &mut |event| events.push(event)).unwrap();
         pump.end(&mut |event| events.push(event));
-        assert!(host::processes_with(MARK, &mark).is_empty(), "something is left");
+        assert!(
+            host::processes_with(AGENT_RUN_MARK, &mark).is_empty(),
+            "something is left"
+        );
         (ended, events, mark)
     }
 

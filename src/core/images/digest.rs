@@ -8,10 +8,9 @@
 //! mtime, device and inode; a file that changed in any of them is read again.
 
 use std::fmt;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +20,7 @@ use crate::core::cancel::Cancel;
 use crate::core::config::ImageDigest;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::root::records::Stamp;
 
 /// Read at once; large enough that the hash, not the system call, is the cost.
 const CHUNK: usize = 256 * 1024;
@@ -78,29 +78,6 @@ struct Entry {
     sha256: Option<String>,
     #[serde(default)]
     sha512: Option<String>,
-}
-
-/// What tells one state of a file from the next.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stamp {
-    size: u64,
-    mtime: i64,
-    mtime_nsec: i64,
-    device: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    /// The state of the file that this was read from.
-    pub fn of(meta: &Metadata) -> Stamp {
-        Stamp {
-            size: meta.len(),
-            mtime: meta.mtime(),
-            mtime_nsec: meta.mtime_nsec(),
-            device: meta.dev(),
-            inode: meta.ino(),
-        }
-    }
 }
 
 impl Entry {

@@ -1,21 +1,17 @@
 //! How a launch ended, read from what QEMU and the guest left behind.
 //!
 //! Here: the ends of `qmp.log` and `serial.log` and what they say (docs/STATUS.md). Not here: whether
-//! the VM has ended at all, or whether `down` asked for it ([`super::assemble`]).
+//! the VM has ended at all, or whether `down` asked for it (`core::status`).
 
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::core::escape::escape_line;
 use crate::core::host;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::{VmPaths, vm_file};
-
-use crate::core::runtime::resets::{PANIC, Verdict};
-
-use crate::core::status::evidence::Ending;
-use crate::core::status::{EndedStatus, VmState};
 
 /// As much of the end of `qmp.log` as is read. Every message in it is far shorter, and no log
 /// grows beyond it before QMP was answered.
@@ -29,6 +25,106 @@ const QEMU_TAIL: u64 = 4096;
 
 /// Longest last words, bytes.
 const LAST_WORDS: usize = 300;
+
+/// What a VM's process does. The first that matches counts (docs/STATUS.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// Somebody launches it: QEMU hasn't answered yet.
+    Starting,
+    /// `castra down` or `restart` has asked it to stop, and it hasn't yet.
+    Stopping,
+    /// QEMU runs.
+    Running,
+    /// QEMU runs, but executes nothing of the guest.
+    Paused,
+    /// It never ran, or it ended in order.
+    Stopped,
+    /// It ended, and nobody meant it to.
+    Crashed,
+    /// castra launched none, but the broker hears one: somebody started it himself.
+    External,
+}
+
+impl VmState {
+    /// The word in JSON and table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            VmState::Starting => "starting",
+            VmState::Stopping => "stopping",
+            VmState::Running => "running",
+            VmState::Paused => "paused",
+            VmState::Stopped => "stopped",
+            VmState::Crashed => "crashed",
+            VmState::External => "external",
+        }
+    }
+}
+
+/// How a launch ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedStatus {
+    /// QEMU's word for it (`guest-shutdown`, `guest-panic`, …), `host-reboot`, or `unknown`.
+    pub reason: String,
+    /// Wall clock, RFC 3339. Null: nobody saw it.
+    pub at: Option<String>,
+    /// The panic on its console, else its last line, escaped. Null: it wrote nothing.
+    pub last_words: Option<String>,
+    /// The last line QEMU wrote about itself, escaped. Null: it wrote none, or the VM didn't crash.
+    #[serde(default)]
+    pub qemu_words: Option<String>,
+    /// What to do about it. Null: it didn't crash.
+    #[serde(default)]
+    pub remediation: Option<String>,
+}
+
+/// How a launch ended, by what it left behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Stopped or crashed.
+    pub state: VmState,
+    /// Why, when, and the last words.
+    pub ended: EndedStatus,
+}
+
+/// What every Linux kernel prints when it gives up.
+pub const PANIC: &str = "Kernel panic - not syncing";
+
+/// The id of the `quit` that ends a guest begins so; QEMU repeats it in `qmp.log`, the verdict behind it.
+const ENDED: &str = "castra-ended-";
+
+/// Why castra ends a guest that nobody asked it to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its kernel has panicked, as its console shows.
+    Panic,
+    /// It resets again and again.
+    BootLoop,
+}
+
+impl Verdict {
+    /// The reason in status and events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Panic => "guest-panic",
+            Verdict::BootLoop => "boot-loop",
+        }
+    }
+
+    /// The id of the `quit` that ends a guest for this reason.
+    pub fn quit_id(self) -> String {
+        format!("{ENDED}{}", self.as_str())
+    }
+
+    /// The one in whose name an answer in `qmp.log` ended the guest.
+    pub fn of_answer(message: &Value) -> Option<Verdict> {
+        message.get("return")?;
+        let word = message["id"].as_str()?.strip_prefix(ENDED)?;
+        [Verdict::Panic, Verdict::BootLoop]
+            .into_iter()
+            .find(|verdict| verdict.as_str() == word)
+    }
+}
 
 /// Reads how the last launch of a VM ended. `None`: QMP was never answered, so it hardly began.
 pub fn read(paths: &VmPaths) -> Option<Ending> {

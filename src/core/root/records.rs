@@ -4,17 +4,18 @@
 //! (`core::root::handshake_record`), which are written in place, or what the files mean for a VM's state
 //! (`core::status`). Files of a later castra may hold more fields; they are ignored.
 
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::core::config::Protocol;
-use crate::core::config::launched::LaunchSettings;
-use crate::core::events::{Accel, BootstrapPlanSsh};
+use crate::core::events::{Accel, BootstrapPlanSsh, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::images::digest::Stamp;
 use crate::core::name::VmName;
 
 /// `workspace.json`: what `--workspace` and `--all` go by. Written by operations that change
@@ -82,6 +83,9 @@ pub struct RunRecord {
     pub settings: LaunchSettings,
 }
 
+/// Values by the names of their settings.
+pub type LaunchSettings = BTreeMap<String, Value>;
+
 /// A base image in the state that a layer was made over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseRecord {
@@ -96,6 +100,29 @@ pub struct BaseRecord {
     /// Its SHA-512, if that was known then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha512: Option<String>,
+}
+
+/// What tells one state of a file from the next.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    size: u64,
+    mtime: i64,
+    mtime_nsec: i64,
+    device: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    /// The state of the file that this was read from.
+    pub fn of(meta: &Metadata) -> Stamp {
+        Stamp {
+            size: meta.len(),
+            mtime: meta.mtime(),
+            mtime_nsec: meta.mtime_nsec(),
+            device: meta.dev(),
+            inode: meta.ino(),
+        }
+    }
 }
 
 /// How far a launch got.

@@ -15,10 +15,10 @@ use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, ImageUse};
 use crate::core::images::base::{ENCRYPTED, ResolvedBase, refuse_if_written};
-use crate::core::images::digest::{self, Algorithm, DigestCache, Stamp};
+use crate::core::images::digest::{self, Algorithm, DigestCache};
 use crate::core::images::qcow2::{self, Header};
 use crate::core::images::qemu_img::{self, QemuImgError};
-use crate::core::root::records::BaseRecord;
+use crate::core::root::records::{BaseRecord, Stamp};
 
 /// Size of a VM's empty disk when the config gives none (docs/CONFIG.md). It is sparse: it takes what
 /// the guest writes.

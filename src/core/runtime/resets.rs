@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::core::host;
 use crate::core::reporter::wall_clock;
+use crate::core::root::ending::{PANIC, Verdict};
 use crate::core::root::paths::{VmPaths, vm_file};
 
 use super::qmp::{Qmp, QmpError};
@@ -29,38 +30,6 @@ const SAME_RESET_MS: u64 = 250;
 const LOOP_RESETS: usize = 5;
 /// … within this time only begins. An installer's or a distribution's first boots take two or three.
 const LOOP_WITHIN: Duration = Duration::from_secs(120);
-/// What every Linux kernel prints when it gives up.
-pub const PANIC: &str = "Kernel panic - not syncing";
-/// The id of the `quit` that ends a guest begins so; QEMU repeats it in `qmp.log`, the verdict behind it.
-const ENDED: &str = "castra-ended-";
-
-/// Why castra ends a guest that nobody asked it to end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Its kernel has panicked, as its console shows.
-    Panic,
-    /// It resets again and again.
-    BootLoop,
-}
-
-impl Verdict {
-    /// The reason in status and events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Panic => "guest-panic",
-            Verdict::BootLoop => "boot-loop",
-        }
-    }
-
-    /// The one that an answer in `qmp.log` bears, if it is an answer to [`end`].
-    pub fn of_answer(message: &Value) -> Option<Verdict> {
-        message.get("return")?;
-        let word = message["id"].as_str()?.strip_prefix(ENDED)?;
-        [Verdict::Panic, Verdict::BootLoop]
-            .into_iter()
-            .find(|verdict| verdict.as_str() == word)
-    }
-}
 
 /// The resets since a launch, oldest first: wall clock, ms since 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -231,7 +200,7 @@ impl ResetWatch {
 
 /// Ends a QEMU and leaves word in its `qmp.log` why.
 pub fn end(paths: &VmPaths, verdict: Verdict, limit: Duration) -> Result<(), QmpError> {
-    Qmp::connect(paths.dir(), limit)?.quit_as(format!("{ENDED}{}", verdict.as_str()), limit)
+    Qmp::connect(paths.dir(), limit)?.quit_as(verdict.quit_id(), limit)
 }
 
 #[cfg(test)]
@@ -351,7 +320,7 @@ mod tests {
     fn the_answer_to_the_quit_bears_the_verdict() {
         let of = |text: &str| Verdict::of_answer(&serde_json::from_str(text).unwrap());
         for verdict in [Verdict::Panic, Verdict::BootLoop] {
-            let id = format!("{ENDED}{}", verdict.as_str());
+            let id = verdict.quit_id();
             assert_eq!(
                 of(&format!("{{\"return\": {{}}, \"id\": \"{id}\"}}")),
                 Some(verdict)

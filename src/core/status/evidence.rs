@@ -6,16 +6,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::core::config::launched::{LaunchSettings, launch_settings};
+use crate::core::config::launched::launch_settings;
 use crate::core::config::{BrokerConfig, Config};
 use crate::core::name::VmName;
+use crate::core::root::ending::Ending;
 use crate::core::root::handshake_record::RecordRead;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord, WorkspaceRecord};
+use crate::core::root::records::{
+    BrokerRecord, GuestsRecord, LaunchSettings, RunRecord, StopRecord, WorkspaceRecord,
+};
 use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
-
-use super::{EndedStatus, VmState};
 
 /// The project a status is about.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,13 +159,4 @@ pub struct VmEvidence {
     /// Its pid file doesn't lead to its QEMU, which was found among all processes; what became of
     /// its state root.
     pub lost: Option<String>,
-}
-
-/// How a launch ended, by what it left behind.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ending {
-    /// Stopped or crashed.
-    pub state: VmState,
-    /// Why, when, and the last words.
-    pub ended: EndedStatus,
 }

@@ -23,6 +23,7 @@ use serde_json::Value;
 
 pub use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::name::VmName;
+pub use crate::core::root::ending::{EndedStatus, VmState};
 pub use crate::core::root::records::{BootstrapRecord, ForwardRecord};
 
 /// The value of [`StatusOutcome::schema`].
@@ -154,41 +155,6 @@ pub struct VmStatus {
     pub lost: Option<String>,
 }
 
-/// What a VM's process does. The first that matches counts (docs/STATUS.md).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VmState {
-    /// Somebody launches it: QEMU hasn't answered yet.
-    Starting,
-    /// `castra down` or `restart` has asked it to stop, and it hasn't yet.
-    Stopping,
-    /// QEMU runs.
-    Running,
-    /// QEMU runs, but executes nothing of the guest.
-    Paused,
-    /// It never ran, or it ended in order.
-    Stopped,
-    /// It ended, and nobody meant it to.
-    Crashed,
-    /// castra launched none, but the broker hears one: somebody started it himself.
-    External,
-}
-
-impl VmState {
-    /// The word in JSON and table.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            VmState::Starting => "starting",
-            VmState::Stopping => "stopping",
-            VmState::Running => "running",
-            VmState::Paused => "paused",
-            VmState::Stopped => "stopped",
-            VmState::Crashed => "crashed",
-            VmState::External => "external",
-        }
-    }
-}
-
 /// What the broker knows of a guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -223,23 +189,6 @@ pub struct PausedStatus {
     pub detail: Option<String>,
     /// What to do about it.
     pub remediation: String,
-}
-
-/// How a launch ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndedStatus {
-    /// QEMU's word for it (`guest-shutdown`, `guest-panic`, …), `host-reboot`, or `unknown`.
-    pub reason: String,
-    /// Wall clock, RFC 3339. Null: nobody saw it.
-    pub at: Option<String>,
-    /// The panic on its console, else its last line, escaped. Null: it wrote nothing.
-    pub last_words: Option<String>,
-    /// The last line QEMU wrote about itself, escaped. Null: it wrote none, or the VM didn't crash.
-    #[serde(default)]
-    pub qemu_words: Option<String>,
-    /// What to do about it. Null: it didn't crash.
-    #[serde(default)]
-    pub remediation: Option<String>,
 }
 
 /// Something `status` could not read.

@@ -4,20 +4,20 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::core::config::launched::LaunchSettings;
 use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{
-    BootstrapRecord, BrokerRecord, GuestRecord, GuestsRecord, RunPhase, RunRecord, StopRecord,
+    BootstrapRecord, BrokerRecord, GuestRecord, GuestsRecord, LaunchSettings, RunPhase, RunRecord, StopRecord,
 };
 
 use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
 
 use super::assemble::assemble;
-use super::evidence::{Declared, Ending, Found, Now, Project, Snapshot, VmEvidence};
+use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
 use super::{BrokerState, EndedStatus, GuestState, VmState};
+use crate::core::root::ending::Ending;
 
 const NOW: u64 = 1_000_000;
 const LAUNCHED: u64 = 900_000;

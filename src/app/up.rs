@@ -116,7 +116,7 @@ fn well(vm: &VmUp) -> String {
         });
     }
     // That to the guest's SSH server is for `castra ssh`.
-    let named = vm.forwards.iter().filter(|forward| !is_ssh(forward));
+    let named = vm.forwards.iter().filter(|forward| !forward.is_ssh());
     facts.extend(named.map(forward));
     if !vm.stale_config.is_empty() {
         facts.push(format!(
@@ -125,10 +125,6 @@ fn well(vm: &VmUp) -> String {
         ));
     }
     facts.join(", ")
-}
-
-fn is_ssh(forward: &ForwardRecord) -> bool {
-    forward.guest == 22 && forward.protocol == castra::core::config::Protocol::Tcp
 }
 
 fn forward(forward: &ForwardRecord) -> String {

@@ -135,6 +135,9 @@ pub enum RunPhase {
     Running,
 }
 
+/// The guest's SSH port: every VM has a forward to it.
+pub const SSH_PORT: u16 = 22;
+
 /// One forward as allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForwardRecord {
@@ -144,6 +147,24 @@ pub struct ForwardRecord {
     pub guest: u16,
     /// Transport.
     pub protocol: Protocol,
+}
+
+impl ForwardRecord {
+    /// Whether it leads to the guest's SSH server.
+    pub fn is_ssh(&self) -> bool {
+        leads_to_ssh(self.guest, self.protocol)
+    }
+}
+
+/// Whether a forward to this port of a guest leads to its SSH server.
+pub fn leads_to_ssh(guest: u16, protocol: Protocol) -> bool {
+    guest == SSH_PORT && protocol == Protocol::Tcp
+}
+
+/// The host port that leads to the guest's SSH server.
+pub fn ssh_port(forwards: &[ForwardRecord]) -> Option<u16> {
+    let to_ssh = forwards.iter().find(|forward| forward.is_ssh());
+    to_ssh.map(|forward| forward.host)
 }
 
 /// Outcome of a bootstrap as `status` shows it.

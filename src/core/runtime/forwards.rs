@@ -11,10 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::core::config::{PortForward, Protocol};
 use crate::core::ports::owners::owner_of;
 use crate::core::root::paths::castra_home;
-use crate::core::root::records::ForwardRecord;
-
-/// The guest's SSH port: every VM has a forward to it.
-pub const SSH_PORT: u16 = 22;
+use crate::core::root::records::{ForwardRecord, SSH_PORT, leads_to_ssh};
 
 /// How often a free port is asked for before giving up: each try fails only if the kernel offers
 /// one that this run has given away already.
@@ -92,7 +89,7 @@ impl PortTaken {
 /// These forwards, and one to the guest's SSH port if none of them is.
 pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
     let mut all = wanted.to_vec();
-    let to_ssh = |forward: &PortForward| forward.guest == SSH_PORT && forward.protocol == Protocol::Tcp;
+    let to_ssh = |forward: &PortForward| leads_to_ssh(forward.guest, forward.protocol);
     if !wanted.iter().any(to_ssh) {
         all.push(PortForward {
             host: 0,
@@ -264,6 +261,7 @@ fn take_fixed(protocol: Protocol, port: u16, given: &[(Protocol, u16)]) -> Resul
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::root::records::ssh_port;
 
     fn wanted(host: u16, guest: u16) -> PortForward {
         PortForward {
@@ -286,7 +284,14 @@ mod tests {
             protocol: Protocol::Udp,
             ..wanted(0, 22)
         };
-        assert_eq!(ports.reserve(&[udp], &[]).unwrap().forwards().len(), 2);
+        let both = ports.reserve(&[udp], &[]).unwrap();
+        let tcp = both.forwards().iter().find(|one| one.protocol == Protocol::Tcp);
+        assert_eq!(both.forwards().len(), 2);
+        assert_eq!(
+            ssh_port(both.forwards()),
+            Some(tcp.unwrap().host),
+            "not the UDP one"
+        );
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::core::reporter::Emitter;
 use crate::core::root::ending;
 use crate::core::root::paths::vm_file;
 use crate::core::root::qemu_process::qemu_pid;
-use crate::core::root::records::{self, BootstrapRecord, ForwardRecord, RunRecord};
+use crate::core::root::records::{self, BootstrapRecord, RunRecord, ssh_port};
 use crate::core::runtime::accel::Decision;
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::cpu_load::Busy;
@@ -135,18 +135,11 @@ pub(crate) fn known_of(config: &Config, vm: &VmConfig) -> Known {
     let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
     match record.filter(|_| runs(config, vm)) {
         Some(record) => Known {
-            ssh_port: ssh_forward(&record.forwards),
+            ssh_port: ssh_port(&record.forwards),
             accel: Some(record.accel),
         },
         None => Known::default(),
     }
-}
-
-pub(crate) fn ssh_forward(forwards: &[ForwardRecord]) -> Option<u16> {
-    forwards
-        .iter()
-        .find(|forward| forward.guest == 22)
-        .map(|forward| forward.host)
 }
 
 /// The records of all VMs of the project that run.
@@ -345,7 +338,7 @@ impl<'e> Fleet<'_, 'e> {
     ) -> Result<BootstrapRecord> {
         let config = self.config;
         let known = Known {
-            ssh_port: ssh_forward(&record.forwards),
+            ssh_port: ssh_port(&record.forwards),
             accel: Some(record.accel),
         };
         let plan = bootstrap_plan::plan(vm, config, self.overrides.mode_for(vm), known);

@@ -17,14 +17,14 @@ use crate::core::host::{self, FileLock};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
 use crate::core::operations::fleet::boot_source::Boot;
-use crate::core::operations::fleet::bring_up::{Fleet, Launching, millis, ssh_forward};
+use crate::core::operations::fleet::bring_up::{Fleet, Launching, millis};
 use crate::core::operations::fleet::identity::Identity;
 use crate::core::operations::restart::tell_kept;
 use crate::core::operations::run::{Slot, tell_discarded};
 use crate::core::reporter::wall_clock;
 use crate::core::root::ending;
 use crate::core::root::paths::{VmPaths, vm_file};
-use crate::core::root::records::{self, RunPhase, RunRecord, StopRecord};
+use crate::core::root::records::{self, RunPhase, RunRecord, StopRecord, ssh_port};
 use crate::core::runtime::accel;
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::fault::LaunchError;
@@ -218,7 +218,7 @@ impl Fleet<'_, '_> {
             self.cancel,
             |plan| {
                 record.forwards.clone_from(&plan.forwards);
-                record.ssh = bootstrap_plan::ssh_plan(vm, self.config, ssh_forward(&plan.forwards));
+                record.ssh = bootstrap_plan::ssh_plan(vm, self.config, ssh_port(&plan.forwards));
                 put_on_record(&paths, &record)
             },
         )

@@ -15,6 +15,7 @@ use castra::core::host;
 use castra::core::name::VmName;
 use castra::core::reporter::{COMMAND_LINE, Reporter};
 use castra::core::root::paths::{StateRoot, vm_file};
+use castra::core::time::millis;
 
 use super::human::duration;
 use super::live::{Doing, NAME_COLUMN, bytes_of};
@@ -175,10 +176,10 @@ impl PeopleReporter {
             } => {
                 // A handshake and the step that has waited for it tell the same.
                 let is_news = self.reached.insert(vm.clone());
-                let after = self.launched.get(vm).map(|at| {
-                    let ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
-                    format!(" after {}", duration(ms))
-                });
+                let after = self
+                    .launched
+                    .get(vm)
+                    .map(|at| format!(" after {}", duration(millis(at.elapsed()))));
                 is_news.then(|| Sentence::info(vm, format!("reachable{}", after.unwrap_or_default())))
             }
             event => is_station(event).then(|| sentence(event)),

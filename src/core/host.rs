@@ -16,6 +16,8 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
+use crate::core::time::millis;
+
 mod lock;
 mod memory;
 mod processes;
@@ -63,7 +65,7 @@ fn offset_in(text: &str) -> Option<i128> {
 
 /// [`boottime`] in whole milliseconds.
 pub fn boottime_ms() -> u64 {
-    u64::try_from(boottime().as_millis()).unwrap_or(u64::MAX)
+    millis(boottime())
 }
 
 /// The kernel's id of this boot of the host; read once per process.

@@ -38,3 +38,4 @@ pub mod runtime;
 pub(crate) mod scratch;
 pub mod status;
 pub mod threads;
+pub mod time;

@@ -15,6 +15,7 @@ use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
 use crate::core::lines::journal::Journal;
+use crate::core::time::millis;
 
 /// Receives the events of one operation, in order. Implemented by embedders and by `app`.
 pub trait Reporter: Send {
@@ -153,7 +154,7 @@ impl<'a> Emitter<'a> {
 
     /// Milliseconds since the run began.
     pub fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.began.elapsed())
     }
 
     /// Tells one fact: kept first, so that whoever hears of it finds it in the journal. A journal

@@ -12,7 +12,7 @@ use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::mounts;
 pub use crate::core::bootstrap::result::{BootstrapEnd, BootstrapOutcome};
-use crate::core::bootstrap::result::{finish, has_outcome, keep_outcome, millis};
+use crate::core::bootstrap::result::{finish, has_outcome, keep_outcome};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::Trouble;
@@ -30,6 +30,7 @@ use crate::core::host;
 use crate::core::root::run_log::{self, OpenLog, StepRecord};
 use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
+use crate::core::time::millis;
 
 /// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);

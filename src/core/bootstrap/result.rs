@@ -4,7 +4,7 @@
 //! (`bootstrap::pipeline`), or the run log's own file (`root::run_log`).
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::step_failure::Trouble;
@@ -12,6 +12,7 @@ use crate::core::bootstrap::watch::Stop;
 use crate::core::events::{BootstrapStatus, Event, Severity};
 use crate::core::root::records::{self, BootstrapRecord, RunRecord};
 use crate::core::root::run_log::{OpenLog, StepRecord};
+use crate::core::time::millis;
 
 /// How a bootstrap ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,8 +160,4 @@ pub(super) fn keep_outcome(context: &Context<'_, '_>, status: &str, noop: bool, 
             format!("the bootstrap's outcome can't be noted: {failure}"),
         ));
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -24,6 +24,7 @@ use crate::core::process::Tail;
 use crate::core::root::paths::vm_file;
 use crate::core::root::run_log::OpenLog;
 use crate::core::threads::none_to_be_had;
+use crate::core::time::millis;
 
 /// What a script prints, on a line of its own, when it found nothing to change.
 pub const NOOP_LINE: &str = "Castra:noop";
@@ -172,7 +173,7 @@ pub(super) fn check(context: &Context<'_, '_>, master: &mut Master) -> Result<()
 
 fn is_young(context: &Context<'_, '_>) -> bool {
     let age = host::boottime_ms().saturating_sub(context.launch.launched_boottime_ms);
-    u128::from(age) < YOUNG.as_millis()
+    age < millis(YOUNG)
 }
 
 /// How `apply` went.

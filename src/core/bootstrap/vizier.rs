@@ -28,7 +28,8 @@ use crate::core::host::{self, Holder};
 use crate::core::images::embedded::{CASTRA_BUS, CASTRA_HELLO, CASTRA_VIZIER};
 use crate::core::logs;
 use crate::core::process::Tail;
-use crate::core::root::handshake_record::{HandshakeRecord, RecordRead, read_record};
+use crate::core::root::freshness::{Now, OfLaunch, is_fresh, is_of_launch};
+use crate::core::root::handshake_record::{RecordRead, read_record};
 use crate::core::root::paths::vm_file;
 use crate::core::root::records::{self, BrokerRecord, RunRecord};
 
@@ -299,21 +300,22 @@ pub(super) fn await_hello(
     let path = state.handshake(vm);
     let limit = context.vm.bootstrap.step_timeout;
     let began = Instant::now();
+    let since = |ms| OfLaunch {
+        vm,
+        since_ms: Some(ms),
+    };
     let mut run = None;
     loop {
-        let record = match read_record(&path) {
-            RecordRead::Record(record) => Some(record),
-            RecordRead::Absent | RecordRead::Unreadable(_) => None,
-        };
-        if let Some(record) = &record
-            && record.boot_id == host::boot_id()
+        if let RecordRead::Record(record) = read_record(&path)
             && record.capabilities.iter().any(|word| word == CAPABILITY)
         {
             let heard = match installed.started_ms {
-                Some(started) => record.handshake_boottime_ms >= started,
+                Some(started) => is_of_launch(&record, since(started), host::boot_id()),
                 None => {
                     let run = run.get_or_insert_with(|| broker_run(&state.broker_json()));
-                    is_in_touch(record, run.as_deref(), context)
+                    let launch = since(context.launch.launched_boottime_ms);
+                    run.as_deref() == Some(record.broker_run.as_str())
+                        && is_fresh(&record, launch, context.config.broker.freshness, Now::read())
                 }
             };
             if heard {
@@ -345,14 +347,6 @@ pub(super) fn await_hello(
 fn broker_run(path: &Path) -> Option<String> {
     let record: Option<BrokerRecord> = records::load(path).ok().flatten();
     record.map(|record| record.run)
-}
-
-/// Whether a Vizier that ran before is in touch with the broker that runs now.
-fn is_in_touch(record: &HandshakeRecord, run: Option<&str>, context: &Context<'_, '_>) -> bool {
-    let silent = host::boottime_ms().saturating_sub(record.heard_boottime_ms);
-    run == Some(record.broker_run.as_str())
-        && record.handshake_boottime_ms >= context.launch.launched_boottime_ms
-        && u128::from(silent) <= context.config.broker.freshness.as_millis()
 }
 
 /// Takes the end of the service's log over from the guest, at the end of a bootstrap; the broker writes the same lines

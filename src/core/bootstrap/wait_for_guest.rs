@@ -16,7 +16,7 @@ use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
 use crate::core::name::VmName;
-use crate::core::root::handshake_record::{HandshakeRecord, RecordRead, read_record};
+use crate::core::root::freshness::{OfLaunch, has_been_heard};
 use crate::core::root::paths::vm_file;
 
 /// Between two looks at the record.
@@ -101,31 +101,11 @@ fn left_of(limit: Duration, context: &Context<'_, '_>) -> Duration {
 }
 
 fn is_proof(path: &Path, identity: &VmName, context: &Context<'_, '_>) -> bool {
-    let launched = (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms);
-    has_been_heard(path, launched, context.config.broker.freshness)
-}
-
-/// Whether the record at `path` proves life now: of this host boot, not before the launch, fresh.
-pub(crate) fn has_been_heard(path: &Path, launched_ms: Option<u64>, window: Duration) -> bool {
-    match read_record(path) {
-        RecordRead::Record(record) => {
-            counts(&record, launched_ms, window, host::boot_id(), host::boottime_ms())
-        }
-        RecordRead::Absent | RecordRead::Unreadable(_) => false,
-    }
-}
-
-/// Whether a record proves life now: of this host boot, not before the launch, fresh.
-fn counts(
-    record: &HandshakeRecord,
-    launched_ms: Option<u64>,
-    window: Duration,
-    boot: &str,
-    now_ms: u64,
-) -> bool {
-    record.boot_id == boot
-        && launched_ms.is_none_or(|launched| record.handshake_boottime_ms >= launched)
-        && u128::from(now_ms.saturating_sub(record.heard_boottime_ms)) <= window.as_millis()
+    let launch = OfLaunch {
+        vm: identity,
+        since_ms: (*identity == context.vm.name).then_some(context.launch.launched_boottime_ms),
+    };
+    has_been_heard(path, launch, context.config.broker.freshness)
 }
 
 fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Trouble {
@@ -147,41 +127,4 @@ fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Tro
     .advise(format!(
         "look at `castra logs {vm}`, or raise `handshake_timeout_secs`"
     ))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_fresh_record_of_this_launch_counts() {
-        let record = |handshake: u64, heard: u64| HandshakeRecord {
-            vm: "web".parse().unwrap(),
-            boot_id: "boot".into(),
-            broker_run: "run".into(),
-            handshake_boottime_ms: handshake,
-            heard_boottime_ms: heard,
-            heard_at: String::new(),
-            capabilities: Vec::new(),
-            bus_session: false,
-            bus_subscribed: false,
-            last_publish_boottime_ms: None,
-            last_heartbeat_boottime_ms: None,
-            last_acked_seq: None,
-            guest_metrics: None,
-        };
-        let window = Duration::from_secs(45);
-        for (handshake, heard, launched, boot, expected) in [
-            (1_000, 1_000, Some(900), "boot", true),
-            (900, 1_000, Some(900), "boot", true),
-            (899, 1_000, Some(900), "boot", false),
-            (899, 1_000, None, "boot", true),
-            (1_000, 1_000, Some(900), "other boot", false),
-        ] {
-            let found = counts(&record(handshake, heard), launched, window, boot, 46_000);
-            assert_eq!(found, expected, "{handshake} {heard} {launched:?} {boot}");
-        }
-        assert!(!counts(&record(1, 1), Some(0), window, "boot", 45_002), "stale");
-    }
 }

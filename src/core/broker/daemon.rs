@@ -19,9 +19,10 @@ use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::threads::{is_no_room, none_to_be_had};
+use crate::core::time::wall_ms;
 
 use super::attempts::line_head;
-use super::serve::{BrokerOptions, Ready, run_announced, wall_ms};
+use super::serve::{BrokerOptions, Ready, run_announced};
 use super::signals::Signals;
 
 /// The one line a starting broker says to its starter.

@@ -36,6 +36,7 @@ use super::session_loop::Sessions;
 use super::state::{At, ConnId, Effect, Input, Part};
 use super::vm_watch::Vms;
 use crate::core::root::handshake_record::{RecordRead, RecordWriter, read_record};
+use crate::core::time::millis;
 
 /// Senders' own logs that are kept open.
 const OPEN_SHELVES: usize = 64;
@@ -491,7 +492,7 @@ impl Edges {
     pub fn tell(&mut self, at: At, event: Event) {
         let stamped = Stamped {
             ts: wall_clock(UNIX_EPOCH + Duration::from_millis(at.wall_ms)),
-            offset_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            offset_ms: millis(self.began.elapsed()),
             seq: self.seq,
             run: self.run.clone(),
             event,

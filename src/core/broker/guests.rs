@@ -176,11 +176,6 @@ impl Guest {
         now_ms.saturating_sub(self.record.heard_boottime_ms)
     }
 
-    /// The first millisecond at which it is outside the window, if nothing more is heard.
-    pub fn leaves_at(&self, window_ms: u64) -> u64 {
-        self.record.heard_boottime_ms + window_ms + 1
-    }
-
     /// When its record may be written again.
     pub fn writable_at(&self) -> u64 {
         self.written_ms.map_or(0, |at| at + RECORD_EVERY_MS)

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
@@ -27,6 +27,7 @@ use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, BrokerRecord};
 use crate::core::threads::none_to_be_had;
+use crate::core::time::{millis, wall_ms};
 
 use super::attempts::line_head;
 use super::bus_log::{BusLog, resume_after};
@@ -553,15 +554,6 @@ fn now() -> At {
         boot_ms: host::boottime_ms(),
         wall_ms: wall_ms(),
     }
-}
-
-/// The wall clock, ms since the epoch.
-pub fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, millis)
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Tells the state thread when somebody asks to stop. The thread ends soon after the flag is

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::core::time::millis;
+
 use super::Event;
 
 /// One of them.
@@ -51,8 +53,7 @@ impl Stage {
     /// The same message, which now tells this stage's end as well.
     pub fn end(self, elapsed: Duration, mut message: Event) -> Event {
         if let Event::Message { data, .. } = &mut message {
-            let ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            *data = Some(json!({"stage": self.as_str(), "elapsed_ms": ms}));
+            *data = Some(json!({"stage": self.as_str(), "elapsed_ms": millis(elapsed)}));
         }
         message
     }

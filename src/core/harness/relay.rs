@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::line_splitter::{Line, text_of};
 use super::{Agent, AgentEvent, Since, Tokens, Verdict};
 use crate::core::events::{Event, Severity};
+use crate::core::time::millis;
 
 /// More commands than this at once are not followed: the oldest counts as abandoned.
 const MOST_OPEN: usize = 256;
@@ -429,7 +430,7 @@ impl<'a> Relay<'a> {
         } else {
             open.command
         };
-        let duration_ms = self.expected.live.then(|| millis(open.since));
+        let duration_ms = self.expected.live.then(|| millis(open.since.elapsed()));
         let source = self.agent.name().to_owned();
         let thread = self.thread_id();
         self.count_command(ok);
@@ -480,7 +481,7 @@ impl<'a> Relay<'a> {
         emit(Event::CommandFailed {
             command: open.command,
             detail: format!("abandoned: {why}"),
-            duration_ms: self.expected.live.then(|| millis(open.since)),
+            duration_ms: self.expected.live.then(|| millis(open.since.elapsed())),
             exit_status: None,
             source: self.agent.name().to_owned(),
             thread: self.thread_id(),
@@ -532,8 +533,4 @@ impl<'a> Relay<'a> {
             data,
         }
     }
-}
-
-fn millis(since: Instant) -> u64 {
-    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,7 @@ use crate::core::failure::Result;
 use crate::core::name::VmName;
 use crate::core::operations::events::{EventsOptions, Told, events};
 use crate::core::root::paths::StateRoot;
+use crate::core::time;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
@@ -138,8 +139,7 @@ fn times(session: &Session) -> Option<(SystemTime, SystemTime)> {
 
 /// Milliseconds from one moment to another; none if that is before it.
 fn millis(began: SystemTime, ended: SystemTime) -> u64 {
-    let length = ended.duration_since(began).unwrap_or_default();
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+    time::millis(ended.duration_since(began).unwrap_or_default())
 }
 
 /// A span cut at midnight, UTC.

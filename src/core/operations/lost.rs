@@ -20,12 +20,12 @@ use crate::core::human::plural;
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::operations::down::VmDown;
-use crate::core::operations::fleet::bring_up::millis;
 use crate::core::reporter::Emitter;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::qemu_process::find_qemu_pid;
 use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::lost::{self, LostQemu};
+use crate::core::time::millis;
 
 /// Between two looks at a QEMU that is to end.
 const LOOK_EVERY: Duration = Duration::from_millis(10);

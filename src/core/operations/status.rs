@@ -18,6 +18,7 @@ use crate::core::status::StatusOutcome;
 use crate::core::status::assemble::assemble;
 use crate::core::status::evidence::{Project, Snapshot};
 use crate::core::status::read::read;
+use crate::core::time::millis;
 
 /// Guests come back to a broker that was started again after 0.25 s; while it is younger than
 /// this, status may wait for them (docs/STATUS.md).
@@ -80,7 +81,7 @@ fn broker_is_young(snapshot: &Snapshot) -> bool {
         .now
         .boottime_ms
         .saturating_sub(broker.started_boottime_ms);
-    broker.run == *run && u128::from(age_ms) < YOUNG_BROKER.as_millis()
+    broker.run == *run && age_ms < millis(YOUNG_BROKER)
 }
 
 fn tell_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {

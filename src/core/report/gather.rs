@@ -19,6 +19,7 @@ use crate::core::lines::trail::{Place, Trail};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
+use crate::core::time::{parse_ms, wall_ms};
 
 use super::from_events::{Fold, keep_failed_first};
 use super::model::RunReport;
@@ -72,15 +73,6 @@ fn clock(time: Option<SystemTime>) -> String {
     wall_clock(time.unwrap_or(UNIX_EPOCH))
 }
 
-/// Milliseconds since the epoch of an event's time.
-fn millis(ts: &str) -> Option<u64> {
-    let since_epoch = humantime::parse_rfc3339(ts)
-        .ok()?
-        .duration_since(UNIX_EPOCH)
-        .ok()?;
-    u64::try_from(since_epoch.as_millis()).ok()
-}
-
 /// The runs that are wanted, oldest first, and where the journal begins to tell of them.
 fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec<Fold>, Place)>> {
     let since = wanted.since.map(wall_clock);
@@ -106,7 +98,7 @@ fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec
             return None;
         };
         COMMANDS.contains(&command.as_str()).then_some(())?;
-        let began = millis(&head.ts)?;
+        let began = parse_ms(&head.ts)?;
         Some(Fold::new(
             run.to_owned(),
             command,
@@ -182,7 +174,7 @@ fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
         )
         .then_some(())?;
         let key = head.vm()?.to_ascii_lowercase();
-        let ts = millis(&head.ts)?;
+        let ts = parse_ms(&head.ts)?;
         let at = *about.get(&key)?.iter().rev().find(|at| begins[**at] <= ts)?;
         let event = Stamped::from_contract_line(line)?.event;
         if let Event::BrokerHandshake { outcome, .. } = &event
@@ -199,7 +191,7 @@ fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
 
 /// A run without an end is under way if it is the last about a VM whose lock somebody holds.
 fn see_what_goes_on(state: &StateRoot, folds: &mut [Fold]) {
-    let now = millis(&wall_clock(SystemTime::now())).unwrap_or(0);
+    let now = wall_ms();
     let mut later: HashSet<String> = HashSet::new();
     for fold in folds.iter_mut().rev() {
         let held = |vm: &VmName| host::lock_holder(&state.vm(vm).lock()) != Holder::Nobody;

@@ -8,11 +8,12 @@
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::root::paths::{StateRoot, vm_file};
+use crate::core::time::parse_ms;
 
 use super::from_events::shown;
 use super::model::{LogTail, MarkKind, RunReport, State, VmReport};
@@ -143,8 +144,7 @@ fn millis_of(stamp: &str) -> Option<u64> {
         part(11..13),
         part(13..20)
     );
-    let time: SystemTime = humantime::parse_rfc3339(&text).ok()?;
-    u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_millis()).ok()
+    parse_ms(&text)
 }
 
 #[cfg(test)]

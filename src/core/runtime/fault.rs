@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure};
@@ -254,11 +253,6 @@ impl LaunchError {
 /// A child that didn't end in time, as a launch error.
 pub(super) fn io_error(verb: &str, path: &std::path::Path, error: &io::Error) -> LaunchError {
     LaunchError::Io(Failure::io(verb, path, error))
-}
-
-/// How long a wait was, for messages.
-pub(super) fn ms(elapsed: Duration) -> u64 {
-    u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

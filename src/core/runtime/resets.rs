@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -17,6 +17,7 @@ use crate::core::host;
 use crate::core::reporter::wall_clock;
 use crate::core::root::ending::{PANIC, Verdict};
 use crate::core::root::paths::{VmPaths, vm_file};
+use crate::core::time::millis;
 
 use super::qmp::{Qmp, QmpError};
 
@@ -76,7 +77,7 @@ impl Resets {
         let (Some(last), Some(first)) = (self.0.last(), self.0.iter().rev().nth(LOOP_RESETS - 1)) else {
             return false;
         };
-        u128::from(last.saturating_sub(*first)) <= LOOP_WITHIN.as_millis()
+        last.saturating_sub(*first) <= millis(LOOP_WITHIN)
     }
 }
 
@@ -114,12 +115,6 @@ fn time_of(message: &Value) -> Option<u64> {
     let stamp = &message["timestamp"];
     let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
     Some(seconds * 1000 + stamp["microseconds"].as_u64()?.min(999_999) / 1000)
-}
-
-/// The wall clock, ms since 1970.
-pub fn wall_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Looks often, reads seldom: only when `qmp.log` has changed.

@@ -17,9 +17,9 @@ use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
 use crate::core::root::paths::VmPaths;
 
-use super::fault::ms;
 use super::qmp::Qmp;
 use crate::core::root::qemu_process::{clear_leftovers, qemu_pid, signal_qemu};
+use crate::core::time::millis;
 
 /// The polite rung's name in events.
 const METHOD: &str = "qmp-system-powerdown";
@@ -102,7 +102,7 @@ pub fn shutdown(
     emitter.emit(Event::ShutdownComplete {
         vm: vm.clone(),
         outcome: ending.as_str().to_owned(),
-        elapsed_ms: ms(outcome.elapsed),
+        elapsed_ms: millis(outcome.elapsed),
         changed: outcome.changed,
     });
     outcome
@@ -166,7 +166,7 @@ impl Ladder<'_, '_> {
         self.emitter.emit(Event::CooperativeAttempted {
             vm: self.vm.clone(),
             method: METHOD.to_owned(),
-            timeout_ms: ms(limit),
+            timeout_ms: millis(limit),
         });
         let began = Instant::now();
         let detail = match self.press_and_wait(began + limit) {
@@ -174,7 +174,7 @@ impl Ladder<'_, '_> {
                 self.emitter.emit(Event::CooperativeSucceeded {
                     vm: self.vm.clone(),
                     method: METHOD.to_owned(),
-                    elapsed_ms: ms(began.elapsed()),
+                    elapsed_ms: millis(began.elapsed()),
                 });
                 return true;
             }
@@ -185,7 +185,7 @@ impl Ladder<'_, '_> {
         self.emitter.emit(Event::CooperativeTimedOut {
             vm: self.vm.clone(),
             method: METHOD.to_owned(),
-            elapsed_ms: ms(began.elapsed()),
+            elapsed_ms: millis(began.elapsed()),
             detail: Some(detail),
         });
         false
@@ -231,7 +231,7 @@ impl Ladder<'_, '_> {
             vm: self.vm.clone(),
             pid,
             signal: signal.as_str().to_owned(),
-            timeout_ms: ms(wait),
+            timeout_ms: millis(wait),
         });
         signal_qemu(self.paths, signal);
         let until = Instant::now() + wait;

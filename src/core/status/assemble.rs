@@ -3,13 +3,13 @@
 //! Here: pure decisions under whatever clock the snapshot holds. Not here: files, locks, clocks
 //! ([`super::read`]).
 
-use std::time::SystemTime;
-
 use crate::core::config::launched::differing;
 use crate::core::events::Accel;
+use crate::core::root::freshness::{self, is_of_guest, is_of_launch, is_recent};
 use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
 use crate::core::root::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
 use crate::core::runtime::resets::Resets;
+use crate::core::time::{millis, parse_ms};
 
 use super::evidence::{Found, Now, Snapshot, VmEvidence};
 use super::{
@@ -111,21 +111,18 @@ impl Scene<'_> {
         let runs = alive && vm.pause.is_none();
         let heard = heard(vm, self.now, self.launch_of(vm));
         let age = heard.as_ref().map(|heard| heard.age_ms);
-        let fresh = self.broker.runs() && vm.lost.is_none() && age.is_some_and(|age| age <= self.window_ms);
+        // What belongs to another host boot tells an age and nothing else.
+        let record = heard.as_ref().and_then(|heard| heard.current);
+        let fresh = self.broker.runs()
+            && vm.lost.is_none()
+            && record.is_some_and(|record| is_recent(record, self.window_ms, self.now.boottime_ms));
         let ended_or_never = matches!(state, VmState::Stopped | VmState::Crashed);
-        let external = fresh
-            && ended_or_never
-            && heard
-                .as_ref()
-                .and_then(|heard| heard.current)
-                .is_some_and(|record| self.is_nobodys_launch(record));
+        let external = fresh && ended_or_never && record.is_some_and(|record| self.is_nobodys_launch(record));
         let (state, ended) = match external {
             true => (VmState::External, None),
             false => (state, ended),
         };
         let reachable = fresh && (runs || external);
-        // What belongs to another host boot tells an age and nothing else.
-        let record = heard.as_ref().and_then(|heard| heard.current);
         let back = |then: Option<u64>| Some(self.now.boottime_ms.saturating_sub(then?));
         let session = record.is_some_and(|record| {
             record.bus_session
@@ -319,7 +316,7 @@ struct Heard<'a> {
 /// One of an earlier boot tells an age by the wall clock, if the VM wasn't launched since.
 fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<'a>> {
     let record = match &vm.record {
-        RecordRead::Record(record) if is_of(record, vm) => record,
+        RecordRead::Record(record) if is_of_guest(record, &vm.name) => record,
         _ => return None,
     };
     let of_this_boot = record.boot_id == now.boot_id;
@@ -328,7 +325,13 @@ fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<
         Launch::Unknown => true,
         Launch::At {
             boot_id, boottime_ms, ..
-        } if boot_id == record.boot_id => record.handshake_boottime_ms < boottime_ms,
+        } if boot_id == record.boot_id => {
+            let launch = freshness::OfLaunch {
+                vm: &vm.name,
+                since_ms: Some(boottime_ms),
+            };
+            !is_of_launch(record, launch, boot_id)
+        }
         Launch::At { boot_id, .. } if boot_id == now.boot_id => true,
         // Launched in an earlier boot, heard in this one.
         Launch::At { .. } if of_this_boot => false,
@@ -345,19 +348,11 @@ fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<
         });
     }
     // It is at least as old as this boot, whatever somebody did to the wall clock.
-    let by_wall_clock = humantime::parse_rfc3339(&record.heard_at)
-        .ok()
-        .and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .map_or(0, |at| now.wall_ms.saturating_sub(millis(at)));
+    let by_wall_clock = parse_ms(&record.heard_at).map_or(0, |at| now.wall_ms.saturating_sub(at));
     Some(Heard {
         age_ms: by_wall_clock.max(now.boottime_ms),
         current: None,
     })
-}
-
-/// A record copied to another VM's name proves nothing.
-fn is_of(record: &HandshakeRecord, vm: &VmEvidence) -> bool {
-    record.vm.as_str().eq_ignore_ascii_case(vm.name.as_str())
 }
 
 /// A bootstrap runs while somebody holds the VM's lock; a leftover `running` was cut short.
@@ -431,7 +426,7 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
                 &format!("can't read the handshake record {}: {why}", path.display()),
                 "the broker writes it anew when it next hears the guest",
             ),
-            RecordRead::Record(record) if !is_of(record, vm) => note(
+            RecordRead::Record(record) if !is_of_guest(record, &vm.name) => note(
                 &format!(
                     "the handshake record {} is that of vm `{}`",
                     path.display(),
@@ -443,8 +438,4 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
         }
     }
     notes
-}
-
-fn millis(duration: std::time::Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -11,7 +11,6 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 
@@ -30,6 +29,7 @@ use crate::core::runtime::{pause, resets};
 use super::assemble::bootstrap_runs;
 use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
 use crate::core::root::ending;
+use crate::core::time::wall_ms;
 
 /// How often a VM that changes while it is looked at is looked at again.
 const TRIES: u32 = 3;
@@ -64,13 +64,10 @@ pub fn read(project: Project) -> Result<Snapshot> {
 
 /// The clocks.
 pub fn now() -> Now {
-    let wall = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
     Now {
         boottime_ms: host::boottime_ms(),
         boot_id: host::boot_id().to_owned(),
-        wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX),
+        wall_ms: wall_ms(),
     }
 }
 

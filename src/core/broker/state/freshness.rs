@@ -10,6 +10,7 @@ use crate::core::broker::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_
 use crate::core::events::Event;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
+use crate::core::root::freshness::{OfLaunch, is_of_launch, leaves_at};
 use crate::core::root::handshake_record::HandshakeRecord;
 
 use super::{At, Effect, State};
@@ -66,12 +67,14 @@ impl State {
 
     /// A record belongs to one launch: an older handshake is another guest's.
     pub(super) fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
-        let launched = self
-            .table
-            .as_ref()
-            .and_then(|table| table.get(key)?.launched_boottime_ms);
-        record.boot_id == self.rules.boot_id
-            && launched.is_none_or(|launched| record.handshake_boottime_ms >= launched)
+        let launch = OfLaunch {
+            vm: &record.vm,
+            since_ms: self
+                .table
+                .as_ref()
+                .and_then(|table| table.get(key)?.launched_boottime_ms),
+        };
+        is_of_launch(record, launch, &self.rules.boot_id)
     }
 
     /// Takes proof of life in; `written` if it is on disk already.
@@ -93,7 +96,7 @@ impl State {
         }
         guest.dirty = !written;
         let entered = !is_over && !guest.fresh;
-        let (leaves_at, writable_at) = (guest.leaves_at(window), guest.writable_at());
+        let (leaves_at, writable_at) = (leaves_at(&guest.record, window), guest.writable_at());
         guest.fresh = !is_over;
         self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
         if !written {
@@ -125,7 +128,7 @@ impl State {
                 guest.record.guest_metrics = metrics;
             }
         }
-        let (entered, leaves_at) = (!is_over && !guest.fresh, guest.leaves_at(window));
+        let (entered, leaves_at) = (!is_over && !guest.fresh, leaves_at(&guest.record, window));
         guest.fresh = !is_over;
         self.note_dirty(key);
         if entered {
@@ -252,9 +255,8 @@ impl State {
             written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
             dirty: false,
         };
-        let fresh =
-            alive && counts && !self.is_over(&key) && guest.age_ms(at.boot_ms) <= self.rules.freshness_ms;
-        let leaves_at = guest.leaves_at(self.rules.freshness_ms);
+        let leaves_at = leaves_at(&guest.record, self.rules.freshness_ms);
+        let fresh = alive && counts && !self.is_over(&key) && at.boot_ms < leaves_at;
         let (vm, age) = (guest.record.vm.clone(), guest.age_ms(at.boot_ms));
         self.guests.insert(key, Guest { fresh, ..guest });
         if fresh {
@@ -312,14 +314,14 @@ impl State {
             let late: Vec<String> = self
                 .guests
                 .iter()
-                .filter(|(_, guest)| guest.fresh && at.boot_ms >= guest.leaves_at(window))
+                .filter(|(_, guest)| guest.fresh && at.boot_ms >= leaves_at(&guest.record, window))
                 .map(|(key, _)| key.clone())
                 .collect();
             for key in late {
                 self.leave(at, &key, out);
             }
             let fresh = self.guests.values().filter(|guest| guest.fresh);
-            self.leave_due = fresh.map(|guest| guest.leaves_at(window)).min();
+            self.leave_due = fresh.map(|guest| leaves_at(&guest.record, window)).min();
         }
         if self.write_due.is_some_and(|due| at_once || at.boot_ms >= due) {
             let mut next: Option<u64> = None;

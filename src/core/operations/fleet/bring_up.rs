@@ -15,7 +15,6 @@ use crate::core::bootstrap::bootstrap_plan::{self, Known};
 use crate::core::bootstrap::context::{Context, Launch};
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::pipeline::{self, BootstrapEnd};
-use crate::core::bootstrap::wait_for_guest::has_been_heard;
 use crate::core::cancel::Cancel;
 use crate::core::config::launched::{differing, launch_settings};
 use crate::core::config::{Config, VmConfig};
@@ -35,6 +34,7 @@ use crate::core::operations::select;
 use crate::core::operations::up::VmUp;
 use crate::core::reporter::Emitter;
 use crate::core::root::ending;
+use crate::core::root::freshness::{OfLaunch, has_been_heard};
 use crate::core::root::paths::vm_file;
 use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::{self, BootstrapRecord, RunRecord, ssh_port};
@@ -313,14 +313,17 @@ impl<'e> Fleet<'_, 'e> {
     fn watch_start(&self, record: &RunRecord, alive: &AtomicBool) {
         let paths = self.config.state.vm(&record.vm);
         let handshake = self.config.state.handshake(&record.vm);
-        let since = Some(record.launched_boottime_ms);
+        let launch = OfLaunch {
+            vm: &record.vm,
+            since_ms: Some(record.launched_boottime_ms),
+        };
         let began = Instant::now();
         let mut busy = Busy::new();
         while began.elapsed() < SLOT_LIMIT && !self.gate.is_open() && !alive.load(Ordering::Relaxed) {
             let used = qemu_pid(&paths).and_then(host::cpu_time);
             let rests = used.is_none_or(|used| busy.rests(began.elapsed(), used));
             if rests
-                || has_been_heard(&handshake, since, self.config.broker.freshness)
+                || has_been_heard(&handshake, launch, self.config.broker.freshness)
                 || self.cancel.pause(LOOK_EVERY)
             {
                 return;
@@ -465,8 +468,4 @@ fn failed(vm: &VmName, failure: &Failure) -> Event {
         Some(next) => Event::advice(Severity::Error, Some(vm), text, next.clone()),
         None => Event::message(Severity::Error, Some(vm), text),
     }
-}
-
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,7 +17,7 @@ use crate::core::host::{self, FileLock};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
 use crate::core::operations::fleet::boot_source::Boot;
-use crate::core::operations::fleet::bring_up::{Fleet, Launching, millis};
+use crate::core::operations::fleet::bring_up::{Fleet, Launching};
 use crate::core::operations::fleet::identity::Identity;
 use crate::core::operations::restart::tell_kept;
 use crate::core::operations::run::{Slot, tell_discarded};
@@ -32,6 +32,7 @@ use crate::core::runtime::launch;
 use crate::core::runtime::launch_plan::{Disk, LaunchPlan, PlannedNetwork, broker_address};
 use crate::core::runtime::overlay::{self, Keep, OverlayPrepared, OverlaySpec};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
+use crate::core::time::millis;
 
 /// A VM that was launched.
 pub(crate) struct Started<'s> {

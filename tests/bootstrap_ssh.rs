@@ -21,12 +21,13 @@ use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;
 use castra::core::events::{Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event};
 use castra::core::failure::{Exit, Failure};
-use castra::core::host::{self, FileLock};
+use castra::core::host;
 use castra::core::reporter::Emitter;
 use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
 use castra::core::root::records::{self, StopRecord};
 use castra::core::root::run_log::RunLog;
 use serde_json::Value;
+use support::scratch::RecordLock;
 use support::sshd::{self, Sshd, keygen};
 use support::{Scratch, is_alive, program, until};
 
@@ -37,7 +38,7 @@ struct Fixture {
     dir: Scratch,
     config: Config,
     sshd: Option<Sshd>,
-    qemu: Mutex<Option<FileLock>>,
+    qemu: Mutex<Option<RecordLock>>,
     cancel: Cancel,
     port: u16,
 }
@@ -82,7 +83,7 @@ impl Fixture {
         let sshd = Sshd::start_with(&dir.join("sshd"), Path::new(&authorized), path, "");
         let vm = config.state.vm(&config.vms[0].name);
         fs::create_dir_all(vm.dir()).unwrap();
-        let qemu = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
+        let qemu = RecordLock::hold(&vm.qemu_pid());
         Fixture {
             port: sshd.port(),
             dir: scratch,

@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -20,6 +20,7 @@ use castra::core::root::paths::StateRoot;
 use castra::core::root::records::{self, BrokerRecord, GuestRecord, GuestsRecord};
 
 use support::broker::{Fixture, answer};
+use support::scratch::RecordLock;
 use support::{eventually, objects_in, of_type, until};
 
 #[test]
@@ -465,7 +466,7 @@ fn a_port_in_use_is_refused_with_its_owner() {
     broker.stop();
     let vm = broker.state.vm(&"web".parse().unwrap());
     host::ensure_private_dir(vm.dir()).unwrap();
-    let qemu = PosixLock::hold(&vm.qemu_pid());
+    let qemu = RecordLock::hold(&vm.qemu_pid());
     broker.config.port = PortChoice::Free;
     assert_eq!(broker.start(), port);
     broker.stop();
@@ -497,7 +498,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
         records::save(&state.guests(), &GuestsRecord { guests: vec![guest] }).unwrap();
     };
     launch("one");
-    let qemu = PosixLock::hold(&paths.qemu_pid());
+    let qemu = RecordLock::hold(&paths.qemu_pid());
     broker.start();
     assert_eq!(broker.hello("web"), "ok\n");
     fs::write(
@@ -514,7 +515,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
     assert_eq!(broker.lines("freshness of vm:web reachable=false"), 1);
 
     launch("two");
-    let qemu = PosixLock::hold(&paths.qemu_pid());
+    let qemu = RecordLock::hold(&paths.qemu_pid());
     assert_eq!(broker.hello("web"), "ok\n");
     until("a look at the new launch", || second_is_new(&broker));
     let stop = castra::core::root::records::StopRecord {
@@ -597,30 +598,4 @@ fn whatever_comes_is_answered() {
             .bytes()
             .all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte))
     );
-}
-
-/// Stands in for QEMU: another process with a POSIX record lock on the pid file.
-struct PosixLock(std::process::Child);
-
-impl PosixLock {
-    fn hold(path: &std::path::Path) -> PosixLock {
-        let script = "import fcntl,os,sys\nf=open(sys.argv[1],'w')\nfcntl.lockf(f,fcntl.LOCK_EX)\nf.write(str(os.getpid()))\nf.flush()\nprint('held',flush=True)\nsys.stdin.read()";
-        let mut child = std::process::Command::new("python3")
-            .args(["-c", script])
-            .arg(path)
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::piped())
-            .spawn()
-            .expect("python3 is needed to hold a lock as QEMU does");
-        let mut held = [0; 5];
-        child.stdout.as_mut().unwrap().read_exact(&mut held).unwrap();
-        PosixLock(child)
-    }
-}
-
-impl Drop for PosixLock {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -13,13 +13,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use castra::core::broker::{
-    BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker, find_broker,
-    stop_broker,
+    BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker, stop_broker,
 };
 use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load};
 use castra::core::failure::Exit;
 use castra::core::host::{self, Holder};
+use castra::core::root::alive::find_broker;
 use castra::core::root::handshake_record::{RecordRead, read_record};
 use castra::core::root::records::{self, BrokerRecord};
 

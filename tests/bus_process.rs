@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use castra::core::broker::find_broker;
 use castra::core::host;
+use castra::core::root::alive::find_broker;
 use castra::core::root::paths::StateRoot;
 use support::session::{Session, framed, seq_of};
 use support::{Castra, eventually, objects, until};

@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 
 use castra::core::config::{self, CONFIG_FILE, Config};
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::logs::launched_vms;
 use castra::core::name::VmName;
 use castra::core::nearest::no_such_vm;
 use castra::core::operations::lost;
 use castra::core::operations::status::status_all;
 use castra::core::process::shell_quote;
 use castra::core::reporter::Silent;
+use castra::core::root::alive::launched_vms;
 use castra::core::root::paths::{StateRoot, castra_home, check_utf8};
 use castra::core::root::records::{self, RunRecord, WorkspaceRecord};
 use castra::core::status::evidence::Project;

@@ -4,8 +4,8 @@
 
 use castra::core::bootstrap::ssh::login;
 use castra::core::failure::{Exit, Result};
-use castra::core::logs::launched_vms;
 use castra::core::name::VmName;
+use castra::core::root::alive::{launched_vms, may_live};
 use serde_json::json;
 
 use super::context::Context;
@@ -28,7 +28,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if !named {
         vms = launched_vms(&state)?
             .into_iter()
-            .filter(|vm| login::runs(&state, vm))
+            .filter(|vm| may_live(&state.vm(vm)))
             .collect();
         vms.sort();
     }

@@ -1,7 +1,10 @@
-//! A fresh directory for one test, removed at its end. Compiled for tests only.
+//! A fresh directory for one test, removed at its end, and a process that holds a lock as QEMU does. Compiled for
+//! tests only.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A directory that lives as long as this value.
@@ -32,5 +35,43 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that holds a record lock on a file, as QEMU does on its pid file.
+pub struct RecordLock(Child);
+
+impl RecordLock {
+    /// Makes the file and has a new process lock it.
+    pub fn hold(path: &Path) -> RecordLock {
+        File::create(path).expect("the file can be made");
+        let mut child = Command::new("python3")
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/support/lock-holder.py"
+            ))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3 holds locks as QEMU does");
+        let stdin = child.stdin.as_mut().expect("it is a pipe");
+        writeln!(stdin, "hold {}", path.display()).expect("it reads");
+        let mut answer = String::new();
+        let stdout = child.stdout.as_mut().expect("it is a pipe");
+        BufReader::new(stdout).read_line(&mut answer).expect("it answers");
+        assert_eq!(answer, "done\n");
+        RecordLock(child)
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for RecordLock {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -24,10 +24,11 @@ use crate::core::broker::protocol::heartbeat_secs;
 use crate::core::config::{Config, VmConfig};
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity, VizierPlanStatus};
-use crate::core::host::{self, Holder};
+use crate::core::host;
 use crate::core::images::embedded::{CASTRA_BUS, CASTRA_HELLO, CASTRA_VIZIER};
 use crate::core::logs;
 use crate::core::process::Tail;
+use crate::core::root::alive::may_live;
 use crate::core::root::freshness::{Now, OfLaunch, is_fresh, is_of_launch};
 use crate::core::root::handshake_record::{RecordRead, read_record};
 use crate::core::root::paths::vm_file;
@@ -89,7 +90,7 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
     let paths = config.state.vm(&vm.name);
     let enabled: Option<Enabled> = records::load(&paths.file(vm_file::VIZIER)).ok().flatten();
     let run: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
-    let runs = host::lock_holder(&paths.qemu_pid()) != Holder::Nobody;
+    let runs = may_live(&paths);
     let this_launch =
         |enabled: &Enabled| runs && run.as_ref().is_some_and(|run| run.launch_id == enabled.launch_id);
     // What is on a disk that stays is there after the next launch too; the default guest lives in memory.

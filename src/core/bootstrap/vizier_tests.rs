@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::core::bootstrap::bootstrap_plan::tests::config_of;
-use crate::core::host::FileLock;
 use crate::core::root::paths::StateRoot;
-use crate::core::scratch::Scratch;
+use crate::core::scratch::{RecordLock, Scratch};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -297,7 +296,7 @@ fn the_plan_goes_by_what_was_enabled() {
     note("an older one");
     assert_eq!(status(&config), VizierPlanStatus::Update);
     config.vms[0].persist = false;
-    let qemu = FileLock::try_take(&paths.qemu_pid(), "qemu").unwrap();
+    let qemu = RecordLock::hold(&paths.qemu_pid());
     assert_eq!(
         status(&config),
         VizierPlanStatus::Unknown,

@@ -4,11 +4,10 @@
 //! (`core::runtime`), or the deadlines of the steps.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
-use crate::core::host::{self, Holder};
+use crate::core::root::alive::may_live;
 use crate::core::root::paths::VmPaths;
 use crate::core::root::records::{self, StopRecord};
 
@@ -39,8 +38,7 @@ impl fmt::Display for Stop {
 /// Asks whether to go on.
 pub struct Watch<'a> {
     cancel: &'a Cancel,
-    qemu_pid: PathBuf,
-    stop: PathBuf,
+    vm: &'a VmPaths,
     launch_id: &'a str,
     why_ended: &'a (dyn Fn() -> String + Sync),
 }
@@ -49,14 +47,13 @@ impl<'a> Watch<'a> {
     /// A watch over this launch of a VM. `why_ended` tells why QEMU is gone; asked once it is.
     pub fn new(
         cancel: &'a Cancel,
-        vm: &VmPaths,
+        vm: &'a VmPaths,
         launch_id: &'a str,
         why_ended: &'a (dyn Fn() -> String + Sync),
     ) -> Watch<'a> {
         Watch {
             cancel,
-            qemu_pid: vm.qemu_pid(),
-            stop: vm.stop(),
+            vm,
             launch_id,
             why_ended,
         }
@@ -67,10 +64,10 @@ impl<'a> Watch<'a> {
         if self.cancel.is_requested() {
             return Some(Stop::Interrupted);
         }
-        if host::lock_holder(&self.qemu_pid) != Holder::Nobody {
+        if may_live(self.vm) {
             return None;
         }
-        let stop: Option<StopRecord> = records::load(&self.stop).ok().flatten();
+        let stop: Option<StopRecord> = records::load(&self.vm.stop()).ok().flatten();
         if let Some(stop) = stop.filter(|stop| stop.launch_id == self.launch_id) {
             let command = stop.by.split(" (pid ").next().unwrap_or_default();
             return Some(Stop::Stopped(command.to_owned()));
@@ -109,7 +106,7 @@ mod tests {
     use super::*;
     use crate::core::host::FileLock;
     use crate::core::root::paths::StateRoot;
-    use crate::core::scratch::Scratch;
+    use crate::core::scratch::{RecordLock, Scratch};
 
     #[test]
     fn the_evidence_decides() {
@@ -119,11 +116,15 @@ mod tests {
         let cancel = Cancel::new();
         let why = || "guest-panic".to_owned();
         let watch = Watch::new(&cancel, &vm, "launch-1", &why);
-        let lock = FileLock::try_take(&vm.qemu_pid(), "qemu").unwrap();
+        let lock = RecordLock::hold(&vm.qemu_pid());
         assert_eq!(watch.look(), None);
         assert_eq!(watch.pause_for_end(Duration::from_millis(1)), None);
         drop(lock);
-        assert_eq!(watch.look(), Some(Stop::VmEnded("guest-panic".into())));
+        let lock = FileLock::try_take(&vm.qemu_pid(), "a backup").unwrap();
+        let ended = Some(Stop::VmEnded("guest-panic".into()));
+        assert_eq!(watch.look(), ended, "that lock isn't QEMU's");
+        drop(lock);
+        assert_eq!(watch.look(), ended);
         let stop = |launch: &str| {
             let record = StopRecord {
                 launch_id: launch.into(),

@@ -22,8 +22,8 @@ use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::{self, GuestsRecord};
 
 use super::attempts::line_head;

@@ -20,8 +20,8 @@ use crate::core::config::Config;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::process::{AGENT_RUN_MARK, Tail};
+use crate::core::root::alive::find_broker;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::records::{self, BrokerRecord};
 use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
 
 use super::daemon::Announcement;
@@ -231,28 +231,6 @@ pub struct BrokerHandle {
     pub port: u16,
     /// It was started by this call.
     pub started: bool,
-}
-
-/// Pid and run id of the broker that holds `broker.pid`. What its record says counts only if that
-/// is of the same run.
-pub fn live_broker(state: &StateRoot) -> Option<(u32, String)> {
-    let path = state.broker_pid();
-    let pid = host::locked_pid(&path)?;
-    let note = host::tail_of(&path, 512);
-    let run = note.split_whitespace().nth(3).unwrap_or_default();
-    Some((pid, run.to_owned()))
-}
-
-/// The broker of this state root, if one lives: its pid, and its port once it listens. Writes
-/// nothing and waits for nothing.
-pub fn find_broker(state: &StateRoot) -> Option<(u32, Option<BrokerRecord>)> {
-    let (pid, run) = live_broker(state)?;
-    // The record of an earlier run says nothing about this one: it has not bound its port yet.
-    let record = records::load::<BrokerRecord>(&state.broker_json())
-        .ok()
-        .flatten()
-        .filter(|record| record.run == run);
-    Some((pid, record))
 }
 
 /// The project's broker, started if none runs. Two callers at the same time end with one.

@@ -31,7 +31,7 @@ mod vm_watch;
 pub use daemon::run_process;
 pub use launcher::{
     BrokerHandle, BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker,
-    find_broker, stop_broker,
+    stop_broker,
 };
 pub use serve::{BrokerOptions, Ready, run, run_announced};
 

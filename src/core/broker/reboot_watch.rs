@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use crate::core::events::Event;
 use crate::core::name::VmName;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::ending::Verdict;
 use crate::core::root::paths::{StateRoot, VmPaths};
-use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::GuestsRecord;
 use crate::core::runtime::resets::{self, ResetWatch};
 

@@ -12,9 +12,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::core::config::{PortChoice, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, FileLock, Holder, LockError};
+use crate::core::host::{self, FileLock, LockError};
 use crate::core::ports::owners::owner_of;
-use crate::core::root::paths::{StateRoot, castra_home, vm_file};
+use crate::core::root::alive::any_vm_runs;
+use crate::core::root::paths::{StateRoot, castra_home};
 use crate::core::root::records::{self, BrokerRecord};
 
 use super::listen::SLACK;
@@ -115,18 +116,6 @@ pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
         },
         PortChoice::Free => exactly(0, "free some ports"),
     }
-}
-
-fn any_vm_runs(paths: &StateRoot) -> bool {
-    let Ok(entries) = fs::read_dir(paths.vms()) else {
-        return false;
-    };
-    entries.flatten().any(|entry| {
-        matches!(
-            host::lock_holder(&entry.path().join(vm_file::QEMU_PID)),
-            Holder::Process(_)
-        )
-    })
 }
 
 /// The host's socket, mode 0600 before anybody can connect: it is made under another name.

@@ -18,9 +18,9 @@ use crate::core::events::Event;
 use crate::core::host::{self, Holder};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::ending::{self, EndedStatus, VmState};
 use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
-use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::runtime::pause::{self, Pause, PauseWatch};
 

@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
-use crate::core::root::qemu_process::qemu_pid;
 use crate::core::runtime::restart_advice;
 
 use filter::TerminalFilter;

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{Area, Finding, text_of};
 use crate::core::host;
-use crate::core::logs::launched_vms;
+use crate::core::root::alive::launched_vms;
 use crate::core::root::paths::StateRoot;
 
 const ID: &str = "security.modes";

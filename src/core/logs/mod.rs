@@ -8,18 +8,18 @@ pub mod bootstrap_log;
 pub mod text_log;
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
-use crate::core::failure::{Failure, Result};
+use crate::core::failure::Result;
 use crate::core::host;
 use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::nearest::no_such_vm;
+use crate::core::root::alive::launched_vms;
 use crate::core::root::paths::{StateRoot, vm_file};
 
 /// How much of a log's end is looked through for lines that are there already, bytes.
@@ -169,26 +169,11 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
     Ok(logs)
 }
 
-/// The VMs that were ever launched under a state root, by name. A state root that may not be looked
-/// into is a failure: it isn't an empty one.
-pub fn launched_vms(state: &StateRoot) -> Result<Vec<VmName>> {
-    let dir = state.vms();
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Failure::io("read", &dir, &error)),
-    };
-    let mut names: Vec<VmName> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    names.sort();
-    Ok(names)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::core::failure::Exit;
     use crate::core::scratch::Scratch;

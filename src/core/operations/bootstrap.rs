@@ -21,7 +21,7 @@ use crate::core::operations::run::{self, Gate, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::root::qemu_process::find_qemu_pid;
+use crate::core::root::alive::find_qemu_pid;
 use crate::core::runtime::restart_advice;
 
 /// What `bootstrap` is asked for.

@@ -6,18 +6,16 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::core::broker::launcher::live_broker;
 use crate::core::clean::dir::{Dir, Kind};
 use crate::core::clean::{Place, Swept, sweep, sweep_folder};
 use crate::core::config::workspace;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, ImageUse, LockError};
-use crate::core::logs::launched_vms;
 use crate::core::name::VmName;
 use crate::core::operations::clean::{CleanTarget, Work, remove_named};
 use crate::core::operations::run;
+use crate::core::root::alive::{launched_vms, live_broker, qemu_pid, running_vms};
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::{find_qemu_pid, qemu_pid};
 use crate::core::root::records::{self, RunRecord};
 use crate::core::root::run_log;
 use crate::core::runtime::lost;
@@ -28,12 +26,8 @@ const COMMAND: &str = "castra clean";
 /// Refuses a project of which anything runs. Goes by locks alone and takes none.
 pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
     let state = &target.state;
-    let mut running = Vec::new();
-    for vm in launched_vms(state)? {
-        if let Some(pid) = find_qemu_pid(&state.vm(&vm))? {
-            running.push(format!("vm `{vm}` (pid {pid})"));
-        }
-    }
+    let pid_of = |(vm, pid)| format!("vm `{vm}` (pid {pid})");
+    let mut running: Vec<String> = running_vms(state)?.into_iter().map(pid_of).collect();
     for qemu in lost::of_roots(&[state.dir().to_owned()]) {
         running.push(format!("vm `{}` (pid {}): {}", qemu.vm, qemu.pid, qemu.fate()));
     }

@@ -20,7 +20,7 @@ use crate::core::operations::fleet::memory_check::{core_shortage, memory_shortag
 use crate::core::operations::ports::{PortsOptions, ports};
 use crate::core::ports::PortsProject;
 use crate::core::reporter::{Reporter, Silent};
-use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::binary::find_qemu;
 use crate::core::status::assemble::assemble;

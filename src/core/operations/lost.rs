@@ -10,19 +10,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::core::broker::launcher::live_broker;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::human::plural;
-use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::operations::down::VmDown;
 use crate::core::reporter::Emitter;
+use crate::core::root::alive::{live_broker, running_vms};
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::find_qemu_pid;
 use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::time::millis;
@@ -59,12 +57,7 @@ pub fn elsewhere(config: &Config) -> Result<Vec<Elsewhere>> {
     let mut found = Vec::new();
     for root in workspace::former_roots(config) {
         let state = StateRoot::new(root);
-        let mut vms = Vec::new();
-        for vm in logs::launched_vms(&state)? {
-            if let Some(pid) = find_qemu_pid(&state.vm(&vm))? {
-                vms.push((vm, pid));
-            }
-        }
+        let vms = running_vms(&state)?;
         let broker = live_broker(&state).map(|(pid, _)| pid);
         if !vms.is_empty() || broker.is_some() {
             found.push(Elsewhere { state, vms, broker });

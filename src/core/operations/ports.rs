@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::config::{self, workspace};
 use crate::core::failure::Result;
-use crate::core::logs;
 use crate::core::ports::owners::ports_of;
 use crate::core::ports::{PortRow, PortState, PortsOutcome, PortsProject};
 use crate::core::reporter::Reporter;
+use crate::core::root::alive;
 use crate::core::root::records::WorkspaceRecord;
 
 /// Whose ports are asked about.
@@ -29,7 +29,7 @@ pub struct PortsOptions {
 /// Tells which ports a project wants and has. Reads, binds nothing and changes nothing.
 pub fn ports(options: PortsOptions, _reporter: &mut dyn Reporter) -> Result<PortsOutcome> {
     // A state root that may not be looked into isn't one in which nothing runs.
-    logs::launched_vms(&options.project.state)?;
+    alive::launched_vms(&options.project.state)?;
     let mut outcome = ports_of(&options.project, &options.home);
     if options.active {
         outcome.ports.retain(in_use);

@@ -3,11 +3,11 @@
 use crate::core::config::{Config, VmConfig};
 use crate::core::failure::Result;
 use crate::core::host;
-use crate::core::logs;
 use crate::core::name::VmName;
 use crate::core::nearest::no_such_vm;
+use crate::core::root::alive;
+use crate::core::root::alive::find_qemu_pid;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::find_qemu_pid;
 
 /// The named VMs in config order; no name: all. The name of a role stands for all its replicas. An unknown one is
 /// refused, naming what exists.
@@ -26,7 +26,7 @@ pub(crate) fn vms_of<'c>(config: &'c Config, names: &[String]) -> Result<Vec<&'c
 /// This is what `down` goes by: a config may have changed or gone since.
 pub(crate) fn launched_vms(state: &StateRoot, names: &[String], also_known: &[&str]) -> Result<Vec<VmName>> {
     let mut launched = Vec::new();
-    for vm in logs::launched_vms(state)? {
+    for vm in alive::launched_vms(state)? {
         let paths = state.vm(&vm);
         // A run record that somebody removed hides neither a QEMU nor a disk.
         if find_qemu_pid(&paths)?.is_some()

@@ -36,7 +36,7 @@ use crate::core::operations::verdict::FleetVerdict;
 use crate::core::ports::PortConflict;
 use crate::core::ports::owners;
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::records::{BootstrapRecord, ForwardRecord};
 use crate::core::runtime::attached::AttachedQemu;
 use crate::core::runtime::forwards::Ports;

@@ -4,12 +4,10 @@
 
 use std::path::Path;
 
-use crate::core::broker::launcher::find_broker;
 use crate::core::config::{self, Config, Protocol, VmConfig, workspace};
 use crate::core::host::{self, BoundPort, Transport};
-use crate::core::logs::launched_vms;
+use crate::core::root::alive::{find_broker, launched_vms, qemu_pid};
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::qemu_pid;
 use crate::core::root::records::{self, BrokerRecord, RunRecord, WorkspaceRecord};
 
 use super::{Evidence, Held, PortConflict, PortOwner, PortsOutcome, PortsProject, Running};

@@ -1,33 +1,14 @@
-//! QEMU as a process: whether a VM's QEMU lives, and signals to it.
+//! QEMU as a process: signals to a VM's QEMU, and what a dead one leaves.
 //!
-//! Here: the one question that decides (the record lock on its pid file), the one place
-//! that signals a QEMU, and the files a dead one leaves. Not here: when to signal
-//! ([`super::shutdown`]) or starting one ([`super::launch`]).
+//! Here: the one place that signals a QEMU, and the files of a dead one. Not here: whether it lives
+//! ([`super::alive`]), when to signal it or how to start it (`core::runtime`).
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::core::failure::{Failure, Result};
-use crate::core::host::{self, Holder};
+use crate::core::host;
+use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::{VmPaths, vm_file};
-
-/// The pid of a VM's QEMU, told by the kernel: the process that holds the lock on its pid file.
-/// The number in the file counts for nothing. `None`: it doesn't run, or nobody may ask.
-pub fn qemu_pid(paths: &VmPaths) -> Option<u32> {
-    find_qemu_pid(paths).ok().flatten()
-}
-
-/// As [`qemu_pid`], for whoever concludes something from its absence: a pid file that may not be
-/// looked at is a failure, lest a VM of somebody else's reads as stopped.
-pub fn find_qemu_pid(paths: &VmPaths) -> Result<Option<u32>> {
-    let path = paths.qemu_pid();
-    match host::ask_lock_holder(&path) {
-        Ok(Holder::Process(pid)) => Ok(Some(pid)),
-        // A copy of the file, or somebody's own lock on it: no QEMU, and nobody to signal.
-        Ok(Holder::Nobody | Holder::Description | Holder::Unknown) => Ok(None),
-        Err(error) => Err(Failure::io("read", &path, &error)),
-    }
-}
 
 /// Sends a signal to a VM's QEMU, asking who that is just before. The pid it went to; `None` if it
 /// was gone.

@@ -26,7 +26,8 @@ use super::forwards::Ports;
 use super::launch_plan::{LaunchPlan, VmLaunchMode};
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
-use crate::core::root::qemu_process::{clear_leftovers, qemu_pid, signal_qemu};
+use crate::core::root::alive::qemu_pid;
+use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
 
 /// How long QEMU may take to answer: 60 ms on an idle machine; this is for one under siege.
 pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);

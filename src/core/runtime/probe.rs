@@ -19,7 +19,7 @@ use crate::core::threads::{self, RaisedAtEnd};
 use super::fault::own_words;
 use super::probe_guest::{MARKER, initramfs};
 use super::qemu::machine_type;
-use crate::core::root::qemu_process::qemu_pid;
+use crate::core::root::alive::qemu_pid;
 
 /// CPU time a guest may use before it must have spoken. Under KVM a kernel needs well under half a
 /// second to its first program; under the translator, which is what castra falls back to, 2 s. So

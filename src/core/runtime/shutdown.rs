@@ -18,7 +18,8 @@ use crate::core::reporter::Emitter;
 use crate::core::root::paths::VmPaths;
 
 use super::qmp::Qmp;
-use crate::core::root::qemu_process::{clear_leftovers, qemu_pid, signal_qemu};
+use crate::core::root::alive::qemu_pid;
+use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
 use crate::core::time::millis;
 
 /// The polite rung's name in events.

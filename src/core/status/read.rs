@@ -9,19 +9,16 @@
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
-use std::fs;
-use std::io;
 
 use serde::de::DeserializeOwned;
 
-use crate::core::broker::launcher::live_broker;
 use crate::core::config::workspace;
 use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
+use crate::core::root::alive::{find_qemu_pid, launched_vms, live_broker, qemu_pid};
 use crate::core::root::handshake_record::read_record;
 use crate::core::root::paths::{StateRoot, VmPaths, castra_home};
-use crate::core::root::qemu_process::{find_qemu_pid, qemu_pid};
 use crate::core::root::records::{self, RunPhase, RunRecord};
 use crate::core::runtime::lost;
 use crate::core::runtime::{pause, resets};
@@ -74,13 +71,7 @@ pub fn now() -> Now {
 /// With a config its VMs, then those it doesn't name whose QEMU runs; without one those that were
 /// ever launched, by name.
 fn names_of(project: &Project) -> Result<Vec<(VmName, Option<Declared>)>> {
-    let mut on_disk: Vec<VmName> = match fs::read_dir(project.state.vms()) {
-        Ok(entries) => entries
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            .collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(Failure::io("read", &project.state.vms(), &error)),
-    };
+    let mut on_disk = launched_vms(&project.state)?;
     for name in &on_disk {
         find_qemu_pid(&project.state.vm(name))?;
     }

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 
 use crate::core::bootstrap::ssh::{CONNECT_TIMEOUT_SECS, SshTarget, alive_options, option_path};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, Holder};
 use crate::core::name::VmName;
+use crate::core::root::alive::find_qemu_pid;
 use crate::core::root::paths::{StateRoot, vm_file};
 use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::{lost, pause, restart_advice};
@@ -42,7 +42,7 @@ pub fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
                 .advice(restart_advice::advice(&paths, vm)),
         }
     };
-    if !ask_whether_runs(state, vm)? {
+    if find_qemu_pid(&paths)?.is_none() {
         return Err(not_running());
     }
     let run: RunRecord = records::load(&paths.run())?.ok_or_else(not_running)?;
@@ -60,20 +60,6 @@ pub fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
         options: run.ssh.options,
         dir: paths.dir().to_owned(),
     })
-}
-
-/// Whether a VM has a QEMU.
-pub fn runs(state: &StateRoot, vm: &VmName) -> bool {
-    ask_whether_runs(state, vm).unwrap_or(true)
-}
-
-/// The same; that it can't be told is a failure.
-fn ask_whether_runs(state: &StateRoot, vm: &VmName) -> Result<bool> {
-    let path = state.vm(vm).qemu_pid();
-    match host::ask_lock_holder(&path) {
-        Ok(holder) => Ok(holder != Holder::Nobody),
-        Err(error) => Err(Failure::io("read", &path, &error)),
-    }
 }
 
 impl SshTarget {
@@ -140,8 +126,7 @@ impl SshTarget {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::host::FileLock;
-    use crate::core::scratch::Scratch;
+    use crate::core::scratch::{RecordLock, Scratch};
     use std::process::Command;
 
     fn target(scratch: &Scratch) -> SshTarget {
@@ -234,11 +219,9 @@ mod tests {
         let state = StateRoot::new(scratch.dir());
         let vm: VmName = "web".parse().unwrap();
         std::fs::create_dir_all(state.vm(&vm).dir()).unwrap();
-        assert!(!runs(&state, &vm));
         let failure = running_target(&state, &vm).unwrap_err();
         assert!(failure.to_string().contains("not running"), "{failure}");
-        let _lock = FileLock::try_take(&state.vm(&vm).qemu_pid(), "qemu").unwrap();
-        assert!(runs(&state, &vm));
+        let _qemu = RecordLock::hold(&state.vm(&vm).qemu_pid());
         assert!(
             running_target(&state, &vm).is_err(),
             "without run.json nobody knows the port"

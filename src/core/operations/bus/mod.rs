@@ -24,10 +24,9 @@ use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
 use crate::core::lines::journal::Rotation;
-use crate::core::logs::launched_vms;
 use crate::core::operations::run;
+use crate::core::root::alive::any_vm_runs;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::qemu_process::qemu_pid;
 
 pub use bench::{
     BusBenchOptions, BusBenchOutcome, LatencyMicros, Load, Measured, bus_bench, bus_bench_with_launcher,
@@ -77,13 +76,6 @@ impl BusProject {
     fn rotation(&self) -> Rotation {
         self.bus().rotation
     }
-
-    fn some_vm_runs(&self) -> bool {
-        launched_vms(&self.state)
-            .unwrap_or_default()
-            .iter()
-            .any(|vm| qemu_pid(&self.state.vm(vm)).is_some())
-    }
 }
 
 /// What is handed the messages, and says when it is enough. Implemented by embedders and by `app`;
@@ -126,7 +118,7 @@ impl Access<'_> {
     /// Fails where it is clear at once that there will be no session. Touches nothing.
     fn check(&self, project: &BusProject) -> Result<()> {
         let somebody = host::lock_holder(&project.state.broker_pid()) != Holder::Nobody;
-        if self.wait.is_some() || somebody || (project.config.is_some() && project.some_vm_runs()) {
+        if self.wait.is_some() || somebody || (project.config.is_some() && any_vm_runs(&project.state)) {
             return Ok(());
         }
         Err(no_broker(project))
@@ -170,7 +162,7 @@ impl Access<'_> {
         if host::lock_holder(&project.state.broker_pid()) != Holder::Nobody {
             return Ok(Started::BySomebody);
         }
-        let Some(config) = project.config.as_deref().filter(|_| project.some_vm_runs()) else {
+        let Some(config) = project.config.as_deref().filter(|_| any_vm_runs(&project.state)) else {
             return Ok(Started::No);
         };
         // Under the project's lock, as everybody who starts one: a `down` under way must not find
@@ -179,7 +171,7 @@ impl Access<'_> {
         let Ok(_lock) = run::lock_project(&config.project, &config.state, "castra bus") else {
             return Ok(Started::BySomebody);
         };
-        if !project.some_vm_runs() {
+        if !any_vm_runs(&project.state) {
             return Ok(Started::No);
         }
         let broker = launcher::ensure_broker(config, self.broker, ANSWER_LIMIT, self.cancel)?;
@@ -208,13 +200,13 @@ fn no_broker(project: &BusProject) -> Failure {
             .advice("try again, or wait for it by --wait 30s");
     }
     match &project.config {
-        None if project.some_vm_runs() => {
+        None if any_vm_runs(&project.state) => {
             return failure
                 .because("VMs run, but castra.toml, which says how to start a broker, is gone")
                 .advice("give the new place of castra.toml by --config");
         }
         // Somebody is at work on the project, who starts one or takes the last VM down.
-        Some(config) if project.some_vm_runs() => {
+        Some(config) if any_vm_runs(&project.state) => {
             if let Err(busy) = run::check_project_free(config) {
                 return busy;
             }

@@ -11,9 +11,8 @@ use std::time::Duration;
 use castra::core::escape::escape_line;
 use castra::core::events::{Event, Severity};
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::harness::Tokens;
-use castra::core::harness::codex::Ask;
 use castra::core::harness::usage::{DayUse, Usage};
+use castra::core::harness::{AGENTS, Agent, Ask, Tokens, agent_named};
 use castra::core::lines::journal::Rotation;
 use castra::core::operations::harness::{self, HarnessOutcome, Input, RelayOptions, RunOptions, ThreadRow};
 use castra::core::process::shell_quote;
@@ -49,6 +48,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let options = RunOptions {
         config: &config,
+        agent: agent(raw),
         program: raw.codex.clone(),
         ask: Ask {
             model: raw.model.clone(),
@@ -68,6 +68,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(finish(context, &outcome))
 }
 
+/// The agent that is wanted.
+fn agent(raw: &Raw) -> &'static dyn Agent {
+    let named = raw.agent.as_deref().and_then(agent_named);
+    named.unwrap_or(AGENTS[0])
+}
+
 /// The words as one text, as a shell's `echo` would join them.
 fn prompt(words: &[OsString]) -> Result<String> {
     let words: Option<Vec<&str>> = words.iter().map(|word| word.to_str()).collect();
@@ -83,6 +89,7 @@ pub fn relay(context: &mut Context, raw: &Raw) -> Result<Exit> {
         _ => Input::Stream(Box::new(io::stdin())),
     };
     let options = RelayOptions {
+        agent: agent(raw),
         input,
         kept_in: if raw.no_record { None } else { kept_in(raw)? },
         cancel: context.cancel_on_signals(),

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use castra::core::harness::agent_names;
+
 use super::table::{COMMANDS, CommandRow, Complete, FLAGS, Flag, GROUPS, Scope, Section, Shell};
 
 /// The script for one shell.
@@ -137,6 +139,7 @@ fn bash() -> String {
 }
 
 fn bash_reply(complete: Complete) -> String {
+    let one_of = |words: &[&str]| format!("COMPREPLY=($(compgen -W '{}' -- \"$cur\"));", words.join(" "));
     match complete {
         Complete::Nothing => String::new(),
         Complete::Path => {
@@ -145,7 +148,8 @@ fn bash_reply(complete: Complete) -> String {
         Complete::VmName => {
             "COMPREPLY=($(compgen -W \"$(castra vm-names 2>/dev/null)\" -- \"$cur\"));".to_owned()
         }
-        Complete::OneOf(words) => format!("COMPREPLY=($(compgen -W '{}' -- \"$cur\"));", words.join(" ")),
+        Complete::Agent => one_of(&agent_names()),
+        Complete::OneOf(words) => one_of(words),
     }
 }
 
@@ -251,6 +255,7 @@ fn zsh_action(complete: Complete) -> String {
         Complete::Nothing => " ".to_owned(),
         Complete::Path => "_files".to_owned(),
         Complete::VmName => "_castra_vms".to_owned(),
+        Complete::Agent => format!("({})", agent_names().join(" ")),
         Complete::OneOf(words) => format!("({})", words.join(" ")),
     }
 }
@@ -357,6 +362,7 @@ fn fish_value(complete: Complete) -> String {
         Complete::Nothing => " -x".to_owned(),
         Complete::Path => " -r -F".to_owned(),
         Complete::VmName => " -x -a '(castra vm-names 2>/dev/null)'".to_owned(),
+        Complete::Agent => format!(" -x -a '{}'", agent_names().join(" ")),
         Complete::OneOf(words) => format!(" -x -a '{}'", words.join(" ")),
     }
 }

@@ -159,6 +159,8 @@ pub struct Raw {
     pub prefix: Option<String>,
     /// `--dir DIR`.
     pub dir: Option<PathBuf>,
+    /// `--agent NAME`, which is in the list.
+    pub agent: Option<String>,
     /// `--codex PATH`.
     pub codex: Option<PathBuf>,
     /// `--codex-arg ARG`, in the order given.

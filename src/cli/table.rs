@@ -92,6 +92,8 @@ pub enum Complete {
     Path,
     /// A VM of the project.
     VmName,
+    /// An agent that castra knows.
+    Agent,
     /// One of these.
     OneOf(&'static [&'static str]),
 }

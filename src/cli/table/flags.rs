@@ -5,6 +5,7 @@
 use std::ffi::OsString;
 use std::time::{Duration, SystemTime};
 
+use castra::core::harness::{agent_named, agent_names};
 use castra::core::operations::events::parse_since;
 use castra::core::operations::wait::WaitFor;
 use castra::core::report::MOST_RUNS;
@@ -670,6 +671,23 @@ pub const FLAGS: &[Flag] = &[
         complete: Complete::Nothing,
         apply: |raw, _| {
             raw.no_follow = true;
+            Ok(())
+        },
+    },
+    Flag {
+        long: "agent",
+        short: None,
+        value: Some("NAME"),
+        scope: Scope::Only(&[Command::HarnessRun, Command::HarnessRelay]),
+        brief: "the agent (default: codex)",
+        manual: "",
+        complete: Complete::Agent,
+        apply: |raw, value| {
+            let name = text(value)?;
+            if agent_named(&name).is_none() {
+                return Err(BadValue(format!("castra knows {}", agent_names().join(", "))));
+            }
+            raw.agent = Some(name);
             Ok(())
         },
     },

@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Raw, count, cut, head, members, number, opaque, opaque_text, tail, word};
-use super::{Agent, AgentEvent, Since, Tokens};
+use super::{Agent, AgentEvent, Ask, Since, Tokens};
 use crate::core::events::Severity;
 
 /// Text of a message beyond this is cut; the transcript has all of it.
@@ -36,36 +36,6 @@ const NAME_LIMIT: usize = 512;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Codex;
 
-/// How Codex is asked.
-#[derive(Clone, Debug, Default)]
-pub struct Ask {
-    /// `--model`.
-    pub model: Option<String>,
-    /// The thread to go on with.
-    pub resume: Option<String>,
-    /// Further arguments, as they are.
-    pub extra: Vec<OsString>,
-    /// What is asked of it.
-    pub prompt: String,
-}
-
-/// The arguments of a `codex` that answers `ask`.
-pub fn argv(ask: &Ask) -> Vec<OsString> {
-    let mut argv: Vec<OsString> = vec!["exec".into(), "--json".into()];
-    if let Some(model) = &ask.model {
-        argv.push(format!("--model={model}").into());
-    }
-    argv.extend(ask.extra.iter().cloned());
-    if ask.resume.is_some() {
-        argv.push("resume".into());
-    }
-    // Neither a thread nor a prompt may be taken for a flag.
-    argv.push("--".into());
-    argv.extend(ask.resume.iter().map(OsString::from));
-    argv.push(ask.prompt.as_str().into());
-    argv
-}
-
 /// How far an item is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -77,6 +47,30 @@ enum Phase {
 impl Agent for Codex {
     fn name(&self) -> &'static str {
         "codex"
+    }
+
+    fn program(&self) -> &'static str {
+        "codex"
+    }
+
+    fn install(&self) -> &'static str {
+        "`npm install -g @openai/codex` installs Codex"
+    }
+
+    fn argv(&self, ask: &Ask) -> Vec<OsString> {
+        let mut argv: Vec<OsString> = vec!["exec".into(), "--json".into()];
+        if let Some(model) = &ask.model {
+            argv.push(format!("--model={model}").into());
+        }
+        argv.extend(ask.extra.iter().cloned());
+        if ask.resume.is_some() {
+            argv.push("resume".into());
+        }
+        // Neither a thread nor a prompt may be taken for a flag.
+        argv.push("--".into());
+        argv.extend(ask.resume.iter().map(OsString::from));
+        argv.push(ask.prompt.as_str().into());
+        argv
     }
 
     fn read(&self, line: &str) -> Vec<AgentEvent> {
@@ -488,12 +482,12 @@ mod tests {
             prompt: "--help".into(),
             ..Ask::default()
         };
-        assert_eq!(argv(&ask), ["exec", "--json", "--", "--help"]);
+        assert_eq!(Codex.argv(&ask), ["exec", "--json", "--", "--help"]);
         ask.model = Some("-m".into());
         ask.resume = Some("--last".into());
         ask.extra = vec!["--oss".into()];
         assert_eq!(
-            argv(&ask),
+            Codex.argv(&ask),
             [
                 "exec",
                 "--json",

@@ -19,23 +19,67 @@ pub mod line_splitter;
 pub mod preamble;
 pub mod pump;
 pub mod relay;
+#[cfg(test)]
+mod test_agent;
 pub mod transcript;
 pub mod usage;
+
+use std::ffi::OsString;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::core::events::Severity;
 
-/// An agent whose stream castra understands: one function from a line to events.
-pub trait Agent: Send {
+/// The agents that castra knows, the default first.
+pub const AGENTS: &[&dyn Agent] = &[
+    &codex::Codex,
+    #[cfg(test)]
+    &test_agent::TestAgent,
+];
+
+/// An agent whose stream castra understands: its program, and one function from a line to events.
+pub trait Agent: fmt::Debug + Send + Sync {
     /// Its name, the `source` of its events.
     fn name(&self) -> &'static str;
+
+    /// Its program, as PATH has it.
+    fn program(&self) -> &'static str;
+
+    /// How to install it, one sentence.
+    fn install(&self) -> &'static str;
+
+    /// The arguments with which its program answers `ask`.
+    fn argv(&self, ask: &Ask) -> Vec<OsString>;
 
     /// What one line of its stream says; a line may say nothing, or several things. It may be any
     /// text of at most [`lines::LONGEST_LINE`] bytes, without line end. Nothing is remembered from
     /// line to line: that is [`relay::Relay`]'s business.
     fn read(&self, line: &str) -> Vec<AgentEvent>;
+}
+
+/// What an agent is asked.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// The model it is to use; `None`: its own choice.
+    pub model: Option<String>,
+    /// The thread to go on with.
+    pub resume: Option<String>,
+    /// Further arguments, as they are.
+    pub extra: Vec<OsString>,
+    /// The prompt.
+    pub prompt: String,
+}
+
+/// The agent of this name.
+pub fn agent_named(name: &str) -> Option<&'static dyn Agent> {
+    AGENTS.iter().find(|agent| agent.name() == name).copied()
+}
+
+/// The names of all agents, the default first.
+pub fn agent_names() -> Vec<&'static str> {
+    AGENTS.iter().map(|agent| agent.name()).collect()
 }
 
 /// What an agent says, in words that fit all of them.

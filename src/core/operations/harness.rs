@@ -23,7 +23,6 @@ use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::harness::agent_process::{self, Start, Stopped};
-use crate::core::harness::codex::{Ask, Codex, argv};
 use crate::core::harness::guest::{self, remote_script, ssh_argv};
 use crate::core::harness::ledger::{self, Ledger, ThreadRecord};
 use crate::core::harness::preamble::{Bootstrapped, View, preamble};
@@ -31,7 +30,7 @@ use crate::core::harness::pump::{Heard, Pump, Source};
 use crate::core::harness::relay::{Counts, Expected, Forgetful, Keeper, Relay};
 use crate::core::harness::transcript::{self, Transcript};
 use crate::core::harness::usage::{Usage, sum, vm_spans};
-use crate::core::harness::{Agent, Verdict};
+use crate::core::harness::{AGENTS, Agent, Ask, Verdict, agent_named};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
@@ -41,8 +40,6 @@ use crate::core::root::paths::StateRoot;
 use crate::core::status::StatusOutcome;
 use crate::core::status::evidence::Project;
 
-/// The one agent there is so far.
-static AGENT: Codex = Codex;
 /// How often a relayed stream looks for a wish to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The prompt with what castra puts before it: Linux takes no argument of 128 KiB.
@@ -58,6 +55,8 @@ pub enum Input {
 
 /// What to relay.
 pub struct RelayOptions {
+    /// The agent whose stream it is.
+    pub agent: &'static dyn Agent,
     /// The stream.
     pub input: Input,
     /// Where transcript and events are kept, if anywhere.
@@ -71,7 +70,9 @@ pub struct RelayOptions {
 pub struct RunOptions<'c> {
     /// The project.
     pub config: &'c Config,
-    /// The program; `None`: `codex`.
+    /// The agent.
+    pub agent: &'static dyn Agent,
+    /// Its program; `None`: the one that PATH has.
     pub program: Option<PathBuf>,
     /// What it is asked, without what castra puts before it.
     pub ask: Ask,
@@ -133,10 +134,14 @@ pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<Harne
         None => Operation::accept_unkept(NAME, Some(detail), reporter),
     };
     let mut forgetful = Forgetful;
-    let mut ledger = options
-        .kept_in
-        .as_ref()
-        .map(|(state, _)| Ledger::new(state.harness_logs(), &AGENT, operation.emitter().run(), None));
+    let mut ledger = options.kept_in.as_ref().map(|(state, _)| {
+        Ledger::new(
+            state.harness_logs(),
+            options.agent,
+            operation.emitter().run(),
+            None,
+        )
+    });
     let keeper: &mut dyn Keeper = match &mut ledger {
         Some(ledger) => ledger,
         None => &mut forgetful,
@@ -145,7 +150,7 @@ pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<Harne
     let transcript = options
         .kept_in
         .map(|(state, rotation)| Transcript::new(state.harness_logs(), rotation));
-    let mut pump = Pump::new(Relay::new(&AGENT, keeper, expected), transcript);
+    let mut pump = Pump::new(Relay::new(options.agent, keeper, expected), transcript);
     let mut emit = |event| operation.emitter().emit(event);
     let trouble = pour(reader, &options.cancel, &mut pump, &mut emit);
     pump.end(&mut emit);
@@ -213,7 +218,7 @@ fn pour(
     }
 }
 
-/// Starts Codex with a preamble on the VMs and relays what it says.
+/// Starts an agent with a preamble on the VMs and relays what it says.
 pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<HarnessOutcome> {
     const NAME: &str = "harness run";
     let config = options.config;
@@ -228,19 +233,19 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     ensure_state_root(&config.state)?;
     let rotation = config.bus.rotation;
     let detail = match &options.vm {
-        Some(vm) => format!("codex in {vm}"),
-        None => "codex".to_owned(),
+        Some(vm) => format!("{} in {vm}", options.agent.name()),
+        None => options.agent.name().to_owned(),
     };
     let operation = Operation::accept(NAME, Some(detail), &config.state, rotation, reporter);
     let emitter = operation.emitter();
     let mut emit = |event| emitter.emit(event);
     let logs = config.state.harness_logs();
-    let mut ledger = Ledger::new(logs.clone(), &AGENT, emitter.run(), options.vm.clone());
+    let mut ledger = Ledger::new(logs.clone(), options.agent, emitter.run(), options.vm.clone());
     let expected = Expected {
         live: true,
         resume: ask.resume.clone(),
     };
-    let relay = Relay::new(&AGENT, &mut ledger, expected);
+    let relay = Relay::new(options.agent, &mut ledger, expected);
     let mut pump = Pump::new(relay, Some(Transcript::new(logs, rotation)));
     let start = Start {
         mark: emitter.run().to_owned(),
@@ -298,7 +303,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
         return Err(operation.fail_with(failure, vms, Some(Verdict::Failed.as_str())));
     }
     if verdict != Verdict::Complete && !ended.stderr_tail.is_empty() {
-        emitter.emit(stderr_message(&ended.stderr_tail));
+        emitter.emit(stderr_message(options.agent, &ended.stderr_tail));
     }
     let said = Some(outcome.in_short());
     operation.end_with(exit, said, vms, bytes, Some(verdict.as_str()));
@@ -419,14 +424,14 @@ fn last_line(tail: &str) -> String {
 }
 
 /// stderr is not empty on success; where the agent failed its end is the best there is to go by.
-fn stderr_message(tail: &str) -> Event {
+fn stderr_message(agent: &dyn Agent, tail: &str) -> Event {
     let mut event = Event::message(
         Severity::Warn,
         None,
         format!("the end of the agent's stderr:\n{tail}"),
     );
     if let Event::Message { source, data, .. } = &mut event {
-        *source = Some(AGENT.name().to_owned());
+        *source = Some(agent.name().to_owned());
         *data = Some(serde_json::json!({"kind": "stderr"}));
     }
     event
@@ -491,7 +496,7 @@ fn bootstrapped(config: &Config, vm: &VmName) -> Option<Bootstrapped> {
 fn program_name(options: &RunOptions<'_>) -> OsString {
     match &options.program {
         Some(path) => path.clone().into_os_string(),
-        None => "codex".into(),
+        None => options.agent.program().into(),
     }
 }
 
@@ -499,9 +504,9 @@ fn program_name(options: &RunOptions<'_>) -> OsString {
 /// is a refusal.
 fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
     let program = program_name(options);
-    let args = argv(ask);
+    let args = options.agent.argv(ask);
     let Some(vm) = &options.vm else {
-        let found = find_program(&program)?;
+        let found = find_program(&program, options.agent.install())?;
         if let Some(dir) = options.dir.as_ref().filter(|dir| !dir.is_dir()) {
             return Err(
                 Failure::new(Exit::NoInput, format!("there is no directory {}", dir.display()))
@@ -512,7 +517,7 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
         start.dir.clone_from(&options.dir);
         return Ok(start);
     };
-    find_program(OsStr::new("ssh"))?;
+    find_program(OsStr::new("ssh"), "")?;
     let target = running_target(&options.config.state, vm)?;
     if args.iter().any(|word| word.len() > guest::LONGEST_WORD) {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
@@ -530,7 +535,7 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
 }
 
 /// The program as it will be started, found as the system would.
-fn find_program(program: &OsStr) -> Result<OsString> {
+fn find_program(program: &OsStr, install: &str) -> Result<OsString> {
     let is_program = |path: &Path| {
         fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
     };
@@ -550,7 +555,9 @@ fn find_program(program: &OsStr) -> Result<OsString> {
             "ssh" => failure.advice("install the package openssh-client"),
             _ => failure
                 .because("the agent isn't installed here, or not on PATH")
-                .advice("`npm install -g @openai/codex` installs Codex; --codex PATH names one elsewhere; --in VM runs one there"),
+                .advice(format!(
+                    "{install}; --codex PATH names one elsewhere; --in VM runs one there"
+                )),
         }
     })
 }
@@ -594,7 +601,7 @@ pub struct ThreadRow {
 /// The threads of a project, the one heard last at the end. A reading operation.
 pub fn list(state: &StateRoot) -> Result<Vec<ThreadRow>> {
     let dir = state.harness_logs();
-    let records = ledger::list(&dir, &AGENT)?;
+    let records = ledger::list(&dir, AGENTS[0])?;
     Ok(records.into_iter().map(|record| row(&dir, record)).collect())
 }
 
@@ -662,7 +669,8 @@ pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<(
 /// Hands over the events that a thread's transcript stands for, until `take` returns false.
 pub fn replay(thread: &ThreadRow, mut take: impl FnMut(Event) -> bool) -> Result<()> {
     let mut keeper = Forgetful;
-    let mut relay = Relay::new(&AGENT, &mut keeper, Expected::default());
+    let agent = agent_named(&thread.agent).unwrap_or(AGENTS[0]);
+    let mut relay = Relay::new(agent, &mut keeper, Expected::default());
     let mut goes_on = true;
     let mut hand_over = |event| goes_on = goes_on && take(event);
     let read = transcript::read(&thread.transcript, |line| {
@@ -676,7 +684,7 @@ pub fn replay(thread: &ThreadRow, mut take: impl FnMut(Event) -> bool) -> Result
 /// Tokens by thread and day, beside the time VMs ran. A reading operation.
 pub fn usage(project: Project, cancel: Cancel) -> Result<Usage> {
     let state = project.state.clone();
-    let records = ledger::list(&state.harness_logs(), &AGENT)?;
+    let records = ledger::list(&state.harness_logs(), AGENTS[0])?;
     let outcome = status(StatusOptions { project, cancel }, &mut Silent)?;
     let running: HashSet<VmName> = outcome
         .vms

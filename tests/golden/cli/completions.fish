@@ -95,6 +95,7 @@ complete -c castra -n '__fish_seen_subcommand_from report' -l last -x -d 'show t
 complete -c castra -n '__fish_seen_subcommand_from events logs' -s f -l follow -d 'keep printing what is added'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from tail' -s f -l follow -d 'keep printing what is added, which is the default'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from tail' -l no-follow -d 'end after the last messages'
+complete -c castra -n '__fish_seen_subcommand_from harness; and __fish_seen_subcommand_from run relay' -l agent -x -a 'codex' -d 'the agent (default: codex)'
 complete -c castra -n '__fish_seen_subcommand_from harness; and __fish_seen_subcommand_from run' -l codex -r -F -d 'the Codex to run (default: `codex` from PATH)'
 complete -c castra -n '__fish_seen_subcommand_from harness; and __fish_seen_subcommand_from run' -l codex-arg -x -d 'give Codex this argument too, as in --codex-arg=--skip-git-repo-check'
 complete -c castra -n '__fish_seen_subcommand_from harness; and __fish_seen_subcommand_from run' -l model -x -d 'the model that Codex uses'

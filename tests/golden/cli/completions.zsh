@@ -218,6 +218,7 @@ _castra() {
                 case $words[1] in
                 run)
                     _arguments $globals \
+                        '*--agent=[the agent (default\: codex)]:NAME:(codex)' \
                         '*--codex=[the Codex to run (default\: `codex` from PATH)]:PATH:_files' \
                         '*--codex-arg=[give Codex this argument too, as in --codex-arg=--skip-git-repo-check]:ARG: ' \
                         '*--model=[the model that Codex uses]:MODEL: ' \
@@ -230,6 +231,7 @@ _castra() {
                         '1:PROMPT: ';;
                 relay)
                     _arguments $globals \
+                        '*--agent=[the agent (default\: codex)]:NAME:(codex)' \
                         '--no-record[keep neither transcript nor events]' \
                         '1:FILE:_files';;
                 list)

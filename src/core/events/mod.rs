@@ -557,16 +557,7 @@ impl VmCounts {
 impl Event {
     /// A message without further data.
     pub fn message(severity: Severity, vm: Option<&VmName>, text: impl Into<String>) -> Event {
-        Event::Message {
-            severity,
-            text: text.into(),
-            vm: vm.cloned(),
-            remediation: None,
-            source: None,
-            thread: None,
-            turn: None,
-            data: None,
-        }
+        Event::about(severity, vm, text.into(), None)
     }
 
     /// A message that says what to do about it.
@@ -576,14 +567,25 @@ impl Event {
         text: impl Into<String>,
         remediation: impl Into<String>,
     ) -> Event {
-        let mut event = Event::message(severity, vm, text);
-        if let Event::Message {
-            remediation: slot, ..
-        } = &mut event
-        {
-            *slot = Some(remediation.into());
+        Event::about(severity, vm, text.into(), Some(remediation.into()))
+    }
+
+    /// Tells of a failure: what happened and why, and what to do if the failure says so.
+    pub fn of_failure(severity: Severity, vm: Option<&VmName>, failure: &Failure) -> Event {
+        Event::about(severity, vm, failure.cause(), failure.next.clone())
+    }
+
+    fn about(severity: Severity, vm: Option<&VmName>, text: String, remediation: Option<String>) -> Event {
+        Event::Message {
+            severity,
+            text,
+            vm: vm.cloned(),
+            remediation,
+            source: None,
+            thread: None,
+            turn: None,
+            data: None,
         }
-        event
     }
 
     /// A refusal: what happened and why, what to do, and the exit code it means.

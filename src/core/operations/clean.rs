@@ -307,11 +307,8 @@ impl<'w, 'e> Work<'w, 'e> {
 
     /// Notes and tells of something that couldn't be done; the rest goes on.
     pub(crate) fn fail(&mut self, failure: Failure) {
-        let (text, next) = (failure.cause(), failure.next.clone());
-        self.emitter.emit(match next {
-            Some(next) => Event::advice(Severity::Error, None, text, next),
-            None => Event::message(Severity::Error, None, text),
-        });
+        self.emitter
+            .emit(Event::of_failure(Severity::Error, None, &failure));
         self.failures.push(failure);
     }
 

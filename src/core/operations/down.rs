@@ -132,9 +132,12 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     let operation = Operation::accept("down", detail, state, options.rotation, reporter);
     let emitter = operation.emitter();
     if let Some(failure) = unlocked {
-        let text = format!("VMs are stopped, but their disks stay: {}", failure.cause());
-        let next = failure.next.unwrap_or_default();
-        emitter.emit(Event::advice(Severity::Warn, None, text, next));
+        let what = format!("VMs are stopped, but their disks stay: {}", failure.what);
+        emitter.emit(Event::of_failure(
+            Severity::Warn,
+            None,
+            &Failure { what, ..failure },
+        ));
     }
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
     // First, for they have their disks open.
@@ -311,7 +314,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
                 Some(Err(failure)) => done.error = Some(failure),
             }
             if let Err(failure) = seed::discard_seed(&options.state.vm(vm).seed()) {
-                emitter.emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+                emitter.emit(Event::of_failure(Severity::Warn, Some(vm), &failure));
             }
             drop(left.lock);
         }
@@ -372,7 +375,7 @@ pub(crate) fn stop_broker_if_last(state: &StateRoot, emitter: &Emitter<'_>) -> (
         }
         Err(failure) => failure,
     };
-    emitter.emit(Event::message(Severity::Error, None, failure.to_string()));
+    emitter.emit(Event::of_failure(Severity::Error, None, &failure));
     (false, Some(failure))
 }
 

@@ -130,15 +130,12 @@ pub fn status_all(projects: Vec<Project>, reporter: &mut dyn Reporter) -> Status
 }
 
 fn unreadable(workspace: &str, failure: &Failure) -> Event {
-    let text = format!("project {workspace} can't be read: {}", failure.what);
-    let text = match &failure.why {
-        Some(why) => format!("{text}: {why}"),
-        None => text,
+    let what = format!("project {workspace} can't be read: {}", failure.what);
+    let failure = Failure {
+        what,
+        ..failure.clone()
     };
-    match &failure.next {
-        Some(next) => Event::advice(Severity::Error, None, text, next.clone()),
-        None => Event::message(Severity::Error, None, text),
-    }
+    Event::of_failure(Severity::Error, None, &failure)
 }
 
 #[cfg(test)]

@@ -178,7 +178,8 @@ impl<'e> Fleet<'_, 'e> {
     /// A VM whose way could not begin. Its locks went with its task.
     fn without_thread(&self, vm: &VmName, failure: Failure) -> VmUp {
         drop(self.gate.passage());
-        self.emitter.emit(failed(vm, &failure));
+        self.emitter
+            .emit(Event::of_failure(Severity::Error, Some(vm), &failure));
         VmUp {
             error: Some(failure),
             ..VmUp::of(vm)
@@ -196,7 +197,8 @@ impl<'e> Fleet<'_, 'e> {
         let (lock, record, slot, attached) = match began {
             Ok(began) => began,
             Err(failure) => {
-                self.emitter.emit(failed(name, &failure));
+                self.emitter
+                    .emit(Event::of_failure(Severity::Error, Some(name), &failure));
                 done.error = Some(failure);
                 return done;
             }
@@ -455,17 +457,5 @@ fn panicked(vm: VmName) -> VmUp {
     VmUp {
         error: Some(failure),
         ..VmUp::of(&vm)
-    }
-}
-
-/// What people and scripts are told of a VM that can't be brought up.
-fn failed(vm: &VmName, failure: &Failure) -> Event {
-    let text = match &failure.why {
-        Some(why) => format!("{}: {why}", failure.what),
-        None => failure.what.clone(),
-    };
-    match &failure.next {
-        Some(next) => Event::advice(Severity::Error, Some(vm), text, next.clone()),
-        None => Event::message(Severity::Error, Some(vm), text),
     }
 }

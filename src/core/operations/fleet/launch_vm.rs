@@ -91,10 +91,9 @@ impl Fleet<'_, '_> {
     fn take_back(&self, vm: &VmName, overlay: &Path) {
         match overlay::discard_overlay(overlay) {
             Ok(bytes) => tell_discarded(self.emitter, vm, overlay, bytes),
-            Err(failure) => {
-                self.emitter
-                    .emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
-            }
+            Err(failure) => self
+                .emitter
+                .emit(Event::of_failure(Severity::Warn, Some(vm), &failure)),
         }
     }
 

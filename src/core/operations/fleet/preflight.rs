@@ -175,8 +175,7 @@ impl Preflight {
             ));
         }
         for failure in refusals.iter().chain(&shortage) {
-            let next = failure.next.clone().unwrap_or_default();
-            emitter.emit(Event::advice(Severity::Error, None, failure.cause(), next));
+            emitter.emit(Event::of_failure(Severity::Error, None, failure));
         }
         for plan in &self.plans {
             emitter.emit(Event::BootstrapPlanned(Box::new(plan.clone())));

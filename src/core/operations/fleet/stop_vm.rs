@@ -160,7 +160,7 @@ impl Stopping<'_, '_> {
 
     fn warn(&self, vm: &VmName, failure: &Failure) {
         self.emitter
-            .emit(Event::message(Severity::Warn, Some(vm), failure.to_string()));
+            .emit(Event::of_failure(Severity::Warn, Some(vm), failure));
     }
 }
 

@@ -358,7 +358,7 @@ fn every_fact_has_a_sample_in_both_encodings_and_reads_back() {
     let kept: Vec<&str> = kept.lines().collect();
     assert_eq!(samples.len(), FACTS.len(), "a fact has no sample");
     for (seq, (event, fact)) in samples.into_iter().zip(FACTS).enumerate() {
-        assert_eq!(event.fact(), fact);
+        assert_eq!(event.fact(), *fact);
         let (line, tagged) = (kept[2 * seq], kept[2 * seq + 1]);
         assert!(
             tagged.starts_with(&format!("{{\"{}\":", fact.variant)),

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -42,214 +41,83 @@ pub struct Fact {
     pub phase: Option<&'static str>,
 }
 
-/// Every fact, in the order of the enum. A test holds that no variant is missing.
-pub const FACTS: [Fact; 32] = [
-    Fact {
-        variant: "Message",
-        kind: "message",
-        phase: None,
-    },
-    Fact {
-        variant: "OverlayPrepared",
-        kind: "vm.lifecycle",
-        phase: Some("overlay-prepared"),
-    },
-    Fact {
-        variant: "VmLaunched",
-        kind: "vm.lifecycle",
-        phase: Some("launched"),
-    },
-    Fact {
-        variant: "VmExited",
-        kind: "vm.lifecycle",
-        phase: Some("exited"),
-    },
-    Fact {
-        variant: "VmPaused",
-        kind: "vm.lifecycle",
-        phase: Some("paused"),
-    },
-    Fact {
-        variant: "VmResumed",
-        kind: "vm.lifecycle",
-        phase: Some("resumed"),
-    },
-    Fact {
-        variant: "VmRebooted",
-        kind: "vm.lifecycle",
-        phase: Some("rebooted"),
-    },
-    Fact {
-        variant: "ShutdownRequested",
-        kind: "vm.lifecycle",
-        phase: Some("shutdown-requested"),
-    },
-    Fact {
-        variant: "CooperativeAttempted",
-        kind: "vm.lifecycle",
-        phase: Some("cooperative-attempted"),
-    },
-    Fact {
-        variant: "CooperativeSucceeded",
-        kind: "vm.lifecycle",
-        phase: Some("cooperative-succeeded"),
-    },
-    Fact {
-        variant: "CooperativeTimedOut",
-        kind: "vm.lifecycle",
-        phase: Some("cooperative-timed-out"),
-    },
-    Fact {
-        variant: "Escalated",
-        kind: "vm.lifecycle",
-        phase: Some("escalated"),
-    },
-    Fact {
-        variant: "ShutdownComplete",
-        kind: "vm.lifecycle",
-        phase: Some("shutdown-complete"),
-    },
-    Fact {
-        variant: "OverlayDiscarded",
-        kind: "vm.lifecycle",
-        phase: Some("overlay-discarded"),
-    },
-    Fact {
-        variant: "BootstrapPlanned",
-        kind: "bootstrap.planned",
-        phase: None,
-    },
-    Fact {
-        variant: "BootstrapStarted",
-        kind: "bootstrap.started",
-        phase: None,
-    },
-    Fact {
-        variant: "BootstrapStep",
-        kind: "bootstrap.step",
-        phase: None,
-    },
-    Fact {
-        variant: "BootstrapCompleted",
-        kind: "bootstrap.completed",
-        phase: None,
-    },
-    Fact {
-        variant: "BootstrapFailed",
-        kind: "bootstrap.failed",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerStarted",
-        kind: "broker.started",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerStopped",
-        kind: "broker.stopped",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerHandshake",
-        kind: "broker.handshake",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerSession",
-        kind: "broker.session",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerFreshness",
-        kind: "broker.freshness",
-        phase: None,
-    },
-    Fact {
-        variant: "BrokerBackpressure",
-        kind: "broker.backpressure",
-        phase: None,
-    },
-    Fact {
-        variant: "Cleanup",
-        kind: "cleanup",
-        phase: None,
-    },
-    Fact {
-        variant: "CommandAccepted",
-        kind: "command.accepted",
-        phase: None,
-    },
-    Fact {
-        variant: "CommandRejected",
-        kind: "command.rejected",
-        phase: None,
-    },
-    Fact {
-        variant: "CommandCompleted",
-        kind: "command.completed",
-        phase: None,
-    },
-    Fact {
-        variant: "CommandFailed",
-        kind: "command.failed",
-        phase: None,
-    },
-    Fact {
-        variant: "Usage",
-        kind: "usage",
-        phase: None,
-    },
-    Fact {
-        variant: "Summary",
-        kind: "summary",
-        phase: None,
-    },
-];
+/// The table of all facts, by variant: a variant that it lacks doesn't compile.
+macro_rules! facts {
+    (@phase) => { None };
+    (@phase $phase:literal) => { Some($phase) };
+    ($($variant:ident => $kind:literal $(, $phase:literal)?;)*) => {
+        /// Every fact.
+        pub const FACTS: &[Fact] = &[$(Fact {
+            variant: stringify!($variant),
+            kind: $kind,
+            phase: facts!(@phase $($phase)?),
+        }),*];
+
+        impl Event {
+            /// The contract's names for this fact.
+            pub fn fact(&self) -> Fact {
+                match self {
+                    $(Event::$variant { .. } => Fact {
+                        variant: stringify!($variant),
+                        kind: $kind,
+                        phase: facts!(@phase $($phase)?),
+                    },)*
+                }
+            }
+        }
+    };
+}
+
+facts! {
+    Message => "message";
+    OverlayPrepared => "vm.lifecycle", "overlay-prepared";
+    VmLaunched => "vm.lifecycle", "launched";
+    VmExited => "vm.lifecycle", "exited";
+    VmPaused => "vm.lifecycle", "paused";
+    VmResumed => "vm.lifecycle", "resumed";
+    VmRebooted => "vm.lifecycle", "rebooted";
+    ShutdownRequested => "vm.lifecycle", "shutdown-requested";
+    CooperativeAttempted => "vm.lifecycle", "cooperative-attempted";
+    CooperativeSucceeded => "vm.lifecycle", "cooperative-succeeded";
+    CooperativeTimedOut => "vm.lifecycle", "cooperative-timed-out";
+    Escalated => "vm.lifecycle", "escalated";
+    ShutdownComplete => "vm.lifecycle", "shutdown-complete";
+    OverlayDiscarded => "vm.lifecycle", "overlay-discarded";
+    BootstrapPlanned => "bootstrap.planned";
+    BootstrapStarted => "bootstrap.started";
+    BootstrapStep => "bootstrap.step";
+    BootstrapCompleted => "bootstrap.completed";
+    BootstrapFailed => "bootstrap.failed";
+    BrokerStarted => "broker.started";
+    BrokerStopped => "broker.stopped";
+    BrokerHandshake => "broker.handshake";
+    BrokerSession => "broker.session";
+    BrokerFreshness => "broker.freshness";
+    BrokerBackpressure => "broker.backpressure";
+    Cleanup => "cleanup";
+    CommandAccepted => "command.accepted";
+    CommandRejected => "command.rejected";
+    CommandCompleted => "command.completed";
+    CommandFailed => "command.failed";
+    Usage => "usage";
+    Summary => "summary";
+}
 
 impl Event {
-    /// The contract's names for this fact. The `match` is exhaustive, so a new variant asks for
-    /// a row in [`FACTS`].
-    pub fn fact(&self) -> Fact {
-        let row = match self {
-            Event::Message { .. } => 0,
-            Event::OverlayPrepared { .. } => 1,
-            Event::VmLaunched { .. } => 2,
-            Event::VmExited { .. } => 3,
-            Event::VmPaused { .. } => 4,
-            Event::VmResumed { .. } => 5,
-            Event::VmRebooted { .. } => 6,
-            Event::ShutdownRequested { .. } => 7,
-            Event::CooperativeAttempted { .. } => 8,
-            Event::CooperativeSucceeded { .. } => 9,
-            Event::CooperativeTimedOut { .. } => 10,
-            Event::Escalated { .. } => 11,
-            Event::ShutdownComplete { .. } => 12,
-            Event::OverlayDiscarded { .. } => 13,
-            Event::BootstrapPlanned(_) => 14,
-            Event::BootstrapStarted { .. } => 15,
-            Event::BootstrapStep { .. } => 16,
-            Event::BootstrapCompleted { .. } => 17,
-            Event::BootstrapFailed { .. } => 18,
-            Event::BrokerStarted { .. } => 19,
-            Event::BrokerStopped { .. } => 20,
-            Event::BrokerHandshake { .. } => 21,
-            Event::BrokerSession { .. } => 22,
-            Event::BrokerFreshness { .. } => 23,
-            Event::BrokerBackpressure { .. } => 24,
-            Event::Cleanup { .. } => 25,
-            Event::CommandAccepted { .. } => 26,
-            Event::CommandRejected { .. } => 27,
-            Event::CommandCompleted { .. } => 28,
-            Event::CommandFailed { .. } => 29,
-            Event::Usage { .. } => 30,
-            Event::Summary { .. } => 31,
-        };
-        FACTS[row]
-    }
-
     /// The `type` of the contract line.
     pub fn contract_type(&self) -> &'static str {
         self.fact().kind
+    }
+
+    /// The fields as a JSON object, in the order in which [`Event`] declares them: the embedders' encoding,
+    /// `{"Variant":{fields}}`, without its wrapping. So no field can be in one encoding and not in the other.
+    pub fn fields(&self) -> serde_json::Result<String> {
+        let tagged = serde_json::to_string(self)?;
+        let wrapping = format!("{{\"{}\":", self.fact().variant);
+        let fields = tagged
+            .strip_prefix(&wrapping)
+            .and_then(|rest| rest.strip_suffix('}'));
+        Ok(fields.unwrap_or("{}").to_owned())
     }
 }
 
@@ -257,45 +125,30 @@ impl Stamped {
     /// The contract line, without its line end: the envelope, then the family's fields in the
     /// order in which [`Event`] declares them, `phase` behind `vm`.
     pub fn contract_line(&self) -> String {
-        let Fact { variant, kind, phase } = self.event.fact();
-        // Longer than nearly every line; a plan or a script's long line grows it once.
-        let mut line = Vec::with_capacity(512);
-        let _ = write!(
-            line,
-            r#"{{"type":"{kind}","v":{CONTRACT_VERSION},"ts":{},"offset_ms":{},"seq":{},"run":{}"#,
-            Quoted(&self.ts),
-            self.offset_ms,
-            self.seq,
-            Quoted(&self.run)
-        );
-        // The embedders' encoding is `{"Variant":{fields}}`: without its wrapping it is the rest
-        // of the line. So no field can be in one and not in the other.
-        let envelope = line.len();
-        if serde_json::to_writer(&mut line, &self.event).is_err() {
+        let Fact { kind, phase, .. } = self.event.fact();
+        let Ok(fields) = self.event.fields() else {
             // The one thing that JSON can't hold is a path that is no UTF-8, as of a file that somebody
             // put below a state root. That something happened is told all the same.
-            let text = format!(
-                "an event `{}` names a path that is no UTF-8",
-                self.event.contract_type()
-            );
+            let text = format!("an event `{kind}` names a path that is no UTF-8");
             let told = Stamped {
                 event: Event::message(super::Severity::Warn, None, text),
                 ..self.clone()
             };
             return told.contract_line();
-        }
-        let wrapping = r#"{"":{"#.len() + variant.len();
-        line.drain(envelope + 1..envelope + wrapping);
-        line[envelope] = b',';
-        line.pop();
-        if let Some(phase) = phase {
-            // `vm` comes first in this family, and no comma is in a VM's name.
-            let fields = envelope + 1;
-            let vm = line[fields..].iter().position(|byte| *byte == b',');
-            let behind = vm.map_or(fields, |comma| fields + comma + 1);
-            line.splice(behind..behind, format!(r#""phase":"{phase}","#).into_bytes());
-        }
-        harmless(String::from_utf8(line).expect("JSON is UTF-8"))
+        };
+        // `vm` comes first in the family that has phases, and no comma is in a VM's name.
+        let fields = match (phase, fields.split_once(',')) {
+            (Some(phase), Some((vm, rest))) => format!(r#"{vm},"phase":"{phase}",{rest}"#),
+            _ => fields,
+        };
+        harmless(format!(
+            r#"{{"type":"{kind}","v":{CONTRACT_VERSION},"ts":{},"offset_ms":{},"seq":{},"run":{},{}"#,
+            Quoted(&self.ts),
+            self.offset_ms,
+            self.seq,
+            Quoted(&self.run),
+            fields.trim_start_matches('{')
+        ))
     }
 
     /// The contract line as an object.
@@ -365,6 +218,7 @@ impl fmt::Display for Quoted<'_> {
 mod tests {
     use super::*;
     use crate::core::events::Severity;
+    use crate::core::failure::{Exit, Failure};
 
     #[test]
     fn a_contract_line_holds_envelope_and_fields() {
@@ -385,6 +239,24 @@ mod tests {
             Stamped::from_contract_line(&stamped.contract_line()),
             Some(stamped)
         );
+    }
+
+    #[test]
+    fn a_failure_is_told_with_its_advice_if_it_has_one() {
+        let failure = Failure::new(Exit::Failed, "it broke").because("a reason");
+        for (failure, next) in [
+            (failure.clone(), None),
+            (failure.advice("mend it"), Some("mend it".to_owned())),
+        ] {
+            let event = Event::of_failure(Severity::Warn, None, &failure);
+            let Event::Message {
+                text, remediation, ..
+            } = event
+            else {
+                panic!("no message");
+            };
+            assert_eq!((text.as_str(), remediation), ("it broke: a reason", next));
+        }
     }
 
     #[test]

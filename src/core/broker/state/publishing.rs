@@ -302,16 +302,13 @@ impl State {
         if known.is_none() || !self.log_open || self.given >= MAX_SEQ {
             return;
         }
-        let tagged = serde_json::to_string(event).expect("events are plain data with text keys");
-        let Some((_, fields)) = tagged.split_once(':') else {
-            return;
-        };
+        let fields = event.fields().expect("events are plain data with text keys");
         let topic = format!("{OWN}{family}/{vm}");
         let broker = self.broker.clone();
         let said = Said {
             head: &stamped(&head_of(broker.as_str()), at.wall_ms),
             topic: topic.as_bytes(),
-            payload: &fields.as_bytes()[..fields.len() - 1],
+            payload: fields.as_bytes(),
             reply: b"",
         };
         let deliver = !self.index.is_empty() || self.group.subscribes;

@@ -1,8 +1,8 @@
-//! Evidence of every attempt to shake hands: one log line and one event each, merged when there
-//! are too many (docs/PROTOCOL.md).
+//! The report of every handshake attempt: one log line and one event each, merged when there are
+//! too many (docs/PROTOCOL.md).
 //!
-//! Here: the deterministic line, and the count that decides whether an attempt gets a line of
-//! its own. Not here: who may come (`broker::state`), or writing anything (`broker::effects`).
+//! Here: the line and the event, and whether an attempt gets a line of its own. Not here: who is
+//! admitted (`broker::state`), writing (`broker::effects`).
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -13,12 +13,12 @@ use crate::core::reporter::wall_clock;
 use super::protocol::DeclineReason;
 use super::throttle::Throttle;
 
-/// One attempt, decided.
+/// One attempt and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
     /// Who it claimed to be, where a valid name was read.
     pub vm: Option<VmName>,
-    /// The project knows that name: only those are merged under their own name.
+    /// The project has a VM of that name. Only such attempts are merged under their own name.
     pub listed: bool,
     /// `None`: accepted.
     pub declined: Option<DeclineReason>,
@@ -41,7 +41,7 @@ pub struct Evidence {
     pub event: Event,
 }
 
-/// Whose attempts are merged, and what came of them.
+/// Attempts that are alike in this are merged.
 type Kind = (Option<VmName>, Option<DeclineReason>);
 
 /// Counts attempts and merges those beyond 20 a second.
@@ -49,7 +49,7 @@ type Kind = (Option<VmName>, Option<DeclineReason>);
 pub struct Attempts(Throttle<Kind, Attempt>);
 
 impl Attempts {
-    /// Takes an attempt in: its evidence, or `None` if it will be part of a merged line.
+    /// Adds an attempt; returns its report, or `None` if it will be part of a merged line.
     pub fn note(&mut self, boot_ms: u64, wall_ms: u64, attempt: Attempt) -> Option<Evidence> {
         let told = self.0.note(boot_ms, attempt, |attempt| {
             if !attempt.listed {
@@ -65,7 +65,7 @@ impl Attempts {
         self.0.due()
     }
 
-    /// The merged lines of the second that is over; of an unfinished one too if `at_once`.
+    /// The merged reports of the last second; with `at_once` also those of the current second.
     pub fn flush(&mut self, boot_ms: u64, wall_ms: u64, at_once: bool) -> Vec<Evidence> {
         let merged = self.0.flush(boot_ms, at_once);
         merged
@@ -81,8 +81,8 @@ pub fn line_head(wall_ms: u64, level: &str) -> String {
     format!("[host-broker] {stamp} {level}")
 }
 
-/// The line and the event of one attempt, or of `repeated` merged ones. The order of words is
-/// a promise (docs/PROTOCOL.md); everything in it is checked text or our own.
+/// The line and the event of one attempt, or of `repeated` merged ones. The order of words is part
+/// of the contract (docs/PROTOCOL.md); all text in it is checked or castra's own.
 fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence {
     let vm = attempt.vm.as_ref().map_or("-", VmName::as_str);
     let level = if attempt.declined.is_some() {

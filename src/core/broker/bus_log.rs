@@ -1,8 +1,8 @@
-//! `logs/bus/bus.log`: the one truth of the bus, appended in groups (docs/PROTOCOL.md).
+//! `logs/bus/bus.log`: all messages of the bus, appended in batches (docs/PROTOCOL.md).
 //!
-//! Here: appending all or nothing, rotation, syncing, what an earlier broker left. Not here: what
-//! a line says (`broker::state`), reading it for those who fell behind (`broker::replay`), the
-//! senders' own logs (`broker::effects`).
+//! Here: appending all or nothing, rotation, syncing, repair after an earlier broker. Not here:
+//! what a line says (`broker::state`), replay (`broker::replay`), the senders' own logs
+//! (`broker::effects`).
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -20,18 +20,18 @@ use super::log_scan::survey;
 /// Longest piece read at once when looking for a line.
 const PIECE: u64 = 64 * 1024;
 
-/// Highest number a message can have: the highest that every reader of JSON takes as it is. A line
-/// with a higher one is spoilt, and counts as one that is no message.
+/// Highest number of a message: the highest integer that every reader of JSON keeps exact. A line
+/// with a higher number is damaged, and isn't a message.
 pub const MAX_SEQ: u64 = (1 << 53) - 1;
 
-/// The log as the state thread writes it.
+/// The log of the bus, as the state thread writes it.
 #[derive(Debug)]
 pub struct BusLog {
     path: PathBuf,
     rotation: Rotation,
     sync: SyncMode,
     file: Option<File>,
-    /// Length of the whole lines in it.
+    /// Length of the complete lines in it.
     length: u64,
     unsynced: bool,
     rotated: bool,
@@ -64,7 +64,7 @@ impl BusLog {
         }
     }
 
-    /// It can take lines.
+    /// Whether it can take lines.
     pub fn is_open(&self) -> bool {
         self.file.is_some()
     }
@@ -74,7 +74,7 @@ impl BusLog {
         &self.path
     }
 
-    /// Makes or opens it, cuts a torn tail off and finds the highest number, wherever it stands.
+    /// Makes or opens the file, cuts off a torn tail and finds the highest number in the log.
     pub fn open(&mut self) -> io::Result<Opened> {
         let cut_bytes = self.open_file()?;
         let found = match survey(&self.path, self.rotation.keep) {
@@ -91,7 +91,7 @@ impl BusLog {
         })
     }
 
-    /// The same without a look at what it holds; bytes that were cut off.
+    /// Makes or opens the file and cuts off a torn tail; returns how many bytes were cut off.
     fn open_file(&mut self) -> io::Result<u64> {
         if let Some(dir) = self.path.parent() {
             host::ensure_private_dir(dir)?;
@@ -117,7 +117,7 @@ impl BusLog {
         Ok(length - whole)
     }
 
-    /// The next append begins a new file.
+    /// Whether the next append begins a new file.
     pub fn is_full(&self) -> bool {
         self.length >= self.rotation.max_bytes
     }
@@ -140,7 +140,7 @@ impl BusLog {
                 Ok(())
             }
             Err(error) => {
-                // What is not whole was never acked and must not be found by anybody.
+                // A partial write was never acked and must not be read by anybody.
                 if file.set_len(self.length).is_err() {
                     self.file = None;
                 }
@@ -149,8 +149,8 @@ impl BusLog {
         }
     }
 
-    /// Once a second: writes to disk what is not there yet, by a thread of its own; a disk that
-    /// takes its time delays nobody.
+    /// Called once a second: has a thread write to disk what isn't there yet, so that a slow disk
+    /// delays nobody.
     pub fn sync_soon(&mut self) {
         if self.sync == SyncMode::Interval && std::mem::take(&mut self.unsynced) {
             self.sync_now_or_soon();
@@ -165,18 +165,18 @@ impl BusLog {
             self.syncer = Syncer::start();
         }
         if let Some(syncer) = &self.syncer {
-            // It is busy with the last one: the next second covers this one too.
+            // The thread is busy with the last sync: the next one covers this one too.
             self.unsynced |= syncer.to_sync.try_send(copy).is_err();
         }
     }
 
-    /// True once after each rotation: the last number is to be noted elsewhere, in case nothing
-    /// comes after it.
+    /// True once after each rotation: the last number must be saved elsewhere, in case no message
+    /// follows.
     pub fn take_rotated(&mut self) -> bool {
         std::mem::take(&mut self.rotated)
     }
 
-    /// Whether the name still leads to the file; if not, it has to be opened anew.
+    /// Whether the path still leads to the open file; if not, the log must be opened again.
     pub fn check(&mut self) -> bool {
         let named = self
             .file
@@ -199,9 +199,9 @@ impl BusLog {
     }
 }
 
-/// The number after which numbering goes on: the last one in the log, or the last one that was
-/// noted elsewhere. `lossy`: a loss of power may have taken the last lines, so that numbers
-/// nobody knows of were given; then it goes on where nobody can have been.
+/// The number after which numbering goes on: the last one in the log, or the last one saved
+/// elsewhere. `lossy`: a loss of power may have taken the last lines and with them numbers that
+/// were given; then numbering goes on far beyond all numbers that can have been given.
 pub fn resume_after(in_log: u64, noted: u64, lossy: bool) -> u64 {
     let noted = Some(noted).filter(|noted| *noted <= MAX_SEQ).unwrap_or(0);
     let last = in_log.max(noted);
@@ -212,7 +212,7 @@ pub fn resume_after(in_log: u64, noted: u64, lossy: bool) -> u64 {
     }
 }
 
-/// The thread that waits for the disk.
+/// The thread that syncs the file.
 #[derive(Debug)]
 struct Syncer {
     to_sync: Sender<File>,
@@ -250,7 +250,7 @@ impl Drop for Syncer {
     }
 }
 
-/// The parts of a line that others go by.
+/// The fields of a line that other modules need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// Its number.
@@ -261,7 +261,7 @@ pub struct Line<'a> {
     pub topic: &'a str,
 }
 
-/// Reads a line as this broker writes it; `None` for anything else.
+/// Parses a line as the broker writes it; `None` for anything else.
 pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
     let (seq, rest) = number(line.strip_prefix(b"{\"seq\":")?)?;
     if seq > MAX_SEQ {
@@ -278,7 +278,7 @@ pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
     Some(Line { seq, vm, topic })
 }
 
-/// The number of a line alone.
+/// The number of a line.
 pub fn seq_of(line: &[u8]) -> Option<u64> {
     let (seq, _) = number(line.strip_prefix(b"{\"seq\":")?)?;
     (seq <= MAX_SEQ).then_some(seq)
@@ -290,14 +290,13 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     Some((value, &bytes[digits..]))
 }
 
-/// Names and topics hold nothing that JSON would have to escape.
+/// A string without escapes: names and topics need none.
 fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let end = bytes.iter().position(|byte| *byte == b'"')?;
     Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
 }
 
-/// The last number in a log and its rotated files; `None`: they hold none. A torn tail doesn't
-/// count.
+/// The last number in a log and its rotated files; `None`: they hold none. A torn tail is ignored.
 pub fn last_kept(path: &Path, keep: u32) -> io::Result<Option<u64>> {
     for number in 0..=keep {
         let path = match number {
@@ -326,7 +325,7 @@ fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
     let mut end = length;
     while end > 0 {
         let start = end_of_last_line(file, end - 1)?;
-        // The number stands in the first bytes of a line, however long it is.
+        // The number stands in the first bytes of a line, however long the line is.
         let mut head = Vec::new();
         file.seek(SeekFrom::Start(start))?;
         (&*file).take((end - start).min(PIECE)).read_to_end(&mut head)?;

@@ -1,18 +1,18 @@
-//! What stands in a payload that needs a closer look, found eight bytes at a time.
+//! Finds bytes of a payload that need a closer look, eight bytes at a time.
 //!
-//! Every byte of every publish passes here, and nearly none of them is marked. So the bytes are
-//! taken as words, whose eight comparisons are a few operations on one register: as fast however
-//! castra is compiled. Not here: what is then done about them (`super::frame`).
+//! Every byte of every publish passes here, and hardly any needs a closer look. So eight bytes are
+//! compared at once by a few operations on one register, which is fast however castra is compiled.
+//! Not here: what is then done about them (`super::frame`).
 
-/// A byte in each place of a word.
+/// A word in which every byte is this one.
 const fn all(byte: u8) -> u64 {
     u64::from_le_bytes([byte; 8])
 }
 
-/// What was seen in some bytes of JSON.
+/// What some bytes of JSON contain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
-    /// How many brackets open something, those in strings included.
+    /// How many opening brackets there are, those in strings included.
     pub opened: usize,
     /// A backslash is among them.
     pub escaped: bool,
@@ -21,11 +21,11 @@ pub(super) struct Marks {
 }
 
 impl Marks {
-    /// Looks at all bytes.
+    /// Scans all bytes.
     pub(super) fn of(bytes: &[u8]) -> Marks {
         let (words, rest) = bytes.as_chunks::<8>();
         let (mut opened, mut escaped, mut line_ends) = (0, 0, 0);
-        // A byte of a word can count the brackets in its place in so many words.
+        // A byte of a word can count the brackets at its place in this many words.
         for some in words.chunks(usize::from(u8::MAX)) {
             let mut counts = 0;
             for word in some {

@@ -1,8 +1,8 @@
-//! One connection as its two sides hold it: its thread reads, the state thread answers.
+//! One connection, shared by its thread, which reads, and the state thread, which answers.
 //!
-//! Here: the socket behind both kinds of door, what the two sides tell each other beside it, and
-//! the count of those that are open. Not here: what is read or answered (`broker::listen`,
-//! `broker::session_loop`, `broker::effects`), queues (`broker::outbox`).
+//! Here: the socket, TCP or Unix, the messages between the two threads, and the count of open
+//! connections. Not here: what is read or answered (`broker::listen`, `broker::session_loop`,
+//! `broker::effects`), queues (`broker::outbox`).
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -18,11 +18,12 @@ use super::outbox::{Budget, Outbox};
 use super::protocol::{DeclineReason, GREETING};
 use super::state::{ConnId, Order, Part};
 
-/// No write to a client may hold a thread up; an answer fits into an empty socket buffer.
+/// A write to a client may not block a thread for longer; an answer fits into an empty socket
+/// buffer.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(20);
 
-/// Bytes of one session that may wait for the state thread; a client that sends faster finds
-/// its socket full.
+/// How many bytes of one session may wait for the state thread; a client that sends faster has a
+/// full socket.
 const CREDIT_BYTES: usize = 128 * 1024;
 
 /// The two kinds of socket.
@@ -49,7 +50,7 @@ pub struct Link {
     /// Its number.
     pub id: ConnId,
     stream: Stream,
-    /// 0, or one more than the index of the reason it was told to go.
+    /// 0, or one more than the index of the reason for which it was evicted.
     verdict: AtomicU8,
     /// The greeting has not been sent yet.
     greeting_owed: AtomicBool,
@@ -65,9 +66,9 @@ pub struct Link {
 /// What the state thread tells a connection's thread.
 #[derive(Debug, Default)]
 struct Mail {
-    /// Its hello got a session, or didn't.
+    /// Whether its hello got a session; `None`: not answered yet.
     granted: Option<bool>,
-    /// How to go on after it asked.
+    /// How its session gets its messages.
     order: Option<Order>,
     /// Its session is over; the last frame is sent or queued.
     finished: bool,
@@ -158,7 +159,7 @@ impl Link {
         }
     }
 
-    /// Sends text. That the client isn't there any more is its own business.
+    /// Sends text. A client that is gone is no error.
     fn send(&self, text: &str) {
         let _ = match &self.stream {
             Stream::Tcp(tcp) => (&*tcp).write_all(text.as_bytes()),
@@ -173,7 +174,7 @@ impl Link {
         };
     }
 
-    /// Sends the last line there will be.
+    /// Sends the last line and closes the sending side.
     pub fn answer(&self, line: &str) {
         if self.greeting_owed.swap(false, Ordering::AcqRel) {
             self.send(&format!("{GREETING}{line}"));
@@ -185,8 +186,8 @@ impl Link {
         self.mail_came.notify_all();
     }
 
-    /// Turns the connection into a session: this line, then frames. From now on its socket
-    /// never blocks anybody.
+    /// Turns the connection into a session: this line, then frames. From now on its socket doesn't
+    /// block.
     pub fn grant(&self, line: &str, budget: &Budget) {
         let _ = match &self.stream {
             Stream::Tcp(tcp) => tcp.set_nonblocking(true),
@@ -205,7 +206,7 @@ impl Link {
         self.outbox.send(Writing(&self.stream), parts, budget)
     }
 
-    /// Sends on what is queued. False: there is nothing left to do.
+    /// Sends what is queued, as far as the client takes it. False: nothing is left to send.
     pub fn drain(&self, budget: &Budget) -> bool {
         let more = self.outbox.send_on(Writing(&self.stream), budget);
         if !more && self.outbox.is_finished() {
@@ -231,7 +232,7 @@ impl Link {
         }
         self.mail().finished = true;
         self.mail_came.notify_all();
-        // Wakes its thread if that waits for more.
+        // Wakes its thread if the thread waits for more.
         self.shutdown(Shutdown::Read);
     }
 
@@ -261,18 +262,18 @@ impl Link {
         taken
     }
 
-    /// Waits for the verdict on a hello that asked for a session: true if it is granted.
+    /// Waits for the answer to a hello that asked for a session: true if it is granted.
     pub fn await_verdict(&self) -> bool {
         self.await_mail(|mail| mail.granted).unwrap_or(false)
     }
 
-    /// Tells its thread how to go on.
+    /// Tells its thread how the session gets its messages.
     pub fn give_order(&self, order: Order) {
         self.mail().order = Some(order);
         self.mail_came.notify_all();
     }
 
-    /// Waits for an order; `None`: the session is over.
+    /// Waits to be told how the session gets its messages; `None`: the session is over.
     pub fn await_order(&self) -> Option<Order> {
         self.await_mail(|mail| {
             if mail.finished {
@@ -296,8 +297,8 @@ impl Link {
         mail.finished || mail.over
     }
 
-    /// Takes part of what its session may have on the way to the state thread, waiting until
-    /// there is some; false: the session is over.
+    /// Takes credit for bytes that go to the state thread, and waits until there is some; false:
+    /// the session is over.
     pub fn spend(&self, bytes: usize) -> bool {
         let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let mut spent = self
@@ -309,7 +310,7 @@ impl Link {
         !self.is_over()
     }
 
-    /// The state thread has dealt with so many bytes.
+    /// Returns credit: the state thread has processed this many bytes.
     pub fn refund(&self, bytes: usize) {
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *spent;
@@ -319,7 +320,7 @@ impl Link {
         }
     }
 
-    /// Ends the wait for its hello; what has already come may still count.
+    /// Ends the wait for its hello; a hello that has come already still counts.
     pub fn evict(&self, reason: DeclineReason) {
         let index = DeclineReason::ALL.iter().position(|known| *known == reason);
         let number = index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(1);
@@ -327,7 +328,7 @@ impl Link {
         self.shutdown(Shutdown::Read);
     }
 
-    /// Ends the connection at once; what was queued is forgotten.
+    /// Ends the connection at once; queued bytes are dropped.
     pub fn close(&self, budget: &Budget) {
         self.outbox.end(budget);
         self.mail().over = true;
@@ -337,7 +338,7 @@ impl Link {
         self.shutdown(Shutdown::Both);
     }
 
-    /// Why it was told to go, if it was.
+    /// Why it was evicted, if it was.
     pub fn verdict(&self) -> Option<DeclineReason> {
         let number = usize::from(self.verdict.load(Ordering::Acquire));
         DeclineReason::ALL.get(number.checked_sub(1)?).copied()
@@ -350,7 +351,7 @@ impl Drop for Link {
     }
 }
 
-/// A count of what is open, that can be waited on.
+/// A count of open connections or threads that can be waited for.
 #[derive(Debug, Default)]
 pub struct Open {
     count: Mutex<usize>,

@@ -1,10 +1,10 @@
-//! The broker as a process of its own: what `castra broker` does before and after its life.
+//! The broker as a process of its own: what `castra broker` does before and after it serves.
 //!
-//! Here: leaving the starter's session, the word to whoever started it, signals. Not here: the
+//! Here: leaving the starter's session, the announcement to the starter, signals. Not here: the
 //! starter's side (`broker::launcher`), the broker itself (`broker::serve`).
 //!
-//! A starter gives the broker one end of a socket pair as its stdin and stderr. On it comes one
-//! JSON line: `{"ready":{…}}` or `{"failed":{…}}`; then the broker lets go of it. So the starter
+//! A starter gives the broker one end of a socket pair as its stdin and stderr. The broker writes
+//! one JSON line, `{"ready":{…}}` or `{"failed":{…}}`, and closes the socket. So the starter
 //! neither polls nor guesses, and sees at once when the broker dies before it is ready.
 
 use std::fs::File;
@@ -25,22 +25,22 @@ use super::attempts::line_head;
 use super::serve::{BrokerOptions, Ready, run_announced};
 use super::signals::Signals;
 
-/// The one line a starting broker says to its starter.
+/// The one line that a starting broker sends to its starter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Announcement {
     /// It listens.
     Ready(Ready),
-    /// It can't.
+    /// It can't start.
     Failed(Failure),
 }
 
-/// Runs the broker of a process that was started for it: leaves the starter's session, stops in
-/// order on SIGTERM, SIGINT and SIGHUP, and tells the starter how the start went. Call it from
-/// the main thread before any other is started.
+/// Runs the broker in a process of its own: leaves the starter's session, stops in order on
+/// SIGTERM, SIGINT and SIGHUP, and tells the starter how the start went. Call it from the main
+/// thread before any other thread is started.
 pub fn run_process(options: BrokerOptions) -> Result<()> {
-    // Fails for the leader of a process group, as when somebody runs it by hand in a shell:
-    // then it stays where it can be seen.
+    // Fails for the leader of a process group, for example when a user runs it in a shell: then it
+    // stays in that session.
     let _ = nix::unistd::setsid();
     let stop = Cancel::new();
     let mut starter = starter();
@@ -55,7 +55,8 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
         .and_then(|_signals| {
             run_announced(options, stop, |ready| {
                 if let Some(starter) = starter.take() {
-                    // Whoever wanted it was killed before it listened: nobody may know of it.
+                    // The starter was killed before the broker listened, so perhaps nobody knows of
+                    // this broker.
                     if say(&starter, &Announcement::Ready(ready.clone())).is_err() {
                         unwanted.request();
                     }
@@ -71,7 +72,7 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     outcome
 }
 
-/// The socket a starter gave us as stdin; `None` if stdin is anything else.
+/// The starter's socket, which is stdin; `None` if stdin is anything else.
 fn starter() -> Option<File> {
     let stdin = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
     stdin
@@ -86,12 +87,12 @@ fn say(mut starter: &File, announcement: &Announcement) -> io::Result<()> {
     starter.write_all(line.as_bytes())
 }
 
-/// From now on nobody reads stderr: a fault of ours must be found in the log.
+/// Logs panics from now on, because nobody reads stderr any more.
 fn log_panics(log: PathBuf, rotation: Rotation) {
     std::panic::set_hook(Box::new(move |fault| {
         let text = format!("internal error: {fault}").replace('\n', " ");
         let line = format!("{} {text}", line_head(wall_ms(), "ERROR"));
-        // Only where its folder is: nothing that was removed is made anew.
+        // Only if its folder exists: nothing that was removed is made again.
         let is_there = log.parent().is_some_and(Path::is_dir);
         if let Some(Ok(mut journal)) = is_there.then(|| Journal::open(&log, rotation)) {
             let _ = journal.append(&line);
@@ -99,12 +100,12 @@ fn log_panics(log: PathBuf, rotation: Rotation) {
     }));
 }
 
-/// Closes our ends of the starter's socket: it must not wait for a broker that lives on.
+/// Closes this end of the starter's socket, so that the starter doesn't wait for the broker's end.
 fn let_go() {
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stderr(&null);
     }
-    // A directory that is somebody's working directory can't be unmounted.
+    // A file system that holds a process's working directory can't be unmounted.
     let _ = std::env::set_current_dir("/");
 }

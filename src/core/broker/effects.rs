@@ -1,10 +1,11 @@
-//! Edges: what the state thread does to the outside for `step`: answers, files, log, journal.
+//! Performs the effects that `step` asks for: answers, files, log lines, events.
 //!
-//! Here: performing effects, and the look around once a second (are our files still there). Not here:
-//! any decision (`broker::state`), what becomes of the VMs (`broker::vm_watch`), or the threads (`serve`).
+//! Here: performing effects, and the check once a second that the broker's files still exist. Not
+//! here: any decision (`broker::state`), what happens to the VMs (`broker::vm_watch`), the threads
+//! (`broker::serve`).
 //!
-//! A full disk or a missing directory never ends the broker: what can't be written is counted
-//! and said as soon as there is room again.
+//! A full disk or a missing directory never ends the broker: lost lines are counted, and the count
+//! is logged as soon as there is room again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -38,21 +39,21 @@ use super::vm_watch::Vms;
 use crate::core::root::handshake_record::{RecordRead, RecordWriter, read_record};
 use crate::core::time::millis;
 
-/// Senders' own logs that are kept open.
+/// How many senders' own logs are kept open.
 const OPEN_SHELVES: usize = 64;
 
-/// How long lines wait for their sender's own log, so that one append takes many: at one publish
-/// at a time the five system calls of an append were half of all there were. Less than it takes to
-/// start a program that would look for them.
+/// How long lines may wait before they are appended to their sender's own log, so that one append
+/// writes many: at one publish at a time the five system calls of an append were half of all. Less
+/// than it takes to start a program that reads such a log.
 const SHELVE_AFTER_MS: u64 = 2;
 
-/// Lines that wait for all of them together, bytes; more are appended at once.
+/// Bytes that may wait for all senders' logs together; more are appended at once.
 const SHELVE_BYTES: usize = 512 * 1024;
 
-/// Records read at start. More files than this in that folder are not all guests.
+/// How many records are read at start. A folder with more files doesn't hold guests' records alone.
 const MAX_RESTORED: usize = 4096;
 
-/// A line file that is never given up.
+/// A file of lines that is opened again after every error.
 struct LineFile {
     path: PathBuf,
     rotation: Rotation,
@@ -77,13 +78,13 @@ impl LineFile {
         self.append_bytes(&bytes)
     }
 
-    /// The same for lines as they are, line ends included.
+    /// Appends lines that have their line ends.
     fn append_bytes(&mut self, lines: &[u8]) -> io::Result<u64> {
         let outcome = self.journal().and_then(|journal| journal.append_bytes(lines));
         match outcome {
             Ok(()) => Ok(std::mem::take(&mut self.lost)),
             Err(error) => {
-                // A file that can't be written is opened anew next time, and its tail checked.
+                // A file that couldn't be written is opened again next time, which checks its tail.
                 self.journal = None;
                 self.lost += lines.iter().filter(|byte| **byte == b'\n').count() as u64;
                 Err(error)
@@ -99,7 +100,7 @@ impl LineFile {
         Ok(self.journal.insert(journal))
     }
 
-    /// Makes the file anew if its name was taken away.
+    /// Makes the file again if it was removed.
     fn check(&mut self) {
         if !host::is_there(&self.path) {
             self.journal = None;
@@ -108,21 +109,21 @@ impl LineFile {
     }
 }
 
-/// A line that waits until its evidence is written.
+/// A reply that waits until the log lines before it are written.
 enum Reply {
-    /// The last one.
+    /// The connection ends after it.
     Answer(Arc<Link>, String),
     /// Frames follow.
     Grant(Arc<Link>, String),
 }
 
-/// What a file looked like when it was last read: replaced or changed means read again.
+/// What tells whether a file was replaced or changed since it was last read.
 type Seen = Option<(u64, i64, i64, u64)>;
 
-/// The outside, as the state thread reaches it.
+/// Everything outside the state that the state thread reads or writes.
 pub struct Edges {
     paths: StateRoot,
-    /// The state root as our files are named, and as people know it.
+    /// The state root's path as the broker opens its files, and as people know it.
     shown: [String; 2],
     run: String,
     began: Instant,
@@ -132,10 +133,10 @@ pub struct Edges {
     sessions: Arc<Sessions>,
     bus: BusLog,
     shelves: BTreeMap<VmName, LineFile>,
-    /// Lines on their way to their senders' own logs.
+    /// Lines that wait for their senders' own logs.
     unshelved: BTreeMap<VmName, Vec<u8>>,
     unshelved_bytes: usize,
-    /// When they have to be there.
+    /// When they have to be written.
     shelve_at: Option<u64>,
     log: LineFile,
     events: LineFile,
@@ -151,7 +152,7 @@ pub struct Edges {
 }
 
 impl Edges {
-    /// Edges of one broker run. Opens nothing yet.
+    /// A handler for one run of the broker. Opens nothing yet.
     pub fn new(
         paths: StateRoot,
         shown: &Path,
@@ -188,12 +189,12 @@ impl Edges {
         }
     }
 
-    /// Remembers how to answer a connection.
+    /// Adds a connection, so that it can be answered.
     pub fn adopt(&mut self, link: Arc<Link>) {
         self.links.insert(link.id, link);
     }
 
-    /// Forgets a connection that is gone.
+    /// Removes a connection that is gone.
     pub fn forget(&mut self, conn: ConnId) {
         self.links.remove(&conn);
     }
@@ -205,7 +206,7 @@ impl Edges {
         }
     }
 
-    /// Performs one effect; lines, events and answers wait for [`Edges::flush`].
+    /// Performs one effect; lines, events and answers wait for [`EffectHandler::flush`].
     pub fn perform(&mut self, at: At, effect: Effect) -> Option<Input> {
         match effect {
             Effect::Reply { conn, line } => {
@@ -280,8 +281,9 @@ impl Edges {
         }
     }
 
-    /// Sends to one session. Whoever can't take more, and the one with the longest queue when all
-    /// queues together are too long, is the state's to cut off.
+    /// Sends to one session. If its queue is full, or all queues together are too long, the answer
+    /// names the session that the state should cut off: this one, or the one with the longest
+    /// queue.
     fn send(&mut self, conn: ConnId, parts: &[Part]) -> Option<Input> {
         let link = self.links.get(&conn)?;
         let sent = self.sessions.send(link, parts);
@@ -305,15 +307,16 @@ impl Edges {
         Some(Input::Full { conn, queued_bytes })
     }
 
-    /// The state thread has dealt with so many bytes of this connection.
+    /// Tells a connection that the state thread has processed this many of its bytes.
     pub fn refund(&self, conn: ConnId, bytes: usize) {
         if let Some(link) = self.links.get(&conn) {
             link.refund(bytes);
         }
     }
 
-    /// Opens the log of the bus if it isn't open. `floor`: numbers up to this were given before.
-    /// `torn`: the last broker didn't stop in order, so senders' own logs may lack their ends.
+    /// Opens the log of the bus if it isn't open. `floor`: the last number that was given before.
+    /// `torn`: the last broker didn't stop in order, so senders' own logs may lack their last
+    /// lines.
     pub fn open_bus(&mut self, at: At, floor: impl FnOnce(u64) -> u64, torn: bool) -> Option<Input> {
         if self.bus.is_open() {
             return None;
@@ -357,7 +360,8 @@ impl Edges {
 
     fn append(&mut self, at: At, lines: &[u8]) -> Input {
         if self.bus.is_full() {
-            // Should we be killed, what the senders' logs lack is looked for in the newest file alone.
+            // After a kill, lines that the senders' logs lack are looked for in the newest file
+            // alone.
             self.shelve_now(at);
         }
         let kept = self.bus.append(lines);
@@ -371,12 +375,12 @@ impl Edges {
         }
     }
 
-    /// Every session has been sent what it was to get.
+    /// Whether every session was sent all that it should get.
     pub fn all_sent(&self) -> bool {
         self.links.values().all(|link| link.waiting() == 0)
     }
 
-    /// Once a second.
+    /// Has the log of the bus synced; called once a second.
     pub fn sync_bus(&mut self) {
         self.bus.sync_soon();
     }
@@ -387,7 +391,7 @@ impl Edges {
     }
 
     fn shelf(&mut self, vm: &VmName) -> &mut LineFile {
-        // A name that isn't used costs nothing but its file; a thousand open ones cost descriptors.
+        // Open logs of a thousand senders would take a thousand descriptors.
         if self.shelves.len() >= OPEN_SHELVES && !self.shelves.contains_key(vm) {
             self.shelves.clear();
         }
@@ -410,12 +414,12 @@ impl Edges {
         }
     }
 
-    /// When lines that wait are to be in their senders' own logs.
+    /// When waiting lines have to be in their senders' own logs.
     pub fn shelves_due(&self) -> Option<u64> {
         self.shelve_at
     }
 
-    /// Appends what waits to the senders' own logs.
+    /// Appends all waiting lines to the senders' own logs.
     pub fn shelve_now(&mut self, at: At) {
         self.shelve_at = None;
         self.unshelved_bytes = 0;
@@ -427,8 +431,8 @@ impl Edges {
         }
     }
 
-    /// Copies what a killed broker had acked but not yet copied: each sender's lines behind the
-    /// last one in its own log. Only the newest file can hold such.
+    /// Copies the lines that a killed broker had acked but not copied: each sender's lines after
+    /// the last one in its own log. Only the newest file of the log can hold such lines.
     fn complete_shelves(&mut self, at: At) {
         let Ok(file) = host::open_state_file(self.bus.path()) else {
             return;
@@ -440,7 +444,7 @@ impl Edges {
                 continue;
             };
             let last = known.entry(parsed.vm.to_owned()).or_insert_with(|| {
-                // It may have been rotated a moment before, and hold nothing yet.
+                // The sender's log may have been rotated a moment before, and be empty.
                 let last = last_kept(&self.paths.bus_log_of(parsed.vm), self.rotation.keep);
                 last.ok().flatten().unwrap_or(0)
             });
@@ -460,7 +464,7 @@ impl Edges {
         }
     }
 
-    /// What a Vizier says of itself: text, or whatever else as JSON.
+    /// Appends what a Vizier reported to its service log: text, or anything else as JSON.
     fn service_log(&mut self, at: At, vm: &VmName, payloads: &[String]) {
         let told =
             |payload: &String| serde_json::from_str::<String>(payload).unwrap_or_else(|_| payload.clone());
@@ -471,7 +475,7 @@ impl Edges {
         }
     }
 
-    /// A line of our own in the broker's log.
+    /// Adds a line to the broker's log.
     pub fn log(&mut self, at: At, level: &str, text: &str) {
         let [named, known] = &self.shown;
         let text = text.replace(named.as_str(), known);
@@ -479,8 +483,8 @@ impl Edges {
             .push(format!("{} {text}", line_head(at.wall_ms, level)));
     }
 
-    /// An error that may meet every connection, as a full disk does: once in ten seconds says it
-    /// well enough.
+    /// Logs an error that may repeat with every connection, such as a full disk: at most once in
+    /// ten seconds.
     pub fn trouble(&mut self, at: At, text: &str) {
         if self.trouble_said.is_none_or(|said| at.boot_ms >= said + 10_000) {
             self.trouble_said = Some(at.boot_ms);
@@ -501,7 +505,8 @@ impl Edges {
         self.told.push(stamped.contract_line());
     }
 
-    /// Lines and events first, then the answers: who reads its `ok` can find it in the log.
+    /// Writes events and log lines, then sends the answers: a client that reads `ok` can find it in
+    /// the log.
     pub fn flush(&mut self, at: At) {
         if !self.told.is_empty() {
             let told = std::mem::take(&mut self.told);
@@ -537,8 +542,8 @@ impl Edges {
         }
     }
 
-    /// `guests.json`, if it has changed since the last look. Asked before every hello is judged:
-    /// a guest may be up before a look once a second would notice its launch.
+    /// Loads `guests.json` if it has changed. Called before every hello is judged: a guest may be
+    /// up before a check once a second would notice its launch.
     pub fn changed_guests(&mut self, at: At) -> Option<Input> {
         let path = self.paths.guests();
         let seen = look_at(&path);
@@ -574,7 +579,8 @@ impl Edges {
         }
     }
 
-    /// Guests that have begun anew since the last look: told of, and who they are since.
+    /// Reports guests that have rebooted since the last check; returns the new table of guests if
+    /// there are any.
     pub fn rebooted(&mut self, at: At) -> Option<Input> {
         let seen = self.reboots.look(&self.paths, &self.guests, at);
         for (level, line) in &seen.lines {
@@ -591,7 +597,7 @@ impl Edges {
         Some(Input::Guests(Some(table)))
     }
 
-    /// The records an earlier broker left. What it was making when it was killed is removed.
+    /// The records of an earlier broker. Half-written files are removed.
     pub fn restored(&self) -> Vec<Input> {
         let Ok(entries) = fs::read_dir(self.paths.handshakes()) else {
             return Vec::new();
@@ -625,7 +631,8 @@ impl Edges {
             .collect()
     }
 
-    /// What has become of the VMs since the last look: those whose QEMU is gone or executes nothing.
+    /// Reports what happened to the VMs since the last check; returns those whose QEMU has ended or
+    /// is paused.
     pub fn silent_vms(&mut self, at: At, first: bool) -> Vec<VmName> {
         let seen = self
             .vms
@@ -639,7 +646,7 @@ impl Edges {
         seen.silent
     }
 
-    /// Our files whose names were taken away are made anew; records are asked of the state.
+    /// Makes removed files again; for removed records it returns inputs for the state.
     pub fn check_files<'a>(&mut self, recorded: impl Iterator<Item = &'a VmName>) -> Vec<Input> {
         self.log.check();
         self.events.check();

@@ -4,8 +4,8 @@
 //! Here: framing, the checks that need no state, rendering of acks, closes and gaps.
 //! Not here: what a frame does (`broker::state`), sockets (`broker::session_loop`).
 //!
-//! All frames that one read completes travel as one [`Burst`]: their texts lie in one buffer, so
-//! a burst costs two allocations however many messages it holds.
+//! All frames that one read completes form one [`Burst`]: their texts lie in one buffer, so a burst
+//! costs two allocations however many messages it holds.
 
 use std::ops::Range;
 
@@ -27,26 +27,26 @@ pub const HEAD_BYTES: usize = 4;
 /// Longest `id` that is echoed, bytes of its JSON text.
 const ID_BYTES: usize = 128;
 
-/// The same for a heartbeat, whose payload is put deep into records and `status --json`.
+/// Deepest nesting of a heartbeat's payload, which becomes part of records and `status --json`.
 const MAX_METRICS_DEPTH: usize = 64;
 
 /// Longest `detail` of an error, characters: it may quote what the client sent.
 const DETAIL_CHARS: usize = 160;
 
-/// What a session's buffer has at first; an idle session holds no more.
+/// Size of a session's buffer at first; that of an idle session isn't larger.
 const SMALL_BUFFER: usize = 1024;
 
-/// What it grows to while its client sends faster than it is read.
+/// Size of the buffer while the client sends faster than the thread reads.
 const LARGE_BUFFER: usize = 128 * 1024;
 
 /// Why a frame was refused. The list is closed (docs/PROTOCOL.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Refused {
-    /// It is no frame of the protocol.
+    /// It isn't a frame of the protocol.
     Malformed,
-    /// Its type is none that a client may send.
+    /// A client may not send frames of its type.
     UnknownType,
-    /// Its topic is none.
+    /// Its topic is invalid.
     BadTopic,
     /// Its topic isn't for this session.
     Forbidden,
@@ -82,51 +82,51 @@ pub enum Frame {
         topic: Range<usize>,
         /// JSON on one line.
         payload: Range<usize>,
-        /// The topic on which an answer is awaited; empty: none is.
+        /// The topic on which a reply is awaited; empty: none is.
         reply: Range<usize>,
         /// JSON of the id; empty: none.
         id: Range<usize>,
     },
-    /// From now on, or from a number on, deliver this.
+    /// Deliver these messages, from now or from a number on.
     Subscribe {
         /// What.
         pattern: Pattern,
-        /// What else is asked.
+        /// How it is to be served.
         terms: Terms,
         /// JSON of the id; empty: none.
         id: String,
     },
-    /// No more of this.
+    /// End a subscription.
     Unsubscribe {
         /// What was subscribed.
         pattern: Pattern,
         /// JSON of the id; empty: none.
         id: String,
     },
-    /// How far the client is, for people to see.
+    /// How far the client has come, for people to see.
     Ack {
         /// The last number it has dealt with.
         seq: Option<u64>,
     },
     /// Proof of life.
     Heartbeat {
-        /// What the guest says of itself, if it is short enough to keep.
+        /// The guest's metrics, if they are short enough to keep.
         metrics: Option<Value>,
         /// JSON of the id; empty: none.
         id: String,
     },
     /// A frame that is answered with an error.
     Bad {
-        /// JSON of the type it says it has; empty: none could be read.
+        /// JSON of its type; empty: none could be read.
         kind: String,
         /// JSON of the id; empty: none.
         id: String,
         /// Why.
         reason: Refused,
-        /// The same for people, such as where it stops being JSON; may be empty.
+        /// Details for people, such as where the JSON is invalid; may be empty.
         detail: String,
     },
-    /// A length that is none: what follows can't be trusted any more.
+    /// An invalid length: nothing that follows can be understood.
     Broken {
         /// The length it claims.
         length: u32,
@@ -136,16 +136,16 @@ pub enum Frame {
 /// How a subscription is to be served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// First number wanted; `None`: what comes now.
+    /// First number wanted; `None`: from now on.
     pub from: Option<u64>,
-    /// The newest message of each topic first.
+    /// Deliver the newest message of each topic first.
     pub last: bool,
-    /// Shared with whoever else names this group.
+    /// The subscription is shared with all sessions that name this group.
     pub group: Option<String>,
 }
 
 impl Terms {
-    /// Whether messages of the past are wanted, which a session's thread reads from the log.
+    /// Whether it asks for messages in the log, which a session's thread reads.
     pub fn replays(&self) -> bool {
         self.from.is_some() || self.last
     }
@@ -158,7 +158,7 @@ pub struct Burst {
     pub text: Vec<u8>,
     /// The frames.
     pub frames: Vec<Frame>,
-    /// Bytes they had on the wire.
+    /// Their bytes on the wire.
     pub wire_bytes: usize,
 }
 
@@ -169,7 +169,7 @@ impl Burst {
         self.frames.iter().any(changes)
     }
 
-    /// Whether it asks for messages of the past.
+    /// Whether it asks for messages in the log.
     pub fn replays(&self) -> bool {
         let asks = |frame: &Frame| matches!(frame, Frame::Subscribe { terms, .. } if terms.replays());
         self.frames.iter().any(asks)
@@ -182,8 +182,7 @@ impl Burst {
     }
 }
 
-/// Cuts a stream of bytes into frames. Whatever is incomplete stays until the rest comes,
-/// however long that takes.
+/// Cuts a stream of bytes into frames. An incomplete frame stays until the rest comes.
 #[derive(Debug)]
 pub struct Decoder {
     bytes: Vec<u8>,
@@ -193,7 +192,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder for frames of at most `max_frame` bytes that begins with what has come already.
+    /// A decoder for frames of at most `max_frame` bytes; `already`: bytes that have come before.
     pub fn new(max_frame: usize, already: &[u8]) -> Decoder {
         let mut bytes = vec![0; SMALL_BUFFER.max(already.len())];
         bytes[..already.len()].copy_from_slice(already);
@@ -215,12 +214,12 @@ impl Decoder {
         &mut self.bytes[self.filled..]
     }
 
-    /// So many bytes were put there.
+    /// This many bytes were read into [`Decoder::read_buffer`].
     pub fn filled(&mut self, more: usize) {
         self.filled += more;
     }
 
-    /// Gives memory back that only a busy session needs.
+    /// Frees memory that only a busy session needs.
     pub fn rest(&mut self) {
         if self.bytes.len() > SMALL_BUFFER && self.filled <= SMALL_BUFFER {
             self.bytes.truncate(SMALL_BUFFER);
@@ -228,7 +227,7 @@ impl Decoder {
         }
     }
 
-    /// The whole frames so far, if there are any.
+    /// The complete frames so far, if there are any.
     pub fn burst(&mut self) -> Option<Burst> {
         let mut burst = Burst::default();
         let mut at = 0;
@@ -248,7 +247,7 @@ impl Decoder {
                 break;
             };
             if burst.frames.is_empty() {
-                // About what will be needed; most bytes of a stream of publishes are payload.
+                // A good estimate: most bytes of a stream of publishes are payload.
                 burst.text.reserve(self.filled - at);
             }
             let frame = parse(body, &mut burst);
@@ -300,7 +299,7 @@ fn bad(kind: &str, id: &str, reason: Refused) -> Frame {
     }
 }
 
-/// A frame that is malformed, and in which way.
+/// A frame that is malformed, and why.
 fn malformed(kind: &str, id: &str, why: impl std::fmt::Display) -> Frame {
     Frame::Bad {
         kind: kind.to_owned(),
@@ -315,7 +314,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
     if body.trim_ascii_start().first() != Some(&b'{') {
         return malformed("", "", "it isn't a JSON object");
     }
-    // Text as a whole once, rather than each string in it again.
+    // UTF-8 is checked once for the whole frame, not for each string in it.
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         Err(error) => {
@@ -445,8 +444,8 @@ fn scalar_id(raw: Option<&RawValue>) -> Option<&str> {
     (scalar && raw.len() <= ID_BYTES && !has_lone_surrogate(raw.as_bytes())).then_some(raw)
 }
 
-/// Keeps a payload on one line. An error if it is nested too deep or holds half a character, which
-/// the raw parser lets through and others choke on.
+/// Keeps a payload on one line. It is an error if the payload is nested too deep or holds half a
+/// surrogate pair, which the raw parser accepts and other parsers refuse.
 fn keep_payload(payload: &[u8], burst: &mut Burst) -> Result<Range<usize>, String> {
     let marks = Marks::of(payload);
     if marks.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH {
@@ -457,7 +456,7 @@ fn keep_payload(payload: &[u8], burst: &mut Burst) -> Result<Range<usize>, Strin
     }
     let kept = burst.keep(payload);
     if marks.line_ends {
-        // They can only stand between tokens: in a string they are no JSON.
+        // Line ends can only stand between tokens: in a string they aren't JSON.
         for byte in &mut burst.text[kept.clone()] {
             if matches!(byte, b'\n' | b'\r') {
                 *byte = b' ';
@@ -508,9 +507,9 @@ pub struct Answer<'a> {
     pub seq: Option<u64>,
     /// Why not.
     pub refused: Option<Refused>,
-    /// The same for people; empty: the word says all.
+    /// Details for people; empty: the reason says all.
     pub detail: &'a str,
-    /// It was done, but perhaps isn't what was meant.
+    /// The request was done, but may not be what was meant.
     pub warning: Option<&'static str>,
 }
 
@@ -567,7 +566,7 @@ pub fn close(reason: &str) -> Vec<u8> {
     out
 }
 
-/// These numbers are no longer in the log.
+/// A frame that says that these numbers are no longer in the log.
 pub fn gap(from: u64, to: u64) -> Vec<u8> {
     let mut out = Vec::new();
     let start = open_frame(&mut out);
@@ -576,8 +575,8 @@ pub fn gap(from: u64, to: u64) -> Vec<u8> {
     out
 }
 
-/// Appends the delivery of a message: its line in the log (without line end), told to be a
-/// publish.
+/// Appends the delivery of a message: its line in the log (without line end), with the type
+/// `publish`.
 pub fn delivery(line: &[u8], out: &mut Vec<u8>) {
     let start = open_frame(out);
     out.extend_from_slice(b"{\"type\":\"publish\",");
@@ -596,7 +595,8 @@ fn close_frame(out: &mut [u8], start: usize) {
     out[start..start + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends a number in decimal; a third of the time of `write!`, once for every message.
+/// Appends a number in decimal, in a third of the time of `write!`: this runs once for every
+/// message.
 pub fn push_number(out: &mut Vec<u8>, mut number: u64) {
     let mut digits = [0; 20];
     let mut at = digits.len();

@@ -1,4 +1,5 @@
-//! Guests: whom the project expects, who was heard, and whether that is recent enough.
+//! Guests: which ones the project expects, which ones shook hands, and whether that is recent
+//! enough.
 //!
 //! Here: the table made of `guests.json`, tokens, the freshness window, when a record is due.
 //! Not here: connections (`broker::state`), the files themselves (`broker::effects`).
@@ -14,11 +15,12 @@ use crate::core::root::records::GuestsRecord;
 use super::protocol::{DeclineReason, Hello};
 use crate::core::root::handshake_record::HandshakeRecord;
 
-/// Between two writes of one record: at once when quiet, then at most four a second.
+/// How often one record is written: at once when nothing was written before, then at most four
+/// times a second.
 pub const RECORD_EVERY_MS: u64 = 250;
 
-/// Guests remembered while names aren't checked. A project of that size has a `guests.json`;
-/// without one anybody on the loopback could make files without end.
+/// How many guests are remembered while names aren't checked. A project with more guests has a
+/// `guests.json`; without one any local program could make endless files.
 pub const MAX_UNLISTED: usize = 1024;
 
 /// One VM of `guests.json`.
@@ -26,13 +28,13 @@ pub const MAX_UNLISTED: usize = 1024;
 pub struct Listed {
     /// Its name, as the config spells it.
     pub name: VmName,
-    /// What it calls itself besides.
+    /// Another name that it may use.
     pub second_name: Option<VmName>,
-    /// When its current launch was, in this host boot; what was heard before doesn't count.
+    /// When it was launched, in this host boot; older handshakes don't count.
     pub launched_boottime_ms: Option<u64>,
     /// SHA-256 of its token.
     pub token_sha256: Option<[u8; 32]>,
-    /// castra hasn't launched it, and awaits nobody else who would.
+    /// castra hasn't launched it, and doesn't expect anybody else to.
     pub closed: bool,
 }
 
@@ -72,12 +74,13 @@ impl GuestTable {
         Ok(table)
     }
 
-    /// The VM that calls itself so: by its name, else by its second name.
+    /// The VM of this name, else the one that has it as second name.
     pub fn called(&self, key: &str) -> Option<&Listed> {
         self.get(key).or_else(|| self.get(self.seconds.get(key)?))
     }
 
-    /// A VM's guest has begun anew: what it said before then counts no more than that of an earlier launch.
+    /// Notes that a VM's guest has rebooted: older handshakes count no more than those of an
+    /// earlier launch.
     pub fn began_anew(&mut self, key: &str, boottime_ms: u64) {
         if let Some(listed) = self.by_name.get_mut(key) {
             listed.launched_boottime_ms = listed.launched_boottime_ms.map(|then| then.max(boottime_ms));
@@ -101,7 +104,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Looks at every byte whatever the first ones are, so that time tells nothing.
+/// Compares all bytes, so that the time taken doesn't show where they differ.
 fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
     std::hint::black_box(a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
 }
@@ -112,7 +115,7 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
         return Err(DeclineReason::ReservedIdentity);
     }
     let Some(table) = table else {
-        // Names aren't checked. Nobody has a token either, so who insists on one lets nobody in.
+        // Names aren't checked and no guest has a token, so a required token admits nobody.
         return match auth {
             AuthMode::Token => Err(DeclineReason::BadToken),
             AuthMode::Auto | AuthMode::Open => Ok(()),
@@ -135,7 +138,7 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
     }
 }
 
-/// Whether this hello shows the token of its VM's launch, whatever is enough to be let in.
+/// Whether this hello shows the token of its VM's launch, also where no token is required.
 pub fn is_proven(table: Option<&GuestTable>, hello: &Hello) -> bool {
     let listed = table.and_then(|table| table.get(&hello.vm.key()));
     match (
@@ -147,12 +150,12 @@ pub fn is_proven(table: Option<&GuestTable>, hello: &Hello) -> bool {
     }
 }
 
-/// A guest that was heard.
+/// A guest that has shaken hands.
 #[derive(Clone, Debug)]
 pub struct Guest {
-    /// What its record says, or will say at the next write.
+    /// Its record, perhaps not written yet.
     pub record: HandshakeRecord,
-    /// It is in the window, and that was told.
+    /// It is within the freshness window, and that was reported.
     pub fresh: bool,
     /// When its record was last written; `None`: there is none on disk.
     pub written_ms: Option<u64>,
@@ -163,7 +166,7 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// The record with all it is to say.
+    /// The complete record.
     pub fn record_to_write(&self) -> HandshakeRecord {
         HandshakeRecord {
             heard_at: wall_clock(UNIX_EPOCH + Duration::from_millis(self.heard_wall_ms)),

@@ -1,11 +1,11 @@
-//! The newest message of each topic, for a subscription that asks for them: found in the log, read
-//! from its end.
+//! The newest message of each topic, for a subscription that asks for it: found in the log, which
+//! is read from its end.
 //!
-//! Here: the search, in steps, and its bounds. Not here: what else a session gets of the past
-//! (`broker::replay`), or who may ask (`broker::state`).
+//! Here: the search, in steps, and its limits. Not here: other messages from the log
+//! (`broker::replay`), who may ask (`broker::state`).
 //!
-//! Nothing is kept for it but the log: so the values survive every restart, no publish pays for them,
-//! and there are as many as the log goes back.
+//! The log is the only store: so the values survive every restart, a publish doesn't pay for them,
+//! and they go back as far as the log does.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fs::File;
@@ -18,8 +18,8 @@ use super::frame;
 use super::state::topics::Reader;
 use super::state::{Plan, Wanted};
 
-/// Last values of one sender that a session gets, and their bytes: who fills the bus with topics takes
-/// no place of others.
+/// How many last values of one sender a session gets, and how many bytes: a sender with many topics
+/// leaves room for others.
 const TOPICS_PER_SENDER: usize = 256;
 const BYTES_PER_SENDER: usize = 256 * 1024;
 
@@ -27,19 +27,19 @@ const BYTES_PER_SENDER: usize = 256 * 1024;
 const TOPICS: usize = 4096;
 const BYTES: usize = 4 * 1024 * 1024;
 
-/// Topics remembered as having a newer message than what is still to come; about 1 MiB.
+/// How many topics are remembered whose newest message was skipped; about 1 MiB.
 const PASSED: usize = 64 * 1024;
 
 /// Read at once.
 const PIECE: usize = 64 * 1024;
 
-/// Read in one step, so that its client is listened to meanwhile.
+/// Bytes read in one step; between steps the thread looks at its socket.
 const STEP: usize = 4 * 1024 * 1024;
 
-/// A longer line is no message: no frame can be that long.
+/// A longer line isn't a message: no frame is that long.
 const LONGEST_LINE: usize = (1 << 24) + 4096;
 
-/// A search under way.
+/// A search that goes on.
 #[derive(Debug)]
 pub struct Lasts {
     reader: Reader,
@@ -48,7 +48,7 @@ pub struct Lasts {
     files: VecDeque<File>,
     backward: Option<Backward>,
     seen: HashSet<String>,
-    /// Topics whose newest message found no place, as hashes: an older one isn't the last.
+    /// Hashes of topics whose newest message was skipped: an older message isn't the last value.
     passed: HashSet<u64>,
     hasher: RandomState,
     /// By sender: topics and bytes.
@@ -59,7 +59,7 @@ pub struct Lasts {
 }
 
 impl Lasts {
-    /// A search for these subscriptions of a plan, in these files, oldest first.
+    /// Searches these files, oldest first, for these subscriptions of a plan.
     pub fn new(plan: &Plan, wanted: Vec<Wanted>, files: Vec<File>) -> Lasts {
         Lasts {
             reader: plan.reader.clone(),
@@ -75,7 +75,7 @@ impl Lasts {
         }
     }
 
-    /// Searches on; true: it is over.
+    /// Continues the search; true: it is done.
     pub fn step(&mut self) -> io::Result<bool> {
         let mut read = 0;
         while read < STEP {
@@ -100,7 +100,7 @@ impl Lasts {
         Ok(false)
     }
 
-    /// What was found as deliveries, in the order of their numbers, each piece about 64 KiB.
+    /// The messages found, as deliveries in the order of their numbers, in pieces of about 64 KiB.
     pub fn pieces(mut self) -> VecDeque<Vec<u8>> {
         self.found.sort_by_key(|(seq, _)| *seq);
         let mut pieces = VecDeque::new();
@@ -117,7 +117,7 @@ impl Lasts {
         pieces
     }
 
-    /// Nothing that is still to come could be taken.
+    /// Whether no further line could be added.
     fn is_enough(&self) -> bool {
         let is_exact = |wanted: &Wanted| !wanted.pattern.is_prefix() && !wanted.pattern.has_holes();
         self.found.len() >= TOPICS
@@ -146,7 +146,7 @@ impl Lasts {
             return;
         }
         let taken = self.taken.entry(parsed.vm.to_owned()).or_default();
-        // A sender's newest one finds its place however long it is.
+        // A sender's newest value is always taken, however long it is.
         if taken.0 >= TOPICS_PER_SENDER || (taken.0 > 0 && taken.1 + line.len() > BYTES_PER_SENDER) {
             if self.passed.len() < PASSED {
                 self.passed.insert(hash);
@@ -166,9 +166,9 @@ struct Backward {
     file: File,
     /// Where `bytes` begins in the file.
     at: u64,
-    /// What was read and not handed over, without the last line end.
+    /// Bytes that were read and not returned, without the last line end.
     bytes: Vec<u8>,
-    /// In the middle of a line that is too long to be one.
+    /// In the middle of a line that is too long.
     in_waste: bool,
 }
 
@@ -179,12 +179,12 @@ impl Backward {
             file,
             at,
             bytes: Vec::new(),
-            // What stands behind the last line end is being written.
+            // Bytes after the last line end are being written.
             in_waste: true,
         })
     }
 
-    /// The line before those handed over, without its end.
+    /// The line before those that were returned, without its end.
     fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut searched_from = self.bytes.len();
         loop {
@@ -209,7 +209,7 @@ impl Backward {
                 self.in_waste = true;
                 self.bytes.clear();
             }
-            // As much as there is already, so that a long line isn't copied too often.
+            // The buffer is doubled, so that a long line isn't copied too often.
             let size = self.at.min(PIECE.max(self.bytes.len()) as u64);
             self.at -= size;
             let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE)];

@@ -1,7 +1,7 @@
 //! Starting, finding and stopping a project's broker from outside.
 //!
-//! Here: `ensure_broker`, `stop_broker`, and the two ways a broker is started. Not here: when an
-//! operation wants one (`core::operations`), or what the started one does (`broker::daemon`).
+//! Here: `ensure_broker`, `stop_broker`, and the two ways to start a broker. Not here: when an
+//! operation needs one (`core::operations`), what the started broker does (`broker::daemon`).
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
@@ -27,17 +27,17 @@ use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
 use super::daemon::Announcement;
 use super::serve::{BrokerOptions, run_announced};
 
-/// How long a started broker may take until it listens. It takes some 20 ms; a host that is
-/// swamped with starting guests is slower.
+/// How long a started broker may take until it listens. It takes some 20 ms, and longer on a host
+/// that is busy with starting guests.
 const START_LIMIT: Duration = Duration::from_secs(15);
 
-/// Between two looks at a lock somebody else holds.
+/// How often a lock that another process holds is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(3);
 
 /// How a broker is started.
 pub trait BrokerLauncher: Send + Sync {
-    /// Starts one and returns when it listens, or with the reason why it doesn't. `Exit::Busy`
-    /// with a broker running: somebody else was faster.
+    /// Starts a broker and returns when it listens, or with the reason why it doesn't. `Exit::Busy`
+    /// while a broker runs means that another caller was faster.
     fn launch(&self, config: &Config) -> Result<()>;
 }
 
@@ -47,10 +47,10 @@ impl<L: BrokerLauncher + ?Sized> BrokerLauncher for &L {
     }
 }
 
-/// Starts `castra broker` as a process that outlives us.
+/// Starts `castra broker` as a process that outlives the caller.
 #[derive(Clone, Debug)]
 pub struct ProcessBrokerLauncher {
-    /// The castra binary; as a rule our own.
+    /// The castra binary; as a rule the running one.
     pub cli: PathBuf,
 }
 
@@ -60,8 +60,9 @@ impl BrokerLauncher for ProcessBrokerLauncher {
         let cant = |error: std::io::Error| Failure::new(Exit::Internal, what).because(error);
         let (ours, theirs) = UnixStream::pair().map_err(cant)?;
         let as_stderr = theirs.try_clone().map_err(cant)?;
-        // Started plainly: its first act is setsid, which a group leader may not do. No output of
-        // ours is inherited, else `castra up --json | jq` would wait for the broker's end.
+        // It gets no process group of its own, because its first call is setsid, which a group
+        // leader may not make. It inherits no output, else `castra up --json | jq` would wait for
+        // the broker's end.
         let mut child = Command::new(&self.cli)
             .args(["broker", "--quiet", "--config"])
             .arg(&config.path)
@@ -79,7 +80,7 @@ impl BrokerLauncher for ProcessBrokerLauncher {
                 }
             })?;
         let heard = listen_to_start(ours);
-        // Whoever started it reaps it, so that no zombie stays beside a long `up`.
+        // A thread reaps it, so that it doesn't become a zombie if it ends during a long `up`.
         let reaper = thread::Builder::new()
             .name("broker-reap".to_owned())
             .spawn(move || child.wait());
@@ -94,7 +95,7 @@ impl BrokerLauncher for ProcessBrokerLauncher {
     }
 }
 
-/// The launcher that runs this castra binary; without one a missing broker can't be started.
+/// The launcher that runs this castra binary; without a binary a missing broker can't be started.
 pub fn of_cli(cli: Option<&Path>) -> Box<dyn BrokerLauncher> {
     match cli {
         Some(cli) => Box::new(ProcessBrokerLauncher { cli: cli.to_owned() }),
@@ -102,7 +103,7 @@ pub fn of_cli(cli: Option<&Path>) -> Box<dyn BrokerLauncher> {
     }
 }
 
-/// Starts none: whoever asks gave neither a castra binary nor a launcher.
+/// Starts no broker: the caller gave neither a castra binary nor a launcher.
 #[derive(Clone, Copy, Debug)]
 struct NoBrokerLauncher;
 
@@ -117,7 +118,8 @@ impl BrokerLauncher for NoBrokerLauncher {
     }
 }
 
-/// Reads until the announcement, the end, or the limit; what else the broker said is the reason.
+/// Reads until the announcement, the end, or the limit; anything else that the broker wrote is the
+/// reason.
 fn listen_to_start(stream: UnixStream) -> std::result::Result<Announcement, String> {
     let until = Instant::now() + START_LIMIT;
     let mut tail = Tail::default();
@@ -151,7 +153,7 @@ fn listen_to_start(stream: UnixStream) -> std::result::Result<Announcement, Stri
     }
 }
 
-/// Runs brokers as threads of this process, for embedders; nobody signals them, this ends them.
+/// Runs brokers as threads of this process, for embedders; only this launcher stops them.
 #[derive(Debug, Default)]
 pub struct ThreadBrokerLauncher {
     running: Mutex<Vec<(Cancel, JoinHandle<()>)>>,
@@ -233,7 +235,7 @@ pub struct BrokerHandle {
     pub started: bool,
 }
 
-/// The project's broker, started if none runs. Two callers at the same time end with one.
+/// The project's broker, started if none runs. Two callers at the same time end up with one broker.
 pub fn ensure_broker(
     config: &Config,
     launcher: &dyn BrokerLauncher,
@@ -251,7 +253,7 @@ pub fn ensure_broker(
                     started,
                 });
             }
-            // Somebody is starting it, or stopping.
+            // Another process is starting or stopping it.
             Some((_, None)) => {}
             None if host::lock_holder(&config.state.broker_pid()) != Holder::Nobody => {}
             None => match launcher.launch(config) {
@@ -280,7 +282,7 @@ pub fn ensure_broker(
     }
 }
 
-/// How a broker's stop ended.
+/// The result of stopping a broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BrokerStop {
     /// None ran.
@@ -302,8 +304,8 @@ pub enum BrokerStop {
     },
 }
 
-/// Stops the project's broker: SIGTERM, and SIGKILL after `limit`. Only the process that holds
-/// the lock on `broker.pid` is ever signalled, and that is asked again just before.
+/// Stops the project's broker: SIGTERM, and SIGKILL after `limit`. Only the process that holds the
+/// lock on `broker.pid` is signalled, which is checked again just before.
 pub fn stop_broker(state: &StateRoot, limit: Duration) -> Result<BrokerStop> {
     let path = state.broker_pid();
     let Some((pid, record)) = find_broker(state) else {
@@ -335,8 +337,8 @@ fn signal(state: &StateRoot, pid: u32, signal: Signal) -> Result<()> {
     if host::locked_pid(&path) != Some(pid) {
         return Ok(());
     }
-    // The kernel names no holder of such a lock. A number that somebody else wrote into the file
-    // is found out by this: the broker has it open, an innocent process has not.
+    // The kernel doesn't name the holder of such a lock. If another program wrote a pid into the
+    // file, that process doesn't have the file open, and the broker does.
     if !host::has_open(pid, &path) {
         return Err(foreign(state, &format!("pid {pid} has nothing to do with it")));
     }
@@ -363,7 +365,7 @@ fn foreign(state: &StateRoot, why: &str) -> Failure {
     .advice("find out who holds it (`fuser` names the process) and end that")
 }
 
-/// Waits until that process holds the lock no longer.
+/// Waits until that process no longer holds the lock.
 fn wait_free(state: &StateRoot, pid: u32, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while host::locked_pid(&state.broker_pid()) == Some(pid) {

@@ -1,11 +1,11 @@
 //! Sockets and their threads: accepting, greeting, reading one hello under one deadline.
 //!
-//! Here: the accept threads, the small pool of connection threads, doors.
-//! Not here: the socket itself (`broker::connection`), any decision about who may come (`broker::state`).
+//! Here: the accept threads and the small pool of connection threads. Not here: the socket itself
+//! (`broker::connection`), any decision about admission (`broker::state`).
 //!
-//! An accept thread only accepts. Each connection has a thread that greets, reads and then
-//! waits for the other side to close, so a silent, dripping or flooding client costs a thread
-//! of its own and delays nobody.
+//! An accept thread only accepts. Each connection has a thread that greets, reads and then waits
+//! for the client to close, so a silent, slow or flooding client takes one thread and delays
+//! nobody.
 
 use std::collections::VecDeque;
 use std::io;
@@ -35,23 +35,23 @@ const STACK_BYTES: usize = 128 * 1024;
 /// a busy host, a scheduling delay.
 const IDLE_THREADS: usize = 16;
 
-/// After its answer a client has this long to close before we do. Closing with unread bytes makes
-/// the kernel reset the connection, and the client would lose the very answer that tells it what
-/// was wrong; so this much is read and dropped. Who sends more is left with a full socket until
-/// the time is up: a flood stalls by itself and costs no processor.
+/// How long a client may take to close after its answer. To close with unread bytes makes the
+/// kernel reset the connection, and the client would lose the answer that tells it what was wrong;
+/// so this many bytes are read and dropped. A client that sends more has a full socket until the
+/// time is up: a flood stalls and costs no processor time.
 const LINGER: Duration = Duration::from_millis(500);
 const LINGER_BYTES: usize = 16 * 1024;
 
-/// Connections beyond the cap that may exist while their victims are still closing.
+/// How many connections beyond the limit may exist while evicted ones are still closing.
 pub const SLACK: usize = 32;
 
 /// What wakes the state thread.
 pub enum Wake {
-    /// A door is full: somebody must make room.
+    /// A listener has as many connections as it may: one must be evicted.
     Full,
-    /// What a connection thread has to say.
+    /// An input from a connection thread.
     Input(Input),
-    /// Something that the operator should find in the log.
+    /// An error for the log.
     Trouble(String),
     /// Somebody asked the broker to stop.
     Stop,
@@ -61,17 +61,17 @@ pub enum Wake {
 pub struct Arrival {
     /// The handle.
     pub link: Arc<Link>,
-    /// Its door.
+    /// Who is at its other end.
     pub plane: Plane,
     /// Where it comes from.
     pub remote: String,
 }
 
-/// What all doors share.
+/// The threads that serve connections, shared by both listeners.
 pub struct Reception {
     to_state: Sender<Wake>,
-    /// Connections the state thread has not looked at. They wake nobody: it takes them in before
-    /// anything their threads have to say, and until then nothing is to be decided about them.
+    /// Connections that the state thread doesn't know yet. They don't wake it: it takes them before
+    /// the inputs of their threads, and until then there is nothing to decide about them.
     arrivals: Mutex<Vec<Arrival>>,
     hello_timeout: Duration,
     next_id: AtomicU64,
@@ -89,7 +89,7 @@ struct Jobs {
 }
 
 impl Reception {
-    /// A reception that hands everything to the state thread.
+    /// No thread yet; inputs go to the state thread.
     pub fn new(to_state: Sender<Wake>, hello_timeout: Duration, sessions: Arc<Sessions>) -> Arc<Reception> {
         Arc::new(Reception {
             to_state,
@@ -103,7 +103,8 @@ impl Reception {
         })
     }
 
-    /// Connections that came since the last call. Ask for them after receiving what threads said.
+    /// Connections that came since the last call. Call it after the inputs of the threads were
+    /// received.
     pub fn arrivals(&self) -> Vec<Arrival> {
         std::mem::take(&mut *self.arrivals.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -197,7 +198,7 @@ impl Reception {
     }
 }
 
-/// Counts a connection thread out, however it ends.
+/// Counts a connection thread until it ends, however it ends.
 struct Leaving(Arc<Reception>);
 
 impl Drop for Leaving {
@@ -206,7 +207,7 @@ impl Drop for Leaving {
     }
 }
 
-/// Says that a connection is gone, however its thread left it.
+/// Reports that a connection is closed, however its thread ends.
 struct Closing<'a> {
     conn: ConnId,
     to_state: &'a Sender<Wake>,
@@ -218,7 +219,7 @@ impl Drop for Closing<'_> {
     }
 }
 
-/// Whether a hello offers any version of the bus: then its thread waits for the verdict.
+/// Whether a hello offers any version of the bus: then its thread waits for the answer.
 fn wants_bus(said: &Input) -> bool {
     match said {
         Input::Hello { hello, .. } => hello.capabilities.iter().any(|word| word.starts_with("bus-")),
@@ -226,9 +227,9 @@ fn wants_bus(said: &Input) -> bool {
     }
 }
 
-/// Greets and reads until there is a hello, something else, or no time left. `None`: the client
-/// left without a byte, which is no attempt. With it comes where in `bytes` lies what was sent
-/// behind the hello.
+/// Greets and reads until there is a hello, something else, or no time left; also returns the range
+/// of `bytes` that came after the hello. `None`: the client left without a byte, which is no
+/// attempt.
 fn listen_for_hello(
     link: &Link,
     deadline: Instant,
@@ -236,7 +237,7 @@ fn listen_for_hello(
 ) -> Option<(Input, Range<usize>)> {
     let conn = link.id;
     link.greet_unless_heard();
-    // A hello and its CR LF; what a client sends beyond is not read before it is answered.
+    // A hello and its CR LF; more isn't read before the hello is answered.
     let mut length = 0;
     let refused = |length: usize, refusal: Refusal| Input::Refused {
         conn,
@@ -291,7 +292,7 @@ fn listen_for_hello(
     }
 }
 
-/// Takes in and drops what the client still sends, until it closes or the time is up.
+/// Reads and drops what the client still sends, until it closes or the time is up.
 fn linger(link: &Link) {
     let until = Instant::now() + LINGER;
     let mut taken = 0;
@@ -302,7 +303,7 @@ fn linger(link: &Link) {
             return;
         }
         if taken >= LINGER_BYTES {
-            // Asked for nothing, poll still tells of the end of both directions.
+            // With no events asked for, poll still reports the end of both directions.
             let mut asked = [PollFd::new(link.as_fd(), PollFlags::empty())];
             let _ = poll(
                 &mut asked,
@@ -319,13 +320,13 @@ fn linger(link: &Link) {
     }
 }
 
-/// A door: the listener's thread, and how to end it.
+/// The thread that accepts a listener's connections, and how to end it.
 pub struct Door {
     thread: Option<JoinHandle<()>>,
     quit: Option<io::PipeWriter>,
 }
 
-/// What a door listens on.
+/// A listening socket.
 pub enum Listener {
     /// Guests.
     Tcp(TcpListener),
@@ -356,7 +357,7 @@ impl Listener {
 }
 
 impl Door {
-    /// Opens a door: at most `places` connections, and those that are just leaving.
+    /// Starts to accept: at most `places` connections, and those that are just closing.
     pub fn open(listener: Listener, reception: Arc<Reception>, places: usize) -> io::Result<Door> {
         match &listener {
             Listener::Tcp(tcp) => tcp.set_nonblocking(true)?,
@@ -389,9 +390,9 @@ impl Drop for Door {
 }
 
 fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Reception>, places: usize) {
-    // Given back for a moment when descriptors run out, so that the client can be told.
+    // Closed for a moment when descriptors run out, so that the client can be told.
     let mut spare = std::fs::File::open("/dev/null").ok();
-    // Each door counts its own, so that guests can't take the host's places.
+    // Each listener counts its own connections, so that guests can't use up the host's.
     let links: Arc<Open> = Arc::default();
     loop {
         let mut asked = [
@@ -402,7 +403,7 @@ fn accept_all(listener: &Listener, quit: &io::PipeReader, reception: &Arc<Recept
         if asked[1].any() == Some(true) {
             return;
         }
-        // Victims of the cap are on their way out; the kernel's backlog holds the newcomers.
+        // Evicted connections are closing; the kernel's backlog holds new ones.
         if !links.wait_below(places + SLACK, Duration::from_millis(20)) {
             continue;
         }

@@ -1,11 +1,11 @@
-//! A look at every line of a log of the bus: its highest number, and whether the numbers rise.
+//! A scan of every line of a log of the bus: its highest number, and whether the numbers ascend.
 //!
-//! Here: reading the beginnings of lines, with little memory however long they are. Not here: what
-//! a line says (`broker::bus_log`), or delivering messages whose numbers don't rise
+//! Here: reading the beginnings of lines, with little memory however long the lines are. Not here:
+//! what a line says (`broker::bus_log`), delivering messages whose numbers don't ascend
 //! (`broker::replay`).
 //!
-//! The broker's own lines always rise. A log that somebody has pasted together, or that was damaged,
-//! may not, and whoever looks for a number by halving then misses messages.
+//! In the broker's own lines numbers always ascend. In a log that was pasted together or damaged
+//! they may not, and a bisection would miss messages.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -20,19 +20,19 @@ use super::bus_log::seq_of;
 /// Read at once.
 const PIECE: usize = 64 * 1024;
 
-/// The number stands in so many bytes of a line, or it has none.
+/// How many bytes of a line hold its number.
 const HEAD: usize = 32;
 
-/// What was found.
+/// What the scan found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Survey {
     /// The highest number; 0: there is none.
     pub highest: u64,
-    /// Each number is higher than the one before it.
+    /// Whether each number is higher than the one before it.
     pub rises: bool,
 }
 
-/// Looks at the log and its rotated files.
+/// Scans the log and its rotated files.
 pub fn survey(path: &Path, keep: u32) -> io::Result<Survey> {
     let mut found = Survey {
         highest: 0,
@@ -49,8 +49,8 @@ pub fn survey(path: &Path, keep: u32) -> io::Result<Survey> {
     Ok(found)
 }
 
-/// The files of a log, oldest first, each once. Rotation gives files higher numbers, so who goes by
-/// rising numbers may meet one twice, but misses none.
+/// The files of a log, oldest first, each once. A rotation gives files higher numbers, so reading
+/// them in that order may meet a file twice, but misses none.
 pub fn files(path: &Path, keep: u32) -> io::Result<Vec<File>> {
     let mut found: Vec<((u64, u64), File)> = Vec::new();
     for number in 0..=keep.saturating_add(1) {
@@ -60,7 +60,7 @@ pub fn files(path: &Path, keep: u32) -> io::Result<Vec<File>> {
         };
         let file = match host::open_state_file(&name) {
             Ok(file) => file,
-            // What is no file holds no lines.
+            // A path that isn't a regular file holds no lines.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => {
                 continue;
             }

@@ -1,8 +1,8 @@
-//! The broker: who shook hands, when, and from where (docs/PROTOCOL.md).
+//! The broker: the host's end of handshake and bus (docs/PROTOCOL.md).
 //!
-//! Here: the protocol, the state behind it, its sockets, files and launch, one module each.
-//! Not here: what a record means for a VM's state (`core::status`), or who may start a broker
-//! when (`core::operations`).
+//! Here: the protocol, the state, sockets, files and launch, one module each. Not here: what a
+//! record means for a VM's state (`core::status`), which operation starts a broker
+//! (`core::operations`).
 
 pub mod attempts;
 mod bus_log;

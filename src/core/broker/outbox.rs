@@ -1,12 +1,11 @@
-//! What waits to be sent to a session, and the thread that sends it when its client is ready.
+//! The queue of bytes for a session, and the thread that sends them when the client reads.
 //!
-//! Here: sending without ever waiting, bounded queues, the one thread that empties them.
-//! Not here: what becomes of a client that doesn't keep up (`broker::state`).
+//! Here: sending without waiting, bounded queues, the one thread that empties them. Not here: what
+//! happens to a client that is too slow (`broker::state`).
 //!
-//! Sockets of sessions don't block. What a socket doesn't take at once lies in its session's
-//! queue, bounded in bytes, and one thread for all of them sends it on as clients read. So a
-//! slow client costs memory within its bound, and delays neither the state thread nor another
-//! client.
+//! Sockets of sessions don't block. What a socket doesn't take at once goes to its session's queue,
+//! which is bounded in bytes, and one thread sends all queues as clients read. So a slow client
+//! costs memory within its bound, and delays neither the state thread nor another client.
 
 use std::io::{self, IoSlice, Write};
 use std::os::fd::AsFd;
@@ -20,13 +19,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::connection::Link;
 use super::state::Part;
 
-/// Sent to one client before the next has its turn.
+/// Bytes sent to one client before the next one has its turn.
 const TURN_BYTES: usize = 256 * 1024;
 
 /// Slices of one write; the kernel takes 1024.
 const SLICES: usize = 256;
 
-/// How much may wait, for one session and for all.
+/// How many bytes may wait, for one session and for all.
 #[derive(Debug)]
 pub struct Budget {
     /// Bytes for one session.
@@ -46,20 +45,20 @@ impl Budget {
         })
     }
 
-    /// More waits than may.
+    /// Whether more bytes wait than may.
     pub fn is_exceeded(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > self.all
     }
 }
 
-/// What became of a send.
+/// The result of a send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
     /// The kernel has it all, or the queue has it and is being emptied.
     Done,
-    /// The queue has it, and somebody must begin to empty it.
+    /// The queue has it, and the drainer must be told.
     Waits,
-    /// It is too much: the stream is broken off. So much was waiting.
+    /// It is too much, so the stream was cut off; this many bytes would have waited.
     Full(usize),
 }
 
@@ -73,13 +72,13 @@ pub struct Outbox {
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
-    /// So many of them are sent.
+    /// How many of them are sent.
     sent: usize,
-    /// Somebody empties it.
+    /// The drainer empties it.
     watched: bool,
     /// Nothing more is sent.
     over: bool,
-    /// When it is empty the sending side ends.
+    /// The sending side is closed when it is empty.
     last: bool,
 }
 
@@ -105,7 +104,7 @@ impl Outbox {
         self.lock().length()
     }
 
-    /// Sends these in order, behind what waits already.
+    /// Sends these in order, after the bytes that wait.
     pub fn send(&self, mut socket: impl Write, parts: &[Part], budget: &Budget) -> Sent {
         let mut waiting = self.lock();
         if waiting.over || waiting.last {
@@ -116,7 +115,7 @@ impl Outbox {
             (part, offset) = match send_now(&mut socket, parts) {
                 Ok(position) => position,
                 Err(_) => {
-                    // Its thread sees the end and says so.
+                    // Its thread sees the end and reports it.
                     waiting.over = true;
                     return Sent::Done;
                 }
@@ -146,7 +145,7 @@ impl Outbox {
         }
     }
 
-    /// Sends on what waits, as far as the client takes it. False: there is nothing left to do.
+    /// Sends waiting bytes, as far as the client takes them. False: nothing is left to send.
     pub fn send_on(&self, mut socket: impl Write, budget: &Budget) -> bool {
         let mut waiting = self.lock();
         let mut turn = TURN_BYTES;
@@ -167,7 +166,7 @@ impl Outbox {
             }
         }
         if waiting.length() > 0 && !waiting.over {
-            // What is sent needn't be carried along.
+            // Bytes that are sent needn't be kept.
             if waiting.sent > TURN_BYTES {
                 let sent = std::mem::take(&mut waiting.sent);
                 waiting.bytes.drain(..sent);
@@ -181,19 +180,19 @@ impl Outbox {
         false
     }
 
-    /// Nothing comes after what waits. True: it is sent already.
+    /// Closes the queue after the bytes that wait. True: there are none.
     pub fn finish(&self) -> bool {
         let mut waiting = self.lock();
         waiting.last = true;
         waiting.length() == 0
     }
 
-    /// It was told that nothing comes any more.
+    /// Whether [`Outbox::finish`] was called.
     pub fn is_finished(&self) -> bool {
         self.lock().last
     }
 
-    /// Nothing more is sent, and what waits is forgotten.
+    /// Drops the bytes that wait and sends nothing more.
     pub fn end(&self, budget: &Budget) {
         let mut waiting = self.lock();
         waiting.over = true;
@@ -279,7 +278,7 @@ impl Drainer {
         })
     }
 
-    /// Empties this one's queue from now on.
+    /// Empties the queue of this connection from now on.
     pub fn watch(&self, link: Arc<Link>) {
         self.shared
             .newcomers
@@ -296,7 +295,7 @@ impl Drainer {
 
 impl Drop for Drainer {
     fn drop(&mut self) {
-        // The thread hears the end of the pipe.
+        // The thread sees the end of the pipe.
         self.shared
             .bell
             .lock()

@@ -1,8 +1,7 @@
-//! The words of the handshake: greeting, hello, replies, decline reasons (docs/PROTOCOL.md).
+//! The text of the handshake: greeting, hello, replies, decline reasons (docs/PROTOCOL.md).
 //!
-//! Here: pure parsing and rendering; docs/PROTOCOL.md says the same in prose. Not here: who may
-//! come (`broker::state`), sockets and deadlines (`broker::listen`), log lines
-//! (`broker::attempts`).
+//! Here: pure parsing and rendering. Not here: who is admitted (`broker::state`), sockets and
+//! deadlines (`broker::listen`), log lines (`broker::attempts`).
 
 use std::fmt;
 use std::time::Duration;
@@ -11,29 +10,29 @@ use sha2::{Digest, Sha256};
 
 use crate::core::name::VmName;
 
-/// What the broker says first.
+/// The first line that the broker sends.
 pub const GREETING: &str = "castra-broker 1 ready\n";
 
 /// Longest hello line, bytes, without its line end.
 pub const HELLO_BYTES: usize = 512;
 
-/// Most capabilities of one hello, and bytes of each. A line of 512 bytes has no room for more
-/// that anybody could mean.
+/// Most capabilities of one hello, and most bytes of each. A line of 512 bytes has no room for more
+/// useful ones.
 const MAX_CAPABILITIES: usize = 64;
 const CAPABILITY_BYTES: usize = 64;
 
 /// Versions of the bus this broker speaks.
 pub const BUS_VERSIONS: &[u32] = &[1];
 
-/// A hello that keeps to the grammar.
+/// A valid hello.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Who it claims to be.
+    /// The VM that it claims to be.
     pub vm: VmName,
-    /// SHA-256 of the token it presented. The token itself goes no further than the parser, so
-    /// it can't reach a log.
+    /// SHA-256 of the token that it presented. The token itself stays in the parser, so it can't
+    /// reach a log.
     pub token_sha256: Option<[u8; 32]>,
-    /// What it offers, sorted, without repeats.
+    /// The capabilities that it offers, sorted, without repeats.
     pub capabilities: Vec<String>,
 }
 
@@ -48,7 +47,7 @@ pub enum DeclineReason {
     UnknownVm,
     /// The token is missing or not this launch's.
     BadToken,
-    /// The name speaks for the host or the broker.
+    /// The name is reserved for the host or the broker.
     ReservedIdentity,
     /// Too many connections or sessions.
     SessionLimit,
@@ -96,7 +95,7 @@ impl fmt::Display for DeclineReason {
     }
 }
 
-/// A hello that was refused before anybody was asked whether its sender may come.
+/// A hello that was refused before admission was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Its name, where a valid one was read.
@@ -112,7 +111,7 @@ impl Refusal {
     }
 }
 
-/// What the bytes so far are.
+/// How much of a hello the bytes so far hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// The beginning of a hello; more must come.
@@ -124,12 +123,12 @@ pub enum Progress {
         /// Length of line and line end.
         used: usize,
     },
-    /// Whatever comes, it won't be a hello.
+    /// They can't become a hello any more.
     Hopeless,
 }
 
-/// Looks for the hello line at the start of what was read. Declines as early as it can: a web
-/// page's `GET` is refused at its first byte, so nothing in its body is ever looked at.
+/// Looks for the hello line at the start of what was read. It refuses as early as it can: an HTTP
+/// `GET` is refused at its first byte, so its body is never read.
 pub fn progress(bytes: &[u8]) -> Progress {
     const OPENING: &[u8] = b"hello ";
     let seen = bytes.len().min(OPENING.len());
@@ -151,8 +150,8 @@ pub fn progress(bytes: &[u8]) -> Progress {
     }
 }
 
-/// Parses a hello line (without its line end). A refusal says `protocol-error` and, if it got
-/// that far, who it was.
+/// Parses a hello line (without its line end). A refusal has the reason `protocol-error` and the
+/// VM's name, if one was read.
 pub fn parse_hello(line: &[u8]) -> Result<Hello, Refusal> {
     let unnamed = || Refusal::unnamed(DeclineReason::ProtocolError);
     let text = std::str::from_utf8(line).map_err(|_| unnamed())?;
@@ -193,7 +192,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, Refusal> {
     })
 }
 
-/// `a,b,a` as sorted words without repeats; `None` if one of them is no capability.
+/// `a,b,a` as sorted words without repeats; `None` if one of them isn't a capability.
 fn parse_capabilities(list: &str) -> Option<Vec<String>> {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let mut words: Vec<String> = list
@@ -212,8 +211,8 @@ fn parse_capabilities(list: &str) -> Option<Vec<String>> {
     (words.len() <= MAX_CAPABILITIES).then_some(words)
 }
 
-/// What a hello gets by its capabilities alone: the highest version of the bus both speak,
-/// nothing (handshake-only), or a no.
+/// What a hello gets for its capabilities: the highest version of the bus that both sides speak,
+/// none (handshake only), or a refusal.
 pub fn negotiate(offered: &[String], spoken: &[u32]) -> Result<Option<u32>, DeclineReason> {
     let mut asked = offered.iter().filter(|word| word.starts_with("bus-")).peekable();
     if asked.peek().is_none() || spoken.is_empty() {
@@ -246,8 +245,8 @@ pub fn declined_reply(reason: DeclineReason, spoken: &[u32]) -> String {
     format!("declined reason={reason}\n")
 }
 
-/// How often a guest must be heard so that it never flaps: a third of the shorter of the window
-/// and the idle limit, at least a second.
+/// How often a guest should send a heartbeat, so that it stays reachable if one is late: a third of
+/// the freshness window or of the idle limit, whichever is shorter, at least a second.
 pub fn heartbeat_secs(freshness: Duration, session_idle: Duration) -> u64 {
     (freshness.min(session_idle).as_secs() / 3).max(1)
 }

@@ -1,10 +1,11 @@
-//! Guests that begin anew under the same QEMU: a reboot of theirs, a panic, a boot loop.
+//! Watches for guests that reboot under the same QEMU: an ordinary reboot, a panic, a boot loop.
 //!
-//! Here: noticing them once a second, telling of them, and ending a guest that has panicked or only begins. Not here:
-//! how that is read (`runtime::resets`), what a guest's new boot means for its sessions and records
-//! (`broker::state`, to which it is like a new launch), or VMs whose QEMU is gone (`broker::effects`).
+//! Here: noticing reboots once a second, reporting them, and ending a guest that has panicked or is
+//! in a boot loop. Not here: how reboots are detected (`runtime::resets`), what a reboot means for
+//! sessions and records (`broker::state`, which treats it as a new launch), VMs whose QEMU has
+//! ended (`broker::vm_watch`).
 //!
-//! Nothing here waits: QMP is spoken by a thread of its own, one a VM, and what it brings about is seen at a later look.
+//! Nothing here waits: a thread per VM speaks QMP, and a later check sees its effect.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,14 +34,14 @@ pub(super) struct SeenAnew {
     pub events: Vec<Event>,
     /// Lines for the broker's log, with their level.
     pub lines: Vec<(&'static str, String)>,
-    /// Some guest has begun anew: what was heard of it before counts no more.
+    /// Some guest has rebooted: its older handshakes count no more.
     pub changed: bool,
 }
 
 /// The VMs that are watched.
 #[derive(Debug, Default)]
 pub(super) struct Reboots {
-    /// There was a look: a VM that is seen for the first time was launched since.
+    /// There was a check before: a VM that is new in this one was launched since.
     looked: bool,
     vms: BTreeMap<VmName, Watched>,
 }
@@ -52,12 +53,12 @@ struct Watched {
     /// CLOCK_BOOTTIME of the last reset, ms.
     began_ms: Option<u64>,
     verdict: Option<Verdict>,
-    /// A thread speaks QMP to end it.
+    /// A thread is ending it over QMP.
     ending: Arc<AtomicBool>,
 }
 
 impl Reboots {
-    /// Looks at every VM that runs.
+    /// Checks every VM that runs.
     pub(super) fn look(&mut self, state: &StateRoot, guests: &GuestsRecord, at: At) -> SeenAnew {
         let mut seen = SeenAnew::default();
         let launched = guests.guests.iter().filter(|guest| guest.launch_id.is_some());
@@ -80,7 +81,7 @@ impl Reboots {
         seen
     }
 
-    /// A guest that was reset began then, whatever launch it is of.
+    /// Notes all reboots in the table of guests.
     pub(super) fn apply(&self, table: &mut GuestTable) {
         for (vm, watched) in &self.vms {
             if let Some(began_ms) = watched.began_ms {
@@ -94,7 +95,7 @@ impl Watched {
     fn new(pid: u32, paths: &VmPaths, at: At, launched_since: bool) -> Watched {
         let watch = match launched_since {
             true => ResetWatch::new(paths),
-            // What has been was told by an earlier broker.
+            // Earlier reboots were reported by an earlier broker.
             false => ResetWatch::from_now(paths),
         };
         Watched {
@@ -134,7 +135,7 @@ impl Watched {
         }
     }
 
-    /// Speaks QMP in a thread of its own. One that fails is followed by another.
+    /// Ends a guest over QMP, in a thread. If that fails, the next check starts another.
     fn end(&self, vm: &VmName, paths: &VmPaths, verdict: Verdict) -> std::io::Result<()> {
         let (vm, paths, ending) = (vm.clone(), paths.clone(), Arc::clone(&self.ending));
         let work = move || {

@@ -1,14 +1,14 @@
-//! Messages of the past for a session that is behind: read from the log by its own thread
+//! Replay: a session that is behind gets messages from the log, read by its own thread
 //! (docs/PROTOCOL.md).
 //!
-//! Here: finding a number in the rotated files, which lines a session gets, gaps. Not here: when
-//! a session is behind or has caught up (`broker::state`), sending (`broker::session_loop`), the newest
-//! message of each topic (`broker::last_values`).
+//! Here: how a number is found in the rotated files, which lines a session gets, gaps. Not here:
+//! when a session is behind or has caught up (`broker::state`), sending (`broker::session_loop`),
+//! the newest message of each topic (`broker::last_values`).
 //!
-//! Numbers rise in all that a broker has written, so a place in it is found by halving. A log that
-//! was damaged or pasted together may be otherwise. What the broker found so when it started is
-//! delivered line by line in the order in which it stands, each line that is wanted, and only what
-//! comes behind it is searched.
+//! Numbers ascend in everything that a broker has written, so a number is found by bisection. In a
+//! log that was damaged or pasted together they may not. Lines that weren't in order when the
+//! broker started are delivered in the order in which they stand in the files; only lines after
+//! them are found by bisection.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
@@ -27,25 +27,25 @@ use super::last_values::Lasts;
 use super::log_scan;
 use super::state::{Plan, Wanted};
 
-/// Deliveries of one piece, bytes, give or take a message (docs/PROTOCOL.md).
+/// Bytes of one piece, give or take a message (docs/PROTOCOL.md).
 const PIECE: usize = 64 * 1024;
 
-/// Read without finding anything for the session before its client is listened to again.
+/// Bytes that are read without finding anything for the session before the thread looks at its
+/// socket again.
 const SCAN: usize = 4 * 1024 * 1024;
 
 /// Bytes read at once.
 const READ: usize = 64 * 1024;
 
-/// How often a number that must be in the log is looked for again; rotation moves files about
-/// for some microseconds.
+/// How often a number that must be in the log is searched: a rotation takes some microseconds.
 const LOOKS: u32 = 50;
 
-/// The log as those read it who are behind.
+/// The log of the bus, for sessions that read it.
 #[derive(Clone, Debug)]
 pub struct Past {
     path: PathBuf,
     keep: u32,
-    /// The highest number of what stood there in no order when the log was opened; 0: all rises.
+    /// The highest number of the lines that weren't in order when the log was opened; 0: all were.
     tangled: Arc<AtomicU64>,
 }
 
@@ -59,7 +59,7 @@ impl Past {
         }
     }
 
-    /// Numbers up to this one may stand anywhere.
+    /// Notes that lines up to this number may stand in any order.
     pub fn is_tangled_upto(&self, highest: u64) {
         self.tangled.store(highest, Ordering::Relaxed);
     }
@@ -70,16 +70,16 @@ impl Past {
     }
 }
 
-/// What one step brought.
+/// What one step of a replay has read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Frames to send; there is more.
     Frames(Vec<u8>),
-    /// Frames to send, and the first number that was not read: the end as it was known.
+    /// Frames to send, and the first number that wasn't read: the replay has reached its end.
     End(Vec<u8>, u64),
 }
 
-/// The place of one session in the log.
+/// The replay of one session.
 #[derive(Debug)]
 pub struct Replay {
     past: Past,
@@ -87,20 +87,20 @@ pub struct Replay {
     /// The first number not read.
     next: u64,
     source: Option<Source>,
-    /// The way through what stands in no order, while it is read.
+    /// The scan of lines that aren't in order, while it goes on.
     tangle: Option<Tangle>,
-    /// A search for the newest messages, while it goes on, and what it found.
+    /// The search for the newest messages, while it goes on.
     lasts: Option<Box<Lasts>>,
     newest: VecDeque<Vec<u8>>,
-    /// Subscriptions that had their newest messages.
+    /// Numbers of subscriptions that got their newest messages.
     served: BTreeSet<u64>,
 }
 
-/// Lines in the order in which they stand, oldest file first.
+/// A scan of lines in the order in which they stand, oldest file first.
 #[derive(Debug)]
 struct Tangle {
     upto: u64,
-    /// The subscriptions they are for; others may have come meanwhile.
+    /// The subscriptions that this scan serves; others may have come since it began.
     serving: Vec<u64>,
     files: VecDeque<File>,
     source: Option<Source>,
@@ -109,13 +109,13 @@ struct Tangle {
 #[derive(Debug)]
 struct Source {
     file: File,
-    /// Where the unread part of `bytes` lies in the file.
+    /// The position of `bytes` in the file.
     offset: u64,
     bytes: Vec<u8>,
 }
 
 impl Replay {
-    /// A reader for a session that fell behind.
+    /// A replay for a session that fell behind.
     pub fn new(past: Past, plan: Plan) -> Replay {
         Replay {
             next: first_of(&plan.wanted),
@@ -129,7 +129,8 @@ impl Replay {
         }
     }
 
-    /// Goes on by a newer plan. Subscriptions that it knew have come as far as it has read.
+    /// Goes on with a newer plan. Subscriptions that were in the old plan go on where the replay
+    /// is.
     pub fn update(&mut self, mut plan: Plan) {
         for wanted in &mut plan.wanted {
             let known = self
@@ -145,8 +146,8 @@ impl Replay {
         if first < self.next {
             self.source = None;
         }
-        // What was read beyond the end of the old plan may have been cut back since, and other
-        // messages may stand there now.
+        // Bytes beyond the end of the old plan may have been cut off since, and other messages may
+        // stand there now.
         if let Some(source) = &mut self.source {
             source.bytes.clear();
         }
@@ -184,7 +185,7 @@ impl Replay {
                 continue;
             };
             let Some(line) = source.line()? else {
-                // The end of this file: a rotated one is followed by another.
+                // The end of this file: after a rotated file comes a newer one.
                 self.source = None;
                 looks += 1;
                 if looks > 2 {
@@ -201,7 +202,7 @@ impl Replay {
             }
             if parsed.seq > self.plan.upto {
                 self.next = self.plan.upto + 1;
-                // It is read again when it is wanted.
+                // This line is read again with the next plan.
                 self.source = None;
                 break;
             }
@@ -214,7 +215,7 @@ impl Replay {
         Ok(Piece::End(out, self.next))
     }
 
-    /// The newest messages of subscriptions that have yet to get them.
+    /// The newest messages for subscriptions that haven't got them yet.
     fn newest_first(&mut self) -> io::Result<Option<Piece>> {
         if let Some(piece) = self.newest.pop_front() {
             return Ok(Some(Piece::Frames(piece)));
@@ -238,7 +239,7 @@ impl Replay {
         Ok(Some(Piece::Frames(self.newest.pop_front().unwrap_or_default())))
     }
 
-    /// Delivers lines that stand in no order, one after the other.
+    /// Delivers lines that aren't in order, one after the other.
     fn untangle(&mut self, out: &mut Vec<u8>, scanned: &mut usize) -> io::Result<()> {
         let mut tangle = match self.tangle.take() {
             Some(tangle) => tangle,
@@ -292,7 +293,8 @@ impl Replay {
         Ok(())
     }
 
-    /// What should be there and can't be found: first it may be on its way, then it is gone.
+    /// A number that should be in the log wasn't found: at first a rotation may be under way, after
+    /// some tries it counts as gone.
     fn missing(&mut self, looks: u32, out: &mut Vec<u8>) {
         if looks < LOOKS {
             std::thread::sleep(std::time::Duration::from_millis(1));
@@ -304,7 +306,7 @@ impl Replay {
 
     /// Opens the file that holds the next number. False: there is none.
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
-        // The oldest that begins behind the number.
+        // The oldest file that begins after the number.
         let mut oldest: Option<(u64, File)> = None;
         for number in 0..=self.past.keep {
             let path = match number {
@@ -325,7 +327,8 @@ impl Replay {
                     self.source = Some(source);
                     return Ok(true);
                 }
-                // It ends before, and a younger one begins behind: nothing is in between.
+                // This file ends before the number, and the next one begins after it: there is a
+                // gap.
                 break;
             }
             oldest = Some((first, file));
@@ -350,8 +353,8 @@ fn first_of(wanted: &[Wanted]) -> u64 {
 }
 
 impl Plan {
-    /// Whether a session gets this message now: a subscription wants it that hasn't dealt with
-    /// it, and none has that did. `counts`: which of them are asked.
+    /// Whether a session gets this message now: a subscription wants it, and no subscription has
+    /// delivered it already. `counts`: which subscriptions are considered.
     pub fn wants(&self, seq: u64, topic: &str, counts: &dyn Fn(&Wanted) -> bool) -> bool {
         let mut wanted = false;
         for one in self.wanted.iter().filter(|one| counts(one)) {
@@ -368,7 +371,7 @@ impl Plan {
 }
 
 impl Source {
-    /// All of a file.
+    /// From the beginning of a file.
     fn whole(file: File) -> Source {
         Source {
             file,
@@ -377,7 +380,7 @@ impl Source {
         }
     }
 
-    /// At the line of this number, or the next one after it, found by halving.
+    /// From the line of this number, or the next one after it, found by bisection.
     fn at(file: File, seq: u64) -> io::Result<Source> {
         let (mut low, mut high) = (0, file.metadata()?.len());
         // `low` is the start of a line that comes before the number; `high` is not before it.
@@ -395,7 +398,7 @@ impl Source {
         })
     }
 
-    /// Whether this number or a later one comes in its file.
+    /// Whether its file holds this number or a later one.
     fn reaches(&self, seq: u64) -> io::Result<bool> {
         let mut ahead = Source {
             file: self.file.try_clone()?,
@@ -434,8 +437,7 @@ impl Source {
     }
 }
 
-/// The first line that starts at or after `offset` (at 0: the first) and has a number: where it
-/// starts, and the number.
+/// The first line with a number that starts at or after `offset`: its position and its number.
 fn line_at(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
     let mut source = Source {
         file: file.try_clone()?,

@@ -1,6 +1,6 @@
-//! What a broker claims before it serves: its lock, its port, its socket, room for descriptors.
+//! What a broker takes before it serves: its lock, its port, its socket, enough file descriptors.
 //!
-//! Here: each claim, or a failure that names who has it. Not here: what is done with them
+//! Here: taking each, or a failure that names its owner. Not here: what is done with them
 //! (`broker::serve`).
 
 use std::fs::{self, File};
@@ -20,23 +20,23 @@ use crate::core::root::records::{self, BrokerRecord};
 
 use super::listen::SLACK;
 
-/// The port a broker takes if the config names none and it is free.
+/// The port that a broker takes if the config names none and this one is free.
 pub const PREFERRED_PORT: u16 = 7070;
 
-/// Host clients at once: a few commands and their pipes.
+/// Connections of the host at once: a few commands and their pipes.
 pub const HOST_CONNECTIONS: usize = 64;
 
-/// Descriptors kept for everything that is no guest's connection: listeners, locks, logs, the
-/// files a turn opens for a moment, host clients.
+/// Descriptors reserved for everything but guests' connections: listeners, locks, logs, files that
+/// are open for a moment, host clients.
 const DESCRIPTORS_APART: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
 
-/// The most descriptors we ask for; a limit of a million is no reason to use it.
+/// How far the limit of open files is raised, even if a million were allowed.
 const DESCRIPTORS_WANTED: u64 = 65_536;
 
-/// The lock that a broker holds for life; `Busy` names who has it.
+/// Takes the lock that a broker holds as long as it runs; `Busy` names its holder.
 pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLock> {
     let path = paths.broker_pid();
-    // Who finds the lock held must know at once whose it is: `broker.json` comes later.
+    // Whoever finds the lock held must see whose it is at once; `broker.json` is written later.
     let kind = if embedded { " embedded" } else { "" };
     match FileLock::try_take(&path, &format!("castra broker {run}{kind}")) {
         Ok(lock) => Ok(lock),
@@ -52,8 +52,8 @@ pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLoc
     }
 }
 
-/// Raises the soft limit of open files and says how many guests fit into it. The limit of a program
-/// that embeds the broker is that program's to set: it stays, and fewer guests may fit.
+/// Raises the soft limit of open files and returns how many guests it allows, at most `wanted`. The
+/// limit of a program that embeds the broker stays as it is, and may allow fewer.
 pub fn fit_descriptors(wanted: usize, embedded: bool) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return wanted;
@@ -76,7 +76,7 @@ pub fn room_for_guests() -> Option<(u64, u64, usize)> {
     Some((soft, hard, guests_within(hard.min(DESCRIPTORS_WANTED).max(soft))))
 }
 
-/// The TCP listener. While a VM runs, the port its guests were told stays.
+/// The TCP listener. While a VM runs the port stays the one that guests were told.
 pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
     let kept = records::load::<BrokerRecord>(&paths.broker_json())
         .ok()
@@ -118,12 +118,13 @@ pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
     }
 }
 
-/// The host's socket, mode 0600 before anybody can connect: it is made under another name.
+/// The host's socket. It is made under another name, so that it has mode 0600 before anybody can
+/// connect.
 pub fn bind_host(paths: &StateRoot, root: &File) -> Result<UnixListener> {
     const HIDDEN: &str = ".broker.sock-";
     let path = paths.broker_sock();
     let cant = |error: io::Error| Failure::io("create", &path, &error);
-    // What a broker killed in between has left; we hold the lock, so nobody is at it.
+    // Files that a killed broker left; this broker holds the lock, so nobody else uses them.
     for entry in fs::read_dir(paths.dir()).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(HIDDEN) {
             let _ = fs::remove_file(entry.path());

@@ -1,4 +1,5 @@
-//! A broker's life: it takes its lock, opens its doors, turns its one loop, stops in order.
+//! A broker from start to stop: it takes its lock, listens, runs the state thread's loop, stops in
+//! order.
 //!
 //! Here: start, the state thread's loop, the stop. Not here: what an input does
 //! (`broker::state`), how an effect is done (`broker::effects`), who starts a broker
@@ -40,19 +41,19 @@ use super::resources::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_
 use super::session_loop::Sessions;
 use super::state::{At, BusRules, Input, Rules, State, step};
 
-/// Inputs taken in one turn, so that one write serves many.
+/// How many inputs are applied in one turn, so that one write serves many.
 const BATCH: usize = 256;
 
-/// How often a stopping broker looks whether everybody has been told.
+/// How often a stopping broker checks whether every client was told.
 const STOP_LOOK_MS: u64 = 10;
 
-/// A group of this size is committed at once.
+/// A batch of this size is committed at once.
 const GROUP_BYTES: usize = 1024 * 1024;
 
-/// How often the files and the VMs' locks are looked at.
+/// How often the files and the VMs' locks are checked.
 const LOOK_EVERY_MS: u64 = 1000;
 
-/// How long a stopping broker waits until everybody has been told.
+/// How long a stopping broker waits until every client was told.
 const STOP_GRACE_MS: u64 = 500;
 
 /// What a broker needs to know.
@@ -64,7 +65,7 @@ pub struct BrokerOptions {
     pub config: BrokerConfig,
     /// `[bus]`; its rotation holds for every file the broker writes.
     pub bus: BusConfig,
-    /// It is a thread of somebody's process: that one's embedder alone ends it.
+    /// It is a thread of another program, which alone ends it.
     pub embedded: bool,
 }
 
@@ -96,7 +97,7 @@ pub fn run(options: BrokerOptions, stop: Cancel) -> Result<()> {
     run_announced(options, stop, |_| {})
 }
 
-/// As [`run`]; `announce` is called once, when the doors are open and `broker.json` says so.
+/// As [`run`]; `announce` is called once, when the broker listens and `broker.json` is written.
 pub fn run_announced(options: BrokerOptions, stop: Cancel, announce: impl FnOnce(&Ready)) -> Result<()> {
     let broker = Broker::start(options)?;
     announce(&broker.ready);
@@ -116,13 +117,13 @@ struct Broker {
     to_state: Sender<Wake>,
     guest_door: Option<Door>,
     host_door: Option<Door>,
-    /// The broker before this one didn't stop in order.
+    /// The previous broker didn't stop in order.
     torn: bool,
-    /// Nor has the host, since.
+    /// Nor did the host shut down in order since then.
     rebooted: bool,
-    /// Keeps the state root open, for socket names that are short whatever its path.
+    /// The open state root: socket names relative to it are short, whatever its path.
     root: File,
-    /// Our files by the open state root.
+    /// The paths of the broker's files through the open state root.
     files: StateRoot,
 }
 
@@ -151,8 +152,8 @@ impl Broker {
             .map_err(|error| Failure::new(Exit::Io, "can't ask for the broker's port").because(error))?
             .port();
         let root = File::open(paths.dir()).map_err(|error| Failure::io("open", paths.dir(), &error))?;
-        // By the open directory itself: what is written goes where the state root is, and nowhere
-        // once it is removed. By its name a broker would make a deleted folder anew.
+        // Paths through the open directory: files go where the state root is now, and nowhere once
+        // it is removed. By its name a broker would make a deleted folder again.
         let files = StateRoot::new(host::short_path(&root, "").components().collect::<PathBuf>());
         let host_listener = bind_host(paths, &root)?;
         let boot_ms = host::boottime_ms();
@@ -234,7 +235,7 @@ impl Broker {
         Ok(broker)
     }
 
-    /// What an earlier broker knew, before anybody can say anything new.
+    /// Restores what an earlier broker knew, before any client can connect.
     fn first_look(&mut self, max_connections: usize) {
         let at = now();
         let pid = self.ready.pid;
@@ -263,8 +264,9 @@ impl Broker {
         self.edges.flush(at);
     }
 
-    /// Finds the last number given, if the log can be read. After a loss of power the last lines
-    /// may be missing, so numbering goes on where nobody can have been. True: it was closed before.
+    /// Opens the log of the bus and finds the last number given. After a loss of power the last
+    /// lines may be missing, so numbering skips all numbers that may have been given. True: the log
+    /// wasn't open before.
     fn open_bus(&mut self, at: At) -> bool {
         let jump = self.rebooted && self.options.bus.sync != SyncMode::Batch;
         let floor = self.record.bus_seq;
@@ -272,20 +274,21 @@ impl Broker {
         let opened = self.edges.open_bus(at, resume, self.torn);
         let is_new = opened.is_some();
         if is_new {
-            // What the log lacks from now on is our own doing.
+            // From now on this broker knows what is in the log.
             (self.torn, self.rebooted) = (false, false);
         }
         self.take(at, opened);
         is_new
     }
 
-    /// What a file that was taken away had must not lower the numbers of the next broker.
+    /// Saves the last number in `broker.json`, so that the next broker doesn't give it again if the
+    /// log is removed.
     fn note_last(&mut self) {
         self.record.bus_seq = self.state.last_kept();
         let _ = records::save(&self.files.broker_json(), &self.record);
     }
 
-    /// Everything that waits for the log is kept, answered and delivered.
+    /// Writes, answers and delivers everything that waits for the log.
     fn commit(&mut self, at: At) {
         while self.state.uncommitted() {
             self.take(at, [Input::Commit]);
@@ -305,7 +308,7 @@ impl Broker {
         Ok(())
     }
 
-    /// One input, and whatever its effects answer.
+    /// Applies inputs, and the inputs with which their effects answer.
     fn take(&mut self, at: At, inputs: impl IntoIterator<Item = Input>) {
         let mut todo: VecDeque<Input> = inputs.into_iter().collect();
         while let Some(input) = todo.pop_front() {
@@ -317,7 +320,7 @@ impl Broker {
         }
     }
 
-    /// The state thread: the only place that reads the clock for `step`.
+    /// The state thread's loop: the only place that reads the clock for `step`.
     fn turn(mut self, stop: &Cancel) {
         let over = watch_stop(stop.clone(), self.to_state.clone());
         let mut next_look = host::boottime_ms() + LOOK_EVERY_MS;
@@ -348,7 +351,7 @@ impl Broker {
             let more = self.inbox.try_iter().take(BATCH - 1);
             let batch: Vec<Wake> = first.into_iter().chain(more).collect();
             let at = now();
-            // Where no thread could be had to tell of a stop, this is how it is heard of.
+            // If the thread that waits for a stop couldn't be started, the request is seen here.
             if stopping.is_none() && stop.is_requested() {
                 stopping = Some(at.boot_ms + STOP_GRACE_MS);
                 self.begin_stop(at);
@@ -360,7 +363,7 @@ impl Broker {
                 let changed = self.edges.changed_guests(at);
                 self.take(at, changed);
             }
-            // After the batch was received: whoever speaks in it has arrived before.
+            // After the inputs were received: connections that sent them are in the list by now.
             for arrival in self.reception.arrivals() {
                 self.on_arrival(at, arrival);
             }
@@ -411,7 +414,7 @@ impl Broker {
             self.edges.refund(conn, bytes);
         }
         if let Some(conn) = closed {
-            // What it said last is answered before its socket is let go.
+            // Its last frames are answered before its socket is closed.
             self.edges.forget(conn);
         }
         if self.state.uncommitted_bytes() >= GROUP_BYTES {
@@ -426,7 +429,7 @@ impl Broker {
         self.take(at, [Input::Opened { conn, plane, remote }]);
     }
 
-    /// Nobody new comes in, and who waits is told.
+    /// Stops listening, and tells waiting clients.
     fn begin_stop(&mut self, at: At) {
         self.edges.log(at, "INFO", "broker stopping");
         self.guest_door = None;
@@ -434,8 +437,8 @@ impl Broker {
         for arrival in self.reception.arrivals() {
             self.on_arrival(at, arrival);
         }
-        // What was said before is still kept and answered, and a granted session hears so before
-        // it hears of its end.
+        // Earlier frames are still written and answered, and a session learns that it was granted
+        // before it learns of its end.
         self.commit(at);
         self.edges.flush(at);
         self.take(at, [Input::Stop]);
@@ -443,7 +446,8 @@ impl Broker {
 
     fn end(mut self) {
         let at = now();
-        // Those that ended since the last look were stopped, as a rule, by the `down` that stops us.
+        // VMs that ended since the last check were stopped, as a rule, by the `down` that stops
+        // this broker.
         for vm in self.edges.silent_vms(at, false) {
             self.take(at, [Input::VmGone { vm }]);
         }
@@ -455,12 +459,12 @@ impl Broker {
             .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));
         self.edges.tell(at, Event::BrokerStopped { pid, port });
         self.edges.flush(at);
-        // Everybody has had an answer; whoever lingers needn't.
+        // Every client was answered, so all connections can be closed.
         self.edges.close_all();
         self.reception.close(Duration::from_millis(STOP_GRACE_MS * 2));
         let at = self.files.broker_pid();
         let Some(lock) = self.lock.take().filter(|lock| lock.is_at(&at)) else {
-            // Another broker has our place and our files.
+            // Another broker has taken over the files.
             return;
         };
         let _ = host::remove_if_there(&self.files.broker_sock());
@@ -470,8 +474,8 @@ impl Broker {
         drop(lock);
     }
 
-    /// Once a second: guests, VMs, and whether our files still have their names. False: our state
-    /// root is gone, or another broker has taken our place, because somebody removed our pid file.
+    /// Once a second: checks guests, VMs, and that the broker's files still exist. False: the state
+    /// root is gone, or another broker runs because somebody removed the pid file.
     fn look_around(&mut self, at: At) -> bool {
         let dir = self.options.state.dir();
         if !host::names_this_file(dir, &self.root) {
@@ -482,7 +486,8 @@ impl Broker {
             self.edges.log(at, "ERROR", &text);
             return false;
         }
-        // A log that is opened anew begins a new count: what has a number already comes first.
+        // Messages that have a number are written before the log may be opened again with another
+        // count.
         self.commit(at);
         let changed = self.edges.changed_guests(at);
         self.take(at, changed);
@@ -556,8 +561,8 @@ fn now() -> At {
     }
 }
 
-/// Tells the state thread when somebody asks to stop. The thread ends soon after the flag is
-/// raised; nobody waits for it, it holds nothing.
+/// Starts a thread that tells the state thread of a request to stop. It ends soon after the
+/// returned flag is set; nobody waits for it, since it holds nothing.
 fn watch_stop(stop: Cancel, to_state: Sender<Wake>) -> Arc<AtomicBool> {
     let over = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&over);

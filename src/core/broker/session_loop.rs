@@ -1,7 +1,7 @@
 //! A session's thread: reads frames, and while its session is behind, delivers from the log.
 //!
-//! Here: one thread's loop between a socket and the state thread. Not here: hellos
-//! (`broker::listen`), what frames do (`broker::state`), queues (`broker::outbox`).
+//! Here: that thread's loop. Not here: hellos (`broker::listen`), what frames do (`broker::state`),
+//! queues (`broker::outbox`).
 
 use std::io;
 use std::sync::Arc;
@@ -17,10 +17,11 @@ use super::outbox::{Budget, Drainer, Sent};
 use super::replay::{Past, Piece, Replay};
 use super::state::{Input, Order, Part};
 
-/// A piece of the past that isn't taken within this ends the session (docs/PROTOCOL.md).
+/// A replayed piece that the client doesn't read within this time ends the session
+/// (docs/PROTOCOL.md).
 const PIECE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a client has to close after its session is over, before we do.
+/// How long a client has to close after its session is over.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// After this long without a frame a session's buffer becomes small again.
@@ -33,9 +34,9 @@ pub struct Sessions {
     pub max_frame: usize,
     /// The log of the bus.
     pub past: Past,
-    /// What may wait to be sent.
+    /// How many bytes may wait to be sent.
     pub budget: Arc<Budget>,
-    /// Who empties queues.
+    /// The thread that empties queues.
     pub drainer: Drainer,
 }
 
@@ -54,11 +55,11 @@ impl Sessions {
 enum Over {
     /// The client ended its side.
     Ended,
-    /// The broker ended the session, or is about to.
+    /// The broker has ended the session, or is about to.
     Told,
 }
 
-/// Serves a session that was granted until it is over. `already`: what came behind the hello.
+/// Serves a granted session until it is over. `already`: bytes that came after the hello.
 pub fn converse(link: &Arc<Link>, already: &[u8], sessions: &Sessions, to_state: &Sender<Wake>) {
     let mut session = Conversation {
         link,
@@ -68,7 +69,7 @@ pub fn converse(link: &Arc<Link>, already: &[u8], sessions: &Sessions, to_state:
         replay: None,
     };
     if let Over::Ended = session.turn() {
-        // What it said before is still answered; the state ends the session after that.
+        // Its earlier frames are still answered; then the state ends the session.
         session.tell(Input::Ended { conn: link.id });
     }
     linger(link);
@@ -122,13 +123,13 @@ impl Conversation<'_> {
                         error.kind(),
                         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
                     ) => {}
-                // A connection that broke is an end as well; the state hears of it at once.
+                // A broken connection is an end as well; the state learns of it at once.
                 Err(_) => return Over::Ended,
             }
         }
     }
 
-    /// Hands whole frames to the state thread. Some means that nothing more is read.
+    /// Hands complete frames to the state thread. `Some`: read no more.
     fn hand_over(&mut self) -> Option<Over> {
         let burst = self.decoder.burst()?;
         let asks = burst.replays() || (self.replay.is_some() && burst.subscribes());
@@ -158,7 +159,7 @@ impl Conversation<'_> {
         }
     }
 
-    /// Sends the next piece and waits until it is taken. False: the session is over.
+    /// Sends the next piece and waits until the client has read it. False: the session is over.
     fn deliver_piece(&mut self) -> bool {
         let conn = self.link.id;
         let Some(replay) = self.replay.as_mut() else {
@@ -212,11 +213,11 @@ impl Conversation<'_> {
     }
 }
 
-/// Closing at once would take the last frame back from a client that hasn't read it: it has a
-/// moment to close first. Nothing it still sends is read.
+/// Gives the client a moment to close: to close at once would discard the last frame if the client
+/// hasn't read it. Nothing more is read.
 fn linger(link: &Link) {
-    // The state may still have to answer what came before the end, however busy the disk is, and
-    // a slow client may still have to take it.
+    // The state may still have to answer earlier frames, on a busy disk, and a slow client may
+    // still have to read the answers.
     link.await_end(PIECE_PATIENCE);
     link.wait_until_sent(PIECE_PATIENCE);
     let mut asked = [PollFd::new(link.as_fd(), PollFlags::empty())];

@@ -1,15 +1,15 @@
-//! At most so many lines a second: what comes beyond is merged, counted and told once.
+//! Limits log lines per second: those beyond the limit are merged, counted and logged once.
 //!
-//! Here: the count and the merging. Not here: what is told (`broker::attempts`, `broker::state`).
+//! Here: counting and merging. Not here: what is logged (`broker::attempts`, `broker::state`).
 
 use std::collections::BTreeMap;
 
-/// Things a second that are told one by one.
+/// How many lines a second are logged one by one.
 const ONE_BY_ONE: u32 = 20;
 const SECOND_MS: u64 = 1000;
 
-/// Lets 20 things a second through and merges the others by key, so that neither a crowd nor a
-/// fool fills the log.
+/// Lets 20 values a second through and merges the others by key, so that no client can fill the
+/// log.
 #[derive(Debug)]
 pub struct Throttle<K, V> {
     /// When the current second began, and how many it let through.
@@ -27,8 +27,8 @@ impl<K, V> Default for Throttle<K, V> {
 }
 
 impl<K: Ord, V> Throttle<K, V> {
-    /// Takes a thing in: it comes back if it is to be told at once. The last one of a key
-    /// stands for those that were merged with it.
+    /// Adds a value; it is returned if it is to be logged at once. Of merged values with the same
+    /// key the last one is kept.
     pub fn note(&mut self, boot_ms: u64, value: V, key: impl FnOnce(&mut V) -> K) -> Option<V> {
         let (_, told) = self.second.get_or_insert((boot_ms, 0));
         if *told < ONE_BY_ONE {
@@ -51,8 +51,8 @@ impl<K: Ord, V> Throttle<K, V> {
         self.second.map(|(began, _)| began + SECOND_MS)
     }
 
-    /// What was merged in the second that is over, each with its count; of an unfinished one
-    /// too if `at_once`.
+    /// The merged values of the last second, each with its count; with `at_once` also those of the
+    /// current second.
     pub fn flush(&mut self, boot_ms: u64, at_once: bool) -> Vec<(V, u64)> {
         if !at_once && self.due().is_none_or(|due| boot_ms < due) {
             return Vec::new();

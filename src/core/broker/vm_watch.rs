@@ -1,12 +1,11 @@
-//! What becomes of the project's VMs, looked at once a second.
+//! Watches the project's VMs, once a second.
 //!
-//! Here: ends that nobody asked for, guests that QEMU has paused and their way back once there is room,
-//! and keeping QEMU's own logs from filling the disk. Not here: how an end or a pause is read
-//! (`core::status`, `core::runtime::pause`), whether a guest is heard (`broker::state`), or who writes
-//! the journal (`broker::effects`).
+//! Here: unexpected ends, guests that QEMU has paused and how they resume once there is disk space,
+//! and keeping QEMU's own logs from filling the disk. Not here: how an end or a pause is detected
+//! (`root::ending`, `core::runtime::pause`), whether a guest is reachable (`broker::state`), who
+//! writes the journal (`broker::effects`).
 //!
-//! Nothing here waits: QMP is spoken by a thread of its own, one a VM, and what it brings about is seen
-//! at the next look.
+//! Nothing here waits: a thread per VM speaks QMP, and the next check sees its effect.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,35 +23,36 @@ use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
 use crate::core::root::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::runtime::pause::{self, Pause, PauseWatch};
 
-/// Between two tries to let a guest run on; doubled at each, for a disk on which others are quicker.
+/// How long until a paused guest is resumed again; doubled at each try, in case other programs fill
+/// the disk first.
 const RETRY_MS: u64 = 1000;
 /// … up to this.
 const RETRY_MOST_MS: u64 = 60_000;
-/// How long QMP may take; somebody else may hold its one session.
+/// How long QMP may take; another program may hold its one session.
 const QMP_LIMIT: Duration = Duration::from_secs(5);
 
-/// What one look has found.
+/// What one check has found.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
     /// Facts for the journal.
     pub events: Vec<Event>,
     /// Lines for the broker's log, with their level.
     pub lines: Vec<(&'static str, String)>,
-    /// VMs whose guests can't speak any more: gone, or paused.
+    /// VMs whose guests can't send anything: ended, or paused.
     pub silent: Vec<VmName>,
 }
 
-/// What earlier looks have found.
+/// What earlier checks have found.
 #[derive(Debug, Default)]
 pub(super) struct Vms {
     running: BTreeMap<VmName, Running>,
-    /// The launch whose end was told, or is an earlier broker's story.
+    /// The launch whose end was reported, by this broker or an earlier one.
     ended: BTreeMap<VmName, String>,
-    /// A file system that can't give back the middle of a file was spoken of.
+    /// It was logged that the file system can't punch holes.
     said_no_holes: bool,
 }
 
-/// A VM whose QEMU lives.
+/// A VM whose QEMU runs.
 #[derive(Debug)]
 struct Running {
     pid: u32,
@@ -66,11 +66,11 @@ struct Paused {
     pause: Pause,
     since_ms: u64,
     tries: Tries,
-    /// A thread speaks QMP for it.
+    /// A thread is resuming it over QMP.
     trying: Arc<AtomicBool>,
 }
 
-/// When to let a guest run on.
+/// When to resume a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Tries {
     count: u32,
@@ -78,7 +78,7 @@ struct Tries {
 }
 
 impl Tries {
-    /// Whether to try now, and what follows if so. `room`: bytes that can be written again.
+    /// If it is time to try, the state after that try. `room`: bytes that are free.
     fn due(self, pause: &Pause, now_ms: u64, room: impl FnOnce() -> Option<u64>) -> Option<Tries> {
         if !pause.waits_for_room() || now_ms < self.next_ms || room()? < pause::ROOM {
             return None;
@@ -94,8 +94,8 @@ impl Tries {
 }
 
 impl Vms {
-    /// Looks at every VM that was launched. At the first look what has ended already is an earlier
-    /// broker's story.
+    /// Checks every VM that was launched. Ends found by the first check were reported by an earlier
+    /// broker.
     pub(super) fn look(
         &mut self,
         state: &StateRoot,
@@ -118,13 +118,14 @@ impl Vms {
         seen
     }
 
-    /// Each launch's end is told once, unless `down` asked for it and tells it itself.
+    /// Reports each launch's end once, unless `down` caused it and reports it itself.
     fn look_at_gone(&mut self, vm: &VmName, paths: &VmPaths, launch: &str, first: bool, seen: &mut Seen) {
         let pid = self.running.remove(vm).map(|running| running.pid);
         if self.ended.get(vm).is_some_and(|ended| ended == launch) {
             return;
         }
-        // One that ran and ended between two looks counts too; one that still starts doesn't.
+        // A VM that started and ended between two checks counts too; one that is still starting
+        // doesn't.
         let run = record_of(paths).filter(|run| run.launch_id == launch);
         if pid.is_none() && run.is_none_or(|run| run.phase != RunPhase::Running) {
             return;
@@ -168,7 +169,7 @@ impl Vms {
 }
 
 impl Running {
-    /// Tells of pauses and their ends, and ends those that nobody asked for.
+    /// Reports pauses and their ends, and resumes guests that were paused for lack of disk space.
     fn follow(&mut self, vm: &VmName, paths: &VmPaths, now_ms: u64, seen: &mut Seen) {
         let Some(pause) = self.watch.look() else {
             if let Some(paused) = self.paused.take() {
@@ -223,7 +224,7 @@ impl Running {
     }
 }
 
-/// Speaks QMP in a thread of its own.
+/// Resumes a guest over QMP, in a thread.
 fn try_to_resume(vm: &VmName, paths: &VmPaths, trying: &Arc<AtomicBool>) -> std::io::Result<()> {
     let (vm, paths, done) = (vm.clone(), paths.clone(), Arc::clone(trying));
     trying.store(true, Ordering::Release);
@@ -242,16 +243,16 @@ fn try_to_resume(vm: &VmName, paths: &VmPaths, trying: &Arc<AtomicBool>) -> std:
     spawned.map(drop)
 }
 
-/// Tells how a launch ended, unless somebody else does; false: that can't be known yet.
+/// Reports how a launch ended, unless another process does; false: that can't be known yet.
 fn tell_exit(vm: &VmName, paths: &VmPaths, launch: &str, pid: Option<u32>, seen: &mut Seen) -> bool {
     let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
     if stop.is_some_and(|stop| stop.launch_id == launch) {
         return true;
     }
     let ending = ending::read(paths);
-    // Whoever launches the VM again has its lock: it tells of the end itself if nobody meant it, and
-    // takes away first what QEMU said, last what `down` or `restart` said. So what was read counts only
-    // while the record is of no other launch and, where QEMU said nothing, nobody is at work.
+    // A castra that launches the VM again holds its lock. It reports an unexpected end itself; then
+    // it empties `qmp.log` first and removes `stop.json` last. So the files count only if the
+    // record is of the same launch and, where QEMU said nothing, nobody holds the VM's lock.
     if record_of(paths).is_some_and(|run| run.launch_id != launch) {
         return true;
     }

@@ -1,12 +1,12 @@
-//! A client of the broker's host socket: whoever may open it is the host (docs/PROTOCOL.md).
+//! A client of the broker's host socket: every process that may open the socket counts as the host
+//! (docs/PROTOCOL.md).
 //!
-//! Here: sending and receiving without ever waiting beyond what the caller allows, heartbeats while
-//! nothing else is said. Not here: the way in (`bus::greeting`), frames (`bus::client_frame`), starting a
-//! broker (`core::broker::launcher`), or what to do with messages
-//! (`core::operations::bus`).
+//! Here: sending and receiving with the caller's deadline, and heartbeats while nothing else is
+//! sent. Not here: opening the session (`bus::greeting`), frames (`bus::client_frame`), starting a
+//! broker (`core::broker::launcher`), or what to do with messages (`core::operations::bus`).
 //!
-//! The socket never blocks: what can't be sent yet waits in a buffer, and every wait is one
-//! `poll` on both directions, so that neither side can stop the other by not reading.
+//! The socket never blocks: unsent bytes wait in a buffer, and every wait is one `poll` for both
+//! directions, so that neither side can stop the other by not reading.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -29,7 +29,7 @@ use super::topic::{Pattern, Topic};
 pub struct Client {
     stream: UnixStream,
     decoder: Decoder,
-    /// What has yet to be sent, from `sent` on.
+    /// Bytes to send, from `sent` on.
     out: Vec<u8>,
     sent: usize,
     /// Frames that came while an ack was waited for.
@@ -38,10 +38,10 @@ pub struct Client {
     heartbeat: Duration,
     /// When the connection was asked for.
     began: Instant,
-    /// When we last said something.
+    /// When this client last sent something.
     spoke: Instant,
     last_id: u64,
-    /// Nothing can be sent any more; why is still to be read.
+    /// Nothing can be sent any more; the broker's reason has yet to be read.
     deaf: Option<io::ErrorKind>,
     ended: Option<BusError>,
 }
@@ -49,7 +49,7 @@ pub struct Client {
 /// What ended a wait.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Woken {
-    /// The broker said this.
+    /// The broker sent this frame.
     Frame(Frame),
     /// The other descriptor can be read.
     Other,
@@ -65,7 +65,7 @@ impl Client {
         Client::enter(stream, began, within)
     }
 
-    /// Opens a session on a connection that somebody else has made.
+    /// Opens a session on an existing connection.
     pub fn over(stream: UnixStream, within: Duration) -> Result<Client, BusError> {
         Client::enter(stream, Instant::now(), within)
     }
@@ -93,7 +93,7 @@ impl Client {
         &self.session
     }
 
-    /// How often the broker wants to hear from us; [`Client::next_frame`] sees to it.
+    /// The heartbeat interval that the broker expects; [`Client::next_frame`] sends heartbeats.
     pub fn heartbeat(&self) -> Duration {
         self.heartbeat
     }
@@ -103,14 +103,14 @@ impl Client {
         self.began
     }
 
-    /// A number that no request of this session had.
+    /// A new request number of this session.
     pub fn new_id(&mut self) -> u64 {
         self.last_id += 1;
         self.last_id
     }
 
-    /// Puts a request where [`Client::next_frame`] and [`Client::wait`] send it from. Doesn't
-    /// look at it: topic and payload have to be valid.
+    /// Queues a request, which [`Client::next_frame`] and [`Client::wait`] send. Topic and payload
+    /// aren't checked: they have to be valid.
     pub fn queue(&mut self, request: Request<'_>) {
         request.render(&mut self.out);
     }
@@ -208,8 +208,8 @@ impl Client {
         }
     }
 
-    /// The next frame that has been read already, without a look at the socket: who sends in
-    /// answer to frames deals with all of these first, and then sends once.
+    /// The next frame that has been read already, without reading the socket: a caller who answers
+    /// frames handles all of these first, and then sends once.
     pub fn at_hand(&mut self) -> Result<Option<Frame>, BusError> {
         if let Some(frame) = self.early.pop_front() {
             return Ok(Some(frame));
@@ -222,7 +222,7 @@ impl Client {
         })
     }
 
-    /// The next frame, if one comes until then. Sends what is queued, and heartbeats.
+    /// The next frame, if one comes before the deadline. Sends queued requests and heartbeats.
     pub fn next_frame(&mut self, until: Instant) -> Result<Option<Frame>, BusError> {
         match self.wait(until, None)? {
             Woken::Frame(frame) => Ok(Some(frame)),
@@ -261,7 +261,7 @@ impl Client {
                 self.queue(Request::Heartbeat { payload: None, id });
                 continue;
             }
-            // Looked at even when time is up, so that a caller who polls gets what is there.
+            // Polled even when time is up, so that a caller who polls gets available frames.
             let wake = if self.unsent() == 0 {
                 until.min(beat_at)
             } else {
@@ -293,7 +293,7 @@ impl Client {
             let frame = self.decoder.next_frame();
             match frame.map_err(|bad| BusError::Garbled(bad.to_string()))? {
                 Some(Frame::Close { reason }) => return Err(BusError::Closed(reason)),
-                // Of our own heartbeats, and all they say is that we are heard.
+                // Acks of this client's own heartbeats, which nobody awaits.
                 Some(Frame::Ack(ack)) if ack.of.as_deref() == Some("heartbeat") => {}
                 frame => return Ok(frame),
             }
@@ -302,7 +302,7 @@ impl Client {
 
     fn end_of_stream(&self) -> BusError {
         if self.decoder.is_torn() {
-            // Half a frame stands before the end: nobody stops like that in order.
+            // The stream ends within a frame, so this isn't an orderly end.
             return BusError::Broken("the connection ended within a frame".to_owned());
         }
         BusError::Ended
@@ -318,7 +318,8 @@ impl Client {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // The broker has hung up. What it said before, such as why, is still to be read.
+                // The broker has closed the connection. What it sent before, such as the reason,
+                // has yet to be read.
                 Err(error) => self.deaf = Some(error.kind()),
             }
         }

@@ -1,8 +1,8 @@
 //! bus-v1 frames as a client writes and reads them: four bytes of length, then one JSON object
 //! (docs/PROTOCOL.md).
 //!
-//! Here: rendering what a client says, and cutting a stream into what the broker says. Not here:
-//! the broker's side of the same (`broker::frame`), sockets (`bus::client`).
+//! Here: encoding a client's frames, and decoding a broker's stream. Not here: the broker's side of
+//! the protocol (`broker::frame`), sockets (`bus::client`).
 
 use std::fmt;
 use std::io::{self, Read};
@@ -16,14 +16,14 @@ use super::topic::Pattern;
 /// Bytes of a frame's length.
 pub const HEAD_BYTES: usize = 4;
 
-/// Longest frame a client takes from a broker: the largest that `max_frame_bytes` can be set to,
-/// and what a delivery has beside the payload.
+/// Longest frame that a client accepts from a broker: the largest `max_frame_bytes`, and what a
+/// delivery has beside the payload.
 pub const LONGEST_FRAME: usize = (1 << 24) + 4096;
 
 /// The decoder's buffer at first, and the least that one read may bring.
 const PIECE: usize = 64 * 1024;
 
-/// What a client says.
+/// A frame of a client.
 #[derive(Clone, Copy, Debug)]
 pub enum Request<'a> {
     /// Keep this and deliver it.
@@ -32,12 +32,12 @@ pub enum Request<'a> {
         topic: &'a str,
         /// Valid JSON on one line.
         payload: &'a str,
-        /// Where answers are awaited: a topic that the publisher may read.
+        /// The topic for answers, which the publisher may read.
         reply: Option<&'a str>,
         /// Comes back in the ack.
         id: u64,
     },
-    /// Deliver these from now on, or from a number on.
+    /// Deliver messages of these topics from now on, or from a number on.
     Subscribe {
         /// Which.
         topic: &'a Pattern,
@@ -45,24 +45,24 @@ pub enum Request<'a> {
         from: Option<u64>,
         /// The newest message of each topic first.
         last: bool,
-        /// Each message to one of those who name this group; a name as VMs have them.
+        /// Each message goes to one member of this group; a name of the same form as a VM's.
         group: Option<&'a str>,
         /// Comes back in the ack.
         id: u64,
     },
-    /// Deliver these no more.
+    /// End this subscription.
     Unsubscribe {
         /// As it was subscribed.
         topic: &'a Pattern,
         /// Comes back in the ack.
         id: u64,
     },
-    /// How far we are, for people to see.
+    /// The last message that this client has dealt with, which status shows.
     Ack {
         /// The last message dealt with.
         seq: u64,
     },
-    /// We live.
+    /// A heartbeat.
     Heartbeat {
         /// Valid JSON to be shown in status.
         payload: Option<&'a str>,
@@ -72,8 +72,8 @@ pub enum Request<'a> {
 }
 
 impl Request<'_> {
-    /// Appends it as one frame, length first. Head and body in one piece matter: two writes cost
-    /// 40 ms each time Nagle's algorithm meets a delayed acknowledgement.
+    /// Appends it as one frame, length first. Length and body are sent in one write: two writes
+    /// cost 40 ms whenever Nagle's algorithm meets a delayed acknowledgement.
     pub fn render(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; HEAD_BYTES]);
@@ -85,7 +85,7 @@ impl Request<'_> {
                 reply,
                 id,
             } => {
-                // The one in the hot path.
+                // A publish is in the hot path.
                 out.extend_from_slice(b"{\"type\":\"publish\",\"topic\":\"");
                 out.extend_from_slice(topic.as_bytes());
                 out.extend_from_slice(b"\",\"payload\":");
@@ -125,7 +125,7 @@ impl Request<'_> {
     }
 }
 
-/// What the broker says.
+/// A frame of the broker.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Frame {
     /// A message of a subscription.
@@ -139,12 +139,12 @@ pub enum Frame {
         /// Last one missing.
         to: u64,
     },
-    /// The session ends in order.
+    /// The broker closes the session in an orderly way.
     Close {
         /// Why.
         reason: String,
     },
-    /// Something of a later version: to be ignored.
+    /// A frame of a later version, which is ignored.
     Unknown {
         /// Its type.
         kind: String,
@@ -154,26 +154,26 @@ pub enum Frame {
 /// The answer to one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ack {
-    /// The type acknowledged; `None` where the broker could read none.
+    /// The type of the acknowledged request; `None` if the broker couldn't read it.
     pub of: Option<String>,
     /// The request's id, if it was a number.
     pub id: Option<u64>,
-    /// A publish's number; at subscribe the last one given.
+    /// For a publish its number; for a subscribe the last number given.
     pub seq: Option<u64>,
-    /// Why not; `None`: it was done.
+    /// Why the request was refused; `None`: it was done.
     pub refused: Option<String>,
-    /// The same for people, where the word doesn't say all.
+    /// The reason for people, where the code doesn't say everything.
     pub detail: Option<String>,
-    /// It was done, but perhaps isn't what was meant: `unknown-vm`.
+    /// A warning about a request that was done: `unknown-vm`.
     pub warning: Option<String>,
 }
 
-/// Why a stream can't be read on.
+/// Why a stream can't be decoded any further.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BadFrame {
-    /// This length is none.
+    /// This is no valid length.
     Length(u32),
-    /// This is no object that the protocol knows; the text says what is wrong.
+    /// The body is no object of the protocol; the text says what is wrong.
     Body(String),
 }
 
@@ -188,8 +188,9 @@ impl fmt::Display for BadFrame {
 
 impl std::error::Error for BadFrame {}
 
-/// Cuts a stream of bytes into frames. Whatever is incomplete stays until the rest comes, however
-/// long that takes. Memory grows with the bytes that came, never with a length that is claimed.
+/// Splits a stream of bytes into frames. An incomplete frame stays in the buffer until the rest
+/// comes, however long that takes. Memory grows with the received bytes, never with an announced
+/// length.
 #[derive(Debug, Default)]
 pub struct Decoder {
     bytes: Vec<u8>,
@@ -198,7 +199,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// A decoder that begins with what has come already.
+    /// A decoder that begins with bytes already received.
     pub fn new(already: &[u8]) -> Decoder {
         Decoder {
             bytes: already.to_vec(),
@@ -207,8 +208,8 @@ impl Decoder {
         }
     }
 
-    /// Takes what one read brings; 0 is the stream's end. An error, a time-out among them, takes
-    /// nothing away from what came before.
+    /// Adds the bytes of one read; 0 is the stream's end. An error, such as a timeout, loses none
+    /// of the earlier bytes.
     pub fn read_from(&mut self, stream: &mut impl Read) -> io::Result<usize> {
         if self.start > 0 {
             self.bytes.copy_within(self.start..self.end, 0);
@@ -224,7 +225,7 @@ impl Decoder {
         Ok(count)
     }
 
-    /// Takes bytes that came some other way.
+    /// Adds bytes that the caller has read.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             // Reading from memory can't fail.
@@ -237,7 +238,8 @@ impl Decoder {
         self.start < self.end
     }
 
-    /// The next whole frame, if it is there. After an error there is nothing to be trusted.
+    /// The next complete frame, if there is one. After an error the rest of the stream can't be
+    /// trusted.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, BadFrame> {
         let rest = &self.bytes[self.start..self.end];
         let Some((head, rest)) = rest.split_first_chunk::<HEAD_BYTES>() else {
@@ -257,11 +259,11 @@ impl Decoder {
     }
 }
 
-/// How deliveries begin, as the broker writes them. Whatever else is a delivery is read as well,
+/// How the broker writes the beginning of a delivery. Deliveries in another form are read, too,
 /// only slower.
 const DELIVERY: &[u8] = b"{\"type\":\"publish\",";
 
-/// All fields of all types: flat, because raw values don't pass through tagged enums.
+/// All fields of all types in one struct, because serde's tagged enums don't support raw values.
 #[derive(Deserialize)]
 struct Wire {
     #[serde(rename = "type")]

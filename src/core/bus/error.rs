@@ -1,39 +1,39 @@
-//! Why there is no session with a broker, or none any more.
+//! Why a session with a broker couldn't be opened, or ended.
 //!
-//! Here: the errors that code branches on, each with its words. Not here: what can be done about
-//! them (`core::operations::bus`).
+//! Here: the errors that code distinguishes, each with its message. Not here: what can be done
+//! about them (`core::operations::bus`).
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Why there is no session, or none any more.
+/// Why a session couldn't be opened, or ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BusError {
-    /// Nobody listens at the socket.
+    /// No process listens at the socket.
     NoBroker(PathBuf),
     /// The socket can't be used.
     Socket(PathBuf, String),
-    /// Who listens there is no broker, or one that we don't understand.
+    /// The process that listens there isn't a broker, or speaks another protocol.
     Stranger(String),
-    /// The broker took the hello and has no bus to offer.
+    /// The broker accepted the hello but has no bus.
     NoBus,
     /// The broker declined the hello, for this reason.
     Declined(String),
-    /// It didn't come in time; the text says what.
+    /// Something didn't come in time; the text says what.
     TimedOut(&'static str),
-    /// The broker closed the session in order, for this reason.
+    /// The broker closed the session in an orderly way, for this reason.
     Closed(String),
-    /// The session ended without a word.
+    /// The session ended without a reason.
     Ended,
-    /// The broker said what can't be understood.
+    /// The broker sent an invalid frame.
     Garbled(String),
     /// The broker refused a request, for this reason.
     Refused(String),
     /// The connection failed.
     Broken(String),
-    /// No topic: see [`Topic`](super::topic::Topic).
+    /// Not a valid topic: see [`Topic`](super::topic::Topic).
     BadTopic(String),
-    /// The payload is no JSON; the text says what is wrong.
+    /// The payload is not valid JSON; the text says what is wrong.
     BadPayload(String),
 }
 

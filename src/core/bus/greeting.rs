@@ -1,6 +1,6 @@
-//! The way into a session: the connection, the hello, the answer (docs/PROTOCOL.md).
+//! Opening a session: the connection, the hello, the answer (docs/PROTOCOL.md).
 //!
-//! Here: all that comes before the first frame, under one deadline. Not here: frames
+//! Here: everything before the first frame, under one deadline. Not here: frames
 //! (`bus::client_frame`), the session itself (`bus::client`).
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use crate::core::host;
 
 use super::error::BusError;
 
-/// What a client of this version says first.
+/// The hello line of a client of this version.
 pub(super) const HELLO: &str = "hello vm:host capabilities=bus-v1\n";
 
 /// Longest line before the frames, bytes (docs/PROTOCOL.md).
@@ -28,19 +28,19 @@ const LINE_BYTES: usize = 512;
 pub(super) struct Granted {
     /// The session's public id.
     pub session: String,
-    /// How often it wants to hear from us.
+    /// The heartbeat interval that the broker expects.
     pub heartbeat: Duration,
-    /// Bytes that came behind the answer: frames already.
+    /// Bytes received after the answer, which belong to frames.
     pub heard: Vec<u8>,
 }
 
-/// Says hello and hears the answer.
+/// Sends the hello and reads the answer.
 pub(super) fn greet(stream: &mut UnixStream, until: Instant) -> Result<Granted, BusError> {
     stream.set_nonblocking(true).map_err(broken)?;
-    // The hello may come before the greeting was read, and then costs no round trip.
+    // The hello may be sent before the greeting was read, which saves a round trip.
     match stream.write_all(HELLO.as_bytes()) {
         Ok(()) => {}
-        // Closed already: what it said first tells why.
+        // The broker has closed the connection; its first line says why.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(error) => return Err(broken(error)),
     }
@@ -64,8 +64,9 @@ pub(super) fn greet(stream: &mut UnixStream, until: Instant) -> Result<Granted, 
     })
 }
 
-/// Connects, in a thread of its own: a broker that has stopped accepting would keep us for ever,
-/// and std knows no limit for it. Named relative to its directory, no path is too long.
+/// Connects in a thread of its own: with a broker that has stopped accepting, `connect` would block
+/// for ever, and std has no timeout for Unix sockets. The socket is named relative to its
+/// directory, so no path is too long.
 pub(super) fn open(socket: &Path, within: Duration) -> Result<UnixStream, BusError> {
     let unusable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => BusError::NoBroker(socket.to_owned()),
@@ -85,7 +86,7 @@ pub(super) fn open(socket: &Path, within: Duration) -> Result<UnixStream, BusErr
         .name("bus-connect".to_owned())
         .spawn(move || {
             let connected = UnixStream::connect(host::short_path(&directory, &name));
-            // Nobody may be waiting any more.
+            // The waiting thread may have given up.
             let _ = tell.send(connected);
         })
         .map_err(broken)?;
@@ -95,7 +96,7 @@ pub(super) fn open(socket: &Path, within: Duration) -> Result<UnixStream, BusErr
     }
 }
 
-/// One line; what came behind it stays in `heard`.
+/// Reads one line; the bytes after it stay in `heard`.
 fn line(
     stream: &mut UnixStream,
     heard: &mut Vec<u8>,
@@ -145,7 +146,7 @@ fn understand(reply: &str) -> Result<(String, Duration), BusError> {
         Some("ok") => match value("session") {
             Some(session) => {
                 let secs = value("heartbeat_secs").and_then(|secs| secs.parse::<u64>().ok());
-                // A day is beyond every sensible window; no number at all is the usual one.
+                // A day is longer than every sensible window; without a number the default applies.
                 let secs = secs.unwrap_or(15).clamp(1, 86_400);
                 Ok((session.to_owned(), Duration::from_secs(secs)))
             }
@@ -155,7 +156,7 @@ fn understand(reply: &str) -> Result<(String, Duration), BusError> {
     }
 }
 
-/// Rounded up: a wait that ends a little early would turn in circles until it is time.
+/// Rounded up: a wait that ends a little early would be repeated in a busy loop.
 pub(super) fn timeout(limit: Duration) -> PollTimeout {
     let millis = limit.as_nanos().div_ceil(1_000_000);
     i32::try_from(millis)
@@ -164,7 +165,7 @@ pub(super) fn timeout(limit: Duration) -> PollTimeout {
         .unwrap_or(PollTimeout::MAX)
 }
 
-/// Nothing came, and that is no failure.
+/// Whether this error only means that nothing came.
 pub(super) fn is_nothing(error: &io::Error) -> bool {
     matches!(
         error.kind(),

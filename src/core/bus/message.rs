@@ -1,31 +1,32 @@
-//! One message of the bus, as its line in the log and its delivery have it.
+//! One message of the bus, in the form of its log line and of its delivery.
 //!
-//! Here: reading it, and its JSON again. Not here: frames (`bus::client_frame`), files (`bus::log`).
+//! Here: parsing a message and writing it as JSON. Not here: frames (`bus::client_frame`), files
+//! (`bus::log`).
 
 use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-/// Deepest nesting of a payload: with the object of its line or delivery around it, it stays below
-/// the 128 at which common parsers, serde_json's among them, give up.
+/// Deepest nesting of a payload. With the object of the line or delivery around it, the nesting
+/// stays below 128, the limit of common parsers such as serde_json.
 pub const MAX_DEPTH: usize = 120;
 
-/// What somebody has published. Its JSON form is its line in the log: these keys in this order.
+/// A published message. Its JSON form is its line in the log: these keys in this order.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Message {
     /// Its number: rises by one per message, never given twice.
     pub seq: u64,
-    /// When the broker took it, milliseconds since the epoch.
+    /// When the broker accepted it, milliseconds since the epoch.
     pub ts: u64,
     /// Who published it: a VM, `host`, or `broker`.
     pub vm: String,
-    /// What it is about.
+    /// Its topic.
     pub topic: String,
-    /// Where its sender awaits answers.
+    /// The topic on which its sender awaits answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
-    /// Any JSON, as its sender wrote it, on one line.
+    /// Any JSON value, as its sender wrote it, on one line.
     #[serde(deserialize_with = "on_one_line")]
     pub payload: Box<RawValue>,
 }
@@ -61,8 +62,8 @@ fn on_one_line<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<RawValu
     }
 }
 
-/// Valid JSON without line ends. Inside of strings JSON writes them out, so those that stand
-/// there separate tokens, and a blank does as well.
+/// Valid JSON without line ends. Inside strings JSON escapes them, so a raw line end only separates
+/// tokens, and a blank can replace it.
 pub fn one_line(json: &str) -> Cow<'_, str> {
     if json.bytes().any(|byte| matches!(byte, b'\n' | b'\r')) {
         Cow::Owned(json.replace(['\n', '\r'], " "))

@@ -1,9 +1,9 @@
 //! The bus as its clients see it: messages with a topic and any JSON, in one order, kept in a log
 //! (docs/PROTOCOL.md).
 //!
-//! Here: what a message is, topics, frames as a client writes and reads them, a client of the
-//! broker's host socket, and reading the logs. Not here: the broker that carries and keeps
-//! messages (`core::broker`), or what `castra bus …` does with them (`core::operations::bus`).
+//! Here: messages, topics, the frames of a client, a client of the broker's host socket, and
+//! reading the logs. Not here: the broker that delivers and keeps messages (`core::broker`), or
+//! what `castra bus …` does with them (`core::operations::bus`).
 
 pub mod client;
 pub mod client_frame;

@@ -1,7 +1,6 @@
 //! Topics and the patterns that subscriptions name (docs/PROTOCOL.md).
 //!
-//! Here: their grammar and what matches what. Not here: who may read which topic
-//! (`core::broker`).
+//! Here: the grammar of both, and matching. Not here: who may read which topic (`core::broker`).
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,9 +23,9 @@ fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'/' | b'-')
 }
 
-/// What a subscription names: a topic, or with a trailing `*` all that begin like it. `*` alone
-/// is everything. Anywhere else a `*` stands alone between slashes, for exactly one segment that
-/// isn't empty: `sensor/*/state`.
+/// What a subscription names: a topic, or with a trailing `*` all topics that begin with the text
+/// before it. `*` alone matches every topic. Anywhere else a `*` stands alone between slashes, for
+/// exactly one segment that isn't empty: `sensor/*/state`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pattern(String);
 
@@ -45,7 +44,7 @@ impl Pattern {
         self.0.ends_with('*')
     }
 
-    /// The topic, or what topics must begin with.
+    /// The topic, or the prefix that topics must begin with.
     pub fn stem(&self) -> &str {
         self.0.strip_suffix('*').unwrap_or(&self.0)
     }
@@ -55,7 +54,7 @@ impl Pattern {
         self.stem().contains('*')
     }
 
-    /// Whether a message of this topic is meant.
+    /// Whether the pattern matches this topic.
     pub fn matches(&self, topic: &str) -> bool {
         match (self.has_holes(), self.is_prefix()) {
             (false, false) => topic == self.0,
@@ -70,7 +69,7 @@ fn fits(stem: &str, topic: &str, is_prefix: bool) -> bool {
     let (mut stem, mut topic) = (stem, topic);
     loop {
         let Some((part, stem_rest)) = stem.split_once('/') else {
-            // The last part, which is no hole: a `*` at the end stands for any rest.
+            // The last part isn't a wildcard segment: a `*` at the end matches any rest.
             return match is_prefix {
                 true => topic.starts_with(stem),
                 false => topic == stem,
@@ -95,7 +94,8 @@ impl FromStr for Pattern {
         let is_plain = |part: &str| part.bytes().all(is_allowed);
         let good = match (stem.is_empty(), stem.rsplit_once('/')) {
             (true, _) => text == "*",
-            // What a `*` at the end follows is the beginning of a segment, not one that is a hole.
+            // The text before a `*` at the end is the beginning of a segment, never a wildcard
+            // segment.
             (false, Some((parts, last))) => {
                 parts.split('/').all(|part| is_hole(part) || is_plain(part)) && is_plain(last)
             }

@@ -1,7 +1,7 @@
 //! `[bootstrap]`, `[vms.bootstrap]` and `[ssh]`: what is written, and how one overrides another.
 //!
-//! Here: reading these tables and merging them. Not here: `bootstrap.toml` (`metadata`), running
-//! any of it (`core::bootstrap`).
+//! Here: reading these tables and merging them. Not here: `bootstrap.toml` (`metadata`), or running
+//! a bootstrap (`core::bootstrap`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use super::source::Source;
 use super::{BootstrapConfig, SshConfig};
 use crate::core::events::BootstrapMode;
 
-/// Directories that belong to the guest's system: castra would spread its files among theirs.
+/// Directories of the guest's system, into which no payload may be copied.
 const SYSTEM_DIRS: [&str; 14] = [
     "/", "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/proc", "/run", "/sbin", "/sys", "/tmp", "/usr",
     "/var",
 ];
 
-/// A bootstrap table as written; what is missing is inherited.
+/// A bootstrap table as written; missing keys are inherited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RawBootstrap {
     mode: Option<BootstrapMode>,
@@ -35,7 +35,7 @@ pub(super) struct RawBootstrap {
     pub(super) verify_path: Option<String>,
 }
 
-/// Whose table it is: the project's holds what makes sense for all VMs alone.
+/// Whose table it is: the project's has only the keys that make sense for all VMs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
     Project,
@@ -85,7 +85,7 @@ impl RawBootstrap {
         raw
     }
 
-    /// Lays another table over this one; of `env` each key by itself.
+    /// Overrides this table with another one; in `env` each key by itself.
     pub(super) fn overlaid(mut self, over: &RawBootstrap) -> RawBootstrap {
         let RawBootstrap {
             mode,
@@ -112,7 +112,7 @@ impl RawBootstrap {
         self
     }
 
-    /// With the defaults for what nobody wrote.
+    /// With the defaults of the missing keys.
     pub(super) fn resolved(self) -> BootstrapConfig {
         BootstrapConfig {
             mode: self.mode.unwrap_or(BootstrapMode::Auto),

@@ -1,5 +1,5 @@
-//! docs/CONFIG.md against the schema: every key is in it, every example does what it says.
-//! Compiled for tests only.
+//! Tests docs/CONFIG.md against the schema: every key is in it, and every example has the result
+//! that the page shows. Compiled for tests only.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ use crate::core::scratch::Scratch;
 
 const DOCS: &str = include_str!("../../../docs/CONFIG.md");
 
-/// The fenced blocks: what stands after the fence, and the text.
+/// The fenced blocks: the info string after the fence, and the text.
 fn blocks() -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut open: Option<(String, String)> = None;
@@ -114,7 +114,7 @@ fn every_example_does_what_it_says_and_every_key_is_told() {
     }
 }
 
-/// Tables at the root have a heading of their own.
+/// Each table at the root has its own heading.
 fn is_table(key: &str) -> bool {
     DOCS.contains(&format!("\n## `[{key}]`\n")) || DOCS.contains(&format!("\n## `[[{key}]]`\n"))
 }

@@ -84,8 +84,8 @@ fn word_of(network: Network) -> &'static str {
     }
 }
 
-/// The settings in which these two differ, by name. One that either doesn't know tells nothing: it is
-/// of another version of castra.
+/// The names of the settings in which these two differ. A setting that only one of them has doesn't
+/// count: that one comes from another version of castra.
 pub fn differing(launched: &LaunchSettings, declared: &LaunchSettings) -> Vec<String> {
     let differs = |(name, value): (&String, &Value)| {
         let now = declared.get(name)?;
@@ -94,12 +94,12 @@ pub fn differing(launched: &LaunchSettings, declared: &LaunchSettings) -> Vec<St
     launched.iter().filter_map(differs).collect()
 }
 
-/// Whether a VM with its present disk can be given these.
+/// Whether a VM with its present disk can be launched with these settings.
 pub fn keeps_disk(differing: &[String]) -> bool {
     !differing.iter().any(|name| OF_THE_DISK.contains(&name.as_str()))
 }
 
-/// What is open as it was launched and closed by what is declared, in words.
+/// What is open in the launched VM and closed in the declared one, in words.
 pub fn still_open(launched: &LaunchSettings, declared: &LaunchSettings) -> Vec<String> {
     let mut open = Vec::new();
     let is = |settings: &LaunchSettings, word: &str| settings.get("network").is_some_and(|is| is == word);

@@ -1,7 +1,7 @@
 //! From a path to a checked [`Config`]; finding that path.
 //!
-//! Here: reading one file as a whole, and `castra.toml` up the directory tree. Not here: what the
-//! tables mean (the modules beside it), the registry of projects (`workspace`).
+//! Here: loading one file, and searching `castra.toml` up the directory tree. Not here: what the
+//! tables mean (the other modules of `config`), the registry of projects (`workspace`).
 
 use std::env;
 use std::fs;
@@ -21,23 +21,24 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::root::paths::{StateRoot, castra_home, check_utf8};
 
-/// The name that is looked for.
+/// The file name that is searched for.
 pub const CONFIG_FILE: &str = "castra.toml";
 
-/// The port the broker takes if it is free and nothing else is said.
+/// The broker's default port; if it is taken, another one is used.
 const PREFERRED_PORT: u16 = 7070;
 
-/// What a config takes from outside its file. Explicit, so that embedders and tests can choose.
+/// What a config needs from the environment. Explicit, so that embedders and tests can choose.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Environment {
-    /// `~/.castra` or what stands for it: where state roots are by default, and the registry.
+    /// `~/.castra` or `$CASTRA_HOME`: the default place of state roots, and the place of the
+    /// registry.
     pub castra_home: Option<PathBuf>,
     /// What `~/` means in paths.
     pub user_home: Option<PathBuf>,
 }
 
 impl Environment {
-    /// This process's: `CASTRA_HOME` and `HOME`.
+    /// The environment of this process: `CASTRA_HOME` and `HOME`.
     pub fn of_process() -> Environment {
         Environment {
             castra_home: castra_home(),
@@ -48,13 +49,13 @@ impl Environment {
     }
 }
 
-/// Loads a config file. What is wrong with its content is `Exit::Config`, and begins
+/// Loads a config file. An error in its content is `Exit::Config`, with a message that begins
 /// `castra.toml:LINE:COLUMN: `; a missing file is `Exit::NoInput`.
 pub fn load(path: &Path) -> Result<Config> {
     load_in(path, &Environment::of_process())
 }
 
-/// The same with this directory in the place of `~/.castra`, and without a home directory.
+/// The same with this directory instead of `~/.castra`, and without a home directory.
 pub fn load_with_home(path: &Path, castra_home: Option<&Path>) -> Result<Config> {
     let environment = Environment {
         castra_home: castra_home.map(Path::to_owned),

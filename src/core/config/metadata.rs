@@ -54,8 +54,8 @@ pub(super) struct MetadataFiles {
 }
 
 impl MetadataFiles {
-    /// The one beside this script, if there is one. `asker` and the script's place take the blame
-    /// for a file that can't be read.
+    /// The `bootstrap.toml` beside this script, if there is one. An error about an unreadable file
+    /// is placed at the script's value in `asker`.
     pub(super) fn beside(
         &mut self,
         asker: &Source,
@@ -86,7 +86,7 @@ impl MetadataFiles {
         self.read.get(&path)?.as_ref()
     }
 
-    /// Decides what each identity means, then hands over what was found.
+    /// Resolves each identity to a VM, then returns the tables.
     pub(super) fn finish(&mut self, vms: &mut [VmConfig]) {
         self.give_second_names(vms);
         for source in self.sources.values() {

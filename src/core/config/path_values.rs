@@ -18,8 +18,8 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// The absolute form of a path, `.` and `..` resolved by their text alone: what it names may
-    /// not exist yet.
+    /// The absolute form of a path, with `.` and `..` resolved by the text alone, because the path
+    /// may not exist yet.
     pub(super) fn resolve(&self, source: &Source, path: At<String>) -> Option<PathBuf> {
         let (text, path_at) = (path.value.as_str(), path.at);
         let expanded = match text.strip_prefix("~/").or((text == "~").then_some("")) {
@@ -49,8 +49,8 @@ impl Places {
     }
 }
 
-/// Without `.` and `..` where that can be done by the text. A `..` after a symbolic link means
-/// another directory to the kernel than to this, so it stays if anything is there to ask.
+/// Removes `.` and `..` where the text suffices. After a symbolic link, the kernel takes `..` for
+/// another directory than the text does, so an existing path keeps its `..`.
 pub(super) fn tidy(path: &Path) -> PathBuf {
     let mut tidy = PathBuf::new();
     for component in path.components() {

@@ -33,15 +33,15 @@ impl<T> At<T> {
     }
 }
 
-/// A word of a closed list and what it stands for.
+/// An allowed value and what it stands for.
 pub(super) type Words<T> = [(&'static str, T)];
 
-/// One table, or a missing one, which reads as empty.
+/// One table; a missing table reads as an empty one.
 pub(super) struct Section<'a> {
     pub(super) source: &'a Source,
-    /// `vms.bootstrap`; the root is empty.
+    /// The table's name, such as `vms.bootstrap`; the root's is empty.
     path: String,
-    /// It is one of several, written `[[vms]]`.
+    /// It is an element of an array of tables, written `[[vms]]`.
     repeated: bool,
     /// Where the table begins.
     pub(super) at: Offset,
@@ -70,19 +70,19 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Where a key's value stands, if it is there; doesn't count as asking for it.
+    /// The place of a key's value, if the key is there. The key isn't marked as known by this.
     pub(super) fn place(&self, key: &str) -> Option<Offset> {
         Some(self.table?.get(key)?.span().start)
     }
 
-    /// Where the entries of a list stand; doesn't count as asking for it.
+    /// The places of a list's entries. The key isn't marked as known by this.
     pub(super) fn entry_places(&self, key: &str) -> Vec<Offset> {
         let list = self.table.and_then(|table| table.get(key)?.get_ref().as_array());
         let entries = list.map(|list| list.iter().map(|entry| entry.span().start).collect());
         entries.unwrap_or_default()
     }
 
-    /// A number where a text with a unit is wanted; doesn't count as asking for the key.
+    /// A number where a text with a unit is expected. The key isn't marked as known by this.
     pub(super) fn bare_number(&self, key: &str) -> Option<(Offset, String)> {
         let value = self.table?.get(key)?;
         let number = match value.get_ref() {
@@ -148,7 +148,7 @@ impl<'a> Section<'a> {
         let at = value.span().start;
         let example = example.to_string();
         let Some(integer) = value.get_ref().as_integer() else {
-            // A number in quotes is meant as that number.
+            // A number in quotes is read as the number.
             let meant = value
                 .get_ref()
                 .as_str()
@@ -172,12 +172,12 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A text of a closed list. Case doesn't count.
+    /// One of a list of allowed texts, in any case.
     pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &Words<T>) -> Option<At<T>> {
         self.word_or(key, words, &[])
     }
 
-    /// The same with further words that are understood but not offered.
+    /// The same with further texts that are accepted but not named in messages.
     pub(super) fn word_or<T: Copy>(
         &mut self,
         key: &'static str,
@@ -332,8 +332,8 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A key that has to be there and isn't: the fault is at the one that was meant as it, if there is
-    /// one. What castra warns of isn't shown beside errors, so it is said here.
+    /// A required key is missing: the error is placed at an unknown key that resembles it, if there
+    /// is one. Warnings aren't shown beside errors, so the error names that key.
     pub(super) fn missing(&self, key: &str, text: &str, fix: &str) {
         let table = self.table.iter().flat_map(|table| table.iter());
         let mut unknown = table.filter(|(name, _)| !self.asked.contains(&&**name.get_ref()));
@@ -348,7 +348,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Looks at a key and forgets it: old keys that mean nothing any more.
+    /// Marks a key as known and ignores its value: for old keys without a meaning.
     pub(super) fn ignore(&mut self, key: &'static str) -> Option<Offset> {
         let table = self.table?;
         let (name, _) = table.get_key_value(key)?;
@@ -356,7 +356,7 @@ impl<'a> Section<'a> {
         Some(name.span().start)
     }
 
-    /// Warns of every key that nobody asked for.
+    /// Warns of every unknown key.
     pub(super) fn finish(self) {
         let Some(table) = self.table else { return };
         for (name, _) in table.iter() {
@@ -451,7 +451,8 @@ const HABITS: [(&str, &str); 24] = [
     ("volumes", "mounts"),
 ];
 
-/// Where keys belong that are often written elsewhere, `[bootstrap]` or `[qemu]` for example.
+/// The tables of keys that are often written into another table, `[bootstrap]` or `[qemu]` for
+/// example.
 const PLACES: [(&str, &str); 14] = [
     ("base_image", "[[vms]]"),
     ("cmdline", "[[vms]]"),
@@ -469,7 +470,8 @@ const PLACES: [(&str, &str); 14] = [
     ("verify_path", "[vms.bootstrap]"),
 ];
 
-/// Which of these keys was meant by an unknown one: the nearest, or what another tool calls so.
+/// The known key that an unknown one stands for: the nearest in spelling, or the one of which
+/// another tool uses that name.
 fn meant_as<'k>(key: &str, known: impl Iterator<Item = &'k str> + Clone) -> Option<&'k str> {
     nearest(key, known.clone()).or_else(|| {
         let (_, meant) = HABITS.iter().find(|(habit, _)| habit.eq_ignore_ascii_case(key))?;
@@ -477,7 +479,7 @@ fn meant_as<'k>(key: &str, known: impl Iterator<Item = &'k str> + Clone) -> Opti
     })
 }
 
-/// A value as it would stand in the file.
+/// A value as it would be written in the file.
 pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.escape_debug().to_string().replace("\\'", "'"))
 }

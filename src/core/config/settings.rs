@@ -1,8 +1,8 @@
 //! The tables of `castra.toml` that hold for the whole project.
 //!
-//! Here: `version`, `[project] [qemu] [broker] [bus] [lifecycle] [vizier] [workflows]`, their
-//! ranges and defaults. Not here: `[[vms]]` with `[bootstrap]` and `[ssh]`, which VMs inherit
-//! (`vms`, `bootstrap`).
+//! Here: `version`, `[project] [qemu] [broker] [bus] [lifecycle] [vizier] [workflows]`, with ranges
+//! and defaults. Not here: `[[vms]]` with `[bootstrap]` and `[ssh]`, which VMs inherit (`vms`,
+//! `bootstrap`).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,7 +24,7 @@ pub(super) struct Project {
     pub(super) state_dir: Option<PathBuf>,
 }
 
-/// `version`: any that this castra can read; a later one is only warned of, for it may hold
+/// `version`: a later one than this castra knows only gives a warning, because the file may use
 /// nothing new.
 pub(super) fn version(root: &mut Section<'_>) {
     let ours = env!("CARGO_PKG_VERSION");
@@ -77,7 +77,7 @@ pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
         }
         Some(dir)
     });
-    // Upstream castra had one switch here and had already retired it.
+    // Upstream castra had one switch here and has retired it.
     if let Some(at) = section.ignore("features") {
         section
             .source
@@ -132,7 +132,7 @@ pub(super) fn broker(root: &mut Section<'_>) -> (BrokerConfig, Option<At<u16>>) 
             at: port.at,
         });
     }
-    // Three beats must fit into the window, and a beat is at least a second.
+    // Three heartbeats must fit into the window, and their interval is at least a second.
     seconds(&mut section, "freshness_secs", 3, &mut config.freshness);
     let auth = section.word(
         "auth",
@@ -160,7 +160,7 @@ pub(super) fn bus(root: &mut Section<'_>, freshness: Duration) -> BusConfig {
         session_idle: freshness.max(Duration::from_secs(60)),
         ..BusConfig::default()
     };
-    // A frame must hold the smallest useful message, and one of 16 MiB is a file, not a message.
+    // A frame must hold the smallest useful message; beyond 16 MiB it is a file, not a message.
     count(
         &mut section,
         "max_frame_bytes",
@@ -182,7 +182,8 @@ pub(super) fn bus(root: &mut Section<'_>, freshness: Duration) -> BusConfig {
         queue,
         &mut config.total_queue_bytes,
     );
-    // A queue that can't hold one frame would cut off every subscriber at its first message.
+    // With a queue that can't hold one frame, every subscriber would be disconnected at its first
+    // message.
     if let Some(at) = outbound_at.filter(|_| config.outbound_queue_bytes < config.max_frame_bytes) {
         section.wrong(
             at,
@@ -236,7 +237,7 @@ pub(super) fn bus(root: &mut Section<'_>, freshness: Duration) -> BusConfig {
 pub(super) fn lifecycle(root: &mut Section<'_>) -> LifecycleConfig {
     let mut section = root.section("lifecycle");
     let mut config = LifecycleConfig::default();
-    // 0 skips the rung; only the last one must leave the kernel time to act.
+    // 0 skips the step; only the last step must leave the kernel time to act.
     seconds(
         &mut section,
         "graceful_shutdown_wait_secs",
@@ -256,7 +257,7 @@ pub(super) fn vizier_enabled(root: &mut Section<'_>) -> bool {
     enabled
 }
 
-/// `[workflows]` is upstream's; whatever it holds means nothing here.
+/// `[workflows]` is a table of upstream castra; its keys are ignored.
 pub(super) fn workflows(root: &mut Section<'_>) {
     let _ = root.section("workflows").place("init");
 }

@@ -1,9 +1,9 @@
 //! Sizes as people write them: `"2 GiB"`, `"512 MB"`, `"1.5G"`.
 //!
-//! Here: text to bytes. Not here: how large a given thing may be (`vms`). All units are powers of
-//! 1024, as QEMU, ls and upstream castra read them: memory comes in no others.
+//! Here: text to bytes. Not here: the allowed sizes (`vms`). All units are powers of 1024, as QEMU,
+//! ls and upstream castra read them.
 
-/// What a text without a unit means.
+/// How a text without a unit was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) bytes: u64,

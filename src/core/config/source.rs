@@ -1,4 +1,4 @@
-//! A config file as text: where in it something stands, and what was found wrong with it.
+//! The text of a config file: places in it, and the errors found in it.
 //!
 //! Here: reading a bounded amount, lines and columns, collecting errors and warnings. Not here:
 //! what the text means (`section`, `settings`, `vms`).
@@ -15,7 +15,8 @@ use crate::core::failure::{Exit, Failure, Result};
 /// Largest config file that is read. Ours are a few KiB; a thousand VMs fit well.
 pub(super) const MAX_BYTES: u64 = 1 << 20;
 
-/// Most errors, and most warnings, that are shown; beyond these the first ones have confused the rest.
+/// How many errors, and how many warnings, are shown; further ones are mostly consequences of the
+/// first.
 const MAX_SHOWN: usize = 20;
 
 /// A byte offset into a source.
@@ -33,11 +34,11 @@ pub(super) struct Source {
 
 #[derive(Default)]
 struct Found {
-    /// Sets, in the order of the file: two replicas of one entry make the same mistake, which is
-    /// told once.
+    /// Sets, in the order of the file: two replicas of one entry have the same error, which is
+    /// shown once.
     errors: BTreeSet<Problem>,
     warnings: BTreeSet<Problem>,
-    /// Every key that was looked for, as `section.key`: the schema, for the test of its manual.
+    /// Every key that was looked for, as `section.key`: the schema, for the test of docs/CONFIG.md.
     #[cfg(test)]
     keys: BTreeSet<String>,
 }
@@ -50,9 +51,9 @@ struct Problem {
 }
 
 impl Source {
-    /// A source from text already at hand. Line ends become LF, as TOML allows: what stands in a string
-    /// of several lines goes to shells and to cloud-init, which don't take CR LF for a line's end.
-    /// An escaped `\r` stays.
+    /// A source from text in memory. Line ends become LF, as TOML allows: strings of several lines
+    /// go to shells and to cloud-init, which don't accept CR LF as a line end. An escaped `\r`
+    /// stays.
     pub(super) fn new(name: impl Into<String>, text: impl Into<String>) -> Source {
         let text = text.into().replace("\r\n", "\n");
         Source {
@@ -65,7 +66,7 @@ impl Source {
         }
     }
 
-    /// Reads a file, as far as it can be a config file at all.
+    /// Reads a file; refuses what can't be a config file.
     pub(super) fn read(path: &Path) -> Result<Source> {
         let name = path.file_name().map_or_else(
             || path.display().to_string(),
@@ -132,8 +133,8 @@ impl Source {
         self.found.borrow_mut().warnings.insert(Problem { at, text, fix });
     }
 
-    /// What the TOML parser found. Of several on one line only the first is told: the others are
-    /// its echo.
+    /// Adds the TOML parser's errors. Of several in one line only the first is added: the others
+    /// follow from it.
     pub(super) fn syntax_errors(&self, errors: &[toml::de::Error]) {
         let mut lines = BTreeSet::new();
         for error in errors {
@@ -146,7 +147,7 @@ impl Source {
     }
 
     /// The parser's message and what to write instead. The parser has no kinds of errors, so its
-    /// words are matched; one it has not said so far is passed on as it is.
+    /// messages are matched by their text; an unknown message is passed on as it is.
     fn syntax(&self, at: Offset, message: &str) -> (String, String) {
         let says = |start: &str| message.starts_with(start);
         let here = self
@@ -202,7 +203,7 @@ impl Source {
         (message.to_owned(), fix.to_owned())
     }
 
-    /// The word without quotes around this place; `None` for what is rather a number gone wrong.
+    /// The unquoted word around this place; `None` if it is rather an invalid number.
     fn bare_word(&self, at: Offset) -> Option<&str> {
         let before = self.text.get(..at)?;
         let of_a_word = |c: char| c.is_alphanumeric() || "_-+.".contains(c);
@@ -215,7 +216,7 @@ impl Source {
         text.then_some(word)
     }
 
-    /// Notes that the schema has this key.
+    /// Records that the schema has this key.
     #[cfg(test)]
     pub(super) fn looked_for(&self, section: &str, key: &str) {
         let full = if section.is_empty() {
@@ -242,7 +243,7 @@ impl Source {
         self.render(&self.found.borrow().errors)
     }
 
-    /// What was wrong so far as one failure.
+    /// All errors so far as one failure.
     pub(super) fn check(&self) -> Result<()> {
         let found = self.found.borrow();
         let mut errors = found.errors.iter();
@@ -305,13 +306,13 @@ fn position(text: &str, at: Offset) -> (usize, usize) {
     let before = &text[..at];
     let line = before.matches('\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    // A byte order mark at the start of the file takes no column.
+    // A byte order mark at the start of the file doesn't count as a column.
     let column = before[start..].chars().filter(|&c| c != '\u{feff}').count() + 1;
     (line, column)
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    // Asked before opening: opening a FIFO waits for its writer.
+    // Checked before opening: opening a FIFO would wait for its writer.
     let kind = std::fs::metadata(path)?;
     if kind.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());

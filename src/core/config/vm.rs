@@ -1,7 +1,7 @@
 //! The keys of one VM: in `[[vms]]`, and again in `[[vms.instances]]` for a single replica.
 //!
-//! Here: reading them and laying one table over another. Not here: names, replicas and clashes
-//! between VMs (`vms`), `[vms.bootstrap]` (`bootstrap`).
+//! Here: reading them and overriding one table with another. Not here: names, replicas and
+//! conflicts between VMs (`vms`), `[vms.bootstrap]` (`bootstrap_tables`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,17 +15,17 @@ use super::{
     BaseImage, DirectKernel, ImageDigest, ImageSource, Mount, Network, PortForward, Protocol, SeedMode,
 };
 
-/// Least memory: below it no kernel unpacks itself. Such a number was meant in another unit.
+/// Least memory. No kernel boots with less; a smaller number was meant in another unit.
 const LEAST_MEMORY: u64 = 16 << 20;
 /// Least disk, for the same reason.
 const LEAST_DISK: u64 = 1 << 20;
-/// Beyond these a unit is wrong, too.
+/// Most memory and disk: a larger number was meant in another unit.
 const MOST_MEMORY: u64 = 64 << 40;
 const MOST_DISK: u64 = 1 << 53;
-/// What QEMU's default machine takes without an interrupt remapper.
+/// Most CPUs of QEMU's default machine without an interrupt remapper.
 const MOST_CPUS: u64 = 255;
 
-/// A VM's table as written; what is missing is inherited.
+/// A VM's table as written; missing keys are inherited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RawVm {
     pub(super) description: Option<String>,
@@ -50,7 +50,7 @@ pub(super) struct RawVm {
     pub(super) places: BTreeMap<String, Offset>,
 }
 
-/// Keys whose values only a look at the host, or QEMU, can find wrong.
+/// The places of keys whose values can only be checked against the host or by QEMU.
 const PLACED: [&str; 8] = [
     "base_image",
     "kernel",
@@ -104,10 +104,10 @@ impl RawVm {
         }
     }
 
-    /// Lays a replica's own table over its entry's. Lists are replaced, not joined.
+    /// Overrides its entry's table with a replica's own one. Lists are replaced, not joined.
     pub(super) fn overlaid(self, over: &RawVm) -> RawVm {
         let over = over.clone();
-        // The places of a list go with the list.
+        // The places of a list are replaced with the list.
         let replaced = |place: &String| {
             let key = place.split('.').next().unwrap_or_default();
             over.places.contains_key(key)
@@ -117,7 +117,7 @@ impl RawVm {
         places.extend(over.places);
         RawVm {
             places,
-            // Another image has another digest.
+            // The digest belongs to the image that was replaced.
             digest: if over.image.is_some() {
                 over.digest
             } else {
@@ -143,7 +143,7 @@ impl RawVm {
         }
     }
 
-    /// What its disk starts from; an unverified download is worth a word.
+    /// What its disk is based on; a URL without a pinned digest gives a warning.
     pub(super) fn base_image(&self, section: &super::source::Source) -> Option<BaseImage> {
         let Some(image) = &self.image else {
             if let Some(digest) = &self.digest {
@@ -283,7 +283,7 @@ fn hex(section: &mut Section<'_>, key: &'static str, digits: usize) -> Option<At
 }
 
 fn size(section: &mut Section<'_>, key: &'static str, example: &str, least: u64, most: u64) -> Option<u64> {
-    // A bare number could be bytes or MiB; asking is cheaper than a guest of 2 KiB.
+    // A number without a unit could be bytes or MiB, so it is refused.
     if let Some((at, number)) = section.bare_number(key) {
         section.ignore(key);
         let what = format!("`{key} = {number}` has no unit");
@@ -335,7 +335,7 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
     for mut entry in entries.value {
         let port = |port: At<u64>| u16::try_from(port.value).expect("the range was checked");
         let host_at = entry.place("host").unwrap_or(entry.at);
-        // Missing is 0: a free one. A wrong one is wrong, not 0.
+        // A missing host port is 0, which means a free one. An invalid one is an error, not 0.
         let host = match (entry.number("host", 0..=65535, 0), entry.place("host")) {
             (Some(host), _) => Some(port(host)),
             (None, None) => Some(0),
@@ -376,7 +376,7 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
         let guest = entry
             .line("guest", "/work")
             .and_then(|guest| guest_path(&entry, guest));
-        // Guests aren't trusted: writing is what has to be asked for.
+        // Guests aren't trusted, so write access has to be asked for.
         let readonly = entry.flag("readonly").is_none_or(|readonly| readonly.value);
         for (key, example) in [("host", "host = \".\""), ("guest", "guest = \"/work\"")] {
             if entry.place(key).is_none() {

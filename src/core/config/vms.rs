@@ -1,7 +1,7 @@
 //! `[[vms]]`: names, replicas, and what no two VMs may share.
 //!
-//! Here: expanding `count`, applying `[[vms.instances]]`, clashes of names, ports and overlays.
-//! Not here: the keys of one VM (`vm`), tables that hold for all (`settings`).
+//! Here: expanding `count`, applying `[[vms.instances]]`, conflicts of names, ports and overlays.
+//! Not here: the keys of one VM (`vm`), tables that apply to all VMs (`settings`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,13 @@ use super::vm::RawVm;
 use super::{ImageSource, Protocol, SshConfig, VmConfig};
 use crate::core::name::{RESERVED_NAMES, VmName};
 
-/// Most VMs of one project: far beyond what a host carries, and a bound for everything per VM.
+/// Most VMs of one project: far more than a host can run, and a bound for everything that exists
+/// per VM.
 pub(super) const MAX_VMS: u64 = 1000;
 
-/// Memory of a VM with an image or kernel of its own that doesn't say.
+/// Default memory of a VM with an image or kernel of its own.
 const DEFAULT_MEMORY: u64 = 1 << 30;
-/// Memory of the default guest.
+/// Default memory of the default guest.
 const DEFAULT_GUEST_MEMORY: u64 = 256 << 20;
 
 /// One `[[vms]]` entry as written.
@@ -31,13 +32,13 @@ struct Entry {
     instances: Vec<(At<String>, RawVm)>,
 }
 
-/// What all VMs start from.
+/// The defaults of all VMs.
 struct Defaults {
     bootstrap: RawBootstrap,
     ssh: SshConfig,
 }
 
-/// All VMs of the file, with what `bootstrap.toml` files say about them.
+/// All VMs of the file, with the tables of `bootstrap.toml` files applied.
 pub(super) fn vms(
     root: &mut Section<'_>,
     places: &Places,
@@ -158,7 +159,7 @@ fn names(entry: &Entry) -> Vec<String> {
     }
 }
 
-/// Whether an instance's id means this VM. Upstream castra called an entry's only VM `web-0`.
+/// Whether an instance's id means this VM. Upstream castra names an entry's only VM `web-0`.
 fn is_meant(entry: &Entry, id: &str, name: &str) -> bool {
     id.eq_ignore_ascii_case(name)
         || (entry.count.is_none() && id.eq_ignore_ascii_case(&format!("{}-0", entry.role.value)))
@@ -273,7 +274,7 @@ fn resolve(
     }
 }
 
-/// What no two VMs may share, and who had it first.
+/// What no two VMs may share, each with the first VM that has it.
 struct Clashes<'a> {
     source: &'a Source,
     names: BTreeMap<String, Offset>,
@@ -310,7 +311,7 @@ impl<'a> Clashes<'a> {
                 ),
                 "write another `name`",
             );
-            // Its ports and overlay would only repeat the mistake.
+            // Its ports and overlay would only give the same error again.
             return;
         }
         let replicated = entry.count.is_some_and(|count| count > 1);
@@ -378,7 +379,8 @@ impl<'a> Clashes<'a> {
         }
     }
 
-    /// An overlay is made anew by `up` and removed by `down`: no image may be lost that way.
+    /// `up` makes an overlay anew and `down` removes it, so an overlay's path must not be that of
+    /// an image.
     fn check_images(&self, vms: &[VmConfig]) {
         for vm in vms {
             let Some(ImageSource::Path(image)) = vm.base_image.as_ref().map(|base| &base.source) else {

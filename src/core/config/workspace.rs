@@ -1,12 +1,12 @@
 //! Projects by id: which workspaces this user has, wherever their config files lie.
 //!
-//! A project's entry is `<castra home>/projects/<id>/workspace.json`. As a rule that directory is
-//! also its state root. A project with a `state_dir` of its own keeps its state there, with the
-//! same `workspace.json` in it; the directory under `projects/` then holds that file alone and
-//! says by `state_root` where to look. So one list finds all.
+//! A project's entry in the registry is `<castra home>/projects/<id>/workspace.json`. By default
+//! that directory is also the project's state root. A project with a `state_dir` keeps its state
+//! there, with the same `workspace.json` in it; the directory under `projects/` then holds only
+//! that file, whose `state_root` names the state root. So `projects/` lists all projects.
 //!
-//! Here: ids, the record's place, reading and writing it. Not here: what else is in a state root
-//! (`core::root::paths`), or asking whether anything runs there (`core::status`).
+//! Here: ids, the record's path, reading and writing it. Not here: what else is in a state root
+//! (`core::root::paths`), or whether anything runs there (`core::status`).
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -23,10 +23,10 @@ use crate::core::nearest::nearest;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, WorkspaceRecord};
 
-/// Longest readable part of an id; the rest of a long project name says little.
+/// Longest readable part of an id; a longer project name is cut.
 const MAX_SLUG: usize = 40;
 
-/// Most state roots that a project may have had before and still be asked for.
+/// How many former state roots of a project are remembered.
 const MAX_FORMER: usize = 16;
 
 /// Where a castra home keeps its projects.
@@ -59,7 +59,7 @@ pub fn slug(project: &str) -> String {
     if slug.is_empty() { "project" } else { slug }.to_owned()
 }
 
-/// The project's name where the config doesn't give one: its folder's.
+/// The default project name: that of the config file's directory.
 pub(super) fn folder_name(dir: &Path) -> String {
     let name = dir
         .file_name()
@@ -73,10 +73,10 @@ pub(super) fn folder_name(dir: &Path) -> String {
     }
 }
 
-/// Writes the project's record into its state root and, if that is elsewhere, its entry under the
-/// castra home. For operations that change something; makes the directories, mode 0700. A state
-/// root elsewhere works without the entry, so an entry that can't be written is only handed back,
-/// to be told as a warning.
+/// Writes the project's record into its state root and, if the state root isn't under the castra
+/// home, the project's entry there. For operations that change something; makes the directories,
+/// mode 0700. Such a project works without the entry, so the error of an entry that can't be
+/// written is returned as a warning.
 pub fn record_workspace(config: &Config) -> Result<Option<Failure>> {
     let record = WorkspaceRecord {
         id: config.workspace.clone(),
@@ -100,7 +100,7 @@ pub fn record_workspace(config: &Config) -> Result<Option<Failure>> {
 
 fn write_record(dir: &Path, record: &WorkspaceRecord) -> Result<()> {
     let file = dir.join(WORKSPACE_FILE);
-    // Every `up` comes here; rewriting what is there already would only wear the disk.
+    // Every `up` calls this; an unchanged record isn't written again.
     if read_record(&file).as_ref() == Some(record) {
         return Ok(());
     }
@@ -133,8 +133,8 @@ pub fn forget_workspace(castra_home: &Path, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Why projects can't be listed: the register, or entries of it, may not be looked into. What is
-/// merely damaged isn't in here.
+/// Why projects can't be listed: the registry, or entries of it, can't be read. Damaged entries
+/// don't count.
 pub fn unreadable_workspaces(castra_home: &Path) -> Vec<Failure> {
     let dir = projects_dir(castra_home);
     let failed = |path: &Path, error: io::Error| Failure::io("read", path, &error);
@@ -155,7 +155,7 @@ pub fn unreadable_workspaces(castra_home: &Path) -> Vec<Failure> {
     unreadable
 }
 
-/// Ids of projects whose state root is gone.
+/// Ids of projects whose state root doesn't exist any more.
 pub fn lost_workspaces(castra_home: &Path) -> Vec<String> {
     records_without_root(castra_home)
         .into_iter()
@@ -178,8 +178,8 @@ pub fn records_without_root(castra_home: &Path) -> Vec<WorkspaceRecord> {
     lost
 }
 
-/// State roots that the project had before its config named the present one: what the register
-/// remembers, and the place where state lies by default. They need not be there any more.
+/// Former state roots of the project: those that the registry remembers, and the default one. They
+/// may not exist any more.
 pub fn former_roots(config: &Config) -> Vec<PathBuf> {
     let entry = config.registry.as_deref();
     entry
@@ -187,15 +187,15 @@ pub fn former_roots(config: &Config) -> Vec<PathBuf> {
         .unwrap_or_default()
 }
 
-/// The same by the project's entry in the register.
+/// The same by the project's entry in the registry.
 pub fn former_roots_of(entry: &Path, state: &StateRoot) -> Vec<PathBuf> {
     let mut roots = Vec::new();
     if let Some(record) = record_in(entry) {
         roots.push(record.state_root);
         roots.extend(record.former_roots);
     }
-    // The entry of a project with a state root of its own is one file. Where that can't be told the
-    // project does without its entry.
+    // The entry of a project with a `state_dir` is one file. If that can't be read, the project
+    // does without its entry.
     if StateRoot::new(entry).vms().is_dir() {
         roots.push(entry.to_owned());
     }
@@ -213,8 +213,8 @@ pub fn record_in(dir: &Path) -> Option<WorkspaceRecord> {
     read_record(&dir.join(WORKSPACE_FILE))
 }
 
-/// Every project on record whose state root is still there, by id. What can't be read is passed
-/// over: one damaged record must not hide the others.
+/// Every project on record whose state root still exists, by id. Unreadable records are skipped:
+/// one damaged record must not hide the others.
 pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {
     let Ok(entries) = fs::read_dir(projects_dir(castra_home)) else {
         return Vec::new();
@@ -232,7 +232,7 @@ pub fn list_workspaces(castra_home: &Path) -> Vec<WorkspaceRecord> {
     found
 }
 
-/// The project of this id, or of this name where only one bears it.
+/// The project of this id, or of this name if only one project has it.
 pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecord> {
     let mut all = list_workspaces(castra_home);
     if all.is_empty()
@@ -267,7 +267,7 @@ pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecor
     }
 }
 
-/// The record's name in a state root and in an entry; `StateRoot::workspace` is the same file.
+/// The record's file name in a state root and in an entry; `StateRoot::workspace` is the same file.
 const WORKSPACE_FILE: &str = "workspace.json";
 
 fn read_record(path: &Path) -> Option<WorkspaceRecord> {

@@ -122,13 +122,13 @@ impl Event {
 }
 
 impl Stamped {
-    /// The contract line, without its line end: the envelope, then the family's fields in the
-    /// order in which [`Event`] declares them, `phase` behind `vm`.
+    /// The contract line, without its line end: the envelope, then the fields in the order in which
+    /// [`Event`] declares them, with `phase` after `vm`.
     pub fn contract_line(&self) -> String {
         let Fact { kind, phase, .. } = self.event.fact();
         let Ok(fields) = self.event.fields() else {
-            // The one thing that JSON can't hold is a path that is no UTF-8, as of a file that somebody
-            // put below a state root. That something happened is told all the same.
+            // JSON can't hold a path that isn't UTF-8, such as that of a file which somebody put
+            // below a state root. The event is still written, without its fields.
             let text = format!("an event `{kind}` names a path that is no UTF-8");
             let told = Stamped {
                 event: Event::message(super::Severity::Warn, None, text),
@@ -186,11 +186,11 @@ impl Stamped {
     }
 }
 
-/// Readers take more for the end of a line than a line feed, Python's `splitlines` U+2028 for one,
-/// and terminals obey characters that JSON leaves as they are. All of these stand inside texts,
-/// where an escape says the same.
+/// Escapes characters that JSON leaves as they are, but that readers take for a line end (Python's
+/// `splitlines` takes U+2028) or that terminals obey. All of them stand inside texts, where an
+/// escape means the same.
 fn harmless(line: String) -> String {
-    // Nearly every line is plain, and that is quickly seen.
+    // Nearly every line is plain ASCII, which is quickly checked.
     if line.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         return line;
     }
@@ -200,7 +200,7 @@ fn harmless(line: String) -> String {
     }
 }
 
-/// A text of the envelope as JSON. Ours need no escapes; one that was read from a file might.
+/// A text of the envelope as JSON. castra's own need no escapes; one that was read from a file may.
 struct Quoted<'a>(&'a str);
 
 impl fmt::Display for Quoted<'_> {

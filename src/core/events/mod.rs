@@ -24,15 +24,15 @@ pub use planned_vm::{MachinePlan, PlannedForward, PlannedMount};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Worth knowing.
+    /// Information.
     Info,
-    /// The next may overwrite it.
+    /// Progress; the next message may replace it.
     Progress,
-    /// Goes on, look later.
+    /// The operation goes on; somebody should look at it later.
     Warn,
     /// This VM or step failed.
     Error,
-    /// Nothing goes on until somebody acts; has a remediation.
+    /// The operation can't go on until somebody acts; it has a remediation.
     Blocker,
 }
 
@@ -345,7 +345,8 @@ pub enum Event {
         reason: String,
         elapsed_ms: Option<u64>,
     },
-    /// The guest has begun anew under the same QEMU; `boots` counts since its launch, so 2 is the first reboot.
+    /// The guest has rebooted under the same QEMU; `boots` counts since its launch, so 2 is the
+    /// first reboot.
     VmRebooted { vm: VmName, boots: u64 },
     /// `down` begins with this VM.
     ShutdownRequested { vm: VmName, pid: u32 },
@@ -448,7 +449,7 @@ pub enum Event {
         reachable: bool,
         last_handshake_age_ms: Option<u64>,
     },
-    /// Somebody sent or took too much or too little, or `repeated` of such merged.
+    /// A session sent too much or read too slowly, or `repeated` such events merged.
     BrokerBackpressure {
         vm: Option<VmName>,
         session: Option<String>,
@@ -537,7 +538,7 @@ pub struct VmCounts {
     pub total: usize,
     /// Those it changed: started, stopped, bootstrapped.
     pub changed: usize,
-    /// Those that were as asked for already.
+    /// Those that needed no change.
     pub unchanged: usize,
     /// Those that failed.
     pub failed: usize,

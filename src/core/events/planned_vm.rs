@@ -1,6 +1,6 @@
-//! A VM as it would be launched, as `--plan` tells of it.
+//! A VM as it would be launched, as `--plan` shows it.
 //!
-//! Here: the shape of it. Not here: how it is found out (`core::operations::fleet::vm_check`).
+//! Here: its fields. Not here: how they are found (`core::operations::fleet::vm_check`).
 
 use std::path::PathBuf;
 

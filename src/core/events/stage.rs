@@ -1,6 +1,6 @@
 //! The parts of a run that all its VMs wait for.
 //!
-//! Here: their names, and the message that tells the end of one. Not here: who does them
+//! Here: their names, and the message that reports the end of one. Not here: who does them
 //! (`core::images`, `core::operations::fleet::accelerator`).
 
 use std::time::Duration;
@@ -11,14 +11,14 @@ use crate::core::time::millis;
 
 use super::Event;
 
-/// One of them.
+/// One such part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// The default guest is built.
     ImageBuild,
     /// A base image is fetched.
     ImageFetch,
-    /// A test guest tells whether KVM can be used.
+    /// A test guest shows whether KVM can be used.
     KvmTrial,
 }
 
@@ -35,7 +35,7 @@ impl Stage {
         }
     }
 
-    /// The stage whose end a message tells, and how many milliseconds it took.
+    /// The stage whose end a message reports, and how many milliseconds it took.
     pub fn ended_by(event: &Event) -> Option<(Stage, u64)> {
         let Event::Message {
             vm: None,
@@ -50,7 +50,7 @@ impl Stage {
         Some((stage, data.get("elapsed_ms").and_then(Value::as_u64)?))
     }
 
-    /// The same message, which now tells this stage's end as well.
+    /// The message, with the end of this stage added.
     pub fn end(self, elapsed: Duration, mut message: Event) -> Event {
         if let Event::Message { data, .. } = &mut message {
             *data = Some(json!({"stage": self.as_str(), "elapsed_ms": millis(elapsed)}));

@@ -1,11 +1,11 @@
-//! `artifact_hash`: one number for all that a bootstrap brings into a guest (docs/IMAGES.md).
+//! `artifact_hash`: one hash over everything that a bootstrap copies into a guest (docs/IMAGES.md).
 //!
 //! Here: the canonical order and form of script, payload, environment and metadata. Not here:
 //! copying any of it (`core::bootstrap`), or the hash of what the guest booted (`images::digest`).
 //!
-//! The same tree gives the same hash on every machine: it holds names relative to the payload,
-//! the executable bit, link targets and contents, and neither owners nor times nor the order in
-//! which a directory lists its entries. Memory is bounded by the largest single directory.
+//! The same tree gives the same hash on every machine: the hash covers names relative to the
+//! payload, the executable bit, link targets and contents, but neither owners nor times nor the
+//! order in which a directory lists its entries. Memory is bounded by the largest single directory.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -32,7 +32,8 @@ pub fn artifact_hash(
     env: &BTreeMap<String, String>,
     metadata: Option<&Path>,
 ) -> Result<String> {
-    // A first record with the form's number: a later form can't give the same hash by chance.
+    // The first record holds the version of this form, so a later form can't give the same hash by
+    // chance.
     let mut form = Form(Sha256::new());
     form.record(b'V', b"castra-artifact-1", b"");
     if let Some(script) = script {
@@ -53,7 +54,7 @@ pub fn artifact_hash(
     Ok(host::hex(&form.0.finalize()))
 }
 
-/// Bytes of all files in a payload directory; links count for nothing.
+/// Bytes of all files in a payload directory; links don't count.
 pub fn payload_bytes(payload: &Path) -> Result<u64> {
     let mut bytes = 0u64;
     walk(payload, &mut |_, _, meta| {
@@ -65,7 +66,8 @@ pub fn payload_bytes(payload: &Path) -> Result<u64> {
     Ok(bytes)
 }
 
-/// The hash as it grows. Every part goes in with its length, so that no two trees read alike.
+/// The hash of what was added so far. Every part is added with its length, so that two different
+/// trees never give the same bytes.
 struct Form(Sha256);
 
 impl Form {
@@ -119,9 +121,9 @@ fn is_executable(meta: &Metadata) -> bool {
 
 type Visit<'a> = dyn FnMut(&[u8], &Path, &Metadata) -> Result<()> + 'a;
 
-/// Calls `visit` for everything below a directory, each directory before what is in it, names in
-/// the order of their bytes, sockets, pipes and devices left out. Links are not followed, except that the root may be
-/// one.
+/// Calls `visit` for everything below a directory: each directory before its entries, names in the
+/// order of their bytes, without sockets, pipes and devices. Links are not followed, but the root
+/// itself may be one.
 fn walk(root: &Path, visit: &mut Visit<'_>) -> Result<()> {
     let refused = |why: &str| {
         Failure::new(Exit::Config, format!("can't use payload {}", root.display()))
@@ -136,7 +138,7 @@ fn walk(root: &Path, visit: &mut Visit<'_>) -> Result<()> {
         }
         Err(error) => return Err(Failure::io("read", root, &error)),
     }
-    // The open directories, innermost last, each with what is left of it, in reverse.
+    // The open directories, innermost last, each with its remaining entries in reverse order.
     let mut open: Vec<(usize, Vec<OsString>)> = vec![(0, names_in(root)?)];
     let mut relative: Vec<u8> = Vec::new();
     while let Some((length, names)) = open.last_mut() {
@@ -153,7 +155,7 @@ fn walk(root: &Path, visit: &mut Visit<'_>) -> Result<()> {
         let meta = fs::symlink_metadata(&path).map_err(|error| Failure::io("read", &path, &error))?;
         let kind = meta.file_type();
         if !(kind.is_file() || kind.is_dir() || kind.is_symlink()) {
-            // A socket, pipe or device is left out of the transfer, so it is none of the artifact.
+            // A socket, pipe or device isn't copied, so it isn't part of the artifact.
             continue;
         }
         visit(&relative, &path, &meta)?;

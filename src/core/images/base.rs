@@ -1,14 +1,14 @@
-//! Base images: from what `castra.toml` names to a file that a disposable layer may stand on.
+//! Base images: from what `castra.toml` names to a file that an overlay may be based on.
 //!
 //! Here: which files are accepted, their format, and the refusals. Not here: fetching a URL
 //! (`images::fetch`), computing digests (`images::digest`), the layer itself
 //! (`core::runtime::overlay`).
 //!
-//! An image may come from a stranger, and QEMU opens whatever file an image names: a qcow2 with a
-//! backing file `/etc/shadow` would show that file to its guest. So an image that names another
-//! file is refused before any tool of QEMU touches it. The layer is later made with the format
-//! found here, so QEMU never guesses either: guessing lets a guest that writes a qcow2 head onto
-//! its raw disk choose a backing file for the next boot.
+//! Images aren't trusted, and QEMU opens whatever file an image names: a qcow2 with the backing
+//! file `/etc/shadow` would show that file to its guest. So an image that names another file is
+//! refused before any tool of QEMU opens it. The overlay is later made with the format found here,
+//! so QEMU never probes for it: probing lets a guest that writes a qcow2 header onto its raw disk
+//! choose a backing file for the next boot.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
@@ -27,20 +27,21 @@ use crate::core::root::paths::StateRoot;
 
 const GET_AGAIN: &str = "get the image again: it is damaged, or made for a newer QEMU than this host's";
 
-/// Why an encrypted image is refused: QEMU would want its key on the command line, which is public.
+/// Why an encrypted image is refused: QEMU would need the key on its command line, which other
+/// users can read.
 pub const ENCRYPTED: &str = "it is encrypted, and castra has no way to give QEMU its key";
 
 /// The formats a base image may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiskFormat {
-    /// QEMU's own, which may be sparse, compressed or hold snapshots.
+    /// QEMU's own format, which may be sparse, compressed or hold snapshots.
     Qcow2,
-    /// The bytes of the disk.
+    /// The plain bytes of the disk.
     Raw,
 }
 
 impl DiskFormat {
-    /// QEMU's word for it.
+    /// QEMU's name of the format.
     pub fn as_str(self) -> &'static str {
         match self {
             DiskFormat::Qcow2 => "qcow2",
@@ -49,7 +50,7 @@ impl DiskFormat {
     }
 }
 
-/// A base image that was looked at and found fit.
+/// A base image that was checked and accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedBase {
     /// The file, absolute.
@@ -60,8 +61,9 @@ pub struct ResolvedBase {
     pub virtual_size: u64,
 }
 
-/// Turns what the config names into a file on this host: fetches a URL if need be, verifies a
-/// pinned digest, checks that it is a disk image QEMU may be given. `home` is `CASTRA_HOME`.
+/// Turns what the config names into a file on this host: fetches a URL if necessary, verifies a
+/// pinned digest, and checks that the file is a disk image that QEMU may open. `home` is
+/// `CASTRA_HOME`.
 pub fn resolve_base_image(
     image: &BaseImage,
     home: &Path,
@@ -85,7 +87,8 @@ pub fn resolve_base_image(
     }
 }
 
-/// The same for plans: fetches nothing and writes nothing. `None`: it has to be fetched first.
+/// The same for plans: fetches nothing and writes nothing. `None`: the image has to be fetched
+/// first.
 pub fn look_at_base_image(
     image: &BaseImage,
     home: &Path,
@@ -94,7 +97,7 @@ pub fn look_at_base_image(
 ) -> Result<Option<ResolvedBase>> {
     let path = expected_path(image, home);
     if matches!(image.source, ImageSource::Url(_)) {
-        // What lies in the cache was verified when it was put there.
+        // A file in the cache was verified when it was put there.
         return match path.exists() {
             true => inspect(&path, cancel).map(Some),
             false => Ok(None),
@@ -132,7 +135,7 @@ fn verify(path: &Path, pinned: &ImageDigest, digests: &DigestCache, cancel: &Can
         )))
 }
 
-/// Looks at a file: is it a disk image, of which format, and may QEMU be given it?
+/// Checks a file: is it a disk image, of which format, and may QEMU open it?
 pub fn inspect(path: &Path, cancel: &Cancel) -> Result<ResolvedBase> {
     let path = std::path::absolute(path).map_err(|error| Failure::io("read", path, &error))?;
     check_file(&path)?;
@@ -217,8 +220,9 @@ fn check_file(path: &Path) -> Result<()> {
     }
 }
 
-/// What the first bytes say, before any tool opens the file; refuses what names other files and
-/// what is plainly no disk. Everything else counts as raw until `qemu-img` knows better.
+/// The format according to the first bytes, before any tool opens the file. Refuses an image that
+/// names other files, and a file that is plainly no disk. Everything else counts as raw until
+/// `qemu-img` says otherwise.
 fn check_contents(path: &Path) -> Result<DiskFormat> {
     match qcow2::load_header(path) {
         Ok(None) => {}
@@ -271,8 +275,8 @@ fn head_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// A raw disk has no magic, so any file would pass as one and its guest would just not boot.
-/// These are the files people really name by mistake.
+/// A raw disk has no magic number, so any file would pass as one, and its guest wouldn't boot.
+/// These are the files that people name by mistake.
 fn not_a_disk(head: &[u8], length: u64) -> Option<String> {
     const PACKED: [(&[u8], &str); 6] = [
         (b"\x1f\x8b", "gzip"),
@@ -302,7 +306,8 @@ fn not_a_disk(head: &[u8], length: u64) -> Option<String> {
             .collect();
         return Some(format!("it is a text file beginning `{first}`"));
     }
-    // Formats with a magic of their own keep their heads wherever they like: qemu-img names them.
+    // Other formats keep their headers in different places of the file, so qemu-img is asked for
+    // the format.
     let has_magic = [&b"KDMV"[..], b"vhdxfile", b"QED\0", b"<<< ", b"conectix", b"LUKS"]
         .iter()
         .any(|magic| head.starts_with(magic));

@@ -1,7 +1,7 @@
 //! What lies in the image cache.
 //!
-//! Here: telling what each file and folder there is, by its name. Not here: making, fetching or
-//! removing any of it, or what is said about it (`castra image list`, `core::doctor`).
+//! Here: what each file and directory in it is, by its name. Not here: making, fetching or removing
+//! any of them, or showing them (`castra image list`, `core::doctor`).
 
 use std::fs;
 use std::io::ErrorKind;
@@ -39,14 +39,14 @@ pub enum CachedKind {
     OtherGuest,
     /// A base image fetched from a URL.
     Download,
-    /// What has come of one so far.
+    /// The downloaded part of one.
     PartialDownload,
-    /// A build under way, or what a killed one left.
+    /// A build in progress, or the directory that a killed build left.
     Building,
 }
 
 impl CachedKind {
-    /// The word for people.
+    /// Its name for people.
     pub fn as_str(self) -> &'static str {
         match self {
             CachedKind::DefaultGuest => "default guest",

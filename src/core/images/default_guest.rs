@@ -1,5 +1,6 @@
 //! The default guest: what a VM boots that names neither image nor kernel. There are two kinds of
-//! it, because Debian's small kernel for virtual machines can't mount folders of the host.
+//! default guest, because Debian's small kernel for virtual machines can't mount directories of the
+//! host.
 //!
 //! Here: building it on demand and keeping it under `$CASTRA_HOME/images/`. Not here: what goes
 //! into it (`scripts/build-guest.sh`, carried by `images::embedded`), or what it is told at boot
@@ -12,11 +13,12 @@
 //! images/guest-x86_64-mounts-<id>…    the same for the kind that mounts folders
 //! ```
 //!
-//! Where both kinds would have the same kernel (Ubuntu), whichever is built first serves as both.
+//! Where both kinds would have the same kernel (Ubuntu), the one that is built first is used as
+//! both.
 //!
-//! A guest appears by one rename, and only with `complete.json` in it, which holds length and
-//! SHA-256 of the files. The lengths are compared at every use, for after a power cut a file may be
-//! there and empty; the digests make `base_hash` without reading 60 MB again.
+//! A guest directory appears by one rename, and only with `complete.json` in it, which holds length
+//! and SHA-256 of the files. The lengths are compared at every use, because a file may be empty
+//! after a power cut. `base_hash` is made from the digests, without reading 60 MB again.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,21 +46,22 @@ use crate::core::threads::{self, RaisedAtEnd};
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initramfs.cpio";
 const MANIFEST: &str = "manifest.json";
-/// Written last by castra: length and SHA-256 of the three.
+/// Written last: length and SHA-256 of the other three files.
 const COMPLETE: &str = "complete.json";
 
-/// A build takes 10 s and up to 50 MB of downloads, for mounts 20 s and 80 MB; this is for slow mirrors.
+/// How long a build may take. It usually takes 10 s and downloads up to 50 MB, with mounts 20 s and
+/// 80 MB; the rest is for slow mirrors.
 const BUILD_DEADLINE: Duration = Duration::from_secs(600);
 
-/// With less than this left a build failed because of it.
+/// If less space than this is left after a failed build, the lack of space was the cause.
 const FULL: u64 = 4 << 20;
 
 /// Which of the two default guests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GuestKind {
-    /// The smallest and quickest that this distribution has.
+    /// With the smallest and fastest kernel of this distribution.
     Plain,
-    /// The one that can mount folders of the host.
+    /// With a kernel that can mount directories of the host.
     Mounts,
 }
 
@@ -66,7 +69,7 @@ impl GuestKind {
     /// Both.
     pub const ALL: [GuestKind; 2] = [GuestKind::Plain, GuestKind::Mounts];
 
-    /// What a VM needs, by whether it mounts anything.
+    /// The kind that a VM needs, by whether it mounts anything.
     pub fn with_mounts(mounts: bool) -> GuestKind {
         match mounts {
             true => GuestKind::Mounts,
@@ -74,7 +77,7 @@ impl GuestKind {
         }
     }
 
-    /// What sets its directory's name apart.
+    /// The part of the directory's name that tells the kinds apart.
     fn infix(self) -> &'static str {
         match self {
             GuestKind::Plain => "",
@@ -83,16 +86,17 @@ impl GuestKind {
     }
 }
 
-/// What kernel, root file system and the first programs need beside the files themselves. Measured:
-/// with a kernel of 51 MiB and an initramfs of 8.2 MiB the plain guest boots with 84 MiB and panics
-/// with 80; with 63 and 11.4 MiB the one for mounts boots with 108 and panics with 100.
+/// Memory that kernel, root file system and the first programs need in addition to the files' own
+/// size. Measured: with a kernel of 51 MiB and an initramfs of 8.2 MiB the plain guest boots with
+/// 84 MiB and panics with 80; with 63 and 11.4 MiB the guest for mounts boots with 108 and panics
+/// with 100.
 const ROOM: u64 = 20 << 20;
 /// The same for a guest that isn't built yet.
 const LEAST_PLAIN: u64 = 109 << 20;
 const LEAST_MOUNTS: u64 = 127 << 20;
 
-/// Memory without which this guest panics before it says anything, bytes. The initramfs is there twice
-/// while it is unpacked.
+/// The memory below which this guest panics before it prints anything, bytes. The initramfs is in
+/// memory twice while it is unpacked.
 pub fn least_memory(home: &Path, kind: GuestKind) -> u64 {
     let Some(guest) = find_default_guest(home, kind) else {
         return match kind {
@@ -113,13 +117,14 @@ pub struct DefaultGuest {
     pub initrd: PathBuf,
     /// Its command line.
     pub cmdline: String,
-    /// Where all of it lies.
+    /// The directory that holds these files.
     pub dir: PathBuf,
-    /// What `images::digest::base_hash` says of these three, taken when the guest was built.
+    /// `images::digest::base_hash` of kernel, initramfs and command line, computed when the guest
+    /// was built.
     pub base_hash: String,
-    /// It can mount folders of the host.
+    /// It can mount directories of the host.
     pub mounts: bool,
-    /// It is as good as the one made without mounts in mind: its kernel is the same.
+    /// It can be used as the plain guest: its kernel is the same.
     pub plain: bool,
 }
 
@@ -139,16 +144,16 @@ struct Sealed {
     sha256: String,
 }
 
-/// Whether a guest that is there will do.
+/// Whether an existing guest is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// What is there is taken.
+    /// An existing guest is used.
     AsCached,
-    /// It is built in any case, from the packages of today.
+    /// It is built in any case, from the current packages.
     Rebuild,
 }
 
-/// The part of `manifest.json` that castra goes by.
+/// The fields of `manifest.json` that castra reads.
 #[derive(Deserialize)]
 struct Manifest {
     cmdline: String,
@@ -156,34 +161,34 @@ struct Manifest {
     plain: bool,
 }
 
-/// Where this castra builds the default guest of that kind. One that lies elsewhere may serve in
-/// its stead: `find_default_guest` says which.
+/// The directory where this castra builds the default guest of that kind. The guest of the other
+/// kind may be used instead: see `find_default_guest`.
 pub fn default_guest_dir(home: &Path, kind: GuestKind) -> PathBuf {
     dir_of(&RECIPE, kind, home)
 }
 
-/// The default guest of that kind, if it is there and whole. Reads only.
+/// The default guest of that kind, if it exists and is complete. Reads only.
 pub fn find_default_guest(home: &Path, kind: GuestKind) -> Option<DefaultGuest> {
     find(&RECIPE, kind, home).ok()
 }
 
-/// Whether what lies in the kind's own place is a whole guest of that kind. Reads only.
+/// Whether the kind's own directory holds a complete guest of that kind. Reads only.
 pub fn is_whole(home: &Path, kind: GuestKind) -> bool {
     load_as(&default_guest_dir(home, kind), kind).is_ok()
 }
 
-/// What a look at the default guest of a kind found.
+/// The result of a check of the default guest of a kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It isn't there.
+    /// It doesn't exist.
     Absent,
-    /// It is there, but not as it was made; why.
+    /// It exists, but not as it was built; why.
     Damaged(String),
-    /// Every byte of it is as it was made.
+    /// Every byte of it is as it was built.
     Intact(DefaultGuest),
 }
 
-/// Looks at the default guest of that kind and compares its digests, which takes some 0.1 s. Reads only.
+/// Checks the default guest of that kind by its digests, which takes about 0.1 s. Reads only.
 pub fn examine(home: &Path, kind: GuestKind, cancel: &Cancel) -> Condition {
     let guest = match find(&RECIPE, kind, home) {
         Ok(guest) => guest,
@@ -212,8 +217,8 @@ fn check_digests(dir: &Path, cancel: &Cancel) -> Result<(), String> {
     Ok(())
 }
 
-/// The default guest, built if it isn't there. Another process that builds it is waited for, so
-/// it is built once however many ask. Progress is told as `message` events with source `image`.
+/// The default guest; builds it if it doesn't exist. Waits if another process is building it, so
+/// several processes build it only once. Reports progress as `message` events with source `image`.
 pub fn ensure_default_guest(
     home: &Path,
     kind: GuestKind,
@@ -223,7 +228,7 @@ pub fn ensure_default_guest(
     ensure(&RECIPE, kind, home, Freshness::AsCached, emitter, cancel)
 }
 
-/// Builds the default guest even if it is there; the old one serves until the new one is whole.
+/// Builds the default guest even if it exists; the old one is used until the new one is complete.
 pub fn rebuild_default_guest(
     home: &Path,
     kind: GuestKind,
@@ -234,12 +239,12 @@ pub fn rebuild_default_guest(
 }
 
 fn dir_of(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> PathBuf {
-    // The builder knows this one architecture; it refuses on others with the reason.
+    // The builder refuses other architectures and says why.
     images_dir(home).join(format!("guest-x86_64-{}{}", kind.infix(), recipe.id()))
 }
 
-/// The guest in the kind's own place, else the other kind's if it serves as well. The damage told
-/// is that of the own place.
+/// The guest in the kind's own directory, otherwise that of the other kind if it can be used as
+/// this kind. A reported damage is that of the own directory.
 fn find(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> Result<DefaultGuest, Damage> {
     load_as(&dir_of(recipe, kind, home), kind).or_else(|damage| {
         GuestKind::ALL
@@ -278,7 +283,7 @@ fn ensure(
         cancel,
     )?;
     match find(recipe, kind, home) {
-        // Whoever held the lock has built it.
+        // The process that held the lock has built it.
         Ok(guest) if reuse => return Ok(guest),
         Err(Damage::Broken(why)) => emitter.emit(said(
             Severity::Warn,
@@ -292,7 +297,7 @@ fn ensure(
     build(recipe, kind, &dir, emitter, cancel)
 }
 
-/// Why there is no guest to be had from a directory.
+/// Why a directory holds no usable guest.
 enum Damage {
     Absent,
     Broken(String),
@@ -346,7 +351,8 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
     })
 }
 
-/// Runs the builder in a directory of its own and moves the result into place. The lock is held.
+/// Runs the builder in a staging directory and moves the result into place. The caller holds the
+/// lock.
 fn build(
     recipe: &Recipe<'_>,
     kind: GuestKind,
@@ -359,7 +365,7 @@ fn build(
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::io("remove", path, &error)),
         _ => Ok(()),
     };
-    // Left by a builder that was killed: its lock is free, so nobody works there.
+    // A killed builder left it: the lock was free, so nobody is using the directory.
     remove(&staging)?;
     let began = Instant::now();
     let built = run_builder(recipe, kind, &staging, emitter, cancel)
@@ -389,7 +395,7 @@ fn run_builder(
     let out = staging.join("out");
     host::ensure_private_dir(&source).map_err(|error| Failure::io("create", &source, &error))?;
     let write = |path: &Path, contents: &str| {
-        // The guest gets copies with this mode, whatever umask castra was started under.
+        // The guest gets copies with this mode, whatever the umask of castra is.
         fs::write(path, contents)
             .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o644)))
             .map_err(|error| Failure::io("create", path, &error))
@@ -418,8 +424,8 @@ fn run_builder(
         .cancel(cancel)
         .on_stderr_line(|line| {
             let text = line.trim_start_matches("guest: ");
-            // Its last line names the place where nothing will stay; after a request to stop the
-            // shell says that it was ended, which isn't progress either.
+            // The builder's last line names the staging directory, which is about to go. After a
+            // request to stop, the shell prints that it was terminated. Neither is progress.
             let told = !text.starts_with("done: ") && !is_complaint(line) && !cancel.is_requested();
             if told && !text.trim().is_empty() {
                 let packages = Packages::parse(text);
@@ -432,28 +438,29 @@ fn run_builder(
         });
     let ended = thread::scope(|scope| {
         let _end = RaisedAtEnd(&over);
-        // Without a thread for it the progress isn't told, and the build goes on.
+        // If no thread can be started, no progress is reported, and the build goes on.
         let _ = threads::start_in(scope, "progress", || tell(emitter, &over, || fetching.look()));
         job.run()
     });
     match ended {
         Ok(_) => Ok(out),
-        // Asked before the staging directory goes and the space with it: tools that ran out of it
-        // blame all sorts of things.
+        // Free space is measured before the staging directory is removed: tools that ran out of
+        // space give many other reasons.
         Err(error) if host::space_left(staging).is_some_and(|bytes| bytes < FULL) => Err(explain(error)
             .advice("the file system of CASTRA_HOME is full: free some 400 MB there and try again")),
         Err(error) => Err(explain(error)),
     }
 }
 
-/// The lines in which the builder says why it failed: they belong to the failure, not to progress.
+/// The lines in which the builder says why it failed. They are part of the failure, not of the
+/// progress.
 fn is_complaint(line: &str) -> bool {
     ["error: ", "  because: ", "  try: "]
         .iter()
         .any(|prefix| line.starts_with(prefix))
 }
 
-/// The builder's failure as ours: its exit code gives the kind, its last words the cause.
+/// The builder's failure as a [`Failure`]: its exit code gives the kind, its last lines the cause.
 fn explain(error: JobError) -> Failure {
     const WHAT: &str = "can't build the default guest";
     let JobError::Failed(ended) = error else {
@@ -476,7 +483,7 @@ fn explain(error: JobError) -> Failure {
     let why = match (said("error: "), said("  because: ")) {
         (Some(what), Some(why)) => format!("{what}: {why}"),
         (Some(what), None) => what,
-        // Not its own words: the shell, or a tool it calls. Everything that is left is shown.
+        // The lines aren't the builder's own but of the shell or of a tool: all of them are shown.
         _ => format!(
             "the builder ended with {}: {}",
             crate::core::process::show_status(ended.status),
@@ -489,7 +496,8 @@ fn explain(error: JobError) -> Failure {
     Failure::new(exit, WHAT).because(why).advice(next)
 }
 
-/// Checks what the builder made, seals it, and renames it to its name.
+/// Checks what the builder made, writes `complete.json`, and renames the directory to its final
+/// name.
 fn put_in_place(out: &Path, dir: &Path, staging: &Path, cancel: &Cancel) -> Result<()> {
     let mut seals = BTreeMap::new();
     for name in [KERNEL, INITRD, MANIFEST] {
@@ -507,8 +515,8 @@ fn put_in_place(out: &Path, dir: &Path, staging: &Path, cancel: &Cancel) -> Resu
     let seal = serde_json::to_vec(&seals).expect("a map of plain data");
     let seal_path = out.join(COMPLETE);
     host::replace_file(&seal_path, &seal).map_err(|error| Failure::io("create", &seal_path, &error))?;
-    // A guest that is there already moves aside first; it goes away with the staging directory.
-    // Whoever finds nothing in between waits for the lock and then finds the new one.
+    // An existing guest is moved into the staging directory first and removed with it. A process
+    // that finds no guest at this moment waits for the lock and then finds the new one.
     let moved = match fs::rename(dir, staging.join("replaced")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => fs::rename(out, dir),

@@ -1,7 +1,7 @@
-//! Digests of image files, each computed once as long as its file doesn't change.
+//! Digests of image files. Each is computed once, until its file changes.
 //!
 //! Here: hashing in bounded memory, the cache, `base_hash` (docs/IMAGES.md). Not here: whether a digest
-//! is the one that was asked for (`images::base`, `images::fetch`), hashes of bootstrap artifacts
+//! is the pinned one (`images::base`, `images::fetch`), hashes of bootstrap artifacts
 //! (`images::artifact`).
 //!
 //! The cache is a small file per image under the state root's `images/`. Its key is path, size,
@@ -22,7 +22,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::root::records::Stamp;
 
-/// Read at once; large enough that the hash, not the system call, is the cost.
+/// Bytes of one read; large enough that the time is spent in the hash, not in system calls.
 const CHUNK: usize = 256 * 1024;
 
 /// The digests a config may pin.
@@ -90,7 +90,8 @@ impl Entry {
 }
 
 impl DigestCache {
-    /// A cache in this directory (`StateRoot::images`), which is made when something is kept.
+    /// A cache in this directory (`StateRoot::images`), which is created when the first digest is
+    /// kept.
     pub fn new(dir: impl Into<PathBuf>) -> DigestCache {
         DigestCache {
             dir: dir.into(),
@@ -98,7 +99,7 @@ impl DigestCache {
         }
     }
 
-    /// The same cache for a command that writes nothing: what isn't known is computed and not kept.
+    /// The same cache for a command that writes nothing: a missing digest is computed and not kept.
     pub fn reading(dir: impl Into<PathBuf>) -> DigestCache {
         DigestCache {
             dir: dir.into(),
@@ -117,8 +118,8 @@ impl DigestCache {
         self.entry(path, &stamp)?.digest(algorithm).map(str::to_owned)
     }
 
-    /// The digests that are known of a file as it was in this state, which may be over: SHA-256 and
-    /// SHA-512.
+    /// The known digests (SHA-256 and SHA-512) of a file as it was with this stamp, even if it has
+    /// changed since.
     pub fn known_of(&self, path: &Path, stamp: &Stamp) -> (Option<String>, Option<String>) {
         self.entry(path, stamp)
             .map_or((None, None), |entry| (entry.sha256, entry.sha512))
@@ -130,7 +131,7 @@ impl DigestCache {
         (entry.path == path && entry.stamp == *stamp).then_some(entry)
     }
 
-    /// The digest of a file as lower-case hex, computed if it isn't known.
+    /// The digest of a file as lower-case hex; computed if the cache doesn't have it.
     pub fn digest(&self, path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<String> {
         if let Some(known) = self.known(path, algorithm) {
             return Ok(known);
@@ -142,7 +143,7 @@ impl DigestCache {
         Ok(digest)
     }
 
-    /// Carries what is known of a file over to the name it was moved to.
+    /// Moves the known digests of a file to the file's new name.
     pub fn renamed(&self, from: &Path, to: &Path) {
         let stamp = fs::metadata(to).ok().map(|meta| Stamp::of(&meta));
         if let Some(stamp) = stamp
@@ -157,8 +158,7 @@ impl DigestCache {
         let _ = host::remove_if_there(&self.file_for(from));
     }
 
-    /// Remembers a digest. One that can't be kept is computed again next time, so nobody needs to
-    /// hear of it.
+    /// Keeps a digest. One that can't be kept is computed again next time, so the error is ignored.
     fn keep(&self, path: &Path, stamp: Stamp, algorithm: Algorithm, digest: &str) {
         let mut entry = self.entry(path, &stamp).unwrap_or(Entry {
             path: path.to_owned(),
@@ -182,17 +182,17 @@ impl DigestCache {
     }
 }
 
-/// SHA-256 of a file, read now and not remembered.
+/// SHA-256 of a file, computed now and not kept.
 pub fn sha256_of(path: &Path, cancel: &Cancel) -> Result<String> {
     digest_of(path, Algorithm::Sha256, cancel).map(|(_, digest)| digest)
 }
 
-/// The digest of a file, read now and not remembered.
+/// The digest of a file, computed now and not kept.
 pub fn compute(path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<String> {
     digest_of(path, algorithm, cancel).map(|(_, digest)| digest)
 }
 
-/// Reads a file from end to end; the state it was in, and its digest.
+/// Reads a whole file; its stamp, and its digest.
 fn digest_of(path: &Path, algorithm: Algorithm, cancel: &Cancel) -> Result<(Stamp, String)> {
     let io = |error: io::Error| Failure::io("read", path, &error);
     let mut file = File::open(path).map_err(io)?;

@@ -1,7 +1,7 @@
-//! How far a download is, told while another program does it.
+//! The progress of a download that another program does.
 //!
-//! Here: the message with its bytes, repeated until it is over. Not here: how people see it (the
-//! command line draws a bar).
+//! Here: the progress message, repeated until the download is over. Not here: how people see it
+//! (the command line draws a bar).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,18 @@ use crate::core::events::{Event, Severity};
 use crate::core::images::said;
 use crate::core::reporter::Emitter;
 
-/// Between two messages.
+/// Time between two messages.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
-/// What has come of what, and what it is.
+/// How many bytes of how many have come, and what is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fetched {
     /// `fetching` and its object.
     pub what: String,
-    /// The same in short, to stand before a bar.
+    /// The same in short, for the line of a bar.
     pub label: String,
     pub bytes: u64,
-    /// If the other side has said it.
+    /// If the server has said it.
     pub total: Option<u64>,
 }
 
@@ -49,7 +49,7 @@ impl Fetched {
     }
 }
 
-/// Tells what `look` finds again and again, until `done`.
+/// Reports the progress that `look` returns again and again, until `done`.
 pub(super) fn tell(emitter: &Emitter<'_>, done: &Cancel, look: impl Fn() -> Option<Fetched>) {
     while !done.pause(TELL_EVERY) {
         if let Some(fetched) = look() {
@@ -68,7 +68,7 @@ pub(super) struct Packages {
 }
 
 impl Packages {
-    /// Reads the builder's line; `None` if it says something else.
+    /// Parses the builder's line; `None` if it is another one.
     pub fn parse(line: &str) -> Option<Packages> {
         let (what, dir) = line.split_once(", into ")?;
         let (label, total) = match what.split_once(", ") {
@@ -82,7 +82,7 @@ impl Packages {
         })
     }
 
-    /// What has come so far.
+    /// How many bytes have come.
     pub fn look(&self) -> Fetched {
         Fetched {
             what: self.label.clone(),
@@ -93,12 +93,12 @@ impl Packages {
     }
 }
 
-/// What the builder is fetching just now.
+/// What the builder is fetching now.
 #[derive(Debug, Default)]
 pub(super) struct Fetching(Mutex<Option<Packages>>);
 
 impl Fetching {
-    /// It began, or it does something else now.
+    /// The download began, or the builder does something else now.
     pub fn set(&self, packages: Option<Packages>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = packages;
     }

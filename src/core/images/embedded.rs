@@ -10,7 +10,7 @@ use crate::core::host;
 /// `scripts/build-guest.sh`.
 pub const BUILD_SCRIPT: &str = include_str!("../../../scripts/build-guest.sh");
 
-/// The agent that shakes hands, for seeds of stock images too.
+/// The agent that shakes hands with the broker; seeds of stock images have it, too.
 pub const CASTRA_HELLO: &str = include_str!("../../../scripts/guest/castra-hello");
 
 /// Publishes and subscribes on the bus.
@@ -37,7 +37,7 @@ pub const GUEST_FILES: [(&str, &str); 11] = [
     ("sshd_config", include_str!("../../../scripts/guest/sshd_config")),
 ];
 
-/// What a default guest is made from: a script and the files it is given.
+/// What a default guest is built from: the builder script and its input files.
 #[derive(Clone, Copy, Debug)]
 pub struct Recipe<'a> {
     /// The builder.
@@ -53,8 +53,9 @@ pub const RECIPE: Recipe<'static> = Recipe {
 };
 
 impl Recipe<'_> {
-    /// Twelve hex digits that change when the script or any file does, so that guests of two
-    /// castras lie beside each other. Each part goes in with its length: none can pass for two.
+    /// Twelve hex digits that change when the script or any file does, so that the guests of two
+    /// castras can be kept side by side. Each part is hashed with its length, so one part never
+    /// reads as two.
     pub fn id(&self) -> String {
         let mut hasher = Sha256::new();
         let mut add = |bytes: &[u8]| {

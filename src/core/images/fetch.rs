@@ -10,8 +10,8 @@
 //!                              <id>-<name>.lock   held by whoever fetches it
 //! ```
 //!
-//! The id is of URL and pinned digest together, so a config that pins another digest gets a file
-//! of its own, and layers over the earlier one keep the base they were made on.
+//! The id is a hash of URL and pinned digest, so a config that pins another digest gets another
+//! file, and overlays over the earlier file keep their base.
 
 use std::ffi::OsString;
 use std::fs;
@@ -33,13 +33,12 @@ use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
 use crate::core::threads::{self, RaisedAtEnd, is_no_room};
 
-/// A download ends when nothing has come for this long; how long all of it takes is the line's
-/// business.
+/// A download fails when nothing has come for this long; the whole download may take any time.
 const STALLED_SECS: &str = "60";
-/// Against a `curl` that doesn't keep to that.
+/// For a `curl` that doesn't observe that limit.
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
-/// Where the image of a URL lies or will lie.
+/// The cache file of a URL's image, whether it exists yet or not.
 pub fn cache_path(url: &str, digest: Option<&ImageDigest>, home: &Path) -> PathBuf {
     let pinned = digest.map_or("", |digest| Algorithm::of(digest).1);
     let id = &sha256_hex(format!("{url}\n{pinned}").as_bytes())[..12];
@@ -77,8 +76,8 @@ pub fn shown(url: &str) -> String {
     }
 }
 
-/// The image of a URL, fetched and verified if it isn't in the cache. A cached file whose digest is
-/// not the pinned one is fetched again. Whoever else fetches the same file is waited for.
+/// The image of a URL; fetches and verifies it if it isn't in the cache. A cached file whose digest
+/// is not the pinned one is fetched again. Waits if another process is fetching the same file.
 pub fn ensure_fetched(
     url: &str,
     digest: Option<&ImageDigest>,
@@ -109,10 +108,10 @@ struct Download<'a, 'e> {
     cancel: &'a Cancel,
 }
 
-/// What one run of `curl` came to.
+/// The result of one run of `curl`.
 enum Attempt {
     Complete,
-    /// What was there before can't be gone on with.
+    /// The earlier part can't be resumed.
     StartOver(String),
 }
 
@@ -147,7 +146,7 @@ impl Download<'_, '_> {
         Ok(self.path.clone())
     }
 
-    /// Whether the cache has the file, with the digest it must have.
+    /// Whether the cache has the file with the pinned digest.
     fn is_cached(&self, tell: bool) -> Result<bool> {
         if !self.path.is_file() {
             return Ok(false);
@@ -168,7 +167,8 @@ impl Download<'_, '_> {
         Ok(found == wanted)
     }
 
-    /// Fetches into the `.part` file, verifies it, gives it its name. The lock is held.
+    /// Fetches into the `.part` file, verifies it, and renames it to its final name. The caller
+    /// holds the lock.
     fn fetch(&self) -> Result<()> {
         let part = self.beside(".part");
         let began = Instant::now();
@@ -208,8 +208,8 @@ impl Download<'_, '_> {
         Ok(())
     }
 
-    /// Where to go on. Without the server's tag for that version only a pinned digest could tell
-    /// a file glued together from two versions.
+    /// The offset to resume at. Without the server's tag of that version, only a pinned digest
+    /// would detect a file joined from two versions.
     fn resume_point(&self, part: &Path) -> Option<Resume> {
         let offset = fs::metadata(part).ok()?.len();
         let etag = fs::read_to_string(self.beside(".etag")).ok();
@@ -221,7 +221,7 @@ impl Download<'_, '_> {
         let done = Cancel::new();
         let ended = thread::scope(|scope| {
             let _end = RaisedAtEnd(&done);
-            // Without a thread for it the progress isn't told, and the fetch goes on.
+            // If no thread can be started, no progress is reported, and the fetch goes on.
             let _ = threads::start_in(scope, "progress", || {
                 self.tell_progress(part, &headers, resume, &done);
             });
@@ -275,7 +275,7 @@ impl Download<'_, '_> {
         Err(self.failed(Exit::Io).because(words).advice(next))
     }
 
-    /// Says how far it is, until `done`.
+    /// Reports the progress until `done`.
     fn tell_progress(&self, part: &Path, headers: &Path, resume: Option<&Resume>, done: &Cancel) {
         let before = resume.map_or(0, |resume| resume.offset);
         tell(self.emitter, done, || {
@@ -319,14 +319,14 @@ impl Download<'_, '_> {
     }
 }
 
-/// Where an earlier try stopped.
+/// Where an earlier attempt stopped.
 #[derive(Clone, Debug)]
 struct Resume {
     offset: u64,
     etag: Option<String>,
 }
 
-/// The part of `curl`'s command line that anybody may see.
+/// The part of `curl`'s command line that other users may see.
 fn curl_args(part: &Path, headers: &Path, resume: Option<&Resume>) -> Vec<OsString> {
     let mut args: Vec<OsString> = [
         "--fail",
@@ -377,7 +377,7 @@ fn curl_config(url: &str, resume: Option<&Resume>) -> String {
     config
 }
 
-/// What castra reads of an HTTP answer: of the last one, after redirects.
+/// The headers that castra reads of the last HTTP response, after redirects.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Headers {
     length: Option<u64>,
@@ -401,7 +401,7 @@ impl Headers {
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => headers.length = value.parse().ok(),
-                // A weak one (`W/"…"`) promises the same meaning, not the same bytes.
+                // A weak tag (`W/"…"`) promises the same meaning, not the same bytes.
                 "etag" if value.starts_with('"') && value.len() <= 256 => {
                     headers.strong_etag = Some(value.to_owned())
                 }

@@ -1,8 +1,8 @@
-//! Disk images and the default guest: where they come from, what is accepted, what they hash to.
+//! Disk images and the default guest: where they come from, which are accepted, and their hashes.
 //!
-//! Here: one module for each of these, and what they share about the cache. Not here: the layers
-//! that VMs write to (`core::runtime::overlay`) and what a guest is told at boot
-//! (`core::runtime::seed`).
+//! Here: one module for each of these, and the functions of the cache that these modules share. Not
+//! here: the overlays that VMs write to (`core::runtime::overlay`), and the configuration of a
+//! guest at boot (`core::runtime::seed`).
 
 pub mod artifact;
 pub mod base;
@@ -24,7 +24,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{FileLock, LockError};
 use crate::core::reporter::Emitter;
 
-/// How often somebody who waits for another process looks again.
+/// How often a process that waits for another one checks again.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The image cache that all projects share, under `CASTRA_HOME`.
@@ -41,8 +41,8 @@ fn said(severity: Severity, text: impl Into<String>) -> Event {
     event
 }
 
-/// Takes the lock beside something that one process at a time may make in the cache. Waits, says
-/// so once, and stops waiting when told to. `doing` completes "another castra …".
+/// Takes the lock of something that one process at a time may make in the cache. While it waits, it
+/// says so once, and it stops waiting when cancelled. `doing` completes "another castra …".
 fn lock_or_wait(path: &Path, doing: &str, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<FileLock> {
     let mut told = false;
     loop {

@@ -1,10 +1,10 @@
-//! The head of a qcow2 file: what is in it before anybody opens it.
+//! The header of a qcow2 file, read before any tool opens the file.
 //!
-//! Here: the few fields castra decides by, read without help (`docs/interop/qcow2.txt` of QEMU).
-//! Not here: making or changing images, which is `qemu-img`'s business alone.
+//! Here: the few fields that castra needs (`docs/interop/qcow2.txt` of QEMU). Not here: making or
+//! changing images, which is `qemu-img`'s business alone.
 //!
-//! It is read by ourselves because `qemu-img info` on a hostile image is already too late: a
-//! qcow2 may name a backing file or an external data file, and QEMU opens what it names.
+//! castra reads the header itself because `qemu-img info` on a hostile image is already too late: a
+//! qcow2 may name a backing file or an external data file, and QEMU opens both.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 const MAGIC: &[u8; 4] = b"QFI\xfb";
 /// Fields up to and including `incompatible_features`.
 const HEADER_BYTES: usize = 80;
-/// "Maximum is 1023 bytes" says the format; more is damage or malice.
+/// The longest file name that the format allows; more is damage or malice.
 const MAX_BACKING_NAME: u32 = 1023;
 /// Bit 2 of `incompatible_features`: guest data lies in another file.
 const EXTERNAL_DATA: u64 = 1 << 2;
 
-/// What castra wants to know of a qcow2 file.
+/// What castra needs to know about a qcow2 file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
     /// 2 or 3.
@@ -37,8 +37,8 @@ pub struct Header {
     pub encrypted: bool,
 }
 
-/// Reads the head of a file; `None` if it isn't a qcow2. A head that contradicts the format is an
-/// error of kind `InvalidData`.
+/// Reads the header of a file; `None` if it isn't a qcow2. A header that contradicts the format is
+/// an error of kind `InvalidData`.
 pub fn load_header(path: &Path) -> io::Result<Option<Header>> {
     let file = File::open(path)?;
     let mut head = [0; HEADER_BYTES];

@@ -14,10 +14,11 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::FileLock;
 use crate::core::process::{Ended, Job, JobError};
 
-/// It answers in 10 to 30 ms; a minute means a network file system that hangs.
+/// How long a call may take. It usually takes 10 to 30 ms; a minute means a network file system
+/// that hangs.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// What `qemu-img info` says, as far as castra asks.
+/// The fields of `qemu-img info` that castra needs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Info {
@@ -27,12 +28,12 @@ pub struct Info {
     pub virtual_size: u64,
 }
 
-/// Why `qemu-img` gave nothing.
+/// Why `qemu-img` failed.
 #[derive(Debug)]
 pub enum QemuImgError {
-    /// It can't be had at all, was interrupted or too slow.
+    /// It can't be run, was interrupted or was too slow.
     Unusable(Box<Failure>),
-    /// It ran and refused; its own words.
+    /// It ran and refused; its own message.
     Refused(String),
 }
 
@@ -47,8 +48,8 @@ pub fn info(image: &Path, cancel: &Cancel) -> Result<Info, QemuImgError> {
         .map_err(|error| QemuImgError::Refused(format!("`{}` answered something else: {error}", ended.argv)))
 }
 
-/// Makes a qcow2 file: over `base` (its format, its path) or empty. `lock` is held as long as that
-/// takes, also where we are killed meanwhile.
+/// Makes a qcow2 file: over `base` (its format, its path) or empty. `qemu-img` inherits `lock`, so
+/// the lock stays held until it ends, even if castra is killed meanwhile.
 pub fn create(
     image: &Path,
     base: Option<(&str, &Path)>,
@@ -88,7 +89,7 @@ fn run<'a>(
     const WHAT: &str = "can't run qemu-img";
     Job::new("qemu-img")
         .args(args)
-        // Its messages are shown as they are; nobody should have to guess at a translation.
+        // Its messages are shown as they are, so they shouldn't be translated.
         .env("LC_ALL", "C")
         .deadline(DEADLINE)
         .holding(lock)

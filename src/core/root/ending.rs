@@ -13,24 +13,24 @@ use crate::core::host;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::{VmPaths, vm_file};
 
-/// As much of the end of `qmp.log` as is read. Every message in it is far shorter, and no log
-/// grows beyond it before QMP was answered.
+/// How many bytes of the end of `qmp.log` are read. Every message is far shorter, and no log is
+/// longer before QMP was first answered.
 const QMP_TAIL: u64 = 16 * 1024;
 
-/// As much of the end of the console as is searched for a panic: its trace is some 4 KiB.
+/// How many bytes of the end of the console are searched for a panic, whose trace takes some 4 KiB.
 const CONSOLE_TAIL: u64 = 16 * 1024;
 
-/// As much of the end of `qemu.log` as is read for its last line.
+/// How many bytes of the end of `qemu.log` are read for its last line.
 const QEMU_TAIL: u64 = 4096;
 
-/// Longest last words, bytes.
+/// Longest excerpt of the console or of `qemu.log`, bytes.
 const LAST_WORDS: usize = 300;
 
-/// What a VM's process does. The first that matches counts (docs/STATUS.md).
+/// The state of a VM's process. The first that matches counts (docs/STATUS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
-    /// Somebody launches it: QEMU hasn't answered yet.
+    /// It is being launched: QEMU hasn't answered yet.
     Starting,
     /// `castra down` or `restart` has asked it to stop, and it hasn't yet.
     Stopping,
@@ -40,9 +40,9 @@ pub enum VmState {
     Paused,
     /// It never ran, or it ended in order.
     Stopped,
-    /// It ended, and nobody meant it to.
+    /// It ended unexpectedly.
     Crashed,
-    /// castra launched none, but the broker hears one: somebody started it himself.
+    /// castra didn't launch it, but it shakes hands with the broker: a user started it.
     External,
 }
 
@@ -64,9 +64,10 @@ impl VmState {
 /// How a launch ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndedStatus {
-    /// QEMU's word for it (`guest-shutdown`, `guest-panic`, …), `host-reboot`, or `unknown`.
+    /// The reason, as QEMU calls it (`guest-shutdown`, `guest-panic`, …), `host-reboot`, or
+    /// `unknown`.
     pub reason: String,
-    /// Wall clock, RFC 3339. Null: nobody saw it.
+    /// Wall clock, RFC 3339. Null: the time is unknown.
     pub at: Option<String>,
     /// The panic on its console, else its last line, escaped. Null: it wrote nothing.
     pub last_words: Option<String>,
@@ -90,10 +91,11 @@ pub struct Ending {
 /// What every Linux kernel prints when it gives up.
 pub const PANIC: &str = "Kernel panic - not syncing";
 
-/// The id of the `quit` that ends a guest begins so; QEMU repeats it in `qmp.log`, the verdict behind it.
+/// The prefix of the id of the QMP command `quit` by which castra ends a guest; the reason follows
+/// it. QEMU repeats the id in `qmp.log`.
 const ENDED: &str = "castra-ended-";
 
-/// Why castra ends a guest that nobody asked it to end.
+/// Why castra ends a guest on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Its kernel has panicked, as its console shows.
@@ -111,12 +113,12 @@ impl Verdict {
         }
     }
 
-    /// The id of the `quit` that ends a guest for this reason.
+    /// The id of the `quit` command that ends a guest for this reason.
     pub fn quit_id(self) -> String {
         format!("{ENDED}{}", self.as_str())
     }
 
-    /// The one in whose name an answer in `qmp.log` ended the guest.
+    /// The reason in the id of an answer in `qmp.log`, if castra ended the guest.
     pub fn of_answer(message: &Value) -> Option<Verdict> {
         message.get("return")?;
         let word = message["id"].as_str()?.strip_prefix(ENDED)?;
@@ -126,7 +128,7 @@ impl Verdict {
     }
 }
 
-/// Reads how the last launch of a VM ended. `None`: QMP was never answered, so it hardly began.
+/// Reads how the last launch of a VM ended. `None`: QMP was never answered, so QEMU hardly started.
 pub fn read(paths: &VmPaths) -> Option<Ending> {
     let qmp = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
     let console = host::tail_of(&paths.file(vm_file::SERIAL_LOG), CONSOLE_TAIL);
@@ -140,7 +142,7 @@ pub fn read(paths: &VmPaths) -> Option<Ending> {
     Some(ending)
 }
 
-/// What to do about a crash, by QEMU's word for it.
+/// What to do about a crash, by QEMU's reason.
 fn remediation(reason: &str, vm: &str) -> String {
     let look = match reason {
         "guest-panic" | "guest-reset" => format!("castra logs {vm} --source serial shows the panic"),
@@ -158,13 +160,14 @@ fn remediation(reason: &str, vm: &str) -> String {
     format!("{look}; castra restart {vm} starts it again with its disk")
 }
 
-/// What the ends of the two logs say.
+/// Parses the ends of the two logs.
 fn parse(qmp: &str, console: &str) -> Option<Ending> {
     let messages: Vec<Value> = qmp
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
-    // Events prove nothing: QEMU 7.2 logs the first RESUME even before its greeting.
+    // An event doesn't show that QEMU answered: QEMU 7.2 logs the first RESUME even before its
+    // greeting.
     let answered = messages.iter().any(|message| message.get("return").is_some());
     let is_cut = qmp.len() as u64 >= QMP_TAIL;
     if !answered && !is_cut {
@@ -174,7 +177,7 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
         .iter()
         .rev()
         .find(|message| message["event"] == "SHUTDOWN");
-    // castra's own word why it pulled the plug goes before QEMU's, which is `host-qmp-quit`.
+    // castra's own reason for the `quit` counts more than QEMU's, which is `host-qmp-quit`.
     let verdict = messages.iter().find_map(Verdict::of_answer).map(Verdict::as_str);
     let reason = verdict.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
     let panicked = console.contains(PANIC);
@@ -195,9 +198,9 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
     })
 }
 
-/// When QEMU says that it happened.
+/// The time that QEMU gives for a message.
 fn time_of(message: &Value) -> Option<String> {
-    /// The first second that RFC 3339 can't spell: the year 10000.
+    /// The first second that RFC 3339 can't express: the year 10000.
     const BEYOND: u64 = 253_402_300_800;
     let stamp = &message["timestamp"];
     let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;

@@ -1,4 +1,4 @@
-//! Whether a guest was heard, and recently.
+//! Whether a guest gave a recent proof of life.
 //!
 //! Here: the one rule by which a handshake record proves life. Not here: the record (`handshake_record`), what
 //! follows from a proof of life (`core::status`, `broker::state`, `core::bootstrap`).
@@ -12,7 +12,7 @@ use crate::core::time::millis;
 
 use super::handshake_record::{HandshakeRecord, RecordRead, read_record};
 
-/// A launch of a guest, of which a proof of life must be.
+/// The launch to which a proof of life must belong.
 #[derive(Clone, Copy, Debug)]
 pub struct OfLaunch<'a> {
     /// The guest.
@@ -21,7 +21,7 @@ pub struct OfLaunch<'a> {
     pub since_ms: Option<u64>,
 }
 
-/// The present moment.
+/// The current time.
 #[derive(Clone, Copy, Debug)]
 pub struct Now<'a> {
     /// The host boot.
@@ -40,17 +40,20 @@ impl Now<'static> {
     }
 }
 
-/// Whether the record proves life now: it is of this launch, and nothing longer than `window` ago was its last.
+/// Whether the record proves life now: it belongs to this launch, and its last proof of life is
+/// within `window`.
 pub fn is_fresh(record: &HandshakeRecord, launch: OfLaunch<'_>, window: Duration, now: Now<'_>) -> bool {
     is_of_launch(record, launch, now.boot_id) && is_recent(record, millis(window), now.boottime_ms)
 }
 
-/// Whether the record is of this guest: one that was copied to another VM's name proves nothing.
+/// Whether the record belongs to this guest: a record that was copied to another VM's name proves
+/// nothing.
 pub fn is_of_guest(record: &HandshakeRecord, vm: &VmName) -> bool {
     record.vm.as_str().eq_ignore_ascii_case(vm.as_str())
 }
 
-/// Whether the record is of this guest and this host boot, and its handshake isn't before the launch.
+/// Whether the record belongs to this guest and this host boot, and its handshake isn't older than
+/// the launch.
 pub fn is_of_launch(record: &HandshakeRecord, launch: OfLaunch<'_>, boot_id: &str) -> bool {
     is_of_guest(record, launch.vm)
         && record.boot_id == boot_id
@@ -64,7 +67,7 @@ pub fn is_recent(record: &HandshakeRecord, window_ms: u64, now_ms: u64) -> bool 
     now_ms < leaves_at(record, window_ms)
 }
 
-/// The first millisecond at which the record is outside the window, if nothing more is heard.
+/// The first millisecond outside the window, if no further proof of life comes.
 pub fn leaves_at(record: &HandshakeRecord, window_ms: u64) -> u64 {
     record
         .heard_boottime_ms

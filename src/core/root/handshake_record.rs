@@ -27,10 +27,10 @@ pub const RECORD_BYTES: usize = 1024;
 /// microsecond, so two tries in a row rarely meet one.
 const READ_TRIES: u32 = 16;
 
-/// Most bytes of a heartbeat's payload that are kept (docs/PROTOCOL.md).
+/// How many bytes of a heartbeat's payload are kept at most (docs/PROTOCOL.md).
 pub const GUEST_METRICS_BYTES: usize = 512;
 
-/// What the broker knows of one guest. Times are CLOCK_BOOTTIME ms of the boot `boot_id` names.
+/// What the broker knows about one guest. Times are CLOCK_BOOTTIME ms of the host boot `boot_id`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HandshakeRecord {
     /// The guest.
@@ -45,7 +45,7 @@ pub struct HandshakeRecord {
     pub heard_boottime_ms: u64,
     /// Wall clock of `heard_boottime_ms`, RFC 3339. For display, and for ages after a reboot.
     pub heard_at: String,
-    /// What the last accepted hello offered, sorted, without repeats, as many as fit.
+    /// The capabilities of the last accepted hello, sorted, without repeats, as many as fit.
     pub capabilities: Vec<String>,
     /// It has an open bus session.
     pub bus_session: bool,
@@ -55,7 +55,7 @@ pub struct HandshakeRecord {
     pub last_publish_boottime_ms: Option<u64>,
     /// Its last heartbeat.
     pub last_heartbeat_boottime_ms: Option<u64>,
-    /// The number of its last `ack`: how far it says it is.
+    /// The number of its last `ack`: how far it has come by its own account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_acked_seq: Option<u64>,
     /// Payload of its last heartbeat that was short enough.
@@ -65,11 +65,11 @@ pub struct HandshakeRecord {
 /// What a reader found.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordRead {
-    /// There is no record: the guest was never heard.
+    /// There is no record: the guest never shook hands.
     Absent,
     /// A whole record.
     Record(HandshakeRecord),
-    /// There is something, but no whole record; why.
+    /// There is a file, but not a complete record; why.
     Unreadable(String),
 }
 
@@ -81,8 +81,8 @@ struct Laid<'a> {
     record: &'a HandshakeRecord,
 }
 
-/// Reads a record. Takes no lock, never waits for a writer, and never takes half of one record
-/// and half of another.
+/// Reads a record. It takes no lock, never waits for a writer, and never returns a mixture of two
+/// records.
 pub fn read_record(path: &Path) -> RecordRead {
     let file = match open_regular(path, false) {
         Ok(file) => file,
@@ -94,7 +94,7 @@ pub fn read_record(path: &Path) -> RecordRead {
         if attempt > 0 {
             std::thread::yield_now();
         }
-        // One byte more than a record has: a longer file is none of ours.
+        // One byte more than a record has: a longer file isn't a record.
         let mut bytes = [0; RECORD_BYTES + 1];
         match file.read_at(&mut bytes, 0) {
             Ok(RECORD_BYTES) => match parse(&bytes[..RECORD_BYTES]) {
@@ -108,7 +108,8 @@ pub fn read_record(path: &Path) -> RecordRead {
     RecordRead::Unreadable(why.to_owned())
 }
 
-/// Opens a regular file; a FIFO or a link someone put there must not block or lead elsewhere.
+/// Opens a regular file. A FIFO that somebody put there must not block, and a link must not be
+/// followed.
 fn open_regular(path: &Path, write: bool) -> io::Result<File> {
     let file = host::private_file()
         .read(true)
@@ -128,7 +129,7 @@ const BEGIN: &[u8] = b"{\"begin\":\"";
 /// `,"sum":"01234567","end":"01234567"}` and a line feed.
 const TAIL_BYTES: usize = 36;
 
-/// The record in these bytes, if both counters agree and the checksum is theirs.
+/// Parses a record; both counters and the checksum must be right.
 fn parse(bytes: &[u8]) -> Result<HandshakeRecord, &'static str> {
     const TORN: &str = "it is only partly written";
     let (body, tail) = bytes.split_at(RECORD_BYTES - TAIL_BYTES);
@@ -151,15 +152,15 @@ fn parse(bytes: &[u8]) -> Result<HandshakeRecord, &'static str> {
     serde_json::from_slice(bytes).map_err(|_| "it isn't a handshake record")
 }
 
-/// FNV-1a, 32 bits: it guards against mixtures of two honest records, not against an adversary.
+/// FNV-1a, 32 bits: it detects mixtures of two records, not forged ones.
 fn checksum(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
     })
 }
 
-/// The bytes of a record. What doesn't fit is left out: first the metrics, then the last
-/// capabilities; `bus-*` and `vizier-*` words stay longest, because others wait for them.
+/// The bytes of a record. If it is too long, first the metrics are left out, then the last
+/// capabilities; `bus-*` and `vizier-*` stay longest, because a bootstrap waits for them.
 fn lay_out(record: &HandshakeRecord, counter: u32) -> [u8; RECORD_BYTES] {
     let begin = format!("{counter:08x}");
     let mut fitting = record.clone();
@@ -190,8 +191,8 @@ fn lay_out(record: &HandshakeRecord, counter: u32) -> [u8; RECORD_BYTES] {
     }
 }
 
-/// Writes the record of one guest. It keeps no descriptor: opening costs 2 µs, a name that was
-/// taken away is noticed by the next write, and a thousand guests need no thousand descriptors.
+/// Writes the record of one guest. It keeps no descriptor: to open the file costs 2 µs, the next
+/// write notices that the file was removed, and a thousand guests take no thousand descriptors.
 #[derive(Debug)]
 pub struct RecordWriter {
     path: PathBuf,
@@ -201,18 +202,18 @@ pub struct RecordWriter {
 impl RecordWriter {
     /// A writer for the record at `path`. Touches nothing yet.
     pub fn new(path: PathBuf) -> RecordWriter {
-        // Any number does, but not the one the file may end with from an earlier run.
+        // Any number will do, except the one that an earlier run may have left in the file.
         let counter = host::boottime().subsec_nanos();
         RecordWriter { path, counter }
     }
 
-    /// Whether the record is still there, whole in length.
+    /// Whether the record still exists and has its full length.
     pub fn is_there(&self) -> bool {
         std::fs::symlink_metadata(&self.path)
             .is_ok_and(|meta| meta.is_file() && meta.len() == RECORD_BYTES as u64)
     }
 
-    /// Writes the record in place, or makes it if it isn't there or not what it should be.
+    /// Writes the record in place, or makes the file if it is missing or invalid.
     pub fn write(&mut self, record: &HandshakeRecord) -> io::Result<()> {
         self.counter = self.counter.wrapping_add(1);
         let bytes = lay_out(record, self.counter);
@@ -220,7 +221,7 @@ impl RecordWriter {
             if file.metadata()?.len() != RECORD_BYTES as u64 {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            // Never grows the file, so a full disk has nothing to refuse.
+            // The file doesn't grow, so a full disk doesn't matter.
             let written = file.write_at(&bytes, 0)?;
             if written == RECORD_BYTES {
                 Ok(())
@@ -234,7 +235,7 @@ impl RecordWriter {
         }
     }
 
-    /// Under another name first: a reader must never meet a short record.
+    /// It is made under another name first: a reader must never see a short record.
     fn make(&self, bytes: &[u8]) -> io::Result<()> {
         match host::replace_file(&self.path, bytes) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -1,6 +1,6 @@
-//! Where everything lies under a state root, each name spelled once, with who writes it.
+//! The paths of all files under a state root, each spelled once, with its writer.
 //!
-//! Here: paths only. Not here: making, locking or reading any of them.
+//! Here: paths only. Not here: making, locking or reading the files.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -22,9 +22,9 @@ pub fn castra_home() -> Option<PathBuf> {
         .map(|home| home.join(".castra"))
 }
 
-/// Refuses a path that is no UTF-8. castra writes paths into JSON files, events and the answers of
-/// `--json`, which can hold no other; so all of its own are refused at the border, before anything is
-/// made, and nobody further in meets one.
+/// Refuses a path that isn't UTF-8. castra writes paths into JSON files, events and `--json`
+/// output, which can't hold other ones. So such a path is refused before anything is made, and no
+/// other code has to deal with it.
 pub fn check_utf8(path: &Path, what: &str) -> Result<()> {
     match path.to_str() {
         Some(_) => Ok(()),
@@ -62,12 +62,12 @@ impl StateRoot {
         self.0.join("lock")
     }
 
-    /// Locked by the broker for life; holds its pid.
+    /// Locked by the broker as long as it runs; holds its pid.
     pub fn broker_pid(&self) -> PathBuf {
         self.0.join("broker.pid")
     }
 
-    /// The host plane's Unix socket, mode 0600, made by the broker.
+    /// The broker's Unix socket for the host, mode 0600, made by the broker.
     pub fn broker_sock(&self) -> PathBuf {
         self.0.join("broker.sock")
     }
@@ -132,7 +132,8 @@ impl StateRoot {
         self.logs().join("events.jsonl")
     }
 
-    /// The journal of the broker, apart, so that a guest can't push the operators' history out.
+    /// The journal of the broker. It is a file of its own, so that a guest can't push the commands'
+    /// events out.
     pub fn broker_events(&self) -> PathBuf {
         self.logs().join("events-broker.jsonl")
     }
@@ -142,12 +143,12 @@ impl StateRoot {
         self.logs().join("bus")
     }
 
-    /// The log of the bus: the one truth.
+    /// The log of the bus: all messages.
     pub fn bus_log(&self) -> PathBuf {
         self.bus_logs().join("bus.log")
     }
 
-    /// What one sender published: a VM, `host` or `broker`.
+    /// The messages of one sender: a VM, `host` or `broker`.
     pub fn bus_log_of(&self, sender: &str) -> PathBuf {
         self.bus_logs().join(format!("{sender}.log"))
     }
@@ -176,11 +177,11 @@ pub struct VmPaths(PathBuf);
 /// Names inside `vms/<vm>/` that QEMU and ssh are given relative to it, so that no state root is
 /// too long for a Unix socket (108 bytes; ssh: 90).
 pub mod vm_file {
-    /// QEMU's `-pidfile`; QEMU holds a POSIX record lock on it for life.
+    /// QEMU's `-pidfile`; QEMU holds a POSIX record lock on it as long as it runs.
     pub const QEMU_PID: &str = "qemu.pid";
     /// QEMU's stderr (`-D`).
     pub const QEMU_LOG: &str = "qemu.log";
-    /// Every QMP message; QEMU writes it, made anew before each launch.
+    /// Every QMP message; QEMU writes it, and each launch empties it first.
     pub const QMP_LOG: &str = "qmp.log";
     /// The QMP control socket.
     pub const QMP_SOCK: &str = "qmp.sock";
@@ -194,7 +195,7 @@ pub mod vm_file {
     pub const CLIENT_CTL: &str = "client.ctl";
     /// The host keys this VM's sshd has shown.
     pub const KNOWN_HOSTS: &str = "known_hosts";
-    /// What of Vizier was last enabled in the guest.
+    /// Which Vizier was last enabled in the guest.
     pub const VIZIER: &str = "vizier.json";
 }
 
@@ -209,7 +210,7 @@ impl VmPaths {
         &self.0
     }
 
-    /// One of the names in [`vm_file`].
+    /// The path of one of the names in [`vm_file`].
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }

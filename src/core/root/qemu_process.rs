@@ -10,16 +10,16 @@ use crate::core::host;
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::{VmPaths, vm_file};
 
-/// Sends a signal to a VM's QEMU, asking who that is just before. The pid it went to; `None` if it
-/// was gone.
+/// Sends a signal to a VM's QEMU, after checking again which process that is. Returns its pid;
+/// `None` if it has ended.
 pub fn signal_qemu(paths: &VmPaths, signal: Signal) -> Option<u32> {
     let pid = qemu_pid(paths)?;
     kill(Pid::from_raw(i32::try_from(pid).ok()?), signal).ok()?;
     Some(pid)
 }
 
-/// Removes sockets and pid file of a QEMU that is gone; one that lives keeps them. True if there
-/// was something.
+/// Removes sockets and pid file of a QEMU that has ended, not those of a running one. True if there
+/// was something to remove.
 pub fn clear_leftovers(paths: &VmPaths) -> bool {
     if qemu_pid(paths).is_some() {
         return false;

@@ -1,4 +1,4 @@
-//! The small JSON files under a state root by which castra's processes tell each other things.
+//! The small JSON files under a state root through which castra's processes exchange information.
 //!
 //! Here: their shapes, loading and saving, who writes which. Not here: the handshake records
 //! (`core::root::handshake_record`), which are written in place, or what the files mean for a VM's state
@@ -18,8 +18,8 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
 
-/// `workspace.json`: what `--workspace` and `--all` go by. Written by operations that change
-/// something.
+/// `workspace.json`: by it `--workspace` and `--all` find projects. Written by operations that
+/// change something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceRecord {
     /// `<slug>-<hash8>`.
@@ -30,7 +30,7 @@ pub struct WorkspaceRecord {
     pub config_path: PathBuf,
     /// The state root.
     pub state_root: PathBuf,
-    /// State roots that the project had before its `state_dir` was changed, as long as they are there.
+    /// State roots that the project had before its `state_dir` was changed, as long as they exist.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_roots: Vec<PathBuf>,
     /// The castra that wrote it.
@@ -102,7 +102,7 @@ pub struct BaseRecord {
     pub sha512: Option<String>,
 }
 
-/// What tells one state of a file from the next.
+/// What tells whether a file has changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     size: u64,
@@ -189,7 +189,7 @@ pub struct StopRecord {
     pub at: String,
 }
 
-/// `guests.json`: whom the broker may expect. Replaced by `up` before each launch.
+/// `guests.json`: the guests that the broker may expect. Replaced by `up` before each launch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestsRecord {
     /// Every VM of the project.
@@ -201,7 +201,7 @@ pub struct GuestsRecord {
 pub struct GuestRecord {
     /// The VM.
     pub name: VmName,
-    /// What it calls itself besides, if anything: in its hello, and as a topic of the bus.
+    /// Its second name, if it has one: it may use that in its hello, and it is a topic of the bus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second_name: Option<VmName>,
     /// Its current launch; null if it never ran, or ran before `up --broker-only` and no more.
@@ -213,8 +213,8 @@ pub struct GuestRecord {
     pub boot_id: Option<String>,
     /// SHA-256 of the token it was given, lower-case hex; null: it has none.
     pub token_sha256: Option<String>,
-    /// castra launches this project's VMs itself and hasn't launched this one: nobody who says its name
-    /// is it. `up --broker-only` opens what `up` has closed.
+    /// castra launches this project's VMs itself and hasn't launched this one, so a hello in its
+    /// name is declined. `up --broker-only` opens what `up` has closed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
 }

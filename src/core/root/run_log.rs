@@ -3,10 +3,10 @@
 //! Here: the log's shape, writing it, closing the ones that a killed castra left open. Not here:
 //! the events with the same contents (`core::events`), or what is done in the steps.
 //!
-//! While a bootstrap runs its log is called `.open` and follows it step by step: the whole log
-//! again as one more line, the last whole one counts. The final log gets its name by a rename. So
-//! a `.json` is always whole and final, and an `.open` whose VM nobody holds is the trace of a
-//! castra that was killed.
+//! While a bootstrap runs its log is called `.open`, and each step appends the complete log as one
+//! more line; the last complete line counts. A rename makes it the final log. So a `.json` is
+//! always complete and final, and an `.open` of a VM whose lock nobody holds was left by a castra
+//! that was killed.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -128,7 +128,7 @@ impl OpenLog {
             output: None,
         };
         let open = dir.join(format!("{vm}-{}.open", compact(&log.started_at)));
-        // From its first moment on it can be read.
+        // The log can be read from the beginning.
         let file = host::replace_file(&open, &line_of(&log))
             .and_then(|()| host::private_file().append(true).open(&open))
             .map_err(|error| Failure::io("create", &open, &error))?;
@@ -145,10 +145,11 @@ impl OpenLog {
         self.open.with_extension("json")
     }
 
-    /// Notes a step that ended. A full disk doesn't stop a bootstrap: the end of it will tell.
+    /// Adds a step that ended. A full disk doesn't stop a bootstrap: the error is reported at its
+    /// end.
     pub fn step(&mut self, step: StepRecord) {
         self.log.steps.push(step);
-        // A line end before it: whatever became of the line before, this one stands alone.
+        // A line end comes first, in case the line before is incomplete.
         let _ = self
             .file
             .write_all(&[b"\n", line_of(&self.log).as_slice()].concat());
@@ -194,11 +195,11 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
         }
         let open = entry.path();
         let read = host::read_state_file(&open).map_err(|error| Failure::io("read", &open, &error))?;
-        // One that isn't ours is left alone.
+        // A file that isn't a run log stays.
         let Some(mut log) = RunLog::read(&read) else {
             continue;
         };
-        // How long the rest took, nobody knows.
+        // The duration of the rest is unknown.
         log.duration_ms = log.steps.iter().map(|step| step.duration_ms).sum();
         close(&mut log, Some(ABANDONED));
         settle_record(state, &log);
@@ -210,7 +211,7 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
     Ok(closed)
 }
 
-/// The same, telling of each; what can't be closed is told too and stops nobody.
+/// As `close_abandoned`, with a message for each log; a log that can't be closed is a warning.
 pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitter<'_>) {
     let text = match close_abandoned(state, vm) {
         Ok(closed) if closed.is_empty() => return,
@@ -226,7 +227,7 @@ pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitte
     emitter.emit(Event::message(Severity::Warn, Some(vm), text));
 }
 
-/// `run.json` must not say `running` for ever.
+/// Corrects `run.json`, which would say `running` for ever.
 fn settle_record(state: &StateRoot, log: &RunLog) {
     let path = state.vm(&log.vm).run();
     let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
@@ -238,7 +239,7 @@ fn settle_record(state: &StateRoot, log: &RunLog) {
     if record.launch_id == log.launch_id && bootstrap.status == "running" {
         bootstrap.status = "failed".into();
         bootstrap.duration_ms = Some(log.duration_ms);
-        // What can't be written now is written by the next bootstrap.
+        // If it can't be written now, the next bootstrap does it.
         let _ = records::save(&path, &record);
     }
 }
@@ -295,7 +296,7 @@ struct OutFile {
 }
 
 impl OutFile {
-    /// A file that can't be made loses the copy, not the bootstrap: the events have the lines too.
+    /// If the file can't be made the bootstrap goes on: the events have the lines too.
     fn make(path: &Path) -> OutFile {
         OutFile {
             file: host::private_file().write(true).create_new(true).open(path).ok(),

@@ -1,8 +1,8 @@
 //! The accelerator, by evidence: KVM only where a guest has really run under it (docs/CONFIG.md).
 //!
-//! Here: the decision, its reason in words, and the memory of it in `accel.json`. Not here: the boot
-//! that proves it ([`super::probe`]). A `/dev/kvm` that opens proves nothing: on some hosts every
-//! stock kernel hangs or dies behind it.
+//! Here: the decision, its reason in words, and its cache in `accel.json`. Not here: the boot that
+//! proves it ([`super::probe`]). A `/dev/kvm` that opens proves nothing: on some hosts every stock
+//! kernel hangs or crashes under KVM.
 
 use std::fs;
 use std::io;
@@ -24,7 +24,7 @@ use crate::core::root::records;
 use super::binary::qemu_version;
 use super::probe::{Verdict, probe};
 
-/// What a decision goes by.
+/// The inputs of a decision.
 #[derive(Clone, Debug)]
 pub struct AccelQuestion<'a> {
     /// What the config says.
@@ -44,8 +44,8 @@ pub struct AccelQuestion<'a> {
 pub struct ProbeKernel<'a> {
     /// bzImage or PVH vmlinux.
     pub path: &'a Path,
-    /// It is castra's own, known to boot the test guest. With any other one silence under KVM
-    /// counts only if the same kernel speaks under the translator.
+    /// It is castra's own, known to boot the test guest. With another kernel a failure under KVM
+    /// counts only if the same kernel boots under TCG.
     pub known_good: bool,
 }
 
@@ -59,8 +59,8 @@ pub struct Decision {
     pub accel: Accel,
     /// Why, for people.
     pub reason: String,
-    /// False: KVM is taken on trust, for want of a kernel to try. Its first guest is the proof:
-    /// tell [`note_proof`] or [`note_failure`].
+    /// False: KVM wasn't tried, for lack of a kernel. The first guest proves it: call
+    /// [`note_proof`] or [`note_failure`].
     pub proven: bool,
 }
 
@@ -90,7 +90,7 @@ fn refuse_without_kvm(question: &AccelQuestion<'_>, decision: &Decision) -> Resu
     Ok(())
 }
 
-/// What can be said without starting anything or writing a file; `None`: it takes a probe.
+/// The decision, if it is known without a probe. Starts nothing and writes nothing.
 pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
     let tcg = |reason: String| Decision {
         accel: Accel::Tcg,
@@ -100,7 +100,7 @@ pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
     if question.choice == AccelChoice::Tcg {
         return Some(tcg("`accel = \"tcg\"` in castra.toml".into()));
     }
-    // Asked each time: it is cheap, and whoever joined the group must not be told old news.
+    // This is checked each time: it is cheap, and a user may have joined the group since.
     if let Err(error) = open_device(question.device) {
         return Some(tcg(why_not_open(question.device, &error)));
     }
@@ -125,7 +125,7 @@ pub fn note_proof(home: &Path, binary: &Path, cancel: &Cancel) {
     );
 }
 
-/// A guest on this QEMU died of KVM: the next one gets the translator.
+/// A guest on this QEMU failed under KVM: the next one gets TCG.
 pub fn note_failure(home: &Path, binary: &Path, words: &str, cancel: &Cancel) {
     let reason = format!("KVM can't run guests here: {words}");
     remember(Some(home), binary, Accel::Tcg, &reason, cancel);
@@ -147,7 +147,7 @@ pub fn forget(home: &Path) -> Result<bool> {
 
 fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
     let trusted = |why: &str| {
-        // Whoever wrote `kvm` may know what castra can't find out.
+        // A user who wrote `kvm` may know what castra can't find out.
         let hinted = has_hardware_module() || question.choice == AccelChoice::Kvm;
         Decision {
             accel: if hinted { Accel::Kvm } else { Accel::Tcg },
@@ -235,7 +235,7 @@ fn has_hardware_module() -> bool {
             .any(|module| Path::new("/sys/module").join(module).exists())
 }
 
-/// Names a paravirtual KVM, which is what most often lies behind a silent guest.
+/// Names a paravirtual KVM, the most frequent cause of a guest that doesn't start.
 fn module_note() -> &'static str {
     if Path::new("/sys/module/kvm_pvm").exists() && !has_hardware_module() {
         " (this host's KVM is a paravirtual one, kvm_pvm)"
@@ -316,7 +316,7 @@ fn file(home: &Path) -> PathBuf {
     home.join("accel.json")
 }
 
-/// Answers of this boot. A file that can't be understood counts as none: a probe makes it anew.
+/// The cached answers of this host boot. An invalid file counts as empty: a probe writes it again.
 fn load_answers(home: Option<&Path>) -> Vec<Answer> {
     let answers = home.and_then(|home| records::load::<Answers>(&file(home)).ok().flatten());
     let mut answers = answers.unwrap_or_default().answers;
@@ -324,7 +324,7 @@ fn load_answers(home: Option<&Path>) -> Vec<Answer> {
     answers
 }
 
-/// Keeps an answer. That it can't be kept costs the next `up` a probe, no more.
+/// Caches an answer. If that fails the next `up` probes again.
 fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, cancel: &Cancel) {
     let (Some(home), Some((path, bytes, mtime))) = (home, identity(binary)) else {
         return;

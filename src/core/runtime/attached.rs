@@ -1,15 +1,15 @@
-//! A QEMU that stays our own child: `VmLaunchMode::Attached`.
+//! A QEMU that stays a child of this process: `VmLaunchMode::Attached`.
 //!
 //! Here: starting it without `-daemonize`, seeing it through to its first QMP answer while watching
 //! the process itself, and reaping it whenever it ends. Not here: what comes before and after a
 //! start ([`super::launch`]); stopping it, which goes by the lock on its pid file as for any other
 //! ([`super::shutdown`]).
 //!
-//! It gets a process group of its own, so that a Ctrl-C meant for the program that launched it
-//! doesn't reach it, no stdin, and `qemu.log` as stdout and stderr. One thread waits for its end and
-//! ends with it: no zombie is left, whether or not anybody asks for the exit status. Nothing ties
-//! its life to ours; a program that ends without taking its VMs down leaves them running, for the
-//! next castra to find by their locks.
+//! It gets a process group of its own, so that a Ctrl-C for the program that launched it doesn't
+//! reach it, no stdin, and `qemu.log` as stdout and stderr. One thread waits for its end, so no
+//! zombie is left, whether or not anybody asks for the exit status. It doesn't end with this
+//! process: a program that ends without stopping its VMs leaves them running, and the next castra
+//! finds them by their locks.
 
 use std::fs::File;
 use std::io;
@@ -29,11 +29,11 @@ use super::launch_plan::LaunchPlan;
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
 
-/// Between two looks at a QEMU that doesn't listen yet. It takes some 50 ms until it does.
+/// How often a QEMU that doesn't listen yet is checked. It takes some 50 ms until it does.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A QEMU that is our child. Cloning shares it; dropping every handle neither ends it nor leaves a
-/// zombie.
+/// A QEMU that is a child of this process. Clones share it; dropping all of them neither ends it
+/// nor leaves a zombie.
 #[derive(Clone, Debug)]
 pub struct AttachedQemu {
     pid: u32,
@@ -125,7 +125,7 @@ pub(super) fn start(
             Ok((pid, qemu))
         }
         Err(error) => {
-            // It never ran a guest that anybody relied on, so it is not asked politely.
+            // No user relied on this guest yet, so QEMU is killed at once.
             let _ = child.kill();
             let _ = child.wait();
             Err(error)
@@ -148,7 +148,8 @@ fn connect(
         match Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now())) {
             Err(QmpError::Gone(error)) if listens_not(&error) => {}
             Err(QmpError::Gone(error)) => {
-                // Gone together with its QMP: what it said last is worth more than a broken socket.
+                // QEMU ended together with its QMP: its last message explains more than a broken
+                // socket.
                 return match within(child, Duration::from_millis(200)) {
                     Some(status) => Err(ended(paths, status)),
                     None => Ok(Err(QmpError::Gone(error))),
@@ -188,8 +189,8 @@ fn within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
     }
 }
 
-/// Why one that has ended did: it refused to start, or it died. One that got as far as its socket
-/// and doesn't say what it missed has died.
+/// Why a QEMU has ended: it refused to start, or it crashed. One that had opened its socket and
+/// names no reason has crashed.
 fn ended(paths: &VmPaths, status: ExitStatus) -> LaunchError {
     let got_far = paths.file(vm_file::QMP_SOCK).exists();
     match refusal(paths, status) {

@@ -1,8 +1,8 @@
-//! The hole in an isolated network: one connection from the guest, carried to the broker.
+//! The connection of a guest on an isolated network to the broker.
 //!
 //! Here: what `castra broker-pipe PORT` does, which QEMU starts once per connection that the guest
-//! opens to the broker's address. Not here: how QEMU is told to ([`super::qemu`]). It must say
-//! nothing of its own: libslirp connects stdin, stdout *and* stderr to the guest.
+//! opens to the broker's address. It must print nothing itself: libslirp connects stdin, stdout
+//! *and* stderr to the guest. Not here: how QEMU is told to start it ([`super::qemu`]).
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};

@@ -1,32 +1,32 @@
-//! How busy a QEMU is: whether a guest still boots or already rests.
+//! The CPU load of a QEMU: whether its guest still boots or is idle.
 //!
-//! Here: the rule, as a pure function of samples. Not here: asking for them (`host::cpu_time`) or
-//! who waits for the answer (`core::operations`: bounded starts).
+//! Here: the rule, as a pure function of samples. Not here: taking samples (`host::cpu_time`), who
+//! waits for the answer (`operations::fleet::bring_up`).
 
 use std::time::Duration;
 
-/// A guest rests when its QEMU has used less than this share of a core, in percent …
+/// A guest is idle if its QEMU has used less than this share of a core, in percent …
 const QUIET_PERCENT: u128 = 20;
 /// … over at least this long.
 const QUIET_FOR: Duration = Duration::from_secs(1);
 
-/// Looks at samples of one QEMU's CPU time and tells when it rests.
+/// Samples of one QEMU's CPU time.
 #[derive(Clone, Debug, Default)]
 pub struct Busy {
     window: Vec<(Duration, Duration)>,
 }
 
 impl Busy {
-    /// Nothing seen yet.
+    /// No sample yet.
     pub fn new() -> Busy {
         Busy::default()
     }
 
-    /// Takes a sample: `at` on any steady clock, `used` the CPU time so far. True if the QEMU
-    /// rested during the whole second before `at`.
+    /// Adds a sample: `at` on any monotonic clock, `used` the CPU time so far. True if QEMU was
+    /// idle during the whole second before `at`.
     pub fn rests(&mut self, at: Duration, used: Duration) -> bool {
         self.window.push((at, used));
-        // The youngest sample that is a second old is where the window begins.
+        // The window begins with the newest sample that is at least a second old.
         let begin = self
             .window
             .iter()

@@ -1,8 +1,8 @@
 //! Why a VM didn't start, as types that code can branch on and people can read.
 //!
-//! Here: the closed list of faults, QEMU's words sorted into it, and what each asks of the user.
-//! Not here: noticing them ([`super::launch`]). QEMU has no error codes; its texts are searched in
-//! this module and nowhere else.
+//! Here: the list of failures, which of them QEMU's messages mean, and what the user can do about
+//! each. QEMU has no error codes, so this module alone searches its texts. Not here: noticing a
+//! failure ([`super::launch`]).
 
 use std::fmt;
 use std::io;
@@ -15,7 +15,7 @@ use crate::core::process::JobError;
 use super::forwards::PortTaken;
 use super::qmp::QmpError;
 
-/// Longest excerpt of QEMU's words in a message, bytes.
+/// Longest excerpt of QEMU's output in a message, bytes.
 const WORDS: usize = 600;
 
 /// Why a launch failed. Nothing of it is left running.
@@ -63,7 +63,7 @@ pub enum StartFault {
 }
 
 impl StartFault {
-    /// Sorts the words of a QEMU that refused to start.
+    /// Which failure the output of a QEMU that refused to start means.
     pub fn from_words(words: &str) -> StartFault {
         let says = |part: &str| words.contains(part);
         let shown = own_words(words);
@@ -85,7 +85,7 @@ impl StartFault {
         } else if says("No such file or directory") || says("Permission denied") {
             StartFault::NoFile(shown)
         } else {
-            // The option is what somebody may have written.
+            // The option may come from the config.
             StartFault::Other(words_of(words, true))
         }
     }
@@ -117,7 +117,7 @@ pub fn own_words(words: &str) -> String {
     words_of(words, false)
 }
 
-/// The same, with the option that it is about if that `names_option`.
+/// The same; with `names_option` the option that the message is about stays.
 fn words_of(words: &str, names_option: bool) -> String {
     let lines: Vec<String> = words
         .lines()
@@ -204,7 +204,7 @@ impl LaunchError {
         })
     }
 
-    /// As a failure of this VM, with what to do about it.
+    /// The failure for the user, with what to do about it.
     pub fn into_failure(self, vm: &VmName) -> Failure {
         let what = format!("vm `{vm}` did not start");
         let exit = match &self {

@@ -1,7 +1,8 @@
 //! Host ports for forwards: free ones where the config says 0, exactly the named ones elsewhere.
 //!
-//! Here: choosing, and naming who has a port that is taken. Not here: QEMU's own attempt to bind it
-//! ([`super::launch`] tries again with other ports if somebody was faster).
+//! Here: choosing ports, and naming the owner of a port that is in use. Not here: QEMU's own
+//! attempt to bind one ([`super::launch`] tries again with other ports if another program was
+//! faster).
 
 use std::fmt;
 use std::io;
@@ -13,17 +14,17 @@ use crate::core::ports::owners::owner_of;
 use crate::core::root::paths::castra_home;
 use crate::core::root::records::{ForwardRecord, SSH_PORT, leads_to_ssh};
 
-/// How often a free port is asked for before giving up: each try fails only if the kernel offers
-/// one that this run has given away already.
+/// How often the kernel is asked for a free port: a try fails only if the kernel offers a port that
+/// this run has allocated already.
 const TRIES: usize = 64;
 
-/// The ports one run has given to its VMs. Shared by the threads that launch them.
+/// The ports that one run has allocated to its VMs. Shared by the threads that launch them.
 #[derive(Debug, Default)]
 pub struct Ports {
     given: Mutex<Vec<(Protocol, u16)>>,
 }
 
-/// Ports chosen for one VM, kept from everybody else until [`Reservation::let_go`].
+/// The ports of one VM, bound so that nobody else gets them until [`Reservation::release`].
 #[derive(Debug)]
 pub struct Reservation {
     forwards: Vec<ForwardRecord>,
@@ -31,14 +32,14 @@ pub struct Reservation {
     held: Vec<Held>,
 }
 
-/// A bound socket, held only for being in the way of others.
+/// A bound socket that keeps others from using the port.
 #[derive(Debug)]
 enum Held {
     Tcp { _socket: TcpListener },
     Udp { _socket: UdpSocket },
 }
 
-/// A host port that can't be had.
+/// A host port that can't be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PortTaken {
     /// The port; 0: there is no free one at all.
@@ -101,14 +102,14 @@ pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
 }
 
 impl Ports {
-    /// Nothing given yet.
+    /// No port is allocated yet.
     pub fn new() -> Ports {
         Ports::default()
     }
 
     /// Chooses a host port for each wanted forward, and one to the guest's SSH port if none is
-    /// wanted. Free ones are taken from `last_time` where those are still free, so that a VM
-    /// started again is found where it was.
+    /// wanted. Automatic ports are those of `last_time` if they are still free, so that a VM keeps
+    /// its ports when it starts again.
     pub fn reserve(
         &self,
         wanted: &[PortForward],
@@ -147,8 +148,8 @@ impl Ports {
         Ok(reservation)
     }
 
-    /// Makes the fixed ports of a launch that failed available to its next try. Chosen ones stay
-    /// given: one of them was snatched away.
+    /// Makes the fixed ports of a failed launch available to its next try. Automatic ports stay
+    /// allocated, because another program took one of them.
     pub(super) fn take_back_fixed(&self, reservation: &Reservation) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|(protocol, port)| {
@@ -157,7 +158,8 @@ impl Ports {
         });
     }
 
-    /// The ports of a VM that has stopped, to be started again: they are its own to take.
+    /// Makes the ports of a VM that was stopped available again, because the VM will be started
+    /// again.
     pub fn forget(&self, forwards: &[ForwardRecord]) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|(protocol, port)| {
@@ -167,7 +169,7 @@ impl Ports {
         });
     }
 
-    /// The ports of a VM that runs already: not to be given to another one.
+    /// Allocates the ports of a VM that runs already.
     pub fn note_running(&self, forwards: &[ForwardRecord]) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         given.extend(forwards.iter().map(|forward| (forward.protocol, forward.host)));
@@ -180,12 +182,13 @@ impl Reservation {
         &self.forwards
     }
 
-    /// Whether castra chose this port; then another one will do as well.
+    /// Whether castra chose this port, so that another one will do.
     pub fn is_automatic(&self, port: u16) -> bool {
         !self.fixed.contains(&port)
     }
 
-    /// Opens the way for QEMU to bind the ports. From here on somebody else may be faster.
+    /// Closes the sockets, so that QEMU can bind the ports. From now on another program may be
+    /// faster.
     pub fn let_go(&mut self) {
         self.held.clear();
     }

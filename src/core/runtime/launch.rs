@@ -29,15 +29,17 @@ use super::qmp::{Qmp, QmpError};
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
 
-/// How long QEMU may take to answer: 60 ms on an idle machine; this is for one under siege.
+/// How long QEMU may take to answer. It takes 60 ms on an idle machine; this limit is for an
+/// overloaded one.
 pub const LAUNCH_DEADLINE: Duration = Duration::from_secs(60);
-/// As much of `qemu.log` as is read for a message.
+/// How many bytes of the end of `qemu.log` are read for a message.
 const LOG_TAIL: u64 = 4096;
-/// As much of `qmp.log` as is searched for a fault: events are some hundred bytes.
+/// How many bytes of the end of `qmp.log` are searched for a failure: an event has some hundred
+/// bytes.
 const QMP_TAIL: u64 = 4096;
 /// How long a QEMU that must go is waited for after SIGKILL.
 const KILL_WAIT: Duration = Duration::from_secs(5);
-/// How often a chosen port may be snatched away before the launch gives up.
+/// How often another program may take a chosen port before the launch gives up.
 const PORT_TRIES: usize = 5;
 
 /// A QEMU that runs and answers.
@@ -51,14 +53,15 @@ pub struct Launched {
     pub attached: Option<AttachedQemu>,
 }
 
-/// Starts QEMU and waits until it answers QMP. On failure nothing is left running and no socket
-/// left lying; the logs stay.
+/// Starts QEMU and waits until it answers QMP. On failure no process and no socket is left; the
+/// logs stay.
 pub fn launch(plan: &LaunchPlan, limit: Duration, cancel: &Cancel) -> Result<Launched, LaunchError> {
     launch_holding(plan, None, limit, cancel)
 }
 
-/// [`launch`] by whoever has the VM's lock. A QEMU that goes to the background holds it too until it
-/// has its pid file: if we are killed meanwhile, nobody takes the VM for stopped.
+/// [`launch`] for a caller that holds the VM's lock. A QEMU that goes to the background holds the
+/// lock too, until it has its pid file: if castra is killed meanwhile, the VM doesn't count as
+/// stopped.
 fn launch_holding(
     plan: &LaunchPlan,
     lock: Option<&FileLock>,
@@ -82,8 +85,9 @@ fn launch_holding(
     })
 }
 
-/// [`launch`] with host ports chosen for it. `before` is told the plan with its ports, so that they
-/// are on record before QEMU starts; again if a chosen port was snatched away and others are tried.
+/// [`launch`] with host ports chosen for it. `before` is called with the plan and its ports, so
+/// that they can be saved before QEMU starts; it is called again if another program took a port and
+/// other ones are tried.
 pub fn launch_with_ports(
     plan: &mut LaunchPlan,
     ports: &Ports,
@@ -114,8 +118,8 @@ pub fn launch_with_ports(
     }
 }
 
-/// Sockets and pid file of an earlier QEMU are removed, its logs begun anew. QEMU would make them
-/// readable for its group; made beforehand they keep their mode.
+/// Removes sockets and pid file of an earlier QEMU and empties its logs. QEMU would make the logs
+/// readable for its group; if they exist they keep their mode.
 fn prepare_files(paths: &VmPaths) -> Result<(), LaunchError> {
     host::ensure_private_dir(paths.dir()).map_err(|error| io_error("create", paths.dir(), &error))?;
     clear_leftovers(paths);
@@ -187,7 +191,7 @@ pub(super) fn refusal(paths: &VmPaths, status: ExitStatus) -> StartFault {
     }
 }
 
-/// Whether a QEMU whose QMP was connected to can be left to itself; its pid.
+/// Whether a QEMU whose QMP is connected has started well; its pid.
 pub(super) fn judge(
     session: Result<Qmp, QmpError>,
     paths: &VmPaths,
@@ -207,7 +211,7 @@ pub(super) fn judge(
             Err(LaunchError::InternalError(own_words(&qemu_words(paths))))
         }
         Ok(_) => Ok(pid),
-        // Gone together with its QMP: what it said last is worth more than a broken socket.
+        // QEMU ended together with its QMP: its last message explains more than a broken socket.
         Err(QmpError::Gone(_)) if gone_within(paths, Duration::from_millis(200)) => {
             Err(LaunchError::Died(own_words(&qemu_words(paths))))
         }
@@ -219,8 +223,8 @@ pub(super) fn qemu_words(paths: &VmPaths) -> String {
     host::tail_of(&paths.file(vm_file::QEMU_LOG), LOG_TAIL)
 }
 
-/// Ends whatever a failed launch has left. It never ran a guest that anybody relied on, so it is
-/// not asked politely.
+/// Ends whatever a failed launch has left. No user relied on this guest yet, so QEMU is killed at
+/// once.
 fn abandon(paths: &VmPaths) {
     if signal_qemu(paths, Signal::SIGKILL).is_some() {
         gone_within(paths, KILL_WAIT);
@@ -228,7 +232,7 @@ fn abandon(paths: &VmPaths) {
     clear_leftovers(paths);
 }
 
-/// Waits until a VM's QEMU is gone; false if it still lives at the end.
+/// Waits until a VM's QEMU has ended; false if it still runs at the end.
 pub(crate) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while qemu_pid(paths).is_some() {
@@ -240,7 +244,7 @@ pub(crate) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
     true
 }
 
-/// What can end a boot before the guest ever speaks (docs/CONFIG.md).
+/// What can end a boot before the guest shakes hands (docs/CONFIG.md).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BootFault {
     /// QMP says `internal-error`: the accelerator met something it can't run. QEMU's words.
@@ -249,8 +253,8 @@ pub enum BootFault {
     Gone(String),
 }
 
-/// Looks whether a launched VM has met a fault. Costs a lock query and one small read, so it may be
-/// asked often; QMP is spoken only where its log shows that the virtual CPUs were stopped.
+/// Checks whether a launched VM has failed. This costs a lock query and one small read, so it may
+/// be called often; QMP is used only if its log shows that the virtual CPUs were stopped.
 pub fn boot_fault(paths: &VmPaths) -> Option<BootFault> {
     if qemu_pid(paths).is_none() {
         return Some(BootFault::Gone(own_words(&qemu_words(paths))));

@@ -21,7 +21,7 @@ pub struct LaunchPlan {
     pub dir: PathBuf,
     /// The QEMU to run.
     pub binary: PathBuf,
-    /// Who executes the guest's instructions.
+    /// The accelerator.
     pub accel: Accel,
     /// Virtual CPUs.
     pub cpus: u32,
@@ -50,13 +50,12 @@ pub struct LaunchPlan {
 /// Whose child QEMU is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum VmLaunchMode {
-    /// Nobody's: it leaves for the background, in a session of its own, and knows nothing of whoever
-    /// started it. What the command line does.
+    /// Nobody's: it goes to the background, in a session of its own. The command line uses this.
     #[default]
     Daemonize,
-    /// That of the program that launches it, which reaps it and is told its exit status
-    /// ([`super::attached`]). For programs that embed castra and supervise what they start. It
-    /// outlives that program too unless it is taken down.
+    /// A child of the program that launches it, which gets its exit status ([`super::attached`]).
+    /// For programs that embed castra and supervise their VMs. It outlives that program, too,
+    /// unless it is stopped.
     Attached,
 }
 
@@ -65,15 +64,15 @@ pub enum VmLaunchMode {
 pub struct Disk {
     /// A qcow2 file, absolute.
     pub path: PathBuf,
-    /// It outlives the VM, so the guest's flushes reach the host's disk. A disposable one needs
-    /// only to survive QEMU, for which the host's page cache is enough, and much quicker.
+    /// It outlives the VM, so the guest's flushes reach the host's disk. A disposable disk only has
+    /// to survive QEMU; for that the host's page cache is enough, and much faster.
     pub persist: bool,
 }
 
 /// What the guest's network reaches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlannedNetwork {
-    /// User-mode networking with a way out.
+    /// User-mode networking, with access to other networks.
     User,
     /// The broker and nothing else.
     Isolated {
@@ -123,8 +122,9 @@ pub fn mount_tag(index: usize) -> String {
     format!("castra{index}")
 }
 
-/// What the guest is told about its mounts: lines of tag, TAB, where, TAB, `ro` or `rw`. An outer folder
-/// comes before what lies in it, whatever their order in the config: mounted later, it would hide it.
+/// The guest's table of mounts: lines of tag, TAB, directory, TAB, `ro` or `rw`. An outer directory
+/// comes before one inside it, whatever their order in the config: mounted later it would hide the
+/// inner one.
 pub fn mounts_table(mounts: &[Mount]) -> String {
     let mut by_depth: Vec<(usize, &Mount)> = mounts.iter().enumerate().collect();
     by_depth.sort_by_key(|(_, mount)| mount.guest.matches('/').count());

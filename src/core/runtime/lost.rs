@@ -1,13 +1,13 @@
-//! QEMUs of castra's whose state root is gone, moved or replaced: they run on, and no pid file leads
-//! to them any more.
+//! QEMUs of castra whose state root was removed, moved or replaced: they still run, and no pid file
+//! leads to them.
 //!
-//! Here: finding them by evidence, and signalling one. Not here: whose they are and what to do with
-//! them (`core::operations::lost`).
+//! Here: finding them and signalling one. Not here: which project they belong to and what to do
+//! with them (`core::operations::lost`).
 //!
-//! The evidence is the same as for every other QEMU: the kernel names the holder of the record lock
-//! on its pid file. Only the file is found another way. castra gives QEMU the pid file by its whole
-//! path, so the command line says for which VM and state root it was started; and the process has
-//! that file open, with or without a name. Both must agree, or it isn't ours.
+//! As for every other QEMU the kernel names the holder of the record lock on its pid file; only the
+//! file is found another way. castra gives QEMU the pid file by its full path, so the command line
+//! shows for which VM and state root it was started, and the process has that file open, also if it
+//! was removed. Both must agree, or the process isn't castra's.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -33,14 +33,14 @@ pub struct LostQemu {
     pub state_root: PathBuf,
     /// Where that state root is now; `None`: it was removed.
     pub moved_to: Option<PathBuf>,
-    /// The config that moved along with the state root and leads to it: the VM is that project's, and
-    /// lost to nobody but who looks in the old place.
+    /// The config that was moved together with the state root and leads to it: the VM belongs to
+    /// that project, and is lost only if one looks in the old place.
     pub moved_with: Option<PathBuf>,
     /// Its pid file, which it holds a lock on.
     pid_file: File,
 }
 
-/// All of them that this user may look at, by state root and name.
+/// All of them that this user may see, sorted by state root and name.
 pub fn find() -> Vec<LostQemu> {
     let mut found: Vec<LostQemu> = host::command_lines()
         .into_iter()
@@ -50,9 +50,9 @@ pub fn find() -> Vec<LostQemu> {
     found
 }
 
-/// The lost QEMUs that were started for these state roots. One whose state root was moved to one of
-/// them isn't lost: its pid file is found there. Nor is one whose project was moved as a whole: it is found
-/// from there, and whoever has a new project in the old place must not end it.
+/// The lost QEMUs that were started for these state roots. A QEMU whose state root was moved to one
+/// of them isn't lost: its pid file is found there. Nor is one whose project was moved as a whole:
+/// it is found from its new place, and a new project in the old place must not end it.
 pub fn of_roots(roots: &[PathBuf]) -> Vec<LostQemu> {
     let mut lost = find();
     lost.retain(|qemu| {
@@ -65,12 +65,13 @@ pub fn of_roots(roots: &[PathBuf]) -> Vec<LostQemu> {
 fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
     let (vm, state_root) = started_for(words)?;
     let path = StateRoot::new(&state_root).vm(&vm).qemu_pid();
-    // Where that can't be told nothing is concluded.
+    // If the lock can't be queried, nothing is concluded.
     if host::ask_lock_holder(&path).ok()? == Holder::Process(pid) {
         return None;
     }
     let held = host::held_file(pid, OsStr::new(vm_file::QEMU_PID))?;
-    // A process in a file system of its own: its name is right, and only we don't see the file.
+    // The process has a file system of its own: the path is right there, only this process doesn't
+    // see the file.
     if held.path.as_deref() == Some(&path) || !host::sees_as_we(pid, &state_root) {
         return None;
     }
@@ -97,7 +98,7 @@ fn started_for(words: &[OsString]) -> Option<(VmName, PathBuf)> {
     (named == vm.as_str() && root.is_absolute()).then(|| (vm, root.to_owned()))
 }
 
-/// `ROOT/vms/VM/qemu.pid`, taken apart.
+/// The VM and the state root of a path `ROOT/vms/VM/qemu.pid`.
 fn root_of(pid_file: &Path) -> Option<(VmName, &Path)> {
     let dir = pid_file
         .parent()
@@ -107,8 +108,8 @@ fn root_of(pid_file: &Path) -> Option<(VmName, &Path)> {
     Some((vm, vms.parent()?))
 }
 
-/// The config of a project that was moved together with its state root: it lies where it lay as seen from
-/// there, and leads there. One that can't be read may well.
+/// The config of a project that was moved together with its state root: it has the same place
+/// relative to the state root, and leads to it. A config that can't be read counts, too.
 fn config_beside(state_root: &Path) -> Option<PathBuf> {
     let record = workspace::record_in(state_root)?;
     let inside = record
@@ -128,13 +129,13 @@ fn config_beside(state_root: &Path) -> Option<PathBuf> {
 }
 
 impl LostQemu {
-    /// Whether it still runs, as the kernel says.
+    /// Whether it still runs, by its lock.
     pub fn lives(&self) -> bool {
         host::lock_holder_of(&self.pid_file) == Holder::Process(self.pid)
     }
 
-    /// Sends it a signal, asking just before whether the pid is still that of the lock's holder.
-    /// False: it was gone, or may not be signalled.
+    /// Sends it a signal, after checking again that its process holds the lock. False: it has
+    /// ended, or may not be signalled.
     pub fn signal(&self, signal: Signal) -> bool {
         let Ok(pid) = i32::try_from(self.pid) else {
             return false;
@@ -142,7 +143,7 @@ impl LostQemu {
         self.lives() && kill(Pid::from_raw(pid), signal).is_ok()
     }
 
-    /// What became of its state root.
+    /// What happened to its state root, in words.
     pub fn fate(&self) -> String {
         let root = self.state_root.display();
         match &self.moved_to {

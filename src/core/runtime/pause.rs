@@ -1,12 +1,13 @@
-//! Whether QEMU executes its guest, and if not, why: by what QEMU has left in `qmp.log`.
+//! Whether QEMU executes its guest, and if not, why, by what `qmp.log` says.
 //!
-//! Here: reading that (it takes nothing and waits for nothing), what a pause means in words, and
-//! ending one by QMP. Not here: who ends one and when (`broker::vm_watch`, `operations::unpause`), or how a
-//! VM ended (`core::status`).
+//! Here: reading the log, what a pause means in words, and resuming over QMP. Not here: when a
+//! guest is resumed (`broker::vm_watch`, `operations::fleet::already_running`), how a VM ended
+//! (`root::ending`).
 //!
-//! QEMU says STOP and RESUME on QMP whoever is attached, and what led to a STOP just before it:
-//! BLOCK_IO_ERROR where its disk can't be written. What `query-status` was answered stands there too;
-//! so castra's own question at launch tells of a QEMU that has not begun yet (`-S`, `-incoming`).
+//! QEMU logs the QMP events STOP and RESUME, also without a client, and the cause of a STOP just
+//! before it: BLOCK_IO_ERROR if its disk can't be written. The log also has the answers to
+//! `query-status`, which castra asks at launch; they show a QEMU that hasn't begun yet (`-S`,
+//! `-incoming`).
 
 use std::cell::RefCell;
 use std::fs;
@@ -27,30 +28,29 @@ use crate::core::root::paths::{VmPaths, vm_file};
 use super::fault::own_words;
 use super::qmp::{Qmp, QmpError};
 
-/// As much of the end of `qmp.log` as is read. A guest that is paused can't make QEMU say anything.
+/// How many bytes of the end of `qmp.log` are read. A paused guest can't make QEMU log anything.
 const QMP_TAIL: u64 = 16 * 1024;
-/// As much of the end of `qemu.log` as is searched for an accelerator's fault.
+/// How many bytes of the end of `qemu.log` are searched for a failure of the accelerator.
 const LOG_TAIL: u64 = 4096;
-/// A disk is full until an unprivileged user may write this much again: a guest that was held up
+/// A guest is resumed once an unprivileged user may write this much again: a guest that had to wait
 /// writes more than one block.
 pub const ROOM: u64 = 16 << 20;
-/// How long a resumed guest has to run to count as running: it tries again at once what it was stopped
-/// over.
+/// How long a resumed guest must run to count as running: it repeats the failed write at once.
 const HOLDS: Duration = Duration::from_millis(300);
-/// Between two looks at that.
+/// How often that is checked.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-/// `run-state` of a guest whose disk can't be written.
+/// QEMU's run state of a guest whose disk can't be written.
 const IO_ERROR: &str = "io-error";
-/// That of one somebody has stopped.
+/// The run state of a guest that was stopped over QMP.
 const PAUSED: &str = "paused";
-/// That of one whose accelerator has met something it can't do.
+/// The run state of a guest that the accelerator can't execute.
 const INTERNAL_ERROR: &str = "internal-error";
 
-/// Why QEMU executes nothing.
+/// Why QEMU doesn't execute the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pause {
-    /// QEMU's word for it: `io-error`, `paused`, `internal-error`, `guest-panicked`, `prelaunch`, …
+    /// QEMU's run state: `io-error`, `paused`, `internal-error`, `guest-panicked`, `prelaunch`, …
     pub reason: String,
     /// The host had no room for what the guest wrote.
     pub no_space: bool,
@@ -59,12 +59,12 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// QMP's `cont` may help.
+    /// Whether QMP's `cont` may help.
     pub fn can_resume(&self) -> bool {
         matches!(self.reason.as_str(), IO_ERROR | PAUSED | "watchdog")
     }
 
-    /// It ends by itself once there is room again: nobody asked for it.
+    /// Whether it ends by itself once there is disk space again.
     pub fn waits_for_room(&self) -> bool {
         self.no_space && self.reason == IO_ERROR
     }
@@ -114,10 +114,10 @@ impl Pause {
     }
 }
 
-/// Why a QEMU that lives executes nothing; `None`: it does.
+/// Why a running QEMU doesn't execute its guest; `None`: it does.
 pub fn read(paths: &VmPaths) -> Option<Pause> {
     let mut pause = parse(&host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL))?;
-    // It says no more of that on QMP than that it stopped.
+    // On QMP QEMU only says that it stopped.
     if pause.reason == PAUSED {
         let words = own_words(&host::tail_of(&paths.file(vm_file::QEMU_LOG), LOG_TAIL));
         if words.contains("internal error") {
@@ -130,7 +130,7 @@ pub fn read(paths: &VmPaths) -> Option<Pause> {
 /// What the end of `qmp.log` says.
 fn parse(qmp: &str) -> Option<Pause> {
     let mut pause: Option<Pause> = None;
-    // What QEMU said led to the next STOP.
+    // The cause of the next STOP.
     let mut cause: Option<(&str, bool)> = None;
     for message in qmp
         .lines()
@@ -155,7 +155,7 @@ fn parse(qmp: &str) -> Option<Pause> {
             Some("RESUME") => (pause, cause) = (None, None),
             Some(_) => {}
             None => {
-                // An answer to `query-status`: the very state at that moment.
+                // An answer to `query-status`: the run state at that time.
                 let answer = &message["return"];
                 let (Some(status), Some(runs)) = (answer["status"].as_str(), answer["running"].as_bool())
                 else {
@@ -180,7 +180,7 @@ fn time_of(message: &Value) -> Option<String> {
     Some(wall_clock(at))
 }
 
-/// Looks often, reads seldom: only when `qmp.log` has changed.
+/// Reads `qmp.log` only when it has changed, so it may be called often.
 #[derive(Debug)]
 pub struct PauseWatch {
     paths: VmPaths,
@@ -188,11 +188,11 @@ pub struct PauseWatch {
     seen: RefCell<(LogLook, Option<Pause>)>,
 }
 
-/// By what a log is known to be unchanged: its inode and length.
+/// What tells whether a log has changed: its inode and length.
 type LogLook = Option<(u64, u64)>;
 
 impl PauseWatch {
-    /// A watch over one VM, which has seen nothing yet.
+    /// A watch over one VM that hasn't read anything yet.
     pub fn new(paths: &VmPaths) -> PauseWatch {
         PauseWatch {
             log: paths.file(vm_file::QMP_LOG),
@@ -212,8 +212,8 @@ impl PauseWatch {
     }
 }
 
-/// Lets the guest run on; `Ok(None)` once it does, `Ok(Some(why))` if it stopped again over what it was
-/// stopped over.
+/// Resumes the guest; `Ok(None)` once it runs, `Ok(Some(why))` if it stopped again for the same
+/// reason.
 pub fn resume(paths: &VmPaths, limit: Duration) -> Result<Option<Pause>, QmpError> {
     Qmp::connect(paths.dir(), limit)?.cont(limit)?;
     let watch = PauseWatch::new(paths);

@@ -1,7 +1,8 @@
-//! Proof of an accelerator: a throw-away QEMU boots a kernel, and either its guest speaks or not.
+//! Proof of an accelerator: a throw-away QEMU boots a kernel, and its guest either prints a line or
+//! doesn't.
 //!
-//! Here: one such boot, under a budget. Not here: what follows from it and who remembers it
-//! ([`super::accel`]), or the guest ([`super::probe_guest`]).
+//! Here: one such boot, within limits. Not here: what follows from it and its cache
+//! ([`super::accel`]), the guest ([`super::probe_guest`]).
 
 use std::fs;
 use std::io;
@@ -21,15 +22,16 @@ use super::probe_guest::{MARKER, initramfs};
 use super::qemu::machine_type;
 use crate::core::root::alive::qemu_pid;
 
-/// CPU time a guest may use before it must have spoken. Under KVM a kernel needs well under half a
-/// second to its first program; under the translator, which is what castra falls back to, 2 s. So
-/// whoever needs more isn't worth having. CPU time, because a busy host must not spoil the answer.
+/// How much CPU time a guest may use before it prints its line. Under KVM a kernel takes well under
+/// half a second to its first program; under TCG, to which castra falls back, 2 s. So a KVM that
+/// takes longer isn't worth using. CPU time is measured, because a busy host must not change the
+/// answer.
 const KVM_CPU_BUDGET: Duration = Duration::from_millis(2500);
 const TCG_CPU_BUDGET: Duration = Duration::from_secs(30);
-/// Wall-clock time without any CPU time used that counts as stuck: a guest stopped by
-/// `internal-error`, or waiting for an interrupt that never comes.
+/// A guest that uses no CPU time for this long counts as stuck: it was stopped by `internal-error`,
+/// or waits for an interrupt that never comes.
 const STUCK_AFTER: Duration = Duration::from_secs(3);
-/// CPU time within [`STUCK_AFTER`] that is none.
+/// How much CPU time within [`STUCK_AFTER`] counts as none.
 const STUCK_CPU: Duration = Duration::from_millis(300);
 /// No probe takes longer, whatever the host's load.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -39,7 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The guest ran a program; so long it took.
+    /// The guest ran a program; how long that took.
     Lives(Duration),
     /// It didn't; why, as the end of a sentence that begins with "under KVM".
     Fails(String),
@@ -47,7 +49,7 @@ pub enum Verdict {
     Unknown(String),
 }
 
-/// Boots `kernel` under `accel` and waits for the guest's word.
+/// Boots `kernel` under `accel` and waits for the guest's line.
 pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Verdict {
     let Some(initramfs) = initramfs() else {
         return Verdict::Unknown("castra has no test guest for this architecture".into());
@@ -81,7 +83,7 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
     })
 }
 
-/// Watches until something is certain; `None`: QEMU ended before the guest spoke.
+/// Watches until the result is certain; `None`: QEMU ended before the guest printed its line.
 fn watch(
     place: &Place,
     accel: Accel,
@@ -142,7 +144,7 @@ fn watch(
     }
 }
 
-/// As much of QEMU's words as a reason needs; a register dump follows them.
+/// The first parts of QEMU's output: a register dump may follow them.
 fn first_words(words: &str) -> String {
     words.split("; ").take(2).collect::<Vec<_>>().join("; ")
 }

@@ -1,11 +1,12 @@
-//! How often a guest has begun anew under the same QEMU, and when that is too often.
+//! How often a guest has rebooted under the same QEMU, and when that is too often.
 //!
-//! Here: reading it from `qmp.log`, telling a panic from a reboot by the console, ending a guest that only begins.
-//! Not here: who looks and tells (`broker::vm_watch`, `core::status`), how a VM ended (`root::ending`).
+//! Here: reading it from `qmp.log`, telling a panic from a reboot by the console, ending a guest in
+//! a boot loop. Not here: who watches and reports (`broker::reboot_watch`, `core::status`), how a
+//! VM ended (`root::ending`).
 //!
-//! QEMU says RESET on QMP whoever is attached. A kernel that panics tells QEMU by the pvpanic device, and QEMU ends at
-//! once (`guest-panic`). One that has no driver for it, or not yet, resets the machine like a reboot
-//! (`panic=-1`): then the console's end tells them apart.
+//! QEMU logs the QMP event RESET, also without a client. A kernel that panics tells QEMU by the
+//! pvpanic device, and QEMU ends at once (`guest-panic`). A kernel without a driver for it resets
+//! the machine as for a reboot (`panic=-1`): then the end of the console tells them apart.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -21,15 +22,17 @@ use crate::core::time::millis;
 
 use super::qmp::{Qmp, QmpError};
 
-/// As much of the end of `qmp.log` as is read: some 8000 resets.
+/// How many bytes of the end of `qmp.log` are read: they hold some 8000 resets.
 const QMP_TAIL: u64 = 1 << 20;
-/// As much of the console as is searched for a panic: its trace is some 4 KiB, and the next boot's lines follow.
+/// How many bytes of the console are searched for a panic: its trace takes some 4 KiB, and the next
+/// boot's lines follow.
 const CONSOLE_TAIL: u64 = 64 * 1024;
 /// One reboot is up to three RESET events, as the kernel tries one way after another.
 const SAME_RESET_MS: u64 = 250;
 /// A guest that is reset this often …
 const LOOP_RESETS: usize = 5;
-/// … within this time only begins. An installer's or a distribution's first boots take two or three.
+/// … within this time is in a boot loop. The first boots of an installer or a distribution take two
+/// or three.
 const LOOP_WITHIN: Duration = Duration::from_secs(120);
 
 /// The resets since a launch, oldest first: wall clock, ms since 1970.
@@ -43,7 +46,7 @@ impl Resets {
         Resets(wall_ms.to_vec())
     }
 
-    /// How often the guest has begun, its first boot included.
+    /// How often the guest has booted, the first boot included.
     pub fn boots(&self) -> u64 {
         self.0.len() as u64 + 1
     }
@@ -54,14 +57,15 @@ impl Resets {
         Some(wall_clock(UNIX_EPOCH.checked_add(Duration::from_millis(*last))?))
     }
 
-    /// The same on CLOCK_BOOTTIME, ms: what the guest said before then was said by an earlier boot of it.
+    /// The same on CLOCK_BOOTTIME, ms: older handshakes were those of an earlier boot.
     pub fn last_boottime_ms(&self, boottime_ms: u64, wall_ms: u64) -> Option<u64> {
         let last = self.0.last()?;
         Some(boottime_ms.saturating_sub(wall_ms.saturating_sub(*last)))
     }
 
-    /// The same with those that a later look at the log's end has found. Earlier ones fall out of that end as
-    /// QEMU writes on; times tell nothing of order, since a wall clock is set back.
+    /// These resets and those that a later read of the log's end has found. Older ones are no
+    /// longer in that end as QEMU writes on. The order can't be told by the times, since a wall
+    /// clock may be set back.
     fn and_then(&self, later: &Resets) -> Resets {
         let known = self.0.last();
         let fresh = later
@@ -72,7 +76,7 @@ impl Resets {
         Resets([&self.0[..], &later.0[fresh..]].concat())
     }
 
-    /// Its last resets came too fast for a guest that does anything else.
+    /// Whether its last resets came so fast that the guest does nothing else.
     pub fn is_loop(&self) -> bool {
         let (Some(last), Some(first)) = (self.0.last(), self.0.iter().rev().nth(LOOP_RESETS - 1)) else {
             return false;
@@ -117,17 +121,17 @@ fn time_of(message: &Value) -> Option<u64> {
     Some(seconds * 1000 + stamp["microseconds"].as_u64()?.min(999_999) / 1000)
 }
 
-/// Looks often, reads seldom: only when `qmp.log` has changed.
+/// Reads `qmp.log` only when it has changed, so it may be called often.
 #[derive(Debug)]
 pub struct ResetWatch {
     paths: VmPaths,
     seen: Option<(u64, u64)>,
     resets: Resets,
-    /// How much of the console the boots before have written.
+    /// The length of the console at the last reset.
     console: u64,
 }
 
-/// What a look has found.
+/// What is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anew {
     /// All resets since the launch.
@@ -147,7 +151,7 @@ impl ResetWatch {
         }
     }
 
-    /// A watch for which what has been is an earlier watch's story.
+    /// A watch over a VM from now on: earlier resets aren't new.
     pub fn from_now(paths: &VmPaths) -> ResetWatch {
         let mut watch = ResetWatch::new(paths);
         watch.seen = watch.length_of(vm_file::QMP_LOG);
@@ -160,7 +164,7 @@ impl ResetWatch {
         &self.resets
     }
 
-    /// What is new since the last look.
+    /// The resets since the last call.
     pub fn look(&mut self) -> Option<Anew> {
         let now = self.length_of(vm_file::QMP_LOG);
         if now == self.seen {
@@ -193,7 +197,7 @@ impl ResetWatch {
     }
 }
 
-/// Ends a QEMU and leaves word in its `qmp.log` why.
+/// Ends a QEMU, with the reason in its `qmp.log`.
 pub fn end(paths: &VmPaths, verdict: Verdict, limit: Duration) -> Result<(), QmpError> {
     Qmp::connect(paths.dir(), limit)?.quit_as(verdict.quit_id(), limit)
 }

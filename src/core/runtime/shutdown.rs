@@ -1,8 +1,8 @@
-//! Stopping a VM: asked politely, then told, then made to.
+//! Stopping a VM: by the power button, by SIGTERM, by SIGKILL.
 //!
-//! Here: the ladder QMP `system_powerdown`, SIGTERM, SIGKILL, each rung with its deadline and its
-//! events in a fixed order. Not here: `stop.json`, locks, overlays (`core::operations`), or how a
-//! VM ended that nobody stopped (`core::status`).
+//! Here: these three steps in this order, each with its deadline and its events. Not here:
+//! `stop.json`, locks, overlays (`core::operations`), how a VM ended that wasn't stopped
+//! (`root::ending`).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,15 +22,15 @@ use crate::core::root::alive::qemu_pid;
 use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
 use crate::core::time::millis;
 
-/// The polite rung's name in events.
+/// The name of the first step in events.
 const METHOD: &str = "qmp-system-powerdown";
-/// How long QMP may take to answer; part of the polite rung's deadline.
+/// How long QMP may take to answer; part of the first step's deadline.
 const QMP_LIMIT: Duration = Duration::from_secs(2);
-/// How often the power button is pressed again: a guest that was still booting didn't hear it.
+/// How often the power button is pressed again: a guest that was still booting didn't notice it.
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
-/// From the end of QEMU's pid file to that of its process.
+/// How long QEMU's process may take to end after its pid file is gone.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
-/// How often the lock is looked at: a guest takes 30 to 70 ms to power off.
+/// How often the lock is checked: a guest takes 30 to 70 ms to power off.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// How a VM was stopped.
@@ -68,12 +68,12 @@ pub struct ShutdownOutcome {
     pub ending: ShutdownEnding,
     /// How long it took.
     pub elapsed: Duration,
-    /// Whether something ran before that doesn't now.
+    /// Whether a running VM was stopped.
     pub changed: bool,
 }
 
-/// Stops a VM's QEMU and removes its sockets. A second request to stop skips the remaining
-/// patience and goes straight to SIGKILL.
+/// Stops a VM's QEMU and removes its sockets. A second request to stop skips the remaining waits
+/// and goes straight to SIGKILL.
 pub fn shutdown(
     vm: &VmName,
     paths: &VmPaths,
@@ -109,8 +109,8 @@ pub fn shutdown(
     outcome
 }
 
-/// QEMU removes its pid file before it ends, and has its ports until it has ended: whoever starts the
-/// VM again wants them.
+/// QEMU removes its pid file before it ends, but keeps its ports until it has ended, and the next
+/// launch needs them.
 fn wait_for_end(pid: u32) {
     let until = Instant::now() + LAST_MOMENT;
     while host::has_descriptors(pid) && Instant::now() < until {
@@ -161,7 +161,7 @@ impl Ladder<'_, '_> {
         ShutdownEnding::Failed
     }
 
-    /// The polite rung. True if the guest powered off.
+    /// The first step: the power button. True if the guest powered off.
     fn ask(&self) -> bool {
         let limit = self.lifecycle.graceful_shutdown_wait;
         self.emitter.emit(Event::CooperativeAttempted {
@@ -192,18 +192,18 @@ impl Ladder<'_, '_> {
         false
     }
 
-    /// Presses the power button until the guest is gone; false: it isn't by the deadline. An error
-    /// says why it couldn't be asked at all.
+    /// Presses the power button until the guest has powered off; false: it hasn't by the deadline.
+    /// An error says why the button couldn't be pressed.
     fn press_and_wait(&self, until: Instant) -> Result<bool, String> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut qmp = match Qmp::connect(self.paths.dir(), left().min(QMP_LIMIT)) {
             Ok(qmp) => qmp,
-            // It may just be going by itself.
+            // The guest may just be powering off by itself.
             Err(_) if self.is_gone() => return Ok(true),
             Err(error) => return Err(error.to_string()),
         };
         let status = qmp.query_status(left().min(QMP_LIMIT)).unwrap_or_default();
-        // One that is stopped, or has not begun, executes nothing that could hear it.
+        // A guest that is paused, or hasn't begun, can't react.
         if !matches!(status.as_str(), "" | "running" | "suspended") {
             return Err(format!("the guest can't react: QMP says `{status}`"));
         }
@@ -223,7 +223,7 @@ impl Ladder<'_, '_> {
         }
     }
 
-    /// One rung with a signal. True if QEMU is gone.
+    /// A step with a signal. True if QEMU has ended.
     fn escalate(&self, signal: Signal, wait: Duration) -> bool {
         let Some(pid) = qemu_pid(self.paths) else {
             return true;
@@ -237,7 +237,7 @@ impl Ladder<'_, '_> {
         signal_qemu(self.paths, signal);
         let until = Instant::now() + wait;
         while !self.is_gone() {
-            // The last rung has no next one to hurry to.
+            // After the last step there is no other to go on with.
             let hurry = signal != Signal::SIGKILL && self.is_impatient();
             if hurry || Instant::now() >= until {
                 return false;

@@ -1,9 +1,10 @@
-//! A group: everything that happened on the bus since the last commit, in order.
+//! A batch: everything that happened on the bus since the last commit, in order.
 //!
-//! Here: messages as lines of the log and as deliveries, and what is to be answered once they
-//! are kept. Not here: who may say what, who gets what (`super::publishing`, `super::commit`).
+//! Here: messages as lines of the log and as deliveries, and the answers that are due once the
+//! lines are written. Not here: who may publish what (`super::publishing`), who gets which message
+//! (`super::commit`).
 //!
-//! All messages of a group go to the log with one write. Their answers and deliveries follow in
+//! All messages of a batch are written to the log at once. Their answers and deliveries follow in
 //! the order in which the frames came, so a session never sees an effect before its cause.
 
 use std::ops::Range;
@@ -14,12 +15,12 @@ use crate::core::name::VmName;
 
 use super::ConnId;
 
-/// A message: where it is in the group's buffers.
+/// A message: where it lies in the batch's buffers.
 #[derive(Clone, Debug)]
 pub struct Message {
-    /// Its session; `None`: the broker's own.
+    /// The session that published it; `None`: the broker itself.
     pub conn: Option<ConnId>,
-    /// Index into the group's senders.
+    /// Index into the batch's senders.
     pub sender: usize,
     /// Its number.
     pub seq: u64,
@@ -29,22 +30,22 @@ pub struct Message {
     pub payload: Range<usize>,
     /// Its line with the line end, in `log`.
     pub line: Range<usize>,
-    /// Its delivery, in `frames`; empty where nobody was subscribed to anything.
+    /// Its delivery, in `frames`; empty if nobody was subscribed to anything.
     pub frame: Range<usize>,
-    /// Which of the group's texts holds its id.
+    /// Which of the batch's texts holds its id.
     pub text: usize,
     /// Its id, in that text.
     pub id: Range<usize>,
-    /// It is to a VM that the project doesn't have.
+    /// It is addressed to a VM that the project doesn't have.
     pub is_lost: bool,
 }
 
-/// What a group does, in order.
+/// One entry of a batch.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// A message.
     Message(Message),
-    /// An answer that waited for its turn.
+    /// An answer, sent when its turn comes.
     Say {
         /// To whom.
         conn: ConnId,
@@ -80,7 +81,7 @@ pub enum Op {
     },
 }
 
-/// What is said with a publish, as far as the log tells it.
+/// The parts of a publish that the log holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Said<'a> {
     /// `,"ts":1763719200000,"vm":"web-0","topic":"`: of a whole burst, so rendered once for it.
@@ -96,8 +97,8 @@ pub struct Said<'a> {
 /// The beginning of every line, up to its number.
 const SEQ: &[u8] = b"{\"seq\":";
 
-/// About what a line has beside topic and payload, and a delivery beside its line; names longer than
-/// usual cost a copy.
+/// About how many bytes a line has beside topic and payload, and a delivery beside its line. With
+/// longer names the buffer grows by a copy.
 const LINE_ROOM: usize = 96;
 const FRAME_ROOM: usize = 24;
 
@@ -144,7 +145,8 @@ impl Group {
         self.log.len() + self.frames.len() + self.ops.len() * size_of::<Op>()
     }
 
-    /// Makes room for a burst at once: growing by the way would copy every message several times.
+    /// Reserves memory for a whole burst: a buffer that grows bit by bit copies every message
+    /// several times.
     pub fn make_room(&mut self, frames: usize, text: usize, deliver: bool) {
         self.ops.reserve(frames);
         self.log.reserve(text + frames * LINE_ROOM);
@@ -153,7 +155,7 @@ impl Group {
         }
     }
 
-    /// Index of a sender, who is mostly the last one.
+    /// Index of a sender, which is mostly the last one.
     pub fn sender(&mut self, vm: &VmName) -> usize {
         if self.senders.last() != Some(vm) {
             self.senders.push(vm.clone());

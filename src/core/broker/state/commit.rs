@@ -1,7 +1,8 @@
-//! Commit: a group goes to the log, then everybody gets what it has for them (docs/PROTOCOL.md).
+//! Commit: a batch is written to the log, then every session gets its answers and deliveries
+//! (docs/PROTOCOL.md).
 //!
-//! Here: appending, answers and deliveries in the order in which things happened, falling behind.
-//! Not here: how a group comes to be (`super::publishing`, `super::batch`).
+//! Here: the append, then answers and deliveries in the order of the frames, and when a session has
+//! to read from the log. Not here: how a batch is filled (`super::publishing`, `super::batch`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,18 +17,18 @@ use super::input::{Order, Part};
 use super::session::Sub;
 use super::{At, ConnId, Effect, State};
 
-/// What the in-guest service's log lines come on (docs/PROTOCOL.md).
+/// The topic of the in-guest service's log lines (docs/PROTOCOL.md).
 const VIZIER_LOG: &[u8] = b"vizier/log";
 
-/// What a publisher is warned of whose message is to a VM that the project doesn't have.
+/// The warning for a message to a VM that the project doesn't have.
 const UNKNOWN_VM: &str = "unknown-vm";
 
-/// Subscriptions of one session that have to be looked at for each message: those with a `*` in the
-/// middle and those of a group. With a handful of sessions a VM, hostile ones cost a publish some
-/// microseconds.
+/// How many subscriptions of one session may have to be checked for each message: those with a `*`
+/// in the middle and those of a group. With a handful of sessions a VM, hostile ones cost a publish
+/// some microseconds.
 const COSTLY_SUBSCRIPTIONS: usize = 16;
 
-/// What one session gets of a group.
+/// What one session gets from a batch.
 #[derive(Default)]
 struct Outgoing {
     parts: Vec<Part>,
@@ -35,7 +36,7 @@ struct Outgoing {
 }
 
 impl Outgoing {
-    /// Behind the acks of what was published before: answers come in the order of the frames.
+    /// Appends bytes after the acks so far: answers come in the order of the frames.
     fn say(&mut self, bytes: &[u8]) {
         let acks = std::mem::take(&mut self.acks);
         if !acks.is_empty() {
@@ -65,7 +66,7 @@ impl Outgoing {
 }
 
 impl State {
-    /// Something waits for a commit.
+    /// Whether something waits for a commit.
     pub fn uncommitted(&self) -> bool {
         !self.group.is_empty()
     }
@@ -75,7 +76,7 @@ impl State {
         self.kept
     }
 
-    /// What waits for a commit holds so many bytes.
+    /// Bytes that wait for a commit.
     pub fn uncommitted_bytes(&self) -> usize {
         self.group.bytes()
     }
@@ -83,11 +84,11 @@ impl State {
     pub(super) fn on_log_opened(&mut self, last: u64) {
         self.log_open = true;
         self.kept = self.kept.max(last);
-        // What waits for a commit has its numbers already.
+        // Messages that wait for a commit have their numbers already.
         self.given = self.given.max(self.kept);
     }
 
-    /// Hands the group's lines to the log, or settles a group that has none.
+    /// Hands the batch's lines to the log; a batch without lines is answered at once.
     pub(super) fn on_commit(&mut self, at: At, out: &mut Vec<Effect>) {
         if self.group.is_empty() {
             return;
@@ -101,7 +102,7 @@ impl State {
         self.committing = Some((group, lines));
     }
 
-    /// The log has taken the group, or hasn't.
+    /// The log has taken the batch, or couldn't.
     pub(super) fn on_appended(&mut self, at: At, kept: bool, open: bool, out: &mut Vec<Effect>) {
         self.log_open = open;
         let Some((group, lines)) = self.committing.take() else {
@@ -110,19 +111,19 @@ impl State {
         if kept {
             self.kept = self.given;
         } else {
-            // Never given: nobody was told these numbers.
+            // Nobody was told these numbers, so they are given again.
             self.given = self.kept;
         }
         self.settle(at, group, &lines, kept, out);
     }
 
-    /// Gives everybody what the group has for them, in the order in which things happened.
+    /// Sends answers and deliveries in the order of the frames.
     fn settle(&mut self, at: At, mut group: Group, lines: &Arc<Vec<u8>>, kept: bool, out: &mut Vec<Effect>) {
         let frames = Arc::new(std::mem::take(&mut group.frames));
         let mut outgoing: BTreeMap<ConnId, Outgoing> = BTreeMap::new();
         let mut ended = Vec::new();
         let mut changed: BTreeSet<ConnId> = BTreeSet::new();
-        // The last number given before the op at hand.
+        // The last number given before the current entry.
         let mut before = self.kept;
         if kept
             && let Some(first) = group.ops.iter().find_map(|op| match op {
@@ -214,7 +215,8 @@ impl State {
         }
     }
 
-    /// Every thread that waits is told how to go on, also where all it asked for was refused.
+    /// Tells every thread that waits how its session gets its messages, also if all it asked for
+    /// was refused.
     fn give_orders(&mut self, out: &mut Vec<Effect>) {
         let kept = self.kept;
         for conn in std::mem::take(&mut self.asking) {
@@ -254,7 +256,8 @@ impl State {
                 "a session may have 16 subscriptions with a `*` in the middle or a group",
             ));
         }
-        // While a session reads the past its thread alone sends to it: it could take no part in a group.
+        // While a session replays the log only its own thread sends to it, so it can't be a member
+        // of a group.
         let works = others().any(|(_, sub)| sub.group.is_some());
         if (terms.replays() && works) || (terms.group.is_some() && session.behind) {
             return Err((
@@ -262,7 +265,7 @@ impl State {
                 "a group, and `from` or `last`, go to sessions of their own",
             ));
         }
-        // Numbers begin with 1; who asks for 0 means everything.
+        // Numbers begin with 1; 0 means everything.
         let first = terms.from.map_or(before + 1, |from| from.max(1));
         if (first <= before || terms.last) && !session.behind {
             session.behind = true;
@@ -280,7 +283,7 @@ impl State {
         };
         let plane = session.reader.plane;
         session.subs.insert(pattern.clone(), sub);
-        // It may have been the other kind before.
+        // The earlier subscription may have been of the other kind.
         self.index.remove(conn, pattern);
         match &terms.group {
             Some(name) => self.index.groups.join(conn, plane, name, pattern),
@@ -289,7 +292,7 @@ impl State {
         Ok(())
     }
 
-    /// One run of messages of one topic to everybody who is subscribed to it.
+    /// Delivers consecutive messages of one topic to its subscribers.
     fn deliver(
         &mut self,
         run: &[Op],
@@ -322,8 +325,8 @@ impl State {
         }
     }
 
-    /// Each message of a run to one member of each group. Who is subscribed besides gets it by
-    /// that.
+    /// Delivers each message to one member of each group, unless that member has a subscription of
+    /// its own.
     fn deliver_to_groups(
         &mut self,
         run: &[Op],
@@ -397,7 +400,7 @@ fn run_of<'a>(ops: &'a [Op], first: &Message, lines: &[u8]) -> &'a [Op] {
     &ops[..length]
 }
 
-/// Each sender's lines go to its own log too, and what a Vizier says to its service log.
+/// Copies each sender's lines to its own log, and a Vizier's log lines to its service log.
 fn shelve(group: &Group, lines: &Arc<Vec<u8>>, out: &mut Vec<Effect>) {
     let mut shelves: BTreeMap<&VmName, Vec<Range<usize>>> = BTreeMap::new();
     let mut service: BTreeMap<&VmName, Vec<String>> = BTreeMap::new();

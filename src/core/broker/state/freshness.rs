@@ -1,7 +1,7 @@
-//! Who was heard: proof of life, the freshness window, records held back and made anew.
+//! Freshness: proofs of life, the freshness window, and when a handshake record is written.
 //!
-//! Here: everything the state does about guests once they are let in. Not here: connections and
-//! who is let in (the module above), the guests' own fields (`broker::guests`).
+//! Here: everything the state does about guests once they are admitted. Not here: connections and
+//! admission (`broker::state`), the guests' own fields (`broker::guests`).
 
 use serde_json::Value;
 
@@ -15,10 +15,10 @@ use crate::core::root::handshake_record::HandshakeRecord;
 
 use super::{At, Effect, State};
 
-/// What a burst said that its guest's record tells.
+/// What a burst of frames changes in its guest's record.
 #[derive(Default)]
 pub struct Said {
-    /// It held a publish that was taken.
+    /// It held a publish that was accepted.
     pub published: bool,
     /// It held a heartbeat, with these metrics.
     pub beat: Option<Option<Value>>,
@@ -27,8 +27,8 @@ pub struct Said {
 }
 
 impl State {
-    /// What the record will say after this hello. What was told over the bus in this launch
-    /// stays; a new launch begins empty.
+    /// The record after this hello. What the guest reported over the bus in this launch stays; a
+    /// new launch begins empty.
     pub(super) fn next_record(
         &self,
         at: At,
@@ -37,7 +37,7 @@ impl State {
         session: bool,
     ) -> HandshakeRecord {
         let key = vm.key();
-        // What its open sessions offered holds still: a short visit takes nothing away.
+        // The capabilities of its open sessions stay: another hello takes none away.
         let open = self.vm_sessions.get(&key).into_iter().flatten();
         capabilities.extend(
             open.filter_map(|conn| self.session(*conn))
@@ -65,7 +65,7 @@ impl State {
         }
     }
 
-    /// A record belongs to one launch: an older handshake is another guest's.
+    /// Whether a record is of the current launch: an older handshake was another launch's.
     pub(super) fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
         let launch = OfLaunch {
             vm: &record.vm,
@@ -77,7 +77,7 @@ impl State {
         is_of_launch(record, launch, &self.rules.boot_id)
     }
 
-    /// Takes proof of life in; `written` if it is on disk already.
+    /// Notes a proof of life; `written`: the record is on disk already.
     pub(super) fn heard(&mut self, at: At, record: HandshakeRecord, written: bool, out: &mut Vec<Effect>) {
         let window = self.rules.freshness_ms;
         let vm = record.vm.clone();
@@ -107,7 +107,8 @@ impl State {
         }
     }
 
-    /// A burst of a session proves life like a hello; its record follows a few times a second.
+    /// Notes that a session sent frames, which proves life as a hello does. The record is written a
+    /// few times a second.
     pub(super) fn heard_on_bus(&mut self, at: At, key: &str, said: Said, out: &mut Vec<Effect>) {
         let window = self.rules.freshness_ms;
         let is_over = self.is_over(key);
@@ -139,7 +140,7 @@ impl State {
         }
     }
 
-    /// What a record says of the bus has changed.
+    /// Updates what a record says of the bus.
     pub(super) fn refresh_record(&mut self, at: At, key: &str) {
         let (session, subscribed) = self.bus_flags(key);
         let Some(guest) = self.guests.get_mut(key) else {
@@ -180,7 +181,7 @@ impl State {
 
     pub(super) fn on_guests(&mut self, at: At, table: Option<GuestTable>, out: &mut Vec<Effect>) {
         self.table = table;
-        // Before their guests are forgotten, so that no record goes on telling of a session.
+        // This comes before guests are forgotten, so that no record goes on naming a session.
         self.end_superseded(at, out);
         let Some(table) = self.table.as_ref() else {
             return;
@@ -196,7 +197,7 @@ impl State {
             match table.get(key) {
                 None => gone.push(key.clone()),
                 Some(listed) if listed.closed && guest.fresh => closed.push(key.clone()),
-                // The record's file bears the name's spelling.
+                // The name's spelling is in the file name of the record.
                 Some(listed) if listed.name != guest.record.vm => {
                     guest.record.vm = listed.name.clone();
                     guest.written_ms = None;
@@ -229,8 +230,8 @@ impl State {
         }
     }
 
-    /// A handshake outlives the broker that heard it. Its VM has left the window when that broker
-    /// stopped, and enters it again.
+    /// A handshake outlives its broker. The VM became unreachable when that broker stopped, and
+    /// becomes reachable again.
     pub(super) fn on_restored(
         &mut self,
         at: At,
@@ -273,13 +274,13 @@ impl State {
         self.leave(at, &key, out);
     }
 
-    /// Whether a VM's current launch has ended, or there is none and none is awaited.
+    /// Whether a VM's current launch has ended, or the VM has none and isn't expected to have one.
     fn is_over(&self, key: &str) -> bool {
         let listed = self.table.as_ref().and_then(|table| table.get(key));
         self.over.contains_key(key) || listed.is_some_and(|listed| listed.closed)
     }
 
-    /// The broker stops: what was held back is due, and nobody is reachable through it any more.
+    /// The broker stops: delayed records are written, and no guest is reachable any more.
     pub(super) fn on_finish(&mut self, at: At, out: &mut Vec<Effect>) {
         self.on_tick(at, true, out);
         let fresh = self.guests.iter().filter(|(_, guest)| guest.fresh);
@@ -347,7 +348,7 @@ fn wall(at: At) -> String {
     wall_clock(std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.wall_ms))
 }
 
-/// Told once whenever a VM enters or leaves the window: one line, one event.
+/// One log line and one event whenever a VM enters or leaves the freshness window.
 fn tell_freshness(at: At, vm: &VmName, reachable: bool, age_ms: u64, out: &mut Vec<Effect>) {
     out.push(Effect::Log(format!(
         "{} freshness of vm:{vm} reachable={reachable} last_handshake_age_ms={age_ms}",

@@ -3,9 +3,9 @@
 //! Here: who is in a group, whose turn it is. Not here: who may read what (`super::topics`), sending
 //! (`super::commit`).
 //!
-//! A group is known by its side, its name and its pattern: the host's groups and the guests' are
-//! apart, so that no guest can join one of the host's and take its messages away. It exists while it has a
-//! member, and holds nothing for later.
+//! A group is identified by its peer, its name and its pattern. The host's groups and the guests'
+//! are apart, so that no guest can join one of the host's and take its messages away. A group
+//! exists while it has a member, and keeps no messages for later.
 
 use std::collections::BTreeMap;
 
@@ -13,14 +13,14 @@ use crate::core::bus::topic::Pattern;
 
 use super::{ConnId, Plane};
 
-/// Name of a group, and on which side it is.
+/// Name of a group, and whether it is the host's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     of_host: bool,
     name: String,
 }
 
-/// Members in the order in which they came.
+/// The members in the order in which they joined.
 #[derive(Clone, Debug, Default)]
 struct Group {
     members: Vec<ConnId>,
@@ -29,7 +29,7 @@ struct Group {
 }
 
 impl Group {
-    /// The next member that will do, from the one whose turn it is.
+    /// The next eligible member, beginning with the one whose turn it is.
     fn next(&mut self, will_do: &dyn Fn(ConnId) -> bool) -> Option<ConnId> {
         let count = self.members.len();
         for step in 0..count {
@@ -49,7 +49,7 @@ impl Group {
 pub struct Groups(BTreeMap<Pattern, BTreeMap<Key, Group>>);
 
 impl Groups {
-    /// There is none.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -75,7 +75,7 @@ impl Groups {
         groups.retain(|_, group| {
             if let Some(at) = group.members.iter().position(|member| *member == conn) {
                 group.members.remove(at);
-                // Whose turn it was keeps it.
+                // The member whose turn it was keeps its turn.
                 group.turn -= usize::from(at < group.turn);
                 group.turn %= group.members.len().max(1);
             }
@@ -86,8 +86,8 @@ impl Groups {
         }
     }
 
-    /// Whom one message of this topic goes to: of each group that wants it, the member whose turn it
-    /// is among those that will do. A session that two groups choose is named once.
+    /// The sessions that get one message of this topic: from each group that wants it, the eligible
+    /// member whose turn it is. A session that two groups choose is named once.
     pub fn choose(&mut self, topic: &str, will_do: &dyn Fn(ConnId) -> bool) -> Vec<ConnId> {
         let mut chosen = Vec::new();
         for (pattern, groups) in &mut self.0 {

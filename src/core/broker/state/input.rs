@@ -1,8 +1,7 @@
-//! What reaches the state and what it asks for: the words between `step` and the outside.
+//! Inputs and effects: all that passes between `step` and the rest of the broker.
 //!
-//! Here: inputs, effects, the rules of one broker. Not here: what an input does (the module
-//! above), who makes inputs (`broker::listen`, `broker::serve`) or performs effects
-//! (`broker::effects`).
+//! Here: inputs, effects, the rules of one broker. Not here: what an input does (`broker::state`),
+//! who makes inputs (`broker::listen`, `broker::serve`) or performs effects (`broker::effects`).
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,8 +21,8 @@ use super::topics::Reader;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// When an input came, by both clocks. All deadlines and ages go by `boot_ms`; `wall_ms` is for
-/// people to read.
+/// The time of an input on both clocks. All deadlines and ages are computed from `boot_ms`;
+/// `wall_ms` is for people to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct At {
     /// CLOCK_BOOTTIME.
@@ -32,12 +31,12 @@ pub struct At {
     pub wall_ms: u64,
 }
 
-/// By which door a connection came.
+/// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plane {
-    /// TCP on the loopback: guests, and whoever else is there.
+    /// It came over TCP on the loopback: a guest, or any local program.
     Guest,
-    /// The Unix socket: the host.
+    /// It came over the Unix socket: the host.
     Host,
 }
 
@@ -60,13 +59,13 @@ pub enum Input {
         /// What it says.
         hello: Hello,
     },
-    /// No hello came, or none that counts.
+    /// No hello came, or an invalid one.
     Refused {
         /// From whom.
         conn: ConnId,
         /// Why.
         refusal: Refusal,
-        /// It sent at least one byte; otherwise it is told, but is no attempt.
+        /// It sent at least one byte; otherwise it is answered, but not counted as an attempt.
         attempted: bool,
     },
     /// What one read of a session brought.
@@ -76,31 +75,31 @@ pub enum Input {
         /// Its frames.
         burst: Burst,
     },
-    /// A session's client has ended its side of the connection.
+    /// A session's client has closed its sending side.
     Ended {
         /// Which.
         conn: ConnId,
     },
-    /// A session that is behind has read the log as far as it was told.
+    /// The thread of a session has replayed the log up to the number it was given.
     AtEnd {
         /// Which.
         conn: ConnId,
-        /// The first number it has not read.
+        /// The first number that it hasn't read.
         next: u64,
     },
-    /// A session's queue can't take what it was sent.
+    /// A session's queue has no room for what it was sent.
     Full {
         /// Which.
         conn: ConnId,
         /// What is in the queue.
         queued_bytes: u64,
     },
-    /// The log of the bus can be written; the last number in it.
+    /// The log of the bus was opened.
     LogOpened {
         /// 0: it is empty.
         last: u64,
     },
-    /// What has come since the last commit is to be kept, answered and delivered.
+    /// The messages since the last commit are to be written, answered and delivered.
     Commit,
     /// Answer to [`Effect::Append`].
     Appended {
@@ -118,12 +117,12 @@ pub enum Input {
     Recorded {
         /// Whose record.
         vm: VmName,
-        /// The hello that waits for it.
+        /// The connection whose hello waits for it.
         asked_by: Option<ConnId>,
         /// It is on disk now.
         made: bool,
     },
-    /// The name of a record's file was taken away.
+    /// The file of a record was removed.
     RecordLost {
         /// Whose.
         vm: VmName,
@@ -137,20 +136,20 @@ pub enum Input {
         /// Its VM runs, or nobody knows.
         alive: bool,
     },
-    /// QEMU let its pid file go, or executes nothing.
+    /// A VM's QEMU has ended or is paused.
     VmGone {
         /// Which VM.
         vm: VmName,
     },
-    /// Something was due.
+    /// A deadline from [`State::due`](super::State::due) has passed.
     Tick,
-    /// The broker shall stop: nobody new is let in.
+    /// The broker begins to stop: no new client is admitted.
     Stop,
-    /// It stops now: whatever was held back is due.
+    /// The broker stops now: everything that was delayed is written.
     Finish,
 }
 
-/// Everything `step` may ask of the outside. An effect returns nothing; an answer is a new
+/// Everything that `step` may ask for. An effect returns nothing; an answer comes as a new
 /// [`Input`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
@@ -161,14 +160,14 @@ pub enum Effect {
         /// With its line end.
         line: String,
     },
-    /// End the wait for its hello; its thread answers with [`Input::Refused`].
+    /// Stop waiting for its hello; its thread answers with [`Input::HelloRefused`].
     Evict {
         /// Whom.
         conn: ConnId,
         /// Why.
         reason: DeclineReason,
     },
-    /// It had its answer and lingers: close it.
+    /// It was answered: close it.
     Drop {
         /// Which.
         conn: ConnId,
@@ -180,14 +179,14 @@ pub enum Effect {
         /// With its line end.
         line: String,
     },
-    /// Send these frames to a session; a full queue answers with [`Input::Full`].
+    /// Send these frames to a session; a full queue answers with [`Input::QueueFull`].
     Send {
         /// To whom.
         conn: ConnId,
         /// In this order.
         parts: Vec<Part>,
     },
-    /// Tell a session's thread how to go on.
+    /// Tell a session's thread how the session gets its messages from now on.
     Order {
         /// Whose.
         conn: ConnId,
@@ -203,16 +202,16 @@ pub enum Effect {
     },
     /// Append these lines to the log of the bus, all or none; answered by [`Input::Appended`].
     Append(Arc<Vec<u8>>),
-    /// Append lines that are in the log of the bus to their sender's own.
+    /// Append lines of the log of the bus to their sender's own log.
     Shelve {
         /// The sender.
         vm: VmName,
-        /// The lines of a group.
+        /// The lines of a batch.
         lines: Arc<Vec<u8>>,
         /// Which of them.
         ranges: Vec<Range<usize>>,
     },
-    /// Append what a Vizier said to its service log.
+    /// Append what a guest's Vizier reported to that VM's service log.
     ServiceLog {
         /// Whose.
         vm: VmName,
@@ -223,7 +222,7 @@ pub enum Effect {
     Record {
         /// The record.
         record: Box<HandshakeRecord>,
-        /// The hello that waits for it.
+        /// The connection whose hello waits for it.
         asked_by: Option<ConnId>,
     },
     /// A line for the log, complete.
@@ -232,12 +231,12 @@ pub enum Effect {
     Tell(Event),
 }
 
-/// Bytes for a session: its own, or a piece of what many get.
+/// Bytes for a session: its own, or part of a buffer that several sessions share.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Part {
-    /// For it alone.
+    /// For this session alone.
     Own(Vec<u8>),
-    /// A piece of a group's deliveries.
+    /// Part of a batch's deliveries.
     Shared(Arc<Vec<u8>>, Range<usize>),
 }
 
@@ -251,19 +250,19 @@ impl Part {
     }
 }
 
-/// How a session's thread goes on after it has asked.
+/// How a session gets its messages.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Order {
-    /// Deliveries come from the state thread.
+    /// The state thread delivers them as they come.
     Attached,
-    /// Deliver from the log.
+    /// The session's own thread delivers them from the log.
     Replay(Plan),
 }
 
-/// What a session that is behind delivers itself.
+/// What a session's thread delivers from the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// Everything up to this number is in the log.
+    /// The last number to deliver; everything up to it is in the log.
     pub upto: u64,
     /// What it may read.
     pub reader: Reader,
@@ -276,17 +275,17 @@ pub struct Plan {
 pub struct Wanted {
     /// To what.
     pub pattern: Pattern,
-    /// Tells it from another one of the same pattern.
+    /// Tells it from an earlier subscription to the same pattern.
     pub number: u64,
-    /// The first message it is for.
+    /// The number of the first message that it wants.
     pub first: u64,
-    /// The first one not dealt with yet.
+    /// The first number that isn't dealt with yet.
     pub next: u64,
-    /// The newest message up to this number of each topic comes before everything else.
+    /// If set, the newest message of each topic up to this number is delivered first.
     pub last: Option<u64>,
 }
 
-/// What `[bus]` allows.
+/// The limits of `[bus]`.
 #[derive(Clone, Debug)]
 pub struct BusRules {
     /// No frame for this long ends a session.
@@ -310,11 +309,11 @@ pub struct Rules {
     pub boot_id: String,
     /// The freshness window.
     pub freshness_ms: u64,
-    /// Who must show a token.
+    /// Which guests must show a token.
     pub auth: AuthMode,
     /// Guests' connections at once.
     pub max_connections: usize,
-    /// Host clients at once: places of their own.
+    /// Connections of the host at once; they don't count as guests'.
     pub max_host_connections: usize,
     /// Versions of the bus spoken here.
     pub bus_versions: &'static [u32],

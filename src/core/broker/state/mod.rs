@@ -1,9 +1,9 @@
 //! The broker's whole state, and `step`: what one input does to it (docs/ARCHITECTURE.md).
 //!
-//! Here: connections and their places, who may come, what each is answered; in the submodules
-//! the words ([`input`]) and the guests that were heard (`heard`). Not here: sockets and threads
-//! (`broker::listen`), files (`broker::effects`), words on the wire (`broker::protocol`). Nothing in
-//! this module blocks, fails or asks a clock.
+//! Here: connections and their limits, who is admitted, what each hello is answered. In the
+//! submodules: inputs and effects ([`input`]), freshness, sessions, topics, and the batch that one
+//! commit writes. Not here: sockets and threads (`broker::listen`), files (`broker::effects`), the
+//! protocol's text (`broker::protocol`). Nothing in this module blocks, fails or reads a clock.
 
 mod batch;
 mod commit;
@@ -34,21 +34,21 @@ use topics::Index;
 
 pub use input::{At, BusRules, ConnId, Effect, Input, Order, Part, Plan, Plane, Rules, Wanted};
 
-/// Until a record that couldn't be written is tried again.
+/// How long until a record that couldn't be written is written again.
 const RETRY_MS: u64 = 1000;
 
-/// How far a connection is.
+/// What a connection waits for.
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
-    /// Nothing decided.
+    /// Its hello hasn't come, or hasn't been judged.
     AwaitingHello,
     /// Accepted, if the record can be made.
     Storing(Box<Pending>),
-    /// Told to go; its thread will say what it had sent.
+    /// It was evicted; its thread will report what the client had sent.
     Evicted,
-    /// It speaks frames.
+    /// It has a session and exchanges frames.
     Session(Box<Session>),
-    /// Answered, or its session is over; it may linger until it has read that.
+    /// It was answered, or its session is over. It stays until the client has read that.
     Answered,
 }
 
@@ -66,12 +66,12 @@ struct Conn {
     phase: Phase,
 }
 
-/// Places of one door: who waits to be heard and who lingers, oldest first.
+/// The connections of one listener that count against its limit, oldest first.
 #[derive(Clone, Debug, Default)]
 struct Places {
     waiting: BTreeSet<ConnId>,
     answered: BTreeSet<ConnId>,
-    /// Sessions are never evicted; how many there are is all that counts.
+    /// Sessions are never evicted for the limit, so their number is enough.
     sessions: usize,
 }
 
@@ -81,15 +81,16 @@ pub struct State {
     rules: Rules,
     table: Option<GuestTable>,
     guests: BTreeMap<String, Guest>,
-    /// Launches that are over, by VM: whatever speaks in their name proves no life of theirs.
+    /// Launches that have ended, by VM: a hello in such a VM's name doesn't prove that the VM
+    /// lives.
     over: BTreeMap<String, Option<u64>>,
     conns: BTreeMap<ConnId, Conn>,
     guest_places: Places,
     host_places: Places,
     attempts: Attempts,
-    /// No guest leaves the window before this.
+    /// No guest leaves the freshness window before this.
     leave_due: Option<u64>,
-    /// No record held back is due before this.
+    /// No delayed record is due before this.
     write_due: Option<u64>,
     stopping: bool,
     /// Open sessions by their VM's name in lower case.
@@ -97,23 +98,23 @@ pub struct State {
     index: Index,
     group: Group,
     committing: Option<(Group, Arc<Vec<u8>>)>,
-    /// Sessions whose threads wait for the group to be settled.
+    /// Sessions whose threads wait to be told how they get their messages.
     asking: Vec<ConnId>,
-    /// The last number in the log.
+    /// The number of the last message in the log.
     kept: u64,
-    /// The last number given, which may not be in the log yet.
+    /// The last number that a message got; that message may not be in the log yet.
     given: u64,
     log_open: bool,
-    /// No session is idle for too long before this.
+    /// No session exceeds the idle limit before this.
     idle_due: Option<u64>,
     allowances: BTreeMap<String, Allowance>,
     refusals: Throttle<(VmName, Refused), notices::Refusal>,
     changes: Throttle<(VmName, Option<Cause>), Change>,
-    /// Who the broker's own messages come from.
+    /// The sender of the broker's own messages.
     broker: VmName,
 }
 
-/// What one input does. Pure: the same state, time and input give the same effects.
+/// Applies one input to the state. Pure: the same state, time and input give the same effects.
 pub fn step(state: &mut State, at: At, input: Input) -> Vec<Effect> {
     let mut effects = Vec::new();
     let out = &mut effects;
@@ -186,7 +187,7 @@ impl State {
             .min()
     }
 
-    /// Nobody waits for an answer any more.
+    /// Whether nobody waits for an answer any more.
     pub fn all_answered(&self) -> bool {
         self.conns.values().all(|conn| conn.phase == Phase::Answered)
     }
@@ -221,7 +222,7 @@ impl State {
         self.make_room(plane, out);
     }
 
-    /// At the cap somebody who has had an answer goes first, then the oldest without one.
+    /// At the limit a connection that was answered goes first, then the oldest without an answer.
     fn make_room(&mut self, plane: Plane, out: &mut Vec<Effect>) {
         let max = match plane {
             Plane::Guest => self.rules.max_connections,
@@ -251,8 +252,8 @@ impl State {
             return;
         };
         let (plane, remote) = (known.plane, known.remote.clone());
-        // Told to go, but its hello was on its way already: it needs no place any more, unless
-        // it wants to stay.
+        // It was evicted, but its hello was on the way already. An answer is fine; a session is
+        // not.
         let leaving = known.phase == Phase::Evicted;
         match known.phase {
             Phase::AwaitingHello | Phase::Evicted => {}
@@ -260,11 +261,11 @@ impl State {
         }
         let admitted = match plane {
             Plane::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
-            // Whoever may open the socket is the host, and nobody else.
+            // Whoever may open the host's socket is the host.
             Plane::Host if hello.vm.key() == "host" => Ok(()),
             Plane::Host => Err(DeclineReason::UnknownVm),
         };
-        // From here on a second name is the VM's own.
+        // From here on a VM's second name counts as its name.
         let called = self.table.as_ref().filter(|_| plane == Plane::Guest);
         let second = match called.and_then(|table| table.called(&hello.vm.key())) {
             Some(listed) => {
@@ -288,7 +289,8 @@ impl State {
             other => other,
         };
         let listed = self.table.as_ref().and_then(|table| table.get(&key));
-        // As the project spells it; without a project, as whoever came first under that name.
+        // The name as the project spells it; without a project, as the first hello of that name
+        // spelled it.
         let spelled = match (listed, self.guests.get(&key)) {
             (Some(listed), _) => listed.name.clone(),
             (None, Some(guest)) => guest.record.vm.clone(),
@@ -330,7 +332,8 @@ impl State {
             && guest.written_ms.is_some()
             && guest.writable_at() > at.boot_ms
         {
-            // Written a moment ago: the file is there, the newer time follows.
+            // The record was written a moment ago, so the file exists; the newer time is written
+            // later.
             self.heard(at, record, false, out);
             return self.answer(at, conn, attempt, session, out);
         }
@@ -347,7 +350,8 @@ impl State {
         });
     }
 
-    /// The one answer of a connection: evidence first, so that who reads `ok` finds it logged.
+    /// The one answer to a hello. The log line goes out first, so that whoever reads `ok` finds it
+    /// in the log.
     fn answer(
         &mut self,
         at: At,
@@ -362,7 +366,8 @@ impl State {
             (None, None) => ok_reply(),
         };
         if let Some(evidence) = self.attempts.note(at.boot_ms, at.wall_ms, attempt) {
-            // The attempt's line comes before what it led to (a VM entering the window).
+            // The attempt's line comes before the lines of its consequences, such as a VM that
+            // became reachable.
             let position = out
                 .iter()
                 .position(|effect| matches!(effect, Effect::Log(_) | Effect::Tell(_)))
@@ -391,7 +396,7 @@ impl State {
         known.phase = Phase::Answered;
         let plane = known.plane;
         let places = self.places(plane);
-        // Who was told to go has none any more.
+        // An evicted connection no longer counts against the limit.
         if places.waiting.remove(&conn) {
             places.answered.insert(conn);
         }
@@ -427,7 +432,7 @@ impl State {
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
-        // Its hello was whole: it counts, though nobody is left to be told.
+        // Its hello was complete, so it counts, although the client is gone.
         if matches!(known.phase, Phase::Storing(_)) {
             return;
         }

@@ -1,7 +1,7 @@
-//! What the bus tells people: sessions, refused frames, slow clients (docs/PROTOCOL.md).
+//! Log lines and events of the bus: sessions, refused frames, slow clients (docs/PROTOCOL.md).
 //!
-//! Here: log lines and events of the bus, merged beyond 20 a second. Not here: hellos
-//! (`broker::attempts`), freshness (`super::freshness`).
+//! Here: these lines and events, merged beyond 20 a second. Not here: those of hellos
+//! (`broker::attempts`) and freshness (`super::freshness`).
 
 use crate::core::broker::attempts::line_head;
 use crate::core::broker::frame::Refused;
@@ -11,7 +11,7 @@ use crate::core::name::VmName;
 use super::session::Cause;
 use super::{At, ConnId, Effect, State};
 
-/// A refused frame, to be told.
+/// A refused frame, for log and event.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub(super) vm: VmName,
@@ -20,7 +20,7 @@ pub struct Refusal {
     pub(super) reason: Refused,
 }
 
-/// A session opened or closed, to be told.
+/// A session that was opened or closed, for log and event.
 #[derive(Clone, Debug)]
 pub struct Change {
     pub(super) vm: VmName,
@@ -109,7 +109,7 @@ impl State {
         out.push(Effect::Tell(event));
     }
 
-    /// What was merged because there was too much of it.
+    /// Logs what was merged because there was too much of it.
     pub(super) fn flush_merged(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
         for (change, count) in self.changes.flush(at.boot_ms, at_once) {
             self.say_change(at, &change, Some(count), out);
@@ -119,7 +119,7 @@ impl State {
         }
     }
 
-    /// Its queue is full: it is cut off, so that nobody else waits for it.
+    /// A session whose queue is full is cut off, so that nobody else waits for it.
     pub(super) fn on_full(&mut self, at: At, conn: ConnId, queued_bytes: u64, out: &mut Vec<Effect>) {
         let Some(session) = self.session(conn) else {
             return;

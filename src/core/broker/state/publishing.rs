@@ -1,7 +1,7 @@
-//! What the frames of a session do: publish, subscribe, beat (docs/PROTOCOL.md).
+//! What the frames of a session do: publish, subscribe, heartbeat (docs/PROTOCOL.md).
 //!
-//! Here: frames into the group, and the broker's own messages. Not here: frames as bytes
-//! (`broker::frame`), what a kept group gives to whom (`super::commit`).
+//! Here: how frames fill the batch, and the broker's own messages. Not here: frames as bytes
+//! (`broker::frame`), who gets what after the commit (`super::commit`).
 
 use std::ops::Range;
 
@@ -22,13 +22,13 @@ use super::{At, ConnId, Effect, Plane, State, freshness};
 enum Spelling {
     /// As it should be.
     Same,
-    /// In the project it is this.
+    /// The project spells it so.
     Another(String),
-    /// It is to a VM that the project doesn't have.
+    /// It names a VM that the project doesn't have.
     Unknown,
 }
 
-/// A VM's allowance of publishes, thousandths of one.
+/// A VM's allowance of publishes, in thousandths of a publish.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
     left: u64,
@@ -154,7 +154,7 @@ impl State {
         if rate == 0 || key == "host" {
             return Ok(());
         }
-        // A second's worth may come at once.
+        // The allowance of one second may be used at once.
         let full = rate * 1000;
         let allowance = self.allowances.entry(key.to_owned()).or_insert(Allowance {
             left: full,
@@ -172,8 +172,8 @@ impl State {
         }
     }
 
-    /// Whether answers may be asked for on this topic. A guest names a topic of its own: whoever
-    /// answers publishes there in his own name, and must not be made to tell others what he didn't mean.
+    /// Whether replies may be asked for on this topic. A guest must name a topic of its own: who
+    /// replies publishes there, and must not be led to publish where others read.
     fn may_await(&self, conn: ConnId, topic: &[u8]) -> Result<(), Refused> {
         if topic.is_empty() {
             return Ok(());
@@ -188,7 +188,7 @@ impl State {
         if own { Ok(()) } else { Err(Refused::Forbidden) }
     }
 
-    /// A message gets its number and its place in the group.
+    /// Gives a message its number and puts it into the batch.
     fn publish(
         &mut self,
         vm: &VmName,
@@ -223,7 +223,7 @@ impl State {
         }));
     }
 
-    /// `vm:web-0` in the project's own spelling, so that names are the same whatever their case.
+    /// How the project spells a topic such as `vm:web-0`, whatever its case.
     fn spelling_of(&self, topic: &[u8]) -> Spelling {
         let rest = topic.strip_prefix(TO_VM.as_bytes());
         let (Some(rest), Some(table)) = (rest, self.table.as_ref()) else {
@@ -287,7 +287,7 @@ impl State {
         self.group.ops.push(Op::Say { conn, frame });
     }
 
-    /// An answer that says no; the log hears of it as well.
+    /// Refuses a frame: an answer to the client and a line in the log.
     pub(super) fn refuse(&mut self, at: At, conn: ConnId, answer: &Answer<'_>, out: &mut Vec<Effect>) {
         self.say(conn, answer);
         if let Some(reason) = answer.refused {
@@ -295,8 +295,8 @@ impl State {
         }
     }
 
-    /// A message of the broker's own on `castra/<family>/<vm>`, for VMs the project knows: the
-    /// fields of the event.
+    /// Publishes an event's fields as the broker's own message on `castra/<family>/<vm>`, for VMs
+    /// that the project knows.
     pub(super) fn announce(&mut self, at: At, family: &str, vm: &VmName, event: &Event) {
         let known = self.table.as_ref().and_then(|table| table.get(&vm.key()));
         if known.is_none() || !self.log_open || self.given >= MAX_SEQ {

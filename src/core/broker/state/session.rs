@@ -1,4 +1,4 @@
-//! Sessions of the bus: whose they are, what they are subscribed to, how they end (docs/PROTOCOL.md).
+//! Sessions of the bus: their VM, their subscriptions, how they end (docs/PROTOCOL.md).
 //!
 //! Here: a session's own state, opening and ending one, idle and superseded ones. Not here: what
 //! its frames do (`super::publishing`), what it gets (`super::commit`).
@@ -15,21 +15,21 @@ use super::notices::Change;
 use super::topics::Reader;
 use super::{At, ConnId, Effect, Phase, Plane, State};
 
-/// Why a session ended: the word in log, event and `close` frame.
+/// Why a session ended; log, event and `close` frame use the same word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// Its client closed the connection.
     Disconnected,
-    /// No frame for too long.
+    /// It sent no frame for too long.
     Idle,
-    /// What it sent can't be trusted any more.
+    /// It broke the protocol, so nothing that follows can be understood.
     ProtocolError,
     /// The broker stops.
     ShuttingDown,
-    /// It doesn't take what is delivered.
+    /// It reads too slowly.
     SlowConsumer,
-    /// The project has no such VM any more, or has launched it anew; or a session of the same VM took
-    /// its place.
+    /// The project removed the VM or launched it again, or another session of the same VM replaced
+    /// it.
     Superseded,
 }
 
@@ -46,41 +46,40 @@ impl Cause {
         }
     }
 
-    /// Whether the client is told by a `close` frame. One that was cut off in the middle of a
-    /// delivery can't be.
+    /// Whether a `close` frame is sent. It can't be where a delivery was cut off in the middle.
     fn is_told(self) -> bool {
         matches!(self, Cause::Idle | Cause::ProtocolError | Cause::ShuttingDown)
     }
 }
 
-/// A session that has sent nothing but its hello for so long makes room for another one of its VM: its
-/// client can send a frame together with the hello.
+/// A session that has sent nothing but its hello for this long may be replaced by another one of
+/// its VM: a client can send a frame together with the hello.
 const FIRST_FRAME_MS: u64 = 1000;
 
-/// One that has left out so many heartbeats makes room as well.
+/// A session that has missed this many heartbeats may be replaced, too.
 const STALE_BEATS: u64 = 2;
 
-/// Why a session makes room for another one of its VM: the first reason comes first.
+/// Why a session may be replaced by another one of its VM, the best reason first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Worth {
-    /// Its hello showed no token, and the other one's does.
+    /// Its hello showed no token, and the new one's did.
     Unproven,
-    /// It has never said anything.
+    /// It has never sent a frame.
     Silent,
-    /// It says nothing any more.
+    /// It has stopped sending frames.
     Stale,
 }
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sub {
-    /// Its own number, never used twice in a session.
+    /// Its number, unique in its session.
     pub number: u64,
     /// The first message it is for.
     pub first: u64,
-    /// The first message it hasn't dealt with, as of the moment its session fell behind.
+    /// The first number that it hasn't dealt with, as of the moment its session fell behind.
     pub next: u64,
-    /// The newest messages up to this number were asked for.
+    /// If set, the newest message of each topic up to this number was asked for.
     pub last: Option<u64>,
     /// The group it shares the subscription with.
     pub group: Option<String>,
@@ -91,7 +90,7 @@ pub struct Sub {
 pub struct Session {
     /// Its public id.
     pub id: String,
-    /// Whose it is, as the project spells it.
+    /// Its VM, as the project spells the name.
     pub vm: VmName,
     /// What it may read.
     pub reader: Reader,
@@ -108,14 +107,14 @@ pub struct Session {
     pub(super) head: Vec<u8>,
     pub(super) subs: BTreeMap<Pattern, Sub>,
     pub(super) subs_made: u64,
-    /// Its deliveries come from the log, by its own thread.
+    /// Its own thread delivers from the log.
     pub(super) behind: bool,
-    /// Its thread waits for an order.
+    /// Its thread waits to be told how it gets its messages.
     pub(super) asks: bool,
 }
 
 impl Session {
-    /// A session that has said nothing yet.
+    /// A session that has sent no frame yet.
     pub fn new(id: String, vm: VmName, plane: Plane, since_ms: u64, capabilities: Vec<String>) -> Session {
         Session {
             id,
@@ -144,7 +143,7 @@ impl Session {
     }
 
     pub(super) fn plan(&self, upto: u64) -> Plan {
-        // What a group gets is decided when it comes, and never read from the log.
+        // Messages for a group are assigned when they come, and never read from the log.
         let plain = self.subs.iter().filter(|(_, sub)| sub.group.is_none());
         let wanted = plain.map(|(pattern, sub)| Wanted {
             pattern: pattern.clone(),
@@ -181,8 +180,9 @@ impl State {
         self.vm_sessions.get(key).map_or(0, BTreeSet::len)
     }
 
-    /// Makes sure that a VM may have one session more. At the limit one of its sessions makes room if it is
-    /// worth less than the new one: whoever squats them must not keep the VM out. False: none is.
+    /// Makes sure that a VM may have one more session. At the limit the session with the best
+    /// reason to go is closed, so that a program that holds them all can't keep the VM out. False:
+    /// none may be closed.
     pub(super) fn make_place(&mut self, at: At, key: &str, proven: bool, out: &mut Vec<Effect>) -> bool {
         if self.sessions_of(key) < self.rules.bus.sessions_per_vm {
             return true;
@@ -242,8 +242,8 @@ impl State {
         self.tell_change(at, change, out);
     }
 
-    /// Ends a session: its subscriptions go, and whoever watches is told. What follows for its
-    /// connection is the caller's.
+    /// Ends a session: removes its subscriptions and reports its end. The connection is the
+    /// caller's business.
     pub(super) fn end_session(&mut self, at: At, conn: ConnId, cause: Cause, out: &mut Vec<Effect>) {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
@@ -297,7 +297,7 @@ impl State {
         });
     }
 
-    /// The end of its input: what it said before is answered, then it is gone.
+    /// The client sends nothing more: its earlier frames are answered, then the session ends.
     pub(super) fn on_ended(&mut self, conn: ConnId) {
         if self.session(conn).is_some() {
             let cause = Cause::Disconnected;
@@ -305,7 +305,7 @@ impl State {
         }
     }
 
-    /// A session that was behind has come to the end of the log as it knew it.
+    /// A session that was behind has replayed all that it was told of.
     pub(super) fn on_at_end(&mut self, conn: ConnId, next: u64, out: &mut Vec<Effect>) {
         let kept = self.kept;
         let Some(session) = self.session_mut(conn) else {
@@ -314,7 +314,7 @@ impl State {
         let order = if next > kept {
             session.behind = false;
             session.asks = false;
-            // Told once; should the session fall behind again, it isn't due again.
+            // The newest messages are sent once, also if the session falls behind again.
             session.subs.values_mut().for_each(|sub| sub.last = None);
             Order::Attached
         } else {
@@ -323,7 +323,7 @@ impl State {
         out.push(Effect::Order { conn, order });
     }
 
-    /// Sessions that must go because of what the project is now.
+    /// Ends sessions of VMs that were removed or launched again.
     pub(super) fn end_superseded(&mut self, at: At, out: &mut Vec<Effect>) {
         let Some(table) = self.table.as_ref() else {
             return;
@@ -350,7 +350,7 @@ impl State {
         }
     }
 
-    /// Closes what was silent for too long.
+    /// Closes sessions that were silent for too long.
     pub(super) fn end_idle(&mut self, at: At, out: &mut Vec<Effect>) {
         if self.idle_due.is_none_or(|due| at.boot_ms < due) {
             return;
@@ -373,7 +373,7 @@ impl State {
         for conn in idle {
             self.close_session(at, conn, Cause::Idle, out);
         }
-        // An allowance that is full again needs no memory.
+        // An allowance that is full again needn't be remembered.
         self.allowances
             .retain(|_, allowance| at.boot_ms < allowance.at_ms + 1000);
     }

@@ -1,8 +1,8 @@
 //! Topics: who is subscribed to what, and who may read what (docs/PROTOCOL.md).
 //!
-//! Here: the index of live and past subscriptions, access. Not here: the grammar of topics
-//! (`core::bus::topic`), subscriptions that several share (`super::groups`), when a subscription
-//! begins or ends (`super::commit`).
+//! Here: the index of subscriptions, and access. Not here: the grammar of topics
+//! (`core::bus::topic`), subscriptions that several sessions share (`super::groups`), when a
+//! subscription begins or ends (`super::commit`).
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use crate::core::name::VmName;
 use super::groups::Groups;
 use super::{ConnId, Plane};
 
-/// What the broker alone publishes under.
+/// The prefix under which only the broker publishes.
 pub const OWN: &str = "castra/";
 
-/// Messages to one VM.
+/// The prefix of messages to one VM.
 pub const TO_VM: &str = "vm:";
 
 /// Who reads: a VM, or the host.
@@ -25,13 +25,13 @@ pub struct Reader {
     pub plane: Plane,
     /// Its name in lower case.
     pub key: String,
-    /// Its second name in lower case, if it has one: messages to that are messages to it.
+    /// Its second name in lower case, if it has one: messages to that name are for it, too.
     pub second: Option<String>,
 }
 
 impl Reader {
-    /// Whether a message of this topic may reach it. The host reads all; what is for or about
-    /// one VM is nobody else's.
+    /// Whether it may get a message of this topic. The host reads all; messages to or about one VM
+    /// go to no other VM.
     pub fn may_read(&self, topic: &str) -> bool {
         let name = if let Some(rest) = topic.strip_prefix(TO_VM) {
             name_in(rest)
@@ -44,8 +44,8 @@ impl Reader {
         self.plane == Plane::Host || name.eq_ignore_ascii_case(&self.key) || self.second.iter().any(is_second)
     }
 
-    /// Whether it may ask for this at all. What has a `*` may be asked for by anybody: it matches
-    /// what its session may read.
+    /// Whether it may subscribe to this. Anybody may subscribe to a pattern with `*`: it matches
+    /// only what the session may read.
     pub fn may_ask(&self, pattern: &Pattern) -> bool {
         pattern.is_prefix() || pattern.has_holes() || self.may_read(pattern.as_str())
     }
@@ -58,7 +58,7 @@ impl Reader {
     }
 }
 
-/// The name in what follows `vm:`, which may go on behind a slash.
+/// The VM's name in what follows `vm:`; a slash ends it.
 pub fn name_in(rest: &str) -> &str {
     rest.split_once('/').map_or(rest, |(name, _)| name)
 }
@@ -72,21 +72,21 @@ pub fn names_vm(topic: &str) -> bool {
 
 type Subscribers = BTreeMap<ConnId, u64>;
 
-/// Subscriptions by topic, each with the first number wanted. Finding the subscribers of a topic
-/// takes one look for the topic, one for each length that a prefix has, and one at each pattern
-/// with a `*` in the middle, of which a session may have few.
+/// Subscriptions by topic, each with the first number wanted. To find the subscribers of a topic
+/// takes one lookup for the topic, one for each length of prefix, and one comparison for each
+/// pattern with a `*` in the middle, of which a session may have few.
 #[derive(Debug, Default)]
 pub struct Index {
     exact: BTreeMap<String, Subscribers>,
     prefixes: BTreeMap<String, Subscribers>,
     lengths: BTreeMap<usize, usize>,
     with_holes: BTreeMap<Pattern, Subscribers>,
-    /// Those who share a subscription.
+    /// Sessions that share a subscription.
     pub groups: Groups,
 }
 
 impl Index {
-    /// Nobody is subscribed to anything.
+    /// Whether nobody is subscribed to anything.
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty()
             && self.prefixes.is_empty()
@@ -150,7 +150,7 @@ impl Index {
         }
     }
 
-    /// Who is subscribed to this topic, each once, with the first number it wants of it.
+    /// The subscribers of this topic, each once, with the first number that it wants.
     pub fn matching(&self, topic: &str) -> Subscribers {
         let mut found = self.exact.get(topic).cloned().unwrap_or_default();
         for length in self.lengths.keys() {

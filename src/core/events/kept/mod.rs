@@ -1,8 +1,8 @@
 //! Events as they are kept: reading the journals back.
 //!
-//! Here: one kept line, what it is picked by, and its time. Below: one file of a journal
-//! (`segment`), and a whole journal with its rotated files (`trail`). Not here: writing
-//! (`core::lines::journal`), or merging journals (`core::operations::events`).
+//! Here: one line of a journal, the fields by which lines are selected, its time. Not here: reading
+//! a journal's files (`core::lines`), writing them (`core::lines::journal`), merging journals
+//! (`core::operations::events`).
 
 use std::borrow::Cow;
 
@@ -18,7 +18,7 @@ pub struct Kept {
     pub line: String,
     /// Its time.
     pub ts: String,
-    /// Its type; a later castra may have kept some that this one doesn't know.
+    /// Its type; this castra may not know those of a later one.
     pub kind: String,
     /// Id of its run.
     pub run: Option<String>,
@@ -31,8 +31,8 @@ impl Kept {
     }
 }
 
-/// The fields that lines are picked by. `vm` is any JSON: a later castra's types may use the word
-/// for something else.
+/// The fields by which lines are selected. `vm` is any JSON: a later castra may use the name for
+/// something else.
 #[derive(Deserialize)]
 pub(crate) struct Head<'l> {
     #[serde(rename = "type", borrow)]
@@ -61,13 +61,13 @@ impl Head<'_> {
 pub(crate) struct Read<'l> {
     /// The event on it, if there is one.
     pub event: Option<(&'l str, Head<'l>)>,
-    /// Something on it is no event.
+    /// Whether part of the line isn't an event.
     pub corrupt: bool,
 }
 
 /// Reads one line, without its line end. A writer that died in the middle of a line leaves a torn
-/// one, and another that has the file open may append to it before anybody cuts it: what follows
-/// the torn piece is an event all the same.
+/// line, and another writer may append to it before anybody cuts it off: what follows the torn part
+/// is still an event.
 pub(crate) fn read(line: &[u8]) -> Read<'_> {
     /// How every line that castra writes begins.
     const BEGINNING: &str = r#"{"type":""#;

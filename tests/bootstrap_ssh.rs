@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use castra::core::bootstrap::bootstrap_plan::{self, Known};
+use castra::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use castra::core::bootstrap::context::{Context, Launch};
 use castra::core::bootstrap::keys;
 use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome};
@@ -137,7 +137,7 @@ impl Fixture {
         base: impl FnOnce() -> Result<String, Failure> + Send,
     ) -> Ran {
         let vm = &self.config.vms[0];
-        let known = Known {
+        let known = LastLaunch {
             ssh_port: Some(self.port),
             accel: Some(Accel::Tcg),
         };

@@ -13,7 +13,7 @@ use castra::core::events::contract::{FACTS, Stamped};
 use castra::core::events::{
     Accel, BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapPlanSsh, BootstrapPlanVerify,
     BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, HandshakeOutcome,
-    MachinePlan, PlannedForward, PlannedMount, SessionPhase, Severity, VizierPlanStatus, VmCounts,
+    PlannedForward, PlannedMount, SessionPhase, Severity, VizierPlanStatus, VmCounts, VmPlan,
 };
 use castra::core::name::VmName;
 use serde_json::Value;
@@ -127,8 +127,8 @@ fn lifecycle() -> Vec<Event> {
     ]
 }
 
-fn machine() -> MachinePlan {
-    MachinePlan {
+fn machine() -> VmPlan {
+    VmPlan {
         running: false,
         image: "/images/debian.qcow2".into(),
         pending: false,

@@ -23,8 +23,8 @@ use castra::core::root::ending;
 use castra::core::root::paths::{StateRoot, VmPaths, vm_file};
 use castra::core::root::qemu_process::signal_qemu;
 use castra::core::runtime::binary::{find_qemu, qemu_version};
-use castra::core::runtime::fault::{LaunchError, StartFault};
-use castra::core::runtime::forwards::Ports;
+use castra::core::runtime::fault::{LaunchError, StartFailure};
+use castra::core::runtime::forwards::PortAllocator;
 use castra::core::runtime::launch::{BootFault, Launched, boot_fault, launch, launch_with_ports};
 use castra::core::runtime::launch_plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
 use castra::core::runtime::qmp::Qmp;
@@ -264,7 +264,7 @@ fn refusals_keep_qemus_words() {
     let vm = Vm::faked("refuse=-m 1: cannot set up guest memory 'pc.ram': Cannot allocate memory");
     let error = vm.launch().unwrap_err();
     assert!(
-        matches!(&error, LaunchError::Refused(StartFault::NoMemory(words)) if words.contains("pc.ram")),
+        matches!(&error, LaunchError::Refused(StartFailure::NoMemory(words)) if words.contains("pc.ram")),
         "{error}"
     );
     vm.assert_nothing_left();
@@ -272,7 +272,7 @@ fn refusals_keep_qemus_words() {
     vm.plan.accel = Accel::Kvm;
     let error = vm.launch().unwrap_err();
     assert!(
-        matches!(error, LaunchError::Refused(StartFault::NoKvm(_))),
+        matches!(error, LaunchError::Refused(StartFailure::NoKvm(_))),
         "{error}"
     );
 }
@@ -429,7 +429,7 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
 #[test]
 fn an_attached_qemu_tries_other_ports_too() {
     let mut vm = attached("snatch=1");
-    let ports = Ports::new();
+    let ports = PortAllocator::new();
     let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], None, &Cancel::new(), |_| Ok(()));
     assert!(launched.unwrap().attached.is_some());
 }
@@ -449,7 +449,7 @@ fn an_old_qmp_log_is_not_believed() {
 fn ports_snatched_away_are_replaced() {
     let mut vm = Vm::faked("snatch=2");
     let mut tried = Vec::new();
-    let ports = Ports::new();
+    let ports = PortAllocator::new();
     let launched = launch_with_ports(&mut vm.plan, &ports, &[], &[], None, &Cancel::new(), |plan| {
         tried.push(plan.forwards[0].host);
         Ok(())
@@ -473,7 +473,7 @@ fn a_fixed_port_is_never_replaced() {
     let go = |vm: &mut Vm| {
         launch_with_ports(
             &mut vm.plan,
-            &Ports::new(),
+            &PortAllocator::new(),
             &wanted,
             &[],
             None,
@@ -497,7 +497,7 @@ fn a_fixed_port_is_never_replaced() {
     let mut vm = Vm::faked("snatch=1");
     let error = go(&mut vm).unwrap_err();
     assert!(
-        matches!(error, LaunchError::Refused(StartFault::PortTaken(p)) if p == port),
+        matches!(error, LaunchError::Refused(StartFailure::PortTaken(p)) if p == port),
         "{error}"
     );
     vm.assert_nothing_left();
@@ -516,7 +516,7 @@ fn a_real_qemu_starts_answers_and_is_terminated() {
         guest: 53,
         protocol: Protocol::Udp,
     }];
-    let ports = Ports::new();
+    let ports = PortAllocator::new();
     let launched = launch_with_ports(&mut vm.plan, &ports, &wanted, &[], None, &Cancel::new(), |_| {
         Ok(())
     });
@@ -569,7 +569,7 @@ fn a_real_qemu_says_why_it_refuses() {
     vm.plan.qemu_args = vec!["-nonsense".into()];
     let error = vm.launch().unwrap_err();
     assert!(
-        matches!(&error, LaunchError::Refused(StartFault::Other(words)) if words == "-nonsense: invalid option"),
+        matches!(&error, LaunchError::Refused(StartFailure::Other(words)) if words == "-nonsense: invalid option"),
         "{error}"
     );
     assert_eq!(
@@ -594,7 +594,7 @@ fn a_real_qemu_says_why_it_refuses() {
     }];
     let error = vm.launch().unwrap_err();
     assert!(
-        matches!(error, LaunchError::Refused(StartFault::PortTaken(p)) if p == port),
+        matches!(error, LaunchError::Refused(StartFailure::PortTaken(p)) if p == port),
         "{error}"
     );
     vm.assert_nothing_left();

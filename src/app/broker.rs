@@ -11,7 +11,7 @@ use crate::cli::Raw;
 /// Runs the broker until it is told to stop.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let config = find_project::config(raw)?;
-    lost::refuse(&config)?;
+    lost::refuse_if_running_elsewhere(&config)?;
     context.say(&format!(
         "broker of {}: it logs to {}; Ctrl-C stops it",
         config.project,

@@ -25,7 +25,7 @@ use crate::app::output::Output;
 use crate::cli::Raw;
 
 /// Messages that `tail` shows, unless --tail says otherwise.
-const USUAL_TAIL: u64 = 50;
+const DEFAULT_TAIL: u64 = 50;
 /// Longer payloads are cut for people, bytes.
 const LIMIT: usize = 4096;
 /// Columns of sender and topic at first; longer ones widen them.
@@ -218,7 +218,7 @@ pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
         state: selected.state(),
         log,
         topics: patterns(&raw.topics)?,
-        last: Some(raw.tail.map_or(USUAL_TAIL, |lines| lines as u64)),
+        last: Some(raw.tail.map_or(DEFAULT_TAIL, |lines| lines as u64)),
         follow: follows(raw)?,
         cancel: context.end_on_signals(),
     };
@@ -328,11 +328,11 @@ impl Printer<'_> {
         };
         format!(
             "{}  {}  {}  {}{}",
-            self.style.faint(&time_of_day(message.ts)),
-            self.style.strong(&format!("{vm:<0$}", self.vm_column)),
-            self.style.good(&format!("{topic:<0$}", self.topic_column)),
+            self.style.dim(&time_of_day(message.ts)),
+            self.style.bold(&format!("{vm:<0$}", self.vm_column)),
+            self.style.success(&format!("{topic:<0$}", self.topic_column)),
             escape_line(message.payload.get(), LIMIT),
-            self.style.faint(&reply)
+            self.style.dim(&reply)
         )
     }
 }
@@ -365,7 +365,7 @@ impl BusSink for Printer<'_> {
                 .json_line(format!("{{\"gap\":{{\"from\":{from},\"to\":{to}}}}}"));
         }
         self.out.flush();
-        let warning = self.err_style.odd("warning:");
+        let warning = self.err_style.warning("warning:");
         self.screen.say(&format!(
             "{warning} rotation has removed messages {from} to {to} from the log"
         ));

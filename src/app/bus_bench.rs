@@ -8,17 +8,17 @@ use super::{bus, up};
 use crate::cli::Raw;
 
 /// What is measured unless flags say otherwise.
-const USUAL_MESSAGES: u64 = 50_000;
-const USUAL_SIZE: usize = 200;
-const USUAL_IN_FLIGHT: usize = 64;
+const DEFAULT_MESSAGES: u64 = 50_000;
+const DEFAULT_SIZE: usize = 200;
+const DEFAULT_IN_FLIGHT: usize = 64;
 
 /// Measures, and prints a table.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = BusBenchOptions {
         project: bus::project(raw)?,
-        messages: raw.messages.unwrap_or(USUAL_MESSAGES),
-        size: raw.size.unwrap_or(USUAL_SIZE),
-        in_flight: raw.in_flight.unwrap_or(USUAL_IN_FLIGHT),
+        messages: raw.messages.unwrap_or(DEFAULT_MESSAGES),
+        size: raw.size.unwrap_or(DEFAULT_SIZE),
+        in_flight: raw.in_flight.unwrap_or(DEFAULT_IN_FLIGHT),
         publishers: raw.publishers.unwrap_or(1),
         cli: Some(up::own_binary()?),
         cancel: context.end_on_signals(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use castra::core::cancel::Cancel;
 use castra::core::console::Console;
-use castra::core::console::bridge::{Relay, RelayEnd};
+use castra::core::console::bridge::{Bridge, BridgeEnd};
 use castra::core::failure::{Exit, Failure, Result};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
@@ -25,7 +25,7 @@ const ESCAPE: u8 = 0x1d;
 const QUIET: Duration = Duration::from_secs(2);
 
 /// More of the past is in `castra logs`.
-const MOST_LINES: usize = 100;
+const MAX_LINES: usize = 100;
 
 /// QEMU closes its sockets before it is gone.
 const GONE_WITHIN: Duration = Duration::from_secs(5);
@@ -51,7 +51,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let end = {
         let _raw = if interactive { Terminal::raw()? } else { None };
         if io::stdout().is_terminal() {
-            let lines = terminal::size().rows.saturating_sub(2).min(MOST_LINES);
+            let lines = terminal::size().rows.saturating_sub(2).min(MAX_LINES);
             write_all(console.last_lines(lines).as_bytes())?;
         }
         relay(&console, raw, interactive, cancel)?
@@ -61,17 +61,17 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.say("");
     }
     let words = match end {
-        RelayEnd::Closed if has_gone(&console) => format!("vm `{vm}` has ended"),
-        RelayEnd::Closed => {
+        BridgeEnd::Closed if has_gone(&console) => format!("vm `{vm}` has ended"),
+        BridgeEnd::Closed => {
             return Err(
                 Failure::new(Exit::Io, format!("the console of vm `{vm}` was closed"))
                     .because("QEMU closed it and still runs")
                     .advice("castra status"),
             );
         }
-        RelayEnd::Left => format!("left the console of vm `{vm}`, which keeps running"),
-        RelayEnd::InputEnded | RelayEnd::ReaderGone => String::new(),
-        RelayEnd::Cancelled => return Ok(Exit::Interrupted),
+        BridgeEnd::Left => format!("left the console of vm `{vm}`, which keeps running"),
+        BridgeEnd::InputEnded | BridgeEnd::ReaderGone => String::new(),
+        BridgeEnd::Cancelled => return Ok(Exit::Interrupted),
     };
     if !words.is_empty() {
         context.say(&words);
@@ -79,9 +79,9 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn relay(console: &Console, raw: &Raw, interactive: bool, cancel: Cancel) -> Result<RelayEnd> {
+fn relay(console: &Console, raw: &Raw, interactive: bool, cancel: Cancel) -> Result<BridgeEnd> {
     let output = duplicate(io::stdout())?;
-    Relay {
+    Bridge {
         input: duplicate(io::stdin())?,
         output: Box::new(std::fs::File::from(output)),
         escape: interactive.then_some(ESCAPE),

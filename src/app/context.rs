@@ -13,7 +13,7 @@ use castra::core::reporter::Reporter;
 use super::failure;
 use super::interrupt::{cancel_on_signals, end_on_signals};
 use super::output::Output;
-use super::progress::{Detail, Expected, JsonReporter, PeopleReporter, Trace};
+use super::progress::{Expected, HumanReporter, JsonReporter, Trace, Verbosity};
 use super::screen::Screen;
 use super::style::Style;
 use crate::cli::Raw;
@@ -64,7 +64,7 @@ impl Context {
     /// A warning on stderr, even with `--quiet`.
     pub fn warn(&self, text: &str) {
         self.screen
-            .say(&format!("{} {text}", self.err_style.odd("warning:")));
+            .say(&format!("{} {text}", self.err_style.warning("warning:")));
     }
 
     /// Signals ask to stop from now on.
@@ -89,15 +89,15 @@ impl Context {
     }
 
     /// Sentences on stderr, for the next operation.
-    pub fn people_reporter(&mut self) -> PeopleReporter {
-        PeopleReporter::new(self.screen, self.err_style, self.detail(), self.expected.take())
+    pub fn people_reporter(&mut self) -> HumanReporter {
+        HumanReporter::new(self.screen, self.err_style, self.detail(), self.expected.take())
     }
 
-    fn detail(&self) -> Detail {
+    fn detail(&self) -> Verbosity {
         match (self.quiet, self.verbose) {
-            (true, _) => Detail::Quiet,
-            (false, true) => Detail::Verbose,
-            (false, false) => Detail::Usual,
+            (true, _) => Verbosity::Quiet,
+            (false, true) => Verbosity::Verbose,
+            (false, false) => Verbosity::Usual,
         }
     }
 

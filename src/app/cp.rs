@@ -21,7 +21,7 @@ const NAMED: usize = 20;
 
 /// A place as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Place<'a> {
+enum CpPath<'a> {
     /// Of this machine.
     Here(&'a OsStr),
     /// `vm:path`.
@@ -30,7 +30,7 @@ enum Place<'a> {
 
 /// Copies, and names what wasn't copied.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    let places: Vec<Place<'_>> = raw.operands.iter().map(|word| place(word)).collect();
+    let places: Vec<CpPath<'_>> = raw.operands.iter().map(|word| place(word)).collect();
     let name = the_vm(&places)?;
     let typed_name = operands::name(&name.to_owned()).map_err(|failure| failure.because(LOCAL_ADVICE))?;
     let selected = find_project::project(raw)?;
@@ -44,11 +44,11 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let target = login::running_target(&selected.state(), &vm).map_err(no_connection)?;
     let (to, from) = places.split_last().expect("the parser refuses fewer than two");
     let copied = match to {
-        Place::There(_, path) => {
+        CpPath::There(_, path) => {
             let sources: Vec<PathBuf> = from.iter().map(|place| PathBuf::from(place.path())).collect();
             copy::put(&target, &sources, path)?
         }
-        Place::Here(path) => {
+        CpPath::Here(path) => {
             let sources: Vec<OsString> = from.iter().map(|place| place.path().to_owned()).collect();
             copy::get(&target, &sources, Path::new(path))?
         }
@@ -62,7 +62,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             let more = all.saturating_sub(NAMED);
             let what = format!("not everything was copied; {} were", human::bytes(copied.bytes));
             let mut failure = Failure::new(Exit::Failed, what);
-            if let Place::There(..) = to
+            if let CpPath::There(..) = to
                 && copied.left_out.iter().any(|line| no_room(line))
             {
                 failure = failure.advice(format!(
@@ -84,10 +84,10 @@ fn no_room(line: &str) -> bool {
     line.contains("No space left on device")
 }
 
-impl<'a> Place<'a> {
+impl<'a> CpPath<'a> {
     fn path(&self) -> &'a OsStr {
         match self {
-            Place::Here(path) | Place::There(_, path) => path,
+            CpPath::Here(path) | CpPath::There(_, path) => path,
         }
     }
 }
@@ -96,25 +96,25 @@ const LOCAL_ADVICE: &str =
     "a word with a colon before any slash is vm:path; `./a:b` is a file on this machine";
 
 /// As scp takes words apart: a colon before any slash ends the name of a VM.
-fn place(word: &OsStr) -> Place<'_> {
+fn place(word: &OsStr) -> CpPath<'_> {
     let bytes = word.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');
     match colon {
-        Some(at) if at > 0 && !bytes[..at].contains(&b'/') => Place::There(
+        Some(at) if at > 0 && !bytes[..at].contains(&b'/') => CpPath::There(
             OsStr::from_bytes(&bytes[..at]),
             OsStr::from_bytes(&bytes[at + 1..]),
         ),
-        _ => Place::Here(word),
+        _ => CpPath::Here(word),
     }
 }
 
 /// The one VM that the words are about: all sources or the destination.
-fn the_vm<'a>(places: &[Place<'a>]) -> Result<&'a OsStr> {
+fn the_vm<'a>(places: &[CpPath<'a>]) -> Result<&'a OsStr> {
     let usage = |what: &str, next: &str| Failure::new(Exit::Usage, what.to_owned()).advice(next);
     let (to, from) = places.split_last().expect("the parser refuses fewer than two");
-    let there = |place: &Place<'a>| match place {
-        Place::There(vm, _) => Some(*vm),
-        Place::Here(_) => None,
+    let there = |place: &CpPath<'a>| match place {
+        CpPath::There(vm, _) => Some(*vm),
+        CpPath::Here(_) => None,
     };
     let sources: Vec<&OsStr> = from.iter().filter_map(there).collect();
     match (sources.first(), there(to)) {
@@ -145,21 +145,21 @@ fn the_vm<'a>(places: &[Place<'a>]) -> Result<&'a OsStr> {
 mod tests {
     use super::*;
 
-    fn places<'a>(words: &'a [&'a str]) -> Vec<Place<'a>> {
+    fn places<'a>(words: &'a [&'a str]) -> Vec<CpPath<'a>> {
         words.iter().map(|word| place(OsStr::new(word))).collect()
     }
 
     #[test]
     fn words_of_vms_and_of_this_machine() {
-        let there = |vm: &'static str, path: &'static str| Place::There(OsStr::new(vm), OsStr::new(path));
+        let there = |vm: &'static str, path: &'static str| CpPath::There(OsStr::new(vm), OsStr::new(path));
         for (word, expected) in [
             ("web:/etc/a b", there("web", "/etc/a b")),
             ("web:", there("web", "")),
             ("web-0.x:a:b", there("web-0.x", "a:b")),
-            ("./a:b", Place::Here(OsStr::new("./a:b"))),
-            ("/a:b", Place::Here(OsStr::new("/a:b"))),
-            (":a", Place::Here(OsStr::new(":a"))),
-            ("-a", Place::Here(OsStr::new("-a"))),
+            ("./a:b", CpPath::Here(OsStr::new("./a:b"))),
+            ("/a:b", CpPath::Here(OsStr::new("/a:b"))),
+            (":a", CpPath::Here(OsStr::new(":a"))),
+            ("-a", CpPath::Here(OsStr::new("-a"))),
         ] {
             assert_eq!(place(OsStr::new(word)), expected, "{word}");
         }

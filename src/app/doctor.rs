@@ -42,12 +42,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if context.json {
         context.out.json(&outcome);
     } else {
-        let look = Look {
+        let layout = Layout {
             quiet: context.quiet,
             width: io::stdout().is_terminal().then(|| terminal::size().columns),
             style: context.style,
         };
-        context.out.text(render(&outcome, look));
+        context.out.text(render(&outcome, layout));
     }
     Ok(match outcome.verdict {
         Level::Error => Exit::Failed,
@@ -91,7 +91,7 @@ fn workspace_of(project: &DoctorProject) -> Option<String> {
 
 /// How findings are shown.
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Layout {
     /// Only what isn't ok.
     quiet: bool,
     /// Columns of the terminal; `None`: it is no terminal, and a finding is one line.
@@ -99,7 +99,7 @@ struct Look {
     style: Style,
 }
 
-impl Look {
+impl Layout {
     /// Columns before a text: the level, and where there is room the area.
     fn indent(self) -> usize {
         match self.width {
@@ -133,31 +133,31 @@ impl Look {
 }
 
 /// A line for each finding, what to do below it, and the sum of it last.
-fn render(outcome: &DoctorOutcome, look: Look) -> String {
+fn render(outcome: &DoctorOutcome, layout: Layout) -> String {
     let shown = outcome
         .findings
         .iter()
-        .filter(|finding| !look.quiet || finding.level != Level::Ok);
-    let mut text: String = shown.map(|finding| lines(finding, look)).collect();
-    text.push_str(&summary(outcome, look.style));
+        .filter(|finding| !layout.quiet || finding.level != Level::Ok);
+    let mut text: String = shown.map(|finding| lines(finding, layout)).collect();
+    text.push_str(&summary(outcome, layout.style));
     text.push('\n');
     text
 }
 
-fn lines(finding: &Finding, look: Look) -> String {
-    let style = look.style;
+fn lines(finding: &Finding, layout: Layout) -> String {
+    let style = layout.style;
     let level = format!("{:<LEVEL$}", finding.level.as_str());
     let level = match finding.level {
-        Level::Ok => style.good(&level),
-        Level::Warn => style.odd(&level),
-        Level::Error => style.bad(&level),
+        Level::Ok => style.success(&level),
+        Level::Warn => style.warning(&level),
+        Level::Error => style.error(&level),
     };
     let mut text = format!("{level}{:GAP$}", "");
-    if look.indent() > LEVEL + GAP {
+    if layout.indent() > LEVEL + GAP {
         let area = format!("{:<AREA$}", finding.area);
-        text.push_str(&format!("{}{:GAP$}", style.faint(&area), ""));
+        text.push_str(&format!("{}{:GAP$}", style.dim(&area), ""));
     }
-    text.push_str(&look.wrapped(&finding.text, 0));
+    text.push_str(&layout.wrapped(&finding.text, 0));
     text.push('\n');
     if let Some(remedy) = &finding.remediation {
         // Some findings are worth knowing, and nothing can be done about them here.
@@ -166,15 +166,15 @@ fn lines(finding: &Finding, look: Look) -> String {
             None => (finding.level == Level::Ok, remedy.as_str()),
         };
         let (word, paint): (_, fn(Style, &str) -> String) = match is_note {
-            true => ("note:", Style::faint),
-            false => ("try:", Style::strong),
+            true => ("note:", Style::dim),
+            false => ("try:", Style::bold),
         };
-        let remedy = look.wrapped(remedy, word.len() + 1);
+        let remedy = layout.wrapped(remedy, word.len() + 1);
         text.push_str(&format!(
             "{:2$}{} {remedy}\n",
             "",
             paint(style, word),
-            look.indent()
+            layout.indent()
         ));
     }
     text
@@ -183,12 +183,12 @@ fn lines(finding: &Finding, look: Look) -> String {
 fn summary(outcome: &DoctorOutcome, style: Style) -> String {
     let count = |level, noun| human::plural(outcome.count(level), noun);
     match outcome.verdict {
-        Level::Ok => style.good("nothing is wrong"),
-        Level::Warn => style.odd(&format!(
+        Level::Ok => style.success("nothing is wrong"),
+        Level::Warn => style.warning(&format!(
             "{}, no error: castra can work here",
             count(Level::Warn, "warning")
         )),
-        Level::Error => style.bad(&format!(
+        Level::Error => style.error(&format!(
             "{}, {}",
             count(Level::Error, "error"),
             count(Level::Warn, "warning")
@@ -202,8 +202,8 @@ mod tests {
 
     use super::*;
 
-    fn look(quiet: bool, width: Option<usize>) -> Look {
-        Look {
+    fn layout(quiet: bool, width: Option<usize>) -> Layout {
+        Layout {
             quiet,
             width,
             style: Style::PLAIN,
@@ -220,14 +220,14 @@ mod tests {
             "`castra up` starts it again, `castra down db` clears what is left of it",
         )]);
         assert_eq!(
-            render(&outcome, look(false, Some(80))),
+            render(&outcome, layout(false, Some(80))),
             "warn   state        the start of vm `db` was interrupted by somebody who was in\n\
              \x20                   a great hurry that day\n\
              \x20                   try: `castra up` starts it again, `castra down db` clears\n\
              \x20                   what is left of it\n\
              1 warning, no error: castra can work here\n"
         );
-        let narrow = render(&outcome, look(false, Some(40)));
+        let narrow = render(&outcome, layout(false, Some(40)));
         assert!(
             narrow
                 .lines()
@@ -246,7 +246,7 @@ mod tests {
             Finding::ok("d", Area::Images, "not built").hint("`castra image build`"),
         ]);
         assert_eq!(
-            render(&outcome, look(false, None)),
+            render(&outcome, layout(false, None)),
             "error  accelerator  no KVM\n\
              \x20                   try: load it\n\
              ok     tools        QEMU 7.2\n\
@@ -256,9 +256,9 @@ mod tests {
              \x20                   try: `castra down`\n\
              1 error, 1 warning\n"
         );
-        let quiet = render(&outcome, look(true, None));
+        let quiet = render(&outcome, layout(true, None));
         assert!(!quiet.contains("QEMU") && quiet.contains("no KVM"), "{quiet}");
         let fine = DoctorOutcome::of(vec![Finding::ok("a", Area::Tools, "QEMU")]);
-        assert!(render(&fine, look(true, None)) == "nothing is wrong\n");
+        assert!(render(&fine, layout(true, None)) == "nothing is wrong\n");
     }
 }

@@ -1,9 +1,9 @@
 //! `castra events`.
 
 use castra::core::cancel::Cancel;
-use castra::core::events::kept::Kept;
+use castra::core::events::kept::JournalLine;
 use castra::core::failure::{Exit, Failure, Result};
-use castra::core::operations::events::{EventsOptions, EventsOutcome, Told, events};
+use castra::core::operations::events::{EventsItem, EventsOptions, EventsOutcome, events};
 
 use super::context::Context;
 use super::progress::render;
@@ -39,12 +39,12 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let outcome = events(&options, |told| {
         match told {
-            Told::Event(kept) if context.json => context.out.json_line(&kept.line),
-            Told::Event(kept) => {
+            EventsItem::Event(kept) if context.json => context.out.json_line(&kept.line),
+            EventsItem::Event(kept) => {
                 let line = in_words(&kept, context);
                 context.out.line(line);
             }
-            Told::CaughtUp => {
+            EventsItem::CaughtUp => {
                 context.out.flush();
                 if options.follow {
                     context.out.look_for_reader();
@@ -83,12 +83,12 @@ fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
     }
 }
 
-fn in_words(kept: &Kept, context: &Context) -> String {
+fn in_words(kept: &JournalLine, context: &Context) -> String {
     let words = match kept.event() {
         Some(stamped) => render(&sentence(&stamped.event), context.style, NAME_COLUMN),
         // Of a later castra: the name is all we can say.
         None => castra::core::escape::escape_line(&kept.kind, 200),
     };
     let ts = castra::core::escape::escape_line(&kept.ts, 40);
-    format!("{}  {words}", context.style.faint(&ts))
+    format!("{}  {words}", context.style.dim(&ts))
 }

@@ -20,16 +20,12 @@ const LIMIT: usize = 2000;
 
 /// `error: …`, `because: …`, `try: …`, without the last line end.
 pub fn render(failure: &Failure, style: Style) -> String {
-    let mut text = format!("{} {}", style.bad("error:"), lines(&failure.what, "  "));
+    let mut text = format!("{} {}", style.error("error:"), lines(&failure.what, "  "));
     if let Some(why) = &failure.why {
-        text.push_str(&format!(
-            "\n  {} {}",
-            style.strong("because:"),
-            lines(why, "    ")
-        ));
+        text.push_str(&format!("\n  {} {}", style.bold("because:"), lines(why, "    ")));
     }
     if let Some(next) = &failure.next {
-        text.push_str(&format!("\n  {} {}", style.strong("try:"), lines(next, "    ")));
+        text.push_str(&format!("\n  {} {}", style.bold("try:"), lines(next, "    ")));
     }
     text
 }

@@ -87,7 +87,7 @@ pub fn config(raw: &Raw) -> Result<Config> {
 /// The project, for commands that can do without its config. Where none is selected they name
 /// what runs anywhere.
 pub fn project(raw: &Raw) -> Result<Selected> {
-    addressed(project_or(raw, none_found_but_running)?)
+    follow_running_root(project_or(raw, none_found_but_running)?)
 }
 
 /// The project, if one is named or there is one here. For commands that have something to say
@@ -97,10 +97,10 @@ pub fn project_if_any(raw: &Raw) -> Result<Option<Selected>> {
         let here = env::current_dir().ok();
         return here
             .and_then(|here| config::discover(&here))
-            .map(|path| addressed(load(&path)?))
+            .map(|path| follow_running_root(load(&path)?))
             .transpose();
     }
-    addressed(project_or(raw, none_found)?).map(Some)
+    follow_running_root(project_or(raw, none_found)?).map(Some)
 }
 
 fn project_or(raw: &Raw, none: fn(&Path, &Raw) -> Failure) -> Result<Selected> {
@@ -138,12 +138,12 @@ fn load(path: &Path) -> Result<Selected> {
 }
 
 /// What runs is what a command is about, also where castra.toml names another state root by now.
-fn addressed(selected: Selected) -> Result<Selected> {
+fn follow_running_root(selected: Selected) -> Result<Selected> {
     let Selected::Config(config) = selected else {
         return Ok(selected);
     };
     let wanted = config.state.dir().to_owned();
-    let (config, elsewhere) = lost::addressed(*config)?;
+    let (config, elsewhere) = lost::follow_running_root(*config)?;
     if let Some(elsewhere) = elsewhere {
         Screen.say(&format!(
             "note: castra.toml names the state root {}, but the project still has {}: this command is about those; `castra down` ends them",
@@ -171,18 +171,18 @@ pub fn of_record(record: WorkspaceRecord) -> Selected {
 }
 
 /// A VM of the project, and the role it has.
-struct Known {
+struct KnownVm {
     vm: VmName,
     role: String,
 }
 
 /// The VMs of the config, then those that the config has lost and that may still run.
-fn known(selected: &Selected) -> Result<Vec<Known>> {
-    let mut known: Vec<Known> = match selected {
+fn known(selected: &Selected) -> Result<Vec<KnownVm>> {
+    let mut known: Vec<KnownVm> = match selected {
         Selected::Config(config) => config
             .vms
             .iter()
-            .map(|vm| Known {
+            .map(|vm| KnownVm {
                 vm: vm.name.clone(),
                 role: vm.role.clone(),
             })
@@ -195,14 +195,14 @@ fn known(selected: &Selected) -> Result<Vec<Known>> {
             // What can't be read has at least its name.
             let run: Option<RunRecord> = records::load(&state.vm(&vm).run()).ok().flatten();
             let role = run.map_or_else(|| vm.to_string(), |run| run.role);
-            known.push(Known { vm, role });
+            known.push(KnownVm { vm, role });
         }
     }
     Ok(known)
 }
 
 /// The VMs that a name means, compared without case: one of this name, else those of this role.
-fn meant<'k>(known: &'k [Known], name: &str) -> Vec<&'k VmName> {
+fn vms_named<'k>(known: &'k [KnownVm], name: &str) -> Vec<&'k VmName> {
     if let Some(one) = known
         .iter()
         .find(|known| known.vm.as_str().eq_ignore_ascii_case(name))
@@ -222,7 +222,10 @@ pub fn vms(selected: &Selected, names: Vec<String>) -> Result<Vec<String>> {
     let known = known(selected)?;
     let mut all: Vec<String> = Vec::new();
     for name in names {
-        let meant: Vec<String> = meant(&known, &name).into_iter().map(VmName::to_string).collect();
+        let meant: Vec<String> = vms_named(&known, &name)
+            .into_iter()
+            .map(VmName::to_string)
+            .collect();
         for one in if meant.is_empty() { vec![name] } else { meant } {
             if !all.iter().any(|other| other.eq_ignore_ascii_case(&one)) {
                 all.push(one);
@@ -235,7 +238,7 @@ pub fn vms(selected: &Selected, names: Vec<String>) -> Result<Vec<String>> {
 /// The one VM of this name or role, in the spelling of config or state root.
 pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
     let known = known(selected)?;
-    match meant(&known, name)[..] {
+    match vms_named(&known, name)[..] {
         [one] => Ok(one.clone()),
         [] => {
             let names: Vec<&str> = known.iter().map(|known| known.vm.as_str()).collect();

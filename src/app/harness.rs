@@ -12,7 +12,7 @@ use castra::core::escape::escape_line;
 use castra::core::events::{Event, Severity};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::harness::usage::{DayUse, Usage};
-use castra::core::harness::{AGENTS, Agent, Ask, Tokens, agent_named};
+use castra::core::harness::{AGENTS, Agent, AgentRequest, Tokens, agent_named};
 use castra::core::lines::journal::Rotation;
 use castra::core::operations::harness::{self, HarnessOutcome, Input, RelayOptions, RunOptions, ThreadRow};
 use castra::core::process::shell_quote;
@@ -50,7 +50,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         config: &config,
         agent: agent(raw),
         program: raw.codex.clone(),
-        ask: Ask {
+        ask: AgentRequest {
             model: raw.model.clone(),
             resume: raw.resume.clone(),
             extra: raw.codex_args.clone(),
@@ -166,8 +166,8 @@ pub fn list(context: &mut Context, raw: &Raw) -> Result<Exit> {
         let place = row.vm.as_ref().map(|vm| format!(" in {vm}")).unwrap_or_default();
         context.out.line(format!(
             "{}  {}  {:<10}  {}, {}{place}",
-            context.style.strong(&escape_line(&row.thread, 64)),
-            context.style.faint(&row.ended),
+            context.style.bold(&escape_line(&row.thread, 64)),
+            context.style.dim(&row.ended),
             row.verdict.map_or("unknown", |verdict| verdict.as_str()),
             human::plural(usize::try_from(row.turns).unwrap_or(usize::MAX), "turn"),
             tokens_text(row.tokens),
@@ -248,7 +248,7 @@ pub fn usage(context: &mut Context, raw: &Raw) -> Result<Exit> {
         }
         let line = line.trim_end();
         context.out.line(match number {
-            0 => context.style.faint(line),
+            0 => context.style.dim(line),
             _ => line.to_owned(),
         });
     }

@@ -37,10 +37,10 @@ const NEAR: Duration = Duration::from_secs(10);
 
 /// What goes on right now.
 #[derive(Debug, Default)]
-pub struct Doing {
+pub struct Activity {
     /// What is done for all VMs; shown while no VM works.
     general: Option<Work>,
-    vms: Vec<VmDoing>,
+    vms: Vec<VmActivity>,
     /// The widest that columns have been: they don't jump to and fro as their contents change.
     widest: Widest,
 }
@@ -52,7 +52,7 @@ struct Widest {
 }
 
 #[derive(Debug)]
-struct VmDoing {
+struct VmActivity {
     vm: String,
     /// It was announced, and will be up at the end.
     expected: bool,
@@ -131,12 +131,12 @@ impl Limits {
     }
 }
 
-impl Doing {
+impl Activity {
     /// These VMs will have their turn, in this order.
-    pub fn expecting(vms: impl IntoIterator<Item = String>) -> Doing {
-        Doing {
-            vms: vms.into_iter().map(|vm| VmDoing::new(&vm, true)).collect(),
-            ..Doing::default()
+    pub fn expecting(vms: impl IntoIterator<Item = String>) -> Activity {
+        Activity {
+            vms: vms.into_iter().map(|vm| VmActivity::new(&vm, true)).collect(),
+            ..Activity::default()
         }
     }
 
@@ -161,7 +161,7 @@ impl Doing {
                 source: Some(_),
                 data,
                 ..
-            } => self.hear(vm.as_str(), text, data.as_ref(), now),
+            } => self.note_progress(vm.as_str(), text, data.as_ref(), now),
             // It can't be brought up.
             Event::Message {
                 severity: Severity::Error,
@@ -198,10 +198,10 @@ impl Doing {
                 vm: Some(vm),
                 outcome: HandshakeOutcome::Ok,
                 ..
-            } => self.see(vm.as_str(), "handshake accepted", now),
+            } => self.note_evidence(vm.as_str(), "handshake accepted", now),
             Event::BrokerFreshness {
                 vm, reachable: true, ..
-            } => self.see(vm.as_str(), "reachable", now),
+            } => self.note_evidence(vm.as_str(), "reachable", now),
             Event::ShutdownRequested { vm, .. } => {
                 self.begin(vm.as_str(), Work::new("shutting down", now, None));
             }
@@ -212,7 +212,7 @@ impl Doing {
             }
             Event::CooperativeTimedOut { vm, elapsed_ms, .. } => {
                 let text = format!("didn't power off in {}", human::duration(*elapsed_ms));
-                self.see(vm.as_str(), &text, now);
+                self.note_evidence(vm.as_str(), &text, now);
             }
             Event::Escalated {
                 vm,
@@ -246,11 +246,11 @@ impl Doing {
         }
     }
 
-    fn hear(&mut self, vm: &str, text: &str, data: Option<&Value>, now: Instant) {
+    fn note_progress(&mut self, vm: &str, text: &str, data: Option<&Value>, now: Instant) {
         let (bytes, total) = bytes_of(data);
         match (bytes, &mut self.vm(vm).state) {
             (Some(bytes), State::Works(work)) => work.count(now, bytes, total),
-            _ => self.see(vm, text, now),
+            _ => self.note_evidence(vm, text, now),
         }
     }
 
@@ -268,7 +268,7 @@ impl Doing {
 
     fn note_step(&mut self, vm: &str, step: BootstrapStepKind, detail: Option<&str>, now: Instant) {
         if let (BootstrapStepKind::WaitHandshake, Some(life)) = (step, detail) {
-            self.see(vm, life, now);
+            self.note_evidence(vm, life, now);
         }
         let doing = self.vm(vm);
         let next = BootstrapStepKind::ALL
@@ -281,7 +281,7 @@ impl Doing {
         };
     }
 
-    fn vm(&mut self, vm: &str) -> &mut VmDoing {
+    fn vm(&mut self, vm: &str) -> &mut VmActivity {
         let index = self.vms.iter().position(|known| known.vm == vm);
         let index = index.unwrap_or_else(|| {
             // Threads tell of their VMs in any order; `web-2` stands before `web-10`.
@@ -290,7 +290,7 @@ impl Doing {
                 .iter()
                 .rposition(|known| by_number(&known.vm) <= by_number(vm));
             let index = place.map_or(0, |place| place + 1);
-            self.vms.insert(index, VmDoing::new(vm, false));
+            self.vms.insert(index, VmActivity::new(vm, false));
             index
         });
         &mut self.vms[index]
@@ -300,7 +300,7 @@ impl Doing {
         self.vm(vm).begin(work);
     }
 
-    fn see(&mut self, vm: &str, text: &str, now: Instant) {
+    fn note_evidence(&mut self, vm: &str, text: &str, now: Instant) {
         // Tabs would move beyond what was counted.
         let text = escape_line(text, EVIDENCE_BYTES).replace('\t', " ");
         if !text.trim().is_empty() {
@@ -310,20 +310,20 @@ impl Doing {
 
     /// The VMs of which nothing can be heard yet but what is on their consoles.
     pub fn booting(&self) -> Vec<String> {
-        let boots = |vm: &&VmDoing| matches!(&vm.state, State::Works(work) if work.what == BOOTING);
+        let boots = |vm: &&VmActivity| matches!(&vm.state, State::Works(work) if work.what == BOOTING);
         self.vms.iter().filter(boots).map(|vm| vm.vm.clone()).collect()
     }
 
     /// The last line on the console of one that boots.
     pub fn note_console(&mut self, vm: &str, line: &str, now: Instant) {
         if self.vms.iter().any(|known| known.vm == vm) {
-            self.see(vm, line, now);
+            self.note_evidence(vm, line, now);
         }
     }
 
     /// Whether there is nothing to show.
     pub fn is_idle(&self) -> bool {
-        let works = |vm: &VmDoing| matches!(vm.state, State::Works(_));
+        let works = |vm: &VmActivity| matches!(vm.state, State::Works(_));
         self.general.is_none() && !self.vms.iter().any(works)
     }
 
@@ -359,7 +359,7 @@ impl Doing {
             .collect();
         if !left_out.is_empty() {
             let mut line = LineBuilder::new(columns);
-            line.push(&more(&left_out), |text| style.faint(text));
+            line.push(&more(&left_out), |text| style.dim(text));
             lines.push(line.line);
         }
         lines
@@ -373,7 +373,7 @@ impl Doing {
             let label = width::cut(&work.what, columns.saturating_sub(width::of(&since) + 2));
             line.push(&label, str::to_owned);
             line.gap(2);
-            line.push(&since, |text| style.faint(text));
+            line.push(&since, |text| style.dim(text));
             return Some(line.line);
         };
         // The figures say more than the end of a long name.
@@ -386,9 +386,9 @@ impl Doing {
     }
 }
 
-impl VmDoing {
-    fn new(vm: &str, expected: bool) -> VmDoing {
-        VmDoing {
+impl VmActivity {
+    fn new(vm: &str, expected: bool) -> VmActivity {
+        VmActivity {
             vm: vm.to_owned(),
             expected,
             state: State::Waits,
@@ -405,14 +405,14 @@ impl VmDoing {
     fn line(&self, work: Option<&Work>, shape: &Shape, now: Instant, style: Style) -> Line {
         let mut line = LineBuilder::new(shape.columns);
         let name = width::cut(&self.vm, shape.name);
-        line.push(&name, |text| style.strong(text));
+        line.push(&name, |text| style.bold(text));
         line.gap(shape.name.saturating_sub(width::of(&name)) + 2);
         let Some(work) = work else {
             let text = match host::cores() {
                 1 => "waiting: 1 VM boots at a time here".to_owned(),
                 at_once => format!("waiting: {at_once} VMs boot at a time here"),
             };
-            line.push(&text, |text| style.faint(text));
+            line.push(&text, |text| style.dim(text));
             return line.line;
         };
         let doing = work.doing(now);
@@ -424,10 +424,13 @@ impl VmDoing {
                 return line.line;
             }
             let near = work.is_near(now);
-            line.push(
-                &limit,
-                |text| if near { style.odd(text) } else { style.faint(text) },
-            );
+            line.push(&limit, |text| {
+                if near {
+                    style.warning(text)
+                } else {
+                    style.dim(text)
+                }
+            });
             line.gap(shape.limit.saturating_sub(width::of(&limit)) + 2);
         } else {
             line.gap(1);
@@ -487,7 +490,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn of(vms: &[(&VmDoing, Option<&Work>)], now: Instant, columns: usize, before: &mut Widest) -> Shape {
+    fn of(vms: &[(&VmActivity, Option<&Work>)], now: Instant, columns: usize, before: &mut Widest) -> Shape {
         let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
         let works = || vms.iter().filter_map(|(_, work)| *work);
         let name = widest(&mut vms.iter().map(|(vm, _)| width::of(&vm.vm)));
@@ -520,7 +523,7 @@ fn by_number(vm: &str) -> (&str, Option<u64>) {
 }
 
 /// `and 29 more: 9 booting, 20 waiting`.
-fn more(left_out: &[(&VmDoing, Option<&Work>)]) -> String {
+fn more(left_out: &[(&VmActivity, Option<&Work>)]) -> String {
     let mut waiting = 0;
     let mut works: BTreeMap<&str, usize> = BTreeMap::new();
     for (_, work) in left_out {

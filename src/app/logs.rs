@@ -6,7 +6,7 @@ use castra::core::escape::escape_line;
 use castra::core::failure::{Exit, Result};
 use castra::core::logs::{LogLine, Source};
 use castra::core::name::VmName;
-use castra::core::operations::logs::{LogsOptions, ToldLine, logs};
+use castra::core::operations::logs::{LogsItem, LogsOptions, logs};
 
 use super::context::Context;
 use super::find_project::{self, Selected};
@@ -44,17 +44,17 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let outcome = logs(&options, |told| {
         match told {
-            ToldLine::Line(line) if context.json => {
+            LogsItem::Line(line) if context.json => {
                 let json = serde_json::to_string(&line).expect("a line is plain data");
                 context.out.json_line(json);
             }
-            ToldLine::Line(line) => {
+            LogsItem::Line(line) => {
                 let name = line.vm.as_ref().map_or(0, |vm| vm.as_str().len());
                 column = column.max(name);
                 let shown = in_words(&line, column, context);
                 context.out.line(shown);
             }
-            ToldLine::CaughtUp => {
+            LogsItem::CaughtUp => {
                 context.out.flush();
                 if options.follow {
                     context.out.look_for_reader();

@@ -109,8 +109,8 @@ impl Meter {
                 let full = (share * room as f64) as usize;
                 let bar = format!(
                     "{}{} {figures}",
-                    style.good(&"█".repeat(full)),
-                    style.faint(&"░".repeat(room - full))
+                    style.success(&"█".repeat(full)),
+                    style.dim(&"░".repeat(room - full))
                 );
                 (bar, room + 1 + taken)
             }

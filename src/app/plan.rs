@@ -5,9 +5,7 @@
 
 use castra::core::config::Protocol;
 use castra::core::events::contract::Stamped;
-use castra::core::events::{
-    BootstrapPlan, BootstrapPlanAction, Event, MachinePlan, PlannedForward, Severity,
-};
+use castra::core::events::{BootstrapPlan, BootstrapPlanAction, Event, PlannedForward, Severity, VmPlan};
 use castra::core::operations::up::UpOutcome;
 
 use super::context::Context;
@@ -19,11 +17,11 @@ use super::sentence::sentence;
 pub fn show(context: &mut Context, outcome: &UpOutcome, told: &[Stamped]) {
     for plan in &outcome.plans {
         let action = match plan.action {
-            BootstrapPlanAction::Run => context.style.good("run"),
-            BootstrapPlanAction::Skip => context.style.faint("skip"),
-            BootstrapPlanAction::Error => context.style.bad("error"),
+            BootstrapPlanAction::Run => context.style.success("run"),
+            BootstrapPlanAction::Skip => context.style.dim("skip"),
+            BootstrapPlanAction::Error => context.style.error("error"),
         };
-        let name = context.style.strong(plan.vm.as_str());
+        let name = context.style.bold(plan.vm.as_str());
         context.out.line(format!("{name}: {action}, {}", plan.reason));
         let machine = plan.machine.as_ref().map(machine_rows).unwrap_or_default();
         for (word, value) in machine.into_iter().chain(details(plan)) {
@@ -42,7 +40,7 @@ pub fn show(context: &mut Context, outcome: &UpOutcome, told: &[Stamped]) {
     context.say("nothing was changed");
 }
 
-fn machine_rows(machine: &MachinePlan) -> Vec<(&'static str, String)> {
+fn machine_rows(machine: &VmPlan) -> Vec<(&'static str, String)> {
     let mut rows = vec![("image", image(machine))];
     rows.extend(
         machine
@@ -71,7 +69,7 @@ fn machine_rows(machine: &MachinePlan) -> Vec<(&'static str, String)> {
     rows
 }
 
-fn image(machine: &MachinePlan) -> String {
+fn image(machine: &VmPlan) -> String {
     let image = match machine.image.as_str() {
         "none" => "none, an empty disk",
         image => image,

@@ -50,7 +50,7 @@ fn show(context: &mut Context, raw: &Raw, projects: &[PortsOutcome]) {
     for (number, outcome) in projects.iter().enumerate() {
         if raw.all {
             let gap = if number == 0 { "" } else { "\n" };
-            let name = context.style.strong(&outcome.workspace);
+            let name = context.style.bold(&outcome.workspace);
             context.out.line(format!("{gap}{name}"));
         }
         let text = render(outcome, raw.verbose, context.style);
@@ -88,10 +88,10 @@ fn render(outcome: &PortsOutcome, verbose: bool, style: Style) -> String {
         let state = format!("{state:<d$}");
         let state = match row.map(|row| (row.state, row.owner.is_some())) {
             None => state,
-            Some((_, true)) => style.bad(&state),
-            Some((PortState::Active, _)) => style.good(&state),
-            Some((PortState::BrokerReserved, _)) => style.strong(&state),
-            Some(_) => style.faint(&state),
+            Some((_, true)) => style.error(&state),
+            Some((PortState::Active, _)) => style.success(&state),
+            Some((PortState::BrokerReserved, _)) => style.bold(&state),
+            Some(_) => style.dim(&state),
         };
         let notes = row.map(|row| notes(row, verbose)).unwrap_or_default();
         let line = format!("{port:<a$}  {guest:<b$}  {vm:<c$}  {state}  {notes}");

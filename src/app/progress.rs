@@ -18,14 +18,14 @@ use castra::core::root::paths::{StateRoot, vm_file};
 use castra::core::time::millis;
 
 use super::human::duration;
-use super::live::{Doing, NAME_COLUMN, bytes_of};
+use super::live::{Activity, NAME_COLUMN, bytes_of};
 use super::output::Output;
 use super::screen::{LiveBlock, Screen};
 use super::sentence::{Sentence, is_own, sentence};
 use super::style::Style;
 
 /// Between two looks at the consoles of guests that boot.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// As much of a console as is looked at for its last line.
 const CONSOLE_BYTES: u64 = 1024;
 /// What is told where nobody has chosen the emulation.
@@ -36,7 +36,7 @@ const LINE_EVERY: u64 = 64 << 20;
 
 /// How much people are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Detail {
+pub enum Verbosity {
     /// `--quiet`: warnings and errors.
     Quiet,
     /// Each VM's stations, and what its script prints.
@@ -46,12 +46,12 @@ pub enum Detail {
 }
 
 /// Tells people, on stderr.
-pub struct PeopleReporter {
+pub struct HumanReporter {
     screen: Screen,
     style: Style,
-    detail: Detail,
+    detail: Verbosity,
     column: usize,
-    doing: Arc<Mutex<Doing>>,
+    doing: Arc<Mutex<Activity>>,
     /// Dropped with the reporter, which takes the block off the terminal.
     live: Option<LiveBlock>,
     /// Why steps failed; the bootstrap then fails with the same words.
@@ -79,18 +79,18 @@ pub struct Expected {
     pub wants_emulation: bool,
 }
 
-impl PeopleReporter {
+impl HumanReporter {
     /// A reporter; on a terminal it has a live block as long as it lives.
-    pub fn new(screen: Screen, style: Style, detail: Detail, expected: Option<Expected>) -> PeopleReporter {
+    pub fn new(screen: Screen, style: Style, detail: Verbosity, expected: Option<Expected>) -> HumanReporter {
         let knows_emulation = expected.as_ref().is_some_and(|expected| expected.wants_emulation);
         let names = expected
             .iter()
             .flat_map(|expected| &expected.vms)
             .map(VmName::to_string);
-        let doing = Arc::new(Mutex::new(Doing::expecting(names)));
+        let doing = Arc::new(Mutex::new(Activity::expecting(names)));
         let live = match detail {
-            Detail::Quiet => None,
-            Detail::Usual | Detail::Verbose => {
+            Verbosity::Quiet => None,
+            Verbosity::Usual | Verbosity::Verbose => {
                 let doing = Arc::clone(&doing);
                 let mut consoles = Consoles::new(expected.map(|expected| expected.state));
                 LiveBlock::start(move |size| {
@@ -103,7 +103,7 @@ impl PeopleReporter {
                 })
             }
         };
-        PeopleReporter {
+        HumanReporter {
             screen,
             style,
             detail,
@@ -159,7 +159,7 @@ impl PeopleReporter {
 
     /// What is told of an event by the way that most people want it: the stations of each VM in a few
     /// words. `None`: nothing.
-    fn in_short<'e>(&mut self, event: &'e Event) -> Option<Sentence<'e>> {
+    fn short_sentence<'e>(&mut self, event: &'e Event) -> Option<Sentence<'e>> {
         match event {
             Event::VmLaunched { vm, elapsed_ms, .. } => Some(Sentence::info(
                 vm,
@@ -182,7 +182,7 @@ impl PeopleReporter {
                     .map(|at| format!(" after {}", duration(millis(at.elapsed()))));
                 is_news.then(|| Sentence::info(vm, format!("reachable{}", after.unwrap_or_default())))
             }
-            event => is_station(event).then(|| sentence(event)),
+            event => is_milestone(event).then(|| sentence(event)),
         }
     }
 
@@ -218,17 +218,17 @@ impl PeopleReporter {
     /// What is told of an event: lines above the live block.
     fn lines(&mut self, event: &Event) -> Vec<String> {
         self.remember(event);
-        if !is_told(event) || self.is_repeated(event) || self.is_expected_silence(event) {
+        if !is_shown(event) || self.is_repeated(event) || self.is_expected_silence(event) {
             return Vec::new();
         }
         let told = match self.detail {
-            Detail::Verbose => Some(sentence(event)),
-            Detail::Quiet | Detail::Usual => self.in_short(event),
+            Verbosity::Verbose => Some(sentence(event)),
+            Verbosity::Quiet | Verbosity::Usual => self.short_sentence(event),
         };
         let Some(sentence) = told else {
             return Vec::new();
         };
-        if self.detail == Detail::Quiet && sentence.severity < Severity::Warn {
+        if self.detail == Verbosity::Quiet && sentence.severity < Severity::Warn {
             return Vec::new();
         }
         // The live block shows progress, and the next overwrites it; what a script prints is there to
@@ -243,8 +243,8 @@ impl PeopleReporter {
             self.column = self.column.max(vm.as_str().len());
         }
         let note = match self.detail {
-            Detail::Usual => self.note_emulation(event),
-            Detail::Quiet | Detail::Verbose => None,
+            Verbosity::Usual => self.note_emulation(event),
+            Verbosity::Quiet | Verbosity::Verbose => None,
         };
         let line = render(&sentence, self.style, self.column);
         note.into_iter().chain([line]).collect()
@@ -271,7 +271,7 @@ impl PeopleReporter {
     }
 }
 
-fn locked(doing: &Mutex<Doing>) -> MutexGuard<'_, Doing> {
+fn locked(doing: &Mutex<Activity>) -> MutexGuard<'_, Activity> {
     doing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -286,9 +286,9 @@ impl Consoles {
         Consoles { state, looked: None }
     }
 
-    fn look(&mut self, doing: &Mutex<Doing>) {
+    fn look(&mut self, doing: &Mutex<Activity>) {
         let Some(state) = &self.state else { return };
-        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+        if self.looked.is_some_and(|at| at.elapsed() < POLL_INTERVAL) {
             return;
         }
         self.looked = Some(Instant::now());
@@ -327,7 +327,7 @@ fn without_sequences(text: &str) -> String {
     plain
 }
 
-impl Reporter for PeopleReporter {
+impl Reporter for HumanReporter {
     fn report(&mut self, stamped: &Stamped) {
         locked(&self.doing).note(&stamped.event, Instant::now());
         for line in self.lines(&stamped.event) {
@@ -344,18 +344,18 @@ impl Reporter for PeopleReporter {
 pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
     let mut line = String::new();
     if let Some(vm) = sentence.vm {
-        line.push_str(&style.strong(&format!("{:<column$}", vm.as_str())));
+        line.push_str(&style.bold(&format!("{:<column$}", vm.as_str())));
         line.push_str("  ");
     }
     match sentence.severity {
         Severity::Info => line.push_str(&sentence.text),
-        Severity::Progress => line.push_str(&style.faint(&sentence.text)),
+        Severity::Progress => line.push_str(&style.dim(&sentence.text)),
         Severity::Warn => {
-            line.push_str(&style.odd("warning: "));
+            line.push_str(&style.warning("warning: "));
             line.push_str(&sentence.text);
         }
         Severity::Error | Severity::Blocker => {
-            line.push_str(&style.bad("error: "));
+            line.push_str(&style.error("error: "));
             line.push_str(&sentence.text);
         }
     }
@@ -368,7 +368,7 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
 
 /// Whether most people want to be told: steps that went well show themselves in the live block and
 /// in the result.
-fn is_station(event: &Event) -> bool {
+fn is_milestone(event: &Event) -> bool {
     match event {
         Event::OverlayPrepared { .. }
         | Event::OverlayDiscarded { .. }
@@ -393,7 +393,7 @@ fn is_printed(event: &Event) -> bool {
 /// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`. Steps with
 /// nothing to do are no news, except the connection, which every bootstrap needs. A blocker is what
 /// the operation then fails with, and that is shown at its end with cause and advice.
-fn is_told(event: &Event) -> bool {
+fn is_shown(event: &Event) -> bool {
     if let Event::BootstrapPlanned(plan) = event {
         return plan.action != BootstrapPlanAction::Run;
     }
@@ -502,7 +502,7 @@ mod tests {
 
     #[test]
     fn a_download_that_nobody_watches_is_told_at_every_tenth() {
-        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
+        let mut reporter = HumanReporter::new(Screen, Style::PLAIN, Verbosity::Quiet, None);
         let mut told = |bytes_now, total| reporter.is_far_enough(&bytes(bytes_now, total));
         for (now, expected) in [
             (5, false),
@@ -579,15 +579,15 @@ mod tests {
         ]
     }
 
-    fn told(detail: Detail, events: &[Event]) -> Vec<String> {
-        let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, Detail::Quiet, None);
+    fn told(detail: Verbosity, events: &[Event]) -> Vec<String> {
+        let mut reporter = HumanReporter::new(Screen, Style::PLAIN, Verbosity::Quiet, None);
         reporter.detail = detail;
         events.iter().flat_map(|event| reporter.lines(event)).collect()
     }
 
     #[test]
     fn a_vm_has_three_lines_and_those_of_its_script() {
-        let usual = told(Detail::Usual, &story());
+        let usual = told(Verbosity::Usual, &story());
         assert!(usual[2].starts_with("web       reachable after "), "{usual:?}");
         let usual: Vec<&str> = usual.iter().map(String::as_str).collect();
         assert_eq!(usual[..2], [EMULATED, "web       launched in 60 ms"]);
@@ -599,16 +599,16 @@ mod tests {
                 "web       bootstrapped in 5.4 s",
             ]
         );
-        assert_eq!(told(Detail::Quiet, &story()), Vec::<String>::new());
+        assert_eq!(told(Verbosity::Quiet, &story()), Vec::<String>::new());
         let failed = [step(BootstrapStepKind::Connect, BootstrapStepStatus::Failed)];
-        for detail in [Detail::Quiet, Detail::Usual, Detail::Verbose] {
+        for detail in [Verbosity::Quiet, Verbosity::Usual, Verbosity::Verbose] {
             assert_eq!(told(detail, &failed).len(), 1);
         }
     }
 
     #[test]
     fn verbose_tells_every_step_and_why_kvm_isnt_used() {
-        let verbose = told(Detail::Verbose, &story());
+        let verbose = told(Verbosity::Verbose, &story());
         assert_eq!(verbose.len(), story().len(), "{verbose:#?}");
         assert_eq!(
             verbose[1],
@@ -624,8 +624,8 @@ mod tests {
             reachable,
             last_handshake_age_ms: Some(6_700),
         };
-        for detail in [Detail::Quiet, Detail::Usual, Detail::Verbose] {
-            let mut reporter = PeopleReporter::new(Screen, Style::PLAIN, detail, None);
+        for detail in [Verbosity::Quiet, Verbosity::Usual, Verbosity::Verbose] {
+            let mut reporter = HumanReporter::new(Screen, Style::PLAIN, detail, None);
             assert_eq!(reporter.lines(&freshness(false)).len(), 1);
             reporter.lines(&Event::ShutdownRequested {
                 vm: web.clone(),

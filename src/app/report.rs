@@ -63,11 +63,11 @@ fn say_where(context: &mut Context, report: &Report, path: &Path, bytes: u64) {
 fn show(context: &mut Context, raw: &Raw, report: &Report) {
     let style = context.style;
     let paint = |tone: Tone, text: &str| match tone {
-        Tone::Good => style.good(text),
-        Tone::Bad => style.bad(text),
-        Tone::Odd => style.odd(text),
-        Tone::Strong => style.strong(text),
-        Tone::Faint => style.faint(text),
+        Tone::Good => style.success(text),
+        Tone::Bad => style.error(text),
+        Tone::Odd => style.warning(text),
+        Tone::Strong => style.bold(text),
+        Tone::Faint => style.dim(text),
     };
     let text = text::render(report, &paint);
     context.out.text(text);

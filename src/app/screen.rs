@@ -20,7 +20,7 @@ use super::style::is_capable;
 use super::terminal::{self, Size, Watch};
 
 /// How often the block is looked at; it is drawn again only where it has changed.
-const REDRAW_EVERY: Duration = Duration::from_millis(125);
+const REDRAW_INTERVAL: Duration = Duration::from_millis(125);
 
 /// A process has one stderr.
 static STATE: Mutex<State> = Mutex::new(State {
@@ -95,7 +95,11 @@ impl State {
             return;
         }
         self.catch_up();
-        let block = if terminal::is_ours() { block } else { Vec::new() };
+        let block = if terminal::is_foreground() {
+            block
+        } else {
+            Vec::new()
+        };
         if block != self.drawn {
             self.put(None, block);
         }
@@ -106,7 +110,7 @@ impl State {
         let Some(terminal) = &mut self.terminal else {
             return;
         };
-        let news = terminal.watch.news();
+        let news = terminal.watch.take_changes();
         if news.resized {
             terminal.size = terminal::size();
         }
@@ -194,7 +198,7 @@ impl LiveBlock {
         let thread = thread::Builder::new()
             .name("live block".to_owned())
             .spawn(move || {
-                while stopped.recv_timeout(REDRAW_EVERY) == Err(RecvTimeoutError::Timeout) {
+                while stopped.recv_timeout(REDRAW_INTERVAL) == Err(RecvTimeoutError::Timeout) {
                     let block = lines(&|| lock().size());
                     lock().draw(block);
                 }

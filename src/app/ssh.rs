@@ -22,7 +22,7 @@ use crate::cli::{self, Raw};
 /// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
 const CONNECT_TIMEOUT_SECS: u32 = 30;
 /// Linux takes no longer argument, and a login shell gets its line as one.
-const LONGEST_LINE: usize = 128 * 1024 - 1;
+const MAX_LINE_BYTES: usize = 128 * 1024 - 1;
 /// Bytes of stdin passed on at once.
 const FEED_BYTES: usize = 64 * 1024;
 
@@ -44,7 +44,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let target = login::running_target(&selected.state(), &vm).map_err(no_connection)?;
     let words = raw.operands.get(1..).unwrap_or_default();
-    if interactive && words.iter().map(|word| word.len() + 1).sum::<usize>() > LONGEST_LINE {
+    if interactive && words.iter().map(|word| word.len() + 1).sum::<usize>() > MAX_LINE_BYTES {
         let why = "the guest's shell reads it as one line, of less than 128 KiB";
         return Err(Failure::new(Exit::Usage, "the command is too long")
             .because(why)

@@ -31,7 +31,7 @@ mod legend;
 mod metrics;
 
 /// Between two pictures of `--watch`, and how often scripts should ask (docs/STATUS.md).
-const WATCH_EVERY: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Shows who is there; with `--watch` again and again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
@@ -44,7 +44,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
             answer.print_json(context);
         } else {
             let size = io::stdout().is_terminal().then(terminal::size);
-            let look = Look {
+            let layout = Layout {
                 width: size.map(|size| size.columns),
                 style: context.style,
                 wide: raw.wide,
@@ -52,8 +52,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
                 hints: !raw.watch && !context.quiet,
             };
             let text = match &answer {
-                Answer::One(status) => render(status, look),
-                Answer::All(all) => render_all(&all.projects, look),
+                Answer::One(status) => render(status, layout),
+                Answer::All(all) => render_all(&all.projects, layout),
             };
             match size.filter(|_| in_place) {
                 Some(size) => context.out.verbatim(frame(&escape_text(&text), size)),
@@ -64,7 +64,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         if !raw.watch || !context.out.is_open() {
             return Ok(Exit::Done);
         }
-        never.pause(WATCH_EVERY);
+        never.pause(WATCH_INTERVAL);
     }
 }
 
@@ -118,7 +118,7 @@ impl Answer {
 
 /// How a status is shown.
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct Layout {
     /// Columns of the terminal; `None`: it is no terminal, and lines may be as long as they are.
     width: Option<usize>,
     /// Colours.
@@ -131,7 +131,7 @@ struct Look {
     hints: bool,
 }
 
-impl Look {
+impl Layout {
     /// Columns that the table has to fit into.
     fn room(self) -> Option<usize> {
         self.width.filter(|_| !self.wide)
@@ -139,25 +139,25 @@ impl Look {
 }
 
 /// The lines of one project's status.
-fn render(status: &StatusOutcome, look: Look) -> String {
-    let mut text = header(status, look);
+fn render(status: &StatusOutcome, layout: Layout) -> String {
+    let mut text = header(status, layout);
     text.push('\n');
     if status.vms.is_empty() {
         text.push_str("no VM was launched here, and no config names one\n");
     } else {
-        text.push_str(&table(status, look));
+        text.push_str(&table(status, layout));
     }
-    let details = details(status, look);
+    let details = details(status, layout);
     if !details.is_empty() {
         text.push('\n');
         text.push_str(&details);
     }
-    text.push_str(&closing(status, look));
+    text.push_str(&closing(status, layout));
     text
 }
 
 /// Several projects, one below the other; what closes the text stands once, at the end.
-fn render_all(projects: &[StatusOutcome], look: Look) -> String {
+fn render_all(projects: &[StatusOutcome], layout: Layout) -> String {
     let Some(last) = projects.last() else {
         return "no project has any state on this machine\n".to_owned();
     };
@@ -166,37 +166,37 @@ fn render_all(projects: &[StatusOutcome], look: Look) -> String {
         if index > 0 {
             text.push('\n');
         }
-        text.push_str(&header(status, look));
+        text.push_str(&header(status, layout));
         if !status.vms.is_empty() {
             text.push('\n');
-            text.push_str(&table(status, look));
+            text.push_str(&table(status, layout));
         }
-        let details = details(status, look);
+        let details = details(status, layout);
         if !details.is_empty() {
             text.push('\n');
             text.push_str(&details);
         }
     }
-    text.push_str(&closing(last, look));
+    text.push_str(&closing(last, layout));
     text
 }
 
 /// The legend where it was asked for, else on a terminal one line on what else there is.
-fn closing(status: &StatusOutcome, look: Look) -> String {
+fn closing(status: &StatusOutcome, layout: Layout) -> String {
     let mut text = String::new();
-    if look.legend {
+    if layout.legend {
         let window = human::duration(status.freshness_window_ms);
         text.push('\n');
         for line in legend::paragraphs(&window) {
-            text.push_str(&wrap(&line, Some(look.width.unwrap_or(100).min(100)), 11));
+            text.push_str(&wrap(&line, Some(layout.width.unwrap_or(100).min(100)), 11));
         }
-    } else if look.hints && look.width.is_some() {
-        let hint = match look.wide {
+    } else if layout.hints && layout.width.is_some() {
+        let hint = match layout.wide {
             true => "--legend explains the columns",
             false => "--wide shows more, --legend explains the columns",
         };
         text.push('\n');
-        text.push_str(&paint(hint, Tone::Faint, look));
+        text.push_str(&paint(hint, Tone::Dim, layout));
         text.push('\n');
     }
     text
@@ -247,7 +247,7 @@ fn cut(line: &str, columns: usize) -> String {
 
 // --- header -----------------------------------------------------------------------------------
 
-fn header(status: &StatusOutcome, look: Look) -> String {
+fn header(status: &StatusOutcome, layout: Layout) -> String {
     let broker = match (status.broker.pid, status.broker.port) {
         (Some(pid), Some(port)) => format!("running, pid {pid}, 127.0.0.1:{port}"),
         (Some(pid), None) => format!("starting, pid {pid}"),
@@ -279,11 +279,11 @@ fn header(status: &StatusOutcome, look: Look) -> String {
         let line = format!("{word:<9}{value}");
         // Paths are copied, so they stay whole.
         let is_path = matches!(word, "config" | "state");
-        text.push_str(&wrap(&line, look.width.filter(|_| !is_path), 9));
+        text.push_str(&wrap(&line, layout.width.filter(|_| !is_path), 9));
         if word == "broker" && unattended {
             let remedy = "VMs run without a broker: `castra up` starts one and leaves the VMs alone";
             text.push_str(&wrap(
-                &format!("         {}", paint(remedy, Tone::Odd, look)),
+                &format!("         {}", paint(remedy, Tone::Warning, layout)),
                 None,
                 9,
             ));
@@ -443,28 +443,28 @@ fn bus_cell(vm: &VmStatus) -> String {
     .to_owned()
 }
 
-fn table(status: &StatusOutcome, look: Look) -> String {
+fn table(status: &StatusOutcome, layout: Layout) -> String {
     let mut columns: Vec<(&Column, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| (column, status.vms.iter().map(column.cell).collect::<Vec<_>>()))
         // Into a pipe every column is written, for scripts that count them.
         .filter(|(column, cells)| {
-            look.width.is_none() || !column.only_if_used || cells.iter().any(|cell| cell != NOTHING)
+            layout.width.is_none() || !column.only_if_used || cells.iter().any(|cell| cell != NOTHING)
         })
         .collect();
-    fit(&mut columns, look.room());
+    fit(&mut columns, layout.room());
     let widths: Vec<usize> = columns
         .iter()
         .map(|(column, cells)| column_width(column, cells))
         .collect();
     let mut text = String::new();
     let heads = columns.iter().map(|(column, _)| (column.head, Tone::Head));
-    push_row(&mut text, heads, &widths, look);
+    push_row(&mut text, heads, &widths, layout);
     for (index, vm) in status.vms.iter().enumerate() {
         let cells = columns
             .iter()
             .map(|(column, cells)| (cells[index].as_str(), (column.tone)(vm)));
-        push_row(&mut text, cells, &widths, look);
+        push_row(&mut text, cells, &widths, layout);
     }
     text
 }
@@ -537,14 +537,14 @@ fn push_row<'a>(
     text: &mut String,
     cells: impl Iterator<Item = (&'a str, Tone)>,
     widths: &[usize],
-    look: Look,
+    layout: Layout,
 ) {
     let mut line = String::new();
     // Padding is owed until the next cell, so that no line ends in spaces.
     let mut owed = 0;
     for ((cell, tone), width) in cells.zip(widths) {
         line.extend(std::iter::repeat_n(' ', owed));
-        line.push_str(&paint(cell, tone, look));
+        line.push_str(&paint(cell, tone, layout));
         owed = width.saturating_sub(cell.chars().count()) + GAP;
     }
     text.push_str(&line);
@@ -553,7 +553,7 @@ fn push_row<'a>(
 
 // --- what doesn't fit a table -----------------------------------------------------------------
 
-fn details(status: &StatusOutcome, look: Look) -> String {
+fn details(status: &StatusOutcome, layout: Layout) -> String {
     let mut text = String::new();
     for vm in &status.vms {
         if let Some(ended) = &vm.ended {
@@ -571,19 +571,19 @@ fn details(status: &StatusOutcome, look: Look) -> String {
                     line.push_str(&format!("; {who}: {}", escape_line(words, 512)));
                 }
             }
-            text.push_str(&wrap(&line, look.width, 4));
+            text.push_str(&wrap(&line, layout.width, 4));
             if let Some(remediation) = &ended.remediation {
                 let line = format!("  try: {}", escape_line(remediation, 512));
-                text.push_str(&wrap(&line, look.width, 4));
+                text.push_str(&wrap(&line, layout.width, 4));
             }
         }
-        let try_this = |next: &str| wrap(&format!("  try: {}", escape_line(next, 512)), look.width, 4);
+        let try_this = |next: &str| wrap(&format!("  try: {}", escape_line(next, 512)), layout.width, 4);
         if let Some(paused) = &vm.paused {
             let since = paused.at.as_ref().map(|at| format!(" since {at}"));
             let why = paused.detail.as_ref().map(|why| format!(": {why}"));
             let (since, why) = (since.unwrap_or_default(), why.unwrap_or_default());
             let line = format!("{} paused ({}){since}{why}", vm.name, paused.reason);
-            text.push_str(&wrap(&escape_line(&line, 2048), look.width, 4));
+            text.push_str(&wrap(&escape_line(&line, 2048), layout.width, 4));
             text.push_str(&try_this(&paused.remediation));
         }
         if !vm.stale_config.is_empty() {
@@ -592,7 +592,7 @@ fn details(status: &StatusOutcome, look: Look) -> String {
                 vm.name,
                 vm.stale_config.join(", ")
             );
-            text.push_str(&wrap(&escape_line(&line, 2048), look.width, 4));
+            text.push_str(&wrap(&escape_line(&line, 2048), layout.width, 4));
             let discard = match keeps_disk(&vm.stale_config) {
                 true => "",
                 false => " --discard",
@@ -600,14 +600,14 @@ fn details(status: &StatusOutcome, look: Look) -> String {
             let next = format!("castra restart{discard} {} applies them", vm.name);
             text.push_str(&try_this(&next));
         }
-        if let Some(metrics) = vm.guest_metrics.as_ref().filter(|_| look.wide) {
+        if let Some(metrics) = vm.guest_metrics.as_ref().filter(|_| layout.wide) {
             let line = format!("{}: {}", vm.name, escape_line(&metrics::in_words(metrics), 1024));
-            text.push_str(&wrap(&line, look.width, 4));
+            text.push_str(&wrap(&line, layout.width, 4));
         }
     }
     for note in &status.notes {
         let about = note.vm.as_ref().map(|vm| format!("{vm}: ")).unwrap_or_default();
-        text.push_str(&paint("warning:", Tone::Odd, look));
+        text.push_str(&paint("warning:", Tone::Warning, layout));
         text.push_str(&format!(" {about}{}\n", escape_line(&note.text, 1024)));
         if let Some(advice) = &note.advice {
             text.push_str(&format!("  try: {advice}\n"));
@@ -650,45 +650,45 @@ fn wrap(line: &str, width: Option<usize>, indent: usize) -> String {
 enum Tone {
     Plain,
     Head,
-    Good,
-    Odd,
-    Bad,
-    Faint,
+    Success,
+    Warning,
+    Error,
+    Dim,
 }
 
-fn paint(text: &str, tone: Tone, look: Look) -> String {
+fn paint(text: &str, tone: Tone, layout: Layout) -> String {
     match tone {
         Tone::Plain => text.to_owned(),
-        Tone::Head => look.style.strong(text),
-        Tone::Good => look.style.good(text),
-        Tone::Odd => look.style.odd(text),
-        Tone::Bad => look.style.bad(text),
-        Tone::Faint => look.style.faint(text),
+        Tone::Head => layout.style.bold(text),
+        Tone::Success => layout.style.success(text),
+        Tone::Warning => layout.style.warning(text),
+        Tone::Error => layout.style.error(text),
+        Tone::Dim => layout.style.dim(text),
     }
 }
 
 fn state_tone(vm: &VmStatus) -> Tone {
     match vm.state {
-        VmState::Running | VmState::External => Tone::Good,
-        VmState::Starting | VmState::Stopping => Tone::Odd,
-        VmState::Paused => Tone::Bad,
-        VmState::Stopped => Tone::Faint,
-        VmState::Crashed => Tone::Bad,
+        VmState::Running | VmState::External => Tone::Success,
+        VmState::Starting | VmState::Stopping => Tone::Warning,
+        VmState::Paused => Tone::Error,
+        VmState::Stopped => Tone::Dim,
+        VmState::Crashed => Tone::Error,
     }
 }
 
 fn broker_tone(vm: &VmStatus) -> Tone {
     match vm.broker {
-        GuestState::Reachable => Tone::Good,
-        GuestState::Waiting => Tone::Odd,
-        GuestState::Offline => Tone::Faint,
+        GuestState::Reachable => Tone::Success,
+        GuestState::Waiting => Tone::Warning,
+        GuestState::Offline => Tone::Dim,
     }
 }
 
 fn bootstrap_tone(vm: &VmStatus) -> Tone {
     match vm.bootstrap.as_ref().map(|bootstrap| bootstrap.status.as_str()) {
-        Some("failed") => Tone::Bad,
-        Some("running") => Tone::Odd,
+        Some("failed") => Tone::Error,
+        Some("running") => Tone::Warning,
         _ => Tone::Plain,
     }
 }

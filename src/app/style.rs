@@ -35,27 +35,27 @@ impl Style {
     }
 
     /// Something failed.
-    pub fn bad(self, text: &str) -> String {
+    pub fn error(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 
     /// Look later.
-    pub fn odd(self, text: &str) -> String {
+    pub fn warning(self, text: &str) -> String {
         self.paint("33", text)
     }
 
     /// As it should be.
-    pub fn good(self, text: &str) -> String {
+    pub fn success(self, text: &str) -> String {
         self.paint("32", text)
     }
 
     /// What the eye is to find first.
-    pub fn strong(self, text: &str) -> String {
+    pub fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
     /// What the eye may skip.
-    pub fn faint(self, text: &str) -> String {
+    pub fn dim(self, text: &str) -> String {
         self.paint("2", text)
     }
 

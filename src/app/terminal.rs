@@ -11,9 +11,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 /// Columns of a terminal that doesn't tell.
-const USUAL_COLUMNS: usize = 80;
+const DEFAULT_COLUMNS: usize = 80;
 /// Its lines.
-const USUAL_ROWS: usize = 24;
+const DEFAULT_ROWS: usize = 24;
 
 /// A terminal's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,20 +52,20 @@ pub fn size() -> Size {
             .unwrap_or(usual)
     };
     Size {
-        rows: side("LINES", USUAL_ROWS),
-        columns: side("COLUMNS", USUAL_COLUMNS),
+        rows: side("LINES", DEFAULT_ROWS),
+        columns: side("COLUMNS", DEFAULT_COLUMNS),
     }
 }
 
 /// Whether castra may draw: a job in the background leaves the terminal to whoever has it.
-pub fn is_ours() -> bool {
+pub fn is_foreground() -> bool {
     // A terminal that doesn't control us has no background.
     tcgetpgrp(io::stderr()).map_or(true, |group| group == getpgrp())
 }
 
 /// What has happened to the terminal since somebody last asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct News {
+pub struct TerminalChanges {
     /// It has another size.
     pub resized: bool,
     /// castra was stopped and goes on: a shell has written meanwhile.
@@ -84,8 +84,8 @@ impl Watch {
     }
 
     /// What has happened since the last time.
-    pub fn news(&self) -> News {
-        let mut news = News::default();
+    pub fn take_changes(&self) -> TerminalChanges {
+        let mut news = TerminalChanges::default();
         while let Some(info) = self
             .0
             .as_ref()

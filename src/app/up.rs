@@ -93,9 +93,9 @@ pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str,
 pub fn show_vms(context: &mut Context, vms: &[VmUp]) {
     let width = vms.iter().map(|vm| vm.vm.as_str().len()).max().unwrap_or(0);
     for vm in vms {
-        let name = context.style.strong(&format!("{:<width$}", vm.vm.as_str()));
+        let name = context.style.bold(&format!("{:<width$}", vm.vm.as_str()));
         let state = match &vm.error {
-            Some(failure) => format!("{} {}", context.style.bad("failed:"), failure.what),
+            Some(failure) => format!("{} {}", context.style.error("failed:"), failure.what),
             None => well(vm),
         };
         context.out.line(format!("  {name}  {state}"));

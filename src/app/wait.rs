@@ -1,7 +1,7 @@
 //! `castra wait`.
 
 use castra::core::failure::{Exit, Result};
-use castra::core::operations::wait::{PATIENCE, WaitOptions, wait};
+use castra::core::operations::wait::{DEFAULT_TIMEOUT, WaitOptions, wait};
 
 use super::context::Context;
 use super::{find_project, human, operands};
@@ -14,7 +14,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         project: find_project::project(raw)?.project(),
         vms: operands::names(&raw.operands)?,
         wait_for,
-        timeout: raw.time_limit.unwrap_or(PATIENCE),
+        timeout: raw.time_limit.unwrap_or(DEFAULT_TIMEOUT),
         cancel: context.cancel_on_signals(),
     };
     let outcome = context.reporting(|reporter| wait(options, reporter))?;

@@ -50,7 +50,7 @@ pub fn run(context: &mut Context) -> Result<Exit> {
         };
         context.out.line(format!(
             "{}  {:<24}  {}{gone}",
-            context.style.strong(&format!("{:<width$}", status.workspace)),
+            context.style.bold(&format!("{:<width$}", status.workspace)),
             find_project::running_text(status),
             status.config_path.display()
         ));

@@ -27,8 +27,10 @@ pub use lock::{
 };
 mod sparse;
 pub use memory::{Memory, memory, memory_available};
-pub use processes::{HeldFile, command_lines, held_file, is_stopped, sees_as_we, turns_of};
-pub use sparse::thin_out;
+pub use processes::{
+    HeldFile, command_lines, context_switches_of, held_file, is_stopped, shares_file_system,
+};
+pub use sparse::punch_hole;
 
 /// Time since the host booted, suspend included (CLOCK_BOOTTIME): the clock that processes
 /// compare with each other. A change of the wall clock doesn't bend it, nor does a time namespace,
@@ -219,7 +221,7 @@ pub fn is_there(path: &Path) -> bool {
 }
 
 /// Whether this error says that there is nothing at a path; every other one leaves it open.
-pub fn says_absent(error: &io::Error) -> bool {
+pub fn is_absent_error(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
@@ -275,7 +277,7 @@ pub fn has_open(pid: u32, path: &Path) -> bool {
 
 /// Whether a process has a client on a Unix socket of this name that it listens on. For a process
 /// of this user; the name is the one it bound, which may be relative.
-pub fn serves_somebody(pid: u32, name: &str) -> bool {
+pub fn has_client(pid: u32, name: &str) -> bool {
     let table = fs::read_to_string("/proc/net/unix").unwrap_or_default();
     let connected: HashSet<String> = table
         .lines()
@@ -440,7 +442,7 @@ fn bound_port(line: &str, transport: Transport) -> Option<BoundPort> {
     let (address, port) = fields.nth(1)?.split_once(':')?;
     let listens = fields.nth(1)? == LISTEN;
     let inode = fields.nth(5)?.to_owned();
-    (stands_before_loopback(address) && (listens || transport == Transport::Udp)).then_some(BoundPort {
+    (covers_loopback(address) && (listens || transport == Transport::Udp)).then_some(BoundPort {
         transport,
         port: u16::from_str_radix(port, 16).ok()?,
         inode,
@@ -449,7 +451,7 @@ fn bound_port(line: &str, transport: Transport) -> Option<BoundPort> {
 
 /// Whether a socket at this address keeps others from 127.0.0.1. The kernel prints addresses as
 /// words of the host's own byte order.
-fn stands_before_loopback(address: &str) -> bool {
+fn covers_loopback(address: &str) -> bool {
     let word = |bytes: [u8; 4]| format!("{:08X}", u32::from_ne_bytes(bytes));
     let v4 = match address.len() {
         8 => address,
@@ -565,7 +567,7 @@ mod tests {
             ("0000000000000000FFFF00000100007F", true),
             ("0000000000000000FFFF00000200007F", false),
         ] {
-            assert_eq!(stands_before_loopback(address), stands, "{address}");
+            assert_eq!(covers_loopback(address), stands, "{address}");
         }
     }
 

@@ -18,9 +18,9 @@ use crate::core::reporter::{Reporter, Silent};
 
 /// So many events are kept; of more the oldest go first. A script in a guest can print for ever,
 /// and every line is an event.
-pub const MOST_EVENTS: usize = 65_536;
+pub const MAX_EVENTS: usize = 65_536;
 /// So many diagnostics are kept, the first ones: what follows is mostly their consequence.
-pub const MOST_DIAGNOSTICS: usize = 4096;
+pub const MAX_DIAGNOSTICS: usize = 4096;
 
 /// What an operation returned and told.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +29,7 @@ pub struct OperationOutput<T> {
     pub value: T,
     /// What somebody should look at, in order.
     pub diagnostics: Vec<Diagnostic>,
-    /// Everything it told, in order: the last [`MOST_EVENTS`].
+    /// Everything it told, in order: the last [`MAX_EVENTS`].
     pub events: Vec<Stamped>,
     /// How many events came before those.
     pub dropped: u64,
@@ -100,10 +100,10 @@ struct Collector<'l> {
 impl Reporter for Collector<'_> {
     fn report(&mut self, event: &Stamped) {
         self.live.report(event);
-        if self.diagnostics.len() < MOST_DIAGNOSTICS {
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
             self.diagnostics.extend(Diagnostic::of(&event.event));
         }
-        if self.events.len() == MOST_EVENTS {
+        if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
             self.dropped += 1;
         }
@@ -147,10 +147,10 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded() {
-        let output = collect(|reporter| tell(reporter, MOST_EVENTS + 3));
-        assert_eq!((output.events.len(), output.dropped), (MOST_EVENTS, 3));
+        let output = collect(|reporter| tell(reporter, MAX_EVENTS + 3));
+        assert_eq!((output.events.len(), output.dropped), (MAX_EVENTS, 3));
         assert_eq!(output.events[0].seq, 3, "the oldest went first");
-        assert_eq!(output.diagnostics.len(), MOST_DIAGNOSTICS);
+        assert_eq!(output.diagnostics.len(), MAX_DIAGNOSTICS);
         assert_eq!(output.diagnostics[0].text, "0");
     }
 }

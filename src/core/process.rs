@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::FileLock;
-use crate::core::threads::{MORE_ROOM, is_no_room};
+use crate::core::threads::{FREE_RESOURCES, is_out_of_resources};
 
 /// How much of stdout is kept in memory, bytes.
 const STDOUT_LIMIT: u64 = 1024 * 1024;
@@ -37,7 +37,7 @@ pub const AGENT_RUN_MARK: &str = "CASTRA_HARNESS_RUN";
 /// Between SIGTERM and SIGKILL to a child that must end.
 const TERM_GRACE: Duration = Duration::from_secs(2);
 /// How often a wait looks at the child and at the request to stop, at the least.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who is told each line of a child's stderr.
 type OnLine<'a> = Box<dyn FnMut(&str) + Send + 'a>;
@@ -282,7 +282,7 @@ impl<'a> Job<'a> {
             }
             // Looked at more often while it is young: a `qemu-img create` of 12 ms would otherwise
             // be noticed up to 10 ms late, and there is one for each VM.
-            let look_after = (began.elapsed() / 8).clamp(Duration::from_micros(500), LOOK_EVERY);
+            let look_after = (began.elapsed() / 8).clamp(Duration::from_micros(500), POLL_INTERVAL);
             thread::sleep(look_after);
         }
     }
@@ -303,7 +303,7 @@ pub fn end_group(child: &mut Child) {
         if matches!(child.try_wait(), Ok(Some(_))) {
             break;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     // The leader is gone or not: whoever of its group is left holds our pipes open.
     let _ = killpg(group, Signal::SIGKILL);
@@ -428,8 +428,10 @@ impl JobError {
     /// `Interrupted`, all else `otherwise`.
     pub fn into_failure(self, what: impl Into<String>, otherwise: Exit) -> Failure {
         let exit = match &self {
-            JobError::NotStarted { error, .. } if is_no_room(error) => {
-                return Failure::new(Exit::Busy, what).because(&self).advice(MORE_ROOM);
+            JobError::NotStarted { error, .. } if is_out_of_resources(error) => {
+                return Failure::new(Exit::Busy, what)
+                    .because(&self)
+                    .advice(FREE_RESOURCES);
             }
             JobError::NotStarted { .. } => Exit::Unavailable,
             JobError::Cancelled => Exit::Interrupted,

@@ -100,7 +100,7 @@ pub fn wall_clock(now: SystemTime) -> String {
 }
 
 /// What is said about a journal that can't be opened or written, once a run.
-pub fn not_kept(path: &Path, error: &io::Error) -> Event {
+pub fn journal_failed(path: &Path, error: &io::Error) -> Event {
     Event::advice(
         Severity::Warn,
         None,
@@ -176,7 +176,7 @@ impl<'a> Emitter<'a> {
         let Err(error) = kept else {
             return;
         };
-        let notice = not_kept(journal.path(), &error);
+        let notice = journal_failed(journal.path(), &error);
         if !std::mem::replace(&mut inner.said_not_kept, true) {
             let notice = self.stamp(&mut inner, notice);
             inner.reporter.report(&notice);
@@ -184,7 +184,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Hands on an event that somebody else has stamped and kept, with its line as it was kept.
-    pub fn pass_on(&self, stamped: &Stamped, line: &str) {
+    pub fn forward(&self, stamped: &Stamped, line: &str) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.reporter.report_line(stamped, line);
     }

@@ -14,11 +14,11 @@ use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 
 /// What to do where the system starts no further thread or process.
-pub const MORE_ROOM: &str =
+pub const FREE_RESOURCES: &str =
     "end some processes, or raise the limit of this user (`ulimit -u`) or of its control group";
 
 /// Starts a thread of this scope.
-pub fn start_in<'scope, T: Send + 'scope>(
+pub fn spawn_scoped<'scope, T: Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'scope,
@@ -26,19 +26,19 @@ pub fn start_in<'scope, T: Send + 'scope>(
     let started = thread::Builder::new()
         .name(name.to_owned())
         .spawn_scoped(scope, work);
-    started.map_err(|error| none_to_be_had(name, &error))
+    started.map_err(|error| no_thread_failure(name, &error))
 }
 
 /// The failure of starting a thread or a process for `what`.
-pub fn none_to_be_had(what: &str, error: &io::Error) -> Failure {
+pub fn no_thread_failure(what: &str, error: &io::Error) -> Failure {
     Failure::new(Exit::Busy, format!("no thread can be started for `{what}`"))
         .because(error)
-        .advice(MORE_ROOM)
+        .advice(FREE_RESOURCES)
 }
 
 /// Whether this error of a start means that the system has no room for it now; any other one means
 /// that what was to be started can't run at all.
-pub fn is_no_room(error: &io::Error) -> bool {
+pub fn is_out_of_resources(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory
@@ -47,7 +47,7 @@ pub fn is_no_room(error: &io::Error) -> bool {
 
 /// Does `work` on each of these, each in a thread of its own; on those for which no thread is to be
 /// had one after the other, here. The outcomes stand in the order of the items; `Err`: it panicked.
-pub fn each<'i, I: Sync, T: Send>(
+pub fn map_parallel<'i, I: Sync, T: Send>(
     items: &'i [I],
     name: impl Fn(&I) -> String,
     work: impl Fn(&'i I) -> T + Sync,
@@ -56,7 +56,7 @@ pub fn each<'i, I: Sync, T: Send>(
     thread::scope(|scope| {
         let started: Vec<_> = items
             .iter()
-            .map(|item| (item, start_in(scope, &name(item), move || work(item))))
+            .map(|item| (item, spawn_scoped(scope, &name(item), move || work(item))))
             .collect();
         let done = started.into_iter().map(|(item, thread)| match thread {
             Ok(thread) => thread.join(),
@@ -67,11 +67,15 @@ pub fn each<'i, I: Sync, T: Send>(
 }
 
 /// Does both, `aside` in a thread beside this one; without a thread one after the other.
-pub fn both<A: Send, B>(name: &str, aside: impl FnOnce() -> A + Send, here: impl FnOnce() -> B) -> (A, B) {
+pub fn run_both<A: Send, B>(
+    name: &str,
+    aside: impl FnOnce() -> A + Send,
+    here: impl FnOnce() -> B,
+) -> (A, B) {
     let aside = Mutex::new(Some(aside));
     let take = || aside.lock().unwrap_or_else(PoisonError::into_inner).take();
     thread::scope(|scope| {
-        let started = start_in(scope, name, || take().map(|work| work()));
+        let started = spawn_scoped(scope, name, || take().map(|work| work()));
         let here = here();
         let aside = match started.map(ScopedJoinHandle::join) {
             Ok(Ok(done)) => done,
@@ -84,9 +88,9 @@ pub fn both<A: Send, B>(name: &str, aside: impl FnOnce() -> A + Send, here: impl
 
 /// Raises a request when it is dropped: a thread that waits for it ends however its scope is left.
 #[derive(Debug)]
-pub struct RaisedAtEnd<'c>(pub &'c Cancel);
+pub struct CancelOnDrop<'c>(pub &'c Cancel);
 
-impl Drop for RaisedAtEnd<'_> {
+impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
         self.0.request();
     }
@@ -99,7 +103,7 @@ mod tests {
 
     #[test]
     fn outcomes_stand_in_order_and_a_panic_is_one_items_own() {
-        let outcomes = each(
+        let outcomes = map_parallel(
             &[1, 2, 3],
             |number| format!("t{number}"),
             |number| match number {
@@ -109,7 +113,7 @@ mod tests {
         );
         let outcomes: Vec<Option<i32>> = outcomes.into_iter().map(Result::ok).collect();
         assert_eq!(outcomes, [Some(10), None, Some(30)]);
-        assert_eq!(both("aside", || 1, || 2), (1, 2));
+        assert_eq!(run_both("aside", || 1, || 2), (1, 2));
     }
 
     #[test]
@@ -117,8 +121,8 @@ mod tests {
         let asked = Cancel::new();
         let left = panic::catch_unwind(panic::AssertUnwindSafe(|| {
             thread::scope(|scope| {
-                let _end = RaisedAtEnd(&asked);
-                let _thread = start_in(scope, "waits", || {
+                let _end = CancelOnDrop(&asked);
+                let _thread = spawn_scoped(scope, "waits", || {
                     while !asked.pause(std::time::Duration::from_secs(1)) {}
                 });
                 panic!("as asked");

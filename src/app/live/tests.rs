@@ -9,9 +9,9 @@ use serde_json::json;
 
 use super::*;
 
-/// A [`Doing`] and a clock that moves only when told.
+/// A [`Activity`] and a clock that moves only when told.
 struct Script {
-    doing: Doing,
+    doing: Activity,
     began: Instant,
 }
 
@@ -22,7 +22,7 @@ fn vm(name: &str) -> VmName {
 impl Script {
     fn new(vms: &[&str]) -> Script {
         Script {
-            doing: Doing::expecting(vms.iter().map(|vm| (*vm).to_owned())),
+            doing: Activity::expecting(vms.iter().map(|vm| (*vm).to_owned())),
             began: Instant::now(),
         }
     }

@@ -12,12 +12,12 @@ use castra::core::status::{
 };
 use serde_json::{Value, json};
 
-use super::{COLUMNS, Look, cut, frame, legend, render, render_all, without_middle, wrap};
+use super::{COLUMNS, Layout, cut, frame, legend, render, render_all, without_middle, wrap};
 use crate::app::style::Style;
 use crate::app::terminal::Size;
 use crate::cli::{self, ColorChoice, Command, HelpKind};
 
-const PIPE: Look = Look {
+const PIPE: Layout = Layout {
     width: None,
     style: Style::PLAIN,
     wide: false,
@@ -25,8 +25,8 @@ const PIPE: Look = Look {
     hints: true,
 };
 
-fn terminal(width: usize) -> Look {
-    Look {
+fn terminal(width: usize) -> Layout {
+    Layout {
         width: Some(width),
         ..PIPE
     }
@@ -283,12 +283,12 @@ fn tables() {
     let mut empty = offline();
     empty.vms.clear();
     golden("empty.txt", &render(&empty, PIPE));
-    let colored = Look {
+    let colored = Layout {
         style: Style::decide(ColorChoice::Always, &std::io::stdout()),
         ..PIPE
     };
     golden("fleet-color.txt", &render(&fleet(), colored));
-    let all = Look {
+    let all = Layout {
         wide: true,
         legend: true,
         ..terminal(80)

@@ -8,17 +8,17 @@ use std::time::{Duration, SystemTime};
 use castra::core::harness::{agent_named, agent_names};
 use castra::core::operations::events::parse_since;
 use castra::core::operations::wait::WaitFor;
-use castra::core::report::MOST_RUNS;
+use castra::core::report::MAX_RUNS;
 
 use super::per_command::BY_COMMAND;
 use super::{BadValue, Command, Complete, Flag, LogSource, Scope, color_choice};
 use crate::cli::raw::HelpKind;
 
 /// Longest wait a flag may ask for, seconds: a day. More is a typing mistake.
-const LONGEST_WAIT_SECS: u64 = 86_400;
+const MAX_WAIT_SECS: u64 = 86_400;
 
 /// Longest time an agent may be given: more is a typing mistake.
-const LONGEST_TIME: Duration = Duration::from_secs(30 * 86_400);
+const MAX_TIME: Duration = Duration::from_secs(30 * 86_400);
 
 const BOOTSTRAPPING: Scope = Scope::Only(&[Command::Up, Command::Restart, Command::Bootstrap]);
 const PLANNING: Scope = Scope::Only(&[Command::Up, Command::Bootstrap]);
@@ -642,9 +642,9 @@ pub const FLAGS: &[Flag] = &[
             let runs = text(value)?
                 .parse()
                 .ok()
-                .filter(|runs| (1..=MOST_RUNS).contains(runs));
+                .filter(|runs| (1..=MAX_RUNS).contains(runs));
             raw.last =
-                Some(runs.ok_or_else(|| BadValue(format!("use a whole number from 1 to {MOST_RUNS}")))?);
+                Some(runs.ok_or_else(|| BadValue(format!("use a whole number from 1 to {MAX_RUNS}")))?);
             Ok(())
         },
     },
@@ -1043,11 +1043,11 @@ fn seconds(value: OsString) -> Result<Duration, BadValue> {
     text(value)?
         .parse::<u64>()
         .ok()
-        .filter(|secs| *secs <= LONGEST_WAIT_SECS)
+        .filter(|secs| *secs <= MAX_WAIT_SECS)
         .map(Duration::from_secs)
         .ok_or_else(|| {
             BadValue(format!(
-                "use a whole number of seconds from 0 to {LONGEST_WAIT_SECS}, such as 20"
+                "use a whole number of seconds from 0 to {MAX_WAIT_SECS}, such as 20"
             ))
         })
 }
@@ -1059,7 +1059,7 @@ fn time(value: OsString) -> Result<Duration, BadValue> {
         Ok(secs) => Some(Duration::from_secs(secs)),
         Err(_) => humantime::parse_duration(&text).ok(),
     };
-    parsed.filter(|time| *time <= LONGEST_TIME).ok_or_else(|| {
+    parsed.filter(|time| *time <= MAX_TIME).ok_or_else(|| {
         BadValue("use seconds or a time such as 90s, 30m or 2h, of at most 30 days".to_owned())
     })
 }

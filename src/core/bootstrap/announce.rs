@@ -10,7 +10,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::events::{BootstrapPlan, Event, Severity};
 use crate::core::failure::{Failure, Result as Done};
 use crate::core::reporter::Emitter;
@@ -18,11 +18,11 @@ use crate::core::reporter::Emitter;
 /// What one bootstrap has told so far.
 pub(super) struct Announcer<'a, 'e> {
     emitter: &'a Emitter<'e>,
-    told: Mutex<Told>,
+    told: Mutex<Announced>,
     changed: Condvar,
 }
 
-struct Told {
+struct Announced {
     plan: BootstrapPlan,
     planned: bool,
     started: bool,
@@ -38,7 +38,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
     pub(super) fn new(plan: BootstrapPlan, emitter: &'a Emitter<'e>) -> Announcer<'a, 'e> {
         Announcer {
             emitter,
-            told: Mutex::new(Told {
+            told: Mutex::new(Announced {
                 plan,
                 planned: false,
                 started: false,
@@ -52,7 +52,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
 
     /// The next hash: the artifact's, which completes the plan, then the base's, with which it starts.
     pub(super) fn hashed(&self, hash: Done<String>) {
-        let mut told = self.told();
+        let mut told = self.lock();
         match hash {
             Ok(hash) => self.announce(&mut told, Some(hash).filter(|hash| !hash.is_empty())),
             Err(failure) => {
@@ -65,7 +65,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
 
     /// A step that ended.
     pub(super) fn step(&self, event: Event) {
-        let mut told = self.told();
+        let mut told = self.lock();
         match told.started {
             true => self.emitter.emit(event),
             false => told.waiting.push(event),
@@ -74,23 +74,23 @@ impl<'a, 'e> Announcer<'a, 'e> {
 
     /// The run is over, or can't go on: what isn't known yet stays unknown.
     pub(super) fn close(&self) {
-        let mut told = self.told();
+        let mut told = self.lock();
         while !told.started {
             self.announce(&mut told, None);
         }
     }
 
     /// Whether the hashes let the run go on.
-    pub(super) fn check(&self) -> Result<(), Trouble> {
-        match &self.told().failure {
-            Some(failure) => Err(Trouble::because(failure.to_string())),
+    pub(super) fn check(&self) -> Result<(), StepFailure> {
+        match &self.lock().failure {
+            Some(failure) => Err(StepFailure::because(failure.to_string())),
             None => Ok(()),
         }
     }
 
     /// Waits for the start, at most so long; whether it was told.
     pub(super) fn wait_started(&self, limit: Duration) -> bool {
-        let told = self.told();
+        let told = self.lock();
         let waited = self
             .changed
             .wait_timeout_while(told, limit, |told| !told.started && told.failure.is_none());
@@ -99,11 +99,11 @@ impl<'a, 'e> Announcer<'a, 'e> {
 
     /// The hashes as far as they are known: of the artifact and of the base.
     pub(super) fn hashes(&self) -> (Option<String>, Option<String>) {
-        let told = self.told();
+        let told = self.lock();
         (told.plan.artifact_hash.clone(), told.base_hash.clone())
     }
 
-    fn announce(&self, told: &mut Told, hash: Option<String>) {
+    fn announce(&self, told: &mut Announced, hash: Option<String>) {
         if !told.planned {
             told.planned = true;
             told.plan.artifact_hash = hash;
@@ -132,7 +132,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
         }
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn lock(&self) -> MutexGuard<'_, Announced> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

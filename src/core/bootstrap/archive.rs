@@ -27,7 +27,7 @@ const NAMES_SHOWN: usize = 5;
 
 /// What a payload holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Survey {
+pub struct PayloadStats {
     /// Bytes of all regular files.
     pub bytes: u64,
     /// Files, directories and links.
@@ -36,7 +36,7 @@ pub struct Survey {
     pub special: Vec<PathBuf>,
 }
 
-impl Survey {
+impl PayloadStats {
     /// What a person should know before it is copied.
     pub fn warnings(&self) -> Option<String> {
         let first = self
@@ -60,21 +60,21 @@ impl Survey {
 }
 
 /// Looks through a payload without reading its files.
-pub fn survey(payload: &Path) -> io::Result<Survey> {
-    let mut survey = Survey::default();
+pub fn scan_payload(payload: &Path) -> io::Result<PayloadStats> {
+    let mut stats = PayloadStats::default();
     walk(payload, &mut |path, meta| {
         let kind = meta.file_type();
         if kind.is_file() {
-            survey.bytes += meta.len();
+            stats.bytes += meta.len();
         }
         if kind.is_file() || kind.is_dir() || kind.is_symlink() {
-            survey.entries += 1;
+            stats.entries += 1;
         } else {
-            survey.special.push(path.to_owned());
+            stats.special.push(path.to_owned());
         }
         Ok(())
     })?;
-    Ok(survey)
+    Ok(stats)
 }
 
 /// Writes the archive, everything below the folder `top`: the script under its own name with mode
@@ -400,10 +400,10 @@ mod tests {
         let scratch = Scratch::new("archive-survey");
         let payload = scratch.path("payload");
         fill(&payload);
-        let found = survey(&payload).unwrap();
+        let found = scan_payload(&payload).unwrap();
         assert_eq!(found.bytes, 100_000 + 3 + 512 + 4);
         assert!(found.warnings().unwrap().contains("pipe"));
-        assert!(survey(&scratch.path("nothing")).is_err());
+        assert!(scan_payload(&scratch.path("nothing")).is_err());
     }
 
     #[test]

@@ -34,7 +34,7 @@ const CONNECT: Duration = Duration::from_millis(250);
 /// How often the thread looks whether it is still wanted.
 const SLICE: Duration = Duration::from_millis(50);
 /// Servers may send other lines before the banner (RFC 4253, 4.2), but not without end.
-const MOST_BYTES: usize = 4096;
+const MAX_BYTES: usize = 4096;
 
 /// A search under way in a thread of its own.
 pub struct BannerSearch {
@@ -71,7 +71,7 @@ impl BannerSearch {
     }
 
     /// The guest lives: try more often from now on.
-    pub fn hurry(&self) {
+    pub fn retry_faster(&self) {
         self.eager.store(true, Ordering::Relaxed);
     }
 
@@ -101,7 +101,7 @@ struct Attempt {
 }
 
 /// What one look at an attempt found.
-enum Look {
+enum AttemptState {
     Waiting,
     Closed,
     Banner(String),
@@ -127,7 +127,7 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
             address = address.or_else(|| resolve(host, port));
             match address.map(connect) {
                 Some(Ok(stream)) => {
-                    let patience = patience(age + now.duration_since(began), is_eager);
+                    let patience = attempt_timeout(age + now.duration_since(began), is_eager);
                     attempts.push(Attempt {
                         stream,
                         until: now + patience,
@@ -143,13 +143,13 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
         wait_readable(&attempts, pause);
         let mut banner = None;
         attempts.retain_mut(|attempt| match look_at(attempt) {
-            Look::Waiting => true,
-            Look::Closed => {
+            AttemptState::Waiting => true,
+            AttemptState::Closed => {
                 let again = if is_eager { AFTER_RESET_EAGER } else { AFTER_RESET };
                 next = next.min(Instant::now() + again);
                 false
             }
-            Look::Banner(text) => {
+            AttemptState::Banner(text) => {
                 banner = Some(text);
                 false
             }
@@ -163,7 +163,7 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
 
 /// How long an attempt may stay without a banner. Where the guest is known to live its network is
 /// up, and an attempt that hangs is one that a slow server is at work on.
-fn patience(age: Duration, is_eager: bool) -> Duration {
+fn attempt_timeout(age: Duration, is_eager: bool) -> Duration {
     if is_eager {
         return GIVE_UP_LAST;
     }
@@ -190,23 +190,23 @@ fn wait_readable(attempts: &[Attempt], pause: Duration) {
     let _ = poll(&mut descriptors, PollTimeout::from(millis));
 }
 
-fn look_at(attempt: &mut Attempt) -> Look {
+fn look_at(attempt: &mut Attempt) -> AttemptState {
     let mut buffer = [0; 512];
     loop {
         match attempt.stream.read(&mut buffer) {
-            Ok(0) => return Look::Closed,
+            Ok(0) => return AttemptState::Closed,
             Ok(count) => {
                 attempt.got.extend_from_slice(&buffer[..count]);
                 if let Some(banner) = banner_in(&attempt.got) {
-                    return Look::Banner(banner);
+                    return AttemptState::Banner(banner);
                 }
-                if attempt.got.len() > MOST_BYTES {
-                    return Look::Closed;
+                if attempt.got.len() > MAX_BYTES {
+                    return AttemptState::Closed;
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Look::Waiting,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return AttemptState::Waiting,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return Look::Closed,
+            Err(_) => return AttemptState::Closed,
         }
     }
 }
@@ -239,7 +239,7 @@ mod tests {
             (silent, speaking)
         });
         let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
-        search.hurry();
+        search.retry_faster();
         assert_eq!(search.wait(Duration::from_secs(20)), Some("SSH-2.0-test_1"));
         assert_eq!(search.wait(Duration::ZERO), Some("SSH-2.0-test_1"));
         drop(server.join().unwrap());
@@ -248,10 +248,10 @@ mod tests {
     #[test]
     fn the_patience_grows_with_the_guest() {
         for (age, expected) in [(0, 2), (7, 2), (40, 10), (80, 20), (1000, 20)] {
-            let found = patience(Duration::from_secs(age), false);
+            let found = attempt_timeout(Duration::from_secs(age), false);
             assert_eq!(found, Duration::from_secs(expected), "{age}");
         }
-        assert_eq!(patience(Duration::ZERO, true), Duration::from_secs(20));
+        assert_eq!(attempt_timeout(Duration::ZERO, true), Duration::from_secs(20));
     }
 
     #[test]
@@ -259,7 +259,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
-        search.hurry();
+        search.retry_faster();
         // The eager attempt is the last one accepted within the first moment; it is answered later
         // than a young guest's attempts are given up.
         let mut attempts = vec![listener.accept().unwrap().0];

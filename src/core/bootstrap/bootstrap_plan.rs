@@ -25,7 +25,7 @@ const FIRST_LINE_BYTES: u64 = 4096;
 
 /// What is known of the VM when its bootstrap is planned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Known {
+pub struct LastLaunch {
     /// The host port that leads to the guest's SSH, once allocated.
     pub ssh_port: Option<u16>,
     /// The accelerator it runs or will run under.
@@ -33,7 +33,7 @@ pub struct Known {
 }
 
 /// Plans the bootstrap of one VM under this mode.
-pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -> BootstrapPlan {
+pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: LastLaunch) -> BootstrapPlan {
     let bootstrap = &vm.bootstrap;
     let trigger = match mode {
         BootstrapMode::Skip => return skipped(vm),
@@ -67,7 +67,7 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: Known) -
     }
     let mut payload_bytes = None;
     if let Some(payload) = &bootstrap.payload {
-        match archive::survey(payload) {
+        match archive::scan_payload(payload) {
             Ok(survey) => {
                 payload_bytes = Some(survey.bytes);
                 warnings.extend(survey.warnings());
@@ -340,14 +340,14 @@ pub(crate) mod tests {
                 metadata_path: None,
             },
             ssh: SshConfig::default(),
-            places: BTreeMap::new(),
+            bases: BTreeMap::new(),
         }
     }
 
     fn plan_with(mode: BootstrapMode, change: impl FnOnce(&mut BootstrapConfig)) -> BootstrapPlan {
         let mut config = config_of(&["web"]);
         change(&mut config.vms[0].bootstrap);
-        plan(&config.vms[0], &config, mode, Known::default())
+        plan(&config.vms[0], &config, mode, LastLaunch::default())
     }
 
     #[test]
@@ -381,7 +381,7 @@ pub(crate) mod tests {
     fn the_accelerator_decides_the_patience() {
         let config = config_of(&["web"]);
         for (accel, secs) in [(Accel::Tcg, 240), (Accel::Kvm, 60)] {
-            let known = Known {
+            let known = LastLaunch {
                 ssh_port: Some(2222),
                 accel: Some(accel),
             };

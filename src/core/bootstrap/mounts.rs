@@ -13,7 +13,7 @@ use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::guest_scripts;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::config::VmConfig;
 use crate::core::escape::escape_line;
@@ -33,9 +33,9 @@ pub(super) fn check(
     watch: &Watch<'_>,
     master: &mut Master,
     limit: Duration,
-) -> Result<(), Trouble> {
+) -> Result<(), StepFailure> {
     let vm = context.vm;
-    if vm.mounts.is_empty() || !is_told(vm) {
+    if vm.mounts.is_empty() || !takes_mounts(vm) {
         return Ok(());
     }
     // One that runs already was asked at its start, unless an older castra started it.
@@ -65,10 +65,10 @@ pub(super) fn check(
         },
         &mut || (),
     )
-    .map_err(|error| Trouble::of_exec(error, "", "the question about mounts", master.target()))?;
+    .map_err(|error| StepFailure::of_exec(error, "", "the question about mounts", master.target()))?;
     match complaint(vm, &lines, context.launch.started_now, limit) {
         None => Ok(()),
-        Some(words) => Err(Trouble::because(words).advise(format!(
+        Some(words) => Err(StepFailure::because(words).with_advice(format!(
             "castra logs {} --source serial shows what the guest said",
             vm.name
         ))),
@@ -76,7 +76,7 @@ pub(super) fn check(
 }
 
 /// Whether the guest mounts what castra tells it to: a kernel of the user's own may not.
-fn is_told(vm: &VmConfig) -> bool {
+fn takes_mounts(vm: &VmConfig) -> bool {
     match SeedKind::of(vm) {
         SeedKind::Nothing => false,
         SeedKind::FwCfg => vm.is_default_guest(),

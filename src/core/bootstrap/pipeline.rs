@@ -12,14 +12,14 @@ use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::mounts;
 pub use crate::core::bootstrap::result::{BootstrapEnd, BootstrapOutcome};
-use crate::core::bootstrap::result::{finish, has_outcome, keep_outcome};
+use crate::core::bootstrap::result::{finish, has_outcome, save_outcome};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::steps::{self, Connected};
 use crate::core::bootstrap::transfer;
 use crate::core::bootstrap::vizier::{self, Installed};
-use crate::core::bootstrap::wait_for_guest::{self, Life};
+use crate::core::bootstrap::wait_for_guest::{self, ProofOfLife};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::events::{
     BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus,
@@ -46,14 +46,14 @@ enum StepEnd {
 /// Runs the pipeline of a plan. `BootstrapPlanned` is emitted here, once, before anything else
 /// of this VM; a failure is an outcome, not an error.
 pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
-    run_log::close_abandoned_and_tell(&context.config.state, &context.vm.name, context.emitter);
+    run_log::close_abandoned_and_emit(&context.config.state, &context.vm.name, context.emitter);
     match plan.action {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {
             context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
             // What an earlier bootstrap of this launch came to still holds.
             if !has_outcome(context) {
-                keep_outcome(context, "skipped", false, None);
+                save_outcome(context, "skipped", false, None);
             }
             return BootstrapOutcome::without_steps(context, BootstrapEnd::Skipped);
         }
@@ -72,10 +72,15 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
                     .emitter
                     .emit(Event::message(Severity::Warn, Some(&context.vm.name), text));
             }
-            return finish(context, log.ok(), Err(Trouble::because(reason)), Instant::now());
+            return finish(
+                context,
+                log.ok(),
+                Err(StepFailure::because(reason)),
+                Instant::now(),
+            );
         }
     }
-    keep_outcome(context, "running", false, None);
+    save_outcome(context, "running", false, None);
     let began = Instant::now();
     let run_id = new_run_id();
     let vm_paths = context.config.state.vm(&context.vm.name);
@@ -102,11 +107,11 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
             Ok(log) => log,
             Err(failure) => {
                 context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
-                return (None, Err(Trouble::because(failure.to_string())));
+                return (None, Err(StepFailure::because(failure.to_string())));
             }
         };
         // Without a thread beside this one they are computed first.
-        if threads::start_in(scope, &format!("hash {}", context.vm.name), compute).is_err() {
+        if threads::spawn_scoped(scope, &format!("hash {}", context.vm.name), compute).is_err() {
             compute();
         }
         let mut pipeline = Pipeline {
@@ -121,7 +126,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
             noop: false,
         };
         let result = pipeline.steps();
-        pipeline.part();
+        pipeline.disconnect();
         (Some(pipeline.log), result)
     });
     finish(context, log, result, began)
@@ -143,15 +148,15 @@ fn begin_log(context: &Context<'_, '_>, run_id: &str, trigger: BootstrapTrigger)
 }
 
 /// The way to the guest's SSH server.
-struct Route {
+struct SshRoute {
     target: Option<SshTarget>,
     banner: Option<BannerSearch>,
     /// That nobody answers is an error, and no reason to skip steps.
-    must: bool,
+    required: bool,
     /// It answered an earlier bootstrap, or somebody's ssh, with the disk that the guest has now.
     answered_before: bool,
     /// Nobody answered, in words.
-    nobody: Option<String>,
+    no_answer: Option<String>,
     /// Somebody did; for the step `connect`.
     connected: Option<String>,
 }
@@ -170,7 +175,7 @@ struct Pipeline<'a, 'c, 'e> {
 
 impl Pipeline<'_, '_, '_> {
     /// All steps in their order; whether the script had nothing to change.
-    fn steps(&mut self) -> Result<bool, Trouble> {
+    fn steps(&mut self) -> Result<bool, StepFailure> {
         let context = self.context;
         let has_script = context.vm.bootstrap.script.is_some();
         let target = self
@@ -181,7 +186,7 @@ impl Pipeline<'_, '_, '_> {
         // Where the guest is known to live nobody needs to look for a banner.
         let lives = wait_for_guest::is_alive(context);
         let mut banner = match &target {
-            Some(target) if !lives => Some(steps::search(context, target)?),
+            Some(target) if !lives => Some(steps::start_banner_search(context, target)?),
             _ => None,
         };
 
@@ -189,36 +194,36 @@ impl Pipeline<'_, '_, '_> {
         self.step(BootstrapStepKind::WaitHandshake, |pipeline| {
             let limit = handshake_limit(&pipeline.plan);
             let life = match lives {
-                true => Life::Handshake,
-                false => wait_for_guest::wait_for_life(context, &mut banner, limit, &mut || {
-                    pipeline.look_around()
+                true => ProofOfLife::Handshake,
+                false => wait_for_guest::wait_for_proof_of_life(context, &mut banner, limit, &mut || {
+                    pipeline.check_guest()
                 })?,
             };
             (context.on_alive)();
             Ok(StepEnd::Success(Some(match life {
-                Life::Handshake => "handshake".to_owned(),
-                Life::Banner(text) => {
+                ProofOfLife::Handshake => "handshake".to_owned(),
+                ProofOfLife::Banner(text) => {
                     reached_by_ssh = true;
                     format!("SSH banner {text}")
                 }
             })))
         })?;
         let answered_before = steps::has_answered(context);
-        let mut route = Route {
+        let mut route = SshRoute {
             target,
             banner,
-            must: has_script || reached_by_ssh || answered_before,
+            required: has_script || reached_by_ssh || answered_before,
             answered_before,
-            nobody: None,
+            no_answer: None,
             connected: None,
         };
         self.vizier_steps(&mut route)?;
         let mut skip_rest = (!has_script).then(|| "there is no script".to_owned());
         self.step(BootstrapStepKind::Connect, |pipeline| {
-            pipeline.reach(&mut route)?;
+            pipeline.open_master(&mut route)?;
             let Some(master) = &mut pipeline.master else {
-                skip_rest.clone_from(&route.nobody);
-                return Ok(StepEnd::Skipped(route.nobody.take().unwrap_or_default()));
+                skip_rest.clone_from(&route.no_answer);
+                return Ok(StepEnd::Skipped(route.no_answer.take().unwrap_or_default()));
             };
             steps::check(context, master)?;
             let limit = handshake_limit(&pipeline.plan);
@@ -268,14 +273,14 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Opens the connection that all steps over SSH share, unless somebody has, or nobody answers.
-    fn reach(&mut self, route: &mut Route) -> Result<(), Trouble> {
-        if self.master.is_some() || route.nobody.is_some() {
+    fn open_master(&mut self, route: &mut SshRoute) -> Result<(), StepFailure> {
+        if self.master.is_some() || route.no_answer.is_some() {
             return Ok(());
         }
         let Some(target) = &route.target else {
             return Err(
-                Trouble::because("no host port is forwarded to the guest's SSH server")
-                    .advise("forward its port 22, or give [ssh] `port` in bootstrap.toml"),
+                StepFailure::because("no host port is forwarded to the guest's SSH server")
+                    .with_advice("forward its port 22, or give [ssh] `port` in bootstrap.toml"),
             );
         };
         let context = self.context;
@@ -287,7 +292,7 @@ impl Pipeline<'_, '_, '_> {
             Connected::NoBanner => {
                 let waited = context.vm.bootstrap.step_timeout.as_secs();
                 let words = format!("no SSH server answered within {waited} s");
-                if route.must {
+                if route.required {
                     let vm = &context.vm.name;
                     let (though, advice) = match route.answered_before {
                         true => (
@@ -296,17 +301,17 @@ impl Pipeline<'_, '_, '_> {
                         ),
                         false => ("the guest lives", "see whether one runs in it: castra logs"),
                     };
-                    return Err(Trouble::because(format!("{words}, though {though}"))
-                        .advise(format!("{advice} {vm}")));
+                    return Err(StepFailure::because(format!("{words}, though {though}"))
+                        .with_advice(format!("{advice} {vm}")));
                 }
-                route.nobody = Some(words);
+                route.no_answer = Some(words);
             }
         }
         Ok(())
     }
 
     /// Vizier is installed, enabled and heard.
-    fn vizier_steps(&mut self, route: &mut Route) -> Result<(), Trouble> {
+    fn vizier_steps(&mut self, route: &mut SshRoute) -> Result<(), StepFailure> {
         let context = self.context;
         let mut skip = match (&context.broker_address, context.config.vizier_enabled) {
             (_, false) => Some("`enabled` under [vizier] is false".to_owned()),
@@ -319,10 +324,10 @@ impl Pipeline<'_, '_, '_> {
                 return Ok(StepEnd::Skipped(why.clone()));
             }
             let began = Instant::now();
-            pipeline.reach(route)?;
+            pipeline.open_master(route)?;
             let opening = began.elapsed();
             let (Some(master), Some(broker)) = (&mut pipeline.master, &context.broker_address) else {
-                let why = route.nobody.clone().unwrap_or_default();
+                let why = route.no_answer.clone().unwrap_or_default();
                 skip = Some(why.clone());
                 return Ok(StepEnd::Skipped(why));
             };
@@ -347,7 +352,7 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// Ends the connection; with Vizier in the guest its log is taken over first.
-    fn part(&mut self) {
+    fn disconnect(&mut self) {
         if let Some(mut master) = self.master.take()
             && self.context.config.vizier_enabled
             && self.watch.look().is_none()
@@ -360,11 +365,11 @@ impl Pipeline<'_, '_, '_> {
     fn step(
         &mut self,
         kind: BootstrapStepKind,
-        work: impl FnOnce(&mut Self) -> Result<StepEnd, Trouble>,
-    ) -> Result<(), Trouble> {
+        work: impl FnOnce(&mut Self) -> Result<StepEnd, StepFailure>,
+    ) -> Result<(), StepFailure> {
         let began = Instant::now();
         let result = match self.watch.look() {
-            Some(stop) => Err(Trouble::Stopped(stop)),
+            Some(stop) => Err(StepFailure::Stopped(stop)),
             None => work(self),
         };
         // One command may do the work of two steps.
@@ -376,7 +381,7 @@ impl Pipeline<'_, '_, '_> {
             Ok(StepEnd::Took(detail, _)) => (BootstrapStepStatus::Success, Some(detail.clone())),
             Ok(StepEnd::Success(detail)) => (BootstrapStepStatus::Success, detail.clone()),
             Ok(StepEnd::Skipped(why)) => (BootstrapStepStatus::Skipped, Some(why.clone())),
-            Err(trouble) => (BootstrapStepStatus::Failed, Some(trouble.detail())),
+            Err(failure) => (BootstrapStepStatus::Failed, Some(failure.detail())),
         };
         (self.log.log.artifact_hash, self.log.log.base_hash) = self.announcer.hashes();
         self.log.step(StepRecord {
@@ -401,26 +406,26 @@ impl Pipeline<'_, '_, '_> {
     }
 
     /// What every turn of the first wait looks at.
-    fn look_around(&mut self) -> Result<(), Trouble> {
+    fn check_guest(&mut self) -> Result<(), StepFailure> {
         if let Some(stop) = self.watch.look() {
-            return Err(Trouble::Stopped(stop));
+            return Err(StepFailure::Stopped(stop));
         }
         // Whoever executes nothing gives no sign of life, however long it is waited for.
         if let Some(pause) = self.pauses.look() {
             let disk = self.context.config.state.overlay(&self.context.vm.name);
             let failure = pause.failure(&self.context.vm.name, Some(&disk));
-            let trouble = Trouble::because(failure.cause());
-            return Err(trouble.advise(failure.next.unwrap_or_default()));
+            let step_failure = StepFailure::because(failure.cause());
+            return Err(step_failure.with_advice(failure.next.unwrap_or_default()));
         }
         self.announcer.check()
     }
 
     /// Waits for what is missing of the hashes.
-    fn await_hashes(&mut self) -> Result<(), Trouble> {
+    fn await_hashes(&mut self) -> Result<(), StepFailure> {
         loop {
             let started = self.announcer.wait_started(Duration::from_millis(20));
             if let Some(stop) = self.watch.look() {
-                return Err(Trouble::Stopped(stop));
+                return Err(StepFailure::Stopped(stop));
             }
             self.announcer.check()?;
             if started {

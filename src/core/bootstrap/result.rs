@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use crate::core::bootstrap::context::Context;
-use crate::core::bootstrap::step_failure::Trouble;
-use crate::core::bootstrap::watch::Stop;
+use crate::core::bootstrap::step_failure::StepFailure;
+use crate::core::bootstrap::watch::StopReason;
 use crate::core::events::{BootstrapStatus, Event, Severity};
 use crate::core::root::records::{self, BootstrapRecord, RunRecord};
 use crate::core::root::run_log::{OpenLog, StepRecord};
@@ -66,18 +66,18 @@ impl BootstrapOutcome {
 pub(super) fn finish(
     context: &Context<'_, '_>,
     log: Option<OpenLog>,
-    result: Result<bool, Trouble>,
+    result: Result<bool, StepFailure>,
     began: Instant,
 ) -> BootstrapOutcome {
     let duration_ms = millis(began.elapsed());
     let vm = &context.vm.name;
     let steps = log.as_ref().map(|log| log.log.steps.clone()).unwrap_or_default();
-    let error = result.as_ref().err().map(Trouble::to_string);
+    let error = result.as_ref().err().map(StepFailure::to_string);
     let noop = matches!(result, Ok(true));
     // The log is on disk before anybody is told that it ended.
     let path = log.map(|log| log.end(duration_ms, noop, error.as_deref()));
     let status = if error.is_some() { "failed" } else { "success" };
-    keep_outcome(context, status, noop, Some(duration_ms));
+    save_outcome(context, status, noop, Some(duration_ms));
     let path = match path {
         Some(Ok(path)) => Some(path),
         Some(Err(failure)) => {
@@ -109,15 +109,15 @@ pub(super) fn finish(
                 BootstrapEnd::Success
             }
         }
-        Err(trouble) => {
-            let error = trouble.to_string();
+        Err(failure) => {
+            let error = failure.to_string();
             context.emitter.emit(Event::BootstrapFailed {
                 vm: vm.clone(),
                 duration_ms,
                 error: error.clone(),
             });
-            match trouble {
-                Trouble::Stopped(Stop::Interrupted) => BootstrapEnd::Interrupted,
+            match failure {
+                StepFailure::Stopped(StopReason::Interrupted) => BootstrapEnd::Interrupted,
                 _ => BootstrapEnd::Failed(error),
             }
         }
@@ -140,7 +140,7 @@ pub(super) fn has_outcome(context: &Context<'_, '_>) -> bool {
 
 /// Notes the outcome in `run.json`, where `status` finds it. Only in the record of this launch:
 /// a missing or another one is left as it is.
-pub(super) fn keep_outcome(context: &Context<'_, '_>, status: &str, noop: bool, duration_ms: Option<u64>) {
+pub(super) fn save_outcome(context: &Context<'_, '_>, status: &str, noop: bool, duration_ms: Option<u64>) {
     let path = context.config.state.vm(&context.vm.name).run();
     let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
         return;

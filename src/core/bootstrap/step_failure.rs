@@ -8,13 +8,13 @@ use std::fmt;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::ExecError;
 use crate::core::bootstrap::ssh::error::SshError;
-use crate::core::bootstrap::watch::Stop;
+use crate::core::bootstrap::watch::StopReason;
 
 /// Why a step failed.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum StepFailure {
     /// In words.
-    Words {
+    Reason {
         /// The reason, on one line.
         why: String,
         /// The last lines of what the failing command said.
@@ -23,62 +23,62 @@ pub(super) enum Trouble {
         advice: Option<String>,
     },
     /// The operation or the VM is over.
-    Stopped(Stop),
+    Stopped(StopReason),
 }
 
-impl Trouble {
-    pub(super) fn because(why: impl Into<String>) -> Trouble {
-        Trouble::Words {
+impl StepFailure {
+    pub(super) fn because(why: impl Into<String>) -> StepFailure {
+        StepFailure::Reason {
             why: why.into(),
             tail: String::new(),
             advice: None,
         }
     }
 
-    pub(super) fn with_tail(mut self, text: &str) -> Trouble {
-        if let Trouble::Words { tail, .. } = &mut self {
+    pub(super) fn with_tail(mut self, text: &str) -> StepFailure {
+        if let StepFailure::Reason { tail, .. } = &mut self {
             *tail = text.to_owned();
         }
         self
     }
 
-    pub(super) fn advise(mut self, text: impl Into<String>) -> Trouble {
-        if let Trouble::Words { advice, .. } = &mut self {
+    pub(super) fn with_advice(mut self, text: impl Into<String>) -> StepFailure {
+        if let StepFailure::Reason { advice, .. } = &mut self {
             *advice = Some(text.into());
         }
         self
     }
 
-    pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> Trouble {
+    pub(super) fn of_ssh(error: SshError, target: &SshTarget) -> StepFailure {
         if let SshError::Stopped(stop) = error {
-            return Trouble::Stopped(stop);
+            return StepFailure::Stopped(stop);
         }
-        let trouble = Trouble::because(error.to_string());
+        let failure = StepFailure::because(error.to_string());
         match error.advice(target) {
-            Some(advice) => trouble.advise(advice),
-            None => trouble,
+            Some(advice) => failure.with_advice(advice),
+            None => failure,
         }
     }
 
     /// A command that has no exit code; `tail` is the end of its output.
-    pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> Trouble {
+    pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> StepFailure {
         match error {
-            ExecError::Ssh(error) => Trouble::of_ssh(error, target).with_tail(tail),
-            ExecError::Stopped(stop) => Trouble::Stopped(stop),
-            ExecError::TimedOut(after) => Trouble::because(format!(
+            ExecError::Ssh(error) => StepFailure::of_ssh(error, target).with_tail(tail),
+            ExecError::Stopped(stop) => StepFailure::Stopped(stop),
+            ExecError::TimedOut(after) => StepFailure::because(format!(
                 "{what} didn't end within {} s, so castra ended it and its children",
                 after.as_secs_f32()
             ))
             .with_tail(tail),
-            ExecError::Feed(error) => Trouble::because(format!("{what} can't be sent: {error}")),
+            ExecError::Feed(error) => StepFailure::because(format!("{what} can't be sent: {error}")),
         }
     }
 
     /// The parts put together, with this much of the tail.
     fn in_words(&self, tail: &str) -> String {
         let (why, advice) = match self {
-            Trouble::Words { why, advice, .. } => (why.clone(), advice.as_deref()),
-            Trouble::Stopped(stop) => (stop.to_string(), None),
+            StepFailure::Reason { why, advice, .. } => (why.clone(), advice.as_deref()),
+            StepFailure::Stopped(stop) => (stop.to_string(), None),
         };
         let tail = if tail.is_empty() {
             String::new()
@@ -91,8 +91,8 @@ impl Trouble {
 
     fn tail(&self) -> &str {
         match self {
-            Trouble::Words { tail, .. } => tail,
-            Trouble::Stopped(_) => "",
+            StepFailure::Reason { tail, .. } => tail,
+            StepFailure::Stopped(_) => "",
         }
     }
 
@@ -102,7 +102,7 @@ impl Trouble {
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for StepFailure {
     /// For the whole bootstrap: the reason and the very last words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.in_words(self.tail().lines().last().unwrap_or_default()))

@@ -15,7 +15,7 @@ use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit, Stream};
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
@@ -23,24 +23,24 @@ use crate::core::host;
 use crate::core::process::Tail;
 use crate::core::root::paths::vm_file;
 use crate::core::root::run_log::OpenLog;
-use crate::core::threads::none_to_be_had;
+use crate::core::threads::no_thread_failure;
 use crate::core::time::millis;
 
 /// What a script prints, on a line of its own, when it found nothing to change.
 pub const NOOP_LINE: &str = "Castra:noop";
 
 /// Between two looks for the banner.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For a connection that nothing has announced. A server that takes longer, under a heavy load, is asked once more.
-const UNANNOUNCED: Duration = Duration::from_secs(20);
+const BLIND_CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between attempts to connect where the guest hung up.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// A guest that booted this short ago may not have got its keys, or still refuse all but root
-/// (pam_nologin): it is asked again for [`REFUSED_FOR`].
-const YOUNG: Duration = Duration::from_secs(300);
-const REFUSED_FOR: Duration = Duration::from_secs(10);
+/// (pam_nologin): it is asked again for [`AUTH_RETRY_TIME`].
+const RECENT_BOOT: Duration = Duration::from_secs(300);
+const AUTH_RETRY_TIME: Duration = Duration::from_secs(10);
 /// Between the end of a guest's SSH server and that of its QEMU, when the guest shuts down.
-const VM_ENDS: Duration = Duration::from_secs(5);
+const VM_END_TIMEOUT: Duration = Duration::from_secs(5);
 /// Lines of output that become events at full speed; beyond them so many a second, so that a
 /// chatty script can't push everything else out of the journal. The `.out` file has them all.
 const LINES_AT_ONCE: u32 = 2000;
@@ -59,11 +59,14 @@ pub(super) enum Connected {
 }
 
 /// Looks for the banner of this VM's SSH server.
-pub(super) fn search(context: &Context<'_, '_>, target: &SshTarget) -> Result<BannerSearch, Trouble> {
+pub(super) fn start_banner_search(
+    context: &Context<'_, '_>,
+    target: &SshTarget,
+) -> Result<BannerSearch, StepFailure> {
     let launched = Duration::from_millis(context.launch.launched_boottime_ms);
     let age = host::boottime().saturating_sub(launched);
     BannerSearch::start(&target.host, target.port, context.vm.name.as_str(), age)
-        .map_err(|error| Trouble::because(none_to_be_had("banner", &error).cause()))
+        .map_err(|error| StepFailure::because(no_thread_failure("banner", &error).cause()))
 }
 
 /// Whether the guest's SSH server has answered since the guest got its disk: a fresh disk begins with an empty file.
@@ -83,7 +86,7 @@ pub(super) fn connect(
     watch: &Watch<'_>,
     target: SshTarget,
     banner: &mut Option<BannerSearch>,
-) -> Result<Connected, Trouble> {
+) -> Result<Connected, StepFailure> {
     let bootstrap = &context.vm.bootstrap;
     let began = Instant::now();
     let limit = bootstrap.step_timeout;
@@ -91,10 +94,10 @@ pub(super) fn connect(
     let mut answered = None;
     let master = loop {
         if let Some(search) = banner {
-            search.hurry();
-            while search.wait(LOOK_EVERY).is_none() {
+            search.retry_faster();
+            while search.wait(POLL_INTERVAL).is_none() {
                 if let Some(stop) = watch.look() {
-                    return Err(Trouble::Stopped(stop));
+                    return Err(StepFailure::Stopped(stop));
                 }
                 if began.elapsed() >= limit {
                     return Ok(Connected::NoBanner);
@@ -106,7 +109,7 @@ pub(super) fn connect(
         let patience = if banner.is_some() {
             left
         } else {
-            left.min(UNANNOUNCED)
+            left.min(BLIND_CONNECT_TIMEOUT)
         };
         let error = match Master::open(
             target.clone(),
@@ -118,18 +121,19 @@ pub(super) fn connect(
             Err(error) => error,
         };
         if banner.is_none() && matches!(error, SshError::Unreachable(_) | SshError::NotReady(..)) {
-            *banner = Some(search(context, &target)?);
+            *banner = Some(start_banner_search(context, &target)?);
             continue;
         }
         let again = match &error {
             SshError::Unreachable(_) => true,
             SshError::AuthRefused(_) => {
-                is_young(context) && refused.get_or_insert_with(Instant::now).elapsed() < REFUSED_FOR
+                has_booted_recently(context)
+                    && refused.get_or_insert_with(Instant::now).elapsed() < AUTH_RETRY_TIME
             }
             _ => false,
         };
         if !again || began.elapsed() + RETRY_AFTER >= limit {
-            return Err(Trouble::of_ssh(
+            return Err(StepFailure::of_ssh(
                 match error {
                     // What was left of the step says nothing to anybody.
                     SshError::NotReady(_, words) => SshError::NotReady(limit, words),
@@ -139,7 +143,7 @@ pub(super) fn connect(
             ));
         }
         if let Some(stop) = watch.pause(RETRY_AFTER) {
-            return Err(Trouble::Stopped(stop));
+            return Err(StepFailure::Stopped(stop));
         }
     };
     *banner = None;
@@ -154,26 +158,30 @@ pub(super) fn connect(
 }
 
 /// Checks that the master lives and that its user can work in `remote_dir`.
-pub(super) fn check(context: &Context<'_, '_>, master: &mut Master) -> Result<(), Trouble> {
+pub(super) fn check(context: &Context<'_, '_>, master: &mut Master) -> Result<(), StepFailure> {
     let target = master.target().clone();
     if let Some(lost) = master.lost(Duration::ZERO) {
-        return Err(Trouble::of_ssh(lost, &target));
+        return Err(StepFailure::of_ssh(lost, &target));
     }
-    if !master.answer().iter().any(|line| line == guest_scripts::DIR_OK) {
-        let complaints = escape_line(&master.complaints().replace('\n', "; "), 400);
+    if !master
+        .greeting_lines()
+        .iter()
+        .any(|line| line == guest_scripts::DIR_OK)
+    {
+        let complaints = escape_line(&master.stderr_tail().replace('\n', "; "), 400);
         let (user, dir) = (&target.user, &context.vm.bootstrap.remote_dir);
         return Err(
-            Trouble::because(format!("user `{user}` can't use {dir} in the guest"))
+            StepFailure::because(format!("user `{user}` can't use {dir} in the guest"))
                 .with_tail(&complaints)
-                .advise("name another place with `remote_dir`, or another user under [ssh]"),
+                .with_advice("name another place with `remote_dir`, or another user under [ssh]"),
         );
     }
     Ok(())
 }
 
-fn is_young(context: &Context<'_, '_>) -> bool {
+fn has_booted_recently(context: &Context<'_, '_>) -> bool {
     let age = host::boottime_ms().saturating_sub(context.launch.launched_boottime_ms);
-    age < millis(YOUNG)
+    age < millis(RECENT_BOOT)
 }
 
 /// How `apply` went.
@@ -191,7 +199,7 @@ pub(super) fn apply(
     master: &mut Master,
     run: &str,
     log: &mut OpenLog,
-) -> Result<Applied, Trouble> {
+) -> Result<Applied, StepFailure> {
     let Some(script) = &context.vm.bootstrap.script else {
         return Ok(Applied {
             noop: false,
@@ -200,9 +208,9 @@ pub(super) fn apply(
     };
     let name = script
         .file_name()
-        .ok_or_else(|| Trouble::because(format!("{} has no file name", script.display())))?;
+        .ok_or_else(|| StepFailure::because(format!("{} has no file name", script.display())))?;
     let direct = bootstrap_plan::names_interpreter(script)
-        .map_err(|error| Trouble::because(format!("{} can't be read: {error}", script.display())))?;
+        .map_err(|error| StepFailure::because(format!("{} can't be read: {error}", script.display())))?;
     let mut noop = false;
     let mut output = Output::new(context);
     let program = Program::Script { name, direct };
@@ -225,24 +233,24 @@ pub(super) fn apply(
     match code {
         Ok(0) => Ok(Applied { noop, detail: None }),
         Ok(code) => {
-            let trouble =
-                Trouble::because(format!("the script ended with {}", code_word(code))).with_tail(&tail);
+            let failure =
+                StepFailure::because(format!("the script ended with {}", code_word(code))).with_tail(&tail);
             Err(match code {
                 126 => {
-                    trouble.advise("check whether `remote_dir` is mounted noexec, and whether the script's interpreter can be run")
+                    failure.with_advice("check whether `remote_dir` is mounted noexec, and whether the script's interpreter can be run")
                 }
-                127 => trouble.advise("the guest lacks a program, perhaps the script's interpreter"),
-                _ => trouble,
+                127 => failure.with_advice("the guest lacks a program, perhaps the script's interpreter"),
+                _ => failure,
             })
         }
         Err(error) => {
             // A guest that reboots or powers itself off ends its SSH server first.
             if matches!(error, ExecError::Ssh(SshError::Lost(_)))
-                && let Some(stop) = watch.pause_for_end(VM_ENDS)
+                && let Some(stop) = watch.pause_for_end(VM_END_TIMEOUT)
             {
-                return Err(Trouble::Stopped(stop));
+                return Err(StepFailure::Stopped(stop));
             }
-            Err(Trouble::of_exec(error, &tail, "the script", master.target()))
+            Err(StepFailure::of_exec(error, &tail, "the script", master.target()))
         }
     }
 }
@@ -253,7 +261,7 @@ pub(super) fn verify(
     watch: &Watch<'_>,
     master: &mut Master,
     run: &str,
-) -> Result<String, Trouble> {
+) -> Result<String, StepFailure> {
     let bootstrap = &context.vm.bootstrap;
     let limit = bootstrap.step_timeout;
     let mut done = Vec::new();
@@ -263,9 +271,9 @@ pub(super) fn verify(
         let code = run_session(context, watch, master, run, program, limit, &mut |_, line| {
             tail.push(&escape_line(line, DETAIL_BYTES));
         })
-        .map_err(|error| Trouble::of_exec(error, &tail.text(), "the verify command", master.target()))?;
+        .map_err(|error| StepFailure::of_exec(error, &tail.text(), "the verify command", master.target()))?;
         if code != 0 {
-            return Err(Trouble::because(format!(
+            return Err(StepFailure::because(format!(
                 "`{}` ended with {}",
                 escape_line(command, 200),
                 code_word(code)
@@ -284,9 +292,9 @@ pub(super) fn verify(
             limit,
             &mut |_, _| (),
         )
-        .map_err(|error| Trouble::of_exec(error, "", "the verify path", master.target()))?;
+        .map_err(|error| StepFailure::of_exec(error, "", "the verify path", master.target()))?;
         if code != 0 {
-            return Err(Trouble::because(format!(
+            return Err(StepFailure::because(format!(
                 "{path} doesn't exist in {}",
                 bootstrap.remote_dir
             )));

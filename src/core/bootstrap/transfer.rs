@@ -12,14 +12,14 @@ use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::guest_scripts;
 use crate::core::bootstrap::ssh::channel::{self, Exec, ExecError, Limit};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::process::Tail;
 
 /// How often a long transfer says how far it is.
-const SAY_EVERY: Duration = Duration::from_secs(1);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// A short one says nothing.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -54,7 +54,7 @@ pub(super) fn transfer(
     master: &mut Master,
     run: &str,
     expected: Option<u64>,
-) -> Result<String, Trouble> {
+) -> Result<String, StepFailure> {
     let bootstrap = &context.vm.bootstrap;
     let (script, payload) = (bootstrap.script.as_deref(), bootstrap.payload.as_deref());
     let name = script.and_then(|script| script.file_name());
@@ -79,9 +79,9 @@ pub(super) fn transfer(
     let mut said = began;
     let mut tail = Tail::default();
     let mut tick = || {
-        if began.elapsed() >= QUIET && said.elapsed() >= SAY_EVERY {
+        if began.elapsed() >= QUIET && said.elapsed() >= PROGRESS_INTERVAL {
             said = Instant::now();
-            say_progress(context, sent.load(Ordering::Relaxed), expected);
+            emit_progress(context, sent.load(Ordering::Relaxed), expected);
         }
     };
     let code = channel::run(
@@ -96,26 +96,26 @@ pub(super) fn transfer(
         &mut tick,
     )
     .map_err(|error| match error {
-        ExecError::TimedOut(after) => Trouble::because(format!(
+        ExecError::TimedOut(after) => StepFailure::because(format!(
             "the transfer made no progress for {} s, so castra ended it",
             after.as_secs()
         ))
         .with_tail(&tail.text())
-        .advise(format!(
+        .with_advice(format!(
             "check whether the guest or its disk hangs: castra logs {}",
             context.vm.name
         )),
-        error => Trouble::of_exec(error, &tail.text(), "the transfer", master.target()),
+        error => StepFailure::of_exec(error, &tail.text(), "the transfer", master.target()),
     })?;
     if code != 0 {
-        let trouble = Trouble::because(format!(
+        let failure = StepFailure::because(format!(
             "the guest could not unpack into {}",
             bootstrap.remote_dir
         ))
         .with_tail(&tail.text());
         return Err(match advice_for(&tail.text()) {
-            Some(advice) => trouble.advise(advice),
-            None => trouble,
+            Some(advice) => failure.with_advice(advice),
+            None => failure,
         });
     }
     context.emitter.count_sent(sent.load(Ordering::Relaxed));
@@ -141,7 +141,7 @@ fn advice_for(complaint: &str) -> Option<&'static str> {
     }
 }
 
-fn say_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
+fn emit_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
     let vm = &context.vm.name;
     let text = match expected.filter(|expected| *expected > 0) {
         Some(expected) => format!(

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::ssh::channel::{self, Exec, Limit, Stream};
 use crate::core::bootstrap::ssh::master::Master;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::vizier_remote::{self as remote, Parcel};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::broker::protocol::heartbeat_secs;
@@ -37,9 +37,9 @@ use crate::core::root::records::{self, BrokerRecord, RunRecord};
 /// What Vizier's hello carries.
 const CAPABILITY: &str = "vizier-v1";
 /// Between two looks at the record.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For the guest to show its log at the end.
-const LOG_PATIENCE: Duration = Duration::from_secs(2);
+const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest text of a line in a detail.
 const DETAIL_BYTES: usize = 400;
 
@@ -120,7 +120,7 @@ pub(super) struct Installed {
     /// How long that part took.
     pub took: Duration,
     /// How `vizier-enable` went, and how long it took.
-    pub enabled: Result<String, Trouble>,
+    pub enabled: Result<String, StepFailure>,
     pub enabling: Duration,
     /// CLOCK_BOOTTIME before the service was started; `None`: it ran already, as it should.
     started_ms: Option<u64>,
@@ -146,11 +146,11 @@ impl<'a> Answer<'a> {
 }
 
 /// The VM's token; empty where it was given none.
-fn read_token(path: &Path) -> Result<String, Trouble> {
+fn read_token(path: &Path) -> Result<String, StepFailure> {
     match host::read_state_file(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if host::says_absent(&error) => Ok(String::new()),
-        Err(error) => Err(Trouble::because(format!(
+        Err(error) if host::is_absent_error(&error) => Ok(String::new()),
+        Err(error) => Err(StepFailure::because(format!(
             "can't read {}: {error}",
             path.display()
         ))),
@@ -163,7 +163,7 @@ pub(super) fn install(
     watch: &Watch<'_>,
     master: &mut Master,
     broker: &str,
-) -> Result<Installed, Trouble> {
+) -> Result<Installed, StepFailure> {
     let began = Instant::now();
     let vm = &context.vm.name;
     let config = context.config;
@@ -182,12 +182,12 @@ pub(super) fn install(
         .iter()
         .flat_map(|(key, value)| [key.as_bytes(), value.as_bytes()]);
     let stamp = format!("{} {}", *VERSION, digest(parts));
-    let lines = master.answer().to_vec();
+    let lines = master.greeting_lines().to_vec();
     let answer = Answer::of(&lines);
     if let Some((running, process)) = answer.runs
         && running == stamp
     {
-        keep(context);
+        save_enabled(context);
         return Ok(Installed {
             detail: format!("current (version {})", *VERSION),
             took: began.elapsed(),
@@ -197,8 +197,8 @@ pub(super) fn install(
         });
     }
     let has_it = answer.has == Some(VERSION.as_str());
-    let random =
-        host::random_hex(8).map_err(|error| Trouble::because(format!("can't read random bytes: {error}")))?;
+    let random = host::random_hex(8)
+        .map_err(|error| StepFailure::because(format!("can't read random bytes: {error}")))?;
     let mark = format!("castra-vizier-{random}");
     let text = remote::install(&Parcel {
         scripts: if has_it { &[] } else { &SCRIPTS },
@@ -214,7 +214,7 @@ pub(super) fn install(
         begin_mark: None,
         end_mark: Some(mark.clone()),
     };
-    let mut told = Told::default();
+    let mut told = InstallOutput::default();
     let mut tail = Tail::default();
     let code = channel::run(
         master,
@@ -226,29 +226,29 @@ pub(super) fn install(
         },
         &mut || (),
     )
-    .map_err(|error| Trouble::of_exec(error, &tail.text(), "the installation", master.target()))?;
+    .map_err(|error| StepFailure::of_exec(error, &tail.text(), "the installation", master.target()))?;
     let failed = told.failed.map(|why| {
-        Trouble::because(why)
+        StepFailure::because(why)
             .with_tail(&tail.text())
-            .advise("fix that in the guest, or set `enabled = false` under [vizier]")
+            .with_advice("fix that in the guest, or set `enabled = false` under [vizier]")
     });
     let Some((place, installed, installed_ms)) = told.installed else {
         return Err(failed.unwrap_or_else(|| {
-            Trouble::because(format!("the installation ended with exit status {code}"))
+            StepFailure::because(format!("the installation ended with exit status {code}"))
                 .with_tail(&tail.text())
         }));
     };
     let how = if has_it { "version" } else { "copied version" };
     let enabled = match (told.enabled, failed) {
         (Some(init), None) => Ok(format!("started under {init}")),
-        (_, Some(trouble)) => Err(trouble),
-        (None, None) => Err(Trouble::because(format!(
+        (_, Some(failure)) => Err(failure),
+        (None, None) => Err(StepFailure::because(format!(
             "starting castra-vizier failed with exit status {code}"
         ))
         .with_tail(&tail.text())),
     };
     if enabled.is_ok() {
-        keep(context);
+        save_enabled(context);
     }
     Ok(Installed {
         detail: format!("{how} {} to {place}", *VERSION),
@@ -261,13 +261,13 @@ pub(super) fn install(
 
 /// What the installation has said so far.
 #[derive(Default)]
-struct Told {
+struct InstallOutput {
     installed: Option<(String, Instant, u64)>,
     enabled: Option<String>,
     failed: Option<String>,
 }
 
-impl Told {
+impl InstallOutput {
     fn line(&mut self, words: &str) {
         if let Some(place) = words.strip_prefix("installed ") {
             let place = escape_line(place, DETAIL_BYTES);
@@ -281,7 +281,7 @@ impl Told {
 }
 
 /// Notes what is enabled, for the next plan. A plan without it says `unknown`, so a failure here is no trouble.
-fn keep(context: &Context<'_, '_>) {
+fn save_enabled(context: &Context<'_, '_>) {
     let path = context.config.state.vm(&context.vm.name).file(vm_file::VIZIER);
     let enabled = Enabled {
         launch_id: context.launch.launch_id.clone(),
@@ -295,7 +295,7 @@ pub(super) fn await_hello(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
     installed: &Installed,
-) -> Result<String, Trouble> {
+) -> Result<String, StepFailure> {
     let vm = &context.vm.name;
     let state = &context.config.state;
     let path = state.handshake(vm);
@@ -330,17 +330,17 @@ pub(super) fn await_hello(
         }
         if began.elapsed() >= limit {
             let log = state.vizier_log(vm);
-            return Err(Trouble::because(format!(
+            return Err(StepFailure::because(format!(
                 "no handshake with {CAPABILITY} came from {vm} within {} s",
                 limit.as_secs()
             ))
-            .advise(format!(
+            .with_advice(format!(
                 "read {} and `castra logs {vm}`: can the guest reach the broker?",
                 log.display()
             )));
         }
-        if let Some(stop) = watch.pause(LOOK_EVERY) {
-            return Err(Trouble::Stopped(stop));
+        if let Some(stop) = watch.pause(POLL_INTERVAL) {
+            return Err(StepFailure::Stopped(stop));
         }
     }
 }
@@ -353,7 +353,7 @@ fn broker_run(path: &Path) -> Option<String> {
 /// Takes the end of the service's log over from the guest, at the end of a bootstrap; the broker writes the same lines
 /// as they come, so only those go in that aren't there.
 pub(super) fn take_log(context: &Context<'_, '_>, master: &mut Master) {
-    let lines = master.farewell(remote::LOG, LOG_PATIENCE);
+    let lines = master.read_closing_output(remote::LOG, LOG_TIMEOUT);
     if lines.is_empty() {
         return;
     }

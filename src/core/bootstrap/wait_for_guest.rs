@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::context::Context;
-use crate::core::bootstrap::step_failure::Trouble;
+use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
@@ -20,15 +20,15 @@ use crate::core::root::freshness::{OfLaunch, has_been_heard};
 use crate::core::root::paths::vm_file;
 
 /// Between two looks at the record.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// A longer wait says what it waits for, this often.
-const SAY_EVERY: Duration = Duration::from_secs(10);
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// How much of the console is looked at for a guest's last words.
 const CONSOLE_BYTES: u64 = 2048;
 
 /// The first proof of life.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum ProofOfLife {
     /// The guest has shaken hands with the broker.
     Handshake,
     /// Its SSH server has answered; with its banner.
@@ -49,12 +49,12 @@ fn identity<'a>(context: &'a Context<'_, '_>) -> &'a VmName {
 
 /// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is asked at
 /// every turn whether to go on.
-pub(super) fn wait_for_life(
+pub(super) fn wait_for_proof_of_life(
     context: &Context<'_, '_>,
     banner: &mut Option<BannerSearch>,
     limit: Duration,
-    each: &mut dyn FnMut() -> Result<(), Trouble>,
-) -> Result<Life, Trouble> {
+    each: &mut dyn FnMut() -> Result<(), StepFailure>,
+) -> Result<ProofOfLife, StepFailure> {
     let vm = &context.vm.name;
     let identity = identity(context);
     let record = context.config.state.handshake(identity);
@@ -63,22 +63,22 @@ pub(super) fn wait_for_life(
     let mut said = began;
     loop {
         if is_proof(&record, identity, context) {
-            return Ok(Life::Handshake);
+            return Ok(ProofOfLife::Handshake);
         }
-        let pause = LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now()));
+        let pause = POLL_INTERVAL.min(deadline.saturating_duration_since(Instant::now()));
         match banner {
             Some(search) => {
                 if let Some(text) = search.wait(pause) {
-                    return Ok(Life::Banner(escape_line(text, 100)));
+                    return Ok(ProofOfLife::Banner(escape_line(text, 100)));
                 }
             }
             None => std::thread::sleep(pause),
         }
         each()?;
         if Instant::now() >= deadline {
-            return Err(no_life(context, identity, limit));
+            return Err(no_proof_of_life(context, identity, limit));
         }
-        if said.elapsed() >= SAY_EVERY {
+        if said.elapsed() >= PROGRESS_INTERVAL {
             said = Instant::now();
             let text = format!(
                 "waiting for a handshake of {identity} or an SSH banner for {} s",
@@ -108,7 +108,7 @@ fn is_proof(path: &Path, identity: &VmName, context: &Context<'_, '_>) -> bool {
     has_been_heard(path, launch, context.config.broker.freshness)
 }
 
-fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Trouble {
+fn no_proof_of_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> StepFailure {
     let vm = &context.vm.name;
     let console = host::tail_of(
         &context.config.state.vm(vm).file(vm_file::SERIAL_LOG),
@@ -119,12 +119,12 @@ fn no_life(context: &Context<'_, '_>, identity: &VmName, limit: Duration) -> Tro
         Some(line) => format!("last on its console: {}", escape_line(line, 200)),
         None => "its console shows nothing".to_owned(),
     };
-    Trouble::because(format!(
+    StepFailure::because(format!(
         "no proof of life within {} s: neither a handshake of {identity} nor an SSH banner came",
         limit.as_secs()
     ))
     .with_tail(&words)
-    .advise(format!(
+    .with_advice(format!(
         "look at `castra logs {vm}`, or raise `handshake_timeout_secs`"
     ))
 }

@@ -12,11 +12,11 @@ use crate::core::root::paths::VmPaths;
 use crate::core::root::records::{self, StopRecord};
 
 /// Between two looks while nothing else is to be done.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a bootstrap ends before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum StopReason {
     /// Ctrl-C, SIGTERM or an embedder's wish.
     Interrupted,
     /// This command, such as `castra down`, has stopped the VM.
@@ -25,12 +25,12 @@ pub enum Stop {
     VmEnded(String),
 }
 
-impl fmt::Display for Stop {
+impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Stop::Interrupted => write!(f, "interrupted"),
-            Stop::Stopped(by) => write!(f, "stopped by {by}"),
-            Stop::VmEnded(why) => write!(f, "the VM ended: {why}"),
+            StopReason::Interrupted => write!(f, "interrupted"),
+            StopReason::Stopped(by) => write!(f, "stopped by {by}"),
+            StopReason::VmEnded(why) => write!(f, "the VM ended: {why}"),
         }
     }
 }
@@ -60,9 +60,9 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether to end, and why. Costs a few microseconds.
-    pub fn look(&self) -> Option<Stop> {
+    pub fn look(&self) -> Option<StopReason> {
         if self.cancel.is_requested() {
-            return Some(Stop::Interrupted);
+            return Some(StopReason::Interrupted);
         }
         if may_live(self.vm) {
             return None;
@@ -70,22 +70,22 @@ impl<'a> Watch<'a> {
         let stop: Option<StopRecord> = records::load(&self.vm.stop()).ok().flatten();
         if let Some(stop) = stop.filter(|stop| stop.launch_id == self.launch_id) {
             let command = stop.by.split(" (pid ").next().unwrap_or_default();
-            return Some(Stop::Stopped(command.to_owned()));
+            return Some(StopReason::Stopped(command.to_owned()));
         }
-        Some(Stop::VmEnded((self.why_ended)()))
+        Some(StopReason::VmEnded((self.why_ended)()))
     }
 
     /// Pauses, but not beyond a wish to stop; then looks.
-    pub fn pause(&self, limit: Duration) -> Option<Stop> {
+    pub fn pause(&self, limit: Duration) -> Option<StopReason> {
         self.cancel.pause(limit);
         self.look()
     }
 
     /// Why to end, as soon as there is a reason; `None` if there is none within `limit`.
-    pub fn pause_for_end(&self, limit: Duration) -> Option<Stop> {
+    pub fn pause_for_end(&self, limit: Duration) -> Option<StopReason> {
         let until = Instant::now() + limit;
         loop {
-            if let Some(stop) = self.pause(LOOK_EVERY) {
+            if let Some(stop) = self.pause(POLL_INTERVAL) {
                 return Some(stop);
             }
             if Instant::now() >= until {
@@ -95,7 +95,7 @@ impl<'a> Watch<'a> {
     }
 
     /// Whether somebody asked twice to stop: nothing is ended in order any more.
-    pub fn is_hurried(&self) -> bool {
+    pub fn is_forced(&self) -> bool {
         self.cancel.requests() > 1
     }
 }
@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(watch.pause_for_end(Duration::from_millis(1)), None);
         drop(lock);
         let lock = FileLock::try_take(&vm.qemu_pid(), "a backup").unwrap();
-        let ended = Some(Stop::VmEnded("guest-panic".into()));
+        let ended = Some(StopReason::VmEnded("guest-panic".into()));
         assert_eq!(watch.look(), ended, "that lock isn't QEMU's");
         drop(lock);
         assert_eq!(watch.look(), ended);
@@ -135,14 +135,17 @@ mod tests {
         };
         stop("launch-0");
         assert!(
-            matches!(watch.look(), Some(Stop::VmEnded(_))),
+            matches!(watch.look(), Some(StopReason::VmEnded(_))),
             "of an earlier launch"
         );
         stop("launch-1");
-        assert_eq!(watch.look(), Some(Stop::Stopped("castra down".into())));
+        assert_eq!(watch.look(), Some(StopReason::Stopped("castra down".into())));
         let end = watch.pause_for_end(Duration::from_secs(60));
-        assert_eq!(end, Some(Stop::Stopped("castra down".into())));
+        assert_eq!(end, Some(StopReason::Stopped("castra down".into())));
         cancel.request();
-        assert_eq!(watch.pause(Duration::from_secs(60)), Some(Stop::Interrupted));
+        assert_eq!(
+            watch.pause(Duration::from_secs(60)),
+            Some(StopReason::Interrupted)
+        );
     }
 }

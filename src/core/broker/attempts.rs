@@ -32,7 +32,7 @@ pub struct Attempt {
 
 /// A log line and the event that says the same.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Evidence {
+pub struct AttemptReport {
     /// The VM, where the project knows it.
     pub known: Option<VmName>,
     /// The line, complete, without line end.
@@ -42,22 +42,22 @@ pub struct Evidence {
 }
 
 /// Attempts that are alike in this are merged.
-type Kind = (Option<VmName>, Option<DeclineReason>);
+type MergeKey = (Option<VmName>, Option<DeclineReason>);
 
 /// Counts attempts and merges those beyond 20 a second.
 #[derive(Debug, Default)]
-pub struct Attempts(Throttle<Kind, Attempt>);
+pub struct Attempts(Throttle<MergeKey, Attempt>);
 
 impl Attempts {
     /// Adds an attempt; returns its report, or `None` if it will be part of a merged line.
-    pub fn note(&mut self, boot_ms: u64, wall_ms: u64, attempt: Attempt) -> Option<Evidence> {
+    pub fn note(&mut self, boot_ms: u64, wall_ms: u64, attempt: Attempt) -> Option<AttemptReport> {
         let told = self.0.note(boot_ms, attempt, |attempt| {
             if !attempt.listed {
                 attempt.vm = None;
             }
             (attempt.vm.clone(), attempt.declined)
         });
-        told.map(|attempt| evidence(wall_ms, &attempt, None))
+        told.map(|attempt| report_of(wall_ms, &attempt, None))
     }
 
     /// When [`Attempts::flush`] is next worth a call.
@@ -66,24 +66,24 @@ impl Attempts {
     }
 
     /// The merged reports of the last second; with `at_once` also those of the current second.
-    pub fn flush(&mut self, boot_ms: u64, wall_ms: u64, at_once: bool) -> Vec<Evidence> {
+    pub fn flush(&mut self, boot_ms: u64, wall_ms: u64, at_once: bool) -> Vec<AttemptReport> {
         let merged = self.0.flush(boot_ms, at_once);
         merged
             .into_iter()
-            .map(|(attempt, count)| evidence(wall_ms, &attempt, Some(count)))
+            .map(|(attempt, count)| report_of(wall_ms, &attempt, Some(count)))
             .collect()
     }
 }
 
 /// The head of every line of the broker's log.
-pub fn line_head(wall_ms: u64, level: &str) -> String {
+pub fn log_prefix(wall_ms: u64, level: &str) -> String {
     let stamp = wall_clock(UNIX_EPOCH + Duration::from_millis(wall_ms));
     format!("[host-broker] {stamp} {level}")
 }
 
 /// The line and the event of one attempt, or of `repeated` merged ones. The order of words is part
 /// of the contract (docs/PROTOCOL.md); all text in it is checked or castra's own.
-fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence {
+fn report_of(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> AttemptReport {
     let vm = attempt.vm.as_ref().map_or("-", VmName::as_str);
     let level = if attempt.declined.is_some() {
         "WARN"
@@ -104,7 +104,7 @@ fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence 
     };
     let mut line = format!(
         "{} hello from vm:{vm} {verdict} capabilities={capabilities} remote={}",
-        line_head(wall_ms, level),
+        log_prefix(wall_ms, level),
         attempt.remote,
     );
     if let Some(count) = repeated {
@@ -122,7 +122,7 @@ fn evidence(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> Evidence 
         remote: attempt.remote.clone(),
         repeated,
     };
-    Evidence {
+    AttemptReport {
         known: attempt.vm.clone().filter(|_| attempt.listed),
         line,
         event,

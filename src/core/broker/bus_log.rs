@@ -15,10 +15,10 @@ use crate::core::config::SyncMode;
 use crate::core::host;
 use crate::core::lines::journal::{Rotation, end_of_last_line, rotate, rotated};
 
-use super::log_scan::survey;
+use super::log_scan::scan_log;
 
 /// Longest piece read at once when looking for a line.
-const PIECE: u64 = 64 * 1024;
+const READ_BYTES: u64 = 64 * 1024;
 
 /// Highest number of a message: the highest integer that every reader of JSON keeps exact. A line
 /// with a higher number is damaged, and isn't a message.
@@ -46,7 +46,7 @@ pub struct Opened {
     /// Bytes of a torn tail that were cut off.
     pub cut_bytes: u64,
     /// Every number is higher than the one before it.
-    pub rises: bool,
+    pub ascending: bool,
 }
 
 impl BusLog {
@@ -77,7 +77,7 @@ impl BusLog {
     /// Makes or opens the file, cuts off a torn tail and finds the highest number in the log.
     pub fn open(&mut self) -> io::Result<Opened> {
         let cut_bytes = self.open_file()?;
-        let found = match survey(&self.path, self.rotation.keep) {
+        let found = match scan_log(&self.path, self.rotation.keep) {
             Ok(found) => found,
             Err(error) => {
                 self.file = None;
@@ -87,7 +87,7 @@ impl BusLog {
         Ok(Opened {
             last: found.highest,
             cut_bytes,
-            rises: found.rises,
+            ascending: found.ascending,
         })
     }
 
@@ -328,7 +328,9 @@ fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
         // The number stands in the first bytes of a line, however long the line is.
         let mut head = Vec::new();
         file.seek(SeekFrom::Start(start))?;
-        (&*file).take((end - start).min(PIECE)).read_to_end(&mut head)?;
+        (&*file)
+            .take((end - start).min(READ_BYTES))
+            .read_to_end(&mut head)?;
         if let Some(seq) = seq_of(&head) {
             return Ok(Some(seq));
         }
@@ -364,7 +366,7 @@ mod tests {
             Opened {
                 last: 0,
                 cut_bytes: 0,
-                rises: true
+                ascending: true
             }
         );
         for seq in 1..=7 {
@@ -385,7 +387,7 @@ mod tests {
             Opened {
                 last: 7,
                 cut_bytes: 0,
-                rises: true
+                ascending: true
             }
         );
         assert_eq!(
@@ -393,7 +395,7 @@ mod tests {
             Opened {
                 last: 7,
                 cut_bytes: 12,
-                rises: true
+                ascending: true
             }
         );
         assert_eq!(
@@ -401,7 +403,7 @@ mod tests {
             Opened {
                 last: 7,
                 cut_bytes: 0,
-                rises: true
+                ascending: true
             }
         );
         fs::write(&path, "").unwrap();

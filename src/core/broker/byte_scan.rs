@@ -11,7 +11,7 @@ const fn all(byte: u8) -> u64 {
 
 /// What some bytes of JSON contain.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Marks {
+pub(super) struct ByteScan {
     /// How many opening brackets there are, those in strings included.
     pub opened: usize,
     /// A backslash is among them.
@@ -20,9 +20,9 @@ pub(super) struct Marks {
     pub line_ends: bool,
 }
 
-impl Marks {
+impl ByteScan {
     /// Scans all bytes.
-    pub(super) fn of(bytes: &[u8]) -> Marks {
+    pub(super) fn of(bytes: &[u8]) -> ByteScan {
         let (words, rest) = bytes.as_chunks::<8>();
         let (mut opened, mut escaped, mut line_ends) = (0, 0, 0);
         // A byte of a word can count the brackets at its place in this many words.
@@ -37,7 +37,7 @@ impl Marks {
             }
             opened += counts.to_le_bytes().into_iter().map(usize::from).sum::<usize>();
         }
-        Marks {
+        ByteScan {
             opened: opened + rest.iter().filter(|byte| matches!(byte, b'{' | b'[')).count(),
             escaped: escaped != 0 || rest.contains(&b'\\'),
             line_ends: line_ends != 0 || rest.iter().any(|byte| matches!(byte, b'\n' | b'\r')),
@@ -55,11 +55,11 @@ fn equal(word: u64, byte: u8) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::Marks;
+    use super::ByteScan;
 
-    fn one_by_one(bytes: &[u8]) -> Marks {
+    fn one_by_one(bytes: &[u8]) -> ByteScan {
         let has = |these: &[u8]| bytes.iter().any(|byte| these.contains(byte));
-        Marks {
+        ByteScan {
             opened: bytes.iter().filter(|byte| b"{[".contains(byte)).count(),
             escaped: has(b"\\"),
             line_ends: has(b"\r\n"),
@@ -74,7 +74,7 @@ mod tests {
                     for around in [b' ', 0, 0x7f, 0xff, b'Z', b'|'] {
                         let mut bytes = vec![around; length];
                         bytes[place] = byte;
-                        assert_eq!(Marks::of(&bytes), one_by_one(&bytes), "{bytes:?}");
+                        assert_eq!(ByteScan::of(&bytes), one_by_one(&bytes), "{bytes:?}");
                     }
                 }
             }
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn more_than_a_byte_can_count() {
         for length in [255 * 8 - 1, 255 * 8, 255 * 8 + 9, 70_000] {
-            assert_eq!(Marks::of(&vec![b'['; length]).opened, length);
+            assert_eq!(ByteScan::of(&vec![b'['; length]).opened, length);
         }
     }
 }

@@ -16,7 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::outbox::{Budget, Outbox};
 use super::protocol::{DeclineReason, GREETING};
-use super::state::{ConnId, Order, Part};
+use super::state::{Chunk, ConnId, Delivery};
 
 /// A write to a client may not block a thread for longer; an answer fits into an empty socket
 /// buffer.
@@ -46,34 +46,34 @@ impl Stream {
 
 /// One connection, shared by its thread (reads) and the state thread (answers).
 #[derive(Debug)]
-pub struct Link {
+pub struct Connection {
     /// Its number.
     pub id: ConnId,
     stream: Stream,
     /// 0, or one more than the index of the reason for which it was evicted.
-    verdict: AtomicU8,
+    evicted: AtomicU8,
     /// The greeting has not been sent yet.
-    greeting_owed: AtomicBool,
-    open: Arc<Open>,
+    greeting_pending: AtomicBool,
+    open: Arc<OpenCount>,
     outbox: Outbox,
-    mail: Mutex<Mail>,
-    mail_came: Condvar,
+    mailbox: Mutex<Mailbox>,
+    mail_arrived: Condvar,
     /// Bytes on their way to the state thread.
-    spent: Mutex<usize>,
-    refunded: Condvar,
+    credit_used: Mutex<usize>,
+    credit_returned: Condvar,
 }
 
 /// What the state thread tells a connection's thread.
 #[derive(Debug, Default)]
-struct Mail {
+struct Mailbox {
     /// Whether its hello got a session; `None`: not answered yet.
     granted: Option<bool>,
     /// How its session gets its messages.
-    order: Option<Order>,
+    delivery: Option<Delivery>,
     /// Its session is over; the last frame is sent or queued.
     finished: bool,
     /// The connection is closed.
-    over: bool,
+    closed: bool,
 }
 
 /// The writing side of either kind of socket.
@@ -99,9 +99,9 @@ impl Write for Writing<'_> {
     }
 }
 
-impl Link {
+impl Connection {
     /// A fresh connection; it counts as open until dropped.
-    pub fn new(id: ConnId, stream: Stream, open: Arc<Open>) -> Link {
+    pub fn new(id: ConnId, stream: Stream, open: Arc<OpenCount>) -> Connection {
         let _ = match &stream {
             Stream::Tcp(tcp) => tcp
                 .set_nodelay(true)
@@ -109,17 +109,17 @@ impl Link {
             Stream::Unix(unix) => unix.set_write_timeout(Some(WRITE_TIMEOUT)),
         };
         open.add(1);
-        Link {
+        Connection {
             id,
             stream,
-            verdict: AtomicU8::new(0),
-            greeting_owed: AtomicBool::new(true),
+            evicted: AtomicU8::new(0),
+            greeting_pending: AtomicBool::new(true),
             open,
             outbox: Outbox::default(),
-            mail: Mutex::default(),
-            mail_came: Condvar::new(),
-            spent: Mutex::default(),
-            refunded: Condvar::new(),
+            mailbox: Mutex::default(),
+            mail_arrived: Condvar::new(),
+            credit_used: Mutex::default(),
+            credit_returned: Condvar::new(),
         }
     }
 
@@ -145,7 +145,7 @@ impl Link {
 
     /// Sends the greeting, unless the client's first bytes are here already: then greeting and
     /// answer go out together, which saves a write and wakes the client once instead of twice.
-    pub fn greet_unless_heard(&self) {
+    pub fn greet_if_silent(&self) {
         let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
         if poll(&mut asked, PollTimeout::ZERO) == Ok(0) {
             self.greet();
@@ -154,7 +154,7 @@ impl Link {
 
     /// Sends the greeting if it is still owed.
     pub fn greet(&self) {
-        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+        if self.greeting_pending.swap(false, Ordering::AcqRel) {
             self.send(GREETING);
         }
     }
@@ -175,15 +175,15 @@ impl Link {
     }
 
     /// Sends the last line and closes the sending side.
-    pub fn answer(&self, line: &str) {
-        if self.greeting_owed.swap(false, Ordering::AcqRel) {
+    pub fn reply_and_close(&self, line: &str) {
+        if self.greeting_pending.swap(false, Ordering::AcqRel) {
             self.send(&format!("{GREETING}{line}"));
         } else {
             self.send(line);
         }
         self.shutdown(Shutdown::Write);
-        self.mail().granted = Some(false);
-        self.mail_came.notify_all();
+        self.mailbox().granted = Some(false);
+        self.mail_arrived.notify_all();
     }
 
     /// Turns the connection into a session: this line, then frames. From now on its socket doesn't
@@ -193,22 +193,22 @@ impl Link {
             Stream::Tcp(tcp) => tcp.set_nonblocking(true),
             Stream::Unix(unix) => unix.set_nonblocking(true),
         };
-        let owed = self.greeting_owed.swap(false, Ordering::AcqRel);
+        let owed = self.greeting_pending.swap(false, Ordering::AcqRel);
         let words = format!("{}{line}", if owed { GREETING } else { "" });
         // A fresh socket has room for a line.
-        let _ = self.send_frames(&[Part::Own(words.into_bytes())], budget);
-        self.mail().granted = Some(true);
-        self.mail_came.notify_all();
+        let _ = self.send_frames(&[Chunk::Own(words.into_bytes())], budget);
+        self.mailbox().granted = Some(true);
+        self.mail_arrived.notify_all();
     }
 
     /// Sends frames as far as the client takes them, and queues the rest.
-    pub fn send_frames(&self, parts: &[Part], budget: &Budget) -> super::outbox::Sent {
+    pub fn send_frames(&self, parts: &[Chunk], budget: &Budget) -> super::outbox::Sent {
         self.outbox.send(Writing(&self.stream), parts, budget)
     }
 
     /// Sends what is queued, as far as the client takes it. False: nothing is left to send.
     pub fn drain(&self, budget: &Budget) -> bool {
-        let more = self.outbox.send_on(Writing(&self.stream), budget);
+        let more = self.outbox.drain(Writing(&self.stream), budget);
         if !more && self.outbox.is_finished() {
             self.shutdown(Shutdown::Write);
         }
@@ -216,13 +216,13 @@ impl Link {
     }
 
     /// Bytes that are queued.
-    pub fn waiting(&self) -> usize {
+    pub fn queued_bytes(&self) -> usize {
         self.outbox.length()
     }
 
     /// Waits until the queue is empty; false if that takes too long or won't happen.
-    pub fn wait_until_sent(&self, patience: Duration) -> bool {
-        self.outbox.wait_until_sent(patience)
+    pub fn wait_until_sent(&self, timeout: Duration) -> bool {
+        self.outbox.wait_until_sent(timeout)
     }
 
     /// The session is over: nothing comes after what is queued, and its thread may leave.
@@ -230,8 +230,8 @@ impl Link {
         if self.outbox.finish() {
             self.shutdown(Shutdown::Write);
         }
-        self.mail().finished = true;
-        self.mail_came.notify_all();
+        self.mailbox().finished = true;
+        self.mail_arrived.notify_all();
         // Wakes its thread if the thread waits for more.
         self.shutdown(Shutdown::Read);
     }
@@ -244,79 +244,82 @@ impl Link {
         }
     }
 
-    fn mail(&self) -> MutexGuard<'_, Mail> {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn await_mail<T>(&self, mut take: impl FnMut(&mut Mail) -> Option<T>) -> Option<T> {
+    fn await_mail<T>(&self, mut take: impl FnMut(&mut Mailbox) -> Option<T>) -> Option<T> {
         let mut taken = None;
-        let wanting = |mail: &mut Mail| {
-            taken = take(mail);
-            taken.is_none() && !mail.over
+        let wanting = |mailbox: &mut Mailbox| {
+            taken = take(mailbox);
+            taken.is_none() && !mailbox.closed
         };
         drop(
-            self.mail_came
-                .wait_while(self.mail(), wanting)
+            self.mail_arrived
+                .wait_while(self.mailbox(), wanting)
                 .unwrap_or_else(PoisonError::into_inner),
         );
         taken
     }
 
     /// Waits for the answer to a hello that asked for a session: true if it is granted.
-    pub fn await_verdict(&self) -> bool {
-        self.await_mail(|mail| mail.granted).unwrap_or(false)
+    pub fn await_grant(&self) -> bool {
+        self.await_mail(|mailbox| mailbox.granted).unwrap_or(false)
     }
 
     /// Tells its thread how the session gets its messages.
-    pub fn give_order(&self, order: Order) {
-        self.mail().order = Some(order);
-        self.mail_came.notify_all();
+    pub fn set_delivery(&self, delivery: Delivery) {
+        self.mailbox().delivery = Some(delivery);
+        self.mail_arrived.notify_all();
     }
 
     /// Waits to be told how the session gets its messages; `None`: the session is over.
-    pub fn await_order(&self) -> Option<Order> {
-        self.await_mail(|mail| {
-            if mail.finished {
+    pub fn await_delivery(&self) -> Option<Delivery> {
+        self.await_mail(|mailbox| {
+            if mailbox.finished {
                 Some(None)
             } else {
-                mail.order.take().map(Some)
+                mailbox.delivery.take().map(Some)
             }
         })
         .flatten()
     }
 
     /// Waits until its session was ended, at most this long.
-    pub fn await_end(&self, patience: Duration) {
-        let open = |mail: &mut Mail| !mail.finished && !mail.over;
-        drop(self.mail_came.wait_timeout_while(self.mail(), patience, open));
+    pub fn await_end(&self, timeout: Duration) {
+        let open = |mailbox: &mut Mailbox| !mailbox.finished && !mailbox.closed;
+        drop(
+            self.mail_arrived
+                .wait_timeout_while(self.mailbox(), timeout, open),
+        );
     }
 
     /// Its session is over, or its connection closed.
-    pub fn is_over(&self) -> bool {
-        let mail = self.mail();
-        mail.finished || mail.over
+    pub fn is_finished(&self) -> bool {
+        let mailbox = self.mailbox();
+        mailbox.finished || mailbox.closed
     }
 
     /// Takes credit for bytes that go to the state thread, and waits until there is some; false:
     /// the session is over.
-    pub fn spend(&self, bytes: usize) -> bool {
-        let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut spent = self
-            .refunded
-            .wait_while(spent, |spent| *spent > CREDIT_BYTES)
+    pub fn take_credit(&self, bytes: usize) -> bool {
+        let credit_used = self.credit_used.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut credit_used = self
+            .credit_returned
+            .wait_while(credit_used, |credit_used| *credit_used > CREDIT_BYTES)
             .unwrap_or_else(PoisonError::into_inner);
-        *spent += bytes;
-        drop(spent);
-        !self.is_over()
+        *credit_used += bytes;
+        drop(credit_used);
+        !self.is_finished()
     }
 
     /// Returns credit: the state thread has processed this many bytes.
-    pub fn refund(&self, bytes: usize) {
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = *spent;
-        *spent = spent.saturating_sub(bytes);
-        if before > CREDIT_BYTES && *spent <= CREDIT_BYTES {
-            self.refunded.notify_all();
+    pub fn return_credit(&self, bytes: usize) {
+        let mut credit_used = self.credit_used.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *credit_used;
+        *credit_used = credit_used.saturating_sub(bytes);
+        if before > CREDIT_BYTES && *credit_used <= CREDIT_BYTES {
+            self.credit_returned.notify_all();
         }
     }
 
@@ -324,28 +327,28 @@ impl Link {
     pub fn evict(&self, reason: DeclineReason) {
         let index = DeclineReason::ALL.iter().position(|known| *known == reason);
         let number = index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(1);
-        self.verdict.store(number, Ordering::Release);
+        self.evicted.store(number, Ordering::Release);
         self.shutdown(Shutdown::Read);
     }
 
     /// Ends the connection at once; queued bytes are dropped.
     pub fn close(&self, budget: &Budget) {
         self.outbox.end(budget);
-        self.mail().over = true;
-        self.mail_came.notify_all();
-        *self.spent.lock().unwrap_or_else(PoisonError::into_inner) = 0;
-        self.refunded.notify_all();
+        self.mailbox().closed = true;
+        self.mail_arrived.notify_all();
+        *self.credit_used.lock().unwrap_or_else(PoisonError::into_inner) = 0;
+        self.credit_returned.notify_all();
         self.shutdown(Shutdown::Both);
     }
 
     /// Why it was evicted, if it was.
-    pub fn verdict(&self) -> Option<DeclineReason> {
-        let number = usize::from(self.verdict.load(Ordering::Acquire));
+    pub fn evict_reason(&self) -> Option<DeclineReason> {
+        let number = usize::from(self.evicted.load(Ordering::Acquire));
         DeclineReason::ALL.get(number.checked_sub(1)?).copied()
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.open.remove(1);
     }
@@ -353,12 +356,12 @@ impl Drop for Link {
 
 /// A count of open connections or threads that can be waited for.
 #[derive(Debug, Default)]
-pub struct Open {
+pub struct OpenCount {
     count: Mutex<usize>,
     changed: Condvar,
 }
 
-impl Open {
+impl OpenCount {
     /// Counts some in.
     pub fn add(&self, number: usize) {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner) += number;
@@ -375,12 +378,12 @@ impl Open {
         *self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until fewer than `limit` are open; false if it took longer than `patience`.
-    pub fn wait_below(&self, limit: usize, patience: Duration) -> bool {
+    /// Waits until fewer than `limit` are open; false if it took longer than `timeout`.
+    pub fn wait_below(&self, limit: usize, timeout: Duration) -> bool {
         let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         let (count, _) = self
             .changed
-            .wait_timeout_while(count, patience, |count| *count >= limit)
+            .wait_timeout_while(count, timeout, |count| *count >= limit)
             .unwrap_or_else(PoisonError::into_inner);
         *count < limit
     }

@@ -18,10 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::lines::journal::{Journal, Rotation};
-use crate::core::threads::{is_no_room, none_to_be_had};
+use crate::core::threads::{is_out_of_resources, no_thread_failure};
 use crate::core::time::wall_ms;
 
-use super::attempts::line_head;
+use super::attempts::log_prefix;
 use super::serve::{BrokerOptions, Ready, run_announced};
 use super::signals::Signals;
 
@@ -48,8 +48,8 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
     let rotation = options.bus.rotation;
     let unwanted = stop.clone();
     let outcome = Signals::watch(stop.clone())
-        .map_err(|error| match is_no_room(&error) {
-            true => none_to_be_had("broker", &error),
+        .map_err(|error| match is_out_of_resources(&error) {
+            true => no_thread_failure("broker", &error),
             false => Failure::new(Exit::Internal, "can't wait for signals").because(error),
         })
         .and_then(|_signals| {
@@ -57,17 +57,17 @@ pub fn run_process(options: BrokerOptions) -> Result<()> {
                 if let Some(starter) = starter.take() {
                     // The starter was killed before the broker listened, so perhaps nobody knows of
                     // this broker.
-                    if say(&starter, &Announcement::Ready(ready.clone())).is_err() {
+                    if send_announcement(&starter, &Announcement::Ready(ready.clone())).is_err() {
                         unwanted.request();
                     }
                     log_panics(log, rotation);
-                    let_go();
+                    release_starter();
                 }
             })
         });
     if let (Err(failure), Some(starter)) = (&outcome, &starter) {
         // A starter that has gone away needs no answer.
-        let _ = say(starter, &Announcement::Failed(failure.clone()));
+        let _ = send_announcement(starter, &Announcement::Failed(failure.clone()));
     }
     outcome
 }
@@ -81,7 +81,7 @@ fn starter() -> Option<File> {
         .then_some(stdin)
 }
 
-fn say(mut starter: &File, announcement: &Announcement) -> io::Result<()> {
+fn send_announcement(mut starter: &File, announcement: &Announcement) -> io::Result<()> {
     let mut line = serde_json::to_string(announcement).expect("announcements are plain data");
     line.push('\n');
     starter.write_all(line.as_bytes())
@@ -91,7 +91,7 @@ fn say(mut starter: &File, announcement: &Announcement) -> io::Result<()> {
 fn log_panics(log: PathBuf, rotation: Rotation) {
     std::panic::set_hook(Box::new(move |fault| {
         let text = format!("internal error: {fault}").replace('\n', " ");
-        let line = format!("{} {text}", line_head(wall_ms(), "ERROR"));
+        let line = format!("{} {text}", log_prefix(wall_ms(), "ERROR"));
         // Only if its folder exists: nothing that was removed is made again.
         let is_there = log.parent().is_some_and(Path::is_dir);
         if let Some(Ok(mut journal)) = is_there.then(|| Journal::open(&log, rotation)) {
@@ -101,7 +101,7 @@ fn log_panics(log: PathBuf, rotation: Rotation) {
 }
 
 /// Closes this end of the starter's socket, so that the starter doesn't wait for the broker's end.
-fn let_go() {
+fn release_starter() {
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdin(&null);
         let _ = nix::unistd::dup2_stderr(&null);

@@ -27,28 +27,28 @@ use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, GuestsRecord};
 
-use super::attempts::line_head;
+use super::attempts::log_prefix;
 use super::bus_log::{BusLog, last_kept, parse_line};
-use super::connection::Link;
+use super::connection::Connection;
 use super::guests::GuestTable;
 use super::outbox::Sent;
-use super::reboot_watch::Reboots;
+use super::reboot_watch::RebootWatch;
 use super::session_loop::Sessions;
-use super::state::{At, ConnId, Effect, Input, Part};
-use super::vm_watch::Vms;
+use super::state::{Chunk, ConnId, Effect, Input, Timestamp};
+use super::vm_watch::VmWatch;
 use crate::core::root::handshake_record::{RecordRead, RecordWriter, read_record};
 use crate::core::time::millis;
 
 /// How many senders' own logs are kept open.
-const OPEN_SHELVES: usize = 64;
+const MAX_OPEN_SENDER_LOGS: usize = 64;
 
 /// How long lines may wait before they are appended to their sender's own log, so that one append
 /// writes many: at one publish at a time the five system calls of an append were half of all. Less
 /// than it takes to start a program that reads such a log.
-const SHELVE_AFTER_MS: u64 = 2;
+const SENDER_LOG_DELAY_MS: u64 = 2;
 
 /// Bytes that may wait for all senders' logs together; more are appended at once.
-const SHELVE_BYTES: usize = 512 * 1024;
+const SENDER_LOG_BUFFER_BYTES: usize = 512 * 1024;
 
 /// How many records are read at start. A folder with more files doesn't hold guests' records alone.
 const MAX_RESTORED: usize = 4096;
@@ -110,18 +110,18 @@ impl LineFile {
 }
 
 /// A reply that waits until the log lines before it are written.
-enum Reply {
+enum PendingReply {
     /// The connection ends after it.
-    Answer(Arc<Link>, String),
+    Answer(Arc<Connection>, String),
     /// Frames follow.
-    Grant(Arc<Link>, String),
+    Grant(Arc<Connection>, String),
 }
 
 /// What tells whether a file was replaced or changed since it was last read.
-type Seen = Option<(u64, i64, i64, u64)>;
+type FileStamp = Option<(u64, i64, i64, u64)>;
 
 /// Everything outside the state that the state thread reads or writes.
-pub struct Edges {
+pub struct EffectHandler {
     paths: StateRoot,
     /// The state root's path as the broker opens its files, and as people know it.
     shown: [String; 2],
@@ -129,29 +129,29 @@ pub struct Edges {
     began: Instant,
     seq: u64,
     rotation: Rotation,
-    links: HashMap<ConnId, Arc<Link>>,
+    connections: HashMap<ConnId, Arc<Connection>>,
     sessions: Arc<Sessions>,
     bus: BusLog,
-    shelves: BTreeMap<VmName, LineFile>,
+    sender_logs: BTreeMap<VmName, LineFile>,
     /// Lines that wait for their senders' own logs.
-    unshelved: BTreeMap<VmName, Vec<u8>>,
-    unshelved_bytes: usize,
+    sender_lines: BTreeMap<VmName, Vec<u8>>,
+    sender_line_bytes: usize,
     /// When they have to be written.
-    shelve_at: Option<u64>,
+    sender_logs_due_at: Option<u64>,
     log: LineFile,
     events: LineFile,
     writers: BTreeMap<VmName, RecordWriter>,
-    guests_seen: Option<Seen>,
+    guests_stamp: Option<FileStamp>,
     guests: GuestsRecord,
-    vms: Vms,
-    reboots: Reboots,
-    lines: Vec<String>,
-    told: Vec<String>,
-    replies: Vec<Reply>,
-    trouble_said: Option<u64>,
+    vm_watch: VmWatch,
+    reboot_watch: RebootWatch,
+    pending_log_lines: Vec<String>,
+    pending_events: Vec<String>,
+    replies: Vec<PendingReply>,
+    last_error_ms: Option<u64>,
 }
 
-impl Edges {
+impl EffectHandler {
     /// A handler for one run of the broker. Opens nothing yet.
     pub fn new(
         paths: StateRoot,
@@ -160,15 +160,15 @@ impl Edges {
         rotation: Rotation,
         bus: BusLog,
         sessions: Arc<Sessions>,
-    ) -> Edges {
-        Edges {
+    ) -> EffectHandler {
+        EffectHandler {
             rotation,
             sessions,
             bus,
-            shelves: BTreeMap::new(),
-            unshelved: BTreeMap::new(),
-            unshelved_bytes: 0,
-            shelve_at: None,
+            sender_logs: BTreeMap::new(),
+            sender_lines: BTreeMap::new(),
+            sender_line_bytes: 0,
+            sender_logs_due_at: None,
             log: LineFile::new(paths.broker_log(), rotation),
             events: LineFile::new(paths.broker_events(), rotation),
             shown: [paths.dir(), shown].map(|path| path.display().to_string()),
@@ -176,68 +176,70 @@ impl Edges {
             run,
             began: Instant::now(),
             seq: 0,
-            links: HashMap::new(),
+            connections: HashMap::new(),
             writers: BTreeMap::new(),
-            guests_seen: None,
+            guests_stamp: None,
             guests: GuestsRecord::default(),
-            vms: Vms::default(),
-            reboots: Reboots::default(),
-            lines: Vec::new(),
-            told: Vec::new(),
+            vm_watch: VmWatch::default(),
+            reboot_watch: RebootWatch::default(),
+            pending_log_lines: Vec::new(),
+            pending_events: Vec::new(),
             replies: Vec::new(),
-            trouble_said: None,
+            last_error_ms: None,
         }
     }
 
     /// Adds a connection, so that it can be answered.
-    pub fn adopt(&mut self, link: Arc<Link>) {
-        self.links.insert(link.id, link);
+    pub fn add_connection(&mut self, connection: Arc<Connection>) {
+        self.connections.insert(connection.id, connection);
     }
 
     /// Removes a connection that is gone.
-    pub fn forget(&mut self, conn: ConnId) {
-        self.links.remove(&conn);
+    pub fn remove_connection(&mut self, conn: ConnId) {
+        self.connections.remove(&conn);
     }
 
     /// Ends all connections.
     pub fn close_all(&mut self) {
-        for (_, link) in self.links.drain() {
-            link.close(&self.sessions.budget);
+        for (_, connection) in self.connections.drain() {
+            connection.close(&self.sessions.budget);
         }
     }
 
     /// Performs one effect; lines, events and answers wait for [`EffectHandler::flush`].
-    pub fn perform(&mut self, at: At, effect: Effect) -> Option<Input> {
+    pub fn perform(&mut self, at: Timestamp, effect: Effect) -> Option<Input> {
         match effect {
             Effect::Reply { conn, line } => {
-                if let Some(link) = self.links.get(&conn) {
-                    self.replies.push(Reply::Answer(Arc::clone(link), line));
+                if let Some(connection) = self.connections.get(&conn) {
+                    self.replies
+                        .push(PendingReply::Answer(Arc::clone(connection), line));
                 }
                 None
             }
             Effect::Grant { conn, line } => {
-                if let Some(link) = self.links.get(&conn) {
-                    self.replies.push(Reply::Grant(Arc::clone(link), line));
+                if let Some(connection) = self.connections.get(&conn) {
+                    self.replies
+                        .push(PendingReply::Grant(Arc::clone(connection), line));
                 }
                 None
             }
             Effect::Send { conn, parts } => self.send(conn, &parts),
-            Effect::Order { conn, order } => {
-                if let Some(link) = self.links.get(&conn) {
-                    link.give_order(order);
+            Effect::SetDelivery { conn, delivery } => {
+                if let Some(connection) = self.connections.get(&conn) {
+                    connection.set_delivery(delivery);
                 }
                 None
             }
             Effect::End { conn, last } => {
-                let full = self.send(conn, &[Part::Own(last)]);
-                if let Some(link) = self.links.get(&conn) {
-                    link.finish();
+                let full = self.send(conn, &[Chunk::Own(last)]);
+                if let Some(connection) = self.connections.get(&conn) {
+                    connection.finish();
                 }
                 full
             }
             Effect::Append(lines) => Some(self.append(at, &lines)),
-            Effect::Shelve { vm, lines, ranges } => {
-                self.shelve(at, vm, &lines, &ranges);
+            Effect::SenderLog { vm, lines, ranges } => {
+                self.buffer_sender_lines(at, vm, &lines, &ranges);
                 None
             }
             Effect::ServiceLog { vm, payloads } => {
@@ -245,14 +247,14 @@ impl Edges {
                 None
             }
             Effect::Evict { conn, reason } => {
-                if let Some(link) = self.links.get(&conn) {
-                    link.evict(reason);
+                if let Some(connection) = self.connections.get(&conn) {
+                    connection.evict(reason);
                 }
                 None
             }
             Effect::Drop { conn } => {
-                if let Some(link) = self.links.get(&conn) {
-                    link.close(&self.sessions.budget);
+                if let Some(connection) = self.connections.get(&conn) {
+                    connection.close(&self.sessions.budget);
                 }
                 None
             }
@@ -266,16 +268,16 @@ impl Edges {
                 let made = written.is_ok();
                 if let Err(error) = written {
                     let path = self.paths.handshake(&vm);
-                    self.trouble(at, &format!("can't write {}: {error}", path.display()));
+                    self.log_error(at, &format!("can't write {}: {error}", path.display()));
                 }
                 Some(Input::Recorded { vm, asked_by, made })
             }
             Effect::Log(line) => {
-                self.lines.push(line);
+                self.pending_log_lines.push(line);
                 None
             }
-            Effect::Tell(event) => {
-                self.tell(at, event);
+            Effect::Emit(event) => {
+                self.emit(at, event);
                 None
             }
         }
@@ -284,14 +286,14 @@ impl Edges {
     /// Sends to one session. If its queue is full, or all queues together are too long, the answer
     /// names the session that the state should cut off: this one, or the one with the longest
     /// queue.
-    fn send(&mut self, conn: ConnId, parts: &[Part]) -> Option<Input> {
-        let link = self.links.get(&conn)?;
-        let sent = self.sessions.send(link, parts);
+    fn send(&mut self, conn: ConnId, parts: &[Chunk]) -> Option<Input> {
+        let connection = self.connections.get(&conn)?;
+        let sent = self.sessions.send(connection, parts);
         if let Sent::Full(queued) = sent {
             let queued_bytes = queued as u64;
-            return Some(Input::Full { conn, queued_bytes });
+            return Some(Input::QueueFull { conn, queued_bytes });
         }
-        if sent == Sent::Waits || self.sessions.budget.is_exceeded() {
+        if sent == Sent::NeedsDrain || self.sessions.budget.is_exceeded() {
             return self.longest_queue();
         }
         None
@@ -301,23 +303,26 @@ impl Edges {
         if !self.sessions.budget.is_exceeded() {
             return None;
         }
-        let waiting = self.links.iter().map(|(conn, link)| (link.waiting(), *conn));
+        let waiting = self
+            .connections
+            .iter()
+            .map(|(conn, connection)| (connection.queued_bytes(), *conn));
         let (queued, conn) = waiting.max()?;
         let queued_bytes = queued as u64;
-        Some(Input::Full { conn, queued_bytes })
+        Some(Input::QueueFull { conn, queued_bytes })
     }
 
     /// Tells a connection that the state thread has processed this many of its bytes.
-    pub fn refund(&self, conn: ConnId, bytes: usize) {
-        if let Some(link) = self.links.get(&conn) {
-            link.refund(bytes);
+    pub fn return_credit(&self, conn: ConnId, bytes: usize) {
+        if let Some(connection) = self.connections.get(&conn) {
+            connection.return_credit(bytes);
         }
     }
 
     /// Opens the log of the bus if it isn't open. `floor`: the last number that was given before.
     /// `torn`: the last broker didn't stop in order, so senders' own logs may lack their last
     /// lines.
-    pub fn open_bus(&mut self, at: At, floor: impl FnOnce(u64) -> u64, torn: bool) -> Option<Input> {
+    pub fn open_bus(&mut self, at: Timestamp, floor: impl FnOnce(u64) -> u64, torn: bool) -> Option<Input> {
         if self.bus.is_open() {
             return None;
         }
@@ -332,10 +337,10 @@ impl Edges {
                     self.log(at, "WARN", &text);
                 }
                 if torn {
-                    self.complete_shelves(at);
+                    self.complete_sender_logs(at);
                 }
                 let last = floor(opened.last);
-                if !opened.rises {
+                if !opened.ascending {
                     let text = format!(
                         "{}: its numbers don't rise, it was damaged or pasted together; what is behind \
                          them goes on after {last}",
@@ -343,8 +348,8 @@ impl Edges {
                     );
                     self.log(at, "WARN", &text);
                 }
-                let past = &self.sessions.past;
-                past.is_tangled_upto(if opened.rises { 0 } else { opened.last });
+                let replay_log = &self.sessions.replay_log;
+                replay_log.set_unordered_upto(if opened.ascending { 0 } else { opened.last });
                 Some(Input::LogOpened { last })
             }
             Err(error) => {
@@ -352,22 +357,22 @@ impl Edges {
                     "can't open {}: {error}; publishes are refused",
                     self.bus.path().display()
                 );
-                self.trouble(at, &text);
+                self.log_error(at, &text);
                 None
             }
         }
     }
 
-    fn append(&mut self, at: At, lines: &[u8]) -> Input {
+    fn append(&mut self, at: Timestamp, lines: &[u8]) -> Input {
         if self.bus.is_full() {
             // After a kill, lines that the senders' logs lack are looked for in the newest file
             // alone.
-            self.shelve_now(at);
+            self.flush_sender_logs(at);
         }
         let kept = self.bus.append(lines);
         if let Err(error) = &kept {
             let text = format!("can't write {}: {error}", self.bus.path().display());
-            self.trouble(at, &text);
+            self.log_error(at, &text);
         }
         Input::Appended {
             kept: kept.is_ok(),
@@ -377,7 +382,9 @@ impl Edges {
 
     /// Whether every session was sent all that it should get.
     pub fn all_sent(&self) -> bool {
-        self.links.values().all(|link| link.waiting() == 0)
+        self.connections
+            .values()
+            .all(|connection| connection.queued_bytes() == 0)
     }
 
     /// Has the log of the bus synced; called once a second.
@@ -390,50 +397,51 @@ impl Edges {
         self.bus.take_rotated()
     }
 
-    fn shelf(&mut self, vm: &VmName) -> &mut LineFile {
+    fn sender_log(&mut self, vm: &VmName) -> &mut LineFile {
         // Open logs of a thousand senders would take a thousand descriptors.
-        if self.shelves.len() >= OPEN_SHELVES && !self.shelves.contains_key(vm) {
-            self.shelves.clear();
+        if self.sender_logs.len() >= MAX_OPEN_SENDER_LOGS && !self.sender_logs.contains_key(vm) {
+            self.sender_logs.clear();
         }
         let path = self.paths.bus_log_of(vm.as_str());
         let rotation = self.rotation;
-        self.shelves
+        self.sender_logs
             .entry(vm.clone())
             .or_insert_with(|| LineFile::new(path, rotation))
     }
 
-    fn shelve(&mut self, at: At, vm: VmName, lines: &[u8], ranges: &[Range<usize>]) {
-        let waiting = self.unshelved.entry(vm).or_default();
+    fn buffer_sender_lines(&mut self, at: Timestamp, vm: VmName, lines: &[u8], ranges: &[Range<usize>]) {
+        let waiting = self.sender_lines.entry(vm).or_default();
         for range in ranges {
             waiting.extend_from_slice(&lines[range.clone()]);
-            self.unshelved_bytes += range.len();
+            self.sender_line_bytes += range.len();
         }
-        self.shelve_at.get_or_insert(at.boot_ms + SHELVE_AFTER_MS);
-        if self.unshelved_bytes >= SHELVE_BYTES {
-            self.shelve_now(at);
+        self.sender_logs_due_at
+            .get_or_insert(at.boot_ms + SENDER_LOG_DELAY_MS);
+        if self.sender_line_bytes >= SENDER_LOG_BUFFER_BYTES {
+            self.flush_sender_logs(at);
         }
     }
 
     /// When waiting lines have to be in their senders' own logs.
-    pub fn shelves_due(&self) -> Option<u64> {
-        self.shelve_at
+    pub fn sender_logs_due(&self) -> Option<u64> {
+        self.sender_logs_due_at
     }
 
     /// Appends all waiting lines to the senders' own logs.
-    pub fn shelve_now(&mut self, at: At) {
-        self.shelve_at = None;
-        self.unshelved_bytes = 0;
-        for (vm, lines) in std::mem::take(&mut self.unshelved) {
-            if let Err(error) = self.shelf(&vm).append_bytes(&lines) {
+    pub fn flush_sender_logs(&mut self, at: Timestamp) {
+        self.sender_logs_due_at = None;
+        self.sender_line_bytes = 0;
+        for (vm, lines) in std::mem::take(&mut self.sender_lines) {
+            if let Err(error) = self.sender_log(&vm).append_bytes(&lines) {
                 let path = self.paths.bus_log_of(vm.as_str());
-                self.trouble(at, &format!("can't write {}: {error}", path.display()));
+                self.log_error(at, &format!("can't write {}: {error}", path.display()));
             }
         }
     }
 
     /// Copies the lines that a killed broker had acked but not copied: each sender's lines after
     /// the last one in its own log. Only the newest file of the log can hold such lines.
-    fn complete_shelves(&mut self, at: At) {
+    fn complete_sender_logs(&mut self, at: Timestamp) {
         let Ok(file) = host::open_state_file(self.bus.path()) else {
             return;
         };
@@ -457,43 +465,43 @@ impl Edges {
             let Ok(vm) = vm.parse::<VmName>() else {
                 continue;
             };
-            if let Err(error) = self.shelf(&vm).append(&lines) {
+            if let Err(error) = self.sender_log(&vm).append(&lines) {
                 let path = self.paths.bus_log_of(vm.as_str());
-                self.trouble(at, &format!("can't write {}: {error}", path.display()));
+                self.log_error(at, &format!("can't write {}: {error}", path.display()));
             }
         }
     }
 
     /// Appends what a Vizier reported to its service log: text, or anything else as JSON.
-    fn service_log(&mut self, at: At, vm: &VmName, payloads: &[String]) {
+    fn service_log(&mut self, at: Timestamp, vm: &VmName, payloads: &[String]) {
         let told =
             |payload: &String| serde_json::from_str::<String>(payload).unwrap_or_else(|_| payload.clone());
         let text = payloads.iter().map(told).collect::<Vec<_>>().join("\n");
         let path = self.paths.vizier_log(vm);
         if let Err(error) = logs::append_escaped(&path, self.rotation, &text) {
-            self.trouble(at, &format!("can't write {}: {error}", path.display()));
+            self.log_error(at, &format!("can't write {}: {error}", path.display()));
         }
     }
 
     /// Adds a line to the broker's log.
-    pub fn log(&mut self, at: At, level: &str, text: &str) {
+    pub fn log(&mut self, at: Timestamp, level: &str, text: &str) {
         let [named, known] = &self.shown;
         let text = text.replace(named.as_str(), known);
-        self.lines
-            .push(format!("{} {text}", line_head(at.wall_ms, level)));
+        self.pending_log_lines
+            .push(format!("{} {text}", log_prefix(at.wall_ms, level)));
     }
 
     /// Logs an error that may repeat with every connection, such as a full disk: at most once in
     /// ten seconds.
-    pub fn trouble(&mut self, at: At, text: &str) {
-        if self.trouble_said.is_none_or(|said| at.boot_ms >= said + 10_000) {
-            self.trouble_said = Some(at.boot_ms);
+    pub fn log_error(&mut self, at: Timestamp, text: &str) {
+        if self.last_error_ms.is_none_or(|said| at.boot_ms >= said + 10_000) {
+            self.last_error_ms = Some(at.boot_ms);
             self.log(at, "ERROR", text);
         }
     }
 
     /// A fact for the journal.
-    pub fn tell(&mut self, at: At, event: Event) {
+    pub fn emit(&mut self, at: Timestamp, event: Event) {
         let stamped = Stamped {
             ts: wall_clock(UNIX_EPOCH + Duration::from_millis(at.wall_ms)),
             offset_ms: millis(self.began.elapsed()),
@@ -502,35 +510,35 @@ impl Edges {
             event,
         };
         self.seq += 1;
-        self.told.push(stamped.contract_line());
+        self.pending_events.push(stamped.contract_line());
     }
 
     /// Writes events and log lines, then sends the answers: a client that reads `ok` can find it in
     /// the log.
-    pub fn flush(&mut self, at: At) {
-        if !self.told.is_empty() {
-            let told = std::mem::take(&mut self.told);
+    pub fn flush(&mut self, at: Timestamp) {
+        if !self.pending_events.is_empty() {
+            let told = std::mem::take(&mut self.pending_events);
             let outcome = self.events.append(&told);
-            self.mention(at, "events", outcome);
+            self.log_lost(at, "events", outcome);
         }
-        if !self.lines.is_empty() {
-            let lines = std::mem::take(&mut self.lines);
+        if !self.pending_log_lines.is_empty() {
+            let lines = std::mem::take(&mut self.pending_log_lines);
             let outcome = self.log.append(&lines);
-            self.mention(at, "log lines", outcome);
-            if !self.lines.is_empty() {
-                let lines = std::mem::take(&mut self.lines);
+            self.log_lost(at, "log lines", outcome);
+            if !self.pending_log_lines.is_empty() {
+                let lines = std::mem::take(&mut self.pending_log_lines);
                 let _ = self.log.append(&lines);
             }
         }
         for reply in self.replies.drain(..) {
             match reply {
-                Reply::Answer(link, line) => link.answer(&line),
-                Reply::Grant(link, line) => link.grant(&line, &self.sessions.budget),
+                PendingReply::Answer(connection, line) => connection.reply_and_close(&line),
+                PendingReply::Grant(connection, line) => connection.grant(&line, &self.sessions.budget),
             }
         }
     }
 
-    fn mention(&mut self, at: At, what: &str, outcome: io::Result<u64>) {
+    fn log_lost(&mut self, at: Timestamp, what: &str, outcome: io::Result<u64>) {
         match outcome {
             Ok(0) => {}
             Ok(lost) => self.log(
@@ -544,13 +552,13 @@ impl Edges {
 
     /// Loads `guests.json` if it has changed. Called before every hello is judged: a guest may be
     /// up before a check once a second would notice its launch.
-    pub fn changed_guests(&mut self, at: At) -> Option<Input> {
+    pub fn load_changed_guests(&mut self, at: Timestamp) -> Option<Input> {
         let path = self.paths.guests();
-        let seen = look_at(&path);
-        if self.guests_seen == Some(seen) {
+        let seen = file_stamp(&path);
+        if self.guests_stamp == Some(seen) {
             return None;
         }
-        self.guests_seen = Some(seen);
+        self.guests_stamp = Some(seen);
         let loaded = match records::load::<GuestsRecord>(&path) {
             Ok(loaded) => loaded,
             Err(failure) => {
@@ -564,7 +572,7 @@ impl Edges {
         };
         match GuestTable::from_record(&record, host::boot_id()) {
             Ok(mut table) => {
-                self.reboots.apply(&mut table);
+                self.reboot_watch.apply(&mut table);
                 self.guests = record;
                 Some(Input::Guests(Some(table)))
             }
@@ -581,24 +589,24 @@ impl Edges {
 
     /// Reports guests that have rebooted since the last check; returns the new table of guests if
     /// there are any.
-    pub fn rebooted(&mut self, at: At) -> Option<Input> {
-        let seen = self.reboots.look(&self.paths, &self.guests, at);
+    pub fn check_reboots(&mut self, at: Timestamp) -> Option<Input> {
+        let seen = self.reboot_watch.look(&self.paths, &self.guests, at);
         for (level, line) in &seen.lines {
             self.log(at, level, line);
         }
         for event in seen.events {
-            self.tell(at, event);
+            self.emit(at, event);
         }
         if !seen.changed {
             return None;
         }
         let mut table = GuestTable::from_record(&self.guests, host::boot_id()).ok()?;
-        self.reboots.apply(&mut table);
+        self.reboot_watch.apply(&mut table);
         Some(Input::Guests(Some(table)))
     }
 
     /// The records of an earlier broker. Half-written files are removed.
-    pub fn restored(&self) -> Vec<Input> {
+    pub fn load_handshake_records(&self) -> Vec<Input> {
         let Ok(entries) = fs::read_dir(self.paths.handshakes()) else {
             return Vec::new();
         };
@@ -633,15 +641,15 @@ impl Edges {
 
     /// Reports what happened to the VMs since the last check; returns those whose QEMU has ended or
     /// is paused.
-    pub fn silent_vms(&mut self, at: At, first: bool) -> Vec<VmName> {
+    pub fn check_vms(&mut self, at: Timestamp, first: bool) -> Vec<VmName> {
         let seen = self
-            .vms
+            .vm_watch
             .look(&self.paths, &self.guests, at.boot_ms, self.rotation, first);
         for (level, line) in &seen.lines {
             self.log(at, level, line);
         }
         for event in seen.events {
-            self.tell(at, event);
+            self.emit(at, event);
         }
         seen.silent
     }
@@ -664,7 +672,7 @@ impl Edges {
     }
 }
 
-fn look_at(path: &Path) -> Seen {
+fn file_stamp(path: &Path) -> FileStamp {
     let meta = fs::metadata(path).ok()?;
     Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
 }

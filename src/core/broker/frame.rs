@@ -18,7 +18,7 @@ use crate::core::bus::topic::{Pattern, Topic};
 use crate::core::escape::json_depth;
 use crate::core::name::VmName;
 
-use super::byte_scan::Marks;
+use super::byte_scan::ByteScan;
 use crate::core::root::handshake_record::GUEST_METRICS_BYTES;
 
 /// Bytes of a frame's length.
@@ -41,7 +41,7 @@ const LARGE_BUFFER: usize = 128 * 1024;
 
 /// Why a frame was refused. The list is closed (docs/PROTOCOL.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Refused {
+pub enum RefusalReason {
     /// It isn't a frame of the protocol.
     Malformed,
     /// A client may not send frames of its type.
@@ -58,17 +58,17 @@ pub enum Refused {
     StorageError,
 }
 
-impl Refused {
+impl RefusalReason {
     /// The word on the wire, in the log and in the event.
     pub fn as_str(self) -> &'static str {
         match self {
-            Refused::Malformed => "malformed",
-            Refused::UnknownType => "unknown-type",
-            Refused::BadTopic => "bad-topic",
-            Refused::Forbidden => "forbidden",
-            Refused::SubscriptionLimit => "subscription-limit",
-            Refused::RateLimit => "rate-limit",
-            Refused::StorageError => "storage-error",
+            RefusalReason::Malformed => "malformed",
+            RefusalReason::UnknownType => "unknown-type",
+            RefusalReason::BadTopic => "bad-topic",
+            RefusalReason::Forbidden => "forbidden",
+            RefusalReason::SubscriptionLimit => "subscription-limit",
+            RefusalReason::RateLimit => "rate-limit",
+            RefusalReason::StorageError => "storage-error",
         }
     }
 }
@@ -122,7 +122,7 @@ pub enum Frame {
         /// JSON of the id; empty: none.
         id: String,
         /// Why.
-        reason: Refused,
+        reason: RefusalReason,
         /// Details for people, such as where the JSON is invalid; may be empty.
         detail: String,
     },
@@ -205,7 +205,7 @@ impl Decoder {
     }
 
     /// Where the next bytes go; never empty.
-    pub fn space(&mut self) -> &mut [u8] {
+    pub fn read_buffer(&mut self) -> &mut [u8] {
         if self.filled == self.bytes.len() {
             let largest = LARGE_BUFFER.max(self.max_frame + HEAD_BYTES);
             let length = (self.bytes.len() * 4).clamp(SMALL_BUFFER, largest);
@@ -215,12 +215,12 @@ impl Decoder {
     }
 
     /// This many bytes were read into [`Decoder::read_buffer`].
-    pub fn filled(&mut self, more: usize) {
+    pub fn advance(&mut self, more: usize) {
         self.filled += more;
     }
 
     /// Frees memory that only a busy session needs.
-    pub fn rest(&mut self) {
+    pub fn shrink(&mut self) {
         if self.bytes.len() > SMALL_BUFFER && self.filled <= SMALL_BUFFER {
             self.bytes.truncate(SMALL_BUFFER);
             self.bytes.shrink_to_fit();
@@ -228,7 +228,7 @@ impl Decoder {
     }
 
     /// The complete frames so far, if there are any.
-    pub fn burst(&mut self) -> Option<Burst> {
+    pub fn take_burst(&mut self) -> Option<Burst> {
         let mut burst = Burst::default();
         let mut at = 0;
         while !self.broken {
@@ -290,7 +290,7 @@ fn even_null<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option
 }
 
 /// A frame that is refused.
-fn bad(kind: &str, id: &str, reason: Refused) -> Frame {
+fn bad(kind: &str, id: &str, reason: RefusalReason) -> Frame {
     Frame::Bad {
         kind: kind.to_owned(),
         id: id.to_owned(),
@@ -304,7 +304,7 @@ fn malformed(kind: &str, id: &str, why: impl std::fmt::Display) -> Frame {
     Frame::Bad {
         kind: kind.to_owned(),
         id: id.to_owned(),
-        reason: Refused::Malformed,
+        reason: RefusalReason::Malformed,
         detail: why.to_string().chars().take(DETAIL_CHARS).collect(),
     }
 }
@@ -347,7 +347,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
                 Some(raw) => text_of(raw).filter(|topic| Topic::is_valid(topic)),
             };
             let Some(topic) = topic else {
-                return bad("\"publish\"", id, Refused::BadTopic);
+                return bad("\"publish\"", id, RefusalReason::BadTopic);
             };
             let payload = match keep_payload(payload, burst) {
                 Ok(payload) => payload,
@@ -374,7 +374,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
                 .and_then(text_of)
                 .and_then(|topic| topic.parse::<Pattern>().ok());
             let Some(pattern) = pattern else {
-                return bad(&quoted, id, Refused::BadTopic);
+                return bad(&quoted, id, RefusalReason::BadTopic);
             };
             let Ok(from) = number(wire.from) else {
                 return malformed(&quoted, id, "`from` isn't a number");
@@ -420,7 +420,7 @@ fn parse(body: &[u8], burst: &mut Burst) -> Frame {
         }
         other => {
             let told: String = other.chars().take(64).collect();
-            bad(&Value::String(told).to_string(), id, Refused::UnknownType)
+            bad(&Value::String(told).to_string(), id, RefusalReason::UnknownType)
         }
     }
 }
@@ -447,15 +447,15 @@ fn scalar_id(raw: Option<&RawValue>) -> Option<&str> {
 /// Keeps a payload on one line. It is an error if the payload is nested too deep or holds half a
 /// surrogate pair, which the raw parser accepts and other parsers refuse.
 fn keep_payload(payload: &[u8], burst: &mut Burst) -> Result<Range<usize>, String> {
-    let marks = Marks::of(payload);
-    if marks.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH {
+    let scan = ByteScan::of(payload);
+    if scan.opened > MAX_DEPTH && json_depth(payload) > MAX_DEPTH {
         return Err(format!("`payload` is nested more than {MAX_DEPTH} deep"));
     }
-    if marks.escaped && has_lone_surrogate(payload) {
+    if scan.escaped && has_lone_surrogate(payload) {
         return Err("`payload` holds half of a surrogate pair".to_owned());
     }
     let kept = burst.keep(payload);
-    if marks.line_ends {
+    if scan.line_ends {
         // Line ends can only stand between tokens: in a string they aren't JSON.
         for byte in &mut burst.text[kept.clone()] {
             if matches!(byte, b'\n' | b'\r') {
@@ -506,7 +506,7 @@ pub struct Answer<'a> {
     /// The number a publish got, or the last one given.
     pub seq: Option<u64>,
     /// Why not.
-    pub refused: Option<Refused>,
+    pub refused: Option<RefusalReason>,
     /// Details for people; empty: the reason says all.
     pub detail: &'a str,
     /// The request was done, but may not be what was meant.

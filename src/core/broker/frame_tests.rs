@@ -11,7 +11,7 @@ fn framed(body: &str) -> Vec<u8> {
 /// A burst in words, so that the cases below don't know the types.
 fn said(bytes: &[u8]) -> Vec<String> {
     let mut decoder = Decoder::new(65536, bytes);
-    let Some(burst) = decoder.burst() else {
+    let Some(burst) = decoder.take_burst() else {
         return Vec::new();
     };
     let text = |range: &Range<usize>| String::from_utf8(burst.text[range.clone()].to_vec()).unwrap();
@@ -250,12 +250,12 @@ fn every_split_of_a_stream_reads_the_same() {
         let mut decoder = Decoder::new(65536, &[]);
         let (mut frames, mut wire, mut sent) = (0, 0, 0);
         while sent < stream.len() {
-            let space = decoder.space();
+            let space = decoder.read_buffer();
             let more = step.min(space.len()).min(stream.len() - sent);
             space[..more].copy_from_slice(&stream[sent..sent + more]);
-            decoder.filled(more);
+            decoder.advance(more);
             sent += more;
-            if let Some(burst) = decoder.burst() {
+            if let Some(burst) = decoder.take_burst() {
                 frames += burst.frames.len();
                 wire += burst.wire_bytes;
                 assert!(
@@ -265,7 +265,7 @@ fn every_split_of_a_stream_reads_the_same() {
                         .all(|frame| matches!(frame, Frame::Publish { .. }))
                 );
             }
-            decoder.rest();
+            decoder.shrink();
         }
         assert_eq!((frames, wire), (40, stream.len()));
     }
@@ -282,7 +282,7 @@ fn answers_are_frames_of_json() {
     }
     .render(&mut out);
     Answer {
-        refused: Some(Refused::Malformed),
+        refused: Some(RefusalReason::Malformed),
         topic: Some("a*"),
         ..Answer::default()
     }

@@ -25,7 +25,7 @@ pub const MAX_UNLISTED: usize = 1024;
 
 /// One VM of `guests.json`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedGuest {
     /// Its name, as the config spells it.
     pub name: VmName,
     /// Another name that it may use.
@@ -41,9 +41,9 @@ pub struct Listed {
 /// `guests.json` as the broker uses it: by name, without case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuestTable {
-    by_name: BTreeMap<String, Listed>,
+    by_name: BTreeMap<String, ListedGuest>,
     /// From second names to names.
-    seconds: BTreeMap<String, String>,
+    by_second_name: BTreeMap<String, String>,
 }
 
 impl GuestTable {
@@ -57,7 +57,7 @@ impl GuestTable {
                 }
                 None => None,
             };
-            let listed = Listed {
+            let listed = ListedGuest {
                 name: guest.name.clone(),
                 second_name: guest.second_name.clone(),
                 launched_boottime_ms: guest
@@ -67,7 +67,7 @@ impl GuestTable {
                 closed: guest.closed,
             };
             if let Some(second) = &listed.second_name {
-                table.seconds.insert(second.key(), guest.name.key());
+                table.by_second_name.insert(second.key(), guest.name.key());
             }
             table.by_name.insert(guest.name.key(), listed);
         }
@@ -75,20 +75,20 @@ impl GuestTable {
     }
 
     /// The VM of this name, else the one that has it as second name.
-    pub fn called(&self, key: &str) -> Option<&Listed> {
-        self.get(key).or_else(|| self.get(self.seconds.get(key)?))
+    pub fn find_by_any_name(&self, key: &str) -> Option<&ListedGuest> {
+        self.get(key).or_else(|| self.get(self.by_second_name.get(key)?))
     }
 
     /// Notes that a VM's guest has rebooted: older handshakes count no more than those of an
     /// earlier launch.
-    pub fn began_anew(&mut self, key: &str, boottime_ms: u64) {
+    pub fn note_reboot(&mut self, key: &str, boottime_ms: u64) {
         if let Some(listed) = self.by_name.get_mut(key) {
             listed.launched_boottime_ms = listed.launched_boottime_ms.map(|then| then.max(boottime_ms));
         }
     }
 
     /// The VM of this name, compared without case.
-    pub fn get(&self, key: &str) -> Option<&Listed> {
+    pub fn get(&self, key: &str) -> Option<&ListedGuest> {
         self.by_name.get(key)
     }
 }
@@ -105,7 +105,7 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Compares all bytes, so that the time taken doesn't show where they differ.
-fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
+fn equal_in_constant_time(a: &[u8; 32], b: &[u8; 32]) -> bool {
     std::hint::black_box(a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b))) == 0
 }
 
@@ -121,9 +121,11 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
             AuthMode::Auto | AuthMode::Open => Ok(()),
         };
     };
-    let listed = table.called(&hello.vm.key()).ok_or(DeclineReason::UnknownVm)?;
+    let listed = table
+        .find_by_any_name(&hello.vm.key())
+        .ok_or(DeclineReason::UnknownVm)?;
     let shown = match (&listed.token_sha256, &hello.token_sha256) {
-        (Some(stored), Some(presented)) => same(stored, presented),
+        (Some(stored), Some(presented)) => equal_in_constant_time(stored, presented),
         _ => false,
     };
     let enough = match auth {
@@ -139,13 +141,13 @@ pub fn admit(table: Option<&GuestTable>, auth: AuthMode, hello: &Hello) -> Resul
 }
 
 /// Whether this hello shows the token of its VM's launch, also where no token is required.
-pub fn is_proven(table: Option<&GuestTable>, hello: &Hello) -> bool {
+pub fn shows_token(table: Option<&GuestTable>, hello: &Hello) -> bool {
     let listed = table.and_then(|table| table.get(&hello.vm.key()));
     match (
         listed.and_then(|listed| listed.token_sha256.as_ref()),
         &hello.token_sha256,
     ) {
-        (Some(stored), Some(presented)) => same(stored, presented),
+        (Some(stored), Some(presented)) => equal_in_constant_time(stored, presented),
         _ => false,
     }
 }

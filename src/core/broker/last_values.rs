@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use super::bus_log::parse_line;
 use super::frame;
 use super::state::topics::Reader;
-use super::state::{Plan, Wanted};
+use super::state::{ReplayPlan, ReplaySubscription};
 
 /// How many last values of one sender a session gets, and how many bytes: a sender with many topics
 /// leaves room for others.
@@ -24,32 +24,32 @@ const TOPICS_PER_SENDER: usize = 256;
 const BYTES_PER_SENDER: usize = 256 * 1024;
 
 /// The same for all senders together.
-const TOPICS: usize = 4096;
-const BYTES: usize = 4 * 1024 * 1024;
+const MAX_TOPICS: usize = 4096;
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// How many topics are remembered whose newest message was skipped; about 1 MiB.
-const PASSED: usize = 64 * 1024;
+const MAX_SKIPPED_TOPICS: usize = 64 * 1024;
 
 /// Read at once.
-const PIECE: usize = 64 * 1024;
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Bytes read in one step; between steps the thread looks at its socket.
-const STEP: usize = 4 * 1024 * 1024;
+const STEP_BYTES: usize = 4 * 1024 * 1024;
 
 /// A longer line isn't a message: no frame is that long.
-const LONGEST_LINE: usize = (1 << 24) + 4096;
+const MAX_LINE_BYTES: usize = (1 << 24) + 4096;
 
 /// A search that goes on.
 #[derive(Debug)]
-pub struct Lasts {
+pub struct LastValues {
     reader: Reader,
-    wanted: Vec<Wanted>,
+    wanted: Vec<ReplaySubscription>,
     /// Newest first.
     files: VecDeque<File>,
     backward: Option<Backward>,
     seen: HashSet<String>,
     /// Hashes of topics whose newest message was skipped: an older message isn't the last value.
-    passed: HashSet<u64>,
+    skipped: HashSet<u64>,
     hasher: RandomState,
     /// By sender: topics and bytes.
     taken: BTreeMap<String, (usize, usize)>,
@@ -58,16 +58,16 @@ pub struct Lasts {
     found: Vec<(u64, Vec<u8>)>,
 }
 
-impl Lasts {
+impl LastValues {
     /// Searches these files, oldest first, for these subscriptions of a plan.
-    pub fn new(plan: &Plan, wanted: Vec<Wanted>, files: Vec<File>) -> Lasts {
-        Lasts {
+    pub fn new(plan: &ReplayPlan, wanted: Vec<ReplaySubscription>, files: Vec<File>) -> LastValues {
+        LastValues {
             reader: plan.reader.clone(),
             wanted,
             files: files.into_iter().rev().collect(),
             backward: None,
             seen: HashSet::new(),
-            passed: HashSet::new(),
+            skipped: HashSet::new(),
             hasher: RandomState::new(),
             taken: BTreeMap::new(),
             bytes: 0,
@@ -78,7 +78,7 @@ impl Lasts {
     /// Continues the search; true: it is done.
     pub fn step(&mut self) -> io::Result<bool> {
         let mut read = 0;
-        while read < STEP {
+        while read < STEP_BYTES {
             if self.is_enough() {
                 return Ok(true);
             }
@@ -92,7 +92,7 @@ impl Lasts {
             match backward.line()? {
                 Some(line) => {
                     read += line.len() + 1;
-                    self.look(&line);
+                    self.consider(&line);
                 }
                 None => self.backward = None,
             }
@@ -107,7 +107,7 @@ impl Lasts {
         let mut piece = Vec::new();
         for (_, line) in self.found {
             frame::delivery(&line, &mut piece);
-            if piece.len() >= PIECE {
+            if piece.len() >= PIECE_BYTES {
                 pieces.push_back(std::mem::take(&mut piece));
             }
         }
@@ -119,9 +119,10 @@ impl Lasts {
 
     /// Whether no further line could be added.
     fn is_enough(&self) -> bool {
-        let is_exact = |wanted: &Wanted| !wanted.pattern.is_prefix() && !wanted.pattern.has_holes();
-        self.found.len() >= TOPICS
-            || self.bytes >= BYTES
+        let is_exact =
+            |wanted: &ReplaySubscription| !wanted.pattern.is_prefix() && !wanted.pattern.has_inner_wildcard();
+        self.found.len() >= MAX_TOPICS
+            || self.bytes >= MAX_BYTES
             || (self.wanted.iter().all(is_exact)
                 && self
                     .wanted
@@ -129,12 +130,12 @@ impl Lasts {
                     .all(|wanted| self.seen.contains(wanted.pattern.as_str())))
     }
 
-    fn look(&mut self, line: &[u8]) {
+    fn consider(&mut self, line: &[u8]) {
         let Some(parsed) = parse_line(line) else {
             return;
         };
-        let is_past = |wanted: &Wanted| wanted.last.is_some_and(|last| parsed.seq <= last);
-        let wants = |wanted: &Wanted| is_past(wanted) && wanted.pattern.matches(parsed.topic);
+        let is_past = |wanted: &ReplaySubscription| wanted.last.is_some_and(|last| parsed.seq <= last);
+        let wants = |wanted: &ReplaySubscription| is_past(wanted) && wanted.pattern.matches(parsed.topic);
         if !self.wanted.iter().any(wants)
             || self.seen.contains(parsed.topic)
             || !self.reader.may_read(parsed.topic)
@@ -142,14 +143,14 @@ impl Lasts {
             return;
         }
         let hash = self.hasher.hash_one(parsed.topic);
-        if self.passed.contains(&hash) {
+        if self.skipped.contains(&hash) {
             return;
         }
         let taken = self.taken.entry(parsed.vm.to_owned()).or_default();
         // A sender's newest value is always taken, however long it is.
         if taken.0 >= TOPICS_PER_SENDER || (taken.0 > 0 && taken.1 + line.len() > BYTES_PER_SENDER) {
-            if self.passed.len() < PASSED {
-                self.passed.insert(hash);
+            if self.skipped.len() < MAX_SKIPPED_TOPICS {
+                self.skipped.insert(hash);
             }
             return;
         }
@@ -169,7 +170,7 @@ struct Backward {
     /// Bytes that were read and not returned, without the last line end.
     bytes: Vec<u8>,
     /// In the middle of a line that is too long.
-    in_waste: bool,
+    in_overlong_line: bool,
 }
 
 impl Backward {
@@ -180,7 +181,7 @@ impl Backward {
             at,
             bytes: Vec::new(),
             // Bytes after the last line end are being written.
-            in_waste: true,
+            in_overlong_line: true,
         })
     }
 
@@ -195,24 +196,24 @@ impl Backward {
                 let line = self.bytes.split_off(end + 1);
                 self.bytes.pop();
                 searched_from = self.bytes.len();
-                if !std::mem::take(&mut self.in_waste) {
+                if !std::mem::take(&mut self.in_overlong_line) {
                     return Ok(Some(line));
                 }
                 continue;
             }
             if self.at == 0 {
                 let line = std::mem::take(&mut self.bytes);
-                let is_line = !std::mem::replace(&mut self.in_waste, true);
+                let is_line = !std::mem::replace(&mut self.in_overlong_line, true);
                 return Ok(is_line.then_some(line));
             }
-            if self.bytes.len() > LONGEST_LINE || self.in_waste {
-                self.in_waste = true;
+            if self.bytes.len() > MAX_LINE_BYTES || self.in_overlong_line {
+                self.in_overlong_line = true;
                 self.bytes.clear();
             }
             // The buffer is doubled, so that a long line isn't copied too often.
-            let size = self.at.min(PIECE.max(self.bytes.len()) as u64);
+            let size = self.at.min(PIECE_BYTES.max(self.bytes.len()) as u64);
             self.at -= size;
-            let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE)];
+            let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE_BYTES)];
             self.file.read_exact_at(&mut piece, self.at)?;
             searched_from = piece.len();
             piece.append(&mut self.bytes);
@@ -228,7 +229,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::core::broker::state::Plane;
+    use crate::core::broker::state::Peer;
     use crate::core::scratch::Scratch;
 
     fn line(seq: u64, vm: &str, topic: &str, pad: usize) -> String {
@@ -238,9 +239,9 @@ mod tests {
 
     /// The numbers found by web-0 in these files, oldest first.
     fn found(files: &[&Path], patterns: &[&str], first: u64) -> Vec<u64> {
-        let wanted: Vec<Wanted> = (0..)
+        let wanted: Vec<ReplaySubscription> = (0..)
             .zip(patterns)
-            .map(|(number, pattern)| Wanted {
+            .map(|(number, pattern)| ReplaySubscription {
                 pattern: pattern.parse().unwrap(),
                 number,
                 first,
@@ -248,17 +249,17 @@ mod tests {
                 last: Some(first - 1),
             })
             .collect();
-        let plan = Plan {
+        let plan = ReplayPlan {
             upto: 1 << 40,
             reader: Reader {
-                plane: Plane::Guest,
+                peer: Peer::Guest,
                 key: "web-0".into(),
                 second: None,
             },
-            wanted: wanted.clone(),
+            subscriptions: wanted.clone(),
         };
         let files = files.iter().map(|path| File::open(path).unwrap()).collect();
-        let mut lasts = Lasts::new(&plan, wanted, files);
+        let mut lasts = LastValues::new(&plan, wanted, files);
         while !lasts.step().unwrap() {}
         let bytes: Vec<u8> = lasts.pieces().into_iter().flatten().collect();
         let mut rest = bytes.as_slice();
@@ -354,7 +355,7 @@ mod tests {
         let path = scratch.path("bus.log");
         fs::write(&path, line(1, "a", "x", 1)).unwrap();
         let file = File::options().write(true).open(&path).unwrap();
-        let end = 3 * LONGEST_LINE as u64;
+        let end = 3 * MAX_LINE_BYTES as u64;
         file.write_all_at(b"\n", end).unwrap();
         file.write_all_at(line(2, "a", "y", 1).as_bytes(), end + 1)
             .unwrap();
@@ -367,7 +368,7 @@ mod tests {
             backward.line().unwrap().unwrap(),
             line(1, "a", "x", 1).trim_end().as_bytes()
         );
-        assert!(backward.bytes.capacity() <= 2 * LONGEST_LINE);
+        assert!(backward.bytes.capacity() <= 2 * MAX_LINE_BYTES);
         assert_eq!(backward.line().unwrap(), None);
     }
 }

@@ -22,7 +22,7 @@ use crate::core::host::{self, Holder};
 use crate::core::process::{AGENT_RUN_MARK, Tail};
 use crate::core::root::alive::find_broker;
 use crate::core::root::paths::StateRoot;
-use crate::core::threads::{MORE_ROOM, is_no_room, none_to_be_had};
+use crate::core::threads::{FREE_RESOURCES, is_out_of_resources, no_thread_failure};
 
 use super::daemon::Announcement;
 use super::serve::{BrokerOptions, run_announced};
@@ -32,7 +32,7 @@ use super::serve::{BrokerOptions, run_announced};
 const START_LIMIT: Duration = Duration::from_secs(15);
 
 /// How often a lock that another process holds is checked.
-const LOOK_EVERY: Duration = Duration::from_millis(3);
+const POLL_INTERVAL: Duration = Duration::from_millis(3);
 
 /// How a broker is started.
 pub trait BrokerLauncher: Send + Sync {
@@ -74,12 +74,12 @@ impl BrokerLauncher for ProcessBrokerLauncher {
             .spawn()
             .map_err(|error| {
                 let why = format!("{} can't be run: {error}", self.cli.display());
-                match is_no_room(&error) {
-                    true => Failure::new(Exit::Busy, what).because(why).advice(MORE_ROOM),
+                match is_out_of_resources(&error) {
+                    true => Failure::new(Exit::Busy, what).because(why).advice(FREE_RESOURCES),
                     false => Failure::new(Exit::Unavailable, what).because(why),
                 }
             })?;
-        let heard = listen_to_start(ours);
+        let heard = read_announcement(ours);
         // A thread reaps it, so that it doesn't become a zombie if it ends during a long `up`.
         let reaper = thread::Builder::new()
             .name("broker-reap".to_owned())
@@ -120,7 +120,7 @@ impl BrokerLauncher for NoBrokerLauncher {
 
 /// Reads until the announcement, the end, or the limit; anything else that the broker wrote is the
 /// reason.
-fn listen_to_start(stream: UnixStream) -> std::result::Result<Announcement, String> {
+fn read_announcement(stream: UnixStream) -> std::result::Result<Announcement, String> {
     let until = Instant::now() + START_LIMIT;
     let mut tail = Tail::default();
     let mut reader = BufReader::new(&stream);
@@ -206,7 +206,7 @@ impl BrokerLauncher for ThreadBrokerLauncher {
                     let _ = tell.send(Err(failure));
                 }
             })
-            .map_err(|error| none_to_be_had("broker", &error))?;
+            .map_err(|error| no_thread_failure("broker", &error))?;
         let started = told.recv_timeout(START_LIMIT).unwrap_or_else(|_| {
             stop.request();
             Err(Failure::new(
@@ -273,7 +273,7 @@ pub fn ensure_broker(
                 ))
                 .advice(format!("see {}", config.state.broker_log().display())));
         }
-        if cancel.pause(LOOK_EVERY) {
+        if cancel.pause(POLL_INTERVAL) {
             return Err(Failure::new(
                 Exit::Interrupted,
                 "interrupted while the broker started",
@@ -319,11 +319,11 @@ pub fn stop_broker(state: &StateRoot, limit: Duration) -> Result<BrokerStop> {
         return Ok(BrokerStop::Embedded { pid });
     }
     signal(state, pid, Signal::SIGTERM)?;
-    if wait_free(state, pid, limit) {
+    if wait_until_unlocked(state, pid, limit) {
         return Ok(BrokerStop::Stopped { pid });
     }
     signal(state, pid, Signal::SIGKILL)?;
-    if wait_free(state, pid, Duration::from_secs(5)) {
+    if wait_until_unlocked(state, pid, Duration::from_secs(5)) {
         return Ok(BrokerStop::Killed { pid });
     }
     Err(
@@ -366,13 +366,13 @@ fn foreign(state: &StateRoot, why: &str) -> Failure {
 }
 
 /// Waits until that process no longer holds the lock.
-fn wait_free(state: &StateRoot, pid: u32, limit: Duration) -> bool {
+fn wait_until_unlocked(state: &StateRoot, pid: u32, limit: Duration) -> bool {
     let until = Instant::now() + limit;
     while host::locked_pid(&state.broker_pid()) == Some(pid) {
         if Instant::now() >= until {
             return false;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     true
 }

@@ -18,30 +18,30 @@ use crate::core::lines::journal::rotated;
 use super::bus_log::seq_of;
 
 /// Read at once.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// How many bytes of a line hold its number.
 const HEAD: usize = 32;
 
 /// What the scan found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Survey {
+pub struct LogScan {
     /// The highest number; 0: there is none.
     pub highest: u64,
     /// Whether each number is higher than the one before it.
-    pub rises: bool,
+    pub ascending: bool,
 }
 
 /// Scans the log and its rotated files.
-pub fn survey(path: &Path, keep: u32) -> io::Result<Survey> {
-    let mut found = Survey {
+pub fn scan_log(path: &Path, keep: u32) -> io::Result<LogScan> {
+    let mut found = LogScan {
         highest: 0,
-        rises: true,
+        ascending: true,
     };
     for file in files(path, keep)? {
         for_each_head(file, |head| {
             if let Some(seq) = seq_of(head) {
-                found.rises &= seq > found.highest;
+                found.ascending &= seq > found.highest;
                 found.highest = found.highest.max(seq);
             }
         })?;
@@ -78,7 +78,7 @@ pub fn files(path: &Path, keep: u32) -> io::Result<Vec<File>> {
 
 /// Hands over the first bytes of each whole line.
 fn for_each_head(mut file: File, mut take: impl FnMut(&[u8])) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; READ_BYTES];
     let mut head: Vec<u8> = Vec::with_capacity(HEAD);
     loop {
         let mut rest = match file.read(&mut piece) {
@@ -121,14 +121,14 @@ mod tests {
         let scratch = Scratch::new("survey");
         let path = scratch.path("bus.log");
         let look = || {
-            let found = survey(&path, 2).unwrap();
-            (found.highest, found.rises)
+            let found = scan_log(&path, 2).unwrap();
+            (found.highest, found.ascending)
         };
         assert_eq!(look(), (0, true));
         fs::write(rotated(&path, 1), line(1) + &line(2)).unwrap();
         fs::write(
             &path,
-            line(3) + &"x".repeat(3 * PIECE) + "\n" + &line(7) + "{\"seq\":9,\"t",
+            line(3) + &"x".repeat(3 * READ_BYTES) + "\n" + &line(7) + "{\"seq\":9,\"t",
         )
         .unwrap();
         assert_eq!(

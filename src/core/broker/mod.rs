@@ -35,4 +35,4 @@ pub use launcher::{
 };
 pub use serve::{BrokerOptions, Ready, run, run_announced};
 
-pub(crate) use resources::room_for_guests;
+pub(crate) use resources::guest_capacity;

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::connection::Link;
-use super::state::Part;
+use super::connection::Connection;
+use super::state::Chunk;
 
 /// Bytes sent to one client before the next one has its turn.
 const TURN_BYTES: usize = 256 * 1024;
@@ -57,7 +57,7 @@ pub enum Sent {
     /// The kernel has it all, or the queue has it and is being emptied.
     Done,
     /// The queue has it, and the drainer must be told.
-    Waits,
+    NeedsDrain,
     /// It is too much, so the stream was cut off; this many bytes would have waited.
     Full(usize),
 }
@@ -65,24 +65,24 @@ pub enum Sent {
 /// The queue of one session.
 #[derive(Debug, Default)]
 pub struct Outbox {
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<Queue>,
     emptied: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Queue {
     bytes: Vec<u8>,
     /// How many of them are sent.
     sent: usize,
     /// The drainer empties it.
-    watched: bool,
+    draining: bool,
     /// Nothing more is sent.
-    over: bool,
+    closed: bool,
     /// The sending side is closed when it is empty.
     last: bool,
 }
 
-impl Waiting {
+impl Queue {
     fn length(&self) -> usize {
         self.bytes.len() - self.sent
     }
@@ -95,7 +95,7 @@ impl Waiting {
 }
 
 impl Outbox {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,9 +105,9 @@ impl Outbox {
     }
 
     /// Sends these in order, after the bytes that wait.
-    pub fn send(&self, mut socket: impl Write, parts: &[Part], budget: &Budget) -> Sent {
+    pub fn send(&self, mut socket: impl Write, parts: &[Chunk], budget: &Budget) -> Sent {
         let mut waiting = self.lock();
-        if waiting.over || waiting.last {
+        if waiting.closed || waiting.last {
             return Sent::Done;
         }
         let (mut part, mut offset) = (0, 0);
@@ -116,7 +116,7 @@ impl Outbox {
                 Ok(position) => position,
                 Err(_) => {
                     // Its thread sees the end and reports it.
-                    waiting.over = true;
+                    waiting.closed = true;
                     return Sent::Done;
                 }
             };
@@ -128,7 +128,7 @@ impl Outbox {
         }
         if waiting.length() + more > budget.per_session {
             let length = waiting.length() + more;
-            waiting.over = true;
+            waiting.closed = true;
             waiting.forget(budget);
             self.emptied.notify_all();
             return Sent::Full(length);
@@ -138,15 +138,15 @@ impl Outbox {
             offset = 0;
         }
         budget.waiting.fetch_add(more, Ordering::Relaxed);
-        if std::mem::replace(&mut waiting.watched, true) {
+        if std::mem::replace(&mut waiting.draining, true) {
             Sent::Done
         } else {
-            Sent::Waits
+            Sent::NeedsDrain
         }
     }
 
     /// Sends waiting bytes, as far as the client takes them. False: nothing is left to send.
-    pub fn send_on(&self, mut socket: impl Write, budget: &Budget) -> bool {
+    pub fn drain(&self, mut socket: impl Write, budget: &Budget) -> bool {
         let mut waiting = self.lock();
         let mut turn = TURN_BYTES;
         while waiting.length() > 0 && turn > 0 {
@@ -160,12 +160,12 @@ impl Outbox {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 _ => {
-                    waiting.over = true;
+                    waiting.closed = true;
                     waiting.forget(budget);
                 }
             }
         }
-        if waiting.length() > 0 && !waiting.over {
+        if waiting.length() > 0 && !waiting.closed {
             // Bytes that are sent needn't be kept.
             if waiting.sent > TURN_BYTES {
                 let sent = std::mem::take(&mut waiting.sent);
@@ -175,7 +175,7 @@ impl Outbox {
         }
         waiting.bytes = Vec::new();
         waiting.sent = 0;
-        waiting.watched = false;
+        waiting.draining = false;
         self.emptied.notify_all();
         false
     }
@@ -195,24 +195,24 @@ impl Outbox {
     /// Drops the bytes that wait and sends nothing more.
     pub fn end(&self, budget: &Budget) {
         let mut waiting = self.lock();
-        waiting.over = true;
+        waiting.closed = true;
         waiting.forget(budget);
         self.emptied.notify_all();
     }
 
     /// Waits until everything is sent; false if that takes too long or won't happen.
-    pub fn wait_until_sent(&self, patience: Duration) -> bool {
-        let waits = |waiting: &mut Waiting| waiting.length() > 0 && !waiting.over;
+    pub fn wait_until_sent(&self, timeout: Duration) -> bool {
+        let waits = |waiting: &mut Queue| waiting.length() > 0 && !waiting.closed;
         let (waiting, _) = self
             .emptied
-            .wait_timeout_while(self.lock(), patience, waits)
+            .wait_timeout_while(self.lock(), timeout, waits)
             .unwrap_or_else(PoisonError::into_inner);
-        waiting.length() == 0 && !waiting.over
+        waiting.length() == 0 && !waiting.closed
     }
 }
 
 /// Writes as much as the kernel takes now: the part and the offset in it where it stopped.
-fn send_now(socket: &mut impl Write, parts: &[Part]) -> io::Result<(usize, usize)> {
+fn send_now(socket: &mut impl Write, parts: &[Chunk]) -> io::Result<(usize, usize)> {
     let (mut part, mut offset) = (0, 0);
     while part < parts.len() {
         let mut slices = Vec::with_capacity((parts.len() - part).min(SLICES));
@@ -253,25 +253,25 @@ pub struct Drainer {
 
 #[derive(Debug)]
 struct Shared {
-    newcomers: Mutex<Vec<Arc<Link>>>,
-    called: AtomicBool,
-    bell: Mutex<Option<io::PipeWriter>>,
+    added: Mutex<Vec<Arc<Connection>>>,
+    woken: AtomicBool,
+    wake_writer: Mutex<Option<io::PipeWriter>>,
 }
 
 impl Drainer {
     /// Starts the thread.
     pub fn start(budget: Arc<Budget>) -> io::Result<Drainer> {
-        let (heard, bell) = io::pipe()?;
+        let (wake_reader, wake_writer) = io::pipe()?;
         let shared = Arc::new(Shared {
-            newcomers: Mutex::default(),
-            called: AtomicBool::new(false),
-            bell: Mutex::new(Some(bell)),
+            added: Mutex::default(),
+            woken: AtomicBool::new(false),
+            wake_writer: Mutex::new(Some(wake_writer)),
         });
         let its = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("broker-drain".to_owned())
             .stack_size(64 * 1024)
-            .spawn(move || drain_all(&its, heard, &budget))?;
+            .spawn(move || drain_all(&its, wake_reader, &budget))?;
         Ok(Drainer {
             shared,
             thread: Some(thread),
@@ -279,16 +279,20 @@ impl Drainer {
     }
 
     /// Empties the queue of this connection from now on.
-    pub fn watch(&self, link: Arc<Link>) {
+    pub fn drain(&self, connection: Arc<Connection>) {
         self.shared
-            .newcomers
+            .added
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(link);
-        if !self.shared.called.swap(true, Ordering::AcqRel)
-            && let Some(bell) = &mut *self.shared.bell.lock().unwrap_or_else(PoisonError::into_inner)
+            .push(connection);
+        if !self.shared.woken.swap(true, Ordering::AcqRel)
+            && let Some(wake_writer) = &mut *self
+                .shared
+                .wake_writer
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
         {
-            let _ = bell.write(&[0]);
+            let _ = wake_writer.write(&[0]);
         }
     }
 }
@@ -297,7 +301,7 @@ impl Drop for Drainer {
     fn drop(&mut self) {
         // The thread sees the end of the pipe.
         self.shared
-            .bell
+            .wake_writer
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
@@ -307,15 +311,15 @@ impl Drop for Drainer {
     }
 }
 
-fn drain_all(shared: &Shared, mut heard: io::PipeReader, budget: &Budget) {
-    let mut links: Vec<Arc<Link>> = Vec::new();
+fn drain_all(shared: &Shared, mut wake_reader: io::PipeReader, budget: &Budget) {
+    let mut connections: Vec<Arc<Connection>> = Vec::new();
     loop {
         let ready: Vec<bool> = {
-            let mut asked = vec![PollFd::new(heard.as_fd(), PollFlags::POLLIN)];
+            let mut asked = vec![PollFd::new(wake_reader.as_fd(), PollFlags::POLLIN)];
             asked.extend(
-                links
+                connections
                     .iter()
-                    .map(|link| PollFd::new(link.as_fd(), PollFlags::POLLOUT)),
+                    .map(|connection| PollFd::new(connection.as_fd(), PollFlags::POLLOUT)),
             );
             if poll(&mut asked, PollTimeout::NONE).is_err() {
                 continue;
@@ -323,19 +327,19 @@ fn drain_all(shared: &Shared, mut heard: io::PipeReader, budget: &Budget) {
             asked.iter().map(|fd| fd.any().unwrap_or(true)).collect()
         };
         let mut at = 0;
-        links.retain(|link| {
+        connections.retain(|connection| {
             at += 1;
-            !ready[at] || link.drain(budget)
+            !ready[at] || connection.drain(budget)
         });
         if ready[0] {
-            let mut rings = [0; 16];
-            match io::Read::read(&mut heard, &mut rings) {
+            let mut wakeups = [0; 16];
+            match io::Read::read(&mut wake_reader, &mut wakeups) {
                 Ok(0) => return,
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return,
                 _ => {}
             }
-            shared.called.store(false, Ordering::Release);
-            links.append(&mut shared.newcomers.lock().unwrap_or_else(PoisonError::into_inner));
+            shared.woken.store(false, Ordering::Release);
+            connections.append(&mut shared.added.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
@@ -367,11 +371,11 @@ mod tests {
         }
     }
 
-    fn parts() -> Vec<Part> {
+    fn parts() -> Vec<Chunk> {
         vec![
-            Part::Own(vec![1; 10]),
-            Part::Own(Vec::new()),
-            Part::Shared(Arc::new((0..100).collect()), 20..40),
+            Chunk::Own(vec![1; 10]),
+            Chunk::Own(Vec::new()),
+            Chunk::Shared(Arc::new((0..100).collect()), 20..40),
         ]
     }
 
@@ -387,12 +391,16 @@ mod tests {
                 got: Vec::new(),
             };
             let first = outbox.send(&mut socket, &parts(), &budget);
-            assert_eq!(first, if room < 30 { Sent::Waits } else { Sent::Done }, "{room}");
+            assert_eq!(
+                first,
+                if room < 30 { Sent::NeedsDrain } else { Sent::Done },
+                "{room}"
+            );
             let _ = outbox.send(&mut socket, &parts(), &budget);
             assert_eq!(outbox.length(), 60 - room);
             while outbox.length() > 0 {
                 socket.room = 7;
-                outbox.send_on(&mut socket, &budget);
+                outbox.drain(&mut socket, &budget);
             }
             assert_eq!(socket.got, twice);
             assert_eq!(budget.waiting.load(Ordering::Relaxed), 0);
@@ -408,7 +416,7 @@ mod tests {
             room: 0,
             got: Vec::new(),
         };
-        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Waits);
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::NeedsDrain);
         assert!(!budget.is_exceeded());
         assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Full(60));
         assert_eq!((outbox.length(), budget.waiting.load(Ordering::Relaxed)), (0, 0));
@@ -426,11 +434,11 @@ mod tests {
             room: 5,
             got: Vec::new(),
         };
-        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Waits);
+        assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::NeedsDrain);
         assert!(!outbox.finish());
         assert_eq!(outbox.send(&mut socket, &parts(), &budget), Sent::Done);
         socket.room = 1000;
-        assert!(!outbox.send_on(&mut socket, &budget));
+        assert!(!outbox.drain(&mut socket, &budget));
         assert_eq!(socket.got.len(), 30);
     }
 }

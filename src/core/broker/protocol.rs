@@ -97,17 +97,17 @@ impl fmt::Display for DeclineReason {
 
 /// A hello that was refused before admission was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct HelloRefusal {
     /// Its name, where a valid one was read.
     pub vm: Option<VmName>,
     /// Why.
     pub reason: DeclineReason,
 }
 
-impl Refusal {
+impl HelloRefusal {
     /// A refusal before a name was read.
-    pub fn unnamed(reason: DeclineReason) -> Refusal {
-        Refusal { vm: None, reason }
+    pub fn unnamed(reason: DeclineReason) -> HelloRefusal {
+        HelloRefusal { vm: None, reason }
     }
 }
 
@@ -152,8 +152,8 @@ pub fn progress(bytes: &[u8]) -> Progress {
 
 /// Parses a hello line (without its line end). A refusal has the reason `protocol-error` and the
 /// VM's name, if one was read.
-pub fn parse_hello(line: &[u8]) -> Result<Hello, Refusal> {
-    let unnamed = || Refusal::unnamed(DeclineReason::ProtocolError);
+pub fn parse_hello(line: &[u8]) -> Result<Hello, HelloRefusal> {
+    let unnamed = || HelloRefusal::unnamed(DeclineReason::ProtocolError);
     let text = std::str::from_utf8(line).map_err(|_| unnamed())?;
     if text.chars().any(char::is_control) {
         return Err(unnamed());
@@ -167,7 +167,7 @@ pub fn parse_hello(line: &[u8]) -> Result<Hello, Refusal> {
         .and_then(|word| word.strip_prefix("vm:"))
         .and_then(|name| name.parse().ok())
         .ok_or_else(unnamed)?;
-    let refusal = || Refusal {
+    let refusal = || HelloRefusal {
         vm: Some(vm.clone()),
         reason: DeclineReason::ProtocolError,
     };

@@ -16,20 +16,20 @@ use std::time::Duration;
 use crate::core::events::Event;
 use crate::core::name::VmName;
 use crate::core::root::alive::qemu_pid;
-use crate::core::root::ending::Verdict;
+use crate::core::root::ending::EndReason;
 use crate::core::root::paths::{StateRoot, VmPaths};
 use crate::core::root::records::GuestsRecord;
 use crate::core::runtime::resets::{self, ResetWatch};
 
 use super::guests::GuestTable;
-use super::state::At;
+use super::state::Timestamp;
 
 /// How long QMP may take; somebody else may hold its one session.
 const QMP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What one look has found.
 #[derive(Debug, Default)]
-pub(super) struct SeenAnew {
+pub(super) struct RebootChanges {
     /// Facts for the journal.
     pub events: Vec<Event>,
     /// Lines for the broker's log, with their level.
@@ -40,27 +40,27 @@ pub(super) struct SeenAnew {
 
 /// The VMs that are watched.
 #[derive(Debug, Default)]
-pub(super) struct Reboots {
+pub(super) struct RebootWatch {
     /// There was a check before: a VM that is new in this one was launched since.
     looked: bool,
-    vms: BTreeMap<VmName, Watched>,
+    vms: BTreeMap<VmName, WatchedVm>,
 }
 
 #[derive(Debug)]
-struct Watched {
+struct WatchedVm {
     pid: u32,
     watch: ResetWatch,
     /// CLOCK_BOOTTIME of the last reset, ms.
     began_ms: Option<u64>,
-    verdict: Option<Verdict>,
+    end_reason: Option<EndReason>,
     /// A thread is ending it over QMP.
     ending: Arc<AtomicBool>,
 }
 
-impl Reboots {
+impl RebootWatch {
     /// Checks every VM that runs.
-    pub(super) fn look(&mut self, state: &StateRoot, guests: &GuestsRecord, at: At) -> SeenAnew {
-        let mut seen = SeenAnew::default();
+    pub(super) fn look(&mut self, state: &StateRoot, guests: &GuestsRecord, at: Timestamp) -> RebootChanges {
+        let mut changes = RebootChanges::default();
         let launched = guests.guests.iter().filter(|guest| guest.launch_id.is_some());
         for guest in launched {
             let paths = state.vm(&guest.name);
@@ -69,77 +69,79 @@ impl Reboots {
                 continue;
             };
             if self.vms.get(&guest.name).is_none_or(|known| known.pid != pid) {
-                let watched = Watched::new(pid, &paths, at, self.looked);
-                seen.changed |= watched.began_ms.is_some();
+                let watched = WatchedVm::new(pid, &paths, at, self.looked);
+                changes.changed |= watched.began_ms.is_some();
                 self.vms.insert(guest.name.clone(), watched);
             }
             if let Some(watched) = self.vms.get_mut(&guest.name) {
-                watched.follow(&guest.name, &paths, at, &mut seen);
+                watched.follow(&guest.name, &paths, at, &mut changes);
             }
         }
         self.looked = true;
-        seen
+        changes
     }
 
     /// Notes all reboots in the table of guests.
     pub(super) fn apply(&self, table: &mut GuestTable) {
         for (vm, watched) in &self.vms {
             if let Some(began_ms) = watched.began_ms {
-                table.began_anew(&vm.key(), began_ms);
+                table.note_reboot(&vm.key(), began_ms);
             }
         }
     }
 }
 
-impl Watched {
-    fn new(pid: u32, paths: &VmPaths, at: At, launched_since: bool) -> Watched {
+impl WatchedVm {
+    fn new(pid: u32, paths: &VmPaths, at: Timestamp, launched_since: bool) -> WatchedVm {
         let watch = match launched_since {
             true => ResetWatch::new(paths),
             // Earlier reboots were reported by an earlier broker.
             false => ResetWatch::from_now(paths),
         };
-        Watched {
+        WatchedVm {
             pid,
             began_ms: watch.resets().last_boottime_ms(at.boot_ms, at.wall_ms),
             watch,
-            verdict: None,
+            end_reason: None,
             ending: Arc::default(),
         }
     }
 
-    fn follow(&mut self, vm: &VmName, paths: &VmPaths, at: At, seen: &mut SeenAnew) {
-        if let Some(anew) = self.watch.look() {
-            self.began_ms = anew.resets.last_boottime_ms(at.boot_ms, at.wall_ms);
-            self.verdict = self.verdict.or(anew.verdict);
-            seen.changed = true;
-            let boots = anew.resets.boots();
-            seen.lines
+    fn follow(&mut self, vm: &VmName, paths: &VmPaths, at: Timestamp, changes: &mut RebootChanges) {
+        if let Some(new_resets) = self.watch.look() {
+            self.began_ms = new_resets.resets.last_boottime_ms(at.boot_ms, at.wall_ms);
+            self.end_reason = self.end_reason.or(new_resets.end_reason);
+            changes.changed = true;
+            let boots = new_resets.resets.boots();
+            changes
+                .lines
                 .push(("INFO", format!("reboot of vm:{vm} boots={boots}")));
-            seen.events.push(Event::VmRebooted {
+            changes.events.push(Event::VmRebooted {
                 vm: vm.clone(),
                 boots,
             });
         }
-        let Some(verdict) = self.verdict else {
+        let Some(end_reason) = self.end_reason else {
             return;
         };
         if self.ending.swap(true, Ordering::AcqRel) {
             return;
         }
-        seen.lines
-            .push(("WARN", format!("ending vm:{vm} reason={}", verdict.as_str())));
-        if let Err(error) = self.end(vm, paths, verdict) {
+        changes
+            .lines
+            .push(("WARN", format!("ending vm:{vm} reason={}", end_reason.as_str())));
+        if let Err(error) = self.end(vm, paths, end_reason) {
             self.ending.store(false, Ordering::Release);
             let text = format!("no thread can be started to end vm:{vm}: {error}");
-            seen.lines.push(("ERROR", text));
+            changes.lines.push(("ERROR", text));
         }
     }
 
     /// Ends a guest over QMP, in a thread. If that fails, the next check starts another.
-    fn end(&self, vm: &VmName, paths: &VmPaths, verdict: Verdict) -> std::io::Result<()> {
+    fn end(&self, vm: &VmName, paths: &VmPaths, end_reason: EndReason) -> std::io::Result<()> {
         let (vm, paths, ending) = (vm.clone(), paths.clone(), Arc::clone(&self.ending));
         let work = move || {
-            if let Err(error) = resets::end(&paths, verdict, QMP_LIMIT) {
+            if let Err(error) = resets::end(&paths, end_reason, QMP_LIMIT) {
                 log::warn!("vm {vm} can't be ended: {error}");
                 ending.store(false, Ordering::Release);
             }

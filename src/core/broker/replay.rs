@@ -23,45 +23,45 @@ use crate::core::lines::journal::rotated;
 
 use super::bus_log::{parse_line, seq_of};
 use super::frame;
-use super::last_values::Lasts;
+use super::last_values::LastValues;
 use super::log_scan;
-use super::state::{Plan, Wanted};
+use super::state::{ReplayPlan, ReplaySubscription};
 
 /// Bytes of one piece, give or take a message (docs/PROTOCOL.md).
-const PIECE: usize = 64 * 1024;
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// Bytes that are read without finding anything for the session before the thread looks at its
 /// socket again.
-const SCAN: usize = 4 * 1024 * 1024;
+const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes read at once.
-const READ: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// How often a number that must be in the log is searched: a rotation takes some microseconds.
-const LOOKS: u32 = 50;
+const FIND_TRIES: u32 = 50;
 
 /// The log of the bus, for sessions that read it.
 #[derive(Clone, Debug)]
-pub struct Past {
+pub struct ReplayLog {
     path: PathBuf,
     keep: u32,
     /// The highest number of the lines that weren't in order when the log was opened; 0: all were.
-    tangled: Arc<AtomicU64>,
+    unordered_upto: Arc<AtomicU64>,
 }
 
-impl Past {
+impl ReplayLog {
     /// The log at `path` and `keep` rotated files.
-    pub fn new(path: PathBuf, keep: u32) -> Past {
-        Past {
+    pub fn new(path: PathBuf, keep: u32) -> ReplayLog {
+        ReplayLog {
             path,
             keep,
-            tangled: Arc::default(),
+            unordered_upto: Arc::default(),
         }
     }
 
     /// Notes that lines up to this number may stand in any order.
-    pub fn is_tangled_upto(&self, highest: u64) {
-        self.tangled.store(highest, Ordering::Relaxed);
+    pub fn set_unordered_upto(&self, highest: u64) {
+        self.unordered_upto.store(highest, Ordering::Relaxed);
     }
 
     /// Where it is.
@@ -82,15 +82,15 @@ pub enum Piece {
 /// The replay of one session.
 #[derive(Debug)]
 pub struct Replay {
-    past: Past,
-    plan: Plan,
+    replay_log: ReplayLog,
+    plan: ReplayPlan,
     /// The first number not read.
     next: u64,
-    source: Option<Source>,
+    source: Option<LineReader>,
     /// The scan of lines that aren't in order, while it goes on.
-    tangle: Option<Tangle>,
+    unordered: Option<UnorderedScan>,
     /// The search for the newest messages, while it goes on.
-    lasts: Option<Box<Lasts>>,
+    last_values: Option<Box<LastValues>>,
     newest: VecDeque<Vec<u8>>,
     /// Numbers of subscriptions that got their newest messages.
     served: BTreeSet<u64>,
@@ -98,16 +98,16 @@ pub struct Replay {
 
 /// A scan of lines in the order in which they stand, oldest file first.
 #[derive(Debug)]
-struct Tangle {
+struct UnorderedScan {
     upto: u64,
     /// The subscriptions that this scan serves; others may have come since it began.
     serving: Vec<u64>,
     files: VecDeque<File>,
-    source: Option<Source>,
+    source: Option<LineReader>,
 }
 
 #[derive(Debug)]
-struct Source {
+struct LineReader {
     file: File,
     /// The position of `bytes` in the file.
     offset: u64,
@@ -116,14 +116,14 @@ struct Source {
 
 impl Replay {
     /// A replay for a session that fell behind.
-    pub fn new(past: Past, plan: Plan) -> Replay {
+    pub fn new(replay_log: ReplayLog, plan: ReplayPlan) -> Replay {
         Replay {
-            next: first_of(&plan.wanted),
-            past,
+            next: first_of(&plan.subscriptions),
+            replay_log,
             plan,
             source: None,
-            tangle: None,
-            lasts: None,
+            unordered: None,
+            last_values: None,
             newest: VecDeque::new(),
             served: BTreeSet::new(),
         }
@@ -131,18 +131,18 @@ impl Replay {
 
     /// Goes on with a newer plan. Subscriptions that were in the old plan go on where the replay
     /// is.
-    pub fn update(&mut self, mut plan: Plan) {
-        for wanted in &mut plan.wanted {
+    pub fn update(&mut self, mut plan: ReplayPlan) {
+        for wanted in &mut plan.subscriptions {
             let known = self
                 .plan
-                .wanted
+                .subscriptions
                 .iter()
                 .find(|known| known.number == wanted.number);
             if let Some(known) = known {
                 wanted.next = known.next.max(self.next);
             }
         }
-        let first = first_of(&plan.wanted);
+        let first = first_of(&plan.subscriptions);
         if first < self.next {
             self.source = None;
         }
@@ -151,34 +151,34 @@ impl Replay {
         if let Some(source) = &mut self.source {
             source.bytes.clear();
         }
-        if !plan.wanted.is_empty() {
+        if !plan.subscriptions.is_empty() {
             self.next = first;
         }
         self.plan = plan;
     }
 
     /// The next frames.
-    pub fn piece(&mut self) -> io::Result<Piece> {
+    pub fn next_piece(&mut self) -> io::Result<Piece> {
         if let Some(piece) = self.newest_first()? {
             return Ok(piece);
         }
         let mut out = Vec::new();
         let mut scanned = 0;
-        let mut looks = 0;
-        if self.plan.wanted.is_empty() {
+        let mut tries = 0;
+        if self.plan.subscriptions.is_empty() {
             self.next = self.next.max(self.plan.upto + 1);
         }
         while self.next <= self.plan.upto {
-            if out.len() >= PIECE || scanned >= SCAN {
+            if out.len() >= PIECE_BYTES || scanned >= SCAN_BYTES {
                 return Ok(Piece::Frames(out));
             }
-            if self.next <= self.past.tangled.load(Ordering::Relaxed) {
-                self.untangle(&mut out, &mut scanned)?;
+            if self.next <= self.replay_log.unordered_upto.load(Ordering::Relaxed) {
+                self.deliver_unordered(&mut out, &mut scanned)?;
                 continue;
             }
             if self.source.is_none() && !self.find(&mut out)? {
-                looks += 1;
-                self.missing(looks, &mut out);
+                tries += 1;
+                self.missing(tries, &mut out);
                 continue;
             }
             let Some(source) = self.source.as_mut() else {
@@ -187,9 +187,9 @@ impl Replay {
             let Some(line) = source.line()? else {
                 // The end of this file: after a rotated file comes a newer one.
                 self.source = None;
-                looks += 1;
-                if looks > 2 {
-                    self.missing(looks, &mut out);
+                tries += 1;
+                if tries > 2 {
+                    self.missing(tries, &mut out);
                 }
                 continue;
             };
@@ -206,7 +206,7 @@ impl Replay {
                 self.source = None;
                 break;
             }
-            looks = 0;
+            tries = 0;
             if self.plan.wants(parsed.seq, parsed.topic, &|_| true) {
                 frame::delivery(&line, &mut out);
             }
@@ -220,83 +220,85 @@ impl Replay {
         if let Some(piece) = self.newest.pop_front() {
             return Ok(Some(Piece::Frames(piece)));
         }
-        if self.lasts.is_none() {
-            let is_due = |wanted: &&Wanted| wanted.last.is_some() && !self.served.contains(&wanted.number);
-            let due: Vec<Wanted> = self.plan.wanted.iter().filter(is_due).cloned().collect();
+        if self.last_values.is_none() {
+            let is_due =
+                |wanted: &&ReplaySubscription| wanted.last.is_some() && !self.served.contains(&wanted.number);
+            let due: Vec<ReplaySubscription> =
+                self.plan.subscriptions.iter().filter(is_due).cloned().collect();
             if due.is_empty() {
                 return Ok(None);
             }
             self.served.extend(due.iter().map(|wanted| wanted.number));
-            let files = log_scan::files(&self.past.path, self.past.keep)?;
-            self.lasts = Some(Box::new(Lasts::new(&self.plan, due, files)));
+            let files = log_scan::files(&self.replay_log.path, self.replay_log.keep)?;
+            self.last_values = Some(Box::new(LastValues::new(&self.plan, due, files)));
         }
-        if let Some(mut lasts) = self.lasts.take() {
-            match lasts.step()? {
-                true => self.newest = lasts.pieces(),
-                false => self.lasts = Some(lasts),
+        if let Some(mut last_values) = self.last_values.take() {
+            match last_values.step()? {
+                true => self.newest = last_values.pieces(),
+                false => self.last_values = Some(last_values),
             }
         }
         Ok(Some(Piece::Frames(self.newest.pop_front().unwrap_or_default())))
     }
 
     /// Delivers lines that aren't in order, one after the other.
-    fn untangle(&mut self, out: &mut Vec<u8>, scanned: &mut usize) -> io::Result<()> {
-        let mut tangle = match self.tangle.take() {
-            Some(tangle) => tangle,
+    fn deliver_unordered(&mut self, out: &mut Vec<u8>, scanned: &mut usize) -> io::Result<()> {
+        let mut unordered = match self.unordered.take() {
+            Some(unordered) => unordered,
             None => {
-                let upto = self.past.tangled.load(Ordering::Relaxed);
-                let wanted = self.plan.wanted.iter();
-                Tangle {
+                let upto = self.replay_log.unordered_upto.load(Ordering::Relaxed);
+                let wanted = self.plan.subscriptions.iter();
+                UnorderedScan {
                     upto,
                     serving: wanted
                         .filter(|wanted| wanted.next.max(wanted.first) <= upto)
                         .map(|wanted| wanted.number)
                         .collect(),
-                    files: log_scan::files(&self.past.path, self.past.keep)?.into(),
+                    files: log_scan::files(&self.replay_log.path, self.replay_log.keep)?.into(),
                     source: None,
                 }
             }
         };
-        while out.len() < PIECE && *scanned < SCAN {
-            let Some(source) = &mut tangle.source else {
-                let Some(file) = tangle.files.pop_front() else {
-                    return self.is_untangled(&tangle);
+        while out.len() < PIECE_BYTES && *scanned < SCAN_BYTES {
+            let Some(source) = &mut unordered.source else {
+                let Some(file) = unordered.files.pop_front() else {
+                    return self.finish_unordered(&unordered);
                 };
-                tangle.source = Some(Source::whole(file));
+                unordered.source = Some(LineReader::whole(file));
                 continue;
             };
             let Some(line) = source.line()? else {
-                tangle.source = None;
+                unordered.source = None;
                 continue;
             };
             *scanned += line.len() + 1;
-            if let Some(parsed) = parse_line(&line).filter(|parsed| parsed.seq <= tangle.upto)
+            if let Some(parsed) = parse_line(&line).filter(|parsed| parsed.seq <= unordered.upto)
                 && self.plan.wants(parsed.seq, parsed.topic, &|wanted| {
-                    wanted.next > tangle.upto || tangle.serving.contains(&wanted.number)
+                    wanted.next > unordered.upto || unordered.serving.contains(&wanted.number)
                 })
             {
                 frame::delivery(&line, out);
             }
         }
-        self.tangle = Some(tangle);
+        self.unordered = Some(unordered);
         Ok(())
     }
 
-    fn is_untangled(&mut self, tangle: &Tangle) -> io::Result<()> {
-        for wanted in &mut self.plan.wanted {
-            if tangle.serving.contains(&wanted.number) {
-                wanted.next = wanted.next.max(tangle.upto + 1);
+    fn finish_unordered(&mut self, unordered: &UnorderedScan) -> io::Result<()> {
+        for wanted in &mut self.plan.subscriptions {
+            if unordered.serving.contains(&wanted.number) {
+                wanted.next = wanted.next.max(unordered.upto + 1);
             }
         }
-        self.next = first_of(&self.plan.wanted);
+        self.next = first_of(&self.plan.subscriptions);
         self.source = None;
         Ok(())
     }
 
     /// A number that should be in the log wasn't found: at first a rotation may be under way, after
     /// some tries it counts as gone.
-    fn missing(&mut self, looks: u32, out: &mut Vec<u8>) {
-        if looks < LOOKS {
+    fn missing(&mut self, tries: u32, out: &mut Vec<u8>) {
+        if tries < FIND_TRIES {
             std::thread::sleep(std::time::Duration::from_millis(1));
             return;
         }
@@ -308,10 +310,10 @@ impl Replay {
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         // The oldest file that begins after the number.
         let mut oldest: Option<(u64, File)> = None;
-        for number in 0..=self.past.keep {
+        for number in 0..=self.replay_log.keep {
             let path = match number {
-                0 => self.past.path.clone(),
-                number => rotated(&self.past.path, number),
+                0 => self.replay_log.path.clone(),
+                number => rotated(&self.replay_log.path, number),
             };
             let file = match host::open_state_file(&path) {
                 Ok(file) => file,
@@ -322,7 +324,7 @@ impl Replay {
                 continue;
             };
             if first <= self.next {
-                let source = Source::at(file, self.next)?;
+                let source = LineReader::at(file, self.next)?;
                 if oldest.is_none() || source.reaches(self.next)? {
                     self.source = Some(source);
                     return Ok(true);
@@ -339,12 +341,12 @@ impl Replay {
         let to = (first - 1).min(self.plan.upto);
         out.extend_from_slice(&frame::gap(self.next, to));
         self.next = to + 1;
-        self.source = Some(Source::at(file, self.next)?);
+        self.source = Some(LineReader::at(file, self.next)?);
         Ok(true)
     }
 }
 
-fn first_of(wanted: &[Wanted]) -> u64 {
+fn first_of(wanted: &[ReplaySubscription]) -> u64 {
     wanted
         .iter()
         .map(|wanted| wanted.next.max(wanted.first))
@@ -352,12 +354,12 @@ fn first_of(wanted: &[Wanted]) -> u64 {
         .unwrap_or(0)
 }
 
-impl Plan {
+impl ReplayPlan {
     /// Whether a session gets this message now: a subscription wants it, and no subscription has
     /// delivered it already. `counts`: which subscriptions are considered.
-    pub fn wants(&self, seq: u64, topic: &str, counts: &dyn Fn(&Wanted) -> bool) -> bool {
+    pub fn wants(&self, seq: u64, topic: &str, counts: &dyn Fn(&ReplaySubscription) -> bool) -> bool {
         let mut wanted = false;
-        for one in self.wanted.iter().filter(|one| counts(one)) {
+        for one in self.subscriptions.iter().filter(|one| counts(one)) {
             if seq < one.first || !one.pattern.matches(topic) {
                 continue;
             }
@@ -370,10 +372,10 @@ impl Plan {
     }
 }
 
-impl Source {
+impl LineReader {
     /// From the beginning of a file.
-    fn whole(file: File) -> Source {
-        Source {
+    fn whole(file: File) -> LineReader {
+        LineReader {
             file,
             offset: 0,
             bytes: Vec::new(),
@@ -381,17 +383,17 @@ impl Source {
     }
 
     /// From the line of this number, or the next one after it, found by bisection.
-    fn at(file: File, seq: u64) -> io::Result<Source> {
+    fn at(file: File, seq: u64) -> io::Result<LineReader> {
         let (mut low, mut high) = (0, file.metadata()?.len());
         // `low` is the start of a line that comes before the number; `high` is not before it.
-        while high - low > READ as u64 {
+        while high - low > READ_BYTES as u64 {
             let middle = low + (high - low) / 2;
             match line_at(&file, middle)? {
                 Some((start, found)) if start < high && found < seq => low = start,
                 _ => high = middle,
             }
         }
-        Ok(Source {
+        Ok(LineReader {
             file,
             offset: low,
             bytes: Vec::new(),
@@ -400,7 +402,7 @@ impl Source {
 
     /// Whether its file holds this number or a later one.
     fn reaches(&self, seq: u64) -> io::Result<bool> {
-        let mut ahead = Source {
+        let mut ahead = LineReader {
             file: self.file.try_clone()?,
             offset: self.offset,
             bytes: Vec::new(),
@@ -425,7 +427,7 @@ impl Source {
                 return Ok(Some(line));
             }
             searched = self.bytes.len();
-            self.bytes.resize(searched + READ, 0);
+            self.bytes.resize(searched + READ_BYTES, 0);
             let more = self
                 .file
                 .read_at(&mut self.bytes[searched..], self.offset + searched as u64)?;
@@ -439,7 +441,7 @@ impl Source {
 
 /// The first line with a number that starts at or after `offset`: its position and its number.
 fn line_at(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
-    let mut source = Source {
+    let mut source = LineReader {
         file: file.try_clone()?,
         offset: offset.saturating_sub(1),
         bytes: Vec::new(),
@@ -464,7 +466,7 @@ fn line_at(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::core::broker::state::Plane;
+    use crate::core::broker::state::Peer;
     use crate::core::broker::state::topics::Reader;
     use crate::core::scratch::Scratch;
     use std::fs;
@@ -474,18 +476,18 @@ mod tests {
         format!("{{\"seq\":{seq},\"ts\":1,\"vm\":\"web-0\",\"topic\":\"{topic}\",\"payload\":{seq}}}\n")
     }
 
-    fn plan(upto: u64, wanted: &[(&str, u64, u64)]) -> Plan {
-        Plan {
+    fn plan(upto: u64, wanted: &[(&str, u64, u64)]) -> ReplayPlan {
+        ReplayPlan {
             upto,
             reader: Reader {
-                plane: Plane::Guest,
+                peer: Peer::Guest,
                 key: "web-0".into(),
                 second: None,
             },
-            wanted: wanted
+            subscriptions: wanted
                 .iter()
                 .enumerate()
-                .map(|(number, (pattern, first, next))| Wanted {
+                .map(|(number, (pattern, first, next))| ReplaySubscription {
                     pattern: pattern.parse().unwrap(),
                     number: number as u64,
                     first: *first,
@@ -515,7 +517,7 @@ mod tests {
     fn all(replay: &mut Replay) -> (String, u64) {
         let mut frames = Vec::new();
         loop {
-            match replay.piece().unwrap() {
+            match replay.next_piece().unwrap() {
                 Piece::Frames(more) => frames.extend(more),
                 Piece::End(more, next) => {
                     frames.extend(more);
@@ -538,10 +540,10 @@ mod tests {
             wanted.map(|seq| seq.to_string()).collect::<Vec<_>>().join(" ")
         };
         for from in [10, 11, 12, 2999, 3000, 3001, 4321, 6000, 6001, 8998, 9000] {
-            let mut replay = Replay::new(Past::new(path.clone(), 4), plan(9000, &[("a", from, from)]));
+            let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(9000, &[("a", from, from)]));
             assert_eq!(all(&mut replay), (expected(from, 9000), 9001), "from {from}");
         }
-        let mut replay = Replay::new(Past::new(path.clone(), 4), plan(20, &[("*", 1, 1)]));
+        let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(20, &[("*", 1, 1)]));
         let (told, next) = all(&mut replay);
         assert_eq!(
             (told.as_str(), next),
@@ -574,7 +576,7 @@ mod tests {
         fs::write(rotated(&path, 1), text(1..=6)).unwrap();
         fs::write(&path, text(100..=105)).unwrap();
         let from = |first: u64| {
-            let mut replay = Replay::new(Past::new(path.clone(), 4), plan(105, &[("a", first, first)]));
+            let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(105, &[("a", first, first)]));
             all(&mut replay)
         };
         let behind = "gap7-99 102 105";
@@ -593,11 +595,11 @@ mod tests {
         };
         // Number 2 is being written, but the disk is full.
         fs::write(&path, said(1, "1") + &said(2, "\"never acked\"")).unwrap();
-        let mut replay = Replay::new(Past::new(path.clone(), 4), plan(1, &[("a", 1, 1)]));
-        assert!(matches!(replay.piece().unwrap(), Piece::End(_, 2)));
+        let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(1, &[("a", 1, 1)]));
+        assert!(matches!(replay.next_piece().unwrap(), Piece::End(_, 2)));
         fs::write(&path, said(1, "1") + &said(2, "\"acked\"")).unwrap();
         replay.update(plan(2, &[("a", 1, 1)]));
-        let Piece::End(frames, 3) = replay.piece().unwrap() else {
+        let Piece::End(frames, 3) = replay.next_piece().unwrap() else {
             panic!("no end");
         };
         let text = String::from_utf8_lossy(&frames).into_owned();
@@ -606,15 +608,15 @@ mod tests {
 
     #[test]
     fn numbers_that_go_back_lose_no_message() {
-        let scratch = Scratch::new("replay-tangled");
+        let scratch = Scratch::new("replay-unordered");
         let path = scratch.path("bus.log");
         let text = |seqs: &[u64]| seqs.iter().map(|seq| line(*seq)).collect::<String>();
         // Pasted together: 9 before 3, 12 twice, and a number that is none; then our own.
         fs::write(rotated(&path, 1), text(&[6, 9, 3])).unwrap();
         fs::write(&path, text(&[12, u64::MAX, 99, 12, 15, 102, 105])).unwrap();
-        let past = Past::new(path, 4);
-        past.is_tangled_upto(99);
-        let from = |wanted: &[(&str, u64, u64)]| all(&mut Replay::new(past.clone(), plan(105, wanted)));
+        let replay_log = ReplayLog::new(path, 4);
+        replay_log.set_unordered_upto(99);
+        let from = |wanted: &[(&str, u64, u64)]| all(&mut Replay::new(replay_log.clone(), plan(105, wanted)));
         assert_eq!(from(&[("a", 1, 1)]), ("6 9 3 12 99 12 15 102 105".into(), 106));
         assert_eq!(from(&[("a", 10, 10)]).0, "12 99 12 15 102 105");
         assert_eq!(from(&[("a", 100, 100)]).0, "102 105");
@@ -624,9 +626,11 @@ mod tests {
             "it had them all"
         );
         // A subscription that comes on the way gets all of it, and the others nothing twice.
-        let mut replay = Replay::new(past.clone(), plan(105, &[("a", 12, 12)]));
+        let mut replay = Replay::new(replay_log.clone(), plan(105, &[("a", 12, 12)]));
         let mut out = Vec::new();
-        replay.untangle(&mut out, &mut (SCAN - 100)).unwrap();
+        replay
+            .deliver_unordered(&mut out, &mut (SCAN_BYTES - 100))
+            .unwrap();
         replay.update(plan(105, &[("a", 12, 12), ("*", 1, 1)]));
         let rest = all(&mut replay).0;
         assert_eq!(said(&out) + " " + &rest, " 12 99 12 15 6 9 3 102 105");
@@ -635,10 +639,13 @@ mod tests {
     #[test]
     fn a_log_that_is_gone_is_a_gap() {
         let scratch = Scratch::new("replay-gone");
-        let mut replay = Replay::new(Past::new(scratch.path("bus.log"), 4), plan(7, &[("*", 3, 3)]));
+        let mut replay = Replay::new(
+            ReplayLog::new(scratch.path("bus.log"), 4),
+            plan(7, &[("*", 3, 3)]),
+        );
         assert_eq!(all(&mut replay), ("gap3-7".into(), 8));
-        let empty = Replay::new(Past::new(scratch.path("bus.log"), 4), plan(7, &[]))
-            .piece()
+        let empty = Replay::new(ReplayLog::new(scratch.path("bus.log"), 4), plan(7, &[]))
+            .next_piece()
             .unwrap();
         assert_eq!(empty, Piece::End(Vec::new(), 8));
     }

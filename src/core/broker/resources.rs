@@ -28,10 +28,10 @@ pub const HOST_CONNECTIONS: usize = 64;
 
 /// Descriptors reserved for everything but guests' connections: listeners, locks, logs, files that
 /// are open for a moment, host clients.
-const DESCRIPTORS_APART: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
+const RESERVED_DESCRIPTORS: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK as u64;
 
 /// How far the limit of open files is raised, even if a million were allowed.
-const DESCRIPTORS_WANTED: u64 = 65_536;
+const MAX_DESCRIPTORS: u64 = 65_536;
 
 /// Takes the lock that a broker holds as long as it runs; `Busy` names its holder.
 pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLock> {
@@ -54,26 +54,30 @@ pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLoc
 
 /// Raises the soft limit of open files and returns how many guests it allows, at most `wanted`. The
 /// limit of a program that embeds the broker stays as it is, and may allow fewer.
-pub fn fit_descriptors(wanted: usize, embedded: bool) -> usize {
+pub fn raise_descriptor_limit(wanted: usize, embedded: bool) -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return wanted;
     };
-    let goal = hard.min(DESCRIPTORS_WANTED).max(soft);
+    let goal = hard.min(MAX_DESCRIPTORS).max(soft);
     let raised = !embedded && setrlimit(Resource::RLIMIT_NOFILE, goal, hard).is_ok();
-    wanted.min(guests_within(if raised { goal } else { soft }))
+    wanted.min(guests_within_limit(if raised { goal } else { soft }))
 }
 
 /// How many guests fit into a limit of open files.
-fn guests_within(limit: u64) -> usize {
-    let room = limit.saturating_sub(DESCRIPTORS_APART).max(8);
+fn guests_within_limit(limit: u64) -> usize {
+    let room = limit.saturating_sub(RESERVED_DESCRIPTORS).max(8);
     usize::try_from(room).unwrap_or(usize::MAX)
 }
 
 /// The soft and the hard limit of open files, and how many guests a broker could serve with them.
 /// Changes nothing.
-pub fn room_for_guests() -> Option<(u64, u64, usize)> {
+pub fn guest_capacity() -> Option<(u64, u64, usize)> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    Some((soft, hard, guests_within(hard.min(DESCRIPTORS_WANTED).max(soft))))
+    Some((
+        soft,
+        hard,
+        guests_within_limit(hard.min(MAX_DESCRIPTORS).max(soft)),
+    ))
 }
 
 /// The TCP listener. While a VM runs the port stays the one that guests were told.

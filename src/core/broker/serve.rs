@@ -27,31 +27,31 @@ use crate::core::lines::journal::Journal;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, BrokerRecord};
-use crate::core::threads::none_to_be_had;
+use crate::core::threads::no_thread_failure;
 use crate::core::time::{millis, wall_ms};
 
-use super::attempts::line_head;
+use super::attempts::log_prefix;
 use super::bus_log::{BusLog, resume_after};
-use super::effects::Edges;
-use super::listen::{Arrival, Door, Listener, Reception, Wake};
+use super::effects::EffectHandler;
+use super::listen::{AcceptThread, ConnectionThreads, Listener, NewConnection, Wake};
 use super::outbox::{Budget, Drainer};
 use super::protocol::{BUS_VERSIONS, heartbeat_secs};
-use super::replay::Past;
-use super::resources::{HOST_CONNECTIONS, bind, bind_host, fit_descriptors, take_lock};
+use super::replay::ReplayLog;
+use super::resources::{HOST_CONNECTIONS, bind, bind_host, raise_descriptor_limit, take_lock};
 use super::session_loop::Sessions;
-use super::state::{At, BusRules, Input, Rules, State, step};
+use super::state::{BusRules, Input, Rules, State, Timestamp, step};
 
 /// How many inputs are applied in one turn, so that one write serves many.
-const BATCH: usize = 256;
+const INPUTS_PER_TURN: usize = 256;
 
 /// How often a stopping broker checks whether every client was told.
-const STOP_LOOK_MS: u64 = 10;
+const STOP_POLL_MS: u64 = 10;
 
 /// A batch of this size is committed at once.
-const GROUP_BYTES: usize = 1024 * 1024;
+const BATCH_BYTES: usize = 1024 * 1024;
 
 /// How often the files and the VMs' locks are checked.
-const LOOK_EVERY_MS: u64 = 1000;
+const CHECK_INTERVAL_MS: u64 = 1000;
 
 /// How long a stopping broker waits until every client was told.
 const STOP_GRACE_MS: u64 = 500;
@@ -101,7 +101,7 @@ pub fn run(options: BrokerOptions, stop: Cancel) -> Result<()> {
 pub fn run_announced(options: BrokerOptions, stop: Cancel, announce: impl FnOnce(&Ready)) -> Result<()> {
     let broker = Broker::start(options)?;
     announce(&broker.ready);
-    broker.turn(&stop);
+    broker.run_loop(&stop);
     Ok(())
 }
 
@@ -111,16 +111,16 @@ struct Broker {
     lock: Option<FileLock>,
     record: BrokerRecord,
     state: State,
-    edges: Edges,
-    reception: Arc<Reception>,
+    effects: EffectHandler,
+    connection_threads: Arc<ConnectionThreads>,
     inbox: Receiver<Wake>,
     to_state: Sender<Wake>,
-    guest_door: Option<Door>,
-    host_door: Option<Door>,
+    guest_accept: Option<AcceptThread>,
+    host_accept: Option<AcceptThread>,
     /// The previous broker didn't stop in order.
     torn: bool,
     /// Nor did the host shut down in order since then.
-    rebooted: bool,
+    host_rebooted: bool,
     /// The open state root: socket names relative to it are short, whatever its path.
     root: File,
     /// The paths of the broker's files through the open state root.
@@ -136,7 +136,10 @@ impl Broker {
         let lock = take_lock(paths, &run, options.embedded)?;
         let (log, rotation) = (paths.broker_log(), options.bus.rotation);
         Broker::start_locked(options, run, lock).inspect_err(|failure| {
-            let line = format!("{} broker didn't start: {failure}", line_head(wall_ms(), "ERROR"));
+            let line = format!(
+                "{} broker didn't start: {failure}",
+                log_prefix(wall_ms(), "ERROR")
+            );
             if let Ok(mut journal) = Journal::open(log, rotation) {
                 let _ = journal.append(&line.replace('\n', " "));
             }
@@ -145,7 +148,7 @@ impl Broker {
 
     fn start_locked(options: BrokerOptions, run: String, lock: FileLock) -> Result<Broker> {
         let paths = &options.state;
-        let max_connections = fit_descriptors(options.config.max_connections, options.embedded);
+        let max_connections = raise_descriptor_limit(options.config.max_connections, options.embedded);
         let listener = bind(paths, options.config.port)?;
         let port = listener
             .local_addr()
@@ -173,14 +176,14 @@ impl Broker {
         let bus = &options.bus;
         let budget = Budget::new(bus.outbound_queue_bytes, bus.total_queue_bytes);
         let drainer =
-            Drainer::start(Arc::clone(&budget)).map_err(|error| none_to_be_had("broker", &error))?;
+            Drainer::start(Arc::clone(&budget)).map_err(|error| no_thread_failure("broker", &error))?;
         let sessions = Arc::new(Sessions {
             max_frame: bus.max_frame_bytes,
-            past: Past::new(files.bus_log(), bus.rotation.keep),
+            replay_log: ReplayLog::new(files.bus_log(), bus.rotation.keep),
             budget,
             drainer,
         });
-        let reception = Reception::new(
+        let connection_threads = ConnectionThreads::new(
             to_state.clone(),
             options.config.hello_timeout,
             Arc::clone(&sessions),
@@ -203,7 +206,7 @@ impl Broker {
                     heartbeat_secs: heartbeat_secs(options.config.freshness, bus.session_idle),
                 },
             }),
-            edges: Edges::new(
+            effects: EffectHandler::new(
                 files.clone(),
                 paths.dir(),
                 run.clone(),
@@ -212,7 +215,8 @@ impl Broker {
                 sessions,
             ),
             torn: before.as_ref().is_some_and(|before| !before.clean_stop),
-            rebooted: before.is_some_and(|before| before.boot_id != host::boot_id() && !before.clean_stop),
+            host_rebooted: before
+                .is_some_and(|before| before.boot_id != host::boot_id() && !before.clean_stop),
             ready: Ready {
                 pid: std::process::id(),
                 port,
@@ -220,100 +224,108 @@ impl Broker {
             },
             lock: Some(lock),
             record,
-            reception,
+            connection_threads,
             inbox,
             to_state,
-            guest_door: None,
-            host_door: None,
+            guest_accept: None,
+            host_accept: None,
             root,
             files,
             options,
         };
-        broker.first_look(max_connections);
+        broker.restore(max_connections);
         broker.open_doors(listener, host_listener, max_connections)?;
         records::save(&broker.files.broker_json(), &broker.record)?;
         Ok(broker)
     }
 
     /// Restores what an earlier broker knew, before any client can connect.
-    fn first_look(&mut self, max_connections: usize) {
+    fn restore(&mut self, max_connections: usize) {
         let at = now();
         let pid = self.ready.pid;
         let port = self.ready.port;
-        self.edges.log(
+        self.effects.log(
             at,
             "INFO",
             &format!("broker started pid={pid} port={port} run={}", self.ready.run),
         );
         if max_connections < self.options.config.max_connections {
             let text = format!("max_connections={max_connections}: the limit of open files allows no more");
-            self.edges.log(at, "WARN", &text);
+            self.effects.log(at, "WARN", &text);
         }
-        self.edges.tell(at, Event::BrokerStarted { pid, port });
+        self.effects.emit(at, Event::BrokerStarted { pid, port });
         self.open_bus(at);
-        let guests = self.edges.changed_guests(at);
-        self.take(at, guests);
-        let rebooted = self.edges.rebooted(at);
-        self.take(at, rebooted);
-        let restored = self.edges.restored();
-        self.take(at, restored);
-        for vm in self.edges.silent_vms(at, true) {
-            self.take(at, [Input::VmGone { vm }]);
+        let guests = self.effects.load_changed_guests(at);
+        self.apply(at, guests);
+        let rebooted = self.effects.check_reboots(at);
+        self.apply(at, rebooted);
+        let restored = self.effects.load_handshake_records();
+        self.apply(at, restored);
+        for vm in self.effects.check_vms(at, true) {
+            self.apply(at, [Input::VmGone { vm }]);
         }
         self.commit(at);
-        self.edges.flush(at);
+        self.effects.flush(at);
     }
 
     /// Opens the log of the bus and finds the last number given. After a loss of power the last
     /// lines may be missing, so numbering skips all numbers that may have been given. True: the log
     /// wasn't open before.
-    fn open_bus(&mut self, at: At) -> bool {
-        let jump = self.rebooted && self.options.bus.sync != SyncMode::Batch;
+    fn open_bus(&mut self, at: Timestamp) -> bool {
+        let jump = self.host_rebooted && self.options.bus.sync != SyncMode::Batch;
         let floor = self.record.bus_seq;
         let resume = |last: u64| resume_after(last, floor, jump);
-        let opened = self.edges.open_bus(at, resume, self.torn);
+        let opened = self.effects.open_bus(at, resume, self.torn);
         let is_new = opened.is_some();
         if is_new {
             // From now on this broker knows what is in the log.
-            (self.torn, self.rebooted) = (false, false);
+            (self.torn, self.host_rebooted) = (false, false);
         }
-        self.take(at, opened);
+        self.apply(at, opened);
         is_new
     }
 
     /// Saves the last number in `broker.json`, so that the next broker doesn't give it again if the
     /// log is removed.
-    fn note_last(&mut self) {
+    fn save_last_seq(&mut self) {
         self.record.bus_seq = self.state.last_kept();
         let _ = records::save(&self.files.broker_json(), &self.record);
     }
 
     /// Writes, answers and delivers everything that waits for the log.
-    fn commit(&mut self, at: At) {
+    fn commit(&mut self, at: Timestamp) {
         while self.state.uncommitted() {
-            self.take(at, [Input::Commit]);
+            self.apply(at, [Input::Commit]);
         }
-        if self.edges.bus_rotated() {
-            self.note_last();
+        if self.effects.bus_rotated() {
+            self.save_last_seq();
         }
     }
 
     fn open_doors(&mut self, guests: TcpListener, host: UnixListener, places: usize) -> Result<()> {
-        let cant = |error: io::Error| none_to_be_had("broker", &error);
-        let reception = &self.reception;
-        self.guest_door =
-            Some(Door::open(Listener::Tcp(guests), Arc::clone(reception), places).map_err(cant)?);
-        self.host_door =
-            Some(Door::open(Listener::Unix(host), Arc::clone(reception), HOST_CONNECTIONS).map_err(cant)?);
+        let cant = |error: io::Error| no_thread_failure("broker", &error);
+        let connection_threads = &self.connection_threads;
+        self.guest_accept = Some(
+            AcceptThread::start(Listener::Tcp(guests), Arc::clone(connection_threads), places)
+                .map_err(cant)?,
+        );
+        self.host_accept = Some(
+            AcceptThread::start(
+                Listener::Unix(host),
+                Arc::clone(connection_threads),
+                HOST_CONNECTIONS,
+            )
+            .map_err(cant)?,
+        );
         Ok(())
     }
 
     /// Applies inputs, and the inputs with which their effects answer.
-    fn take(&mut self, at: At, inputs: impl IntoIterator<Item = Input>) {
+    fn apply(&mut self, at: Timestamp, inputs: impl IntoIterator<Item = Input>) {
         let mut todo: VecDeque<Input> = inputs.into_iter().collect();
         while let Some(input) = todo.pop_front() {
             for effect in step(&mut self.state, at, input) {
-                if let Some(answer) = self.edges.perform(at, effect) {
+                if let Some(answer) = self.effects.perform(at, effect) {
                     todo.push_front(answer);
                 }
             }
@@ -321,15 +333,15 @@ impl Broker {
     }
 
     /// The state thread's loop: the only place that reads the clock for `step`.
-    fn turn(mut self, stop: &Cancel) {
+    fn run_loop(mut self, stop: &Cancel) {
         let over = watch_stop(stop.clone(), self.to_state.clone());
-        let mut next_look = host::boottime_ms() + LOOK_EVERY_MS;
+        let mut next_look = host::boottime_ms() + CHECK_INTERVAL_MS;
         let mut stopping: Option<u64> = None;
         loop {
             let due = [
                 Some(next_look),
                 self.state.due(),
-                self.edges.shelves_due(),
+                self.effects.sender_logs_due(),
                 stopping,
             ]
             .into_iter()
@@ -337,18 +349,18 @@ impl Broker {
             .min();
             let due = due.map(|due| {
                 if stopping.is_some() {
-                    due.min(host::boottime_ms() + STOP_LOOK_MS)
+                    due.min(host::boottime_ms() + STOP_POLL_MS)
                 } else {
                     due
                 }
             });
-            let wait = due.map_or(LOOK_EVERY_MS, |due| due.saturating_sub(host::boottime_ms()));
+            let wait = due.map_or(CHECK_INTERVAL_MS, |due| due.saturating_sub(host::boottime_ms()));
             let first = match self.inbox.recv_timeout(Duration::from_millis(wait)) {
                 Ok(wake) => Some(wake),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => break,
             };
-            let more = self.inbox.try_iter().take(BATCH - 1);
+            let more = self.inbox.try_iter().take(INPUTS_PER_TURN - 1);
             let batch: Vec<Wake> = first.into_iter().chain(more).collect();
             let at = now();
             // If the thread that waits for a stop couldn't be started, the request is seen here.
@@ -360,18 +372,18 @@ impl Broker {
                 .iter()
                 .any(|wake| matches!(wake, Wake::Input(Input::Hello { .. })))
             {
-                let changed = self.edges.changed_guests(at);
-                self.take(at, changed);
+                let changed = self.effects.load_changed_guests(at);
+                self.apply(at, changed);
             }
             // After the inputs were received: connections that sent them are in the list by now.
-            for arrival in self.reception.arrivals() {
-                self.on_arrival(at, arrival);
+            for new in self.connection_threads.take_new() {
+                self.on_new_connection(at, new);
             }
             for wake in batch {
                 match wake {
-                    Wake::Full => {}
+                    Wake::ConnectionsFull => {}
                     Wake::Input(input) => self.on_input(at, input),
-                    Wake::Trouble(text) => self.edges.trouble(at, &text),
+                    Wake::Error(text) => self.effects.log_error(at, &text),
                     Wake::Stop if stopping.is_none() => {
                         stopping = Some(at.boot_ms + STOP_GRACE_MS);
                         self.begin_stop(at);
@@ -380,21 +392,25 @@ impl Broker {
                 }
             }
             if self.state.due().is_some_and(|due| at.boot_ms >= due) {
-                self.take(at, [Input::Tick]);
+                self.apply(at, [Input::Tick]);
             }
             if at.boot_ms >= next_look {
-                next_look = at.boot_ms + LOOK_EVERY_MS;
-                if !self.look_around(at) && stopping.is_none() {
+                next_look = at.boot_ms + CHECK_INTERVAL_MS;
+                if !self.check_once_a_second(at) && stopping.is_none() {
                     stopping = Some(at.boot_ms + STOP_GRACE_MS);
                     self.begin_stop(at);
                 }
             }
             self.commit(at);
-            if self.edges.shelves_due().is_some_and(|due| at.boot_ms >= due) {
-                self.edges.shelve_now(at);
+            if self
+                .effects
+                .sender_logs_due()
+                .is_some_and(|due| at.boot_ms >= due)
+            {
+                self.effects.flush_sender_logs(at);
             }
-            self.edges.flush(at);
-            let done = || self.state.all_answered() && self.edges.all_sent();
+            self.effects.flush(at);
+            let done = || self.state.all_answered() && self.effects.all_sent();
             if stopping.is_some_and(|until| at.boot_ms >= until || done()) {
                 break;
             }
@@ -403,65 +419,70 @@ impl Broker {
         self.end();
     }
 
-    fn on_input(&mut self, at: At, input: Input) {
+    fn on_input(&mut self, at: Timestamp, input: Input) {
         let (closed, spent) = match &input {
             Input::Closed { conn } => (Some(*conn), None),
             Input::Frames { conn, burst } => (None, Some((*conn, burst.wire_bytes))),
             _ => (None, None),
         };
-        self.take(at, [input]);
+        self.apply(at, [input]);
         if let Some((conn, bytes)) = spent {
-            self.edges.refund(conn, bytes);
+            self.effects.return_credit(conn, bytes);
         }
         if let Some(conn) = closed {
             // Its last frames are answered before its socket is closed.
-            self.edges.forget(conn);
+            self.effects.remove_connection(conn);
         }
-        if self.state.uncommitted_bytes() >= GROUP_BYTES {
+        if self.state.uncommitted_bytes() >= BATCH_BYTES {
             self.commit(at);
         }
     }
 
-    fn on_arrival(&mut self, at: At, arrival: Arrival) {
-        let Arrival { link, plane, remote } = arrival;
-        let conn = link.id;
-        self.edges.adopt(link);
-        self.take(at, [Input::Opened { conn, plane, remote }]);
+    fn on_new_connection(&mut self, at: Timestamp, new: NewConnection) {
+        let NewConnection {
+            connection,
+            peer,
+            remote,
+        } = new;
+        let conn = connection.id;
+        self.effects.add_connection(connection);
+        self.apply(at, [Input::Opened { conn, peer, remote }]);
     }
 
     /// Stops listening, and tells waiting clients.
-    fn begin_stop(&mut self, at: At) {
-        self.edges.log(at, "INFO", "broker stopping");
-        self.guest_door = None;
-        self.host_door = None;
-        for arrival in self.reception.arrivals() {
-            self.on_arrival(at, arrival);
+    fn begin_stop(&mut self, at: Timestamp) {
+        self.effects.log(at, "INFO", "broker stopping");
+        self.guest_accept = None;
+        self.host_accept = None;
+        for new in self.connection_threads.take_new() {
+            self.on_new_connection(at, new);
         }
         // Earlier frames are still written and answered, and a session learns that it was granted
         // before it learns of its end.
         self.commit(at);
-        self.edges.flush(at);
-        self.take(at, [Input::Stop]);
+        self.effects.flush(at);
+        self.apply(at, [Input::Stop]);
     }
 
     fn end(mut self) {
         let at = now();
         // VMs that ended since the last check were stopped, as a rule, by the `down` that stops
         // this broker.
-        for vm in self.edges.silent_vms(at, false) {
-            self.take(at, [Input::VmGone { vm }]);
+        for vm in self.effects.check_vms(at, false) {
+            self.apply(at, [Input::VmGone { vm }]);
         }
-        self.take(at, [Input::Finish]);
+        self.apply(at, [Input::Finish]);
         self.commit(at);
-        self.edges.shelve_now(at);
+        self.effects.flush_sender_logs(at);
         let (pid, port) = (self.ready.pid, self.ready.port);
-        self.edges
+        self.effects
             .log(at, "INFO", &format!("broker stopped pid={pid} port={port}"));
-        self.edges.tell(at, Event::BrokerStopped { pid, port });
-        self.edges.flush(at);
+        self.effects.emit(at, Event::BrokerStopped { pid, port });
+        self.effects.flush(at);
         // Every client was answered, so all connections can be closed.
-        self.edges.close_all();
-        self.reception.close(Duration::from_millis(STOP_GRACE_MS * 2));
+        self.effects.close_all();
+        self.connection_threads
+            .close(Duration::from_millis(STOP_GRACE_MS * 2));
         let at = self.files.broker_pid();
         let Some(lock) = self.lock.take().filter(|lock| lock.is_at(&at)) else {
             // Another broker has taken over the files.
@@ -476,75 +497,76 @@ impl Broker {
 
     /// Once a second: checks guests, VMs, and that the broker's files still exist. False: the state
     /// root is gone, or another broker runs because somebody removed the pid file.
-    fn look_around(&mut self, at: At) -> bool {
+    fn check_once_a_second(&mut self, at: Timestamp) -> bool {
         let dir = self.options.state.dir();
         if !host::names_this_file(dir, &self.root) {
             let text = format!(
                 "{} was removed, moved or replaced: this broker stops",
                 dir.display()
             );
-            self.edges.log(at, "ERROR", &text);
+            self.effects.log(at, "ERROR", &text);
             return false;
         }
         // Messages that have a number are written before the log may be opened again with another
         // count.
         self.commit(at);
-        let changed = self.edges.changed_guests(at);
-        self.take(at, changed);
-        let rebooted = self.edges.rebooted(at);
-        self.take(at, rebooted);
-        for vm in self.edges.silent_vms(at, false) {
-            self.take(at, [Input::VmGone { vm }]);
+        let changed = self.effects.load_changed_guests(at);
+        self.apply(at, changed);
+        let rebooted = self.effects.check_reboots(at);
+        self.apply(at, rebooted);
+        for vm in self.effects.check_vms(at, false) {
+            self.apply(at, [Input::VmGone { vm }]);
         }
         if self.lock.as_ref().is_none_or(|lock| !lock.still_named()) {
             match take_lock(&self.options.state, &self.ready.run, self.options.embedded) {
                 Ok(lock) => {
                     self.lock = Some(lock);
-                    self.edges.log(at, "WARN", "broker.pid was taken away, made anew");
+                    self.effects
+                        .log(at, "WARN", "broker.pid was taken away, made anew");
                 }
                 Err(failure) if failure.exit == Exit::Busy => {
                     self.lock = None;
-                    self.edges.log(
+                    self.effects.log(
                         at,
                         "ERROR",
                         "broker.pid belongs to another broker now: this one stops",
                     );
                     return false;
                 }
-                Err(failure) => self.edges.log(at, "ERROR", &failure.to_string()),
+                Err(failure) => self.effects.log(at, "ERROR", &failure.to_string()),
             }
         }
         if !host::is_there(&self.files.broker_json()) {
             let _ = records::save(&self.files.broker_json(), &self.record);
         }
-        if self.host_door.is_some() && !is_socket(&self.options.state) {
-            self.reopen_host_door(at);
+        if self.host_accept.is_some() && !is_socket(&self.options.state) {
+            self.reopen_host_socket(at);
         }
-        let lost = self.edges.check_files(self.state.recorded());
-        self.take(at, lost);
+        let lost = self.effects.check_files(self.state.recorded());
+        self.apply(at, lost);
         if self.open_bus(at) {
-            self.note_last();
+            self.save_last_seq();
         }
-        self.edges.sync_bus();
+        self.effects.sync_bus();
         true
     }
 
-    fn reopen_host_door(&mut self, at: At) {
+    fn reopen_host_socket(&mut self, at: Timestamp) {
         let reopened = bind_host(&self.options.state, &self.root).and_then(|listener| {
-            Door::open(
+            AcceptThread::start(
                 Listener::Unix(listener),
-                Arc::clone(&self.reception),
+                Arc::clone(&self.connection_threads),
                 HOST_CONNECTIONS,
             )
-            .map_err(|error| none_to_be_had("broker", &error))
+            .map_err(|error| no_thread_failure("broker", &error))
         });
         match reopened {
             Ok(door) => {
-                self.host_door = Some(door);
-                self.edges
+                self.host_accept = Some(door);
+                self.effects
                     .log(at, "WARN", "broker.sock was taken away, made anew");
             }
-            Err(failure) => self.edges.log(at, "ERROR", &failure.to_string()),
+            Err(failure) => self.effects.log(at, "ERROR", &failure.to_string()),
         }
     }
 }
@@ -554,8 +576,8 @@ fn is_socket(paths: &StateRoot) -> bool {
     fs::symlink_metadata(paths.broker_sock()).is_ok_and(|meta| meta.file_type().is_socket())
 }
 
-fn now() -> At {
-    At {
+fn now() -> Timestamp {
+    Timestamp {
         boot_ms: host::boottime_ms(),
         wall_ms: wall_ms(),
     }

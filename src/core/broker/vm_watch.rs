@@ -33,7 +33,7 @@ const QMP_LIMIT: Duration = Duration::from_secs(5);
 
 /// What one check has found.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct VmChanges {
     /// Facts for the journal.
     pub events: Vec<Event>,
     /// Lines for the broker's log, with their level.
@@ -44,12 +44,12 @@ pub(super) struct Seen {
 
 /// What earlier checks have found.
 #[derive(Debug, Default)]
-pub(super) struct Vms {
+pub(super) struct VmWatch {
     running: BTreeMap<VmName, Running>,
     /// The launch whose end was reported, by this broker or an earlier one.
     ended: BTreeMap<VmName, String>,
     /// It was logged that the file system can't punch holes.
-    said_no_holes: bool,
+    hole_punch_failed: bool,
 }
 
 /// A VM whose QEMU runs.
@@ -65,35 +65,35 @@ struct Running {
 struct Paused {
     pause: Pause,
     since_ms: u64,
-    tries: Tries,
+    tries: ResumeTries,
     /// A thread is resuming it over QMP.
     trying: Arc<AtomicBool>,
 }
 
 /// When to resume a guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Tries {
+struct ResumeTries {
     count: u32,
     next_ms: u64,
 }
 
-impl Tries {
+impl ResumeTries {
     /// If it is time to try, the state after that try. `room`: bytes that are free.
-    fn due(self, pause: &Pause, now_ms: u64, room: impl FnOnce() -> Option<u64>) -> Option<Tries> {
-        if !pause.waits_for_room() || now_ms < self.next_ms || room()? < pause::ROOM {
+    fn due(self, pause: &Pause, now_ms: u64, room: impl FnOnce() -> Option<u64>) -> Option<ResumeTries> {
+        if !pause.waits_for_space() || now_ms < self.next_ms || room()? < pause::MIN_FREE_BYTES {
             return None;
         }
         let wait = RETRY_MS
             .saturating_mul(1 << self.count.min(16))
             .min(RETRY_MOST_MS);
-        Some(Tries {
+        Some(ResumeTries {
             count: self.count + 1,
             next_ms: now_ms + wait,
         })
     }
 }
 
-impl Vms {
+impl VmWatch {
     /// Checks every VM that was launched. Ends found by the first check were reported by an earlier
     /// broker.
     pub(super) fn look(
@@ -103,23 +103,30 @@ impl Vms {
         now_ms: u64,
         logs: Rotation,
         first: bool,
-    ) -> Seen {
-        let mut seen = Seen::default();
+    ) -> VmChanges {
+        let mut changes = VmChanges::default();
         for guest in &guests.guests {
             let Some(launch) = &guest.launch_id else {
                 continue;
             };
             let paths = state.vm(&guest.name);
             match qemu_pid(&paths) {
-                Some(pid) => self.look_at_running(&guest.name, &paths, pid, now_ms, logs, &mut seen),
-                None => self.look_at_gone(&guest.name, &paths, launch, first, &mut seen),
+                Some(pid) => self.look_at_running(&guest.name, &paths, pid, now_ms, logs, &mut changes),
+                None => self.look_at_gone(&guest.name, &paths, launch, first, &mut changes),
             }
         }
-        seen
+        changes
     }
 
     /// Reports each launch's end once, unless `down` caused it and reports it itself.
-    fn look_at_gone(&mut self, vm: &VmName, paths: &VmPaths, launch: &str, first: bool, seen: &mut Seen) {
+    fn look_at_gone(
+        &mut self,
+        vm: &VmName,
+        paths: &VmPaths,
+        launch: &str,
+        first: bool,
+        changes: &mut VmChanges,
+    ) {
         let pid = self.running.remove(vm).map(|running| running.pid);
         if self.ended.get(vm).is_some_and(|ended| ended == launch) {
             return;
@@ -130,8 +137,8 @@ impl Vms {
         if pid.is_none() && run.is_none_or(|run| run.phase != RunPhase::Running) {
             return;
         }
-        seen.silent.push(vm.clone());
-        if !first && !tell_exit(vm, paths, launch, pid, seen) {
+        changes.silent.push(vm.clone());
+        if !first && !report_exit(vm, paths, launch, pid, changes) {
             return;
         }
         self.ended.insert(vm.clone(), launch.to_owned());
@@ -144,7 +151,7 @@ impl Vms {
         pid: u32,
         now_ms: u64,
         logs: Rotation,
-        seen: &mut Seen,
+        changes: &mut VmChanges,
     ) {
         let fresh = || Running {
             pid,
@@ -155,14 +162,14 @@ impl Vms {
         if running.pid != pid {
             *running = fresh();
         }
-        running.follow(vm, paths, now_ms, seen);
+        running.follow(vm, paths, now_ms, changes);
         for name in [vm_file::QEMU_LOG, vm_file::SERIAL_LOG, vm_file::QMP_LOG] {
             let path = paths.file(name);
-            if let Err(error) = host::thin_out(&path, logs.max_bytes)
-                && !std::mem::replace(&mut self.said_no_holes, true)
+            if let Err(error) = host::punch_hole(&path, logs.max_bytes)
+                && !std::mem::replace(&mut self.hole_punch_failed, true)
             {
                 let text = format!("{} can't be kept from growing: {error}", path.display());
-                seen.lines.push(("WARN", text));
+                changes.lines.push(("WARN", text));
             }
         }
     }
@@ -170,14 +177,14 @@ impl Vms {
 
 impl Running {
     /// Reports pauses and their ends, and resumes guests that were paused for lack of disk space.
-    fn follow(&mut self, vm: &VmName, paths: &VmPaths, now_ms: u64, seen: &mut Seen) {
+    fn follow(&mut self, vm: &VmName, paths: &VmPaths, now_ms: u64, changes: &mut VmChanges) {
         let Some(pause) = self.watch.look() else {
             if let Some(paused) = self.paused.take() {
                 let elapsed_ms = now_ms.saturating_sub(paused.since_ms);
                 let reason = paused.pause.reason;
                 let line = format!("resumed vm:{vm} reason={reason} after_ms={elapsed_ms}");
-                seen.lines.push(("INFO", line));
-                seen.events.push(Event::VmResumed {
+                changes.lines.push(("INFO", line));
+                changes.events.push(Event::VmResumed {
                     vm: vm.clone(),
                     reason,
                     elapsed_ms: Some(elapsed_ms),
@@ -192,19 +199,19 @@ impl Running {
             .is_some_and(|paused| paused.pause.reason == pause.reason);
         if !known {
             let line = format!("paused vm:{vm} reason={}", pause.reason);
-            seen.lines.push(("WARN", line));
-            seen.events.push(Event::VmPaused {
+            changes.lines.push(("WARN", line));
+            changes.events.push(Event::VmPaused {
                 vm: vm.clone(),
                 reason: pause.reason.clone(),
                 detail: pause.detail(disk().as_deref()),
                 remediation: Some(pause.remediation(vm)),
             });
-            seen.silent.push(vm.clone());
+            changes.silent.push(vm.clone());
         }
         let paused = self.paused.get_or_insert_with(|| Paused {
             pause: pause.clone(),
             since_ms: now_ms,
-            tries: Tries::default(),
+            tries: ResumeTries::default(),
             trying: Arc::default(),
         });
         paused.pause = pause;
@@ -215,9 +222,10 @@ impl Running {
         if let Some(tries) = paused.tries.due(&paused.pause, now_ms, room) {
             paused.tries = tries;
             let text = format!("letting vm:{vm} run on: there is room again");
-            seen.lines.push(("INFO", text));
+            changes.lines.push(("INFO", text));
             if let Err(error) = try_to_resume(vm, paths, &paused.trying) {
-                seen.lines
+                changes
+                    .lines
                     .push(("ERROR", format!("no thread to resume vm:{vm}: {error}")));
             }
         }
@@ -244,7 +252,13 @@ fn try_to_resume(vm: &VmName, paths: &VmPaths, trying: &Arc<AtomicBool>) -> std:
 }
 
 /// Reports how a launch ended, unless another process does; false: that can't be known yet.
-fn tell_exit(vm: &VmName, paths: &VmPaths, launch: &str, pid: Option<u32>, seen: &mut Seen) -> bool {
+fn report_exit(
+    vm: &VmName,
+    paths: &VmPaths,
+    launch: &str,
+    pid: Option<u32>,
+    changes: &mut VmChanges,
+) -> bool {
     let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
     if stop.is_some_and(|stop| stop.launch_id == launch) {
         return true;
@@ -272,8 +286,8 @@ fn tell_exit(vm: &VmName, paths: &VmPaths, launch: &str, pid: Option<u32>, seen:
     };
     let outcome = outcome.as_str().to_owned();
     let line = format!("exit of vm:{vm} outcome={outcome} reason={}", ended.reason);
-    seen.lines.push(("WARN", line));
-    seen.events.push(Event::VmExited {
+    changes.lines.push(("WARN", line));
+    changes.events.push(Event::VmExited {
         vm: vm.clone(),
         pid,
         reason: ended.reason,

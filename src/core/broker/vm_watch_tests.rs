@@ -12,14 +12,14 @@ use crate::core::scratch::Scratch;
 /// A VM whose QEMU is gone, and what a broker's looks have told of it.
 struct Story {
     scratch: Scratch,
-    vms: Vms,
+    vms: VmWatch,
 }
 
 impl Story {
     fn new(name: &str) -> Story {
         let story = Story {
             scratch: Scratch::new(name),
-            vms: Vms::default(),
+            vms: VmWatch::default(),
         };
         fs::create_dir_all(story.paths().dir()).unwrap();
         story
@@ -90,8 +90,8 @@ impl Story {
             }],
         };
         let state = self.state();
-        let seen = self.vms.look(&state, &guests, 0, Rotation::default(), false);
-        let told = seen.events.iter().map(|event| match event {
+        let changes = self.vms.look(&state, &guests, 0, Rotation::default(), false);
+        let told = changes.events.iter().map(|event| match event {
             Event::VmExited { reason, outcome, .. } => format!("{outcome} {reason}"),
             other => format!("{other:?}"),
         });
@@ -157,13 +157,17 @@ fn a_full_disk_is_tried_seldomer_each_time() {
         at: None,
     };
     let full = pause("io-error", true);
-    let mut tries = Tries::default();
+    let mut tries = ResumeTries::default();
     let mut at = 0;
     let mut waits = Vec::new();
     while waits.len() < 8 {
-        assert_eq!(tries.due(&full, at, || Some(pause::ROOM - 1)), None, "no room");
+        assert_eq!(
+            tries.due(&full, at, || Some(pause::MIN_FREE_BYTES - 1)),
+            None,
+            "no room"
+        );
         assert_eq!(tries.due(&full, at, || None), None, "nobody knows");
-        let next = tries.due(&full, at, || Some(pause::ROOM)).unwrap();
+        let next = tries.due(&full, at, || Some(pause::MIN_FREE_BYTES)).unwrap();
         assert_eq!(next.due(&full, next.next_ms - 1, || Some(u64::MAX)), None);
         waits.push((next.next_ms - at) / 1000);
         (tries, at) = (next, next.next_ms);
@@ -175,7 +179,7 @@ fn a_full_disk_is_tried_seldomer_each_time() {
         pause("internal-error", false),
     ] {
         assert_eq!(
-            Tries::default().due(&other, 0, || Some(u64::MAX)),
+            ResumeTries::default().due(&other, 0, || Some(u64::MAX)),
             None,
             "{other:?}"
         );

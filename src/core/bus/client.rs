@@ -48,13 +48,13 @@ pub struct Client {
 
 /// What ended a wait.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Woken {
+pub enum WaitEnd {
     /// The broker sent this frame.
     Frame(Frame),
     /// The other descriptor can be read.
     Other,
     /// Time is up.
-    Time,
+    Timeout,
 }
 
 impl Client {
@@ -128,7 +128,7 @@ impl Client {
 
     /// Publishes one message whose answers are awaited on `reply`, a topic that we are subscribed to,
     /// and waits for its ack: its number.
-    pub fn ask(
+    pub fn publish_with_reply(
         &mut self,
         topic: &str,
         payload: &str,
@@ -195,22 +195,22 @@ impl Client {
         let until = Instant::now() + within;
         loop {
             match self.receive(until, None)? {
-                Woken::Frame(Frame::Ack(ack)) if ack.id == Some(id) => {
+                WaitEnd::Frame(Frame::Ack(ack)) if ack.id == Some(id) => {
                     return match ack.refused {
                         None => Ok(ack),
                         Some(reason) => Err(BusError::Refused(reason)),
                     };
                 }
-                Woken::Frame(frame) => self.early.push_back(frame),
-                Woken::Other => {}
-                Woken::Time => return Err(BusError::TimedOut("ack")),
+                WaitEnd::Frame(frame) => self.early.push_back(frame),
+                WaitEnd::Other => {}
+                WaitEnd::Timeout => return Err(BusError::TimedOut("ack")),
             }
         }
     }
 
     /// The next frame that has been read already, without reading the socket: a caller who answers
     /// frames handles all of these first, and then sends once.
-    pub fn at_hand(&mut self) -> Result<Option<Frame>, BusError> {
+    pub fn buffered_frame(&mut self) -> Result<Option<Frame>, BusError> {
         if let Some(frame) = self.early.pop_front() {
             return Ok(Some(frame));
         }
@@ -225,21 +225,21 @@ impl Client {
     /// The next frame, if one comes before the deadline. Sends queued requests and heartbeats.
     pub fn next_frame(&mut self, until: Instant) -> Result<Option<Frame>, BusError> {
         match self.wait(until, None)? {
-            Woken::Frame(frame) => Ok(Some(frame)),
-            Woken::Other | Woken::Time => Ok(None),
+            WaitEnd::Frame(frame) => Ok(Some(frame)),
+            WaitEnd::Other | WaitEnd::Timeout => Ok(None),
         }
     }
 
     /// As [`Client::next_frame`], but also ends when `other` can be read. Frames that are there
     /// already come first.
-    pub fn wait(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
+    pub fn wait(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<WaitEnd, BusError> {
         match self.early.pop_front() {
-            Some(frame) => Ok(Woken::Frame(frame)),
+            Some(frame) => Ok(WaitEnd::Frame(frame)),
             None => self.receive(until, other),
         }
     }
 
-    fn receive(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
+    fn receive(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<WaitEnd, BusError> {
         if let Some(error) = &self.ended {
             return Err(error.clone());
         }
@@ -248,11 +248,11 @@ impl Client {
         })
     }
 
-    fn turns(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<Woken, BusError> {
+    fn turns(&mut self, until: Instant, other: Option<BorrowedFd<'_>>) -> Result<WaitEnd, BusError> {
         loop {
             self.send()?;
             if let Some(frame) = self.decoded()? {
-                return Ok(Woken::Frame(frame));
+                return Ok(WaitEnd::Frame(frame));
             }
             let now = Instant::now();
             let beat_at = self.spoke + self.heartbeat;
@@ -280,10 +280,10 @@ impl Client {
                 }
             }
             if ready.other {
-                return Ok(Woken::Other);
+                return Ok(WaitEnd::Other);
             }
             if Instant::now() >= until {
-                return Ok(Woken::Time);
+                return Ok(WaitEnd::Timeout);
             }
         }
     }

@@ -18,10 +18,10 @@ pub const HEAD_BYTES: usize = 4;
 
 /// Longest frame that a client accepts from a broker: the largest `max_frame_bytes`, and what a
 /// delivery has beside the payload.
-pub const LONGEST_FRAME: usize = (1 << 24) + 4096;
+pub const MAX_FRAME_BYTES: usize = (1 << 24) + 4096;
 
 /// The decoder's buffer at first, and the least that one read may bring.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// A frame of a client.
 #[derive(Clone, Copy, Debug)]
@@ -216,9 +216,9 @@ impl Decoder {
             self.end -= self.start;
             self.start = 0;
         }
-        if self.bytes.len() - self.end < PIECE / 2 {
+        if self.bytes.len() - self.end < READ_BYTES / 2 {
             // Doubled, so that a long frame that comes in small pieces is copied twice at most.
-            self.bytes.resize((self.end * 2).max(PIECE), 0);
+            self.bytes.resize((self.end * 2).max(READ_BYTES), 0);
         }
         let count = stream.read(&mut self.bytes[self.end..])?;
         self.end += count;
@@ -247,7 +247,7 @@ impl Decoder {
         };
         let claimed = u32::from_be_bytes(*head);
         let length = usize::try_from(claimed).unwrap_or(usize::MAX);
-        if length == 0 || length > LONGEST_FRAME {
+        if length == 0 || length > MAX_FRAME_BYTES {
             return Err(BadFrame::Length(claimed));
         }
         let Some(body) = rest.get(..length) else {
@@ -533,9 +533,9 @@ mod tests {
     #[test]
     fn a_claimed_length_costs_no_memory() {
         let mut decoder = Decoder::new(&[]);
-        decoder.push(&u32::try_from(LONGEST_FRAME).unwrap().to_be_bytes());
+        decoder.push(&u32::try_from(MAX_FRAME_BYTES).unwrap().to_be_bytes());
         decoder.push(b"{");
         assert_eq!(decoder.next_frame(), Ok(None));
-        assert!(decoder.bytes.len() <= 2 * PIECE && decoder.is_torn());
+        assert!(decoder.bytes.len() <= 2 * READ_BYTES && decoder.is_torn());
     }
 }

@@ -272,9 +272,9 @@ fn another_descriptor_ends_the_wait() {
     while woken.len() < 2 {
         let by = client.wait(until, Some(reader.as_fd())).unwrap();
         let word = match by {
-            Woken::Frame(_) => "frame",
-            Woken::Other => "other",
-            Woken::Time => "time",
+            WaitEnd::Frame(_) => "frame",
+            WaitEnd::Other => "other",
+            WaitEnd::Timeout => "time",
         };
         if woken.last() != Some(&word) {
             woken.push(word);

@@ -56,7 +56,7 @@ pub(super) fn greet(stream: &mut UnixStream, until: Instant) -> Result<Granted, 
         _ => return Err(BusError::Stranger(format!("it greets with {greeting:?}"))),
     }
     let reply = line(stream, &mut heard, until, "answer to the hello")?;
-    let (session, heartbeat) = understand(&reply)?;
+    let (session, heartbeat) = parse_reply(&reply)?;
     Ok(Granted {
         session,
         heartbeat,
@@ -131,7 +131,7 @@ fn line(
 }
 
 /// The answer to a hello: the session's id and its heartbeat.
-fn understand(reply: &str) -> Result<(String, Duration), BusError> {
+fn parse_reply(reply: &str) -> Result<(String, Duration), BusError> {
     let mut words = reply.split_whitespace();
     let verdict = words.next();
     let value = |key: &str| {

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use crate::core::cancel::Cancel;
 
-use super::client_frame::LONGEST_FRAME;
+use super::client_frame::MAX_FRAME_BYTES;
 use super::message::Message;
 use super::topic::Pattern;
 
@@ -25,13 +25,13 @@ use crate::core::host;
 
 /// Older files than so many are not looked at: each one open takes a descriptor, of which a
 /// process has 1024 as a rule. With the usual rotation five files are all there is.
-pub const MOST_FILES: usize = 200;
+pub const MAX_FILES: usize = 200;
 
 /// Read in pieces of this size.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// A longer line is none: no frame could have brought it.
-const LONGEST_LINE: usize = LONGEST_FRAME;
+const MAX_LINE_BYTES: usize = MAX_FRAME_BYTES;
 
 /// How often the files are listed again when they are rotated meanwhile.
 const LISTINGS: usize = 10;
@@ -166,7 +166,7 @@ impl LogReader {
             let found = rest[self.searched..].iter().position(|byte| *byte == b'\n');
             let Some(end) = found.map(|at| self.searched + at) else {
                 self.searched = rest.len();
-                if rest.len() > LONGEST_LINE {
+                if rest.len() > MAX_LINE_BYTES {
                     self.in_waste = true;
                     self.pass(rest.len());
                 }
@@ -174,17 +174,17 @@ impl LogReader {
             };
             let line = &rest[..end];
             let looked = match std::mem::take(&mut self.in_waste) {
-                true => Look::NoMessage,
-                false => look(line, &self.topics),
+                true => LineKind::NoMessage,
+                false => kind_of(line, &self.topics),
             };
             self.pass(end + 1);
             let (seq, wanted) = match looked {
-                Look::NoMessage => {
+                LineKind::NoMessage => {
                     self.skipped += 1;
                     continue;
                 }
-                Look::Other(seq) => (seq, None),
-                Look::Wanted(message) => (message.seq, Some(message)),
+                LineKind::Other(seq) => (seq, None),
+                LineKind::Wanted(message) => (message.seq, Some(message)),
             };
             if std::mem::take(&mut self.may_have_lost) {
                 let follows = self.last_seq.is_none_or(|last| last.checked_add(1) == Some(seq));
@@ -225,7 +225,7 @@ impl LogReader {
         };
         go_on(&self.stop)?;
         let have = self.buffer.len();
-        self.buffer.resize(have + PIECE, 0);
+        self.buffer.resize(have + READ_BYTES, 0);
         let read = read_at(&part.file, &mut self.buffer[have..], part.at + have as u64);
         self.buffer.truncate(have + *read.as_ref().unwrap_or(&0));
         Ok(read? > 0)
@@ -276,25 +276,25 @@ impl LogReader {
 }
 
 /// What a line is.
-enum Look {
+enum LineKind {
     NoMessage,
     /// A message of another topic, of which the number is all that counts.
     Other(u64),
     Wanted(Message),
 }
 
-fn look(line: &[u8], topics: &[Pattern]) -> Look {
+fn kind_of(line: &[u8], topics: &[Pattern]) -> LineKind {
     let is_wanted = |topic: &str| topics.is_empty() || topics.iter().any(|pattern| pattern.matches(topic));
     // One topic among millions of messages: what is plainly of another one isn't parsed.
     if let Some((seq, topic)) = at_a_glance(line).filter(|_| !topics.is_empty())
         && !is_wanted(topic)
     {
-        return Look::Other(seq);
+        return LineKind::Other(seq);
     }
     match Message::parse(line) {
-        Ok(message) if is_wanted(&message.topic) => Look::Wanted(message),
-        Ok(message) => Look::Other(message.seq),
-        Err(_) => Look::NoMessage,
+        Ok(message) if is_wanted(&message.topic) => LineKind::Wanted(message),
+        Ok(message) => LineKind::Other(message.seq),
+        Err(_) => LineKind::NoMessage,
     }
 }
 
@@ -369,7 +369,7 @@ fn list(path: &Path) -> io::Result<Vec<Part>> {
         parts.clear();
         let before = named_id(path)?;
         let (mut number, mut holes) = (0, 0);
-        while holes < 2 && parts.len() < MOST_FILES {
+        while holes < 2 && parts.len() < MAX_FILES {
             let name = match number {
                 0 => path.to_owned(),
                 number => numbered(path, number),
@@ -438,8 +438,8 @@ fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern], stop: &Cancel)
             return Ok(end_of_lines);
         }
         go_on(stop)?;
-        let from = start.saturating_sub(PIECE as u64);
-        let mut piece = vec![0; usize::try_from(start - from).unwrap_or(PIECE)];
+        let from = start.saturating_sub(READ_BYTES as u64);
+        let mut piece = vec![0; usize::try_from(start - from).unwrap_or(READ_BYTES)];
         let mut have = 0;
         while have < piece.len() {
             match read_at(file, &mut piece[have..], from + have as u64)? {
@@ -470,7 +470,7 @@ fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern], stop: &Cancel)
             rest = before;
         }
         // A line that is too long to be one is not kept, only known to be.
-        if line.len() <= LONGEST_LINE {
+        if line.len() <= MAX_LINE_BYTES {
             line.splice(0..0, rest.iter().copied());
         }
     }
@@ -482,14 +482,14 @@ fn start_of_last(file: &File, left: &mut u64, topics: &[Pattern], stop: &Cancel)
 }
 
 fn counts(head: &[u8], tail: &[u8], topics: &[Pattern]) -> bool {
-    if head.len() + tail.len() > LONGEST_LINE {
+    if head.len() + tail.len() > MAX_LINE_BYTES {
         return false;
     }
     let looked = match tail {
-        [] => look(head, topics),
-        _ => look(&[head, tail].concat(), topics),
+        [] => kind_of(head, topics),
+        _ => kind_of(&[head, tail].concat(), topics),
     };
-    matches!(looked, Look::Wanted(_))
+    matches!(looked, LineKind::Wanted(_))
 }
 
 #[cfg(test)]

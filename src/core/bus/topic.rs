@@ -50,13 +50,13 @@ impl Pattern {
     }
 
     /// Whether a `*` stands for a segment in it.
-    pub fn has_holes(&self) -> bool {
+    pub fn has_inner_wildcard(&self) -> bool {
         self.stem().contains('*')
     }
 
     /// Whether the pattern matches this topic.
     pub fn matches(&self, topic: &str) -> bool {
-        match (self.has_holes(), self.is_prefix()) {
+        match (self.has_inner_wildcard(), self.is_prefix()) {
             (false, false) => topic == self.0,
             (false, true) => topic.starts_with(self.stem()),
             (true, is_prefix) => fits(self.stem(), topic, is_prefix),
@@ -174,7 +174,11 @@ mod tests {
         ] {
             assert_eq!(pattern(text).matches(topic), expected, "{text} {topic}");
         }
-        assert!(pattern("a/*/c").has_holes() && !pattern("a/*").has_holes() && !pattern("*").has_holes());
+        assert!(
+            pattern("a/*/c").has_inner_wildcard()
+                && !pattern("a/*").has_inner_wildcard()
+                && !pattern("*").has_inner_wildcard()
+        );
         assert_eq!((pattern("a/*").stem(), pattern("a").stem()), ("a/", "a"));
     }
 }

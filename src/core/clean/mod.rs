@@ -1,7 +1,7 @@
 //! Cleaning up: what castra has made under a state root, told from what it hasn't, and removed
 //! without following a link.
 //!
-//! Here: the names that castra gives its files ([`Place`]), and walking them ([`dir`]). Not here:
+//! Here: the names that castra gives its files ([`Folder`]), and walking them ([`dir`]). Not here:
 //! whether anything runs, who is told, persistent disks, or the order of things
 //! (`core::operations::clean`).
 //!
@@ -21,11 +21,11 @@ use crate::core::root::paths::vm_file;
 use dir::{Dir, Kind};
 
 /// More names of what stays are not kept.
-const MOST_NAMES: usize = 50;
+const MAX_NAMES: usize = 50;
 
 /// A directory under a state root or a castra home, by what lies in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Folder {
     /// `vms/<vm>`.
     Vm {
         /// Its record and host keys stay, because its disk does.
@@ -65,7 +65,7 @@ enum Meaning {
     /// A file of castra's, to be removed.
     File,
     /// A folder of castra's.
-    Folder(Place),
+    Folder(Folder),
     /// castra's, but it stays.
     Stays,
     /// Whoever asks for the lock next must find the file that is locked now: whoever holds it
@@ -75,17 +75,17 @@ enum Meaning {
     Foreign,
 }
 
-impl Place {
+impl Folder {
     fn meaning(self, name: &str) -> Meaning {
         let file = |is: bool| if is { Meaning::File } else { Meaning::Foreign };
         let name = without_temporary(name);
         match self {
-            Place::Whole => Meaning::File,
-            Place::Vm {
+            Folder::Whole => Meaning::File,
+            Folder::Vm {
                 disk_stays,
                 logs_stay,
             } => match name {
-                "seed" => Meaning::Folder(Place::Whole),
+                "seed" => Meaning::Folder(Folder::Whole),
                 "run.json" | vm_file::KNOWN_HOSTS | "known_hosts.old" if disk_stays => Meaning::Stays,
                 "lock" => Meaning::Lock,
                 vm_file::QEMU_LOG | vm_file::QMP_LOG | vm_file::SERIAL_LOG if logs_stay => Meaning::Stays,
@@ -103,40 +103,40 @@ impl Place {
                     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
                 })),
             },
-            Place::Digests => file(name.starts_with("digest-") && name.ends_with(".json")),
-            Place::Handshakes => file(is_of_vm(name, ".json")),
-            Place::Logs => match name {
-                "bus" => Meaning::Folder(Place::BusLogs),
-                "bootstrap" => Meaning::Folder(Place::BootstrapLogs),
-                "harness" => Meaning::Folder(Place::HarnessLogs),
+            Folder::Digests => file(name.starts_with("digest-") && name.ends_with(".json")),
+            Folder::Handshakes => file(is_of_vm(name, ".json")),
+            Folder::Logs => match name {
+                "bus" => Meaning::Folder(Folder::BusLogs),
+                "bootstrap" => Meaning::Folder(Folder::BootstrapLogs),
+                "harness" => Meaning::Folder(Folder::HarnessLogs),
                 _ => {
                     let name = without_rotation(name);
                     file(["broker.log", "events.jsonl", "events-broker.jsonl"].contains(&name))
                 }
             },
-            Place::BusLogs => file(is_of_vm(without_rotation(name), ".log")),
-            Place::BootstrapLogs => file([".json", ".out", ".open"].iter().any(|end| is_of_vm(name, end))),
-            Place::HarnessLogs => {
+            Folder::BusLogs => file(is_of_vm(without_rotation(name), ".log")),
+            Folder::BootstrapLogs => file([".json", ".out", ".open"].iter().any(|end| is_of_vm(name, end))),
+            Folder::HarnessLogs => {
                 let name = without_rotation(name);
                 let stem = name.strip_suffix(".jsonl").or_else(|| name.strip_suffix(".json"));
                 file(stem.is_some_and(is_thread))
             }
-            Place::GuestState => match name {
-                "vizier" => Meaning::Folder(Place::Vizier),
+            Folder::GuestState => match name {
+                "vizier" => Meaning::Folder(Folder::Vizier),
                 _ => Meaning::Foreign,
             },
-            Place::Vizier => match name.parse::<VmName>() {
-                Ok(_) => Meaning::Folder(Place::VizierOf),
+            Folder::Vizier => match name.parse::<VmName>() {
+                Ok(_) => Meaning::Folder(Folder::VizierOf),
                 Err(_) => Meaning::Foreign,
             },
-            Place::VizierOf => file(without_rotation(name) == "service.log"),
-            Place::ImageCache => match name {
-                "download" => Meaning::Folder(Place::Downloads),
+            Folder::VizierOf => file(without_rotation(name) == "service.log"),
+            Folder::ImageCache => match name {
+                "download" => Meaning::Folder(Folder::Downloads),
                 _ if !name.starts_with("guest-") => Meaning::Foreign,
                 _ if name.ends_with(".lock") => Meaning::File,
-                _ => Meaning::Folder(Place::Whole),
+                _ => Meaning::Folder(Folder::Whole),
             },
-            Place::Downloads => file(is_download(name)),
+            Folder::Downloads => file(is_download(name)),
         }
     }
 }
@@ -220,14 +220,14 @@ impl Swept {
         self.files += other.files;
         self.stays += other.stays;
         self.failed.extend(other.failed);
-        let room = MOST_NAMES.saturating_sub(self.foreign.len());
+        let room = MAX_NAMES.saturating_sub(self.foreign.len());
         self.foreign.extend(other.foreign.into_iter().take(room));
     }
 }
 
 /// Removes (or, with `dry_run`, only counts) what is castra's in a directory; folders that are empty
 /// then go too, the directory itself stays.
-pub fn sweep(dir: &Dir, place: Place, dry_run: bool) -> Swept {
+pub fn sweep(dir: &Dir, place: Folder, dry_run: bool) -> Swept {
     let mut swept = Swept::default();
     let entries = match dir.entries() {
         Ok(entries) => entries,
@@ -239,8 +239,8 @@ pub fn sweep(dir: &Dir, place: Place, dry_run: bool) -> Swept {
     for entry in entries {
         let path = dir.path().join(&entry.name);
         let meaning = match (place, entry.name.to_str()) {
-            (Place::Whole, _) if entry.kind == Kind::Folder => Meaning::Folder(Place::Whole),
-            (Place::Whole, _) => Meaning::File,
+            (Folder::Whole, _) if entry.kind == Kind::Folder => Meaning::Folder(Folder::Whole),
+            (Folder::Whole, _) => Meaning::File,
             (_, Some(name)) => place.meaning(name),
             (_, None) => Meaning::Foreign,
         };
@@ -258,7 +258,7 @@ pub fn sweep(dir: &Dir, place: Place, dry_run: bool) -> Swept {
             }
             (Meaning::Stays, Kind::File) => swept.stays += 1,
             (Meaning::Lock, Kind::File) => {}
-            _ if swept.foreign.len() < MOST_NAMES => swept.foreign.push(path),
+            _ if swept.foreign.len() < MAX_NAMES => swept.foreign.push(path),
             _ => {}
         }
     }
@@ -267,7 +267,7 @@ pub fn sweep(dir: &Dir, place: Place, dry_run: bool) -> Swept {
 
 /// The same for a folder in a directory, which goes too if it is empty then. That it isn't there is
 /// fine; one that is no folder isn't castra's.
-pub fn sweep_folder(dir: &Dir, name: impl AsRef<Path>, place: Place, dry_run: bool) -> Swept {
+pub fn sweep_folder(dir: &Dir, name: impl AsRef<Path>, place: Folder, dry_run: bool) -> Swept {
     let name = name.as_ref();
     let path = dir.path().join(name);
     let folder = match dir.folder(name) {

@@ -8,7 +8,7 @@ use crate::core::scratch::Scratch;
 
 #[test]
 fn names_have_their_meaning_by_place() {
-    let vm = |disk_stays, logs_stay| Place::Vm {
+    let vm = |disk_stays, logs_stay| Folder::Vm {
         disk_stays,
         logs_stay,
     };
@@ -25,48 +25,52 @@ fn names_have_their_meaning_by_place() {
         (vm(true, false), "known_hosts", Meaning::Stays),
         (vm(true, false), "qmp.log", Meaning::File),
         (vm(false, true), "qmp.log", Meaning::Stays),
-        (Place::Digests, "digest-00ff.json", Meaning::File),
-        (Place::Digests, "debian.qcow2", Meaning::Foreign),
-        (Place::Handshakes, "web-0.json", Meaning::File),
-        (Place::Handshakes, "web 0.json", Meaning::Foreign),
-        (Place::Logs, "broker.log.12", Meaning::File),
-        (Place::Logs, "events.jsonl", Meaning::File),
-        (Place::Logs, "nginx.log", Meaning::Foreign),
-        (Place::Logs, "bus", Meaning::Folder(Place::BusLogs)),
-        (Place::BusLogs, "web.v2.log.3", Meaning::File),
-        (Place::BusLogs, "web.txt", Meaning::Foreign),
+        (Folder::Digests, "digest-00ff.json", Meaning::File),
+        (Folder::Digests, "debian.qcow2", Meaning::Foreign),
+        (Folder::Handshakes, "web-0.json", Meaning::File),
+        (Folder::Handshakes, "web 0.json", Meaning::Foreign),
+        (Folder::Logs, "broker.log.12", Meaning::File),
+        (Folder::Logs, "events.jsonl", Meaning::File),
+        (Folder::Logs, "nginx.log", Meaning::Foreign),
+        (Folder::Logs, "bus", Meaning::Folder(Folder::BusLogs)),
+        (Folder::BusLogs, "web.v2.log.3", Meaning::File),
+        (Folder::BusLogs, "web.txt", Meaning::Foreign),
         (
-            Place::BootstrapLogs,
+            Folder::BootstrapLogs,
             "web-20261121T130720.701Z.out",
             Meaning::File,
         ),
         (
-            Place::BootstrapLogs,
+            Folder::BootstrapLogs,
             "web-20261121T130720.701Z.sh",
             Meaning::Foreign,
         ),
-        (Place::HarnessLogs, "0199-ab.jsonl.1", Meaning::File),
-        (Place::HarnessLogs, "a b.jsonl", Meaning::Foreign),
-        (Place::GuestState, "ready", Meaning::Foreign),
-        (Place::VizierOf, "service.log.2", Meaning::File),
-        (Place::ImageCache, "guest-x86_64-0e18529ad9a0.lock", Meaning::File),
+        (Folder::HarnessLogs, "0199-ab.jsonl.1", Meaning::File),
+        (Folder::HarnessLogs, "a b.jsonl", Meaning::Foreign),
+        (Folder::GuestState, "ready", Meaning::Foreign),
+        (Folder::VizierOf, "service.log.2", Meaning::File),
         (
-            Place::ImageCache,
-            "guest-x86_64-0e18529ad9a0",
-            Meaning::Folder(Place::Whole),
+            Folder::ImageCache,
+            "guest-x86_64-0e18529ad9a0.lock",
+            Meaning::File,
         ),
-        (Place::ImageCache, "mine.qcow2", Meaning::Foreign),
         (
-            Place::Downloads,
+            Folder::ImageCache,
+            "guest-x86_64-0e18529ad9a0",
+            Meaning::Folder(Folder::Whole),
+        ),
+        (Folder::ImageCache, "mine.qcow2", Meaning::Foreign),
+        (
+            Folder::Downloads,
             "0123456789abcdef-debian.qcow2.part",
             Meaning::File,
         ),
-        (Place::Downloads, "debian.qcow2", Meaning::Foreign),
+        (Folder::Downloads, "debian.qcow2", Meaning::Foreign),
     ] {
         assert_eq!(place.meaning(name), meaning, "{place:?} {name}");
     }
     let longest = format!("{}-20261121T130720.701Z.json", "a".repeat(64));
-    assert_eq!(Place::BootstrapLogs.meaning(&longest), Meaning::File);
+    assert_eq!(Folder::BootstrapLogs.meaning(&longest), Meaning::File);
 }
 
 /// A `logs` folder with castra's files and others.
@@ -89,15 +93,15 @@ fn filled() -> Scratch {
 fn castras_own_goes_with_the_folders_it_leaves_empty() {
     let scratch = filled();
     let root = Dir::open(scratch.dir()).unwrap();
-    let looked = sweep_folder(&root, "logs", Place::Logs, true);
+    let looked = sweep_folder(&root, "logs", Folder::Logs, true);
     assert!(scratch.path("logs/bus/bus.log").exists(), "a look removed it");
-    let swept = sweep_folder(&root, "logs", Place::Logs, false);
+    let swept = sweep_folder(&root, "logs", Folder::Logs, false);
     assert_eq!(looked, swept, "a look tells what a sweep does");
     assert_eq!((swept.files, swept.is_all()), (3, true));
     assert!(swept.bytes >= 15_000, "{}", swept.bytes);
     assert!(!scratch.path("logs").exists());
     assert_eq!(
-        sweep_folder(&root, "logs", Place::Logs, false),
+        sweep_folder(&root, "logs", Folder::Logs, false),
         Swept::default(),
         "nothing there"
     );
@@ -116,7 +120,7 @@ fn what_is_not_castras_stays_and_is_named() {
     )
     .unwrap();
     let root = Dir::open(scratch.dir()).unwrap();
-    let swept = sweep_folder(&root, "logs", Place::Logs, false);
+    let swept = sweep_folder(&root, "logs", Folder::Logs, false);
     let mut foreign: Vec<_> = swept
         .foreign
         .iter()
@@ -141,7 +145,7 @@ fn a_link_in_a_folders_place_is_not_entered() {
     let scratch = filled();
     symlink("outside", scratch.path("linked")).unwrap();
     let root = Dir::open(scratch.dir()).unwrap();
-    let swept = sweep_folder(&root, "linked", Place::Logs, false);
+    let swept = sweep_folder(&root, "linked", Folder::Logs, false);
     assert_eq!(swept.foreign, [scratch.path("linked")]);
     assert!(scratch.path("outside/broker.log").exists());
     assert!(Dir::open(&scratch.path("linked")).is_err());

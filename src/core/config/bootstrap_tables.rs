@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::path_values::Places;
-use super::reader::{At, Section, quoted, shown};
+use super::path_values::PathBases;
+use super::reader::{Located, Section, quoted, shown};
 use super::settings::MAX_SECS;
 use super::source::Source;
 use super::{BootstrapConfig, SshConfig};
@@ -29,7 +29,7 @@ pub(super) struct RawBootstrap {
     apply_timeout: Option<Duration>,
     pub(super) remote_dir: Option<String>,
     pub(super) env: BTreeMap<String, String>,
-    pub(super) script: Option<At<PathBuf>>,
+    pub(super) script: Option<Located<PathBuf>>,
     payload: Option<PathBuf>,
     pub(super) verify_command: Option<String>,
     pub(super) verify_path: Option<String>,
@@ -43,8 +43,8 @@ pub(super) enum Scope {
 }
 
 impl RawBootstrap {
-    pub(super) fn read(mut section: Section<'_>, places: &Places, scope: Scope) -> RawBootstrap {
-        let mode = section.word_or(
+    pub(super) fn read(mut section: Section<'_>, bases: &PathBases, scope: Scope) -> RawBootstrap {
+        let mode = section.choice_or(
             "mode",
             &[
                 ("auto", BootstrapMode::Auto),
@@ -73,11 +73,11 @@ impl RawBootstrap {
             let source = section.source;
             raw.script = section.line("script", "bootstrap/web/run.sh").and_then(|script| {
                 let at = script.at;
-                places.resolve(source, script).map(|value| At { value, at })
+                bases.resolve(source, script).map(|value| Located { value, at })
             });
             raw.payload = section
                 .line("payload", "bootstrap/web/payload")
-                .and_then(|payload| places.resolve(source, payload));
+                .and_then(|payload| bases.resolve(source, payload));
             raw.verify_command = command(&mut section, "verify_command");
             raw.verify_path = section.line("verify_path", "state/ready").map(|path| path.value);
         }
@@ -142,13 +142,13 @@ pub(super) struct RawSsh {
 }
 
 impl RawSsh {
-    pub(super) fn read(section: &mut Section<'_>, places: &Places) -> RawSsh {
+    pub(super) fn read(section: &mut Section<'_>, bases: &PathBases) -> RawSsh {
         let user = section.line("user", "root");
         let user = user.and_then(|user| ssh_word(section, "user", user, "root"));
         let source = section.source;
         let identity = section
             .line("identity", "~/.ssh/id_ed25519")
-            .and_then(|identity| places.resolve(source, identity));
+            .and_then(|identity| bases.resolve(source, identity));
         let options = section.texts("options", "ServerAliveInterval=5").map(|options| {
             options
                 .value
@@ -222,7 +222,7 @@ pub(super) fn env(section: &mut Section<'_>) -> BTreeMap<String, String> {
     env
 }
 
-pub(super) fn check_variable(source: &Source, name: &str, value: &At<String>) -> bool {
+pub(super) fn check_variable(source: &Source, name: &str, value: &Located<String>) -> bool {
     let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !starts_well || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         source.error(
@@ -275,7 +275,7 @@ fn timeout(section: &mut Section<'_>, key: &'static str, usual: u64) -> Option<D
 }
 
 /// A user or host: ssh would take a leading `-` for a flag.
-fn ssh_word(section: &Section<'_>, key: &str, text: At<String>, example: &str) -> Option<String> {
+fn ssh_word(section: &Section<'_>, key: &str, text: Located<String>, example: &str) -> Option<String> {
     if text.value.starts_with('-')
         || text
             .value
@@ -289,7 +289,7 @@ fn ssh_word(section: &Section<'_>, key: &str, text: At<String>, example: &str) -
 }
 
 /// One `Key=value`; an `-o` before it, as on ssh's command line, is taken off.
-fn ssh_option(section: &Section<'_>, option: At<String>) -> Option<String> {
+fn ssh_option(section: &Section<'_>, option: Located<String>) -> Option<String> {
     let text = option.value.trim();
     let text = text.strip_prefix("-o").unwrap_or(text).trim();
     if text.is_empty() && option.value.trim() == "-o" {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::metadata::MetadataFiles;
-use super::path_values::Places;
+use super::path_values::PathBases;
 use super::reader::Section;
 use super::source::{Source, failure_of};
 use super::{
@@ -104,7 +104,7 @@ pub fn discover(start: &Path) -> Option<PathBuf> {
         // One that may not be looked at is told of when it is loaded, and not passed by.
         .find(|path| match fs::metadata(path) {
             Ok(meta) => meta.is_file(),
-            Err(error) => !host::says_absent(&error),
+            Err(error) => !host::is_absent_error(&error),
         })
 }
 
@@ -130,9 +130,9 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         source.syntax_errors(&errors);
         source.check()?;
     }
-    let places = places_of(path, environment);
+    let bases = places_of(path, environment);
     let mut metadata = MetadataFiles::default();
-    let tables = read_tables(source, table.get_ref(), &places, &mut metadata);
+    let tables = read_tables(source, table.get_ref(), &bases, &mut metadata);
     if metadata.errors.is_empty() {
         source.check()?;
     } else {
@@ -156,7 +156,7 @@ fn parse(source: &Source, path: &Path, environment: &Environment) -> Result<Conf
         broker.port = PortChoice::Free;
     }
 
-    let dir = places.dir;
+    let dir = bases.dir;
     let project_name = project.name.unwrap_or_else(|| workspace::folder_name(&dir));
     let id = workspace::id(&project_name, &dir);
     let registry = environment
@@ -207,19 +207,19 @@ struct Tables {
 fn read_tables<'a>(
     source: &'a Source,
     table: &'a DeTable<'a>,
-    places: &Places,
+    bases: &PathBases,
     metadata: &mut MetadataFiles,
 ) -> Tables {
     let mut root = Section::root(source, table);
     settings::version(&mut root);
-    let project = settings::project(&mut root, places);
-    let qemu = settings::qemu(&mut root, places);
+    let project = settings::project(&mut root, bases);
+    let qemu = settings::qemu(&mut root, bases);
     let (broker, broker_port) = settings::broker(&mut root);
     let bus = settings::bus(&mut root, broker.freshness);
     let lifecycle = settings::lifecycle(&mut root);
     let vizier_enabled = settings::vizier_enabled(&mut root);
     settings::workflows(&mut root);
-    let vms = vms::vms(&mut root, places, broker_port.as_ref(), metadata);
+    let vms = vms::vms(&mut root, bases, broker_port.as_ref(), metadata);
     root.finish();
     Tables {
         project,
@@ -232,8 +232,8 @@ fn read_tables<'a>(
     }
 }
 
-fn places_of(path: &Path, environment: &Environment) -> Places {
-    Places {
+fn places_of(path: &Path, environment: &Environment) -> PathBases {
+    PathBases {
         dir: path.parent().unwrap_or(Path::new("/")).to_owned(),
         home: environment.user_home.clone(),
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 use super::bootstrap_tables::{self, RawBootstrap, RawSsh};
-use super::path_values::Places;
-use super::reader::{At, Section, quoted};
+use super::path_values::PathBases;
+use super::reader::{Located, Section, quoted};
 use super::source::Source;
 use super::{BootstrapConfig, SshConfig, VmConfig};
 use crate::core::failure::Exit;
@@ -22,7 +22,7 @@ pub(super) const FILE: &str = "bootstrap.toml";
 #[derive(Clone, Debug, Default)]
 pub(super) struct Metadata {
     path: PathBuf,
-    pub(super) handshake_identity: Option<At<VmName>>,
+    pub(super) handshake_identity: Option<Located<VmName>>,
     ssh: RawSsh,
     over: RawBootstrap,
 }
@@ -59,7 +59,7 @@ impl MetadataFiles {
     pub(super) fn beside(
         &mut self,
         asker: &Source,
-        script: &At<PathBuf>,
+        script: &Located<PathBuf>,
         home: Option<&Path>,
     ) -> Option<&Metadata> {
         let path = script.value.parent()?.join(FILE);
@@ -155,7 +155,7 @@ fn parse(source: &Source, path: &Path, home: Option<&Path>) -> Metadata {
         source.syntax_errors(&errors);
         return metadata;
     }
-    let places = Places {
+    let bases = PathBases {
         dir: path.parent().map(Path::to_owned).unwrap_or_default(),
         home: home.map(Path::to_owned),
     };
@@ -164,7 +164,7 @@ fn parse(source: &Source, path: &Path, home: Option<&Path>) -> Metadata {
         let name = identity.value.trim();
         // Upstream castra wrote identities as guests say them in their hello.
         match name.strip_prefix("vm:").unwrap_or(name).parse() {
-            Ok(name) => Some(At {
+            Ok(name) => Some(Located {
                 value: name,
                 at: identity.at,
             }),
@@ -179,7 +179,7 @@ fn parse(source: &Source, path: &Path, home: Option<&Path>) -> Metadata {
         }
     });
     let mut ssh = root.section("ssh");
-    metadata.ssh = RawSsh::read(&mut ssh, &places);
+    metadata.ssh = RawSsh::read(&mut ssh, &bases);
     metadata.ssh.read_address(&mut ssh);
     ssh.finish();
     metadata.over.env = bootstrap_tables::env(&mut root);

@@ -267,13 +267,13 @@ pub struct VmConfig {
     pub ssh: SshConfig,
     /// Where its keys stand, as `castra.toml:LINE:COLUMN`; entries of lists are `mounts.0`, `mounts.1`.
     /// For messages about what only a look at the host, or QEMU, finds wrong.
-    pub places: BTreeMap<String, String>,
+    pub bases: BTreeMap<String, String>,
 }
 
 impl VmConfig {
     /// `castra.toml:4:8: `, where this key stands; nothing where the config doesn't have it.
     pub fn place(&self, key: &str) -> String {
-        self.places
+        self.bases
             .get(key)
             .map_or_else(String::new, |place| format!("{place}: "))
     }

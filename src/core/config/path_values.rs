@@ -5,22 +5,22 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::reader::At;
+use super::reader::Located;
 use super::source::Source;
 
 /// Where relative paths start.
 #[derive(Clone, Debug)]
-pub(super) struct Places {
+pub(super) struct PathBases {
     /// The directory of the file, absolute.
     pub(super) dir: PathBuf,
     /// The user's home.
     pub(super) home: Option<PathBuf>,
 }
 
-impl Places {
+impl PathBases {
     /// The absolute form of a path, with `.` and `..` resolved by the text alone, because the path
     /// may not exist yet.
-    pub(super) fn resolve(&self, source: &Source, path: At<String>) -> Option<PathBuf> {
+    pub(super) fn resolve(&self, source: &Source, path: Located<String>) -> Option<PathBuf> {
         let (text, path_at) = (path.value.as_str(), path.at);
         let expanded = match text.strip_prefix("~/").or((text == "~").then_some("")) {
             None => self.dir.join(text),
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn paths_start_where_they_should() {
-        let places = Places {
+        let bases = PathBases {
             dir: "/project/sub".into(),
             home: Some("/home/somebody".into()),
         };
@@ -87,15 +87,15 @@ mod tests {
             ("~user/a", "/project/sub/~user/a"),
             (".", "/project/sub"),
         ] {
-            let at = At {
+            let at = Located {
                 value: text.to_owned(),
                 at: 0,
             };
-            assert_eq!(places.resolve(&source, at), Some(PathBuf::from(path)), "{text}");
+            assert_eq!(bases.resolve(&source, at), Some(PathBuf::from(path)), "{text}");
         }
         assert!(source.check().is_ok());
-        let homeless = Places { home: None, ..places };
-        let at = At {
+        let homeless = PathBases { home: None, ..bases };
+        let at = Located {
             value: "~/a".to_owned(),
             at: 0,
         };

@@ -19,14 +19,14 @@ use crate::core::nearest::nearest;
 
 /// A value and where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct At<T> {
+pub(super) struct Located<T> {
     pub(super) value: T,
     pub(super) at: Offset,
 }
 
-impl<T> At<T> {
-    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> At<U> {
-        At {
+impl<T> Located<T> {
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Located<U> {
+        Located {
             value: f(self.value),
             at: self.at,
         }
@@ -34,7 +34,7 @@ impl<T> At<T> {
 }
 
 /// An allowed value and what it stands for.
-pub(super) type Words<T> = [(&'static str, T)];
+pub(super) type Choices<T> = [(&'static str, T)];
 
 /// One table; a missing table reads as an empty one.
 pub(super) struct Section<'a> {
@@ -94,13 +94,13 @@ impl<'a> Section<'a> {
     }
 
     /// A text.
-    pub(super) fn text(&mut self, key: &'static str, example: &str) -> Option<At<String>> {
+    pub(super) fn text(&mut self, key: &'static str, example: &str) -> Option<Located<String>> {
         let value = self.take(key)?;
         self.as_text(value, key, example)
     }
 
     /// A text that isn't empty and holds no control characters: names, paths, commands.
-    pub(super) fn line(&mut self, key: &'static str, example: &str) -> Option<At<String>> {
+    pub(super) fn line(&mut self, key: &'static str, example: &str) -> Option<Located<String>> {
         let text = self.text(key, example)?;
         if text.value.trim().is_empty() {
             self.wrong(text.at, format!("`{key}` is empty"), key, &quoted(example));
@@ -119,10 +119,10 @@ impl<'a> Section<'a> {
     }
 
     /// `true` or `false`.
-    pub(super) fn flag(&mut self, key: &'static str) -> Option<At<bool>> {
+    pub(super) fn flag(&mut self, key: &'static str) -> Option<Located<bool>> {
         let value = self.take(key)?;
         match value.get_ref() {
-            DeValue::Boolean(flag) => Some(At {
+            DeValue::Boolean(flag) => Some(Located {
                 value: *flag,
                 at: value.span().start,
             }),
@@ -143,7 +143,7 @@ impl<'a> Section<'a> {
         key: &'static str,
         range: RangeInclusive<u64>,
         example: u64,
-    ) -> Option<At<u64>> {
+    ) -> Option<Located<u64>> {
         let value = self.take(key)?;
         let at = value.span().start;
         let example = example.to_string();
@@ -159,7 +159,7 @@ impl<'a> Section<'a> {
             return None;
         };
         match u64::from_str_radix(integer.as_str(), integer.radix()) {
-            Ok(number) if range.contains(&number) => Some(At { value: number, at }),
+            Ok(number) if range.contains(&number) => Some(Located { value: number, at }),
             _ => {
                 let limits = match (*range.start(), *range.end()) {
                     (least, most) if most >= i64::MAX as u64 => format!("at least {least}"),
@@ -173,23 +173,23 @@ impl<'a> Section<'a> {
     }
 
     /// One of a list of allowed texts, in any case.
-    pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &Words<T>) -> Option<At<T>> {
-        self.word_or(key, words, &[])
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, words: &Choices<T>) -> Option<Located<T>> {
+        self.choice_or(key, words, &[])
     }
 
     /// The same with further texts that are accepted but not named in messages.
-    pub(super) fn word_or<T: Copy>(
+    pub(super) fn choice_or<T: Copy>(
         &mut self,
         key: &'static str,
-        words: &Words<T>,
-        aliases: &Words<T>,
-    ) -> Option<At<T>> {
+        words: &Choices<T>,
+        aliases: &Choices<T>,
+    ) -> Option<Located<T>> {
         let first = words.first().map_or("", |(word, _)| word);
         let text = self.text(key, first)?;
         let mut all = words.iter().chain(aliases);
         let known = all.find(|(word, _)| word.eq_ignore_ascii_case(text.value.trim()));
         if let Some((_, meaning)) = known {
-            return Some(At {
+            return Some(Located {
                 value: *meaning,
                 at: text.at,
             });
@@ -206,7 +206,11 @@ impl<'a> Section<'a> {
     }
 
     /// A list of texts.
-    pub(super) fn texts(&mut self, key: &'static str, example: &str) -> Option<At<Vec<At<String>>>> {
+    pub(super) fn texts(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> Option<Located<Vec<Located<String>>>> {
         let value = self.take(key)?;
         let example = format!("[{}]", quoted(example));
         let Some(array) = value.get_ref().as_array() else {
@@ -216,21 +220,25 @@ impl<'a> Section<'a> {
         let mut texts = Vec::new();
         for entry in array.iter() {
             match entry.get_ref().as_str() {
-                Some(text) => texts.push(At {
+                Some(text) => texts.push(Located {
                     value: text.to_owned(),
                     at: entry.span().start,
                 }),
                 None => self.wrong_type(entry, key, "a list of strings", &example),
             }
         }
-        Some(At {
+        Some(Located {
             value: texts,
             at: value.span().start,
         })
     }
 
     /// A table of texts, such as `env`; each with the place of its key.
-    pub(super) fn text_table(&mut self, key: &'static str, example: &str) -> BTreeMap<String, At<String>> {
+    pub(super) fn text_table(
+        &mut self,
+        key: &'static str,
+        example: &str,
+    ) -> BTreeMap<String, Located<String>> {
         let mut texts = BTreeMap::new();
         let Some(value) = self.take(key) else {
             return texts;
@@ -244,7 +252,7 @@ impl<'a> Section<'a> {
                 DeValue::String(text) => {
                     texts.insert(
                         name.get_ref().to_string(),
-                        At {
+                        Located {
                             value: text.to_string(),
                             at: name.span().start,
                         },
@@ -294,7 +302,7 @@ impl<'a> Section<'a> {
     }
 
     /// A list of tables in this one; `None` if the key isn't there.
-    pub(super) fn sections(&mut self, key: &'static str) -> Option<At<Vec<Section<'a>>>> {
+    pub(super) fn sections(&mut self, key: &'static str) -> Option<Located<Vec<Section<'a>>>> {
         let value = self.take(key)?;
         let path = self.below(key);
         let array = match value.get_ref() {
@@ -326,7 +334,7 @@ impl<'a> Section<'a> {
                 ),
             }
         }
-        Some(At {
+        Some(Located {
             value: sections,
             at: value.span().start,
         })
@@ -371,7 +379,7 @@ impl<'a> Section<'a> {
             };
             let fix = match meant_as(key, self.asked.iter().copied()) {
                 Some(meant) => format!("did you mean `{meant}`?"),
-                None => match PLACES.iter().find(|(known, _)| *known == key) {
+                None => match KEY_SECTIONS.iter().find(|(known, _)| *known == key) {
                     Some((_, place)) => format!("it belongs under {place}; here it is ignored"),
                     None => "it is ignored".to_owned(),
                 },
@@ -393,14 +401,14 @@ impl<'a> Section<'a> {
         if !self.asked.contains(&key) {
             self.asked.push(key);
             #[cfg(test)]
-            self.source.looked_for(&self.path, key);
+            self.source.note_key(&self.path, key);
         }
         self.table?.get(key)
     }
 
-    fn as_text(&self, value: &Spanned<DeValue<'_>>, key: &str, example: &str) -> Option<At<String>> {
+    fn as_text(&self, value: &Spanned<DeValue<'_>>, key: &str, example: &str) -> Option<Located<String>> {
         if let Some(text) = value.get_ref().as_str() {
-            return Some(At {
+            return Some(Located {
                 value: text.to_owned(),
                 at: value.span().start,
             });
@@ -424,7 +432,7 @@ impl<'a> Section<'a> {
 }
 
 /// What other tools call these keys.
-const HABITS: [(&str, &str); 24] = [
+const FOREIGN_KEYS: [(&str, &str); 24] = [
     ("box", "base_image"),
     ("cmd", "cmdline"),
     ("cores", "cpus"),
@@ -453,7 +461,7 @@ const HABITS: [(&str, &str); 24] = [
 
 /// The tables of keys that are often written into another table, `[bootstrap]` or `[qemu]` for
 /// example.
-const PLACES: [(&str, &str); 14] = [
+const KEY_SECTIONS: [(&str, &str); 14] = [
     ("base_image", "[[vms]]"),
     ("cmdline", "[[vms]]"),
     ("count", "[[vms]]"),
@@ -474,7 +482,9 @@ const PLACES: [(&str, &str); 14] = [
 /// another tool uses that name.
 fn meant_as<'k>(key: &str, known: impl Iterator<Item = &'k str> + Clone) -> Option<&'k str> {
     nearest(key, known.clone()).or_else(|| {
-        let (_, meant) = HABITS.iter().find(|(habit, _)| habit.eq_ignore_ascii_case(key))?;
+        let (_, meant) = FOREIGN_KEYS
+            .iter()
+            .find(|(habit, _)| habit.eq_ignore_ascii_case(key))?;
         known.into_iter().find(|known| known == meant)
     })
 }

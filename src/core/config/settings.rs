@@ -7,8 +7,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::path_values::Places;
-use super::reader::{At, Section, shown};
+use super::path_values::PathBases;
+use super::reader::{Located, Section, shown};
 use super::{
     AccelChoice, AuthMode, BrokerConfig, BusConfig, LifecycleConfig, PortChoice, QemuConfig, SyncMode,
 };
@@ -57,7 +57,7 @@ pub(super) fn version(root: &mut Section<'_>) {
     }
 }
 
-pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
+pub(super) fn project(root: &mut Section<'_>, bases: &PathBases) -> Project {
     let mut section = root.section("project");
     let name = section.line("name", "demo").filter(|name| {
         let fits = name.value.chars().count() <= 100;
@@ -68,9 +68,9 @@ pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
     });
     let state_dir = section.line("state_dir", ".castra/state").and_then(|dir| {
         let at = dir.at;
-        let dir = places.resolve(section.source, dir)?;
+        let dir = bases.resolve(section.source, dir)?;
         // `castra clean` empties it, and names in it such as `logs` may be the project's own.
-        if places.dir.starts_with(&dir) {
+        if bases.dir.starts_with(&dir) {
             let text = "`state_dir` would hold the project itself";
             section.wrong(at, text, "state_dir", "\".castra/state\"");
             return None;
@@ -90,9 +90,9 @@ pub(super) fn project(root: &mut Section<'_>, places: &Places) -> Project {
     }
 }
 
-pub(super) fn qemu(root: &mut Section<'_>, places: &Places) -> QemuConfig {
+pub(super) fn qemu(root: &mut Section<'_>, bases: &PathBases) -> QemuConfig {
     let mut section = root.section("qemu");
-    let accel = section.word(
+    let accel = section.choice(
         "accel",
         &[
             ("auto", AccelChoice::Auto),
@@ -105,7 +105,7 @@ pub(super) fn qemu(root: &mut Section<'_>, places: &Places) -> QemuConfig {
         .line("binary", "/usr/bin/qemu-system-x86_64")
         .and_then(|binary| {
             if binary.value.contains('/') {
-                places.resolve(section.source, binary)
+                bases.resolve(section.source, binary)
             } else {
                 Some(PathBuf::from(binary.value))
             }
@@ -117,7 +117,7 @@ pub(super) fn qemu(root: &mut Section<'_>, places: &Places) -> QemuConfig {
     }
 }
 
-pub(super) fn broker(root: &mut Section<'_>) -> (BrokerConfig, Option<At<u16>>) {
+pub(super) fn broker(root: &mut Section<'_>) -> (BrokerConfig, Option<Located<u16>>) {
     let mut section = root.section("broker");
     let mut config = BrokerConfig::default();
     let mut fixed = None;
@@ -127,14 +127,14 @@ pub(super) fn broker(root: &mut Section<'_>) -> (BrokerConfig, Option<At<u16>>) 
             0 => PortChoice::Free,
             number => PortChoice::Exactly(number),
         };
-        fixed = (number != 0).then_some(At {
+        fixed = (number != 0).then_some(Located {
             value: number,
             at: port.at,
         });
     }
     // Three heartbeats must fit into the window, and their interval is at least a second.
     seconds(&mut section, "freshness_secs", 3, &mut config.freshness);
-    let auth = section.word(
+    let auth = section.choice(
         "auth",
         &[
             ("auto", AuthMode::Auto),
@@ -221,7 +221,7 @@ pub(super) fn bus(root: &mut Section<'_>, freshness: Duration) -> BusConfig {
             u32::try_from(keep.value).expect("the range was checked")
         }),
     };
-    let sync = section.word(
+    let sync = section.choice(
         "sync",
         &[
             ("interval", SyncMode::Interval),

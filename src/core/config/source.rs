@@ -29,11 +29,11 @@ pub(super) struct Source {
     pub(super) text: String,
     /// Where each line begins.
     lines: Vec<Offset>,
-    found: RefCell<Found>,
+    found: RefCell<Findings>,
 }
 
 #[derive(Default)]
-struct Found {
+struct Findings {
     /// Sets, in the order of the file: two replicas of one entry have the same error, which is
     /// shown once.
     errors: BTreeSet<Problem>,
@@ -218,7 +218,7 @@ impl Source {
 
     /// Records that the schema has this key.
     #[cfg(test)]
-    pub(super) fn looked_for(&self, section: &str, key: &str) {
+    pub(super) fn note_key(&self, section: &str, key: &str) {
         let full = if section.is_empty() {
             key.to_owned()
         } else {
@@ -249,7 +249,9 @@ impl Source {
         let mut errors = found.errors.iter();
         match (errors.next(), errors.next()) {
             (None, _) => Ok(()),
-            (Some(only), None) => Err(Failure::new(Exit::Config, self.told(only)).advice(only.fix.clone())),
+            (Some(only), None) => {
+                Err(Failure::new(Exit::Config, self.format_problem(only)).advice(only.fix.clone()))
+            }
             _ => Err(failure_of(&self.name, &self.render(&found.errors))),
         }
     }
@@ -267,14 +269,14 @@ impl Source {
         format!("{}:{line}:{column}", self.name)
     }
 
-    fn told(&self, problem: &Problem) -> String {
+    fn format_problem(&self, problem: &Problem) -> String {
         format!("{}: {}", self.place(problem.at), problem.text)
     }
 
     fn render(&self, problems: &BTreeSet<Problem>) -> Vec<String> {
         let shown = problems.iter().take(MAX_SHOWN);
         let mut lines: Vec<String> = shown
-            .map(|problem| format!("{}; {}", self.told(problem), problem.fix))
+            .map(|problem| format!("{}; {}", self.format_problem(problem), problem.fix))
             .collect();
         if problems.len() > MAX_SHOWN {
             lines.push(format!(

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::bootstrap_tables::{RawBootstrap, Scope};
-use super::path_values::Places;
-use super::reader::{At, Section, quoted, shown};
+use super::path_values::PathBases;
+use super::reader::{Located, Section, quoted, shown};
 use super::size::parse_size;
 use super::source::Offset;
 use super::{
@@ -16,25 +16,25 @@ use super::{
 };
 
 /// Least memory. No kernel boots with less; a smaller number was meant in another unit.
-const LEAST_MEMORY: u64 = 16 << 20;
+const MIN_MEMORY: u64 = 16 << 20;
 /// Least disk, for the same reason.
-const LEAST_DISK: u64 = 1 << 20;
+const MIN_DISK: u64 = 1 << 20;
 /// Most memory and disk: a larger number was meant in another unit.
-const MOST_MEMORY: u64 = 64 << 40;
-const MOST_DISK: u64 = 1 << 53;
+const MAX_MEMORY: u64 = 64 << 40;
+const MAX_DISK: u64 = 1 << 53;
 /// Most CPUs of QEMU's default machine without an interrupt remapper.
-const MOST_CPUS: u64 = 255;
+const MAX_CPUS: u64 = 255;
 
 /// A VM's table as written; missing keys are inherited.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RawVm {
     pub(super) description: Option<String>,
-    image: Option<At<ImageSource>>,
-    digest: Option<At<ImageDigest>>,
+    image: Option<Located<ImageSource>>,
+    digest: Option<Located<ImageDigest>>,
     kernel: Option<PathBuf>,
-    initrd: Option<At<PathBuf>>,
-    cmdline: Option<At<String>>,
-    pub(super) overlay: Option<At<PathBuf>>,
+    initrd: Option<Located<PathBuf>>,
+    cmdline: Option<Located<String>>,
+    pub(super) overlay: Option<Located<PathBuf>>,
     pub(super) disk_size: Option<u64>,
     pub(super) persist: Option<bool>,
     pub(super) cpus: Option<u32>,
@@ -43,11 +43,11 @@ pub(super) struct RawVm {
     pub(super) seed: Option<SeedMode>,
     pub(super) user_data: Option<String>,
     pub(super) qemu_args: Option<Vec<String>>,
-    pub(super) port_forwards: Option<Vec<At<PortForward>>>,
+    pub(super) port_forwards: Option<Vec<Located<PortForward>>>,
     pub(super) mounts: Option<Vec<Mount>>,
     pub(super) bootstrap: RawBootstrap,
     /// Where its keys stand.
-    pub(super) places: BTreeMap<String, Offset>,
+    pub(super) bases: BTreeMap<String, Offset>,
 }
 
 /// The places of keys whose values can only be checked against the host or by QEMU.
@@ -63,12 +63,12 @@ const PLACED: [&str; 8] = [
 ];
 
 impl RawVm {
-    pub(super) fn read(section: &mut Section<'_>, places: &Places) -> RawVm {
+    pub(super) fn read(section: &mut Section<'_>, bases: &PathBases) -> RawVm {
         let source = section.source;
         let file = |section: &mut Section<'_>, key, example: &str| {
             let path = section.line(key, example)?;
             let at = path.at;
-            places.resolve(source, path).map(|value| At { value, at })
+            bases.resolve(source, path).map(|value| Located { value, at })
         };
         RawVm {
             description: section
@@ -77,46 +77,46 @@ impl RawVm {
             kernel: file(section, "kernel", "images/vmlinuz").map(|path| path.value),
             initrd: file(section, "initrd", "images/initrd.img"),
             overlay: file(section, "overlay", ".castra/web.qcow2"),
-            image: base_image(section, places),
+            image: base_image(section, bases),
             digest: digest(section),
             cmdline: section.line("cmdline", "console=ttyS0"),
-            disk_size: size(section, "disk_size", "20 GiB", LEAST_DISK, MOST_DISK),
+            disk_size: size(section, "disk_size", "20 GiB", MIN_DISK, MAX_DISK),
             persist: section.flag("persist").map(|flag| flag.value),
             cpus: section
-                .number("cpus", 1..=MOST_CPUS, 2)
+                .number("cpus", 1..=MAX_CPUS, 2)
                 .map(|cpus| u32::try_from(cpus.value).expect("the range was checked")),
-            memory: size(section, "memory", "2 GiB", LEAST_MEMORY, MOST_MEMORY),
+            memory: size(section, "memory", "2 GiB", MIN_MEMORY, MAX_MEMORY),
             network: section
-                .word(
+                .choice(
                     "network",
                     &[("user", Network::User), ("isolated", Network::Isolated)],
                 )
                 .map(|word| word.value),
             seed: section
-                .word("seed", &[("auto", SeedMode::Auto), ("none", SeedMode::None)])
+                .choice("seed", &[("auto", SeedMode::Auto), ("none", SeedMode::None)])
                 .map(|word| word.value),
             user_data: section.text("user_data", "#cloud-config").map(|text| text.value),
             qemu_args: qemu_args(section),
             port_forwards: port_forwards(section),
-            mounts: mounts(section, places),
-            bootstrap: RawBootstrap::read(section.section("bootstrap"), places, Scope::Vm),
-            places: placed(section),
+            mounts: mounts(section, bases),
+            bootstrap: RawBootstrap::read(section.section("bootstrap"), bases, Scope::Vm),
+            bases: placed(section),
         }
     }
 
     /// Overrides its entry's table with a replica's own one. Lists are replaced, not joined.
-    pub(super) fn overlaid(self, over: &RawVm) -> RawVm {
+    pub(super) fn merged_with(self, over: &RawVm) -> RawVm {
         let over = over.clone();
         // The places of a list are replaced with the list.
         let replaced = |place: &String| {
             let key = place.split('.').next().unwrap_or_default();
-            over.places.contains_key(key)
+            over.bases.contains_key(key)
         };
-        let mut places = self.places;
-        places.retain(|place, _| !replaced(place));
-        places.extend(over.places);
+        let mut bases = self.bases;
+        bases.retain(|place, _| !replaced(place));
+        bases.extend(over.bases);
         RawVm {
-            places,
+            bases,
             // The digest belongs to the image that was replaced.
             digest: if over.image.is_some() {
                 over.digest
@@ -170,11 +170,11 @@ impl RawVm {
 
     pub(super) fn direct_kernel(&self, source: &super::source::Source) -> Option<DirectKernel> {
         let Some(kernel) = self.kernel.clone() else {
-            let places = [
+            let bases = [
                 self.initrd.as_ref().map(|initrd| ("initrd", initrd.at)),
                 self.cmdline.as_ref().map(|cmdline| ("cmdline", cmdline.at)),
             ];
-            for (key, at) in places.into_iter().flatten() {
+            for (key, at) in bases.into_iter().flatten() {
                 source.error(
                     at,
                     format!("`{key}` without `kernel`"),
@@ -192,16 +192,16 @@ impl RawVm {
 }
 
 fn placed(section: &Section<'_>) -> BTreeMap<String, Offset> {
-    let mut places = BTreeMap::new();
+    let mut bases = BTreeMap::new();
     for key in PLACED {
-        places.extend(section.place(key).map(|at| (key.to_owned(), at)));
+        bases.extend(section.place(key).map(|at| (key.to_owned(), at)));
         let entries = section.entry_places(key).into_iter().enumerate();
-        places.extend(entries.map(|(index, at)| (format!("{key}.{index}"), at)));
+        bases.extend(entries.map(|(index, at)| (format!("{key}.{index}"), at)));
     }
-    places
+    bases
 }
 
-fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSource>> {
+fn base_image(section: &mut Section<'_>, bases: &PathBases) -> Option<Located<ImageSource>> {
     const EXAMPLE: &str = "images/debian.qcow2";
     if let Some(at) = section.ignore("managed_image") {
         section.source.warn(
@@ -214,8 +214,8 @@ fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSour
     let text = image.value.trim();
     let Some((scheme, rest)) = text.split_once("://") else {
         let at = image.at;
-        let path = places.resolve(section.source, image)?;
-        return Some(At {
+        let path = bases.resolve(section.source, image)?;
+        return Some(Located {
             value: ImageSource::Path(path),
             at,
         });
@@ -232,7 +232,7 @@ fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSour
     } else if rest.split('/').next().is_some_and(|host| host.contains('@')) {
         "an address with a password in it would be shown in logs"
     } else {
-        return Some(At {
+        return Some(Located {
             value: ImageSource::Url(format!("https://{rest}")),
             at: image.at,
         });
@@ -247,7 +247,7 @@ fn base_image(section: &mut Section<'_>, places: &Places) -> Option<At<ImageSour
     None
 }
 
-fn digest(section: &mut Section<'_>) -> Option<At<ImageDigest>> {
+fn digest(section: &mut Section<'_>) -> Option<Located<ImageDigest>> {
     let sha256 = hex(section, "base_image_sha256", 64).map(|digest| digest.map(ImageDigest::Sha256));
     let sha512 = hex(section, "base_image_sha512", 128).map(|digest| digest.map(ImageDigest::Sha512));
     if let (Some(_), Some(second)) = (&sha256, &sha512) {
@@ -260,13 +260,13 @@ fn digest(section: &mut Section<'_>) -> Option<At<ImageDigest>> {
     sha512.or(sha256)
 }
 
-fn hex(section: &mut Section<'_>, key: &'static str, digits: usize) -> Option<At<String>> {
+fn hex(section: &mut Section<'_>, key: &'static str, digits: usize) -> Option<Located<String>> {
     let text = section.text(key, "…")?;
     let digest = text.value.trim().to_ascii_lowercase();
     let reason = match digest.chars().find(|c| !c.is_ascii_hexdigit()) {
         Some(other) => format!("{} is no hexadecimal digit", shown(&other.to_string())),
         None if digest.len() == digits => {
-            return Some(At {
+            return Some(Located {
                 value: digest,
                 at: text.at,
             });
@@ -329,11 +329,11 @@ fn qemu_args(section: &mut Section<'_>) -> Option<Vec<String>> {
     Some(args.value.into_iter().map(|arg| arg.value).collect())
 }
 
-fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
+fn port_forwards(section: &mut Section<'_>) -> Option<Vec<Located<PortForward>>> {
     let entries = section.sections("port_forwards")?;
     let mut forwards = Vec::new();
     for mut entry in entries.value {
-        let port = |port: At<u64>| u16::try_from(port.value).expect("the range was checked");
+        let port = |port: Located<u64>| u16::try_from(port.value).expect("the range was checked");
         let host_at = entry.place("host").unwrap_or(entry.at);
         // A missing host port is 0, which means a free one. An invalid one is an error, not 0.
         let host = match (entry.number("host", 0..=65535, 0), entry.place("host")) {
@@ -342,7 +342,7 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
             (None, Some(_)) => None,
         };
         let guest = entry.number("guest", 1..=65535, 22).map(port);
-        let protocol = entry.word("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
+        let protocol = entry.choice("protocol", &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
         if guest.is_none() && entry.place("guest").is_none() {
             entry.missing(
                 "guest",
@@ -352,7 +352,7 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
         }
         entry.finish();
         if let (Some(host), Some(guest)) = (host, guest) {
-            forwards.push(At {
+            forwards.push(Located {
                 value: PortForward {
                     host,
                     guest,
@@ -365,14 +365,14 @@ fn port_forwards(section: &mut Section<'_>) -> Option<Vec<At<PortForward>>> {
     Some(forwards)
 }
 
-fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
+fn mounts(section: &mut Section<'_>, bases: &PathBases) -> Option<Vec<Mount>> {
     let entries = section.sections("mounts")?;
     let mut mounts: Vec<Mount> = Vec::new();
     for mut entry in entries.value {
         let source = entry.source;
         let host = entry
             .line("host", ".")
-            .and_then(|host| places.resolve(source, host));
+            .and_then(|host| bases.resolve(source, host));
         let guest = entry
             .line("guest", "/work")
             .and_then(|guest| guest_path(&entry, guest));
@@ -408,7 +408,7 @@ fn mounts(section: &mut Section<'_>, places: &Places) -> Option<Vec<Mount>> {
     Some(mounts)
 }
 
-fn guest_path(entry: &Section<'_>, path: At<String>) -> Option<At<String>> {
+fn guest_path(entry: &Section<'_>, path: Located<String>) -> Option<Located<String>> {
     let parts: Vec<&str> = path
         .value
         .split('/')
@@ -422,7 +422,7 @@ fn guest_path(entry: &Section<'_>, path: At<String>) -> Option<At<String>> {
         "is the guest's root"
     } else {
         let value = format!("/{}", parts.join("/"));
-        return Some(At { value, at: path.at });
+        return Some(Located { value, at: path.at });
     };
     let text = format!("`guest = {}` {reason}", shown(&path.value));
     entry.wrong(path.at, text, "guest", "\"/work\"");

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use super::bootstrap_tables::{RawBootstrap, RawSsh, Scope};
 use super::metadata::MetadataFiles;
-use super::path_values::Places;
-use super::reader::{At, Section, quoted, shown};
+use super::path_values::PathBases;
+use super::reader::{Located, Section, quoted, shown};
 use super::source::{Offset, Source};
 use super::vm::RawVm;
 use super::{ImageSource, Protocol, SshConfig, VmConfig};
@@ -26,10 +26,10 @@ const DEFAULT_GUEST_MEMORY: u64 = 256 << 20;
 
 /// One `[[vms]]` entry as written.
 struct Entry {
-    role: At<String>,
+    role: Located<String>,
     count: Option<u64>,
     vm: RawVm,
-    instances: Vec<(At<String>, RawVm)>,
+    instances: Vec<(Located<String>, RawVm)>,
 }
 
 /// The defaults of all VMs.
@@ -41,15 +41,15 @@ struct Defaults {
 /// All VMs of the file, with the tables of `bootstrap.toml` files applied.
 pub(super) fn vms(
     root: &mut Section<'_>,
-    places: &Places,
-    broker_port: Option<&At<u16>>,
+    bases: &PathBases,
+    broker_port: Option<&Located<u16>>,
     metadata: &mut MetadataFiles,
 ) -> Vec<VmConfig> {
     let source = root.source;
-    let bootstrap = RawBootstrap::read(root.section("bootstrap"), places, Scope::Project);
+    let bootstrap = RawBootstrap::read(root.section("bootstrap"), bases, Scope::Project);
     let mut section = root.section("ssh");
     let mut ssh = SshConfig::default();
-    RawSsh::read(&mut section, places).apply(&mut ssh);
+    RawSsh::read(&mut section, bases).apply(&mut ssh);
     section.finish();
     let defaults = Defaults { bootstrap, ssh };
 
@@ -66,7 +66,7 @@ pub(super) fn vms(
     let sections = found.map_or_else(Vec::new, |found| found.value);
     let entries: Vec<Entry> = sections
         .into_iter()
-        .filter_map(|section| read_entry(section, places))
+        .filter_map(|section| read_entry(section, bases))
         .collect();
     let total: u64 = entries.iter().map(|entry| entry.count.unwrap_or(1)).sum();
     if total > MAX_VMS {
@@ -78,7 +78,7 @@ pub(super) fn vms(
         return Vec::new();
     }
 
-    let mut clashes = Clashes::new(source, broker_port);
+    let mut clashes = DuplicateCheck::new(source, broker_port);
     let mut vms = Vec::new();
     for entry in &entries {
         check_instances(source, entry);
@@ -90,7 +90,7 @@ pub(super) fn vms(
             let own = instance.map(|(_, own)| own);
             clashes.check(entry, &name, own);
             let raw = match own {
-                Some(own) => entry.vm.clone().overlaid(own),
+                Some(own) => entry.vm.clone().merged_with(own),
                 None => entry.vm.clone(),
             };
             let Some(name) = check_name(source, &entry.role, &name) else {
@@ -103,7 +103,7 @@ pub(super) fn vms(
                 raw,
                 &defaults,
                 metadata,
-                places.home.as_deref(),
+                bases.home.as_deref(),
             ));
         }
     }
@@ -112,17 +112,17 @@ pub(super) fn vms(
     vms
 }
 
-fn read_entry(mut section: Section<'_>, places: &Places) -> Option<Entry> {
+fn read_entry(mut section: Section<'_>, bases: &PathBases) -> Option<Entry> {
     let role = section.text("name", "web");
     let count = section.number("count", 1..=MAX_VMS, 2);
-    let vm = RawVm::read(&mut section, places);
+    let vm = RawVm::read(&mut section, bases);
     let mut instances = Vec::new();
     for mut instance in section
         .sections("instances")
         .map_or_else(Vec::new, |found| found.value)
     {
         let id = instance.text("id", "web-0");
-        let own = RawVm::read(&mut instance, places);
+        let own = RawVm::read(&mut instance, bases);
         if id.is_none() && instance.place("id").is_none() {
             instance.missing(
                 "id",
@@ -199,7 +199,7 @@ fn check_instances(source: &Source, entry: &Entry) {
     }
 }
 
-fn check_name(source: &Source, role: &At<String>, name: &str) -> Option<VmName> {
+fn check_name(source: &Source, role: &Located<String>, name: &str) -> Option<VmName> {
     match name.parse::<VmName>() {
         Err(error) => {
             source.error(role.at, error.to_string(), "for example `name = \"web\"`");
@@ -266,8 +266,8 @@ fn resolve(
         mounts: raw.mounts.unwrap_or_default(),
         bootstrap,
         ssh,
-        places: raw
-            .places
+        bases: raw
+            .bases
             .iter()
             .map(|(key, at)| (key.clone(), source.place(*at)))
             .collect(),
@@ -275,21 +275,21 @@ fn resolve(
 }
 
 /// What no two VMs may share, each with the first VM that has it.
-struct Clashes<'a> {
+struct DuplicateCheck<'a> {
     source: &'a Source,
     names: BTreeMap<String, Offset>,
     ports: BTreeMap<(u16, bool), (String, Offset)>,
     overlays: BTreeMap<PathBuf, String>,
-    overlays_at: Vec<At<PathBuf>>,
+    overlays_at: Vec<Located<PathBuf>>,
 }
 
-impl<'a> Clashes<'a> {
-    fn new(source: &'a Source, broker_port: Option<&At<u16>>) -> Clashes<'a> {
+impl<'a> DuplicateCheck<'a> {
+    fn new(source: &'a Source, broker_port: Option<&Located<u16>>) -> DuplicateCheck<'a> {
         let mut ports = BTreeMap::new();
         if let Some(port) = broker_port {
             ports.insert((port.value, false), ("the broker".to_owned(), port.at));
         }
-        Clashes {
+        DuplicateCheck {
             source,
             names: BTreeMap::new(),
             ports,
@@ -333,7 +333,7 @@ impl<'a> Clashes<'a> {
         }
     }
 
-    fn check_ports(&mut self, name: &str, forwards: &[At<super::PortForward>], shared: bool) {
+    fn check_ports(&mut self, name: &str, forwards: &[Located<super::PortForward>], shared: bool) {
         for forward in forwards.iter().filter(|forward| forward.value.host != 0) {
             let port = forward.value.host;
             if shared {
@@ -360,7 +360,7 @@ impl<'a> Clashes<'a> {
         }
     }
 
-    fn check_overlay(&mut self, name: &str, overlay: &At<PathBuf>, shared: bool) {
+    fn check_overlay(&mut self, name: &str, overlay: &Located<PathBuf>, shared: bool) {
         if shared {
             self.source.error(
                 overlay.at,

@@ -140,7 +140,7 @@ pub fn unreadable_workspaces(castra_home: &Path) -> Vec<Failure> {
     let failed = |path: &Path, error: io::Error| Failure::io("read", path, &error);
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
-        Err(error) if host::says_absent(&error) => return Vec::new(),
+        Err(error) if host::is_absent_error(&error) => return Vec::new(),
         Err(error) => return vec![failed(&dir, error)],
     };
     let mut unreadable: Vec<Failure> = entries

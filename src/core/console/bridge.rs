@@ -32,10 +32,10 @@ const BACKLOG: usize = 1 << 20;
 const TYPED: usize = 64 * 1024;
 
 /// Bytes moved at once.
-const CHUNK: usize = 16 * 1024;
+const READ_BYTES: usize = 16 * 1024;
 
 /// How often a wait looks whether it is over.
-const LOOK_EVERY: u16 = 50;
+const POLL_INTERVAL: u16 = 50;
 
 /// How long one write to the guest may take before the rest is looked after again.
 const WRITE_LIMIT: Duration = Duration::from_millis(20);
@@ -44,13 +44,13 @@ const WRITE_LIMIT: Duration = Duration::from_millis(20);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What goes in and out, and when to stop.
-pub struct Relay {
+pub struct Bridge {
     /// What is typed.
     pub input: OwnedFd,
     /// Where the guest's output goes.
     pub output: Box<dyn Write + Send>,
     /// This byte in the input ends it, and isn't handed on; none: the end of the input does, once
-    /// the guest has been quiet for [`Relay::quiet`].
+    /// the guest has been quiet for [`Bridge::quiet`].
     pub escape: Option<u8>,
     /// How long a guest is listened to after the end of the input.
     pub quiet: Duration,
@@ -62,7 +62,7 @@ pub struct Relay {
 
 /// Why it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RelayEnd {
+pub enum BridgeEnd {
     /// The console was closed at the other end.
     Closed,
     /// The escape was typed, or the terminal is gone.
@@ -75,14 +75,14 @@ pub enum RelayEnd {
     Cancelled,
 }
 
-impl Relay {
+impl Bridge {
     /// Relays until it ends. What the terminal was left in is undone.
-    pub fn run(self, console: &UnixStream) -> Result<RelayEnd> {
+    pub fn run(self, console: &UnixStream) -> Result<BridgeEnd> {
         let cant = |error: io::Error| Failure::new(Exit::Io, "can't relay the console").because(error);
         let backlog = Arc::new(Backlog::new(BACKLOG));
         let from_guest = console.try_clone().map_err(cant)?;
         console.set_write_timeout(Some(WRITE_LIMIT)).map_err(cant)?;
-        let Relay {
+        let Bridge {
             input,
             output,
             escape,
@@ -101,7 +101,7 @@ impl Relay {
             move || write_out(output, &backlog)
         })
         .map_err(cant)?;
-        let mut typed = Typed {
+        let mut typed = InputBuffer {
             input: Some(File::from(input)),
             waiting: Vec::new(),
             escape,
@@ -121,8 +121,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<thread:
 
 fn read_guest(mut console: UnixStream, backlog: &Backlog, raw: bool) {
     let mut filter = TerminalFilter::new();
-    let mut buffer = vec![0; CHUNK];
-    let mut fit = Vec::with_capacity(CHUNK);
+    let mut buffer = vec![0; READ_BYTES];
+    let mut fit = Vec::with_capacity(READ_BYTES);
     loop {
         match console.read(&mut buffer) {
             Ok(0) => break,
@@ -146,7 +146,7 @@ fn read_guest(mut console: UnixStream, backlog: &Backlog, raw: bool) {
 }
 
 fn write_out(mut output: Box<dyn Write + Send>, backlog: &Backlog) {
-    while let Some((dropped, bytes)) = backlog.take(CHUNK) {
+    while let Some((dropped, bytes)) = backlog.take(READ_BYTES) {
         let note = match dropped {
             0 => String::new(),
             count => format!("\x1b[0m\r\n[castra: {count} bytes left out: they were not taken in time]\r\n"),
@@ -162,7 +162,7 @@ fn write_out(mut output: Box<dyn Write + Send>, backlog: &Backlog) {
 }
 
 /// What is typed, on its way.
-struct Typed {
+struct InputBuffer {
     /// `None`: it has ended.
     input: Option<File>,
     waiting: Vec<u8>,
@@ -170,29 +170,29 @@ struct Typed {
     quiet: Duration,
 }
 
-impl Typed {
-    fn relay(&mut self, console: &UnixStream, backlog: &Backlog, cancel: &Cancel) -> io::Result<RelayEnd> {
+impl InputBuffer {
+    fn relay(&mut self, console: &UnixStream, backlog: &Backlog, cancel: &Cancel) -> io::Result<BridgeEnd> {
         let mut input_ended: Option<Instant> = None;
         loop {
             if backlog.has_ended() {
-                return Ok(RelayEnd::Closed);
+                return Ok(BridgeEnd::Closed);
             }
             if cancel.is_requested() {
-                return Ok(RelayEnd::Cancelled);
+                return Ok(BridgeEnd::Cancelled);
             }
             if backlog.is_abandoned() {
-                return Ok(RelayEnd::ReaderGone);
+                return Ok(BridgeEnd::ReaderGone);
             }
             if let Some(ended) = input_ended
                 && self.waiting.is_empty()
                 && ended.elapsed() >= self.quiet
                 && backlog.quiet_for() >= self.quiet
             {
-                return Ok(RelayEnd::InputEnded);
+                return Ok(BridgeEnd::InputEnded);
             }
             if self.wait(console)? && !self.read()? {
                 if self.escape.is_some() {
-                    return Ok(RelayEnd::Left);
+                    return Ok(BridgeEnd::Left);
                 }
                 self.input = None;
                 input_ended = Some(Instant::now());
@@ -215,7 +215,7 @@ impl Typed {
         if !self.waiting.is_empty() {
             asked.push(PollFd::new(console.as_fd(), PollFlags::POLLOUT));
         }
-        match poll(&mut asked, PollTimeout::from(LOOK_EVERY)) {
+        match poll(&mut asked, PollTimeout::from(POLL_INTERVAL)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }

@@ -32,7 +32,7 @@ struct Scene {
     input: Option<UnixStream>,
     output: Kept,
     cancel: Cancel,
-    relay: JoinHandle<Result<RelayEnd>>,
+    relay: JoinHandle<Result<BridgeEnd>>,
 }
 
 fn start(escape: Option<u8>, quiet: Duration) -> Scene {
@@ -49,7 +49,7 @@ fn start_writing(
     let (input, theirs) = UnixStream::pair().unwrap();
     let kept = Kept::default();
     let cancel = Cancel::new();
-    let relay = Relay {
+    let relay = Bridge {
         input: theirs.into(),
         output: output(kept.clone()),
         escape,
@@ -77,7 +77,7 @@ impl Scene {
         heard
     }
 
-    fn ends(self) -> (RelayEnd, String) {
+    fn ends(self) -> (BridgeEnd, String) {
         let end = self.relay.join().unwrap().unwrap();
         (end, self.output.text())
     }
@@ -94,7 +94,7 @@ fn the_escape_ends_it_and_isnt_handed_on() {
     scene.guest.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, b"");
     let (end, output) = scene.ends();
-    assert_eq!(end, RelayEnd::Left);
+    assert_eq!(end, BridgeEnd::Left);
     // What the guest wrote last may not have been read before the end; if it was, it is undone.
     assert!(
         ["", "file\r\n\x1b[?25l\x1b[?25h"].contains(&output.as_str()),
@@ -108,7 +108,7 @@ fn the_guests_end_comes_after_its_last_words() {
     scene.guest.write_all(b"bye\r\n\x1b[31m").unwrap();
     scene.guest.shutdown(Shutdown::Both).unwrap();
     let (end, output) = scene.ends();
-    assert_eq!(end, RelayEnd::Closed);
+    assert_eq!(end, BridgeEnd::Closed);
     assert!(
         output.starts_with("bye\r\n\x1b[31m") && output.contains("\x1b[0m"),
         "{output:?}"
@@ -127,7 +127,7 @@ fn after_the_end_of_a_pipe_the_guest_is_heard_out() {
     scene.input = None;
     scene.guest.write_all(b"Linux\r\n").unwrap();
     let (end, output) = scene.ends();
-    assert_eq!((end, output.as_str()), (RelayEnd::InputEnded, "Linux\r\n"));
+    assert_eq!((end, output.as_str()), (BridgeEnd::InputEnded, "Linux\r\n"));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn a_guest_that_takes_nothing_keeps_nobody_from_leaving() {
         typist.write_all(b"\x1d").unwrap();
     });
     typing.join().unwrap();
-    assert_eq!(scene.ends().0, RelayEnd::Left);
+    assert_eq!(scene.ends().0, BridgeEnd::Left);
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn a_pipe_waits_for_a_slow_guest() {
         assert_eq!(scene.hears(4), number.to_be_bytes());
     }
     typing.join().unwrap();
-    assert_eq!(scene.ends().0, RelayEnd::InputEnded);
+    assert_eq!(scene.ends().0, BridgeEnd::InputEnded);
 }
 
 /// Takes nothing until it is let go.
@@ -191,9 +191,9 @@ fn a_terminal_that_takes_nothing_doesnt_stall_the_guest() {
     scene.guest.shutdown(Shutdown::Both).unwrap();
     drop(closed);
     let (end, output) = scene.ends();
-    assert_eq!(end, RelayEnd::Closed);
+    assert_eq!(end, BridgeEnd::Closed);
     assert!(output.contains("bytes left out") && output.ends_with("line 399999\r\nlast\r\n"));
-    assert!(output.len() < BACKLOG + 8 * CHUNK, "{}", output.len());
+    assert!(output.len() < BACKLOG + 8 * READ_BYTES, "{}", output.len());
 }
 
 /// A pipe whose reader has gone.
@@ -213,8 +213,8 @@ impl Write for Broken {
 fn it_ends_with_its_reader_and_when_asked() {
     let mut scene = start_writing(Some(0x1d), AMPLE, |_| Box::new(Broken));
     scene.guest.write_all(b"x").unwrap();
-    assert_eq!(scene.ends().0, RelayEnd::ReaderGone);
+    assert_eq!(scene.ends().0, BridgeEnd::ReaderGone);
     let scene = start(Some(0x1d), AMPLE);
     scene.cancel.request();
-    assert_eq!(scene.ends().0, RelayEnd::Cancelled);
+    assert_eq!(scene.ends().0, BridgeEnd::Cancelled);
 }

@@ -16,14 +16,14 @@ use std::collections::BTreeSet;
 use crate::core::escape::is_harmless;
 
 /// Longest control sequence that is let through, bytes. A sane one has a few numbers.
-const LONGEST: usize = 64;
+const MAX_SEQUENCE_BYTES: usize = 64;
 
 /// How much of a string (a title, say) is left out before its missing end is given up on: a guest
 /// that never ends one must not silence its console for good.
-const LONGEST_STRING: usize = 4096;
+const MAX_STRING_BYTES: usize = 4096;
 
 /// Largest number in a sequence: no terminal has more lines or columns.
-const LARGEST: u32 = 9999;
+const MAX_PARAMETER: u32 = 9999;
 
 /// Private modes that a guest may set, all of them undone at the end: cursor keys, reverse video,
 /// origin, wrapping, blinking and hidden cursor, the other screen, mouse reports, focus reports,
@@ -105,7 +105,7 @@ impl TerminalFilter {
             (State::String { .. }, 0x1b) => self.state = State::StringEscape,
             (State::String { .. }, 0x07 | 0x18 | 0x1a) => {}
             (State::String { .. }, b'\n') => self.ground(byte, out),
-            (State::String { seen }, _) if seen < LONGEST_STRING => {
+            (State::String { seen }, _) if seen < MAX_STRING_BYTES => {
                 self.state = State::String { seen: seen + 1 };
             }
             (State::String { .. }, _) => self.ground(byte, out),
@@ -128,7 +128,7 @@ impl TerminalFilter {
             (State::EscapeOther, _) => {}
             (State::Control(mut sequence), 0x20..=0x3f) => {
                 sequence.push(byte);
-                self.state = match sequence.len() < LONGEST {
+                self.state = match sequence.len() < MAX_SEQUENCE_BYTES {
                     true => State::Control(sequence),
                     false => State::ControlTooLong,
                 };
@@ -282,7 +282,7 @@ fn numbers(parameters: &[u8]) -> Option<Vec<Option<u32>>> {
             [] => Some(None),
             _ => {
                 let number: u32 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-                (digits[0].is_ascii_digit() && number <= LARGEST).then_some(Some(number))
+                (digits[0].is_ascii_digit() && number <= MAX_PARAMETER).then_some(Some(number))
             }
         })
         .collect()

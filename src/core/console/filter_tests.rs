@@ -81,7 +81,7 @@ fn what_acts_on_anything_but_the_picture_is_left_out() {
 fn nothing_silences_the_console_for_good() {
     // A string without end costs a line, or 4 KiB.
     check("\x1b]0;never ended\r\nlogin: ", "\nlogin: ");
-    let endless = format!("\x1bP{}tail", "x".repeat(LONGEST_STRING));
+    let endless = format!("\x1bP{}tail", "x".repeat(MAX_STRING_BYTES));
     check(&endless, "tail");
     // A sequence within a string, or within another.
     check("\x1b]0;x\x1b[31mred", "\x1b[31mred");

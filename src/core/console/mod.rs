@@ -34,7 +34,7 @@ const NOTE: &str = "castra console";
 const LEAVES_WITHIN: Duration = Duration::from_secs(2);
 
 /// Between two looks at that.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// As much of the end of `serial.log` as is looked at for the last lines.
 const TAIL: u64 = 64 * 1024;
@@ -123,11 +123,11 @@ impl Console {
 /// Whether QEMU has a client. It takes a moment to notice that one has left.
 fn is_taken(qemu: u32) -> bool {
     let began = Instant::now();
-    while host::serves_somebody(qemu, vm_file::SERIAL_SOCK) {
+    while host::has_client(qemu, vm_file::SERIAL_SOCK) {
         if began.elapsed() >= LEAVES_WITHIN {
             return true;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     false
 }

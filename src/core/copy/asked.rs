@@ -10,11 +10,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 
 /// What was asked for: the last part of each pattern.
-pub struct Asked(Vec<Vec<u8>>);
+pub struct RequestedNames(Vec<Vec<u8>>);
 
-impl Asked {
+impl RequestedNames {
     /// These patterns were asked for.
-    pub fn new(patterns: &[OsString]) -> Asked {
+    pub fn new(patterns: &[OsString]) -> RequestedNames {
         let last = |pattern: &OsString| {
             let bytes = pattern.as_bytes();
             let end = bytes
@@ -24,7 +24,7 @@ impl Asked {
             let part = bytes[..end].rsplit(|byte| *byte == b'/').next();
             part.unwrap_or_default().to_vec()
         };
-        Asked(patterns.iter().map(last).collect())
+        RequestedNames(patterns.iter().map(last).collect())
     }
 
     /// Whether a folder without a name of its own may come: what is in it, whatever that is called.
@@ -133,7 +133,7 @@ mod tests {
             ("~", ".ssh", false),
             ("*", "", true),
         ] {
-            let asked = Asked::new(&[OsString::from(pattern)]);
+            let asked = RequestedNames::new(&[OsString::from(pattern)]);
             assert_eq!(asked.takes(name.as_bytes()), expected, "{pattern} {name}");
         }
         for (pattern, expected) in [
@@ -148,7 +148,7 @@ mod tests {
             ("~", false),
         ] {
             assert_eq!(
-                Asked::new(&[OsString::from(pattern)]).takes_whole(),
+                RequestedNames::new(&[OsString::from(pattern)]).takes_whole(),
                 expected,
                 "{pattern}"
             );

@@ -33,7 +33,7 @@ use crate::core::threads;
 const LINE_BYTES: usize = 400;
 const LINES_KEPT: usize = 100;
 /// Start-up files of a login shell may print this much before the guest's script does.
-const MOST_NOISE: u64 = 1 << 20;
+const MAX_NOISE: u64 = 1 << 20;
 
 /// How a copy went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub fn put(target: &SshTarget, sources: &[PathBuf], to: &OsStr) -> Result<Copied
 
 /// Copies what these patterns mean in a guest to a path of this machine.
 pub fn get(target: &SshTarget, sources: &[OsString], to: &Path) -> Result<Copied> {
-    let mut place = receive::Place::find(to, sources.len() > 1)?.asked(sources);
+    let mut place = receive::Destination::find(to, sources.len() > 1)?.asked(sources);
     let mut copied = Copied::default();
     let mut remote = Remote::start(target, |mark| script::get(mark, sources))?;
     // Nothing more goes there; a watch in the guest looks after its end.
@@ -141,7 +141,7 @@ impl Remote {
         let cannot = |error: io::Error| match error.kind() {
             io::ErrorKind::NotFound => Failure::new(Exit::Unavailable, "there is no `ssh`")
                 .advice("install the package openssh-client"),
-            _ => threads::none_to_be_had("ssh", &error),
+            _ => threads::no_thread_failure("ssh", &error),
         };
         let mut child = Command::new("ssh")
             .args(target.exec_argv(&command.line))
@@ -159,7 +159,7 @@ impl Remote {
         let reader = std::thread::Builder::new()
             .name("cp-stderr".to_owned())
             .spawn(move || read_lines(stderr, &lines))
-            .map_err(|error| threads::none_to_be_had("cp", &error))?;
+            .map_err(|error| threads::no_thread_failure("cp", &error))?;
         // An ssh that ends before it reads says why itself.
         let _ = stdin.write_all(&command.preamble.unwrap_or_default());
         Ok(Remote {
@@ -179,10 +179,10 @@ impl Remote {
         let mut seen = 0;
         loop {
             let mut line = Vec::new();
-            let read = (&mut self.stdout).take(MOST_NOISE).read_until(b'\n', &mut line);
+            let read = (&mut self.stdout).take(MAX_NOISE).read_until(b'\n', &mut line);
             let count = read.map_err(|error| Failure::new(Exit::Io, "ssh can't be read").because(error))?;
             seen += count as u64;
-            if count == 0 || seen > MOST_NOISE {
+            if count == 0 || seen > MAX_NOISE {
                 return Ok(None);
             }
             let line = String::from_utf8_lossy(&line);

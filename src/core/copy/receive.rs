@@ -18,22 +18,22 @@ use std::time::{Duration, SystemTime};
 
 use nix::libc;
 
-use super::asked::Asked;
+use super::asked::RequestedNames;
 use super::{Copied, send::shown};
 use crate::core::failure::{Exit, Failure, Result as Done};
 use crate::core::host;
 
 const BLOCK: usize = 512;
 /// Longest name, link or pax record.
-const LONGEST_NAME: u64 = 64 * 1024;
+const MAX_NAME_BYTES: u64 = 64 * 1024;
 /// Linux takes no longer path. Folders below each other could be made beyond it, and few programs would remove them.
-const LONGEST_PATH: usize = 4096;
+const MAX_PATH_BYTES: usize = 4096;
 const COPY_BYTES: usize = 256 * 1024;
 /// Names of what was left out; more are counted nowhere, the first ones say enough.
-const MOST_LEFT_OUT: usize = 1000;
+const MAX_LEFT_OUT: usize = 1000;
 
 /// Where a copy goes.
-pub struct Place {
+pub struct Destination {
     /// The folder that everything goes into.
     base: File,
     /// The name that the one source shall have instead of its own.
@@ -43,7 +43,7 @@ pub struct Place {
     /// The source that comes has no name of its own.
     whole: bool,
     /// What may come into the folder; `None`: anything.
-    asked: Option<Asked>,
+    asked: Option<RequestedNames>,
     /// Folders with what they shall have once nothing is written into them any more.
     folders: BTreeMap<PathBuf, Attributes>,
 }
@@ -54,9 +54,9 @@ struct Attributes {
     mtime: u64,
 }
 
-impl Place {
+impl Destination {
     /// The folder of this path; or the folder above it, in which the only source gets its name.
-    pub fn find(to: &Path, several: bool) -> Done<Place> {
+    pub fn find(to: &Path, several: bool) -> Done<Destination> {
         let open = |folder: &Path| {
             let opened = OpenOptions::new()
                 .read(true)
@@ -66,7 +66,7 @@ impl Place {
                 Failure::new(Exit::CantCreate, format!("can't copy to {}", to.display())).because(error)
             })
         };
-        let new = |base: File, name: Option<OsString>| Place {
+        let new = |base: File, name: Option<OsString>| Destination {
             base,
             name,
             taken: false,
@@ -92,8 +92,8 @@ impl Place {
     }
 
     /// Only what these patterns mean may come.
-    pub fn asked(mut self, patterns: &[OsString]) -> Place {
-        self.asked = Some(Asked::new(patterns));
+    pub fn asked(mut self, patterns: &[OsString]) -> Destination {
+        self.asked = Some(RequestedNames::new(patterns));
         self
     }
 
@@ -120,7 +120,7 @@ impl Place {
 
     /// A member's path below the base; `None`: it is the base itself.
     fn path_of(&self, name: &[u8]) -> io::Result<Option<PathBuf>> {
-        if name.len() > LONGEST_PATH {
+        if name.len() > MAX_PATH_BYTES {
             return Err(io::Error::other("its name is too long"));
         }
         let mut parts: Vec<&OsStr> = Vec::new();
@@ -201,7 +201,7 @@ struct Head {
 }
 
 /// Unpacks one archive. Fails where the stream is none, or is cut off.
-pub fn unpack(stream: &mut impl BufRead, place: &mut Place, copied: &mut Copied) -> io::Result<()> {
+pub fn unpack(stream: &mut impl BufRead, place: &mut Destination, copied: &mut Copied) -> io::Result<()> {
     let mut long = Long::default();
     while let Some(mut head) = read_head(stream)? {
         match head.kind {
@@ -227,7 +227,7 @@ pub fn unpack(stream: &mut impl BufRead, place: &mut Place, copied: &mut Copied)
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 if let Err(error) = made
-                    && copied.left_out.len() < MOST_LEFT_OUT
+                    && copied.left_out.len() < MAX_LEFT_OUT
                 {
                     copied.left_out.push(format!("{}: {error}", shown(&head.name)));
                 }
@@ -307,7 +307,7 @@ impl<S: BufRead> Contents<'_, S> {
 fn make<S: BufRead>(
     head: &Head,
     contents: &mut Contents<'_, S>,
-    place: &mut Place,
+    place: &mut Destination,
     copied: &mut Copied,
 ) -> io::Result<()> {
     let path = place.path_of(&head.name)?;
@@ -442,7 +442,7 @@ fn number(field: &[u8]) -> Option<u64> {
 }
 
 fn read_short(stream: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
-    if size > LONGEST_NAME {
+    if size > MAX_NAME_BYTES {
         return Err(io::Error::other("its name is invalid"));
     }
     let mut text = vec![0; usize::try_from(size.next_multiple_of(BLOCK as u64)).unwrap_or(0)];

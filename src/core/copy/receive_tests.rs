@@ -28,7 +28,7 @@ fn member(name: &[u8], kind: u8, link: &[u8], mode: u32, contents: &[u8]) -> Vec
 }
 
 fn receive(bytes: &[u8], to: &Path) -> (io::Result<()>, Copied) {
-    let mut place = Place::find(to, false).unwrap();
+    let mut place = Destination::find(to, false).unwrap();
     let mut copied = Copied::default();
     place.begin(false).unwrap();
     let done = unpack(&mut Cursor::new(bytes), &mut place, &mut copied);
@@ -233,7 +233,11 @@ fn what_was_not_asked_for_does_not_come() {
         END.to_vec(),
     ]
     .concat();
-    let asked = |what: &str| Place::find(&to, false).unwrap().asked(&[OsString::from(what)]);
+    let asked = |what: &str| {
+        Destination::find(&to, false)
+            .unwrap()
+            .asked(&[OsString::from(what)])
+    };
     let mut place = asked("/root/report.txt");
     let mut copied = Copied::default();
     assert!(

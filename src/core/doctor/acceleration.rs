@@ -18,7 +18,7 @@ const HARDWARE: [&str; 2] = ["kvm_intel", "kvm_amd"];
 const PARAVIRTUAL: &str = "kvm_pvm";
 
 /// What can be said about KVM for this choice and, if there is one, this QEMU.
-pub fn look(choice: AccelChoice, binary: Option<&Path>, home: Option<&Path>) -> Vec<Finding> {
+pub fn check(choice: AccelChoice, binary: Option<&Path>, home: Option<&Path>) -> Vec<Finding> {
     let modules = loaded(Path::new("/sys/module"));
     look_at(Path::new(KVM_DEVICE), &modules, choice, binary, home)
 }
@@ -202,7 +202,7 @@ mod tests {
         for name in ["kvm", "qemu"] {
             std::fs::write(scratch.path(name), "").unwrap();
         }
-        let look = |modules: &[&'static str]| {
+        let findings = |modules: &[&'static str]| {
             look_at(
                 &scratch.path("kvm"),
                 modules,
@@ -211,19 +211,19 @@ mod tests {
                 Some(scratch.dir()),
             )
         };
-        let hardware = look(&["kvm_intel"]);
+        let hardware = findings(&["kvm_intel"]);
         assert!(
             hardware.iter().all(|finding| finding.level == Level::Ok),
             "{hardware:?}"
         );
         assert_eq!(hardware.last().unwrap().data["accel"], serde_json::Value::Null);
         if std::env::consts::ARCH == "x86_64" {
-            let paravirtual = look(&["kvm_pvm"]);
+            let paravirtual = findings(&["kvm_pvm"]);
             assert_eq!(levels(&paravirtual)[1], ("kvm.module", Level::Warn));
         }
         let cancel = crate::core::cancel::Cancel::new();
         accel::note_failure(scratch.dir(), &scratch.path("qemu"), "it died", &cancel);
-        let remembered = look(&["kvm_intel"]);
+        let remembered = findings(&["kvm_intel"]);
         let last = remembered.last().unwrap();
         assert_eq!((last.level, &last.data["accel"]), (Level::Warn, &"tcg".into()));
         assert!(last.text.contains("it died"), "{last:?}");

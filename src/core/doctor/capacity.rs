@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access};
 use serde_json::json;
 
 use super::{Area, Finding};
-use crate::core::broker::room_for_guests;
+use crate::core::broker::guest_capacity;
 use crate::core::host;
 use crate::core::human::{bytes as size, plural};
 
@@ -103,7 +103,7 @@ fn nearest(dir: &Path) -> PathBuf {
 /// Open files, against the connections a broker may have to serve.
 pub fn descriptors(wanted: usize) -> Option<Finding> {
     const ID: &str = "limits.open-files";
-    let (soft, hard, room) = room_for_guests()?;
+    let (soft, hard, room) = guest_capacity()?;
     let data = json!({"soft": soft, "hard": hard, "max_connections": wanted, "room": room});
     Some(
         match room >= wanted {

@@ -59,12 +59,12 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
                 format!("vm `{vm}` wants"),
                 format!(
                     "{}, or set `host = 0` in that forward, and castra chooses a free port",
-                    owner.way_out()
+                    owner.how_to_free()
                 ),
             ),
             None => (
                 "its broker wants".to_owned(),
-                format!("{}, or leave `port` under [broker] out", owner.way_out()),
+                format!("{}, or leave `port` under [broker] out", owner.how_to_free()),
             ),
         };
         findings.push(

@@ -21,17 +21,17 @@ use crate::core::threads;
 
 /// Which default guests the configs at hand boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub struct UsedGuests {
     /// The plain one.
     pub plain: bool,
     /// The one that mounts folders.
     pub mounts: bool,
 }
 
-impl Wanted {
+impl UsedGuests {
     /// What these configs boot.
-    pub fn of<'c>(configs: impl IntoIterator<Item = &'c Config>) -> Wanted {
-        let mut wanted = Wanted::default();
+    pub fn of<'c>(configs: impl IntoIterator<Item = &'c Config>) -> UsedGuests {
+        let mut wanted = UsedGuests::default();
         for vm in configs.into_iter().flat_map(|config| &config.vms) {
             if vm.is_default_guest() {
                 match vm.mounts.is_empty() {
@@ -52,12 +52,12 @@ impl Wanted {
 }
 
 /// Looks at the default guests. Both at once: comparing their digests is most of the doctor's work.
-pub fn guests(home: &Path, wanted: Wanted, cancel: &Cancel) -> Vec<Finding> {
+pub fn guests(home: &Path, wanted: UsedGuests, cancel: &Cancel) -> Vec<Finding> {
     if home.exists() && !home.is_dir() {
         // Nothing can be there, which the look at the disk says.
         return Vec::new();
     }
-    let looks = threads::each(
+    let looks = threads::map_parallel(
         &GuestKind::ALL,
         |_| "doctor guest".to_owned(),
         |kind| (*kind, default_guest::examine(home, *kind, cancel)),
@@ -259,13 +259,13 @@ mod tests {
     #[test]
     fn a_guest_nobody_asked_for_is_not_missed() {
         let scratch = Scratch::new("doctor-guests");
-        let found = guests(scratch.dir(), Wanted::default(), &Cancel::new());
+        let found = guests(scratch.dir(), UsedGuests::default(), &Cancel::new());
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(
             (found[0].level, &found[0].data["state"]),
             (Level::Ok, &json!("absent"))
         );
-        let wanted = Wanted {
+        let wanted = UsedGuests {
             plain: true,
             mounts: true,
         };

@@ -17,57 +17,57 @@ use crate::core::name::VmName;
 use crate::core::root::paths::{StateRoot, vm_file};
 use crate::core::root::records::{RunPhase, Stamp, WorkspaceRecord};
 use crate::core::runtime::lost::{self, LostQemu};
-use crate::core::status::evidence::{Found, Snapshot, VmEvidence};
+use crate::core::status::evidence::{Loaded, Snapshot, VmEvidence};
 use crate::core::status::{BrokerState, StatusOutcome, VmState, VmStatus};
 
 /// The name of a broker's state thread where it isn't the first of its process.
 const STATE_THREAD: &str = "broker-state";
 
 /// How long a broker may do nothing; it wakes up once a second.
-const BROKER_PATIENCE: Duration = Duration::from_secs(5);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Between two looks at it.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A log that nothing rotates is worth a word from this size on.
 const LARGE_LOG: u64 = 1 << 30;
 
 /// Judges what a project has running and left over.
-pub fn look(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
-    let look = Look {
+pub fn check(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
+    let project = LeftoverCheck {
         snapshot,
         status,
         state: &snapshot.project.state,
     };
     let mut findings = Vec::new();
     for (evidence, vm) in snapshot.vms.iter().zip(&status.vms) {
-        findings.extend(look.vm(evidence, vm));
-        findings.extend(look.logs(&vm.name));
-        findings.extend(look.base(evidence));
+        findings.extend(project.vm(evidence, vm));
+        findings.extend(project.logs(&vm.name));
+        findings.extend(project.base(evidence));
     }
-    findings.extend(look.broker());
-    findings.extend(look.silent_broker());
-    findings.extend(look.disks());
+    findings.extend(project.broker());
+    findings.extend(project.silent_broker());
+    findings.extend(project.disks());
     for note in &status.notes {
-        let remedy = note.advice.clone().unwrap_or_else(|| look.down(""));
-        findings.push(look.of(
+        let remedy = note.advice.clone().unwrap_or_else(|| project.down(""));
+        findings.push(project.of(
             Finding::warn("state.unreadable", Area::State, note.text.clone(), remedy),
             note.vm.as_ref(),
         ));
     }
     if findings.is_empty() {
-        findings.push(look.all_well());
+        findings.push(project.all_well());
     }
     findings
 }
 
-struct Look<'a> {
+struct LeftoverCheck<'a> {
     snapshot: &'a Snapshot,
     status: &'a StatusOutcome,
     state: &'a StateRoot,
 }
 
-impl Look<'_> {
+impl LeftoverCheck<'_> {
     fn of(&self, finding: Finding, vm: Option<&VmName>) -> Finding {
         let finding = finding.field("workspace", self.status.workspace.as_str());
         match vm {
@@ -221,7 +221,7 @@ impl Look<'_> {
         if self.status.broker.state == BrokerState::Running || running == 0 {
             return None;
         }
-        let died = matches!(&self.snapshot.broker, Found::Is(record) if !record.clean_stop);
+        let died = matches!(&self.snapshot.broker, Loaded::Value(record) if !record.clean_stop);
         let how = if died { "its broker died" } else { "no broker runs" };
         Some(self.of(
             Finding::warn(
@@ -363,14 +363,14 @@ impl Look<'_> {
 
 /// Whether a broker's state thread takes no turn for so long that it takes none any more.
 fn is_stuck(pid: u32) -> bool {
-    let Some(before) = host::turns_of(pid, STATE_THREAD) else {
+    let Some(before) = host::context_switches_of(pid, STATE_THREAD) else {
         return false;
     };
     let began = Instant::now();
-    while began.elapsed() < BROKER_PATIENCE {
-        std::thread::sleep(LOOK_EVERY);
+    while began.elapsed() < BROKER_TIMEOUT {
+        std::thread::sleep(POLL_INTERVAL);
         // Gone meanwhile is not stuck.
-        if host::turns_of(pid, STATE_THREAD) != Some(before) {
+        if host::context_switches_of(pid, STATE_THREAD) != Some(before) {
             return false;
         }
     }

@@ -63,9 +63,9 @@ impl Needs {
 }
 
 /// Looks at each QEMU of these configs, and at everything else.
-pub fn look(qemus: &[QemuConfig], needs: &Needs, cancel: &Cancel) -> Vec<Finding> {
+pub fn check(qemus: &[QemuConfig], needs: &Needs, cancel: &Cancel) -> Vec<Finding> {
     let of_qemus = || {
-        threads::each(
+        threads::map_parallel(
             qemus,
             |_| "doctor qemu".to_owned(),
             |qemu| qemu_findings(qemu, needs, cancel),
@@ -73,13 +73,13 @@ pub fn look(qemus: &[QemuConfig], needs: &Needs, cancel: &Cancel) -> Vec<Finding
     };
     let tools = tools(needs);
     let of_tools = || {
-        threads::each(
+        threads::map_parallel(
             &tools,
             |tool| format!("doctor {}", tool.name),
             |tool| tool_finding(tool, cancel),
         )
     };
-    let (of_qemus, of_tools) = threads::both("doctor qemus", of_qemus, of_tools);
+    let (of_qemus, of_tools) = threads::run_both("doctor qemus", of_qemus, of_tools);
     let mut findings: Vec<Finding> = of_qemus.into_iter().flatten().flatten().collect();
     findings.extend(of_tools.into_iter().flatten());
     findings
@@ -98,7 +98,7 @@ fn qemu_findings(config: &QemuConfig, needs: &Needs, cancel: &Cancel) -> Vec<Fin
             ];
         }
     };
-    let (version, features) = threads::both(
+    let (version, features) = threads::run_both(
         "doctor version",
         || version_of(&binary, &["--version"], cancel),
         || missing_features(&binary, needs, cancel),
@@ -163,7 +163,7 @@ fn missing_features(binary: &Path, needs: &Needs, cancel: &Cancel) -> Option<Vec
             word: "virtio-9p-pci",
         });
     }
-    let asked = threads::each(
+    let asked = threads::map_parallel(
         &wanted,
         |feature| format!("doctor {}", feature.word),
         |feature| has(binary, feature, cancel),

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::core::failure::Failure;
 use crate::core::name::VmName;
 
-pub use planned_vm::{MachinePlan, PlannedForward, PlannedMount};
+pub use planned_vm::{PlannedForward, PlannedMount, VmPlan};
 
 /// How much attention a message asks for (docs/EVENTS.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -280,7 +280,7 @@ pub struct BootstrapPlan {
     pub vizier_remediation: Option<String>,
     /// The VM as it would be launched; null but in plans of `up`.
     #[serde(default)]
-    pub machine: Option<MachinePlan>,
+    pub machine: Option<VmPlan>,
 }
 
 /// One fact, in the past tense. Defined here and nowhere else. Durations are milliseconds.

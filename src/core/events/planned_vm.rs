@@ -10,7 +10,7 @@ use crate::core::events::Protocol;
 
 /// One VM as it would be launched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachinePlan {
+pub struct VmPlan {
     /// It runs already, so `up` doesn't launch it; what follows is what castra.toml says.
     pub running: bool,
     /// What it boots: `default guest`, a file, an address, or `none` (an empty disk).

@@ -21,7 +21,7 @@ use crossbeam_channel::{Sender, bounded};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
-use super::pump::{Heard, Pump, Source};
+use super::pump::{Pump, Received, StreamReader};
 use crate::core::cancel::Cancel;
 use crate::core::events::Event;
 use crate::core::host;
@@ -36,7 +36,7 @@ const PIPE_GRACE: Duration = Duration::from_secs(1);
 /// After SIGKILL nothing can hold a pipe but what is out of our reach.
 const KILLED_GRACE: Duration = Duration::from_secs(2);
 /// How often the clock, the child and the wish to stop are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of a line of stderr this much is kept.
 const STDERR_LINE_BYTES: u64 = 4096;
 /// What the agent started may end by itself this long after it.
@@ -46,7 +46,7 @@ const LEFT_GRACE: Duration = Duration::from_millis(500);
 
 /// What to start.
 #[derive(Clone, Debug)]
-pub struct Start {
+pub struct AgentCommand {
     /// The program.
     pub program: OsString,
     /// Its arguments.
@@ -66,10 +66,10 @@ pub struct Start {
     pub grace: Duration,
 }
 
-impl Start {
+impl AgentCommand {
     /// A program without limits.
-    pub fn new(program: impl Into<OsString>, args: Vec<OsString>, mark: &str) -> Start {
-        Start {
+    pub fn new(program: impl Into<OsString>, args: Vec<OsString>, mark: &str) -> AgentCommand {
+        AgentCommand {
             program: program.into(),
             args,
             dir: None,
@@ -84,7 +84,7 @@ impl Start {
 
 /// Why castra ended an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
+pub enum KillReason {
     /// It ran longer than this.
     TooLong(Duration),
     /// It was silent longer than this.
@@ -97,11 +97,11 @@ pub enum Stopped {
 
 /// How a process ended.
 #[derive(Debug)]
-pub struct Ended {
+pub struct AgentExit {
     /// Its status; `None`: it could not be reaped.
     pub status: Option<ExitStatus>,
     /// Why castra ended it, if it did.
-    pub stopped: Option<Stopped>,
+    pub stopped: Option<KillReason>,
     /// The last lines of its stderr.
     pub stderr_tail: String,
     /// Processes it left behind, which were ended.
@@ -111,7 +111,7 @@ pub struct Ended {
 }
 
 /// Where its end stands.
-enum Stage {
+enum EndStage {
     Running,
     /// Asked to end; killed at this time.
     Asked(Instant),
@@ -122,11 +122,11 @@ enum Stage {
 /// Runs an agent to its end; what it says goes through the pump. Fails only where it can't be
 /// started.
 pub fn run(
-    start: &Start,
+    start: &AgentCommand,
     cancel: &Cancel,
     pump: &mut Pump<'_>,
     emit: &mut dyn FnMut(Event),
-) -> std::io::Result<Ended> {
+) -> std::io::Result<AgentExit> {
     let mut command = Command::new(&start.program);
     command
         .args(&start.args)
@@ -145,7 +145,7 @@ pub fn run(
     let mut process = Process::spawn(command, start)?;
     let (stopped, trouble) = process.attend(start, cancel, pump, emit);
     let left_behind = end_marked(&start.mark);
-    Ok(Ended {
+    Ok(AgentExit {
         status: process.status,
         stopped,
         stderr_tail: process.stderr.end(),
@@ -160,19 +160,19 @@ struct Process {
     group: Pid,
     /// Dropped: stdin is closed, as soon as all is written.
     stdin: Option<Sender<()>>,
-    source: Source,
+    source: StreamReader,
     stderr: Stderr,
     status: Option<ExitStatus>,
 }
 
 impl Process {
-    fn spawn(mut command: Command, start: &Start) -> std::io::Result<Process> {
+    fn spawn(mut command: Command, start: &AgentCommand) -> std::io::Result<Process> {
         let mut child = command.spawn()?;
         let stdout = child.stdout.take().expect("stdout was asked to be a pipe");
         let stderr = child.stderr.take().expect("stderr was asked to be a pipe");
         let pipe = child.stdin.take();
         let heard = || -> std::io::Result<_> {
-            let source = Source::start(stdout)?;
+            let source = StreamReader::start(stdout)?;
             let stderr = Stderr::start(stderr)?;
             let stdin = match (pipe, &start.held_stdin) {
                 (Some(pipe), Some(text)) => Some(hold(pipe, text.clone())?),
@@ -200,28 +200,28 @@ impl Process {
 
     fn attend(
         &mut self,
-        start: &Start,
+        start: &AgentCommand,
         cancel: &Cancel,
         pump: &mut Pump<'_>,
         emit: &mut dyn FnMut(Event),
-    ) -> (Option<Stopped>, Option<std::io::Error>) {
+    ) -> (Option<KillReason>, Option<std::io::Error>) {
         let began = Instant::now();
         let mut heard_at = began;
         let (mut ended_at, mut exited_at) = (None, None);
         let (mut stopped, mut trouble) = (None, None);
-        let mut stage = Stage::Running;
+        let mut stage = EndStage::Running;
         loop {
             match self.next(ended_at.is_some(), pump, emit) {
-                Heard::Bytes(bytes) => {
+                Received::Bytes(bytes) => {
                     heard_at = Instant::now();
                     pump.feed(&bytes, emit);
                     self.source.give_back(bytes);
                 }
-                Heard::End(error) if ended_at.is_none() => {
+                Received::End(error) if ended_at.is_none() => {
                     ended_at = Some(Instant::now());
                     trouble = error;
                 }
-                Heard::End(_) | Heard::Nothing => {}
+                Received::End(_) | Received::Nothing => {}
             }
             let now = Instant::now();
             if self.status.is_none()
@@ -236,36 +236,36 @@ impl Process {
             let since = |moment: Option<Instant>| moment.map(|moment| now.duration_since(moment));
             let over = |limit: Option<Duration>, from: Instant| limit.filter(|limit| now - from >= *limit);
             match stage {
-                Stage::Running => {
+                EndStage::Running => {
                     stopped = if cancel.is_requested() {
-                        Some(Stopped::Interrupted)
+                        Some(KillReason::Interrupted)
                     } else if let Some(limit) = over(start.time_limit, began) {
-                        Some(Stopped::TooLong(limit))
+                        Some(KillReason::TooLong(limit))
                     } else if let Some(limit) = over(start.idle_limit, heard_at) {
-                        Some(Stopped::TooSilent(limit))
+                        Some(KillReason::TooSilent(limit))
                     } else if since(ended_at).is_some_and(|silent| silent >= LINGER) {
-                        Some(Stopped::Lingered)
+                        Some(KillReason::Lingered)
                     } else {
                         None
                     };
                     if stopped.is_some() {
                         self.ask_to_end();
-                        stage = Stage::Asked(now + start.grace);
+                        stage = EndStage::Asked(now + start.grace);
                     } else if since(exited_at).is_some_and(|gone| gone >= PIPE_GRACE) {
                         // The agent is gone and its stdout is not.
                         self.kill(&start.mark);
-                        stage = Stage::Killed(now);
+                        stage = EndStage::Killed(now);
                     }
                 }
-                Stage::Asked(until) => {
+                EndStage::Asked(until) => {
                     let gone = since(exited_at).is_some_and(|gone| gone >= PIPE_GRACE);
                     if now >= until || gone || cancel.requests() >= 2 {
                         self.kill(&start.mark);
-                        stage = Stage::Killed(now);
+                        stage = EndStage::Killed(now);
                     }
                 }
-                Stage::Killed(at) if now - at >= KILLED_GRACE => break,
-                Stage::Killed(_) => {}
+                EndStage::Killed(at) if now - at >= KILLED_GRACE => break,
+                EndStage::Killed(_) => {}
             }
         }
         // Whoever is left of the group holds what was the agent's; most often there is nobody.
@@ -274,15 +274,15 @@ impl Process {
     }
 
     /// The next that is heard. Before it waits, what was heard is written out.
-    fn next(&mut self, over: bool, pump: &mut Pump<'_>, emit: &mut dyn FnMut(Event)) -> Heard {
+    fn next(&mut self, over: bool, pump: &mut Pump<'_>, emit: &mut dyn FnMut(Event)) -> Received {
         if over {
             thread::sleep(Duration::from_millis(1));
-            return Heard::Nothing;
+            return Received::Nothing;
         }
         match self.source.look() {
-            Heard::Nothing => {
+            Received::Nothing => {
                 pump.idle(emit);
-                self.source.wait(LOOK_EVERY)
+                self.source.wait(POLL_INTERVAL)
             }
             heard => heard,
         }
@@ -332,7 +332,7 @@ fn end_marked(mark: &str) -> usize {
     let until = Instant::now() + OWN_GRACE;
     let mut left = host::processes_with(AGENT_RUN_MARK, mark);
     while !left.is_empty() && Instant::now() < until {
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
         left = host::processes_with(AGENT_RUN_MARK, mark);
     }
     for pid in &left {
@@ -346,7 +346,7 @@ fn end_marked(mark: &str) -> usize {
             }
             break;
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     left.len()
 }
@@ -402,15 +402,19 @@ impl Stderr {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::codex::Codex;
-    use super::super::relay::{Expected, Forgetful, Relay};
+    use super::super::relay::{Expected, NoStore, Relay};
     use super::*;
 
-    fn sh(script: &str, change: impl FnOnce(&mut Start), cancel: &Cancel) -> (Ended, Vec<Event>, String) {
+    fn sh(
+        script: &str,
+        change: impl FnOnce(&mut AgentCommand),
+        cancel: &Cancel,
+    ) -> (AgentExit, Vec<Event>, String) {
         let mark = host::random_hex(8).unwrap();
-        let mut start = Start::new("sh", ["-c", script].map(OsString::from).to_vec(), &mark);
+        let mut start = AgentCommand::new("sh", ["-c", script].map(OsString::from).to_vec(), &mark);
         start.grace = Duration::from_millis(200);
         change(&mut start);
-        let mut keeper = Forgetful;
+        let mut keeper = NoStore;
         let relay = Relay::new(&Codex, &mut keeper, Expected::default());
         let mut pump = Pump::new(relay, None);
         let mut events = Vec::new();
@@ -447,7 +451,10 @@ mod tests {
                 },
                 &Cancel::new(),
             );
-            assert_eq!(ended.stopped, Some(Stopped::TooLong(Duration::from_millis(50))));
+            assert_eq!(
+                ended.stopped,
+                Some(KillReason::TooLong(Duration::from_millis(50)))
+            );
             assert!(ended.status.is_some());
         }
         let (ended, _, _) = sh(
@@ -455,7 +462,10 @@ mod tests {
             |start| start.idle_limit = Some(Duration::from_millis(50)),
             &Cancel::new(),
         );
-        assert_eq!(ended.stopped, Some(Stopped::TooSilent(Duration::from_millis(50))));
+        assert_eq!(
+            ended.stopped,
+            Some(KillReason::TooSilent(Duration::from_millis(50)))
+        );
     }
 
     #[test]
@@ -463,7 +473,7 @@ mod tests {
         let cancel = Cancel::new();
         cancel.request();
         let (ended, _, _) = sh("sleep 1000", |_| {}, &cancel);
-        assert_eq!(ended.stopped, Some(Stopped::Interrupted));
+        assert_eq!(ended.stopped, Some(KillReason::Interrupted));
     }
 
     #[test]
@@ -484,8 +494,8 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
-        let start = Start::new("castra-no-such-agent", Vec::new(), "m");
-        let mut keeper = Forgetful;
+        let start = AgentCommand::new("castra-no-such-agent", Vec::new(), "m");
+        let mut keeper = NoStore;
         let relay = Relay::new(&Codex, &mut keeper, Expected::default());
         let mut pump = Pump::new(relay, None);
         assert!(run(&start, &Cancel::new(), &mut pump, &mut |_| {}).is_err());

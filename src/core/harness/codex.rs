@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use serde_json::{Map, Value, json};
 
 use super::json::{self, Raw, count, cut, head, members, number, opaque, opaque_text, tail, word};
-use super::{Agent, AgentEvent, Ask, Since, Tokens};
+use super::{Agent, AgentEvent, AgentRequest, Since, Tokens};
 use crate::core::events::Severity;
 
 /// Text of a message beyond this is cut; the transcript has all of it.
@@ -28,7 +28,7 @@ const DATA_LIMIT: usize = 64 * 1024;
 /// What isn't understood is shown to this length.
 const GARBAGE_LIMIT: usize = 4096;
 /// File names are named in the text up to this many.
-const MOST_NAMED: usize = 5;
+const MAX_NAMED: usize = 5;
 /// Paths and names in a text are cut to this.
 const NAME_LIMIT: usize = 512;
 
@@ -57,7 +57,7 @@ impl Agent for Codex {
         "`npm install -g @openai/codex` installs Codex"
     }
 
-    fn argv(&self, ask: &Ask) -> Vec<OsString> {
+    fn argv(&self, ask: &AgentRequest) -> Vec<OsString> {
         let mut argv: Vec<OsString> = vec!["exec".into(), "--json".into()];
         if let Some(model) = &ask.model {
             argv.push(format!("--model={model}").into());
@@ -100,7 +100,7 @@ impl Agent for Codex {
             }
             Some("error") => {
                 let text = message.and_then(|raw| head(raw, TEXT_LIMIT)).unwrap_or_default();
-                return vec![told(Severity::Warn, text, json!({"kind": "error"}))];
+                return vec![message_event(Severity::Warn, text, json!({"kind": "error"}))];
             }
             Some("item.started") => Phase::Started,
             Some("item.updated") => Phase::Updated,
@@ -208,9 +208,9 @@ impl<'a> Item<'a> {
                     .message
                     .and_then(|raw| head(raw, TEXT_LIMIT))
                     .unwrap_or_default();
-                Some(told(Severity::Warn, text, self.data(phase, [])))
+                Some(message_event(Severity::Warn, text, self.data(phase, [])))
             }
-            other => Some(told(
+            other => Some(message_event(
                 severity(phase, Severity::Info),
                 format!("an item of type {}", cut(other, NAME_LIMIT)),
                 self.data(phase, [("raw", Some(opaque(self.raw, DATA_LIMIT)))]),
@@ -246,7 +246,11 @@ impl<'a> Item<'a> {
             .text
             .and_then(|raw| head(raw, TEXT_LIMIT))
             .unwrap_or_default();
-        Some(told(severity(phase, at_most), text, self.data(phase, [])))
+        Some(message_event(
+            severity(phase, at_most),
+            text,
+            self.data(phase, []),
+        ))
     }
 
     fn command_execution(&self, phase: Phase) -> Option<AgentEvent> {
@@ -292,7 +296,7 @@ impl<'a> Item<'a> {
         let named: Vec<String> = list
             .into_iter()
             .flatten()
-            .take(MOST_NAMED)
+            .take(MAX_NAMED)
             .map(|change| {
                 let of = |name: &str| change[name].as_str().unwrap_or("?");
                 format!("{} {}", cut(of("kind"), NAME_LIMIT), cut(of("path"), NAME_LIMIT))
@@ -313,7 +317,7 @@ impl<'a> Item<'a> {
             true => verb.to_owned(),
             false => format!("{verb}: {}{more}", named.join(", ")),
         };
-        told(
+        message_event(
             self.severity(phase),
             text,
             self.data(phase, [("changes", changes.clone())]),
@@ -342,7 +346,7 @@ impl<'a> Item<'a> {
             ("result", self.result.map(|raw| opaque(raw, DATA_LIMIT))),
             ("error", self.error.map(|raw| opaque(raw, DATA_LIMIT))),
         ];
-        told(self.severity(phase), text, self.data(phase, own))
+        message_event(self.severity(phase), text, self.data(phase, own))
     }
 
     fn web_search(&self, phase: Phase) -> AgentEvent {
@@ -362,7 +366,7 @@ impl<'a> Item<'a> {
         // Later versions say more of a search (`action`), and say its id twice.
         let raw = opaque(self.raw, DATA_LIMIT);
         let action = raw.get("action").cloned();
-        told(
+        message_event(
             self.severity(phase),
             text,
             self.data(phase, [("query", Some(query.into())), ("action", action)]),
@@ -379,7 +383,7 @@ impl<'a> Item<'a> {
         let next = list.iter().find(|item| item["completed"] != true);
         let next = next.and_then(|item| item["text"].as_str());
         let next = next.map(|text| format!("; next: {}", cut(text, NAME_LIMIT)));
-        told(
+        message_event(
             self.severity(phase),
             format!("plan: {done} of {} done{}", list.len(), next.unwrap_or_default()),
             self.data(phase, [("items", items.clone())]),
@@ -402,13 +406,13 @@ fn severity(phase: Phase, completed: Severity) -> Severity {
     }
 }
 
-fn told(severity: Severity, text: String, data: Value) -> AgentEvent {
+fn message_event(severity: Severity, text: String, data: Value) -> AgentEvent {
     AgentEvent::Message { severity, text, data }
 }
 
 /// A line of a type that isn't known, as it is.
 fn unknown(line: &str, kind: &str) -> AgentEvent {
-    told(
+    message_event(
         Severity::Info,
         format!("a line of type {}", cut(kind, NAME_LIMIT)),
         json!({"kind": "unknown", "raw": opaque_text(line, DATA_LIMIT)}),
@@ -417,7 +421,7 @@ fn unknown(line: &str, kind: &str) -> AgentEvent {
 
 /// A line that is no JSON object.
 fn garbage(line: &str) -> AgentEvent {
-    told(
+    message_event(
         Severity::Warn,
         "a line that isn't a JSON object".to_owned(),
         json!({"kind": "garbage", "raw": cut(line, GARBAGE_LIMIT)}),
@@ -478,9 +482,9 @@ mod tests {
 
     #[test]
     fn arguments_are_never_taken_for_flags() {
-        let mut ask = Ask {
+        let mut ask = AgentRequest {
             prompt: "--help".into(),
-            ..Ask::default()
+            ..AgentRequest::default()
         };
         assert_eq!(Codex.argv(&ask), ["exec", "--json", "--", "--help"]);
         ask.model = Some("-m".into());

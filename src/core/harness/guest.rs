@@ -20,7 +20,7 @@ pub const GRACE_SECS: u64 = 5;
 /// The exit code by which a shell says that there is no such program.
 pub const NOT_FOUND: i32 = 127;
 /// Linux takes no argument longer than this, in the guest too.
-pub const LONGEST_WORD: usize = 128 * 1024 - 1;
+pub const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
 /// What the login shell of the guest's user is told to run; it may be any, and the script is for the POSIX one.
 const REMOTE_COMMAND: &str = "exec sh";
 

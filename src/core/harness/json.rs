@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use crate::core::escape::json_depth;
 
 /// Values nested deeper than this are kept as text: whoever reads the events gives up at 128.
-const MOST_DEPTH: usize = 32;
+const MAX_DEPTH: usize = 32;
 
 /// A part of a JSON text, checked and unread.
 pub type Raw<'a> = &'a RawValue;
@@ -116,12 +116,12 @@ pub fn tail(raw: Raw<'_>, limit: usize) -> Option<String> {
 /// A short string whole: the names of types, states and ids.
 pub fn word(raw: Option<Raw<'_>>) -> Option<Cow<'_, str>> {
     /// Longer names than this are none of ours.
-    const LONGEST: usize = 512;
+    const MAX_BYTES: usize = 512;
     let inner = inner(raw?)?;
-    if inner.len() <= LONGEST && !inner.contains('\\') {
+    if inner.len() <= MAX_BYTES && !inner.contains('\\') {
         return Some(Cow::Borrowed(inner));
     }
-    head(raw?, LONGEST).map(Cow::Owned)
+    head(raw?, MAX_BYTES).map(Cow::Owned)
 }
 
 /// A count: what is no number, or below zero, is none.
@@ -149,7 +149,7 @@ pub fn opaque(raw: Raw<'_>, limit: usize) -> Value {
 /// As [`opaque`], of a text that may be no JSON at all.
 pub fn opaque_text(text: &str, limit: usize) -> Value {
     if text.len() <= limit
-        && json_depth(text.as_bytes()) <= MOST_DEPTH
+        && json_depth(text.as_bytes()) <= MAX_DEPTH
         && let Ok(value) = serde_json::from_str(text)
     {
         return value;
@@ -179,9 +179,9 @@ fn floor_boundary(text: &str, mut at: usize) -> usize {
 /// `at`, or the place where the escape begins that `at` would split.
 fn escape_around(inner: &str, at: usize) -> usize {
     /// `\u202e`.
-    const LONGEST: usize = 6;
+    const MAX_BYTES: usize = 6;
     let bytes = inner.as_bytes();
-    for start in at.saturating_sub(LONGEST - 1)..at {
+    for start in at.saturating_sub(MAX_BYTES - 1)..at {
         if bytes[start] != b'\\' {
             continue;
         }
@@ -194,7 +194,7 @@ fn escape_around(inner: &str, at: usize) -> usize {
             continue;
         }
         let length = if bytes.get(start + 1) == Some(&b'u') {
-            LONGEST
+            MAX_BYTES
         } else {
             2
         };

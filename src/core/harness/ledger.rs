@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::relay::{Account, Chapter, Expected, Forgetful, Keeper, Relay};
+use super::relay::{Expected, NoStore, Relay, ThreadStore, ThreadTotals, ThreadUpdate};
 use super::transcript::{self, name_of};
 use super::{Agent, Tokens, Verdict};
 use crate::core::failure::{Failure, Result};
@@ -22,9 +22,9 @@ use crate::core::reporter::wall_clock;
 use crate::core::root::records;
 
 /// Sessions that are told apart; what was before them is summed up.
-const MOST_SESSIONS: usize = 500;
+const MAX_SESSIONS: usize = 500;
 /// A record is written at most this often while a stream goes on.
-const WRITE_EVERY: Duration = Duration::from_secs(1);
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -81,14 +81,15 @@ impl ThreadRecord {
     }
 
     /// What all sessions come to.
-    pub fn account(&self) -> Account {
-        self.all().fold(Account::default(), |sum, session| Account {
-            turns: sum.turns + session.turns,
-            tokens: sum.tokens.plus(session.tokens()),
-            messages: sum.messages + session.messages,
-            commands: sum.commands + session.commands,
-            commands_failed: sum.commands_failed + session.commands_failed,
-        })
+    pub fn account(&self) -> ThreadTotals {
+        self.all()
+            .fold(ThreadTotals::default(), |sum, session| ThreadTotals {
+                turns: sum.turns + session.turns,
+                tokens: sum.tokens.plus(session.tokens()),
+                messages: sum.messages + session.messages,
+                commands: sum.commands + session.commands,
+                commands_failed: sum.commands_failed + session.commands_failed,
+            })
     }
 
     /// How the last session ended.
@@ -98,7 +99,7 @@ impl ThreadRecord {
 
     /// Sums up the oldest sessions where there are too many.
     fn shorten(&mut self) {
-        while self.sessions.len() > MOST_SESSIONS {
+        while self.sessions.len() > MAX_SESSIONS {
             let old = self.sessions.remove(0);
             match &mut self.earlier {
                 None => self.earlier = Some(old),
@@ -175,7 +176,7 @@ fn record_at(path: &Path, name: &str) -> Option<ThreadRecord> {
 /// What a transcript tells of its thread. It tells no times: its file's has to do.
 fn from_transcript(path: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadRecord> {
     let modified = fs::metadata(path).ok()?.modified().ok()?;
-    let mut keeper = Forgetful;
+    let mut keeper = NoStore;
     let mut relay = Relay::new(agent, &mut keeper, Expected::default());
     let mut thread = None;
     transcript::read(path, |line| {
@@ -212,14 +213,14 @@ pub struct Ledger<'a> {
     agent: &'a dyn Agent,
     run: String,
     vm: Option<VmName>,
-    parts: HashMap<String, Part>,
+    parts: HashMap<String, ThreadPart>,
     trouble: Option<Failure>,
 }
 
 /// The part that this stream has in one thread, however often it returns to it.
-struct Part {
+struct ThreadPart {
     /// What was known before this run.
-    before: Account,
+    before: ThreadTotals,
     session: Session,
     /// What of the thread's tokens is in the session's days.
     booked: Tokens,
@@ -241,7 +242,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// What could not be written.
-    pub fn trouble(&mut self) -> Option<Failure> {
+    pub fn take_error(&mut self) -> Option<Failure> {
         self.trouble.take()
     }
 
@@ -279,8 +280,8 @@ impl<'a> Ledger<'a> {
     }
 }
 
-impl Keeper for Ledger<'_> {
-    fn begin(&mut self, thread: &str) -> Option<Account> {
+impl ThreadStore for Ledger<'_> {
+    fn begin(&mut self, thread: &str) -> Option<ThreadTotals> {
         if let Some(part) = self.parts.get(thread) {
             return Some(part.before);
         }
@@ -294,7 +295,7 @@ impl Keeper for Ledger<'_> {
         }
         let account = known.map(|record| record.account());
         let now = wall_clock(SystemTime::now());
-        let part = Part {
+        let part = ThreadPart {
             before: account.unwrap_or_default(),
             session: Session {
                 run: self.run.clone(),
@@ -311,7 +312,7 @@ impl Keeper for Ledger<'_> {
         account
     }
 
-    fn note(&mut self, chapter: &Chapter) {
+    fn note(&mut self, chapter: &ThreadUpdate) {
         let Some(part) = self.parts.get_mut(&chapter.thread) else {
             return;
         };
@@ -331,7 +332,7 @@ impl Keeper for Ledger<'_> {
             part.booked = account.tokens;
         }
         part.changed = true;
-        if part.written.is_none_or(|at| at.elapsed() >= WRITE_EVERY) {
+        if part.written.is_none_or(|at| at.elapsed() >= WRITE_INTERVAL) {
             self.write(&chapter.thread);
         }
     }
@@ -375,7 +376,7 @@ mod tests {
         }
         let verdict = relay.verdict();
         relay.end(verdict, &mut note);
-        assert!(ledger.trouble().is_none());
+        assert!(ledger.take_error().is_none());
         seen
     }
 
@@ -480,13 +481,13 @@ mod tests {
                     )]),
                     ..Session::default()
                 };
-                MOST_SESSIONS + 7
+                MAX_SESSIONS + 7
             ],
             earlier: None,
         };
         let before = record.account();
         record.shorten();
-        assert_eq!(record.sessions.len(), MOST_SESSIONS);
+        assert_eq!(record.sessions.len(), MAX_SESSIONS);
         assert_eq!(record.account(), before);
     }
 }

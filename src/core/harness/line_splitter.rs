@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::io::BufRead;
 
 /// The longest line that is understood.
-pub const LONGEST_LINE: usize = 16 * 1024 * 1024;
+pub const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
 /// Of a longer one this much is kept, to say what it was.
 const KEPT_OF_TOO_LONG: usize = 4096;
 /// The room for a line that is kept between lines.
@@ -21,19 +21,19 @@ pub enum Line<'a> {
     Whole(&'a [u8]),
     /// The stream ended in it.
     Torn(&'a [u8]),
-    /// It was longer than [`LONGEST_LINE`]: how it began, and how long it was.
+    /// It was longer than [`MAX_LINE_BYTES`]: how it began, and how long it was.
     TooLong(&'a [u8], u64),
 }
 
 /// Cuts a stream into lines. Holds at most one line.
 #[derive(Debug, Default)]
-pub struct Lines {
+pub struct LineSplitter {
     begun: Vec<u8>,
     /// Length of a line that is being skipped because it is too long.
     skipped: Option<u64>,
 }
 
-impl Lines {
+impl LineSplitter {
     /// Takes the next bytes and hands over each line that ends in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut take: impl FnMut(Line<'_>)) {
         while !bytes.is_empty() {
@@ -52,7 +52,7 @@ impl Lines {
     fn piece(&mut self, piece: &[u8], ended: bool, take: &mut impl FnMut(Line<'_>)) {
         if let Some(length) = &mut self.skipped {
             *length += piece.len() as u64;
-        } else if self.begun.len() + piece.len() > LONGEST_LINE {
+        } else if self.begun.len() + piece.len() > MAX_LINE_BYTES {
             let length = self.begun.len() + piece.len();
             self.begun
                 .extend_from_slice(&piece[..piece.len().min(KEPT_OF_TOO_LONG)]);
@@ -119,7 +119,7 @@ mod tests {
                 Line::TooLong(head, length) => format!("{} of {length}", head.len()),
             });
         };
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         for piece in pieces {
             lines.feed(piece, &mut note);
         }
@@ -149,15 +149,15 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_skipped_and_told() {
-        let long = vec![b'x'; LONGEST_LINE + 1];
+        let long = vec![b'x'; MAX_LINE_BYTES + 1];
         let most = &long[1..];
         assert_eq!(
             cut(&[&long, b"yy\nnext\n", most, b"\n", &long]),
             [
-                format!("4096 of {}", LONGEST_LINE + 3),
+                format!("4096 of {}", MAX_LINE_BYTES + 3),
                 "next|".to_owned(),
                 format!("{}|", text_of(most)),
-                format!("4096 of {}", LONGEST_LINE + 1)
+                format!("4096 of {}", MAX_LINE_BYTES + 1)
             ]
         );
     }

@@ -51,17 +51,17 @@ pub trait Agent: fmt::Debug + Send + Sync {
     fn install(&self) -> &'static str;
 
     /// The arguments with which its program answers `ask`.
-    fn argv(&self, ask: &Ask) -> Vec<OsString>;
+    fn argv(&self, ask: &AgentRequest) -> Vec<OsString>;
 
     /// What one line of its stream says; a line may say nothing, or several things. It may be any
-    /// text of at most [`lines::LONGEST_LINE`] bytes, without line end. Nothing is remembered from
+    /// text of at most [`line_splitter::MAX_LINE_BYTES`] bytes, without line end. Nothing is remembered from
     /// line to line: that is [`relay::Relay`]'s business.
     fn read(&self, line: &str) -> Vec<AgentEvent>;
 }
 
 /// What an agent is asked.
 #[derive(Clone, Debug, Default)]
-pub struct Ask {
+pub struct AgentRequest {
     /// The model it is to use; `None`: its own choice.
     pub model: Option<String>,
     /// The thread to go on with.

@@ -13,7 +13,7 @@ use crate::core::process::shell_quote;
 use crate::core::status::{StatusOutcome, VmStatus};
 
 /// VMs beyond this number are counted, not described.
-const MOST_VMS: usize = 64;
+const MAX_VMS: usize = 64;
 
 /// What the config says of one VM's bootstrap.
 #[derive(Clone, Debug, Default)]
@@ -73,14 +73,14 @@ pub fn preamble(
         return text + "\n";
     }
     text.push_str("\nVMs that run:\n");
-    for vm in running.iter().take(MOST_VMS) {
+    for vm in running.iter().take(MAX_VMS) {
         text.push_str(&line_of(vm, bootstrapped(&vm.name), view));
     }
-    if running.len() > MOST_VMS {
-        text.push_str(&format!("- and {} more\n", running.len() - MOST_VMS));
+    if running.len() > MAX_VMS {
+        text.push_str(&format!("- and {} more\n", running.len() - MAX_VMS));
     }
     text.push_str(&match view {
-        View::Host { castra } => ways(castra, &status.workspace),
+        View::Host { castra } => how_to_reach(castra, &status.workspace),
         View::Inside(_) => {
             "\nThe other VMs belong to the same project; castra itself is on the host, out of your reach. \
                             If `castra-bus` is installed here, it speaks to them: `castra-bus --help`.\n"
@@ -144,7 +144,7 @@ fn line_of(vm: &VmStatus, bootstrapped: Option<Bootstrapped>, view: &View) -> St
     line
 }
 
-fn ways(castra: &str, workspace: &str) -> String {
+fn how_to_reach(castra: &str, workspace: &str) -> String {
     let castra = format!("{castra} --workspace {}", shell_quote(workspace));
     format!(
         "\nHow to reach them, with a name from above for VM:\n\

@@ -10,26 +10,26 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 
-use super::line_splitter::{Line, Lines};
+use super::line_splitter::{Line, LineSplitter};
 use super::relay::Relay;
 use super::transcript::Transcript;
 use crate::core::events::{Event, Severity};
 
 /// A pipe holds this much.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// Pieces read ahead: one is being read while another is worked on.
 const AHEAD: usize = 2;
 
 /// A stream that is read by a thread of its own.
 #[derive(Debug)]
-pub struct Source {
+pub struct StreamReader {
     pieces: Receiver<io::Result<Vec<u8>>>,
     used: Sender<Vec<u8>>,
 }
 
 /// What a look at a source brings.
 #[derive(Debug)]
-pub enum Heard {
+pub enum Received {
     /// These bytes.
     Bytes(Vec<u8>),
     /// Nothing yet.
@@ -38,16 +38,16 @@ pub enum Heard {
     End(Option<io::Error>),
 }
 
-impl Source {
+impl StreamReader {
     /// Begins to read. The thread ends with the stream, or at the first read after the source was
     /// dropped; nobody waits for it, because a read can't be interrupted.
-    pub fn start(mut reader: impl Read + Send + 'static) -> io::Result<Source> {
+    pub fn start(mut reader: impl Read + Send + 'static) -> io::Result<StreamReader> {
         let (full, pieces) = bounded(AHEAD);
         let (used, empty) = bounded::<Vec<u8>>(AHEAD + 1);
         let read = move || {
             loop {
                 let mut piece = empty.try_recv().unwrap_or_default();
-                piece.resize(PIECE, 0);
+                piece.resize(READ_BYTES, 0);
                 let outcome = match reader.read(&mut piece) {
                     Ok(0) => return,
                     Ok(length) => {
@@ -66,24 +66,24 @@ impl Source {
         thread::Builder::new()
             .name("harness-read".to_owned())
             .spawn(read)?;
-        Ok(Source { pieces, used })
+        Ok(StreamReader { pieces, used })
     }
 
     /// What is there already.
-    pub fn look(&self) -> Heard {
+    pub fn look(&self) -> Received {
         match self.pieces.try_recv() {
             Ok(piece) => heard(piece),
-            Err(TryRecvError::Empty) => Heard::Nothing,
-            Err(TryRecvError::Disconnected) => Heard::End(None),
+            Err(TryRecvError::Empty) => Received::Nothing,
+            Err(TryRecvError::Disconnected) => Received::End(None),
         }
     }
 
     /// What comes within this time.
-    pub fn wait(&self, limit: Duration) -> Heard {
+    pub fn wait(&self, limit: Duration) -> Received {
         match self.pieces.recv_timeout(limit) {
             Ok(piece) => heard(piece),
-            Err(RecvTimeoutError::Timeout) => Heard::Nothing,
-            Err(RecvTimeoutError::Disconnected) => Heard::End(None),
+            Err(RecvTimeoutError::Timeout) => Received::Nothing,
+            Err(RecvTimeoutError::Disconnected) => Received::End(None),
         }
     }
 
@@ -93,10 +93,10 @@ impl Source {
     }
 }
 
-fn heard(piece: io::Result<Vec<u8>>) -> Heard {
+fn heard(piece: io::Result<Vec<u8>>) -> Received {
     match piece {
-        Ok(bytes) => Heard::Bytes(bytes),
-        Err(error) => Heard::End(Some(error)),
+        Ok(bytes) => Received::Bytes(bytes),
+        Err(error) => Received::End(Some(error)),
     }
 }
 
@@ -105,7 +105,7 @@ pub struct Pump<'a> {
     /// Makes events of it.
     pub relay: Relay<'a>,
     transcript: Option<Transcript>,
-    lines: Lines,
+    lines: LineSplitter,
     bytes: u64,
 }
 
@@ -115,7 +115,7 @@ impl<'a> Pump<'a> {
         Pump {
             relay,
             transcript,
-            lines: Lines::default(),
+            lines: LineSplitter::default(),
             bytes: 0,
         }
     }
@@ -138,7 +138,7 @@ impl<'a> Pump<'a> {
             return;
         };
         transcript.flush();
-        if let Some((path, error)) = transcript.trouble() {
+        if let Some((path, error)) = transcript.take_error() {
             emit(Event::advice(
                 Severity::Warn,
                 None,

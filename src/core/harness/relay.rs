@@ -15,16 +15,16 @@ use crate::core::events::{Event, Severity};
 use crate::core::time::millis;
 
 /// More commands than this at once are not followed: the oldest counts as abandoned.
-const MOST_OPEN: usize = 256;
+const MAX_OPEN: usize = 256;
 /// A stream has one thread, or a few where several are read in a row. More than this aren't kept: a
 /// stream must not fill a folder with files.
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 /// Ids of threads are cut to this in events.
 const ID_LIMIT: usize = 256;
 
 /// What is known of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Account {
+pub struct ThreadTotals {
     /// Turns begun.
     pub turns: u64,
     /// Tokens of all turns.
@@ -39,24 +39,24 @@ pub struct Account {
 
 /// What one stream, or a part of it, added to a thread.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chapter {
+pub struct ThreadUpdate {
     /// The thread.
     pub thread: String,
     /// The agent.
     pub agent: &'static str,
     /// What is known of it now.
-    pub account: Account,
+    pub account: ThreadTotals,
     /// How it stands.
     pub verdict: Verdict,
 }
 
 /// Remembers threads from one stream to the next.
-pub trait Keeper {
+pub trait ThreadStore {
     /// What is known of this thread; `None` if it is new.
-    fn begin(&mut self, thread: &str) -> Option<Account>;
+    fn begin(&mut self, thread: &str) -> Option<ThreadTotals>;
 
     /// What the stream has brought; told at every turn's end and when it leaves the thread.
-    fn note(&mut self, chapter: &Chapter);
+    fn note(&mut self, chapter: &ThreadUpdate);
 
     /// The stream has ended.
     fn end(&mut self);
@@ -64,14 +64,14 @@ pub trait Keeper {
 
 /// Remembers nothing.
 #[derive(Debug, Default)]
-pub struct Forgetful;
+pub struct NoStore;
 
-impl Keeper for Forgetful {
-    fn begin(&mut self, _thread: &str) -> Option<Account> {
+impl ThreadStore for NoStore {
+    fn begin(&mut self, _thread: &str) -> Option<ThreadTotals> {
         None
     }
 
-    fn note(&mut self, _chapter: &Chapter) {}
+    fn note(&mut self, _chapter: &ThreadUpdate) {}
 
     fn end(&mut self) {}
 }
@@ -88,13 +88,13 @@ pub struct Expected {
 /// One stream on its way to become events.
 pub struct Relay<'a> {
     agent: &'a dyn Agent,
-    keeper: &'a mut dyn Keeper,
+    keeper: &'a mut dyn ThreadStore,
     expected: Expected,
-    known: HashMap<String, Account>,
-    chapter: Option<Chapter>,
+    known: HashMap<String, ThreadTotals>,
+    chapter: Option<ThreadUpdate>,
     /// What this process said it has used, as far as it was booked.
     process: Tokens,
-    open: VecDeque<Open>,
+    open: VecDeque<OpenCommand>,
     /// `None` before the first turn and after each.
     in_turn: bool,
     last_turn: Option<Verdict>,
@@ -105,7 +105,7 @@ pub struct Relay<'a> {
 }
 
 /// A command that has not ended.
-struct Open {
+struct OpenCommand {
     item: String,
     command: String,
     since: Instant,
@@ -129,7 +129,7 @@ pub struct Counts {
 
 impl<'a> Relay<'a> {
     /// A relay for one stream.
-    pub fn new(agent: &'a dyn Agent, keeper: &'a mut dyn Keeper, expected: Expected) -> Relay<'a> {
+    pub fn new(agent: &'a dyn Agent, keeper: &'a mut dyn ThreadStore, expected: Expected) -> Relay<'a> {
         Relay {
             agent,
             keeper,
@@ -153,10 +153,10 @@ impl<'a> Relay<'a> {
     }
 
     /// What is known of that thread.
-    pub fn account(&self) -> Account {
+    pub fn account(&self) -> ThreadTotals {
         self.chapter
             .as_ref()
-            .map_or_else(Account::default, |chapter| chapter.account)
+            .map_or_else(ThreadTotals::default, |chapter| chapter.account)
     }
 
     /// The last the agent said.
@@ -188,7 +188,7 @@ impl<'a> Relay<'a> {
         match line {
             Line::Whole(bytes) | Line::Torn(bytes) => {
                 for said in self.agent.read(&text_of(bytes)) {
-                    self.take(said, emit);
+                    self.on_agent_event(said, emit);
                 }
             }
             Line::TooLong(head, length) => {
@@ -213,7 +213,7 @@ impl<'a> Relay<'a> {
         self.keeper.end();
     }
 
-    fn take(&mut self, said: AgentEvent, emit: &mut dyn FnMut(Event)) {
+    fn on_agent_event(&mut self, said: AgentEvent, emit: &mut dyn FnMut(Event)) {
         match said {
             AgentEvent::Thread { id } => self.begin_thread(&id, emit),
             AgentEvent::TurnStarted => {
@@ -228,7 +228,7 @@ impl<'a> Relay<'a> {
                 };
                 self.message(Severity::Progress, text, Some(json!({"kind": "turn"})), emit);
             }
-            AgentEvent::Usage { tokens, since } => self.book(tokens, since, emit),
+            AgentEvent::Usage { tokens, since } => self.count_tokens(tokens, since, emit),
             AgentEvent::TurnCompleted => self.end_turn(Verdict::Complete, emit),
             AgentEvent::TurnFailed { reason } => {
                 self.message(
@@ -274,17 +274,17 @@ impl<'a> Relay<'a> {
         self.process = Tokens::default();
         self.in_turn = false;
         self.last_turn = None;
-        if self.known.len() >= MOST_THREADS && !self.known.contains_key(id) {
+        if self.known.len() >= MAX_THREADS && !self.known.contains_key(id) {
             if !std::mem::replace(&mut self.said_too_many, true) {
                 let text =
-                    format!("more than {MOST_THREADS} threads in one stream: castra doesn't keep the rest");
+                    format!("more than {MAX_THREADS} threads in one stream: castra doesn't keep the rest");
                 self.message(Severity::Warn, text, Some(json!({"kind": "thread"})), emit);
             }
             return;
         }
         let kept = self.keeper.begin(id);
         let before = self.known.get(id).copied().or(kept);
-        self.chapter = Some(Chapter {
+        self.chapter = Some(ThreadUpdate {
             thread: id.to_owned(),
             agent: self.agent.name(),
             account: before.unwrap_or_default(),
@@ -297,11 +297,11 @@ impl<'a> Relay<'a> {
             Some(json!({"kind": "thread", "resumed": before.is_some()})),
             emit,
         );
-        self.compare_with_wish(id, before.is_some(), emit);
+        self.check_resumed_thread(id, before.is_some(), emit);
     }
 
     /// Asked to go on with a name it doesn't know, Codex begins a new thread without a word.
-    fn compare_with_wish(&mut self, id: &str, known: bool, emit: &mut dyn FnMut(Event)) {
+    fn check_resumed_thread(&mut self, id: &str, known: bool, emit: &mut dyn FnMut(Event)) {
         let Some(wish) = self.expected.resume.take() else {
             return;
         };
@@ -347,7 +347,7 @@ impl<'a> Relay<'a> {
 
     /// What the agent counts becomes what this turn took: the difference to what was counted
     /// before, in whichever way its version counts.
-    fn book(&mut self, said: Tokens, since: Since, emit: &mut dyn FnMut(Event)) {
+    fn count_tokens(&mut self, said: Tokens, since: Since, emit: &mut dyn FnMut(Event)) {
         let of_process = said.minus(self.process).unwrap_or(said);
         let before = self.chapter.as_ref().map(|chapter| chapter.account.tokens);
         let before = before.unwrap_or(self.process);
@@ -384,7 +384,7 @@ impl<'a> Relay<'a> {
         if let Some(place) = self.open.iter().position(|open| open.item == item) {
             self.abandon_one(place, "another began under its name", emit);
         }
-        if self.open.len() >= MOST_OPEN {
+        if self.open.len() >= MAX_OPEN {
             self.abandon_one(0, "too many run at once", emit);
         }
         emit(Event::CommandAccepted {
@@ -396,7 +396,7 @@ impl<'a> Relay<'a> {
             duration_ms: None,
             exit_status: None,
         });
-        self.open.push_back(Open {
+        self.open.push_back(OpenCommand {
             item,
             command,
             since: Instant::now(),

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 
 use serde_json::json;
 
-use super::{Agent, AgentEvent, Ask};
+use super::{Agent, AgentEvent, AgentRequest};
 use crate::core::events::Severity;
 
 /// Its lines are `thread ID`, `say TEXT` and `end`.
@@ -26,7 +26,7 @@ impl Agent for TestAgent {
         "every system has it"
     }
 
-    fn argv(&self, ask: &Ask) -> Vec<OsString> {
+    fn argv(&self, ask: &AgentRequest) -> Vec<OsString> {
         ask.extra.clone()
     }
 

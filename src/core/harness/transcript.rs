@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::line_splitter::{Line, Lines};
+use super::line_splitter::{Line, LineSplitter};
 use crate::core::host;
 use crate::core::lines::journal::{Journal, Rotation};
 
@@ -18,7 +18,7 @@ const BATCH: usize = 64 * 1024;
 /// A line longer than this is written by itself, so that the batch stays small.
 const ALONE: usize = 16 * 1024;
 /// Rotated files beyond this number are not looked for.
-const MOST_ROTATED: u32 = 1000;
+const MAX_ROTATED: u32 = 1000;
 
 /// The file name, without its end, that stands for a thread: its id if that is harmless, else the
 /// SHA-256 of it.
@@ -100,8 +100,8 @@ impl Transcript {
         }
     }
 
-    /// Writes what waits. What can't be written is dropped, and the trouble told by
-    /// [`Transcript::trouble`]; the stream goes on.
+    /// Writes what waits. What can't be written is dropped, and the error is returned by
+    /// [`Transcript::take_error`]; the stream goes on.
     pub fn flush(&mut self) {
         let Some(file) = &mut self.file else {
             return;
@@ -116,7 +116,7 @@ impl Transcript {
     }
 
     /// What went wrong since the last time this was asked, and where.
-    pub fn trouble(&mut self) -> Option<(PathBuf, io::Error)> {
+    pub fn take_error(&mut self) -> Option<(PathBuf, io::Error)> {
         let error = self.trouble.take()?;
         Some((
             path_of(&self.dir, self.thread.as_deref().unwrap_or_default()),
@@ -129,7 +129,7 @@ impl Transcript {
 pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<()> {
     // The newest is opened first: a rotation in between gives a file a higher number.
     let mut files = Vec::new();
-    for number in 0..MOST_ROTATED {
+    for number in 0..MAX_ROTATED {
         let mut name = path.as_os_str().to_owned();
         if number > 0 {
             name.push(format!(".{number}"));
@@ -143,7 +143,7 @@ pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<(
     }
     let mut goes_on = true;
     for file in files.into_iter().rev() {
-        let mut lines = Lines::default();
+        let mut lines = LineSplitter::default();
         let mut reader = BufReader::new(file);
         let mut piece = vec![0; BATCH];
         while goes_on {
@@ -169,7 +169,7 @@ pub fn size(path: &Path) -> u64 {
         }
         fs::metadata(name).map(|meta| meta.len()).ok()
     };
-    let rotated: u64 = (1..MOST_ROTATED).map_while(length).sum();
+    let rotated: u64 = (1..MAX_ROTATED).map_while(length).sum();
     length(0).unwrap_or(0) + rotated
 }
 
@@ -205,7 +205,7 @@ mod tests {
         transcript.line(Some("../two"), Line::Torn(b"\xff"));
         transcript.line(Some("one"), Line::Whole(b"again"));
         transcript.flush();
-        assert!(transcript.trouble().is_none());
+        assert!(transcript.take_error().is_none());
         let one = fs::read(dir.join("one.jsonl")).unwrap();
         assert!(one.starts_with(b"early\nfirst\nxxx") && one.ends_with(b"xxx\nagain\n"));
         assert_eq!(fs::read(path_of(&dir, "../two")).unwrap(), b"\xff\n");
@@ -255,7 +255,7 @@ mod tests {
         transcript.line(Some("t"), Line::Whole(b"a"));
         transcript.line(Some("t"), Line::Whole(b"b"));
         transcript.flush();
-        assert!(transcript.trouble().is_some());
-        assert!(transcript.trouble().is_none());
+        assert!(transcript.take_error().is_some());
+        assert!(transcript.take_error().is_none());
     }
 }

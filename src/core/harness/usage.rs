@@ -14,7 +14,7 @@ use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::failure::Result;
 use crate::core::name::VmName;
-use crate::core::operations::events::{EventsOptions, Told, events};
+use crate::core::operations::events::{EventsItem, EventsOptions, events};
 use crate::core::root::paths::StateRoot;
 use crate::core::time;
 
@@ -145,10 +145,10 @@ fn millis(began: SystemTime, ended: SystemTime) -> u64 {
 /// A span cut at midnight, UTC.
 fn by_day(began: SystemTime, ended: SystemTime) -> Vec<(String, u64)> {
     /// A span of more days than a VM lives is an error of some clock.
-    const MOST_DAYS: usize = 4000;
+    const MAX_DAYS: usize = 4000;
     let mut days = Vec::new();
     let mut from = began;
-    while from < ended && days.len() < MOST_DAYS {
+    while from < ended && days.len() < MAX_DAYS {
         let since_epoch = from.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let into_day = Duration::new(since_epoch.as_secs() % DAY.as_secs(), since_epoch.subsec_nanos());
         let midnight = from + (DAY - into_day);
@@ -169,7 +169,7 @@ pub fn vm_spans(state: &StateRoot, running: &HashSet<VmName>, now: SystemTime) -
     let mut open: HashMap<VmName, SystemTime> = HashMap::new();
     let mut spans = Vec::new();
     events(&options, |told| {
-        let Told::Event(kept) = told else {
+        let EventsItem::Event(kept) = told else {
             return true;
         };
         let Some(stamped) = Stamped::from_contract_line(&kept.line) else {

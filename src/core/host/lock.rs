@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-use super::{names_this_file, open_state_file, private_file, regular, says_absent, tail_of};
+use super::{is_absent_error, names_this_file, open_state_file, private_file, regular, tail_of};
 
 /// Who holds a lock on a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +82,9 @@ pub fn ask_lock_holder(path: &Path) -> io::Result<Holder> {
     match open_state_file(path) {
         Ok(file) => Ok(lock_holder_of(&file)),
         // Nobody can hold by this name what castra or QEMU would have locked.
-        Err(error) if says_absent(&error) || error.kind() == io::ErrorKind::InvalidData => Ok(Holder::Nobody),
+        Err(error) if is_absent_error(&error) || error.kind() == io::ErrorKind::InvalidData => {
+            Ok(Holder::Nobody)
+        }
         Err(error) => Err(error),
     }
 }

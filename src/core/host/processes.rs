@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Holder, lock_holder_of, open_state_file, says_absent};
+use super::{Holder, is_absent_error, lock_holder_of, open_state_file};
 
 /// What a link below `/proc/PID/fd` ends with where the file's name was removed.
 const DELETED: &[u8] = b" (deleted)";
@@ -41,7 +41,7 @@ pub fn is_stopped(pid: u32) -> bool {
 
 /// How often a thread has given up or lost its core so far: it rises whenever the thread does
 /// anything at all. By the thread's name; a process without such a thread is asked for its first one.
-pub fn turns_of(pid: u32, thread: &str) -> Option<u64> {
+pub fn context_switches_of(pid: u32, thread: &str) -> Option<u64> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let named = tasks
         .flatten()
@@ -58,13 +58,13 @@ pub fn turns_of(pid: u32, thread: &str) -> Option<u64> {
 
 /// Whether a path leads a process to the same place as us, as far as there is anything there. In a container
 /// the same words may name another project. False where that can't be told.
-pub fn sees_as_we(pid: u32, path: &Path) -> bool {
+pub fn shares_file_system(pid: u32, path: &Path) -> bool {
     let theirs = PathBuf::from(format!("/proc/{pid}/root"));
     for place in path.ancestors() {
         let inside = theirs.join(place.strip_prefix("/").unwrap_or(place));
         match (fs::metadata(place), fs::metadata(inside)) {
             (Ok(ours), Ok(theirs)) => return (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()),
-            (Err(ours), Err(theirs)) if says_absent(&ours) && says_absent(&theirs) => {}
+            (Err(ours), Err(theirs)) if is_absent_error(&ours) && is_absent_error(&theirs) => {}
             _ => return false,
         }
     }

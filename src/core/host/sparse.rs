@@ -16,7 +16,7 @@ const BLOCK: u64 = 64 * 1024;
 /// Where a file takes more than `most` bytes of the disk, its middle goes: an eighth of `most` stays at
 /// the beginning, three eighths at the end. Its length stays, since its writer goes on where it is;
 /// readers find zeros there. Nothing that is written meanwhile is lost. True: something was given back.
-pub fn thin_out(path: &Path, most: u64) -> io::Result<bool> {
+pub fn punch_hole(path: &Path, most: u64) -> io::Result<bool> {
     let Ok(meta) = std::fs::symlink_metadata(path) else {
         return Ok(false);
     };
@@ -52,7 +52,7 @@ mod tests {
         let path = scratch.path("qemu.log");
         let most = 1 << 20;
         let mut writer = std::fs::File::create(&path).unwrap();
-        assert!(!thin_out(&path, most).unwrap(), "it is empty");
+        assert!(!punch_hole(&path, most).unwrap(), "it is empty");
         writer.write_all(b"first\n").unwrap();
         let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<u8>>();
         for _ in 0..10 {
@@ -60,11 +60,11 @@ mod tests {
                 writer.write_all(&line).unwrap();
             }
             writer.sync_all().unwrap();
-            thin_out(&path, most).unwrap();
+            punch_hole(&path, most).unwrap();
             let taken = std::fs::metadata(&path).unwrap().blocks() * 512;
             assert!(taken <= most + 512 * 1024, "{taken}");
         }
-        assert!(thin_out(&path, most / 4).unwrap());
+        assert!(punch_hole(&path, most / 4).unwrap());
         writer.write_all(b"last\n").unwrap();
         let length = std::fs::metadata(&path).unwrap().len();
         assert_eq!(length, 6 + 10 * 512 * 1024 + 5);
@@ -81,9 +81,9 @@ mod tests {
     #[test]
     fn only_files_are_thinned() {
         let scratch = Scratch::new("thin-out-link");
-        assert!(!thin_out(&scratch.path("none"), 0).unwrap());
+        assert!(!punch_hole(&scratch.path("none"), 0).unwrap());
         std::os::unix::fs::symlink("/dev/zero", scratch.path("link")).unwrap();
-        assert!(!thin_out(&scratch.path("link"), 0).unwrap());
-        assert!(!thin_out(scratch.dir(), 0).unwrap());
+        assert!(!punch_hole(&scratch.path("link"), 0).unwrap());
+        assert!(!punch_hole(scratch.dir(), 0).unwrap());
     }
 }

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 
-const CHUNK: usize = 256 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 /// Deeper trees don't fit into a path that Linux takes (4096 bytes).
 const MAX_DEPTH: usize = 2048;
 
@@ -34,7 +34,7 @@ pub fn artifact_hash(
 ) -> Result<String> {
     // The first record holds the version of this form, so a later form can't give the same hash by
     // chance.
-    let mut form = Form(Sha256::new());
+    let mut form = TreeHash(Sha256::new());
     form.record(b'V', b"castra-artifact-1", b"");
     if let Some(script) = script {
         form.file(b'S', b"", script)?;
@@ -68,9 +68,9 @@ pub fn payload_bytes(payload: &Path) -> Result<u64> {
 
 /// The hash of what was added so far. Every part is added with its length, so that two different
 /// trees never give the same bytes.
-struct Form(Sha256);
+struct TreeHash(Sha256);
 
-impl Form {
+impl TreeHash {
     fn record(&mut self, kind: u8, name: &[u8], value: &[u8]) {
         self.0.update([kind]);
         for part in [name, value] {
@@ -85,7 +85,7 @@ impl Form {
             let mut file = File::open(path)?;
             let executable = is_executable(&file.metadata()?);
             let mut hasher = Sha256::new();
-            let mut buffer = vec![0; CHUNK];
+            let mut buffer = vec![0; READ_BYTES];
             loop {
                 match file.read(&mut buffer) {
                     Ok(0) => return Ok((executable, hasher.finalize().to_vec())),

@@ -36,12 +36,12 @@ use crate::core::events::stage::Stage;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{combine, sha256_of};
-use crate::core::images::download_progress::{Fetching, Packages, tell};
+use crate::core::images::download_progress::{PackageDownload, Packages, emit_progress};
 use crate::core::images::embedded::{RECIPE, Recipe};
-use crate::core::images::{images_dir, lock_or_wait, said};
+use crate::core::images::{image_message, images_dir, lock_or_wait};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
-use crate::core::threads::{self, RaisedAtEnd};
+use crate::core::threads::{self, CancelOnDrop};
 
 const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initramfs.cpio";
@@ -90,22 +90,22 @@ impl GuestKind {
 /// size. Measured: with a kernel of 51 MiB and an initramfs of 8.2 MiB the plain guest boots with
 /// 84 MiB and panics with 80; with 63 and 11.4 MiB the guest for mounts boots with 108 and panics
 /// with 100.
-const ROOM: u64 = 20 << 20;
+const BOOT_OVERHEAD_BYTES: u64 = 20 << 20;
 /// The same for a guest that isn't built yet.
-const LEAST_PLAIN: u64 = 109 << 20;
-const LEAST_MOUNTS: u64 = 127 << 20;
+const MIN_PLAIN: u64 = 109 << 20;
+const MIN_MOUNTS: u64 = 127 << 20;
 
 /// The memory below which this guest panics before it prints anything, bytes. The initramfs is in
 /// memory twice while it is unpacked.
 pub fn least_memory(home: &Path, kind: GuestKind) -> u64 {
     let Some(guest) = find_default_guest(home, kind) else {
         return match kind {
-            GuestKind::Plain => LEAST_PLAIN,
-            GuestKind::Mounts => LEAST_MOUNTS,
+            GuestKind::Plain => MIN_PLAIN,
+            GuestKind::Mounts => MIN_MOUNTS,
         };
     };
     let length = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
-    (length(&guest.kernel) + 2 * length(&guest.initrd) + ROOM).next_multiple_of(1 << 20)
+    (length(&guest.kernel) + 2 * length(&guest.initrd) + BOOT_OVERHEAD_BYTES).next_multiple_of(1 << 20)
 }
 
 /// A default guest, ready to boot.
@@ -146,7 +146,7 @@ struct Sealed {
 
 /// Whether an existing guest is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
+pub enum BuildMode {
     /// An existing guest is used.
     AsCached,
     /// It is built in any case, from the current packages.
@@ -225,7 +225,7 @@ pub fn ensure_default_guest(
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    ensure(&RECIPE, kind, home, Freshness::AsCached, emitter, cancel)
+    ensure(&RECIPE, kind, home, BuildMode::AsCached, emitter, cancel)
 }
 
 /// Builds the default guest even if it exists; the old one is used until the new one is complete.
@@ -235,7 +235,7 @@ pub fn rebuild_default_guest(
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    ensure(&RECIPE, kind, home, Freshness::Rebuild, emitter, cancel)
+    ensure(&RECIPE, kind, home, BuildMode::Rebuild, emitter, cancel)
 }
 
 fn dir_of(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> PathBuf {
@@ -265,12 +265,12 @@ fn ensure(
     recipe: &Recipe<'_>,
     kind: GuestKind,
     home: &Path,
-    freshness: Freshness,
+    freshness: BuildMode,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
     let dir = dir_of(recipe, kind, home);
-    let reuse = freshness == Freshness::AsCached;
+    let reuse = freshness == BuildMode::AsCached;
     if reuse && let Ok(guest) = find(recipe, kind, home) {
         return Ok(guest);
     }
@@ -285,7 +285,7 @@ fn ensure(
     match find(recipe, kind, home) {
         // The process that held the lock has built it.
         Ok(guest) if reuse => return Ok(guest),
-        Err(Damage::Broken(why)) => emitter.emit(said(
+        Err(Damage::Broken(why)) => emitter.emit(image_message(
             Severity::Warn,
             format!(
                 "the default guest in {} is damaged ({why}): building it anew",
@@ -372,7 +372,7 @@ fn build(
         .and_then(|out| put_in_place(&out, dir, &staging, cancel));
     remove(&staging)?;
     built?;
-    let message = said(Severity::Progress, "the default guest is built");
+    let message = image_message(Severity::Progress, "the default guest is built");
     emitter.emit(Stage::ImageBuild.end(began.elapsed(), message));
     load_as(dir, kind).map_err(|damage| {
         let why = match damage {
@@ -408,11 +408,11 @@ fn run_builder(
         GuestKind::Plain => ("the default guest", "10 s and 50 MB", &[]),
         GuestKind::Mounts => ("the default guest with mounts", "20 s and 80 MB", &["--mounts"]),
     };
-    emitter.emit(said(
+    emitter.emit(image_message(
         Severity::Info,
         format!("building {which} from this system's packages (once; about {cost} of downloads)"),
     ));
-    let (fetching, over) = (Fetching::default(), Cancel::new());
+    let (fetching, over) = (PackageDownload::default(), Cancel::new());
     let job = Job::new("sh")
         .arg(&script)
         .arg("--output")
@@ -431,15 +431,17 @@ fn run_builder(
                 let packages = Packages::parse(text);
                 emitter.emit(match &packages {
                     Some(packages) => packages.look().event(),
-                    None => said(Severity::Progress, text),
+                    None => image_message(Severity::Progress, text),
                 });
                 fetching.set(packages);
             }
         });
     let ended = thread::scope(|scope| {
-        let _end = RaisedAtEnd(&over);
+        let _end = CancelOnDrop(&over);
         // If no thread can be started, no progress is reported, and the build goes on.
-        let _ = threads::start_in(scope, "progress", || tell(emitter, &over, || fetching.look()));
+        let _ = threads::spawn_scoped(scope, "progress", || {
+            emit_progress(emitter, &over, || fetching.look())
+        });
         job.run()
     });
     match ended {

@@ -41,7 +41,7 @@ fn recipe(script: &str) -> Recipe<'_> {
 fn run(
     script: &str,
     home: &Path,
-    freshness: Freshness,
+    freshness: BuildMode,
     cancel: &Cancel,
 ) -> (Result<DefaultGuest>, Vec<String>) {
     run_kind(script, GuestKind::Plain, home, freshness, cancel)
@@ -51,7 +51,7 @@ fn run_kind(
     script: &str,
     kind: GuestKind,
     home: &Path,
-    freshness: Freshness,
+    freshness: BuildMode,
     cancel: &Cancel,
 ) -> (Result<DefaultGuest>, Vec<String>) {
     let mut seen: Vec<Stamped> = Vec::new();
@@ -107,14 +107,14 @@ fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
 fn built_once_then_found() {
     let scratch = Scratch::new("guest");
     let home = scratch.dir();
-    let (guest, said) = run(STAND_IN, home, Freshness::AsCached, &Cancel::new());
+    let (guest, said) = run(STAND_IN, home, BuildMode::AsCached, &Cancel::new());
     let guest = guest.unwrap();
     assert_eq!(guest.cmdline, "console=ttyS0 quiet");
     let seal = guest.kernel.with_file_name(COMPLETE);
     let mode = fs::metadata(seal).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600, "whatever umask castra was started under");
     assert_eq!(fs::read_to_string(&guest.kernel).unwrap(), "hello");
-    let source = crate::core::images::digest::BootSource::Kernel {
+    let source = crate::core::images::digest::HashedSource::Kernel {
         kernel: &guest.kernel,
         initrd: Some(&guest.initrd),
         cmdline: &guest.cmdline,
@@ -126,7 +126,7 @@ fn built_once_then_found() {
         "what was taken at the build is what the files hash to"
     );
     assert!(said.contains(&"Progress reading hello".to_owned()), "{said:?}");
-    let (again, said) = run(STAND_IN, home, Freshness::AsCached, &Cancel::new());
+    let (again, said) = run(STAND_IN, home, BuildMode::AsCached, &Cancel::new());
     assert_eq!(again.unwrap(), guest);
     assert_eq!(said, [""; 0], "a guest that is there is no news");
     assert_eq!(runs(home), 1);
@@ -144,11 +144,11 @@ fn built_once_then_found() {
 #[test]
 fn another_recipe_is_another_guest() {
     let scratch = Scratch::new("guest-two");
-    let one = run(STAND_IN, scratch.dir(), Freshness::AsCached, &Cancel::new())
+    let one = run(STAND_IN, scratch.dir(), BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap();
     let changed = format!("{STAND_IN}\n# changed\n");
-    let two = run(&changed, scratch.dir(), Freshness::AsCached, &Cancel::new())
+    let two = run(&changed, scratch.dir(), BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap();
     assert_ne!(one.dir, two.dir);
@@ -156,7 +156,7 @@ fn another_recipe_is_another_guest() {
 }
 
 fn ensured(home: &Path, kind: GuestKind) -> DefaultGuest {
-    run_kind(STAND_IN, kind, home, Freshness::AsCached, &Cancel::new())
+    run_kind(STAND_IN, kind, home, BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap()
 }
@@ -193,7 +193,7 @@ fn one_guest_serves_as_both_where_the_kernel_is_the_same() {
         assert_eq!(ensured(home, second), guest);
         assert_eq!(runs(home), 1);
         // Its own place goes first once there is something in it.
-        let own = run_kind(STAND_IN, second, home, Freshness::Rebuild, &Cancel::new())
+        let own = run_kind(STAND_IN, second, home, BuildMode::Rebuild, &Cancel::new())
             .0
             .unwrap();
         assert_ne!(own.dir, guest.dir);
@@ -210,7 +210,7 @@ fn a_builder_that_makes_the_other_kind_has_failed() {
         &script,
         GuestKind::Mounts,
         scratch.dir(),
-        Freshness::AsCached,
+        BuildMode::AsCached,
         &Cancel::new(),
     );
     let failure = failed.unwrap_err();
@@ -221,11 +221,11 @@ fn a_builder_that_makes_the_other_kind_has_failed() {
 fn a_rebuild_replaces_it() {
     let scratch = Scratch::new("guest-force");
     let home = scratch.dir();
-    let guest = run(STAND_IN, home, Freshness::AsCached, &Cancel::new())
+    let guest = run(STAND_IN, home, BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap();
     fs::write(guest.dir.join("old"), "").unwrap();
-    let again = run(STAND_IN, home, Freshness::Rebuild, &Cancel::new()).0.unwrap();
+    let again = run(STAND_IN, home, BuildMode::Rebuild, &Cancel::new()).0.unwrap();
     assert_eq!(again, guest);
     assert!(!guest.dir.join("old").exists());
     assert_eq!(runs(home), 2);
@@ -236,7 +236,7 @@ fn a_rebuild_replaces_it() {
 fn a_damaged_guest_is_built_anew_and_that_is_said() {
     let scratch = Scratch::new("guest-damage");
     let home = scratch.dir();
-    let guest = run(STAND_IN, home, Freshness::AsCached, &Cancel::new())
+    let guest = run(STAND_IN, home, BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap();
     let damages: [(&str, &dyn Fn()); 4] = [
@@ -251,7 +251,7 @@ fn a_damaged_guest_is_built_anew_and_that_is_said() {
     ];
     for (count, (name, damage)) in damages.iter().enumerate() {
         damage();
-        let (again, said) = run(STAND_IN, home, Freshness::AsCached, &Cancel::new());
+        let (again, said) = run(STAND_IN, home, BuildMode::AsCached, &Cancel::new());
         assert_eq!(again.unwrap(), guest);
         assert_eq!(runs(home), count + 2);
         assert!(said[0].starts_with("Warn ") && said[0].contains(name), "{said:?}");
@@ -289,7 +289,7 @@ fn a_failed_build_leaves_nothing_and_says_why() {
             "",
         ),
     ] {
-        let (failed, said) = run(script, home, Freshness::AsCached, &Cancel::new());
+        let (failed, said) = run(script, home, BuildMode::AsCached, &Cancel::new());
         let failure = failed.unwrap_err();
         assert_eq!(failure.exit, exit);
         assert!(failure.why.clone().unwrap().contains(why), "{failure}");
@@ -312,7 +312,7 @@ fn what_a_killed_builder_left_is_cleared() {
     let home = scratch.dir();
     let staging = beside(&dir_of(&recipe(STAND_IN), GuestKind::Plain, home), ".building");
     fs::create_dir_all(staging.join("out")).unwrap();
-    run(STAND_IN, home, Freshness::AsCached, &Cancel::new())
+    run(STAND_IN, home, BuildMode::AsCached, &Cancel::new())
         .0
         .unwrap();
     assert!(!staging.exists());
@@ -324,17 +324,17 @@ fn two_at_once_build_it_once() {
     let home = scratch.dir();
     fs::write(home.join("slow"), "").unwrap();
     thread::scope(|scope| {
-        let first = scope.spawn(|| run(STAND_IN, home, Freshness::AsCached, &Cancel::new()));
+        let first = scope.spawn(|| run(STAND_IN, home, BuildMode::AsCached, &Cancel::new()));
         eventually("the first builder to start", || runs(home) == 1);
         assert!(
             !dir_of(&recipe(STAND_IN), GuestKind::Plain, home).exists(),
             "half a guest can be seen"
         );
-        let second = scope.spawn(|| run(STAND_IN, home, Freshness::AsCached, &Cancel::new()));
+        let second = scope.spawn(|| run(STAND_IN, home, BuildMode::AsCached, &Cancel::new()));
         // A third one gives up: waiting ends when somebody asks to stop.
         let cancel = Cancel::new();
         cancel.request();
-        let (third, said) = run(STAND_IN, home, Freshness::AsCached, &cancel);
+        let (third, said) = run(STAND_IN, home, BuildMode::AsCached, &cancel);
         assert_eq!(third.unwrap_err().exit, Exit::Interrupted);
         let waiting = format!(
             "Info another castra (pid {}) builds the default guest: waiting for it",
@@ -355,7 +355,7 @@ fn an_interrupted_build_leaves_nothing() {
     fs::write(home.join("slow"), "").unwrap();
     let cancel = Cancel::new();
     thread::scope(|scope| {
-        let building = scope.spawn(|| run(STAND_IN, home, Freshness::AsCached, &cancel));
+        let building = scope.spawn(|| run(STAND_IN, home, BuildMode::AsCached, &cancel));
         eventually("the builder to start", || runs(home) == 1);
         cancel.request();
         assert_eq!(building.join().unwrap().0.unwrap_err().exit, Exit::Interrupted);

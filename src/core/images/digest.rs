@@ -23,7 +23,7 @@ use crate::core::host;
 use crate::core::root::records::Stamp;
 
 /// Bytes of one read; large enough that the time is spent in the hash, not in system calls.
-const CHUNK: usize = 256 * 1024;
+const READ_BYTES: usize = 256 * 1024;
 
 /// The digests a config may pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -224,7 +224,7 @@ fn hash(reader: &mut impl Read, algorithm: Algorithm, cancel: &Cancel) -> io::Re
 
 fn hash_with<D: Digest>(reader: &mut impl Read, cancel: &Cancel) -> io::Result<Option<String>> {
     let mut hasher = D::new();
-    let mut buffer = vec![0; CHUNK];
+    let mut buffer = vec![0; READ_BYTES];
     loop {
         if cancel.is_requested() {
             return Ok(None);
@@ -245,7 +245,7 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 
 /// What a VM boots from, as `base_hash` names it.
 #[derive(Clone, Copy, Debug)]
-pub enum BootSource<'a> {
+pub enum HashedSource<'a> {
     /// A base image.
     Image(&'a Path),
     /// A kernel, its initramfs and its command line.
@@ -262,11 +262,11 @@ pub enum BootSource<'a> {
 /// `base_hash` (docs/IMAGES.md). Of an image it is the file's own SHA-256. Of a kernel it is the
 /// SHA-256 over the SHA-256 of kernel and initrd and over the command line, a line each (`-`: no
 /// initrd), so that each file's digest can be remembered. Read while the guest boots.
-pub fn base_hash(source: BootSource<'_>, cache: &DigestCache, cancel: &Cancel) -> Result<String> {
+pub fn base_hash(source: HashedSource<'_>, cache: &DigestCache, cancel: &Cancel) -> Result<String> {
     let of = |path: &Path| cache.digest(path, Algorithm::Sha256, cancel);
     match source {
-        BootSource::Image(path) => of(path),
-        BootSource::Kernel {
+        HashedSource::Image(path) => of(path),
+        HashedSource::Kernel {
             kernel,
             initrd,
             cmdline,
@@ -373,7 +373,7 @@ mod tests {
         fs::write(&initrd, "abc").unwrap();
         let cache = DigestCache::new(scratch.path("images"));
         let of = |initrd, cmdline| {
-            let source = BootSource::Kernel {
+            let source = HashedSource::Kernel {
                 kernel: kernel.as_path(),
                 initrd,
                 cmdline,
@@ -388,7 +388,7 @@ mod tests {
         assert_ne!(whole, of(None, "quiet"));
         assert_ne!(whole, of(Some(initrd.as_path()), ""));
         assert_eq!(
-            base_hash(BootSource::Image(&kernel), &cache, &Cancel::new()).unwrap(),
+            base_hash(HashedSource::Image(&kernel), &cache, &Cancel::new()).unwrap(),
             ABC_256
         );
     }

@@ -12,15 +12,15 @@ use serde_json::json;
 
 use crate::core::cancel::Cancel;
 use crate::core::events::{Event, Severity};
-use crate::core::images::said;
+use crate::core::images::image_message;
 use crate::core::reporter::Emitter;
 
 /// Time between two messages.
-const TELL_EVERY: Duration = Duration::from_millis(500);
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How many bytes of how many have come, and what is downloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Fetched {
+pub(super) struct DownloadProgress {
     /// `fetching` and its object.
     pub what: String,
     /// The same in short, for the line of a bar.
@@ -30,10 +30,10 @@ pub(super) struct Fetched {
     pub total: Option<u64>,
 }
 
-impl Fetched {
+impl DownloadProgress {
     pub fn event(&self) -> Event {
         let bytes = megabytes(self.bytes);
-        let mut event = said(
+        let mut event = image_message(
             Severity::Progress,
             match self.total {
                 Some(total) => format!("{}: {bytes} of {}", self.what, megabytes(total)),
@@ -50,8 +50,12 @@ impl Fetched {
 }
 
 /// Reports the progress that `look` returns again and again, until `done`.
-pub(super) fn tell(emitter: &Emitter<'_>, done: &Cancel, look: impl Fn() -> Option<Fetched>) {
-    while !done.pause(TELL_EVERY) {
+pub(super) fn emit_progress(
+    emitter: &Emitter<'_>,
+    done: &Cancel,
+    look: impl Fn() -> Option<DownloadProgress>,
+) {
+    while !done.pause(PROGRESS_INTERVAL) {
         if let Some(fetched) = look() {
             emitter.emit(fetched.event());
         }
@@ -83,8 +87,8 @@ impl Packages {
     }
 
     /// How many bytes have come.
-    pub fn look(&self) -> Fetched {
-        Fetched {
+    pub fn look(&self) -> DownloadProgress {
+        DownloadProgress {
             what: self.label.clone(),
             label: self.label.clone(),
             bytes: bytes_in(&self.dir),
@@ -95,16 +99,16 @@ impl Packages {
 
 /// What the builder is fetching now.
 #[derive(Debug, Default)]
-pub(super) struct Fetching(Mutex<Option<Packages>>);
+pub(super) struct PackageDownload(Mutex<Option<Packages>>);
 
-impl Fetching {
+impl PackageDownload {
     /// The download began, or the builder does something else now.
     pub fn set(&self, packages: Option<Packages>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = packages;
     }
 
     /// How far it is.
-    pub fn look(&self) -> Option<Fetched> {
+    pub fn look(&self) -> Option<DownloadProgress> {
         let packages = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         packages.map(|packages| packages.look())
     }
@@ -158,7 +162,7 @@ mod tests {
             "fetching 2 packages, 10 bytes, into {}",
             scratch.path("").display()
         );
-        let fetching = Fetching::default();
+        let fetching = PackageDownload::default();
         assert_eq!(fetching.look(), None);
         fetching.set(Packages::parse(&line));
         let fetched = fetching.look().unwrap();

@@ -27,11 +27,11 @@ use crate::core::events::stage::Stage;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::images::digest::{Algorithm, DigestCache, sha256_hex};
-use crate::core::images::download_progress::{Fetched, megabytes, tell};
-use crate::core::images::{images_dir, lock_or_wait, said};
+use crate::core::images::download_progress::{DownloadProgress, emit_progress, megabytes};
+use crate::core::images::{image_message, images_dir, lock_or_wait};
 use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
-use crate::core::threads::{self, RaisedAtEnd, is_no_room};
+use crate::core::threads::{self, CancelOnDrop, is_out_of_resources};
 
 /// A download fails when nothing has come for this long; the whole download may take any time.
 const STALLED_SECS: &str = "60";
@@ -156,7 +156,7 @@ impl Download<'_, '_> {
         };
         let found = self.digests.digest(&self.path, algorithm, self.cancel)?;
         if found != wanted && tell {
-            self.emitter.emit(said(
+            self.emitter.emit(image_message(
                 Severity::Warn,
                 format!(
                     "{} no longer has the {algorithm} it was fetched with: fetching it again",
@@ -184,7 +184,7 @@ impl Download<'_, '_> {
             match outcome {
                 Attempt::Complete => return self.publish(&part, began.elapsed()),
                 // A version that changed on the server between two tries ends here too.
-                Attempt::StartOver(why) if resume.take().is_some() => self.emitter.emit(said(
+                Attempt::StartOver(why) if resume.take().is_some() => self.emitter.emit(image_message(
                     Severity::Warn,
                     format!(
                         "the partial download of {} can't be used ({why}): starting over",
@@ -220,9 +220,9 @@ impl Download<'_, '_> {
         let headers = self.beside(".headers");
         let done = Cancel::new();
         let ended = thread::scope(|scope| {
-            let _end = RaisedAtEnd(&done);
+            let _end = CancelOnDrop(&done);
             // If no thread can be started, no progress is reported, and the fetch goes on.
-            let _ = threads::start_in(scope, "progress", || {
+            let _ = threads::spawn_scoped(scope, "progress", || {
                 self.tell_progress(part, &headers, resume, &done);
             });
             Job::new(&self.curl)
@@ -244,7 +244,7 @@ impl Download<'_, '_> {
         let ended = match ended {
             Ok(_) => return Ok(Attempt::Complete),
             Err(JobError::Failed(ended)) => ended,
-            Err(JobError::NotStarted { error, program }) if !is_no_room(&error) => {
+            Err(JobError::NotStarted { error, program }) if !is_out_of_resources(&error) => {
                 let error = JobError::NotStarted { error, program };
                 return Err(self.failed(Exit::Unavailable).because(error).advice(
                     "install it: `apt-get install curl`; or fetch the image yourself and name the file in `base_image`",
@@ -278,8 +278,8 @@ impl Download<'_, '_> {
     /// Reports the progress until `done`.
     fn tell_progress(&self, part: &Path, headers: &Path, resume: Option<&Resume>, done: &Cancel) {
         let before = resume.map_or(0, |resume| resume.offset);
-        tell(self.emitter, done, || {
-            Some(Fetched {
+        emit_progress(self.emitter, done, || {
+            Some(DownloadProgress {
                 what: format!("fetching {}", shown(self.url)),
                 label: format!("fetching {}", last_part(self.url)),
                 bytes: fs::metadata(part).map_or(0, |meta| meta.len()),
@@ -292,7 +292,7 @@ impl Download<'_, '_> {
         let Some((algorithm, wanted)) = self.digest.map(Algorithm::of) else {
             return Ok(Attempt::Complete);
         };
-        self.emitter.emit(said(
+        self.emitter.emit(image_message(
             Severity::Progress,
             format!("verifying the {algorithm} of {}", shown(self.url)),
         ));
@@ -314,7 +314,7 @@ impl Download<'_, '_> {
         let bytes = fs::metadata(&self.path).map_or(0, |meta| meta.len());
         let text = format!("fetched {} ({})", shown(self.url), megabytes(bytes));
         self.emitter
-            .emit(Stage::ImageFetch.end(took, said(Severity::Info, text)));
+            .emit(Stage::ImageFetch.end(took, image_message(Severity::Info, text)));
         Ok(())
     }
 }

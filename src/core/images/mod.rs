@@ -25,7 +25,7 @@ use crate::core::host::{FileLock, LockError};
 use crate::core::reporter::Emitter;
 
 /// How often a process that waits for another one checks again.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The image cache that all projects share, under `CASTRA_HOME`.
 pub fn images_dir(home: &Path) -> PathBuf {
@@ -33,7 +33,7 @@ pub fn images_dir(home: &Path) -> PathBuf {
 }
 
 /// A message about images: its `source` is `image`.
-fn said(severity: Severity, text: impl Into<String>) -> Event {
+fn image_message(severity: Severity, text: impl Into<String>) -> Event {
     let mut event = Event::message(severity, None, text);
     if let Event::Message { source, .. } = &mut event {
         *source = Some("image".into());
@@ -53,11 +53,11 @@ fn lock_or_wait(path: &Path, doing: &str, emitter: &Emitter<'_>, cancel: &Cancel
                 told = true;
                 let pid = who.split_whitespace().next().unwrap_or("?").to_owned();
                 let text = format!("another castra (pid {pid}) {doing}: waiting for it");
-                emitter.emit(said(Severity::Info, text));
+                emitter.emit(image_message(Severity::Info, text));
             }
             Err(LockError::Held(_)) => {}
         }
-        if cancel.pause(LOOK_EVERY) {
+        if cancel.pause(POLL_INTERVAL) {
             let what = format!("interrupted while another castra {doing}");
             return Err(Failure::new(Exit::Interrupted, what));
         }

@@ -33,16 +33,16 @@ impl Default for Rotation {
 }
 
 /// Room for lines that is kept from one append to the next, bytes.
-const MOST_KEPT: usize = 64 * 1024;
+const MAX_KEPT: usize = 64 * 1024;
 
 /// Where the next line belongs.
-enum Room {
+enum FileState {
     /// Into the open file.
-    Here,
+    Current,
     /// Into the next, when this one has been rotated.
-    TooLarge,
+    Full,
     /// Into another file: the path doesn't lead to the open one any more.
-    Elsewhere,
+    Replaced,
 }
 
 /// A line file open for appending.
@@ -69,7 +69,7 @@ impl Journal {
             rotation,
             bytes: Vec::new(),
         };
-        journal.settle()?;
+        journal.repair_and_rotate()?;
         Ok(journal)
     }
 
@@ -86,7 +86,7 @@ impl Journal {
         bytes.push(b'\n');
         let outcome = self.append_bytes(&bytes);
         // One long batch shouldn't hold its room for ever.
-        if bytes.capacity() <= MOST_KEPT {
+        if bytes.capacity() <= MAX_KEPT {
             self.bytes = bytes;
         }
         outcome
@@ -96,10 +96,10 @@ impl Journal {
     pub fn append_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
         loop {
             host::lock_open_file(&self.file, false)?;
-            let outcome = match self.room() {
-                Ok(Room::Here) => self.write_whole(bytes).map(Some),
-                Ok(Room::TooLarge) => Ok(None),
-                Ok(Room::Elsewhere) => self.reopen().map(|()| None),
+            let outcome = match self.file_state() {
+                Ok(FileState::Current) => self.write_whole(bytes).map(Some),
+                Ok(FileState::Full) => Ok(None),
+                Ok(FileState::Replaced) => self.reopen().map(|()| None),
                 Err(error) => Err(error),
             };
             // A lock on a file that was reopened went with its descriptor.
@@ -108,23 +108,23 @@ impl Journal {
                 Some(written) if written == bytes.len() => return Ok(()),
                 // A full disk cut it short: what of it is there must not stay.
                 Some(_) => {
-                    self.settle()?;
+                    self.repair_and_rotate()?;
                     return Err(io::ErrorKind::StorageFull.into());
                 }
-                None => self.settle()?,
+                None => self.repair_and_rotate()?,
             }
         }
     }
 
     /// Under the shared lock: whether the next line belongs into the open file.
-    fn room(&self) -> io::Result<Room> {
+    fn file_state(&self) -> io::Result<FileState> {
         let open = self.file.metadata()?;
         let named = fs::metadata(&self.path);
         let here = named.is_ok_and(|named| named.ino() == open.ino() && named.dev() == open.dev());
         Ok(match here {
-            false => Room::Elsewhere,
-            true if open.len() >= self.rotation.max_bytes => Room::TooLarge,
-            true => Room::Here,
+            false => FileState::Replaced,
+            true if open.len() >= self.rotation.max_bytes => FileState::Full,
+            true => FileState::Current,
         })
     }
 
@@ -153,9 +153,9 @@ impl Journal {
     }
 
     /// Under the exclusive lock: cuts a torn tail, rotates what is too large.
-    fn settle(&mut self) -> io::Result<()> {
+    fn repair_and_rotate(&mut self) -> io::Result<()> {
         host::lock_open_file(&self.file, true)?;
-        let outcome = self.settle_locked();
+        let outcome = self.repair_and_rotate_locked();
         host::unlock_open_file(&self.file);
         if outcome? {
             self.file = open_for_append(&self.path)?;
@@ -164,7 +164,7 @@ impl Journal {
     }
 
     /// True if the file was rotated away, by us or before us.
-    fn settle_locked(&mut self) -> io::Result<bool> {
+    fn repair_and_rotate_locked(&mut self) -> io::Result<bool> {
         if !host::names_this_file(&self.path, &self.file) {
             return Ok(true);
         }
@@ -230,10 +230,10 @@ fn open_for_append(path: &Path) -> io::Result<File> {
 
 /// Where the last whole line ends: the length up to and with the last line feed.
 pub(crate) fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> {
-    const PIECE: u64 = 64 * 1024;
+    const READ_BYTES: u64 = 64 * 1024;
     let mut end = length;
     while end > 0 {
-        let start = end.saturating_sub(PIECE);
+        let start = end.saturating_sub(READ_BYTES);
         file.seek(SeekFrom::Start(start))?;
         let mut piece = Vec::new();
         (&*file).take(end - start).read_to_end(&mut piece)?;

@@ -14,9 +14,9 @@ use crate::core::events::kept::read;
 use crate::core::host;
 
 /// Read so much at a time.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// A longer line is no event: what a journal holds is bounded far below this.
-const LONGEST_LINE: usize = 4 * 1024 * 1024;
+const MAX_LINE_BYTES: usize = 4 * 1024 * 1024;
 
 /// A file of a journal and how far it has been read.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) enum Step {
     /// A line too long to be an event has ended.
     TooLong,
     /// No whole line is there now.
-    Dry,
+    Pending,
 }
 
 impl Segment {
@@ -121,12 +121,12 @@ impl Segment {
                 }
                 return Ok(Step::Line(line));
             }
-            if rest.len() > LONGEST_LINE {
+            if rest.len() > MAX_LINE_BYTES {
                 self.skipping = true;
                 self.used = self.buffer.len();
             }
             if !self.refill()? {
-                return Ok(Step::Dry);
+                return Ok(Step::Pending);
             }
         }
     }
@@ -143,7 +143,7 @@ impl Segment {
         self.at += self.used as u64;
         self.used = 0;
         // Twice as much where a piece held no line end, so that long lines aren't read too often.
-        let wanted = PIECE.max(known * 2);
+        let wanted = READ_BYTES.max(known * 2);
         self.buffer.resize(wanted, 0);
         let read = read_at(&self.file, &mut self.buffer, self.at);
         self.buffer.truncate(*read.as_ref().unwrap_or(&0));
@@ -159,7 +159,7 @@ impl Segment {
     /// isn't read. True if there is an earlier line in this file.
     pub(crate) fn skip_before(&mut self, ts: &str) -> io::Result<bool> {
         let (mut low, mut high) = (0, self.length()?);
-        while high - low > PIECE as u64 {
+        while high - low > READ_BYTES as u64 {
             let middle = low + (high - low) / 2;
             match self.first_ts_behind(middle, high)? {
                 Some((found, end)) if found.as_str() < ts => low = end,
@@ -171,7 +171,7 @@ impl Segment {
         loop {
             let position = self.position();
             match self.next_line()? {
-                Step::Dry => break,
+                Step::Pending => break,
                 Step::TooLong => {}
                 Step::Line(line) => {
                     if let Some((_, head)) = read(&self.buffer[line]).event
@@ -205,7 +205,7 @@ impl Segment {
                     return Ok(Some((head.ts.into_owned(), end)));
                 }
             }
-            if read_now < size || size > LONGEST_LINE {
+            if read_now < size || size > MAX_LINE_BYTES {
                 return Ok(None);
             }
             size *= 2;
@@ -268,11 +268,11 @@ impl<'s> Backward<'s> {
     /// which is no event.
     fn read_more(&mut self) -> io::Result<()> {
         go_on(self.stop)?;
-        if self.end > LONGEST_LINE {
+        if self.end > MAX_LINE_BYTES {
             self.buffer.drain(..self.end - 1);
             self.end = 1;
         }
-        let size = PIECE.max(self.end).min((self.at - self.floor) as usize);
+        let size = READ_BYTES.max(self.end).min((self.at - self.floor) as usize);
         let at = self.at - size as u64;
         let mut bytes = vec![0; size];
         let read = read_at(self.file, &mut bytes, at)?;
@@ -387,7 +387,7 @@ mod tests {
         fs::write(&path, "one\ntw").unwrap();
         let mut segment = Segment::open(&path).unwrap().unwrap();
         assert_eq!(segment.next_line().unwrap(), Step::Line(0..3));
-        assert_eq!(segment.next_line().unwrap(), Step::Dry);
+        assert_eq!(segment.next_line().unwrap(), Step::Pending);
         assert_eq!(segment.unended(), b"tw");
         // Cut, and another line in its place.
         fs::write(&path, "one\nthree\n").unwrap();
@@ -409,12 +409,12 @@ mod tests {
         let path = scratch.path("x");
         let mut file = File::create(&path).unwrap();
         file.write_all(b"one\n").unwrap();
-        file.write_all(&vec![b'x'; 3 * LONGEST_LINE]).unwrap();
+        file.write_all(&vec![b'x'; 3 * MAX_LINE_BYTES]).unwrap();
         file.write_all(b"\ntwo\n").unwrap();
         let mut segment = Segment::open(&path).unwrap().unwrap();
         assert!(matches!(segment.next_line().unwrap(), Step::Line(_)));
         assert_eq!(segment.next_line().unwrap(), Step::TooLong);
-        assert!(segment.buffer.capacity() <= 3 * LONGEST_LINE);
+        assert!(segment.buffer.capacity() <= 3 * MAX_LINE_BYTES);
         match segment.next_line().unwrap() {
             Step::Line(range) => assert_eq!(segment.bytes(range), b"two"),
             other => panic!("{other:?}"),
@@ -422,7 +422,7 @@ mod tests {
         let segment = Segment::open(&path).unwrap().unwrap();
         let mut lines = Backward::before(&segment, segment.length().unwrap());
         assert_eq!(lines.next_line().unwrap().unwrap().1, b"two");
-        assert!(lines.next_line().unwrap().unwrap().1.len() <= 2 * LONGEST_LINE + PIECE);
+        assert!(lines.next_line().unwrap().unwrap().1.len() <= 2 * MAX_LINE_BYTES + READ_BYTES);
         assert_eq!(lines.next_line().unwrap().unwrap(), (0, b"one".as_slice()));
         assert_eq!(lines.next_line().unwrap(), None);
     }

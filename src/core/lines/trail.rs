@@ -20,14 +20,14 @@ use crate::core::host;
 use crate::core::lines::segment::{Backward, Segment, Step};
 
 /// `log_keep` is at most 1000, so no rotated file has this number.
-const MOST_ROTATED: u32 = 1001;
+const MAX_ROTATED: u32 = 1001;
 
 /// Device and inode: who a file is, whatever it is called by now.
 type Identity = (u64, u64);
 
 /// A journal that is being read.
 #[derive(Debug)]
-pub(crate) struct Trail {
+pub(crate) struct RotatedJournal {
     path: PathBuf,
     /// Oldest first. All but the last are complete.
     segments: VecDeque<Segment>,
@@ -38,10 +38,10 @@ pub(crate) struct Trail {
     stop: Cancel,
 }
 
-impl Trail {
+impl RotatedJournal {
     /// All files of the journal that `path` leads to; none is fine.
-    pub(crate) fn open(path: &Path) -> Result<Trail> {
-        Ok(Trail {
+    pub(crate) fn open(path: &Path) -> Result<RotatedJournal> {
+        Ok(RotatedJournal {
             segments: files(path, None)?.0,
             path: path.to_owned(),
             corrupt: 0,
@@ -51,7 +51,7 @@ impl Trail {
     }
 
     /// Reading fails soon after this flag is raised, however long the lines are.
-    pub(crate) fn until(mut self, stop: &Cancel) -> Trail {
+    pub(crate) fn until(mut self, stop: &Cancel) -> RotatedJournal {
         self.stop = stop.clone();
         self.segments.iter_mut().for_each(|segment| segment.until(stop));
         self
@@ -89,8 +89,8 @@ impl Trail {
                         return Ok(Some(found));
                     }
                 }
-                Ok(Step::Dry) if is_complete => self.leave(),
-                Ok(Step::Dry) if !follow => {
+                Ok(Step::Pending) if is_complete => self.drop_finished_file(),
+                Ok(Step::Pending) if !follow => {
                     // Without its line end a line is torn, as a rule; if it is whole all the same,
                     // it is told.
                     let rest = segment.unended().to_vec();
@@ -99,7 +99,7 @@ impl Trail {
                     self.corrupt += u64::from(read.corrupt && !rest.is_empty());
                     return Ok(read.event.and_then(|(line, head)| look(line, head)));
                 }
-                Ok(Step::Dry) => {
+                Ok(Step::Pending) => {
                     if !self.find_newer()? {
                         return Ok(None);
                     }
@@ -124,8 +124,8 @@ impl Trail {
     }
 
     /// The lines from the last to the first.
-    pub(crate) fn backward(&self, follow: bool) -> Result<Reverse<'_>> {
-        let mut reverse = Reverse {
+    pub(crate) fn backward(&self, follow: bool) -> Result<BackwardReader<'_>> {
+        let mut reverse = BackwardReader {
             trail: self,
             number: self.segments.len(),
             lines: None,
@@ -135,8 +135,8 @@ impl Trail {
         Ok(reverse)
     }
 
-    /// Goes on from there: a place that [`Trail::backward`] has shown.
-    pub(crate) fn go_to(&mut self, place: Place) {
+    /// Goes on from there: a place that [`RotatedJournal::backward`] has shown.
+    pub(crate) fn go_to(&mut self, place: Position) {
         self.segments.drain(..place.number);
         if let Some(segment) = self.segments.front_mut() {
             segment.go_to(place.position);
@@ -144,7 +144,7 @@ impl Trail {
     }
 
     /// The oldest file is at its end and gets no more lines.
-    fn leave(&mut self) {
+    fn drop_finished_file(&mut self) {
         if let Some(segment) = self.segments.pop_front() {
             self.corrupt += u64::from(!segment.unended().is_empty());
         }
@@ -176,37 +176,37 @@ impl Trail {
 
 /// A place in a journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Position {
     number: usize,
     position: u64,
 }
 
 /// The lines of a journal from its end.
 #[derive(Debug)]
-pub(crate) struct Reverse<'t> {
-    trail: &'t Trail,
+pub(crate) struct BackwardReader<'t> {
+    trail: &'t RotatedJournal,
     /// The file that is being read, counted from the oldest.
     number: usize,
     lines: Option<Backward<'t>>,
     follow: bool,
 }
 
-impl Reverse<'_> {
+impl BackwardReader<'_> {
     /// The place behind the last line.
-    pub(crate) fn end(&self) -> Result<Place> {
+    pub(crate) fn end(&self) -> Result<Position> {
         let number = self.trail.segments.len().saturating_sub(1);
         let position = match self.trail.segments.back() {
             Some(segment) => self.end_of(segment)?,
             None => 0,
         };
-        Ok(Place { number, position })
+        Ok(Position { number, position })
     }
 
     /// Hands the event's line before the last one to `look`; its answer and the line's place.
     pub(crate) fn next<T>(
         &mut self,
         mut look: impl FnMut(&str, crate::core::events::kept::Head<'_>) -> Option<T>,
-    ) -> Result<Option<(T, Place)>> {
+    ) -> Result<Option<(T, Position)>> {
         while let Some(lines) = self.lines.as_mut() {
             let path = self.trail.segments[self.number].path();
             let line = lines.next_line();
@@ -217,7 +217,7 @@ impl Reverse<'_> {
                     if let Some((line, head)) = read(line).event
                         && let Some(found) = look(line, head)
                     {
-                        return Ok(Some((found, Place { number, position })));
+                        return Ok(Some((found, Position { number, position })));
                     }
                 }
             }
@@ -280,7 +280,7 @@ pub(crate) fn files(path: &Path, known: Option<Identity>) -> Result<(VecDeque<Se
 /// except that its neighbour may just be moving: then one number is free.
 fn older(path: &Path, newer: Identity, number: &mut u32) -> Result<Option<Segment>> {
     loop {
-        let Some(at) = (*number..MOST_ROTATED).find(|at| identity_at(path, *at) == Some(newer)) else {
+        let Some(at) = (*number..MAX_ROTATED).find(|at| identity_at(path, *at) == Some(newer)) else {
             // It has been removed, and so has everything before it.
             return Ok(None);
         };
@@ -336,7 +336,7 @@ mod tests {
         format!("{{\"type\":\"message\",\"ts\":\"2026-11-21T10:00:00.{number:03}Z\",\"seq\":{number}}}")
     }
 
-    fn drain(trail: &mut Trail, follow: bool) -> Vec<u64> {
+    fn drain(trail: &mut RotatedJournal, follow: bool) -> Vec<u64> {
         std::iter::from_fn(|| trail.next(follow, |_, head| head.seq).unwrap()).collect()
     }
 
@@ -349,7 +349,7 @@ mod tests {
     fn rotated_files_are_passed_through_one_after_the_other() {
         let scratch = Scratch::new("trail-follow");
         let path = scratch.path("x.jsonl");
-        let mut trail = Trail::open(&path).unwrap();
+        let mut trail = RotatedJournal::open(&path).unwrap();
         assert_eq!(drain(&mut trail, true), [0; 0], "no file yet");
         let mut journal = Journal::open(&path, SMALL).unwrap();
         let mut seen = Vec::new();
@@ -380,7 +380,7 @@ mod tests {
             keep: 900,
         };
         const EACH: u32 = 500;
-        let mut trail = Trail::open(&path).unwrap();
+        let mut trail = RotatedJournal::open(&path).unwrap();
         let mut seen = Vec::new();
         std::thread::scope(|scope| {
             for writer in 0..3 {
@@ -428,7 +428,7 @@ mod tests {
             )
             .unwrap();
             for follow in [false, true] {
-                let mut trail = Trail::open(&path).unwrap();
+                let mut trail = RotatedJournal::open(&path).unwrap();
                 let mut reverse = trail.backward(follow).unwrap();
                 let end = reverse.end().unwrap();
                 let mut places = Vec::new();
@@ -449,7 +449,7 @@ mod tests {
                 let third = places[2];
                 trail.go_to(third);
                 assert!(drain(&mut trail, follow).into_iter().eq(last - 3..last));
-                let mut trail = Trail::open(&path).unwrap();
+                let mut trail = RotatedJournal::open(&path).unwrap();
                 trail.go_to(end);
                 assert_eq!(drain(&mut trail, follow), [0; 0]);
             }
@@ -465,7 +465,7 @@ mod tests {
             journal.append(&line(number)).unwrap();
         }
         for first in 0..13 {
-            let mut trail = Trail::open(&path).unwrap();
+            let mut trail = RotatedJournal::open(&path).unwrap();
             trail
                 .skip_before(&format!("2026-11-21T10:00:00.{first:03}Z"))
                 .unwrap();

@@ -15,19 +15,19 @@ use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::root::run_log::{RunLog, StepRecord};
 
-use super::text_log::Tail;
+use super::text_log::TextLog;
 
 /// Length of `20261121T100000.123Z`.
 const TIMESTAMP_BYTES: usize = 20;
 /// A longer run log isn't one of castra's.
-const LONGEST_LOG: u64 = 4 * 1024 * 1024;
+const MAX_LOG_BYTES: u64 = 4 * 1024 * 1024;
 
 /// One line, with its time where that is known.
 pub type Line = (Option<String>, String);
 
 /// Follows the bootstraps of one VM.
 #[derive(Debug)]
-pub struct BootstrapTail {
+pub struct BootstrapLog {
     dir: PathBuf,
     vm: VmName,
     current: Option<Current>,
@@ -39,13 +39,13 @@ struct Current {
     told_start: bool,
     told_steps: usize,
     told_end: bool,
-    output: Tail,
+    output: TextLog,
 }
 
-impl BootstrapTail {
+impl BootstrapLog {
     /// Those of this VM; `dir` is `logs/bootstrap`.
-    pub fn new(dir: impl Into<PathBuf>, vm: VmName) -> BootstrapTail {
-        BootstrapTail {
+    pub fn new(dir: impl Into<PathBuf>, vm: VmName) -> BootstrapLog {
+        BootstrapLog {
             dir: dir.into(),
             vm,
             current: None,
@@ -65,7 +65,7 @@ impl BootstrapTail {
                 told_start: false,
                 told_steps: 0,
                 told_end: false,
-                output: Tail::new(output, false),
+                output: TextLog::new(output, false),
             });
         }
         let Some(current) = &mut self.current else {
@@ -103,7 +103,7 @@ impl Current {
         }
         let steps = log.as_ref().map(|log| log.steps.as_slice()).unwrap_or_default();
         for step in steps.iter().skip(self.told_steps) {
-            if step.step == "apply" && !self.output.more(&mut |line| take((None, line)))? {
+            if step.step == "apply" && !self.output.read_new(&mut |line| take((None, line)))? {
                 return Ok(false);
             }
             self.told_steps += 1;
@@ -112,7 +112,7 @@ impl Current {
                 return Ok(false);
             }
         }
-        if !self.output.more(&mut |line| take((None, line)))? {
+        if !self.output.read_new(&mut |line| take((None, line)))? {
             return Ok(false);
         }
         let Some(log) = log.filter(|log| log.status != "running" && !self.told_end) else {
@@ -172,7 +172,7 @@ fn load(stem: &Path) -> Option<RunLog> {
         let mut path = stem.as_os_str().to_owned();
         path.push(end);
         let meta = fs::metadata(&path).ok()?;
-        let is_sane = meta.is_file() && meta.len() <= LONGEST_LOG;
+        let is_sane = meta.is_file() && meta.len() <= MAX_LOG_BYTES;
         RunLog::read(&is_sane.then(|| host::read_state_file(Path::new(&path)).ok())??)
     };
     read(".json").or_else(|| read(".open"))
@@ -187,7 +187,7 @@ mod tests {
     use crate::core::root::run_log::OpenLog;
     use crate::core::scratch::Scratch;
 
-    fn more(tail: &mut BootstrapTail) -> String {
+    fn more(tail: &mut BootstrapLog) -> String {
         let mut lines = Vec::new();
         tail.more(&mut |(_, line)| {
             lines.push(line);
@@ -211,7 +211,7 @@ mod tests {
         let scratch = Scratch::new("logs-bootstrap");
         let state = StateRoot::new(scratch.dir());
         let web: VmName = "web".parse().unwrap();
-        let mut tail = BootstrapTail::new(state.bootstrap_logs(), web.clone());
+        let mut tail = BootstrapLog::new(state.bootstrap_logs(), web.clone());
         assert_eq!(more(&mut tail), "");
         let mut log = OpenLog::begin(&state, &web, "r1", "l1", BootstrapTrigger::Auto).unwrap();
         // Another VM's, whose name begins alike.
@@ -233,7 +233,7 @@ mod tests {
         log.end(40, false, None).unwrap();
         assert!(more(&mut tail).starts_with("bootstrap success, "));
         assert_eq!(more(&mut tail), "", "nothing is told twice");
-        let all = more(&mut BootstrapTail::new(state.bootstrap_logs(), web));
+        let all = more(&mut BootstrapLog::new(state.bootstrap_logs(), web));
         assert!(
             all.starts_with("bootstrap r1 began | step connect success, 7 ms | hello | done | step apply"),
             "{all}"

@@ -19,19 +19,19 @@ use crate::core::host;
 
 /// At most so much of a file's end is read for its last lines, bytes: a guest may write without ever
 /// ending a line.
-const MOST_READ: u64 = 16 * 1024 * 1024;
+const MAX_READ: u64 = 16 * 1024 * 1024;
 /// Read in pieces of this size.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 /// A longer line is handed over in parts: one that never ends would take all memory.
-const LONGEST_LINE: usize = 64 * 1024;
+const MAX_LINE_BYTES: usize = 64 * 1024;
 /// Rotated files beyond this number are not looked for: `log_keep` is never that large.
-const MOST_ROTATED: u32 = 1000;
+const MAX_ROTATED: u32 = 1000;
 /// A line without end is handed over after so long without more of it: a prompt is one.
-const PATIENCE: Duration = Duration::from_millis(500);
+const PROMPT_DELAY: Duration = Duration::from_millis(500);
 
 /// Reads one log.
 #[derive(Debug)]
-pub struct Tail {
+pub struct TextLog {
     path: PathBuf,
     rotates: bool,
     open: Option<Open>,
@@ -71,10 +71,10 @@ fn id_of(meta: &fs::Metadata) -> (u64, u64) {
     (meta.dev(), meta.ino())
 }
 
-impl Tail {
+impl TextLog {
     /// A log at this path, which need not be there yet; `rotates`: older files have numbers.
-    pub fn new(path: impl Into<PathBuf>, rotates: bool) -> Tail {
-        Tail {
+    pub fn new(path: impl Into<PathBuf>, rotates: bool) -> TextLog {
+        TextLog {
             path: path.into(),
             rotates,
             open: None,
@@ -90,7 +90,7 @@ impl Tail {
     }
 
     /// The last whole lines, oldest first; what follows is read from there on. The beginning of a
-    /// line without end is kept for that, or told by [`Tail::flush`].
+    /// line without end is kept for that, or told by [`TextLog::flush`].
     pub fn last_lines(&mut self, count: usize) -> io::Result<Vec<String>> {
         self.open = Open::of(&self.path)?;
         let mut lines = Vec::new();
@@ -101,12 +101,12 @@ impl Tail {
                 .iter()
                 .rposition(|byte| *byte == b'\n')
                 .map_or(0, |at| at + 1);
-            self.pending = bytes[whole.max(bytes.len().saturating_sub(LONGEST_LINE))..].to_vec();
+            self.pending = bytes[whole.max(bytes.len().saturating_sub(MAX_LINE_BYTES))..].to_vec();
             self.pending_since = Instant::now();
             lines = lines_of(&bytes[..whole]);
         }
         let mut number = 1;
-        while self.rotates && lines.len() < count && number < MOST_ROTATED {
+        while self.rotates && lines.len() < count && number < MAX_ROTATED {
             let Some(older) = Open::of(&numbered(&self.path, number))? else {
                 break;
             };
@@ -125,7 +125,7 @@ impl Tail {
     }
 
     /// Hands over what was written since; `take` says whether to go on.
-    pub fn more(&mut self, take: &mut dyn FnMut(String) -> bool) -> io::Result<bool> {
+    pub fn read_new(&mut self, take: &mut dyn FnMut(String) -> bool) -> io::Result<bool> {
         loop {
             if !self.read_on(take)? {
                 return Ok(false);
@@ -134,7 +134,7 @@ impl Tail {
                 break;
             }
         }
-        if !self.pending.is_empty() && self.pending_since.elapsed() >= PATIENCE {
+        if !self.pending.is_empty() && self.pending_since.elapsed() >= PROMPT_DELAY {
             return Ok(self.flush(take));
         }
         Ok(true)
@@ -150,7 +150,7 @@ impl Tail {
 
     /// Reads to the end of the open file.
     fn read_on(&mut self, take: &mut dyn FnMut(String) -> bool) -> io::Result<bool> {
-        let mut buffer = [0; PIECE];
+        let mut buffer = [0; READ_BYTES];
         while let Some(open) = &mut self.open {
             let count = open.file.read_at(&mut buffer, open.at)?;
             if count == 0 {
@@ -162,7 +162,7 @@ impl Tail {
                 if !ends {
                     self.pending.push(*byte);
                 }
-                if (ends || self.pending.len() >= LONGEST_LINE)
+                if (ends || self.pending.len() >= MAX_LINE_BYTES)
                     && !take(text_of(&std::mem::take(&mut self.pending)))
                 {
                     return Ok(false);
@@ -211,7 +211,7 @@ impl Tail {
     fn files_between(&self, id: (u64, u64)) -> io::Result<Vec<Open>> {
         let mut younger = Vec::new();
         let mut number = 1;
-        while self.rotates && number < MOST_ROTATED {
+        while self.rotates && number < MAX_ROTATED {
             match Open::of(&numbered(&self.path, number))? {
                 Some(open) if open.id == id => break,
                 Some(open) => younger.push(open),
@@ -237,9 +237,9 @@ fn end_of(file: &File, count: usize) -> io::Result<(Vec<u8>, u64)> {
     let mut pieces: Vec<Vec<u8>> = Vec::new();
     let mut line_ends = 0;
     // One line end more than lines: the one before the first.
-    while start > 0 && length - start < MOST_READ && line_ends <= count && count > 0 {
-        let from = start.saturating_sub(PIECE as u64);
-        let mut piece = vec![0; usize::try_from(start - from).unwrap_or(PIECE)];
+    while start > 0 && length - start < MAX_READ && line_ends <= count && count > 0 {
+        let from = start.saturating_sub(READ_BYTES as u64);
+        let mut piece = vec![0; usize::try_from(start - from).unwrap_or(READ_BYTES)];
         let read = read_whole(file, &mut piece, from)?;
         piece.truncate(read);
         // The middle of a log that grew too large was given back: what is before it is another story.
@@ -295,12 +295,12 @@ mod tests {
     use std::io::Write;
 
     fn last(path: &Path, rotates: bool, count: usize) -> Vec<String> {
-        Tail::new(path, rotates).last_lines(count).unwrap()
+        TextLog::new(path, rotates).last_lines(count).unwrap()
     }
 
-    fn more(tail: &mut Tail) -> Vec<String> {
+    fn more(tail: &mut TextLog) -> Vec<String> {
         let mut lines = Vec::new();
-        tail.more(&mut |line| {
+        tail.read_new(&mut |line| {
             lines.push(line);
             true
         })
@@ -327,7 +327,7 @@ mod tests {
             ("a", 0, vec![], ""),
         ] {
             fs::write(&path, text).unwrap();
-            let mut tail = Tail::new(&path, false);
+            let mut tail = TextLog::new(&path, false);
             assert_eq!(tail.last_lines(count).unwrap(), expected, "{text:?}");
             let mut flushed = String::new();
             tail.flush(&mut |line| {
@@ -341,9 +341,9 @@ mod tests {
         let lines = last(&path, false, 20_000);
         assert_eq!((lines.len(), lines[0].as_str()), (20_000, "line 30000"));
         fs::write(&path, vec![b'x'; 20 << 20]).unwrap();
-        let mut tail = Tail::new(&path, false);
+        let mut tail = TextLog::new(&path, false);
         tail.last_lines(3).unwrap();
-        assert_eq!(tail.pending.len(), LONGEST_LINE);
+        assert_eq!(tail.pending.len(), MAX_LINE_BYTES);
     }
 
     #[test]
@@ -362,14 +362,14 @@ mod tests {
     fn what_follows_is_handed_over_once() {
         let scratch = Scratch::new("tail-follow");
         let path = scratch.path("log");
-        let mut tail = Tail::new(&path, false);
+        let mut tail = TextLog::new(&path, false);
         assert!(tail.last_lines(9).unwrap().is_empty() && more(&mut tail).is_empty());
         append(&path, "one\ntw");
         assert_eq!(more(&mut tail), ["one"]);
         append(&path, "o\r\nthree\n");
         assert_eq!(more(&mut tail), ["two", "three"]);
         assert!(more(&mut tail).is_empty());
-        let mut tail = Tail::new(&path, false);
+        let mut tail = TextLog::new(&path, false);
         assert_eq!(tail.last_lines(1).unwrap(), ["three"]);
         append(&path, "four\n");
         assert_eq!(more(&mut tail), ["four"]);
@@ -380,7 +380,7 @@ mod tests {
         let scratch = Scratch::new("tail-anew");
         let path = scratch.path("serial.log");
         append(&path, "first boot, with many words\nlogin: ");
-        let mut tail = Tail::new(&path, false);
+        let mut tail = TextLog::new(&path, false);
         tail.last_lines(9).unwrap();
         fs::write(&path, "second boot\n").unwrap();
         assert_eq!(more(&mut tail), ["login: ", "second boot"]);
@@ -395,7 +395,7 @@ mod tests {
         let scratch = Scratch::new("tail-rotations");
         let path = scratch.path("log");
         append(&path, "0\n");
-        let mut tail = Tail::new(&path, true);
+        let mut tail = TextLog::new(&path, true);
         tail.last_lines(9).unwrap();
         append(&path, "1\n");
         for number in 2..5 {
@@ -414,11 +414,11 @@ mod tests {
     fn a_line_without_end_is_bounded_and_a_prompt_is_shown() {
         let scratch = Scratch::new("tail-endless");
         let path = scratch.path("log");
-        append(&path, &"x".repeat(LONGEST_LINE + 10));
-        let mut tail = Tail::new(&path, false);
+        append(&path, &"x".repeat(MAX_LINE_BYTES + 10));
+        let mut tail = TextLog::new(&path, false);
         let lines = more(&mut tail);
-        assert_eq!((lines.len(), lines[0].len()), (1, LONGEST_LINE));
-        tail.pending_since = Instant::now() - PATIENCE;
+        assert_eq!((lines.len(), lines[0].len()), (1, MAX_LINE_BYTES));
+        tail.pending_since = Instant::now() - PROMPT_DELAY;
         assert_eq!(more(&mut tail), ["x".repeat(10)]);
         assert!(more(&mut tail).is_empty());
     }
@@ -428,7 +428,7 @@ mod tests {
         let scratch = Scratch::new("tail-pipe");
         let path = scratch.path("log");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut tail = Tail::new(&path, true);
+        let mut tail = TextLog::new(&path, true);
         assert!(tail.last_lines(9).unwrap().is_empty() && more(&mut tail).is_empty());
     }
 }

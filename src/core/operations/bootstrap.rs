@@ -13,11 +13,11 @@ use crate::core::config::{Config, VmConfig};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::operations::fleet::already_running;
-use crate::core::operations::fleet::bring_up::{self, Fleet, Task, Way};
-use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::bring_up::{self, Fleet, StartFrom, VmTask};
+use crate::core::operations::fleet::broker_events::BrokerEvents;
 use crate::core::operations::fleet::preflight;
 use crate::core::operations::lost;
-use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::run::{self, CountedLock, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
@@ -72,19 +72,19 @@ pub fn bootstrap_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let mut selected = select::vms_of(config, &options.vms)?;
-    lost::refuse(config)?;
+    lost::refuse_if_running_elsewhere(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
     selected.retain(|vm| bring_up::runs(config, vm));
     let found = preflight::examine_bootstrap(config, &selected, &overrides);
     if options.plan {
-        return Ok(found.show(config, false, reporter));
+        return Ok(found.into_plan(config, false, reporter));
     }
-    let (_, warnings) = found.pass(false)?;
+    let (_, warnings) = found.into_result(false)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
-    up::tell_warnings(config, warnings, operation.emitter());
+    up::emit_warnings(config, warnings, operation.emitter());
     match run_again(&options, broker, &selected, &overrides, operation.emitter()) {
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
@@ -102,18 +102,18 @@ fn run_again(
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     let locks = bring_up::lock_vms(config, selected, "castra bootstrap")?;
-    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    let relay = BrokerEvents::from_now(&config.state.broker_events(), names_of(selected));
     relay.during(emitter, || {
         let broker = up::ensure_broker(config, broker, emitter, &options.cancel)?;
         for vm in selected {
-            already_running::tell_stale(config, vm, emitter);
+            already_running::warn_stale_settings(config, vm, emitter);
         }
-        let tasks: Vec<Task<'_>> = selected
+        let tasks: Vec<VmTask<'_>> = selected
             .iter()
             .zip(locks)
-            .map(|(vm, lock)| Task {
+            .map(|(vm, lock)| VmTask {
                 vm,
-                way: Way::Found(lock),
+                from: StartFrom::Running(lock),
             })
             .collect();
         let fleet = Fleet {
@@ -123,9 +123,9 @@ fn run_again(
             emitter,
             cancel: &options.cancel,
             broker_port: broker.port,
-            gate: Gate::new(project, tasks.len()),
+            project_lock: CountedLock::new(project, tasks.len()),
             slots: Slots::new(1),
-            launching: None,
+            launch: None,
         };
         Ok(up::run_fleet(&fleet, tasks, broker))
     })

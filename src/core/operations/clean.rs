@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::core::clean::dir::{Dir, Kind};
-use crate::core::clean::{Place, Swept, sweep_folder};
+use crate::core::clean::{Folder, Swept, sweep_folder};
 use crate::core::config::{Config, workspace};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
@@ -381,7 +381,7 @@ impl<'w, 'e> Work<'w, 'e> {
 
     fn clean_images(&mut self, home: &Path, images: PathBuf) {
         let swept = match Dir::open(home) {
-            Ok(home) => sweep_folder(&home, "images", Place::ImageCache, self.options.dry_run),
+            Ok(home) => sweep_folder(&home, "images", Folder::ImageCache, self.options.dry_run),
             Err(_) => return,
         };
         self.removed(None, images, "image", swept);

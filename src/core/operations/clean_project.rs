@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::core::clean::dir::{Dir, Kind};
-use crate::core::clean::{Place, Swept, sweep, sweep_folder};
+use crate::core::clean::{Folder, Swept, sweep, sweep_folder};
 use crate::core::config::workspace;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, Holder, ImageUse, LockError};
@@ -75,7 +75,7 @@ pub(crate) fn clean(work: &mut Work<'_, '_>, target: &CleanTarget) -> Result<boo
     refuse_running_vms(target, &vms)?;
     if !work.options.dry_run {
         for vm in &vms {
-            run_log::close_abandoned_and_tell(state, vm, work.emitter);
+            run_log::close_abandoned_and_emit(state, vm, work.emitter);
         }
     }
     let disks_stay = clean_files(work, target, &root, &vms, locks);
@@ -179,7 +179,7 @@ fn clean_files(
             stays |= clean_disk(work, target, root, disk);
         }
         disks_stay |= stays;
-        let place = Place::Vm {
+        let place = Folder::Vm {
             disk_stays: stays,
             logs_stay: work.options.keep_logs,
         };
@@ -200,18 +200,18 @@ fn clean_files(
     drop(locks.vms);
 
     let mut stays = disks_stay;
-    let mut folder = |work: &mut Work<'_, '_>, name: &str, place: Place, category: &'static str| {
+    let mut folder = |work: &mut Work<'_, '_>, name: &str, place: Folder, category: &'static str| {
         let swept = sweep_folder(root, name, place, dry_run);
         stays |= swept.stays > 0 || !swept.failed.is_empty();
         work.removed(id, state.dir().join(name), category, swept);
     };
-    folder(work, "images", Place::Digests, "digests");
+    folder(work, "images", Folder::Digests, "digests");
     if !work.options.keep_handshakes {
-        folder(work, "handshakes", Place::Handshakes, "handshakes");
+        folder(work, "handshakes", Folder::Handshakes, "handshakes");
     }
     if !work.options.keep_logs {
-        folder(work, "logs", Place::Logs, "logs");
-        folder(work, "state", Place::GuestState, "logs");
+        folder(work, "logs", Folder::Logs, "logs");
+        folder(work, "state", Folder::GuestState, "logs");
     }
     for name in ["broker.sock", "broker.json", "broker.pid", "guests.json"] {
         let swept = remove_named(root, name, dry_run);

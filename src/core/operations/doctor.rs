@@ -67,14 +67,14 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
     let home = home.as_deref();
     // The slow ones beside each other: programs that are asked, digests that are compared.
     let asked = || {
-        tools::look(
+        tools::check(
             &distinct_qemus(&configs),
             &tools::Needs::of(configs.iter().copied()),
             &cancel,
         )
     };
     let guests = || {
-        let wanted = images::Wanted::of(configs.iter().copied());
+        let wanted = images::UsedGuests::of(configs.iter().copied());
         home.map(|home| images::guests(home, wanted, &cancel))
             .unwrap_or_default()
     };
@@ -86,8 +86,8 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
         }
         findings
     };
-    let (asked, (guests, mut findings)) = threads::both("doctor tools", asked, || {
-        threads::both("doctor guests", guests, others)
+    let (asked, (guests, mut findings)) = threads::run_both("doctor tools", asked, || {
+        threads::run_both("doctor guests", guests, others)
     });
     findings.extend(asked);
     // Before what else lies in the cache.
@@ -137,7 +137,7 @@ fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for qemu in asked {
         let binary = find_qemu(qemu).ok();
-        for finding in acceleration::look(qemu.accel, binary.as_deref(), home) {
+        for finding in acceleration::check(qemu.accel, binary.as_deref(), home) {
             let once = finding.id != "accel.choice";
             if !(once && findings.iter().any(|other| other.id == finding.id)) {
                 findings.push(finding);
@@ -183,7 +183,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
     findings.extend(capacity::directory("disk.state", state.dir(), "the disks of VMs"));
     if let Some(config) = config {
         findings.extend(by_config::config(config));
-        findings.extend(room_for(config));
+        findings.extend(capacity_for(config));
         findings.extend(images::of_config(config, home));
         findings.extend(by_config::security(config));
     }
@@ -198,7 +198,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
         }
     }
     match read(project) {
-        Ok(snapshot) => findings.extend(leftovers::look(&snapshot, &assemble(&snapshot))),
+        Ok(snapshot) => findings.extend(leftovers::check(&snapshot, &assemble(&snapshot))),
         Err(failure) => findings.push(unreadable(&failure)),
     }
     findings.extend(modes::of_state(&state));
@@ -206,7 +206,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
 }
 
 /// Memory and cores for the VMs of a project that don't run: as `up` judges them.
-fn room_for(config: &Config) -> Vec<Finding> {
+fn capacity_for(config: &Config) -> Vec<Finding> {
     let idle: Vec<&VmConfig> = config
         .vms
         .iter()

@@ -19,8 +19,8 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::broker_events::Relay;
-use crate::core::operations::fleet::stop_vm::{self, Stopping};
+use crate::core::operations::fleet::broker_events::BrokerEvents;
+use crate::core::operations::fleet::stop_vm::{self, VmStopper};
 use crate::core::operations::lost;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
@@ -114,7 +114,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     let state = &options.state;
     let former = options.registry.as_deref();
     let former = former.map(|entry| workspace::former_roots_of(entry, state));
-    let lost = lost::to_end(state, &former.unwrap_or_default(), &options.vms);
+    let lost = lost::lost_to_end(state, &former.unwrap_or_default(), &options.vms);
     let declared = options.declared.iter().chain(lost.iter().map(|qemu| &qemu.vm));
     let declared: Vec<&str> = declared.map(VmName::as_str).collect();
     let selected = select::launched_vms(state, &options.vms, &declared)?;
@@ -142,7 +142,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
     // First, for they have their disks open.
     let ended = end_lost(&lost, &options, emitter);
-    let outcomes = threads::each(
+    let outcomes = threads::map_parallel(
         &selected,
         |vm| format!("down {vm}"),
         |vm| take_down(vm, &options, emitter),
@@ -152,7 +152,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         .map(|(outcome, vm)| outcome.unwrap_or_else(|_| panicked(vm)))
         .collect();
     let vms = with_lost(vms, ended);
-    let relay = Relay::from_now(&state.broker_events(), HashSet::new());
+    let relay = BrokerEvents::from_now(&state.broker_events(), HashSet::new());
     let (broker_stopped, broker_error) = relay.during(emitter, || stop_broker_if_last(state, emitter));
     drop(project);
 
@@ -285,7 +285,7 @@ fn failed_names(vms: &[VmDown]) -> Option<String> {
 
 /// One VM: stopped, what it left cleared, its overlay discarded.
 fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDown {
-    let stopping = Stopping {
+    let stopping = VmStopper {
         state: &options.state,
         lifecycle: &options.lifecycle,
         command: "castra down",
@@ -305,7 +305,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
             if !stopped.changed
                 && let Some(record) = &left.record
             {
-                stopping.take_note(vm, record);
+                stopping.acknowledge_end(vm, record);
             }
             let path = what_to_discard(vm, left.record, options, emitter);
             match path.map(|path| stop_vm::discard(vm, &path, emitter)) {

@@ -9,14 +9,14 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::Cancel;
-use crate::core::events::kept::{Head, Kept};
+use crate::core::events::kept::{Head, JournalLine};
 use crate::core::failure::{Exit, Result};
-use crate::core::lines::trail::{Place, Reverse, Trail};
+use crate::core::lines::trail::{BackwardReader, Position, RotatedJournal};
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 
 /// How long a pause is before we look for more: what a watcher feels as "at once".
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Two writers at once may append lines of about the same time in the other order, one of them
 /// having waited in between: so much before a time its lines are looked for.
 const SLACK: Duration = Duration::from_secs(10);
@@ -67,9 +67,9 @@ impl EventsOptions {
 
 /// What is handed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum EventsItem {
     /// An event, in order of time among those that are there.
-    Event(Kept),
+    Event(JournalLine),
     /// That was all for now: a good moment to empty a buffer and to see whether anybody still
     /// listens. With `follow` it comes every 50 ms while nothing happens.
     CaughtUp,
@@ -89,7 +89,7 @@ pub struct EventsOutcome {
 
 /// Hands over every event that is wanted, until `take` returns false. Types and fields of a later
 /// castra are handed over like any others.
-pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Result<EventsOutcome> {
+pub fn events(options: &EventsOptions, mut take: impl FnMut(EventsItem) -> bool) -> Result<EventsOutcome> {
     let mut outcome = EventsOutcome::default();
     match tell(options, &mut take, &mut outcome) {
         // Whoever had enough needn't hear where reading stopped.
@@ -100,13 +100,13 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(Told) -> bool) -> Re
 
 fn tell(
     options: &EventsOptions,
-    take: &mut dyn FnMut(Told) -> bool,
+    take: &mut dyn FnMut(EventsItem) -> bool,
     outcome: &mut EventsOutcome,
 ) -> Result<()> {
-    let pick = Pick::of(options);
+    let pick = EventFilter::of(options);
     let mut trails = [
-        Trail::open(&options.state.events())?.until(&options.cancel),
-        Trail::open(&options.state.broker_events())?.until(&options.cancel),
+        RotatedJournal::open(&options.state.events())?.until(&options.cancel),
+        RotatedJournal::open(&options.state.broker_events())?.until(&options.cancel),
     ];
     if let Some(since) = options.since {
         let earlier = wall_clock(since.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH));
@@ -121,18 +121,18 @@ fn tell(
         }
     }
 
-    let mut queues = [Queue::default(), Queue::default()];
+    let mut queues = [SortBuffer::default(), SortBuffer::default()];
     loop {
         for (queue, trail) in queues.iter_mut().zip(&mut trails) {
             queue.fill(|| trail.next(options.follow, |line, head| pick.kept(line, &head)))?;
         }
-        let next = first(queues.each_ref().map(Queue::time));
+        let next = first(queues.each_ref().map(SortBuffer::time));
         let listening = match next.and_then(|number| queues[number].pop()) {
             Some(kept) => {
                 outcome.told += 1;
-                take(Told::Event(kept))
+                take(EventsItem::Event(kept))
             }
-            None => take(Told::CaughtUp) && options.follow && !options.cancel.pause(LOOK_EVERY),
+            None => take(EventsItem::CaughtUp) && options.follow && !options.cancel.pause(POLL_INTERVAL),
         };
         if !listening || options.cancel.is_requested() {
             outcome.corrupt = trails.iter().map(|trail| trail.corrupt).sum();
@@ -146,15 +146,15 @@ fn tell(
 /// that of their times, so some lines ahead are looked at. The lines of one run keep their order
 /// whatever the clock did meanwhile.
 #[derive(Default)]
-struct Queue {
+struct SortBuffer {
     /// Each with the time by which it is sorted.
-    waiting: VecDeque<(String, Kept)>,
+    waiting: VecDeque<(String, JournalLine)>,
     /// The journal had no more; it is asked again when all of these have been handed over.
     dry: bool,
 }
 
-impl Queue {
-    fn fill(&mut self, mut more: impl FnMut() -> Result<Option<Kept>>) -> Result<()> {
+impl SortBuffer {
+    fn fill(&mut self, mut more: impl FnMut() -> Result<Option<JournalLine>>) -> Result<()> {
         self.dry &= !self.waiting.is_empty();
         while !self.dry && self.waiting.len() < AHEAD {
             match more()? {
@@ -165,7 +165,7 @@ impl Queue {
         Ok(())
     }
 
-    fn push(&mut self, kept: Kept) {
+    fn push(&mut self, kept: JournalLine) {
         let mut time = kept.ts.clone();
         let mut at = self.waiting.len();
         if self.waiting.back().is_some_and(|(last, _)| *last > time) {
@@ -182,7 +182,7 @@ impl Queue {
         self.waiting.front().map(|(time, _)| time.as_str())
     }
 
-    fn pop(&mut self) -> Option<Kept> {
+    fn pop(&mut self) -> Option<JournalLine> {
         self.waiting.pop_front().map(|(_, kept)| kept)
     }
 }
@@ -200,10 +200,15 @@ fn first(times: [Option<&str>; 2]) -> Option<usize> {
 
 /// Where the last `count` events that are wanted begin, in each journal. Nothing but the places is
 /// kept, so any count will do.
-fn last(trails: &[Trail; 2], count: usize, pick: &Pick<'_>, follow: bool) -> Result<[Place; 2]> {
+fn last(
+    trails: &[RotatedJournal; 2],
+    count: usize,
+    pick: &EventFilter<'_>,
+    follow: bool,
+) -> Result<[Position; 2]> {
     let mut reverses = [trails[0].backward(follow)?, trails[1].backward(follow)?];
     let mut places = [reverses[0].end()?, reverses[1].end()?];
-    let step = |reverse: &mut Reverse<'_>| {
+    let step = |reverse: &mut BackwardReader<'_>| {
         reverse.next(|_, head| pick.wants(&head).then(|| head.ts.clone().into_owned()))
     };
     let mut heads = [step(&mut reverses[0])?, step(&mut reverses[1])?];
@@ -223,14 +228,14 @@ fn last(trails: &[Trail; 2], count: usize, pick: &Pick<'_>, follow: bool) -> Res
 }
 
 /// What is wanted, ready to be compared.
-struct Pick<'o> {
+struct EventFilter<'o> {
     options: &'o EventsOptions,
     since: Option<String>,
 }
 
-impl Pick<'_> {
-    fn of(options: &EventsOptions) -> Pick<'_> {
-        Pick {
+impl EventFilter<'_> {
+    fn of(options: &EventsOptions) -> EventFilter<'_> {
+        EventFilter {
             since: options.since.map(wall_clock),
             options,
         }
@@ -253,8 +258,8 @@ impl Pick<'_> {
                 .is_none_or(|after| head.seq.is_some_and(|seq| seq > after))
     }
 
-    fn kept(&self, line: &str, head: &Head<'_>) -> Option<Kept> {
-        self.wants(head).then(|| Kept {
+    fn kept(&self, line: &str, head: &Head<'_>) -> Option<JournalLine> {
+        self.wants(head).then(|| JournalLine {
             line: line.to_owned(),
             ts: head.ts.clone().into_owned(),
             kind: head.kind.clone().into_owned(),
@@ -355,7 +360,7 @@ mod tests {
     fn ask(options: &EventsOptions) -> Vec<String> {
         let mut seen = Vec::new();
         events(options, |told| {
-            if let Told::Event(kept) = told {
+            if let EventsItem::Event(kept) = told {
                 seen.push(kept.ts[20..23].to_owned());
             }
             true
@@ -442,8 +447,8 @@ mod tests {
         let (mut seen, mut caught_up) = (Vec::new(), 0);
         let outcome = events(&options, |told| {
             match told {
-                Told::Event(kept) => seen.push(kept.ts[20..23].to_owned()),
-                Told::CaughtUp => {
+                EventsItem::Event(kept) => seen.push(kept.ts[20..23].to_owned()),
+                EventsItem::CaughtUp => {
                     caught_up += 1;
                     match caught_up {
                         1 => append(&options.state.broker_events(), &line(6, "broker.stopped", "null")),
@@ -483,7 +488,7 @@ mod tests {
         fs::write(state.events(), text).unwrap();
         let mut seen = Vec::new();
         events(&EventsOptions::all(state), |told| {
-            if let Told::Event(kept) = told {
+            if let EventsItem::Event(kept) = told {
                 seen.push(format!("{}{}", kept.run.unwrap(), &kept.ts[22..23]));
             }
             true

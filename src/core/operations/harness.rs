@@ -22,15 +22,15 @@ use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::harness::agent_process::{self, Start, Stopped};
+use crate::core::harness::agent_process::{self, AgentCommand, KillReason};
 use crate::core::harness::guest::{self, remote_script, ssh_argv};
 use crate::core::harness::ledger::{self, Ledger, ThreadRecord};
 use crate::core::harness::preamble::{Bootstrapped, View, preamble};
-use crate::core::harness::pump::{Heard, Pump, Source};
-use crate::core::harness::relay::{Counts, Expected, Forgetful, Keeper, Relay};
+use crate::core::harness::pump::{Pump, Received, StreamReader};
+use crate::core::harness::relay::{Counts, Expected, NoStore, Relay, ThreadStore};
 use crate::core::harness::transcript::{self, Transcript};
 use crate::core::harness::usage::{Usage, sum, vm_spans};
-use crate::core::harness::{AGENTS, Agent, Ask, Verdict, agent_named};
+use crate::core::harness::{AGENTS, Agent, AgentRequest, Verdict, agent_named};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
@@ -41,9 +41,9 @@ use crate::core::status::StatusOutcome;
 use crate::core::status::evidence::Project;
 
 /// How often a relayed stream looks for a wish to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The prompt with what castra puts before it: Linux takes no argument of 128 KiB.
-const LONGEST_PROMPT: usize = 120 * 1024;
+const MAX_PROMPT_BYTES: usize = 120 * 1024;
 
 /// Where a stream comes from.
 pub enum Input {
@@ -75,7 +75,7 @@ pub struct RunOptions<'c> {
     /// Its program; `None`: the one that PATH has.
     pub program: Option<PathBuf>,
     /// What it is asked, without what castra puts before it.
-    pub ask: Ask,
+    pub ask: AgentRequest,
     /// Its working directory, in the VM if it runs there.
     pub dir: Option<PathBuf>,
     /// The VM it runs in; `None`: the host.
@@ -133,7 +133,7 @@ pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<Harne
         }
         None => Operation::accept_unkept(NAME, Some(detail), reporter),
     };
-    let mut forgetful = Forgetful;
+    let mut forgetful = NoStore;
     let mut ledger = options.kept_in.as_ref().map(|(state, _)| {
         Ledger::new(
             state.harness_logs(),
@@ -142,7 +142,7 @@ pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<Harne
             None,
         )
     });
-    let keeper: &mut dyn Keeper = match &mut ledger {
+    let keeper: &mut dyn ThreadStore = match &mut ledger {
         Some(ledger) => ledger,
         None => &mut forgetful,
     };
@@ -152,68 +152,68 @@ pub fn relay(options: RelayOptions, reporter: &mut dyn Reporter) -> Result<Harne
         .map(|(state, rotation)| Transcript::new(state.harness_logs(), rotation));
     let mut pump = Pump::new(Relay::new(options.agent, keeper, expected), transcript);
     let mut emit = |event| operation.emitter().emit(event);
-    let trouble = pour(reader, &options.cancel, &mut pump, &mut emit);
+    let trouble = relay_stream(reader, &options.cancel, &mut pump, &mut emit);
     pump.end(&mut emit);
     let verdict = match (&trouble, pump.relay.verdict()) {
-        (Poured::Whole, verdict) => verdict,
+        (StreamEnd::Whole, verdict) => verdict,
         _ => Verdict::Incomplete,
     };
     pump.relay.end(verdict, &mut emit);
     let reason = match (&trouble, verdict) {
-        (Poured::Interrupted, _) => Some("interrupted".to_owned()),
-        (Poured::Broken(error), _) => Some(format!("the stream can't be read: {error}")),
-        (Poured::Whole, Verdict::Complete) => None,
-        (Poured::Whole, Verdict::Failed) => pump.relay.failure().map(str::to_owned),
-        (Poured::Whole, _) => Some(incomplete(&pump.relay)),
+        (StreamEnd::Interrupted, _) => Some("interrupted".to_owned()),
+        (StreamEnd::Broken(error), _) => Some(format!("the stream can't be read: {error}")),
+        (StreamEnd::Whole, Verdict::Complete) => None,
+        (StreamEnd::Whole, Verdict::Failed) => pump.relay.failure().map(str::to_owned),
+        (StreamEnd::Whole, _) => Some(incomplete(&pump.relay)),
     };
     let exit = match (&trouble, verdict) {
-        (Poured::Interrupted, _) => Exit::Interrupted,
+        (StreamEnd::Interrupted, _) => Exit::Interrupted,
         (_, Verdict::Complete) => Exit::Done,
         _ => Exit::Failed,
     };
     let outcome = outcome_of(&pump, verdict, exit, reason);
     let bytes = pump.bytes();
     drop(pump);
-    tell_trouble(ledger.as_mut(), &operation);
+    emit_ledger_error(ledger.as_mut(), &operation);
     let said = Some(outcome.in_short());
     operation.end_with(exit, said, VmCounts::default(), bytes, Some(verdict.as_str()));
     Ok(outcome)
 }
 
 /// How a stream was read.
-enum Poured {
+enum StreamEnd {
     Whole,
     Interrupted,
     Broken(io::Error),
 }
 
-fn pour(
+fn relay_stream(
     reader: Box<dyn Read + Send>,
     cancel: &Cancel,
     pump: &mut Pump<'_>,
     emit: &mut dyn FnMut(Event),
-) -> Poured {
-    let source = match Source::start(reader) {
+) -> StreamEnd {
+    let source = match StreamReader::start(reader) {
         Ok(source) => source,
-        Err(error) => return Poured::Broken(error),
+        Err(error) => return StreamEnd::Broken(error),
     };
     loop {
         if cancel.is_requested() {
-            return Poured::Interrupted;
+            return StreamEnd::Interrupted;
         }
         let mut heard = source.look();
-        if matches!(heard, Heard::Nothing) {
+        if matches!(heard, Received::Nothing) {
             pump.idle(emit);
-            heard = source.wait(LOOK_EVERY);
+            heard = source.wait(POLL_INTERVAL);
         }
         match heard {
-            Heard::Bytes(bytes) => {
+            Received::Bytes(bytes) => {
                 pump.feed(&bytes, emit);
                 source.give_back(bytes);
             }
-            Heard::Nothing => {}
-            Heard::End(None) => return Poured::Whole,
-            Heard::End(Some(error)) => return Poured::Broken(error),
+            Received::Nothing => {}
+            Received::End(None) => return StreamEnd::Whole,
+            Received::End(Some(error)) => return StreamEnd::Broken(error),
         }
     }
 }
@@ -247,7 +247,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     };
     let relay = Relay::new(options.agent, &mut ledger, expected);
     let mut pump = Pump::new(relay, Some(Transcript::new(logs, rotation)));
-    let start = Start {
+    let start = AgentCommand {
         mark: emitter.run().to_owned(),
         time_limit: options.time_limit,
         idle_limit: options.idle_limit,
@@ -283,13 +283,13 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     }
     let exit = match (verdict, ended.stopped) {
         (Verdict::Complete, _) => Exit::Done,
-        (_, Some(Stopped::Interrupted)) => Exit::Interrupted,
+        (_, Some(KillReason::Interrupted)) => Exit::Interrupted,
         _ => Exit::Failed,
     };
     let outcome = outcome_of(&pump, verdict, exit, reason);
     let bytes = pump.bytes();
     drop(pump);
-    tell_trouble(Some(&mut ledger), &operation);
+    emit_ledger_error(Some(&mut ledger), &operation);
     if let Some(vm) = &options.vm
         && ended.status.and_then(|status| status.code()) == Some(guest::NOT_FOUND)
         && let program = program_name(&options).to_string_lossy().into_owned()
@@ -357,10 +357,10 @@ fn incomplete(relay: &Relay<'_>) -> String {
 }
 
 /// What the agent's end and its words make together, and why it isn't complete.
-fn judge(ended: &agent_process::Ended, relay: &Relay<'_>) -> (Verdict, Option<String>) {
+fn judge(ended: &agent_process::AgentExit, relay: &Relay<'_>) -> (Verdict, Option<String>) {
     let secs = |limit: Duration| format!("{} s", limit.as_secs_f32());
     match ended.stopped {
-        Some(Stopped::TooLong(limit)) => {
+        Some(KillReason::TooLong(limit)) => {
             return (
                 Verdict::TimedOut,
                 Some(format!(
@@ -369,7 +369,7 @@ fn judge(ended: &agent_process::Ended, relay: &Relay<'_>) -> (Verdict, Option<St
                 )),
             );
         }
-        Some(Stopped::TooSilent(limit)) => {
+        Some(KillReason::TooSilent(limit)) => {
             return (
                 Verdict::TimedOut,
                 Some(format!(
@@ -378,8 +378,8 @@ fn judge(ended: &agent_process::Ended, relay: &Relay<'_>) -> (Verdict, Option<St
                 )),
             );
         }
-        Some(Stopped::Interrupted) => return (Verdict::Incomplete, Some("interrupted".to_owned())),
-        Some(Stopped::Lingered) | None => {}
+        Some(KillReason::Interrupted) => return (Verdict::Incomplete, Some("interrupted".to_owned())),
+        Some(KillReason::Lingered) | None => {}
     }
     if let Some(error) = &ended.trouble {
         return (
@@ -437,8 +437,8 @@ fn stderr_message(agent: &dyn Agent, tail: &str) -> Event {
     event
 }
 
-fn tell_trouble(ledger: Option<&mut Ledger<'_>>, operation: &Operation<'_>) {
-    if let Some(failure) = ledger.and_then(Ledger::trouble) {
+fn emit_ledger_error(ledger: Option<&mut Ledger<'_>>, operation: &Operation<'_>) {
+    if let Some(failure) = ledger.and_then(Ledger::take_error) {
         operation.emitter().emit(Event::advice(
             Severity::Warn,
             None,
@@ -449,7 +449,7 @@ fn tell_trouble(ledger: Option<&mut Ledger<'_>>, operation: &Operation<'_>) {
 }
 
 /// The prompt with the preamble before it, checked.
-fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<Ask> {
+fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<AgentRequest> {
     let mut ask = options.ask.clone();
     for (what, text) in [("prompt", Some(&ask.prompt)), ("thread", ask.resume.as_ref())] {
         let Some(text) = text else {
@@ -471,10 +471,10 @@ fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<Ask> {
         let told = preamble(fleet, |vm| bootstrapped(options.config, vm), &view);
         ask.prompt = format!("{told}Your task:\n{}", ask.prompt);
     }
-    if ask.prompt.len() > LONGEST_PROMPT {
+    if ask.prompt.len() > MAX_PROMPT_BYTES {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
             .because(format!(
-                "it has {} bytes with what castra puts before it; an argument may have {LONGEST_PROMPT}",
+                "it has {} bytes with what castra puts before it; an argument may have {MAX_PROMPT_BYTES}",
                 ask.prompt.len()
             ))
             .advice("put it in a file and ask the agent to read that"));
@@ -502,7 +502,7 @@ fn program_name(options: &RunOptions<'_>) -> OsString {
 
 /// What is started, on the host or by `ssh` in a VM. Everything that can be known to be missing
 /// is a refusal.
-fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
+fn place_of(options: &RunOptions<'_>, ask: &AgentRequest) -> Result<AgentCommand> {
     let program = program_name(options);
     let args = options.agent.argv(ask);
     let Some(vm) = &options.vm else {
@@ -513,13 +513,13 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
                     .advice("--cwd names the directory that the agent works in"),
             );
         }
-        let mut start = Start::new(found, args, "");
+        let mut start = AgentCommand::new(found, args, "");
         start.dir.clone_from(&options.dir);
         return Ok(start);
     };
     find_program(OsStr::new("ssh"), "")?;
     let target = running_target(&options.config.state, vm)?;
-    if args.iter().any(|word| word.len() > guest::LONGEST_WORD) {
+    if args.iter().any(|word| word.len() > guest::MAX_ARG_BYTES) {
         return Err(Failure::new(Exit::Usage, "the prompt is too long")
             .because(
                 "with what castra puts before it, it has more than 128 KiB, and no program takes a longer argument",
@@ -527,7 +527,7 @@ fn place_of(options: &RunOptions<'_>, ask: &Ask) -> Result<Start> {
             .advice("put it in a file there (`castra cp`) and ask the agent to read that"));
     }
     let script = remote_script(&program, &args, options.dir.as_deref().map(Path::as_os_str));
-    let mut start = Start::new("ssh", ssh_argv(&target), "");
+    let mut start = AgentCommand::new("ssh", ssh_argv(&target), "");
     start.held_stdin = Some(script.into_bytes());
     // The watch in the guest has its own ladder; ours begins when that should be over.
     start.grace += Duration::from_secs(guest::GRACE_SECS);
@@ -668,7 +668,7 @@ pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<(
 
 /// Hands over the events that a thread's transcript stands for, until `take` returns false.
 pub fn replay(thread: &ThreadRow, mut take: impl FnMut(Event) -> bool) -> Result<()> {
-    let mut keeper = Forgetful;
+    let mut keeper = NoStore;
     let agent = agent_named(&thread.agent).unwrap_or(AGENTS[0]);
     let mut relay = Relay::new(agent, &mut keeper, Expected::default());
     let mut goes_on = true;

@@ -9,19 +9,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::core::bus::log::LogReader;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::logs::bootstrap_log::BootstrapTail;
-use crate::core::logs::text_log::Tail;
+use crate::core::logs::bootstrap_log::BootstrapLog;
+use crate::core::logs::text_log::TextLog;
 use crate::core::logs::{self, Log, LogLine, Source};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 
 /// Last lines of each log, unless it is said how many or since when.
-pub const USUAL_TAIL: usize = 50;
+pub const DEFAULT_TAIL: usize = 50;
 /// Between two looks for more. A look at a log that is as it was costs one question to the kernel.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two looks for logs of VMs that were launched meanwhile.
-const LIST_EVERY: Duration = Duration::from_secs(1);
+const LIST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl LogsOptions {
 
 /// What the caller is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ToldLine {
+pub enum LogsItem {
     /// A line.
     Line(LogLine),
     /// All that there is for now was told.
@@ -79,7 +79,7 @@ pub struct LogsOutcome {
 
 /// Hands over the last lines of each log, log by log, and then, to follow them, what is added as it
 /// comes; until `take` returns false or somebody asks to stop.
-pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Result<LogsOutcome> {
+pub fn logs(options: &LogsOptions, mut take: impl FnMut(LogsItem) -> bool) -> Result<LogsOutcome> {
     let mut outcome = LogsOutcome::default();
     let mut streams = Vec::new();
     // A log may be long, and a line of it longer than anybody waits.
@@ -95,12 +95,12 @@ pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Re
         }
         streams.push(stream);
     }
-    if !take(ToldLine::CaughtUp) || !options.follow {
+    if !take(LogsItem::CaughtUp) || !options.follow {
         return Ok(outcome);
     }
     let mut listed = Instant::now();
-    while !options.cancel.pause(LOOK_EVERY) {
-        if listed.elapsed() >= LIST_EVERY {
+    while !options.cancel.pause(POLL_INTERVAL) {
+        if listed.elapsed() >= LIST_INTERVAL {
             listed = Instant::now();
             for log in list(options)? {
                 if !streams.iter().any(|stream| stream.log == log) {
@@ -116,16 +116,16 @@ pub fn logs(options: &LogsOptions, mut take: impl FnMut(ToldLine) -> bool) -> Re
                 Err(failure) => return Err(failure),
             }
         }
-        if !take(ToldLine::CaughtUp) {
+        if !take(LogsItem::CaughtUp) {
             return Ok(outcome);
         }
     }
     Ok(outcome)
 }
 
-fn tell(take: &mut impl FnMut(ToldLine) -> bool, outcome: &mut LogsOutcome, line: LogLine) -> bool {
+fn tell(take: &mut impl FnMut(LogsItem) -> bool, outcome: &mut LogsOutcome, line: LogLine) -> bool {
     outcome.told += 1;
-    take(ToldLine::Line(line))
+    take(LogsItem::Line(line))
 }
 
 fn list(options: &LogsOptions) -> Result<Vec<Log>> {
@@ -140,8 +140,8 @@ struct Stream {
 }
 
 enum Reader {
-    Text(Tail),
-    Bootstrap(BootstrapTail),
+    Text(TextLog),
+    Bootstrap(BootstrapLog),
     /// Opened when its history is read, or at the first look for more.
     Bus(Option<Box<LogReader>>),
 }
@@ -149,9 +149,9 @@ enum Reader {
 impl Stream {
     fn of(log: Log, cancel: &Cancel) -> Stream {
         let reader = match (log.source, &log.vm) {
-            (Source::Bootstrap, Some(vm)) => Reader::Bootstrap(BootstrapTail::new(&log.path, vm.clone())),
+            (Source::Bootstrap, Some(vm)) => Reader::Bootstrap(BootstrapLog::new(&log.path, vm.clone())),
             (Source::Bus, _) => Reader::Bus(None),
-            (source, _) => Reader::Text(Tail::new(&log.path, source == Source::Broker)),
+            (source, _) => Reader::Text(TextLog::new(&log.path, source == Source::Broker)),
         };
         let cancel = cancel.clone();
         Stream { log, cancel, reader }
@@ -161,7 +161,7 @@ impl Stream {
     fn history(&mut self, options: &LogsOptions, take: &mut dyn FnMut(LogLine) -> bool) -> Result<bool> {
         let count = options.tail.unwrap_or(match options.since {
             Some(_) => usize::MAX,
-            None => USUAL_TAIL,
+            None => DEFAULT_TAIL,
         });
         let (log, failed) = (&self.log, |error| Failure::io("read", &self.log.path, &error));
         let mut lines: Vec<LogLine> = Vec::new();
@@ -214,7 +214,9 @@ impl Stream {
     fn more(&mut self, take: &mut dyn FnMut(LogLine) -> bool) -> Result<bool> {
         let (log, failed) = (&self.log, |error| Failure::io("read", &self.log.path, &error));
         match &mut self.reader {
-            Reader::Text(tail) => tail.more(&mut |line| take(text_line(log, line))).map_err(failed),
+            Reader::Text(tail) => tail
+                .read_new(&mut |line| take(text_line(log, line)))
+                .map_err(failed),
             Reader::Bootstrap(tail) => tail
                 .more(&mut |(ts, line)| take(bootstrap_line(log, ts, line)))
                 .map_err(failed),

@@ -26,11 +26,11 @@ use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::time::millis;
 
 /// Between two looks at a QEMU that is to end.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What runs under a state root that the project had before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Elsewhere {
+pub struct RunningElsewhere {
     /// That state root.
     pub state: StateRoot,
     /// Its VMs that run, with their processes.
@@ -39,7 +39,7 @@ pub struct Elsewhere {
     pub broker: Option<u32>,
 }
 
-impl Elsewhere {
+impl RunningElsewhere {
     /// What runs there, in a few words.
     pub fn what(&self) -> String {
         let mut running: Vec<String> = self
@@ -53,14 +53,14 @@ impl Elsewhere {
 }
 
 /// What of this project runs under a state root that it had before its `state_dir` was changed.
-pub fn elsewhere(config: &Config) -> Result<Vec<Elsewhere>> {
+pub fn running_elsewhere(config: &Config) -> Result<Vec<RunningElsewhere>> {
     let mut found = Vec::new();
     for root in workspace::former_roots(config) {
         let state = StateRoot::new(root);
         let vms = running_vms(&state)?;
         let broker = live_broker(&state).map(|(pid, _)| pid);
         if !vms.is_empty() || broker.is_some() {
-            found.push(Elsewhere { state, vms, broker });
+            found.push(RunningElsewhere { state, vms, broker });
         }
     }
     Ok(found)
@@ -69,8 +69,8 @@ pub fn elsewhere(config: &Config) -> Result<Vec<Elsewhere>> {
 /// The config with the state root under which its VMs run, where that is not the one it says; and
 /// what runs there. As long as anything does, that is the project's state: what the config says
 /// holds from the next `up` on.
-pub fn addressed(mut config: Config) -> Result<(Config, Option<Elsewhere>)> {
-    let Some(first) = elsewhere(&config)?.into_iter().next() else {
+pub fn follow_running_root(mut config: Config) -> Result<(Config, Option<RunningElsewhere>)> {
+    let Some(first) = running_elsewhere(&config)?.into_iter().next() else {
         return Ok((config, None));
     };
     config.state = first.state.clone();
@@ -78,8 +78,8 @@ pub fn addressed(mut config: Config) -> Result<(Config, Option<Elsewhere>)> {
 }
 
 /// Refuses to start anything beside what runs under another state root, or under none.
-pub fn refuse(config: &Config) -> Result<()> {
-    if let Some(other) = elsewhere(config)?.into_iter().next() {
+pub fn refuse_if_running_elsewhere(config: &Config) -> Result<()> {
+    if let Some(other) = running_elsewhere(config)?.into_iter().next() {
         return Err(Failure::new(
             Exit::Busy,
             format!("project `{}` runs under another state root", config.project),
@@ -145,7 +145,7 @@ pub fn workspaces(home: &Path) -> Vec<WorkspaceRecord> {
 }
 
 /// The lost QEMUs that `castra down` of this state root ends, those of these names; none: all.
-pub(crate) fn to_end(state: &StateRoot, also: &[PathBuf], names: &[String]) -> Vec<LostQemu> {
+pub(crate) fn lost_to_end(state: &StateRoot, also: &[PathBuf], names: &[String]) -> Vec<LostQemu> {
     let mut roots = vec![state.dir().to_owned()];
     roots.extend_from_slice(also);
     let mut lost = lost::of_roots(&roots);
@@ -212,11 +212,11 @@ pub(crate) fn end(
 /// A second request to stop skips the patience.
 fn gone_within(qemu: &LostQemu, limit: Duration, cancel: &Cancel) -> bool {
     let until = Instant::now() + limit;
-    while qemu.lives() || host::has_descriptors(qemu.pid) {
+    while qemu.is_alive() || host::has_descriptors(qemu.pid) {
         if Instant::now() >= until || cancel.requests() > 1 {
-            return !qemu.lives();
+            return !qemu.is_alive();
         }
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
     true
 }

@@ -11,14 +11,14 @@ use std::time::SystemTime;
 
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
-use crate::core::report::gather::{Wanted, gather};
+use crate::core::report::gather::{RunFilter, gather};
 use crate::core::report::html;
 use crate::core::report::model::{Report, SCHEMA};
 use crate::core::reporter::{Reporter, wall_clock};
 use crate::core::root::paths::StateRoot;
 
 /// Runs of a report, unless it is said how many or since when.
-pub const USUAL_RUNS: usize = 5;
+pub const DEFAULT_RUNS: usize = 5;
 
 /// What is wanted.
 #[derive(Clone, Debug)]
@@ -56,9 +56,9 @@ pub fn report(options: ReportOptions, _reporter: &mut dyn Reporter) -> Result<Re
     let last = match (options.last, options.since) {
         (Some(last), _) => last,
         (None, Some(_)) => usize::MAX,
-        (None, None) => USUAL_RUNS,
+        (None, None) => DEFAULT_RUNS,
     };
-    let wanted = Wanted {
+    let wanted = RunFilter {
         last,
         since: options.since,
         vms: options.vms,

@@ -23,20 +23,20 @@ use crate::core::host::{self, FileLock};
 use crate::core::name::VmName;
 use crate::core::operations::bootstrap::names_of;
 use crate::core::operations::fleet::accelerator;
-use crate::core::operations::fleet::boot_source::{self, Boot};
-use crate::core::operations::fleet::bring_up::{self, Fleet, Launching, Task, Way};
-use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::boot_source::{self, BootSource};
+use crate::core::operations::fleet::bring_up::{self, Fleet, LaunchContext, StartFrom, VmTask};
+use crate::core::operations::fleet::broker_events::BrokerEvents;
 use crate::core::operations::fleet::identity::{self, Identity};
-use crate::core::operations::fleet::preflight::{self, Asked};
-use crate::core::operations::fleet::stop_vm::{self, Stopping};
+use crate::core::operations::fleet::preflight::{self, PreflightRequest};
+use crate::core::operations::fleet::stop_vm::{self, VmStopper};
 use crate::core::operations::lost;
-use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::run::{self, CountedLock, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::ports::{PortConflict, PortOwner, owners};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::root::records::{self, RunRecord};
-use crate::core::runtime::forwards::Ports;
+use crate::core::runtime::forwards::PortAllocator;
 use crate::core::runtime::launch_plan::VmLaunchMode;
 use crate::core::runtime::overlay;
 use crate::core::runtime::shutdown::ShutdownEnding;
@@ -100,7 +100,7 @@ pub fn restart_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
-    lost::refuse(config)?;
+    lost::refuse_if_running_elsewhere(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let stopped: Vec<&VmConfig> = selected
         .iter()
@@ -110,7 +110,7 @@ pub fn restart_with_launcher(
     let mut conflicts = owners::conflicts(config, &stopped, &options.home);
     conflicts.extend(conflicts_of_running(config, &selected, &options.home));
     let kept = kept(&options, &selected);
-    let found = preflight::examine(Asked {
+    let found = preflight::examine(PreflightRequest {
         config,
         home: &options.home,
         selected: &selected,
@@ -122,13 +122,13 @@ pub fn restart_with_launcher(
         keep_disks: &kept,
         cancel: &options.cancel,
     });
-    let (qemu, warnings) = found.pass(options.force)?;
+    let (qemu, warnings) = found.into_result(options.force)?;
     let qemu = qemu.expect("the examination of a launch finds QEMU or refuses");
     run::ensure_state_root(&config.state)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("restart", detail, &config.state, config.bus.rotation, reporter);
-    up::tell_warnings(config, warnings, operation.emitter());
+    up::emit_warnings(config, warnings, operation.emitter());
     match replace(&options, broker, &selected, &overrides, qemu, operation.emitter()) {
         Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
@@ -194,21 +194,21 @@ fn replace(
     let project = run::lock_project(&config.project, &config.state, "castra restart")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
     up::record_workspace(config, emitter)?;
-    up::tell_what_user_networking_opens(config, selected, emitter);
+    up::warn_user_networking(config, selected, emitter);
     identity::issue(config, &[])?;
-    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    let relay = BrokerEvents::from_now(&config.state.broker_events(), names_of(selected));
     relay.during(emitter, || {
         let broker = up::ensure_broker(config, broker, emitter, cancel)?;
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         for record in bring_up::running_records(config) {
             ports.note_running(&record.forwards);
         }
-        let with = Restarting::new(&options.lifecycle, options.discard);
-        let tasks: Vec<Task<'_>> = selected
+        let with = RestartPolicy::new(&options.lifecycle, options.discard);
+        let tasks: Vec<VmTask<'_>> = selected
             .iter()
-            .map(|vm| Task {
+            .map(|vm| VmTask {
                 vm,
-                way: Way::Restart(&with),
+                from: StartFrom::Restart(&with),
             })
             .collect();
         let fleet = Fleet {
@@ -218,10 +218,10 @@ fn replace(
             emitter,
             cancel,
             broker_port: broker.port,
-            gate: Gate::new(project, tasks.len()),
+            project_lock: CountedLock::new(project, tasks.len()),
             slots: Slots::new(host::cores()),
-            launching: Some(Launching {
-                boots: &boots,
+            launch: Some(LaunchContext {
+                boot_sources: &boots,
                 qemu,
                 cli: options.cli.as_deref(),
                 mode: options.launch_mode,
@@ -235,7 +235,7 @@ fn replace(
 }
 
 /// What all VMs of one `restart` share until they are launched.
-pub(crate) struct Restarting<'f> {
+pub(crate) struct RestartPolicy<'f> {
     lifecycle: &'f LifecycleConfig,
     discard: bool,
     /// Held while `guests.json` is replaced: each VM has its new identity once its old QEMU is gone,
@@ -243,9 +243,9 @@ pub(crate) struct Restarting<'f> {
     issuing: Mutex<()>,
 }
 
-impl<'f> Restarting<'f> {
-    pub(crate) fn new(lifecycle: &'f LifecycleConfig, discard: bool) -> Restarting<'f> {
-        Restarting {
+impl<'f> RestartPolicy<'f> {
+    pub(crate) fn new(lifecycle: &'f LifecycleConfig, discard: bool) -> RestartPolicy<'f> {
+        RestartPolicy {
             lifecycle,
             discard,
             issuing: Mutex::new(()),
@@ -258,7 +258,7 @@ impl Fleet<'_, '_> {
     pub(crate) fn stop_first(
         &self,
         vm: &VmConfig,
-        with: &Restarting<'_>,
+        with: &RestartPolicy<'_>,
         done: &mut VmUp,
     ) -> Result<(FileLock, Identity)> {
         let name = &vm.name;
@@ -274,7 +274,7 @@ impl Fleet<'_, '_> {
         if !with.discard {
             self.check_disk(vm, earlier.as_ref())?;
         }
-        let stopping = Stopping {
+        let stopping = VmStopper {
             state: &self.config.state,
             lifecycle: with.lifecycle,
             command: "castra restart",
@@ -286,7 +286,7 @@ impl Fleet<'_, '_> {
             done.stopped = Some(stopped.ending.as_str().to_owned());
         }
         let left = stopped.left?;
-        if let (Some(record), Some(launching)) = (&left.record, &self.launching) {
+        if let (Some(record), Some(launching)) = (&left.record, &self.launch) {
             launching.ports.forget(&record.forwards);
         }
         if with.discard {
@@ -322,8 +322,10 @@ impl Fleet<'_, '_> {
                     .advice("undo the change in castra.toml, or start with a fresh disk by --discard"),
             );
         }
-        let launching = self.launching.as_ref();
-        let boot = launching.map_or_else(Boot::default, |launching| launching.boot_of(&vm.name));
+        let launching = self.launch.as_ref();
+        let boot = launching.map_or_else(BootSource::default, |launching| {
+            launching.boot_source_of(&vm.name)
+        });
         let spec = self.overlay_spec(vm, &path, &boot, earlier);
         overlay::check_kept(&spec)?;
         let made_over = earlier.and_then(|record| record.base.as_ref());
@@ -332,7 +334,7 @@ impl Fleet<'_, '_> {
 }
 
 /// After a launch that failed: the disk is still there, and `up` would begin anew.
-pub(crate) fn tell_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
+pub(crate) fn emit_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
     let name = &vm.name;
     emitter.emit(Event::advice(
         Severity::Warn,

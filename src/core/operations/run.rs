@@ -16,7 +16,7 @@ use crate::core::host::{self, FileLock, LockError};
 use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::name::VmName;
 use crate::core::operations::verdict::FleetVerdict;
-use crate::core::reporter::{Emitter, Reporter, not_kept};
+use crate::core::reporter::{Emitter, Reporter, journal_failed};
 use crate::core::root::paths::StateRoot;
 
 /// One run of a changing operation.
@@ -58,7 +58,7 @@ impl<'a> Operation<'a> {
         if let Some((state, rotation)) = kept_in {
             match Journal::open(state.events(), rotation) {
                 Ok(journal) => emitter.attach_journal(journal),
-                Err(error) => trouble = Some(not_kept(&state.events(), &error)),
+                Err(error) => trouble = Some(journal_failed(&state.events(), &error)),
             }
         }
         emitter.emit(Event::CommandAccepted {
@@ -159,7 +159,7 @@ impl<'a> Operation<'a> {
 }
 
 /// An overlay is gone: as a fact of its VM, and as room given back.
-pub(crate) fn tell_discarded(emitter: &Emitter<'_>, vm: &VmName, path: &Path, bytes: u64) {
+pub(crate) fn emit_discarded(emitter: &Emitter<'_>, vm: &VmName, path: &Path, bytes: u64) {
     emitter.emit(Event::OverlayDiscarded {
         vm: vm.clone(),
         path: path.to_owned(),
@@ -253,29 +253,29 @@ pub(crate) fn ensure_state_root(state: &StateRoot) -> Result<()> {
 
 /// The project's lock, given up as soon as the last of several has passed.
 #[derive(Debug)]
-pub(crate) struct Gate(Mutex<(Option<FileLock>, usize)>);
+pub(crate) struct CountedLock(Mutex<(Option<FileLock>, usize)>);
 
 /// One who has yet to pass the gate; dropping it is passing.
 #[derive(Debug)]
-pub(crate) struct Passage<'a>(&'a Gate);
+pub(crate) struct LockShare<'a>(&'a CountedLock);
 
-impl Gate {
-    pub(crate) fn new(lock: FileLock, count: usize) -> Gate {
-        Gate(Mutex::new(((count > 0).then_some(lock), count)))
+impl CountedLock {
+    pub(crate) fn new(lock: FileLock, count: usize) -> CountedLock {
+        CountedLock(Mutex::new(((count > 0).then_some(lock), count)))
     }
 
     /// Whether all have passed.
-    pub(crate) fn is_open(&self) -> bool {
+    pub(crate) fn is_released(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).1 == 0
     }
 
     /// For each of the `count`, once.
-    pub(crate) fn passage(&self) -> Passage<'_> {
-        Passage(self)
+    pub(crate) fn share(&self) -> LockShare<'_> {
+        LockShare(self)
     }
 }
 
-impl Drop for Passage<'_> {
+impl Drop for LockShare<'_> {
     fn drop(&mut self) {
         let mut gate = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         gate.1 = gate.1.saturating_sub(1);
@@ -307,7 +307,7 @@ impl Slots {
     /// Waits for a slot; `None` when somebody asks to stop.
     pub(crate) fn take(&self, cancel: &Cancel) -> Option<Slot<'_>> {
         // A request to stop doesn't reach this condition, so the wait looks up now and then.
-        const LOOK_EVERY: Duration = Duration::from_millis(100);
+        const POLL_INTERVAL: Duration = Duration::from_millis(100);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         while *free == 0 {
             if cancel.is_requested() {
@@ -315,7 +315,7 @@ impl Slots {
             }
             free = self
                 .changed
-                .wait_timeout(free, LOOK_EVERY)
+                .wait_timeout(free, POLL_INTERVAL)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         }

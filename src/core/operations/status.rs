@@ -26,10 +26,10 @@ const YOUNG_BROKER: Duration = Duration::from_millis(400);
 
 /// So long a status waits at most, whatever the clocks say: with its start, its reading and its printing it
 /// has taken 400 ms in all.
-const PATIENCE: Duration = Duration::from_millis(330);
+const WAIT_LIMIT: Duration = Duration::from_millis(330);
 
 /// Between two looks at a young broker.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What a status is asked about.
 #[derive(Clone, Debug)]
@@ -51,24 +51,24 @@ pub fn status(options: StatusOptions, reporter: &mut dyn Reporter) -> Result<Sta
         broker_is_young(snapshot) && outcome.vms.iter().any(|vm| vm.pid.is_some() && !vm.reachable)
     };
     if is_early(&snapshot, &outcome)
-        && let Some(_waiter) = only_waiter(&snapshot)
+        && let Some(_waiter) = try_become_waiter(&snapshot)
     {
         while is_early(&snapshot, &outcome) {
-            let left = PATIENCE.saturating_sub(began.elapsed());
-            if left.is_zero() || options.cancel.pause(LOOK_EVERY.min(left)) {
+            let left = WAIT_LIMIT.saturating_sub(began.elapsed());
+            if left.is_zero() || options.cancel.pause(POLL_INTERVAL.min(left)) {
                 break;
             }
             snapshot = read(snapshot.project)?;
             outcome = assemble(&snapshot);
         }
     }
-    tell_notes(&outcome, &Emitter::new(reporter));
+    emit_notes(&outcome, &Emitter::new(reporter));
     Ok(outcome)
 }
 
 /// Whoever has this waits for the young broker; everybody else is answered at once. A lock that the
 /// kernel takes back with the file, on a file that nobody else locks; nothing is written.
-fn only_waiter(snapshot: &Snapshot) -> Option<File> {
+fn try_become_waiter(snapshot: &Snapshot) -> Option<File> {
     let file = File::open(snapshot.project.state.broker_json()).ok()?;
     file.try_lock().is_ok().then_some(file)
 }
@@ -84,7 +84,7 @@ fn broker_is_young(snapshot: &Snapshot) -> bool {
     broker.run == *run && age_ms < millis(YOUNG_BROKER)
 }
 
-fn tell_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {
+fn emit_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {
     for note in &outcome.notes {
         let (vm, text) = (note.vm.as_ref(), note.text.clone());
         emitter.emit(match &note.advice {
@@ -120,7 +120,7 @@ pub fn status_all(projects: Vec<Project>, reporter: &mut dyn Reporter) -> Status
         match read(project) {
             Ok(snapshot) => {
                 let outcome = assemble(&snapshot);
-                tell_notes(&outcome, &emitter);
+                emit_notes(&outcome, &emitter);
                 outcomes.push(outcome);
             }
             Err(failure) => emitter.emit(unreadable(&workspace, &failure)),
@@ -158,13 +158,13 @@ mod tests {
             former_roots: Vec::new(),
         };
         let snapshot = read(Project::from(&record)).unwrap();
-        assert!(only_waiter(&snapshot).is_none(), "there is no broker");
+        assert!(try_become_waiter(&snapshot).is_none(), "there is no broker");
         std::fs::write(state.broker_json(), "{}").unwrap();
-        let first = only_waiter(&snapshot);
+        let first = try_become_waiter(&snapshot);
         assert!(first.is_some());
-        assert!(only_waiter(&snapshot).is_none(), "somebody waits already");
+        assert!(try_become_waiter(&snapshot).is_none(), "somebody waits already");
         drop(first);
-        assert!(only_waiter(&snapshot).is_some());
+        assert!(try_become_waiter(&snapshot).is_some());
         assert_eq!(std::fs::read_to_string(state.broker_json()).unwrap(), "{}");
     }
 }

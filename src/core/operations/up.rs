@@ -24,13 +24,13 @@ use crate::core::operations::down;
 use crate::core::operations::fleet::accelerator;
 use crate::core::operations::fleet::already_running;
 use crate::core::operations::fleet::boot_source;
-use crate::core::operations::fleet::bring_up::{self, Fleet, Launching, Task, Way};
-use crate::core::operations::fleet::broker_events::Relay;
+use crate::core::operations::fleet::bring_up::{self, Fleet, LaunchContext, StartFrom, VmTask};
+use crate::core::operations::fleet::broker_events::BrokerEvents;
 use crate::core::operations::fleet::identity;
-use crate::core::operations::fleet::preflight::{self, Asked};
+use crate::core::operations::fleet::preflight::{self, PreflightRequest};
 use crate::core::operations::lost;
-use crate::core::operations::restart::{self, Restarting};
-use crate::core::operations::run::{self, Gate, Operation, Slots};
+use crate::core::operations::restart::{self, RestartPolicy};
+use crate::core::operations::run::{self, CountedLock, Operation, Slots};
 use crate::core::operations::select;
 use crate::core::operations::verdict::FleetVerdict;
 use crate::core::ports::PortConflict;
@@ -39,7 +39,7 @@ use crate::core::reporter::{Emitter, Reporter};
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::records::{BootstrapRecord, ForwardRecord};
 use crate::core::runtime::attached::AttachedQemu;
-use crate::core::runtime::forwards::Ports;
+use crate::core::runtime::forwards::PortAllocator;
 use crate::core::runtime::launch_plan::{GATEWAY, VmLaunchMode};
 
 /// How long a broker may take until it listens.
@@ -170,7 +170,7 @@ pub fn up_with_launcher(
 ) -> Result<UpOutcome> {
     let config = &options.config;
     let selected = select::vms_of(config, &options.vms)?;
-    lost::refuse(config)?;
+    lost::refuse_if_running_elsewhere(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     let missing: Vec<&VmConfig> = selected
         .iter()
@@ -181,7 +181,7 @@ pub fn up_with_launcher(
     let to_launch = [missing.clone(), stale.clone()].concat();
     let found = match options.broker_only {
         true => preflight::examine_broker(config),
-        false => preflight::examine(Asked {
+        false => preflight::examine(PreflightRequest {
             config,
             home: &options.home,
             selected: &selected,
@@ -199,14 +199,14 @@ pub fn up_with_launcher(
         }),
     };
     if options.plan {
-        return Ok(found.show(config, options.force, reporter));
+        return Ok(found.into_plan(config, options.force, reporter));
     }
-    let (qemu, warnings) = found.pass(options.force)?;
+    let (qemu, warnings) = found.into_result(options.force)?;
     run::ensure_state_root(&config.state)?;
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("up", detail, &config.state, config.bus.rotation, reporter);
-    tell_warnings(config, warnings, operation.emitter());
+    emit_warnings(config, warnings, operation.emitter());
     let raised = match qemu {
         None => {
             start_broker(&options, broker, operation.emitter()).map(|broker| (Vec::new(), Some(broker.port)))
@@ -220,7 +220,7 @@ pub fn up_with_launcher(
 }
 
 /// What the config says that castra doesn't heed, and what the preflight found that stops nobody.
-pub(crate) fn tell_warnings(config: &Config, found: Vec<Event>, emitter: &Emitter<'_>) {
+pub(crate) fn emit_warnings(config: &Config, found: Vec<Event>, emitter: &Emitter<'_>) {
     for warning in &config.warnings {
         emitter.emit(Event::message(Severity::Warn, None, warning.clone()));
     }
@@ -268,7 +268,7 @@ fn start_broker(
         let paths = config.state.vm(vm);
         qemu_pid(&paths).is_some() || host::lock_holder(&paths.lock()) != Holder::Nobody
     })?;
-    let relay = Relay::from_now(&config.state.broker_events(), HashSet::new());
+    let relay = BrokerEvents::from_now(&config.state.broker_events(), HashSet::new());
     relay.during(emitter, || {
         ensure_broker(config, broker, emitter, &options.cancel)
     })
@@ -312,7 +312,7 @@ pub(crate) fn ensure_broker(
 /// if it was started for this; its port is then none.
 pub(crate) fn run_fleet(
     fleet: &Fleet<'_, '_>,
-    tasks: Vec<Task<'_>>,
+    tasks: Vec<VmTask<'_>>,
     broker: BrokerHandle,
 ) -> (Vec<VmUp>, Option<u16>) {
     let vms = fleet.run(tasks);
@@ -372,32 +372,32 @@ fn raise(
         .into_iter()
         .filter(|vm| !bring_up::runs(config, vm))
         .collect();
-    tell_what_user_networking_opens(config, &missing, emitter);
-    let relay = Relay::from_now(&config.state.broker_events(), names_of(selected));
+    warn_user_networking(config, &missing, emitter);
+    let relay = BrokerEvents::from_now(&config.state.broker_events(), names_of(selected));
     let mut identities = identity::issue(config, &missing)?;
     relay.during(emitter, || {
         let broker = ensure_broker(config, broker, emitter, cancel)?;
-        tell_who_runs_already(config, &stay, &missing, emitter);
+        emit_already_running(config, &stay, &missing, emitter);
 
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         for record in bring_up::running_records(config) {
             ports.note_running(&record.forwards);
         }
         let lifecycle = config.lifecycle;
-        let restarting = Restarting::new(&lifecycle, false);
-        let mut tasks: Vec<Task<'_>> = Vec::new();
+        let restarting = RestartPolicy::new(&lifecycle, false);
+        let mut tasks: Vec<VmTask<'_>> = Vec::new();
         for vm in selected.iter().copied() {
             let way = match is_stale(vm) {
-                true => Way::Restart(&restarting),
+                true => StartFrom::Restart(&restarting),
                 false => {
                     let lock = locks.next().expect("each that stays has a lock");
                     match identities.remove(&vm.name) {
-                        Some(identity) => Way::Launch(lock, identity),
-                        None => Way::Found(lock),
+                        Some(identity) => StartFrom::Stopped(lock, identity),
+                        None => StartFrom::Running(lock),
                     }
                 }
             };
-            tasks.push(Task { vm, way });
+            tasks.push(VmTask { vm, from: way });
         }
         let fleet = Fleet {
             config,
@@ -406,10 +406,10 @@ fn raise(
             emitter,
             cancel,
             broker_port: broker.port,
-            gate: Gate::new(project, tasks.len()),
+            project_lock: CountedLock::new(project, tasks.len()),
             slots: Slots::new(host::cores()),
-            launching: accel.map(|accel| Launching {
-                boots: &boots,
+            launch: accel.map(|accel| LaunchContext {
+                boot_sources: &boots,
                 qemu,
                 cli: options.cli.as_deref(),
                 mode: options.launch_mode,
@@ -425,11 +425,7 @@ fn raise(
 /// What a guest on user networking can reach surprises whoever doesn't know it, and bores whoever
 /// does: it is said before the first such guest of a project is launched, and never again.
 /// Called before this launch is noted in `guests.json`.
-pub(crate) fn tell_what_user_networking_opens(
-    config: &Config,
-    launching: &[&VmConfig],
-    emitter: &Emitter<'_>,
-) {
+pub(crate) fn warn_user_networking(config: &Config, launching: &[&VmConfig], emitter: &Emitter<'_>) {
     let is_open = |vm: &VmConfig| vm.network == Network::User;
     let open_before = config
         .vms
@@ -447,7 +443,7 @@ pub(crate) fn tell_what_user_networking_opens(
     ));
 }
 
-fn tell_who_runs_already(
+fn emit_already_running(
     config: &Config,
     selected: &[&VmConfig],
     missing: &[&VmConfig],
@@ -462,7 +458,7 @@ fn tell_who_runs_already(
             Some(&vm.name),
             "is running already",
         ));
-        already_running::tell_stale(config, vm, emitter);
+        already_running::warn_stale_settings(config, vm, emitter);
     }
 }
 
@@ -528,7 +524,7 @@ mod tests {
     fn said(config: &Config, launching: &[&str]) -> usize {
         let launching: Vec<&VmConfig> = launching.iter().map(|name| config.vm(name).unwrap()).collect();
         let mut events = Vec::new();
-        tell_what_user_networking_opens(config, &launching, &Emitter::new(&mut events));
+        warn_user_networking(config, &launching, &Emitter::new(&mut events));
         identity::issue(config, &launching).unwrap();
         events.len()
     }

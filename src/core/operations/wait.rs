@@ -22,10 +22,10 @@ use crate::core::status::read::read;
 use crate::core::status::{StatusOutcome, VmState, VmStatus};
 
 /// How long is waited where nobody says how long.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Between two looks: soon enough for whoever waits for a boot, and a thousandth of a core.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What is waited for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -76,7 +76,7 @@ impl WaitOptions {
             project: project.into(),
             vms: Vec::new(),
             wait_for: WaitFor::default(),
-            timeout: PATIENCE,
+            timeout: DEFAULT_TIMEOUT,
             cancel: Cancel::new(),
         }
     }
@@ -109,7 +109,7 @@ pub struct VmWait {
 
 /// What one look says of one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Look {
+enum VmProgress {
     Met,
     NotYet(String),
     Never(String),
@@ -128,13 +128,13 @@ pub fn wait(options: WaitOptions, reporter: &mut dyn Reporter) -> Result<WaitOut
         let status = assemble(&snapshot);
         project = snapshot.project;
         let vms = selected(&status, &options.vms)?;
-        let mut looks: Vec<(&VmStatus, Look)> = Vec::new();
+        let mut looks: Vec<(&VmStatus, VmProgress)> = Vec::new();
         for vm in vms {
             let look = judge(vm, options.wait_for, ran.contains(&vm.name));
             if vm.pid.is_some() {
                 ran.insert(vm.name.clone());
             }
-            if look == Look::Met && told.insert(vm.name.clone()) {
+            if look == VmProgress::Met && told.insert(vm.name.clone()) {
                 emitter.emit(Event::message(
                     Severity::Info,
                     Some(&vm.name),
@@ -143,8 +143,8 @@ pub fn wait(options: WaitOptions, reporter: &mut dyn Reporter) -> Result<WaitOut
             }
             looks.push((vm, look));
         }
-        let never = looks.iter().any(|(_, look)| matches!(look, Look::Never(_)));
-        let exit = if looks.iter().all(|(_, look)| *look == Look::Met) {
+        let never = looks.iter().any(|(_, look)| matches!(look, VmProgress::Never(_)));
+        let exit = if looks.iter().all(|(_, look)| *look == VmProgress::Met) {
             Exit::Done
         } else if never {
             Exit::Failed
@@ -154,7 +154,7 @@ pub fn wait(options: WaitOptions, reporter: &mut dyn Reporter) -> Result<WaitOut
             Exit::TimedOut
         } else {
             let left = options.timeout.saturating_sub(began.elapsed());
-            options.cancel.pause(LOOK_EVERY.min(left));
+            options.cancel.pause(POLL_INTERVAL.min(left));
             continue;
         };
         return Ok(end(&emitter, looks, options.wait_for, exit));
@@ -162,14 +162,19 @@ pub fn wait(options: WaitOptions, reporter: &mut dyn Reporter) -> Result<WaitOut
 }
 
 /// Tells what is missing, and sums up.
-fn end(emitter: &Emitter<'_>, looks: Vec<(&VmStatus, Look)>, wait_for: WaitFor, exit: Exit) -> WaitOutcome {
+fn end(
+    emitter: &Emitter<'_>,
+    looks: Vec<(&VmStatus, VmProgress)>,
+    wait_for: WaitFor,
+    exit: Exit,
+) -> WaitOutcome {
     let word = wait_for.as_str();
     let mut vms = Vec::new();
     for (vm, look) in looks {
         let (text, why) = match look {
-            Look::Met => (None, None),
-            Look::NotYet(why) => (Some(format!("is not {word}: {why}")), Some(why)),
-            Look::Never(why) => (Some(format!("can't become {word}: {why}")), Some(why)),
+            VmProgress::Met => (None, None),
+            VmProgress::NotYet(why) => (Some(format!("is not {word}: {why}")), Some(why)),
+            VmProgress::Never(why) => (Some(format!("can't become {word}: {why}")), Some(why)),
         };
         if let Some(text) = text {
             let next = format!("castra status, castra logs {}", vm.name);
@@ -229,20 +234,20 @@ fn selected<'s>(status: &'s StatusOutcome, names: &[String]) -> Result<Vec<&'s V
 
 /// Whether a VM is as asked for, isn't yet, or can't become so any more. `ran`: this wait has seen its
 /// QEMU; one that has not run yet may be started by somebody.
-fn judge(vm: &VmStatus, wait_for: WaitFor, ran: bool) -> Look {
+fn judge(vm: &VmStatus, wait_for: WaitFor, ran: bool) -> VmProgress {
     let reason = || vm.ended.as_ref().map_or("unknown", |ended| ended.reason.as_str());
     if wait_for == WaitFor::Stopped {
         return match vm.state {
-            VmState::Stopped | VmState::Crashed => Look::Met,
-            other => Look::NotYet(format!("it is {}", other.as_str())),
+            VmState::Stopped | VmState::Crashed => VmProgress::Met,
+            other => VmProgress::NotYet(format!("it is {}", other.as_str())),
         };
     }
     match vm.state {
-        VmState::Crashed => return Look::Never(format!("it crashed ({})", reason())),
-        VmState::Stopped if ran => return Look::Never(format!("it has stopped ({})", reason())),
-        VmState::Stopped => return Look::NotYet("it doesn't run".to_owned()),
+        VmState::Crashed => return VmProgress::Never(format!("it crashed ({})", reason())),
+        VmState::Stopped if ran => return VmProgress::Never(format!("it has stopped ({})", reason())),
+        VmState::Stopped => return VmProgress::NotYet("it doesn't run".to_owned()),
         VmState::Starting | VmState::Stopping => {
-            return Look::NotYet(format!("it is {}", vm.state.as_str()));
+            return VmProgress::NotYet(format!("it is {}", vm.state.as_str()));
         }
         VmState::Paused => {
             let paused = vm
@@ -252,27 +257,27 @@ fn judge(vm: &VmStatus, wait_for: WaitFor, ran: bool) -> Look {
             let why = format!("it is paused ({paused})");
             // Only a new launch helps these.
             return match paused {
-                "internal-error" | "guest-panicked" => Look::Never(why),
-                _ => Look::NotYet(why),
+                "internal-error" | "guest-panicked" => VmProgress::Never(why),
+                _ => VmProgress::NotYet(why),
             };
         }
         VmState::External if wait_for == WaitFor::Bootstrapped => {
-            return Look::NotYet("castra has not launched it".to_owned());
+            return VmProgress::NotYet("castra has not launched it".to_owned());
         }
         VmState::Running | VmState::External => {}
     }
     let bootstrap = vm.bootstrap.as_ref().map(|bootstrap| bootstrap.status.as_str());
     match (wait_for, bootstrap) {
-        (WaitFor::Reachable, _) if vm.reachable => Look::Met,
-        (WaitFor::Reachable, _) => Look::NotYet(match vm.last_handshake_age_ms {
+        (WaitFor::Reachable, _) if vm.reachable => VmProgress::Met,
+        (WaitFor::Reachable, _) => VmProgress::NotYet(match vm.last_handshake_age_ms {
             _ if vm.broker == crate::core::status::GuestState::Offline => "no broker runs".to_owned(),
             None => "it was not heard since its launch".to_owned(),
             Some(age) => format!("it was last heard {} ago", crate::core::human::duration(age)),
         }),
-        (_, Some("success" | "skipped")) => Look::Met,
-        (_, Some("failed")) => Look::Never("its bootstrap failed".to_owned()),
-        (_, Some(other)) => Look::NotYet(format!("its bootstrap is {other}")),
-        (_, None) => Look::NotYet("its bootstrap has not begun".to_owned()),
+        (_, Some("success" | "skipped")) => VmProgress::Met,
+        (_, Some("failed")) => VmProgress::Never("its bootstrap failed".to_owned()),
+        (_, Some(other)) => VmProgress::NotYet(format!("its bootstrap is {other}")),
+        (_, None) => VmProgress::NotYet("its bootstrap has not begun".to_owned()),
     }
 }
 

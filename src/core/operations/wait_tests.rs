@@ -58,13 +58,13 @@ fn each_state_means_met_not_yet_or_never() {
         (paused("guest-panicked"), true, "! ! ."),
     ] {
         let found = WaitFor::ALL.map(|wait_for| match judge(&vm(change.clone()), wait_for, ran) {
-            Look::Met => "+",
-            Look::NotYet(_) => ".",
-            Look::Never(_) => "!",
+            VmProgress::Met => "+",
+            VmProgress::NotYet(_) => ".",
+            VmProgress::Never(_) => "!",
         });
         assert_eq!(found.join(" "), expected, "{change} {ran}");
     }
-    let Look::Never(why) = judge(
+    let VmProgress::Never(why) = judge(
         &vm(json!({"state": "crashed", "ended": {"reason": "host-signal", "at": null, "last_words": null}})),
         WaitFor::Reachable,
         true,

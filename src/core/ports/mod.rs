@@ -206,7 +206,7 @@ impl fmt::Display for PortOwner {
 
 impl PortOwner {
     /// What frees a port of this owner.
-    pub fn way_out(&self) -> String {
+    pub fn how_to_free(&self) -> String {
         match self {
             PortOwner::Vm { vm, workspace, .. } => {
                 format!("`castra --workspace {workspace} down {vm}` frees it")
@@ -221,7 +221,7 @@ impl PortOwner {
 
 /// A port that castra itself has given to somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldPort {
     /// The port.
     pub port: u16,
     /// Transport.
@@ -262,7 +262,7 @@ impl PortConflict {
     pub fn advice(&self) -> String {
         format!(
             "{}, or set `host = 0` in that forward, and castra chooses a free port",
-            self.owner.way_out()
+            self.owner.how_to_free()
         )
     }
 }
@@ -279,18 +279,18 @@ pub struct Running {
 }
 
 /// All that is known about ports when a project's own are judged.
-pub struct Evidence<'e> {
+pub struct PortEvidence<'e> {
     /// Its VMs that run.
     pub running: &'e [Running],
     /// What castra has given to anybody, this project included.
-    pub held: &'e [Held],
+    pub held: &'e [HeldPort],
     /// What other projects' VMs that don't run want.
-    pub wanted_elsewhere: &'e [Held],
+    pub wanted_elsewhere: &'e [HeldPort],
     /// Who has a port that castra hasn't given to anybody.
     pub foreign: &'e dyn Fn(Protocol, u16) -> Option<PortOwner>,
 }
 
-impl Evidence<'_> {
+impl PortEvidence<'_> {
     /// Who is in the way of this VM (`None`: of the broker) at a port it wants.
     fn in_the_way(
         &self,
@@ -333,7 +333,7 @@ impl Evidence<'_> {
 
 /// The rows of one project: the broker's, then the VMs' in config order, then those of running VMs
 /// that the config doesn't name.
-pub fn rows(project: &PortsProject, evidence: &Evidence<'_>) -> Vec<PortRow> {
+pub fn rows(project: &PortsProject, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
     let mut rows: Vec<PortRow> = broker_row(project, evidence).into_iter().collect();
     let declared = project.declared.as_deref().unwrap_or_default();
     for declared in declared {
@@ -356,7 +356,7 @@ pub fn rows(project: &PortsProject, evidence: &Evidence<'_>) -> Vec<PortRow> {
     rows
 }
 
-fn broker_row(project: &PortsProject, evidence: &Evidence<'_>) -> Option<PortRow> {
+fn broker_row(project: &PortsProject, evidence: &PortEvidence<'_>) -> Option<PortRow> {
     let row = |port: Option<u16>, state: PortState| PortRow {
         vm: None,
         port,
@@ -411,7 +411,7 @@ fn active_rows(running: &Running) -> Vec<PortRow> {
         .collect()
 }
 
-fn declared_rows(project: &PortsProject, declared: &Declared, evidence: &Evidence<'_>) -> Vec<PortRow> {
+fn declared_rows(project: &PortsProject, declared: &Declared, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
     with_ssh(&declared.forwards)
         .into_iter()
         .map(|forward| {

@@ -10,14 +10,14 @@ use crate::core::root::alive::{find_broker, launched_vms, qemu_pid};
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, BrokerRecord, RunRecord, WorkspaceRecord};
 
-use super::{Evidence, Held, PortConflict, PortOwner, PortsOutcome, PortsProject, Running};
+use super::{HeldPort, PortConflict, PortEvidence, PortOwner, PortsOutcome, PortsProject, Running};
 use super::{PORTS_SCHEMA, conflicts_of, rows};
 
 /// A project's ports, judged. `home` is where all other projects are found.
 pub fn ports_of(project: &PortsProject, home: &Path) -> PortsOutcome {
     let records = workspace::list_workspaces(home);
     let wanted_elsewhere = wanted_elsewhere(project, &records);
-    let rows = judged(project, &records, &wanted_elsewhere);
+    let rows = rows_of(project, &records, &wanted_elsewhere);
     PortsOutcome {
         schema: PORTS_SCHEMA.to_owned(),
         project: project.project.clone(),
@@ -41,7 +41,7 @@ pub fn conflicts(config: &Config, vms: &[&VmConfig], home: &Path) -> Vec<PortCon
             return Vec::new();
         }
     }
-    conflicts_of(&judged(&project, &workspace::list_workspaces(home), &[]))
+    conflicts_of(&rows_of(&project, &workspace::list_workspaces(home), &[]))
 }
 
 /// Who has a port, in castra's own terms where it is one of its VMs or brokers.
@@ -55,21 +55,25 @@ pub fn owner_of(protocol: Protocol, port: u16, home: Option<&Path>) -> Option<Po
         .or_else(|| foreign(&host::bound_ports(), protocol, port))
 }
 
-fn judged(
+fn rows_of(
     project: &PortsProject,
     records: &[WorkspaceRecord],
-    wanted_elsewhere: &[Held],
+    wanted_elsewhere: &[HeldPort],
 ) -> Vec<super::PortRow> {
-    let mut held: Vec<Held> = records
+    let mut held: Vec<HeldPort> = records
         .iter()
         .filter(|record| record.state_root != project.state.dir())
         .flat_map(held_on_record)
         .collect();
-    held.extend(held_in(&project.state, &project.project, &project.workspace));
+    held.extend(ports_held_in(
+        &project.state,
+        &project.project,
+        &project.workspace,
+    ));
     let bound = host::bound_ports();
     rows(
         project,
-        &Evidence {
+        &PortEvidence {
             running: &running_in(&project.state),
             held: &held,
             wanted_elsewhere,
@@ -104,16 +108,16 @@ fn running_in(state: &StateRoot) -> Vec<Running> {
         .collect()
 }
 
-fn held_on_record(record: &WorkspaceRecord) -> Vec<Held> {
-    held_in(&StateRoot::new(&record.state_root), &record.project, &record.id)
+fn held_on_record(record: &WorkspaceRecord) -> Vec<HeldPort> {
+    ports_held_in(&StateRoot::new(&record.state_root), &record.project, &record.id)
 }
 
 /// What the VMs and the broker of a state root have.
-fn held_in(state: &StateRoot, project: &str, workspace: &str) -> Vec<Held> {
+fn ports_held_in(state: &StateRoot, project: &str, workspace: &str) -> Vec<HeldPort> {
     let running = running_in(state);
-    let mut held: Vec<Held> = Vec::new();
+    let mut held: Vec<HeldPort> = Vec::new();
     for vm in &running {
-        held.extend(vm.forwards.iter().map(|forward| Held {
+        held.extend(vm.forwards.iter().map(|forward| HeldPort {
             port: forward.host,
             protocol: forward.protocol,
             owner: PortOwner::Vm {
@@ -133,7 +137,7 @@ fn held_in(state: &StateRoot, project: &str, workspace: &str) -> Vec<Held> {
         }
         None => (None, None),
     };
-    held.extend(port.map(|port| Held {
+    held.extend(port.map(|port| HeldPort {
         port,
         protocol: Protocol::Tcp,
         owner: PortOwner::Broker {
@@ -147,7 +151,7 @@ fn held_in(state: &StateRoot, project: &str, workspace: &str) -> Vec<Held> {
 
 /// Fixed ports in the configs of the other projects, of VMs that don't run. A config that can't be
 /// read says nothing.
-fn wanted_elsewhere(project: &PortsProject, records: &[WorkspaceRecord]) -> Vec<Held> {
+fn wanted_elsewhere(project: &PortsProject, records: &[WorkspaceRecord]) -> Vec<HeldPort> {
     let mut wanted = Vec::new();
     for record in records {
         if record.state_root == project.state.dir() {
@@ -165,7 +169,7 @@ fn wanted_elsewhere(project: &PortsProject, records: &[WorkspaceRecord]) -> Vec<
             .filter(|vm| qemu_pid(&config.state.vm(&vm.name)).is_none());
         for vm in idle {
             let fixed = vm.port_forwards.iter().filter(|forward| forward.host != 0);
-            wanted.extend(fixed.map(|forward| Held {
+            wanted.extend(fixed.map(|forward| HeldPort {
                 port: forward.host,
                 protocol: forward.protocol,
                 owner: PortOwner::Vm {

@@ -29,8 +29,8 @@ fn project(vms: &[(&str, &[PortForward])], broker: PortChoice) -> PortsProject {
     }
 }
 
-fn vm_of(project: &str, vm: &str, port: u16) -> Held {
-    Held {
+fn vm_of(project: &str, vm: &str, port: u16) -> HeldPort {
+    HeldPort {
         port,
         protocol: Protocol::Tcp,
         owner: PortOwner::Vm {
@@ -42,8 +42,8 @@ fn vm_of(project: &str, vm: &str, port: u16) -> Held {
     }
 }
 
-fn broker_of(project: &str, port: u16, pid: Option<u32>) -> Held {
-    Held {
+fn broker_of(project: &str, port: u16, pid: Option<u32>) -> HeldPort {
+    HeldPort {
         port,
         protocol: Protocol::Tcp,
         owner: PortOwner::Broker {
@@ -55,13 +55,13 @@ fn broker_of(project: &str, port: u16, pid: Option<u32>) -> Held {
 }
 
 /// `who port>guest state (owner)`, one a line.
-fn shown(project: &PortsProject, running: &[Running], held: &[Held]) -> String {
+fn shown(project: &PortsProject, running: &[Running], held: &[HeldPort]) -> String {
     let nginx = |protocol, port| {
         (protocol == Protocol::Tcp && port == 80).then(|| PortOwner::Process {
             name: Some("nginx (pid 3)".into()),
         })
     };
-    let evidence = Evidence {
+    let evidence = PortEvidence {
         running,
         held,
         wanted_elsewhere: &[vm_of("far", "x", 9000)],

@@ -13,19 +13,19 @@ use crate::core::failure::Exit;
 use crate::core::name::VmName;
 
 use super::model::{Note, Outcome, Phase, RunReport, State, VmReport};
-use super::vm_history::Story;
-use super::{LONGEST_TEXT, MOST_NOTES, MOST_VMS};
+use super::vm_history::VmHistory;
+use super::{MAX_NOTES, MAX_TEXT_BYTES, MAX_VMS};
 
 /// So many VMs of a run are followed before the failed ones are picked from them.
-const MOST_FOLLOWED: usize = 2_000;
+const MAX_FOLLOWED: usize = 2_000;
 
 /// So many images of a run have bars of their own.
-const MOST_STAGES: usize = 8;
+const MAX_STAGES: usize = 8;
 
 /// A run being put together.
-pub(super) struct Fold {
+pub(super) struct RunBuilder {
     report: RunReport,
-    vms: Vec<Story>,
+    vms: Vec<VmHistory>,
     index: HashMap<String, usize>,
     /// VMs beyond those that are followed were heard of.
     beyond: usize,
@@ -39,13 +39,19 @@ pub(super) struct Fold {
 
 /// Text of others, fit to be shown.
 pub(super) fn shown(text: &str) -> String {
-    escape_line(text, LONGEST_TEXT)
+    escape_line(text, MAX_TEXT_BYTES)
 }
 
-impl Fold {
+impl RunBuilder {
     /// A run of this command that began then; `detail`: the VMs that were named.
-    pub(super) fn new(run: String, command: String, detail: Option<&str>, ts: &str, began_ms: u64) -> Fold {
-        Fold {
+    pub(super) fn new(
+        run: String,
+        command: String,
+        detail: Option<&str>,
+        ts: &str,
+        began_ms: u64,
+    ) -> RunBuilder {
+        RunBuilder {
             report: RunReport {
                 run,
                 command,
@@ -90,7 +96,7 @@ impl Fold {
 
     /// The VMs it is about.
     pub(super) fn vms(&self) -> impl Iterator<Item = &VmName> {
-        self.vms.iter().map(|story| &story.vm)
+        self.vms.iter().map(|history| &history.vm)
     }
 
     /// Whether its end was kept.
@@ -99,23 +105,23 @@ impl Fold {
     }
 
     /// It is under way, now being that wall clock.
-    pub(super) fn goes_on(&mut self, now_ms: u64) {
+    pub(super) fn mark_running(&mut self, now_ms: u64) {
         let so_far = now_ms.saturating_sub(self.began_ms);
         self.report.known_ms = self.report.known_ms.max(so_far);
         self.report.outcome = Outcome::Running;
     }
 
-    fn vm(&mut self, vm: &VmName) -> Option<&mut Story> {
+    fn vm(&mut self, vm: &VmName) -> Option<&mut VmHistory> {
         let key = vm.key();
         let at = match self.index.get(&key) {
             Some(at) => *at,
-            None if self.vms.len() >= MOST_FOLLOWED => {
+            None if self.vms.len() >= MAX_FOLLOWED => {
                 self.beyond += 1;
                 return None;
             }
             None => {
                 self.index.insert(key, self.vms.len());
-                self.vms.push(Story::new(vm));
+                self.vms.push(VmHistory::new(vm));
                 self.vms.len() - 1
             }
         };
@@ -123,7 +129,7 @@ impl Fold {
     }
 
     /// The next event of this run.
-    pub(super) fn take(&mut self, stamped: &Stamped) {
+    pub(super) fn add_event(&mut self, stamped: &Stamped) {
         let at = stamped.offset_ms;
         self.report.known_ms = self.report.known_ms.max(at);
         if let Some((stage, ms)) = Stage::ended_by(&stamped.event) {
@@ -172,24 +178,24 @@ impl Fold {
             }
             event => {
                 if let Some(vm) = vm_of(event).cloned()
-                    && let Some(story) = self.vm(&vm)
+                    && let Some(history) = self.vm(&vm)
                 {
-                    story.take(at, event);
+                    history.add_event(at, event);
                 }
             }
         }
     }
 
     /// What the broker has told of one of its VMs, so long after this run's beginning.
-    pub(super) fn take_of_broker(&mut self, key: &str, at: u64, event: &Event) {
+    pub(super) fn add_broker_event(&mut self, key: &str, at: u64, event: &Event) {
         let end = self.report.duration_ms;
-        if let Some(story) = self.index.get(key).and_then(|at| self.vms.get_mut(*at)) {
-            story.take_of_broker(at, event, end);
+        if let Some(history) = self.index.get(key).and_then(|at| self.vms.get_mut(*at)) {
+            history.add_broker_event(at, event, end);
         }
     }
 
     fn stage(&mut self, stage: Stage, at: u64, ms: u64) {
-        if self.stages.len() < MOST_STAGES {
+        if self.stages.len() < MAX_STAGES {
             self.stages.push(Phase {
                 phase: stage.as_str().to_owned(),
                 state: State::Ok,
@@ -213,10 +219,10 @@ impl Fold {
         };
         if let Some(vm) = vm
             && *severity >= Severity::Error
-            && let Some(story) = self.vm(vm)
+            && let Some(history) = self.vm(vm)
         {
-            story.not_launched(at);
-            story.fail(text);
+            history.not_launched(at);
+            history.fail(text);
         }
         self.push_note(Note {
             at_ms: at,
@@ -228,7 +234,7 @@ impl Fold {
     }
 
     fn push_note(&mut self, note: Note) {
-        if self.report.notes.len() < MOST_NOTES {
+        if self.report.notes.len() < MAX_NOTES {
             self.report.notes.push(note);
         } else {
             self.report.notes_left_out += 1;
@@ -269,7 +275,7 @@ impl Fold {
         if self.beyond == 0 {
             self.report.vms_untouched = self.report.vms_total.saturating_sub(vms.len());
         }
-        keep_failed_first(&mut vms, MOST_VMS);
+        keep_failed_first(&mut vms, MAX_VMS);
         vms.sort_by_cached_key(|vm| natural(&vm.vm));
         let told = vms.len() + self.report.vms_untouched;
         self.report.vms_left_out = self.report.vms_total.saturating_sub(told);

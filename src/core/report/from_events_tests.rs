@@ -8,7 +8,7 @@ use crate::core::events::{
 use crate::core::report::model::MarkKind;
 
 struct Script {
-    fold: Fold,
+    fold: RunBuilder,
     seq: u64,
 }
 
@@ -19,7 +19,7 @@ fn web() -> VmName {
 impl Script {
     fn new() -> Script {
         Script {
-            fold: Fold::new(
+            fold: RunBuilder::new(
                 "r".into(),
                 "up".into(),
                 None,
@@ -32,7 +32,7 @@ impl Script {
 
     fn at(mut self, offset_ms: u64, event: Event) -> Script {
         self.seq += 1;
-        self.fold.take(&Stamped {
+        self.fold.add_event(&Stamped {
             ts: String::new(),
             offset_ms,
             seq: self.seq,
@@ -76,7 +76,7 @@ impl Script {
     }
 
     fn broker(mut self, at: u64, event: Event) -> Script {
-        self.fold.take_of_broker("web", at, &event);
+        self.fold.add_broker_event("web", at, &event);
         self
     }
 
@@ -304,7 +304,7 @@ fn ladders_of_shutdown() {
 #[test]
 fn failed_vms_stay_and_names_have_their_order() {
     let vm = |name: &str, state: State| {
-        let mut report = Story::new(&name.parse().unwrap()).finish(Outcome::Ok, 0, &[]);
+        let mut report = VmHistory::new(&name.parse().unwrap()).finish(Outcome::Ok, 0, &[]);
         report.state = state;
         report
     };

@@ -15,26 +15,26 @@ use crate::core::events::contract::Stamped;
 use crate::core::events::kept::Head;
 use crate::core::failure::Result;
 use crate::core::host::{self, Holder};
-use crate::core::lines::trail::{Place, Trail};
+use crate::core::lines::trail::{Position, RotatedJournal};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 use crate::core::time::{parse_ms, wall_ms};
 
-use super::from_events::{Fold, keep_failed_first};
+use super::from_events::{RunBuilder, keep_failed_first};
 use super::model::RunReport;
-use super::{MOST_RUNS, MOST_VMS_IN_ALL, log_tails, traffic};
+use super::{MAX_RUNS, MAX_VMS_IN_ALL, log_tails, traffic};
 
 /// The commands whose runs have a timeline.
 const COMMANDS: [&str; 4] = ["up", "down", "restart", "bootstrap"];
 /// Two writers at once may append lines of about the same time in the other order.
 const SLACK: Duration = Duration::from_secs(10);
 /// Runs that named a wanted VM and whose beginning is still looked for; more are never under way.
-const MOST_OPEN: usize = 10_000;
+const MAX_OPEN: usize = 10_000;
 
 /// Which runs are wanted.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct RunFilter {
     /// So many of the last ones; at most 100.
     pub last: usize,
     /// Only those that began at this time or later.
@@ -44,25 +44,25 @@ pub struct Wanted {
 }
 
 /// The runs, newest first, and what isn't in them.
-pub fn gather(state: &StateRoot, wanted: &Wanted) -> Result<(Vec<RunReport>, Vec<String>)> {
+pub fn gather(state: &StateRoot, wanted: &RunFilter) -> Result<(Vec<RunReport>, Vec<String>)> {
     let keys: Vec<String> = wanted.vms.iter().map(|vm| vm.to_ascii_lowercase()).collect();
-    let mut trail = Trail::open(&state.events())?;
+    let mut trail = RotatedJournal::open(&state.events())?;
     if let Some(since) = wanted.since {
         trail.skip_before(&clock(since.checked_sub(SLACK)))?;
     }
-    let Some((mut folds, place)) = choose(&trail, wanted, &keys)? else {
+    let Some((mut runs_so_far, place)) = choose(&trail, wanted, &keys)? else {
         return Ok((Vec::new(), Vec::new()));
     };
     trail.go_to(place);
-    read_runs(&mut trail, &mut folds)?;
+    read_runs(&mut trail, &mut runs_so_far)?;
     let mut left_out = corrupt_lines(&trail);
-    read_broker(state, &mut folds)?;
+    read_broker(state, &mut runs_so_far)?;
 
-    see_what_goes_on(state, &mut folds);
-    let begins: Vec<u64> = folds.iter().map(|fold| fold.began_ms).collect();
-    let ends: Vec<u64> = folds.iter().map(Fold::ended_ms).collect();
-    let mut runs: Vec<RunReport> = folds.into_iter().map(|fold| fold.finish(&keys)).collect();
-    left_out.extend(cut_to_a_page(&mut runs));
+    mark_running(state, &mut runs_so_far);
+    let begins: Vec<u64> = runs_so_far.iter().map(|run| run.began_ms).collect();
+    let ends: Vec<u64> = runs_so_far.iter().map(RunBuilder::ended_ms).collect();
+    let mut runs: Vec<RunReport> = runs_so_far.into_iter().map(|run| run.finish(&keys)).collect();
+    left_out.extend(limit_vms(&mut runs));
     log_tails::explain(state, &mut runs, &begins, &ends);
     left_out.extend(traffic::add(state, &mut runs, &begins, &keys)?);
     runs.reverse();
@@ -74,18 +74,22 @@ fn clock(time: Option<SystemTime>) -> String {
 }
 
 /// The runs that are wanted, oldest first, and where the journal begins to tell of them.
-fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec<Fold>, Place)>> {
+fn choose(
+    trail: &RotatedJournal,
+    wanted: &RunFilter,
+    keys: &[String],
+) -> Result<Option<(Vec<RunBuilder>, Position)>> {
     let since = wanted.since.map(wall_clock);
     // Runs that had to do with a wanted VM: their first line is the last to be met.
     let mut about: HashSet<String> = HashSet::new();
     let mut chosen = Vec::new();
     let mut begins = None;
     let mut lines = trail.backward(false)?;
-    let mut look = |line: &str, head: Head<'_>| -> Option<Fold> {
+    let mut look = |line: &str, head: Head<'_>| -> Option<RunBuilder> {
         let run = head.run.as_deref()?;
         let is_wanted_vm = |vm: &str| keys.iter().any(|key| vm.eq_ignore_ascii_case(key));
         if head.kind != "command.accepted" {
-            if head.vm().is_some_and(is_wanted_vm) && about.len() < MOST_OPEN && !about.contains(run) {
+            if head.vm().is_some_and(is_wanted_vm) && about.len() < MAX_OPEN && !about.contains(run) {
                 about.insert(run.to_owned());
             }
             return None;
@@ -99,7 +103,7 @@ fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec
         };
         COMMANDS.contains(&command.as_str()).then_some(())?;
         let began = parse_ms(&head.ts)?;
-        Some(Fold::new(
+        Some(RunBuilder::new(
             run.to_owned(),
             command,
             detail.as_deref(),
@@ -107,11 +111,11 @@ fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec
             began,
         ))
     };
-    while chosen.len() < wanted.last.min(MOST_RUNS) {
-        let Some((fold, place)) = lines.next(&mut look)? else {
+    while chosen.len() < wanted.last.min(MAX_RUNS) {
+        let Some((run, place)) = lines.next(&mut look)? else {
             break;
         };
-        chosen.push(fold);
+        chosen.push(run);
         begins = Some(place);
     }
     chosen.reverse();
@@ -119,10 +123,10 @@ fn choose(trail: &Trail, wanted: &Wanted, keys: &[String]) -> Result<Option<(Vec
 }
 
 /// Hands each event to its run.
-fn read_runs(trail: &mut Trail, folds: &mut [Fold]) -> Result<()> {
+fn read_runs(trail: &mut RotatedJournal, runs_so_far: &mut [RunBuilder]) -> Result<()> {
     let index: HashMap<String, usize> = (0..)
-        .zip(folds.iter())
-        .map(|(at, fold)| (fold.run().to_owned(), at))
+        .zip(runs_so_far.iter())
+        .map(|(at, run)| (run.run().to_owned(), at))
         .collect();
     while let Some((at, stamped)) = trail.next(false, |line, head| {
         let at = *index.get(head.run.as_deref()?)?;
@@ -131,7 +135,7 @@ fn read_runs(trail: &mut Trail, folds: &mut [Fold]) -> Result<()> {
         }
         Some((at, Stamped::from_contract_line(line)?))
     })? {
-        folds[at].take(&stamped);
+        runs_so_far[at].add_event(&stamped);
     }
     Ok(())
 }
@@ -143,7 +147,7 @@ fn is_chatter(line: &str) -> bool {
         .any(|mark| line.contains(mark))
 }
 
-fn corrupt_lines(trail: &Trail) -> Vec<String> {
+fn corrupt_lines(trail: &RotatedJournal) -> Vec<String> {
     match trail.corrupt {
         0 => Vec::new(),
         1 => vec!["1 invalid line of the journal was skipped".to_owned()],
@@ -152,21 +156,21 @@ fn corrupt_lines(trail: &Trail) -> Vec<String> {
 }
 
 /// Hands what the broker has told of a VM to the last run before it that was about this VM.
-fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
-    let mut trail = Trail::open(&state.broker_events())?;
-    let Some(first) = folds.first() else {
+fn read_broker(state: &StateRoot, runs_so_far: &mut [RunBuilder]) -> Result<()> {
+    let mut trail = RotatedJournal::open(&state.broker_events())?;
+    let Some(first) = runs_so_far.first() else {
         return Ok(());
     };
     trail.skip_before(&clock(
         UNIX_EPOCH.checked_add(Duration::from_millis(first.began_ms)),
     ))?;
     let mut about: HashMap<String, Vec<usize>> = HashMap::new();
-    for (at, fold) in folds.iter().enumerate() {
-        for key in fold.keys() {
+    for (at, run) in runs_so_far.iter().enumerate() {
+        for key in run.keys() {
             about.entry(key.to_owned()).or_default().push(at);
         }
     }
-    let begins: Vec<u64> = folds.iter().map(|fold| fold.began_ms).collect();
+    let begins: Vec<u64> = runs_so_far.iter().map(|run| run.began_ms).collect();
     while let Some((at, key, after, event)) = trail.next(false, |line, head| {
         matches!(
             &*head.kind,
@@ -184,27 +188,27 @@ fn read_broker(state: &StateRoot, folds: &mut [Fold]) -> Result<()> {
         }
         Some((at, key, ts - begins[at], event))
     })? {
-        folds[at].take_of_broker(&key, after, &event);
+        runs_so_far[at].add_broker_event(&key, after, &event);
     }
     Ok(())
 }
 
 /// A run without an end is under way if it is the last about a VM whose lock somebody holds.
-fn see_what_goes_on(state: &StateRoot, folds: &mut [Fold]) {
+fn mark_running(state: &StateRoot, runs_so_far: &mut [RunBuilder]) {
     let now = wall_ms();
     let mut later: HashSet<String> = HashSet::new();
-    for fold in folds.iter_mut().rev() {
+    for run in runs_so_far.iter_mut().rev() {
         let held = |vm: &VmName| host::lock_holder(&state.vm(vm).lock()) != Holder::Nobody;
-        if !fold.has_ended() && fold.vms().any(|vm| !later.contains(&vm.key()) && held(vm)) {
-            fold.goes_on(now);
+        if !run.has_ended() && run.vms().any(|vm| !later.contains(&vm.key()) && held(vm)) {
+            run.mark_running(now);
         }
-        later.extend(fold.keys().map(str::to_owned));
+        later.extend(run.keys().map(str::to_owned));
     }
 }
 
 /// Newest runs keep their VMs, older ones their sums, when there are more VMs than a page should hold.
-fn cut_to_a_page(runs: &mut [RunReport]) -> Option<String> {
-    let mut room = MOST_VMS_IN_ALL;
+fn limit_vms(runs: &mut [RunReport]) -> Option<String> {
+    let mut room = MAX_VMS_IN_ALL;
     let mut cut = 0;
     for run in runs.iter_mut().rev() {
         let before = run.vms.len();
@@ -214,5 +218,5 @@ fn cut_to_a_page(runs: &mut [RunReport]) -> Option<String> {
         run.vms_left_out += before - run.vms.len();
     }
     (cut > 0)
-        .then(|| format!("{cut} VMs of older runs aren't shown one by one: at most {MOST_VMS_IN_ALL} are"))
+        .then(|| format!("{cut} VMs of older runs aren't shown one by one: at most {MAX_VMS_IN_ALL} are"))
 }

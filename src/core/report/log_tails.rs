@@ -17,16 +17,16 @@ use crate::core::time::parse_ms;
 
 use super::from_events::shown;
 use super::model::{LogTail, MarkKind, RunReport, State, VmReport};
-use super::{LONGEST_TEXT, MOST_LINES};
+use super::{MAX_LINES, MAX_TEXT_BYTES};
 
 /// Length of `20261121T100000.123Z`.
 const TIMESTAMP_BYTES: usize = 20;
 /// Read from the end of a log: more than the lines that are shown can have.
-const MOST_READ: u64 = (MOST_LINES as u64 + 1) * LONGEST_TEXT as u64;
+const MAX_READ: u64 = (MAX_LINES as u64 + 1) * MAX_TEXT_BYTES as u64;
 /// A log may be named a little before the event that begins its bootstrap.
 const SLACK_MS: u64 = 2_000;
 /// Bootstraps of which a run log is looked for; a folder of more isn't searched to its end.
-const MOST_LOGS: usize = 100_000;
+const MAX_LOGS: usize = 100_000;
 
 /// Adds to every VM that failed the end of the log that says why. Runs stand oldest first; `begins` and
 /// `ends` are their wall clocks in milliseconds.
@@ -92,9 +92,9 @@ fn tail(source: &str, path: &Path, since: u64) -> Option<LogTail> {
     if written < Duration::from_millis(since) {
         return None;
     }
-    let text = host::tail_of(path, MOST_READ);
+    let text = host::tail_of(path, MAX_READ);
     let mut lines: Vec<&str> = text.lines().map(str::trim_end).collect();
-    let mut cut = meta.len() > MOST_READ;
+    let mut cut = meta.len() > MAX_READ;
     if cut && lines.len() > 1 {
         // Its beginning wasn't read. The end of one endless line is better than nothing.
         lines.remove(0);
@@ -102,7 +102,7 @@ fn tail(source: &str, path: &Path, since: u64) -> Option<LogTail> {
     while lines.last().is_some_and(|line| line.is_empty()) {
         lines.pop();
     }
-    let surplus = lines.len().saturating_sub(MOST_LINES);
+    let surplus = lines.len().saturating_sub(MAX_LINES);
     cut |= surplus > 0;
     let lines: Vec<String> = lines.drain(surplus..).map(shown).collect();
     (!lines.is_empty()).then(|| LogTail {
@@ -116,7 +116,7 @@ fn tail(source: &str, path: &Path, since: u64) -> Option<LogTail> {
 /// What scripts have printed, by VM: when their bootstrap began, and the file.
 fn outputs(dir: &Path) -> HashMap<String, Vec<(u64, PathBuf)>> {
     let mut outputs: HashMap<String, Vec<(u64, PathBuf)>> = HashMap::new();
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten().take(MOST_LOGS) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten().take(MAX_LOGS) {
         let name = entry.file_name();
         let found = name.to_str().and_then(|name| {
             let (vm, stamp) = name.strip_suffix(".out")?.rsplit_once('-')?;
@@ -167,12 +167,12 @@ mod tests {
         assert_eq!(told(b"a\x1b\xff"), Some((vec!["a\\x1b\u{fffd}".into()], false)));
         let many: String = (0..100).map(|number| format!("{number}\n")).collect();
         let (lines, cut) = told(many.as_bytes()).unwrap();
-        assert_eq!((lines.len(), lines[0].as_str(), cut), (MOST_LINES, "60", true));
+        assert_eq!((lines.len(), lines[0].as_str(), cut), (MAX_LINES, "60", true));
         for rest in ["", "\n", "\nlast"] {
             let endless = "x".repeat(1_000_000) + rest;
             let (lines, cut) = told(endless.as_bytes()).unwrap();
             assert!(
-                cut && lines.len() == 1 && lines[0].len() <= LONGEST_TEXT,
+                cut && lines.len() == 1 && lines[0].len() <= MAX_TEXT_BYTES,
                 "{rest:?}"
             );
         }

@@ -25,22 +25,22 @@ mod units;
 mod vm_history;
 
 /// Runs in one report, at most: a page of more is slow to open and nobody reads it.
-pub const MOST_RUNS: usize = 100;
+pub const MAX_RUNS: usize = 100;
 /// VMs of one run that are shown one by one; failed ones come first.
-const MOST_VMS: usize = 100;
+const MAX_VMS: usize = 100;
 /// VMs of all runs of one report that are shown one by one: about two megabytes of page.
-const MOST_VMS_IN_ALL: usize = 500;
+const MAX_VMS_IN_ALL: usize = 500;
 /// Phases and marks of one VM in one run: a bootstrap has ten phases, a stubborn shutdown four.
-const MOST_PHASES: usize = 40;
+const MAX_PHASES: usize = 40;
 /// Messages of one run that are shown: what went wrong says itself in the first few.
-const MOST_NOTES: usize = 20;
+const MAX_NOTES: usize = 20;
 /// Lines of a log that are shown with a failure.
-const MOST_LINES: usize = 40;
+const MAX_LINES: usize = 40;
 /// A longer line or text is cut there, bytes.
-const LONGEST_TEXT: usize = 600;
+const MAX_TEXT_BYTES: usize = 600;
 /// Senders whose traffic is told apart; the others are added up.
-const MOST_SENDERS: usize = 8;
+const MAX_SENDERS: usize = 8;
 /// Points of one traffic curve: a curve is about so many pixels wide.
-const MOST_POINTS: usize = 240;
+const MAX_POINTS: usize = 240;
 /// Bytes of the bus's logs that are read for one report, the newest: about a second of work.
-const MOST_BUS_BYTES: u64 = 512 * 1024 * 1024;
+const MAX_BUS_BYTES: u64 = 512 * 1024 * 1024;

@@ -36,7 +36,7 @@ pub(super) fn badge(page: &mut Markup, state: State, x: f64, y: f64) {
 }
 
 /// A moment on the timeline, above a bar that ends at `bottom`.
-pub(super) fn sign(page: &mut Markup, mark: &Mark, x: f64, top: f64, bottom: f64) {
+pub(super) fn symbol(page: &mut Markup, mark: &Mark, x: f64, top: f64, bottom: f64) {
     page.open("g", &[("class", &format!("mark {}", class_of(mark.mark)))]);
     let mut title = format!("{} at {}", mark.mark.words(), units::duration(mark.at_ms));
     if let Some(detail) = &mark.detail {

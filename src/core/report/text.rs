@@ -11,7 +11,7 @@ use super::model::{Outcome, Report, RunReport, State, VmReport};
 use super::units;
 
 /// Lines of a log that are shown with a failure; the page and the JSON have more.
-const MOST_LINES: usize = 12;
+const MAX_LINES: usize = 12;
 
 /// What a piece of text is, for whoever paints it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,7 +151,7 @@ fn of_vm(text: &mut String, vm: &VmReport, width: usize, paint: &dyn Fn(Tone, &s
         let _ = writeln!(text, "{indent}{error}");
     }
     if let Some(log) = &vm.log {
-        let surplus = log.lines.len().saturating_sub(MOST_LINES);
+        let surplus = log.lines.len().saturating_sub(MAX_LINES);
         for line in log.lines.iter().skip(surplus) {
             let _ = writeln!(text, "{indent}{} {line}", paint(Tone::Faint, "|"));
         }

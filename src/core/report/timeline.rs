@@ -20,12 +20,12 @@ const LEFT: f64 = 10.0;
 /// Room above the rows, for the numbers of the axis.
 const TOP: f64 = 30.0;
 /// Height of a row with one lane: signs above, bar, a gap.
-const SIGNS: f64 = 13.0;
+const SYMBOLS_HEIGHT: f64 = 13.0;
 const BAR: f64 = 18.0;
 const GAP: f64 = 11.0;
 const LANE: f64 = BAR + 2.0;
 /// Bars that overlap lie in so many lanes, the rest in the last.
-const MOST_LANES: usize = 4;
+const MAX_LANES: usize = 4;
 /// Ends and beginnings are rounded, and a lane for what overlaps by some pixels would hold a splinter: that
 /// much is no overlap, as a part of the whole axis and at least.
 const TOUCH_PART: u64 = 90;
@@ -59,7 +59,7 @@ fn rows(run: &RunReport) -> (Vec<Row<'_>>, f64) {
                 vm,
                 lanes,
                 top,
-                height: SIGNS + LANE * count as f64 + GAP,
+                height: SYMBOLS_HEIGHT + LANE * count as f64 + GAP,
             };
             top += row.height;
             row
@@ -79,11 +79,11 @@ fn lanes(phases: &[Phase], touch_ms: u64) -> Vec<usize> {
                 .position(|end| *end <= phase.start_ms.saturating_add(touch_ms));
             let lane = match free {
                 Some(lane) => lane,
-                None if ends.len() < MOST_LANES => {
+                None if ends.len() < MAX_LANES => {
                     ends.push(0);
                     ends.len() - 1
                 }
-                None => MOST_LANES - 1,
+                None => MAX_LANES - 1,
             };
             ends[lane] = ends[lane].max(phase.end_ms());
             lane
@@ -178,7 +178,7 @@ fn names(page: &mut Markup, rows: &[Row<'_>], height: f64) {
     );
     for row in rows {
         rule(page, row, NAMES_WIDTH);
-        let y = row.top + SIGNS + BAR / 2.0;
+        let y = row.top + SYMBOLS_HEIGHT + BAR / 2.0;
         let state = row.vm.state;
         page.open("g", &[("class", &format!("name s-{}", state.as_str()))]);
         page.leaf("title", &[], &format!("{}: {}", row.vm.vm, state.as_str()));
@@ -225,12 +225,12 @@ fn draw_row(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
             continue;
         }
         number += usize::from(phase.state != State::Skipped && phase.duration_ms > 0);
-        let y = row.top + SIGNS + LANE * *lane as f64;
+        let y = row.top + SYMBOLS_HEIGHT + LANE * *lane as f64;
         bar(page, phase, number, y, axis);
     }
     for mark in row.vm.marks.iter().filter(|mark| axis.holds(mark.at_ms)) {
-        let bottom = row.top + SIGNS + BAR;
-        symbols::sign(page, mark, axis.x(mark.at_ms), row.top, bottom);
+        let bottom = row.top + SYMBOLS_HEIGHT + BAR;
+        symbols::symbol(page, mark, axis.x(mark.at_ms), row.top, bottom);
     }
     after(page, row, axis);
 }
@@ -332,7 +332,7 @@ fn after(page: &mut Markup, row: &Row<'_>, axis: &TimeAxis) {
         _ => ("after", took),
     };
     let x = axis.x(end).max(LEFT + THINNEST) + 7.0;
-    text(page, class, x, row.top + SIGNS + BAR / 2.0 + 4.0, &words);
+    text(page, class, x, row.top + SYMBOLS_HEIGHT + BAR / 2.0 + 4.0, &words);
 }
 
 #[cfg(test)]

@@ -18,12 +18,12 @@ use crate::core::lines::trail;
 use crate::core::root::paths::StateRoot;
 
 use super::model::{RunReport, Sender, Traffic};
-use super::{MOST_BUS_BYTES, MOST_POINTS, MOST_SENDERS};
+use super::{MAX_BUS_BYTES, MAX_POINTS, MAX_SENDERS};
 
 /// How much time a point stands for at first, milliseconds: in less, one message looks like a high rate.
 const FINEST_MS: u64 = 1_000;
 /// Senders that are told apart while counting.
-const MOST_FOLLOWED: usize = 64;
+const MAX_FOLLOWED: usize = 64;
 /// Between two places of the log that are nearer it is read line by line.
 const NEAR: u64 = 64 * 1024;
 
@@ -35,7 +35,7 @@ pub(super) fn add(
     begins: &[u64],
     keys: &[String],
 ) -> Result<Option<String>> {
-    add_of(state, runs, begins, keys, MOST_BUS_BYTES)
+    add_of(state, runs, begins, keys, MAX_BUS_BYTES)
 }
 
 fn add_of(
@@ -52,16 +52,16 @@ fn add_of(
     let (mut segments, _) = trail::files(&path, None)?;
     let failed = |error: io::Error| Failure::io("read", &path, &error);
     let cut_at = seek(&mut segments, *first, most_bytes).map_err(failed)?;
-    let mut counts: Vec<Option<Count>> = runs.iter().map(|_| None).collect();
+    let mut counts: Vec<Option<RunTraffic>> = runs.iter().map(|_| None).collect();
     // Lines rise in time, so the run is the same as that of the line before, as a rule.
     for segment in &mut segments {
         loop {
             let line = match segment.next_line().map_err(failed)? {
                 Step::Line(line) => line,
                 Step::TooLong => continue,
-                Step::Dry => break,
+                Step::Pending => break,
             };
-            let Some(seen) = Seen::of(segment.bytes(line)) else {
+            let Some(seen) = MessageHead::of(segment.bytes(line)) else {
                 continue;
             };
             if !keys.is_empty() && !keys.iter().any(|key| seen.vm.eq_ignore_ascii_case(key)) {
@@ -70,7 +70,9 @@ fn add_of(
             let Some(run) = begins.iter().rposition(|begin| *begin <= seen.ts) else {
                 continue;
             };
-            counts[run].get_or_insert_with(|| Count::from(seen.ts)).add(&seen);
+            counts[run]
+                .get_or_insert_with(|| RunTraffic::from(seen.ts))
+                .add(&seen);
         }
     }
     // The runs whose time reaches back before what was read.
@@ -140,10 +142,10 @@ fn next_message(segment: &mut Segment) -> io::Result<Option<(u64, u64)>> {
     loop {
         let place = segment.position();
         match segment.next_line()? {
-            Step::Dry => return Ok(None),
+            Step::Pending => return Ok(None),
             Step::TooLong => {}
             Step::Line(line) => {
-                if let Some(seen) = Seen::of(segment.bytes(line)) {
+                if let Some(seen) = MessageHead::of(segment.bytes(line)) {
                     return Ok(Some((place, seen.ts)));
                 }
             }
@@ -153,19 +155,19 @@ fn next_message(segment: &mut Segment) -> io::Result<Option<(u64, u64)>> {
 
 /// What counts of a message.
 #[derive(Debug, PartialEq, Eq)]
-struct Seen<'l> {
+struct MessageHead<'l> {
     ts: u64,
     vm: std::borrow::Cow<'l, str>,
     bytes: u64,
 }
 
-impl<'l> Seen<'l> {
+impl<'l> MessageHead<'l> {
     /// By the beginning of the line, which the broker always writes alike; by its JSON where somebody
     /// else has written it. `None`: it is no message.
-    fn of(line: &'l [u8]) -> Option<Seen<'l>> {
-        Seen::of_beginning(line).or_else(|| {
+    fn of(line: &'l [u8]) -> Option<MessageHead<'l>> {
+        MessageHead::of_beginning(line).or_else(|| {
             let message = Message::parse(line).ok()?;
-            Some(Seen {
+            Some(MessageHead {
                 ts: message.ts,
                 vm: message.vm.into(),
                 bytes: message.payload.get().len() as u64,
@@ -173,7 +175,7 @@ impl<'l> Seen<'l> {
         })
     }
 
-    fn of_beginning(line: &'l [u8]) -> Option<Seen<'l>> {
+    fn of_beginning(line: &'l [u8]) -> Option<MessageHead<'l>> {
         let rest = line.strip_prefix(br#"{"seq":"#)?;
         let (_, rest) = number(rest)?;
         let (ts, rest) = number(rest.strip_prefix(br#","ts":"#)?)?;
@@ -186,7 +188,7 @@ impl<'l> Seen<'l> {
         let payload = topic[end..]
             .strip_prefix(br#"","payload":"#)?
             .strip_suffix(b"}")?;
-        Some(Seen {
+        Some(MessageHead {
             ts,
             vm: vm.into(),
             bytes: payload.len() as u64,
@@ -201,23 +203,23 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// Messages of one run's time, counted.
-struct Count {
+struct RunTraffic {
     /// The time of the first point.
     begins: u64,
     bucket_ms: u64,
-    all: Curve,
-    senders: HashMap<String, Curve>,
+    all: Series,
+    senders: HashMap<String, Series>,
     others: bool,
 }
 
 #[derive(Default)]
-struct Curve {
+struct Series {
     messages: u64,
     bytes: u64,
     points: Vec<[u64; 2]>,
 }
 
-impl Curve {
+impl Series {
     fn add(&mut self, at: usize, bytes: u64) {
         if self.points.len() <= at {
             self.points.resize(at + 1, [0; 2]);
@@ -238,32 +240,32 @@ impl Curve {
     }
 }
 
-impl Count {
-    fn from(begins: u64) -> Count {
-        Count {
+impl RunTraffic {
+    fn from(begins: u64) -> RunTraffic {
+        RunTraffic {
             begins,
             bucket_ms: FINEST_MS,
-            all: Curve::default(),
+            all: Series::default(),
             senders: HashMap::new(),
             others: false,
         }
     }
 
-    fn add(&mut self, seen: &Seen<'_>) {
+    fn add(&mut self, seen: &MessageHead<'_>) {
         // A clock that was set back doesn't make it earlier than the first.
         let after = seen.ts.saturating_sub(self.begins);
-        while after / self.bucket_ms >= MOST_POINTS as u64 {
+        while after / self.bucket_ms >= MAX_POINTS as u64 {
             self.bucket_ms *= 2;
             self.all.halve();
-            self.senders.values_mut().for_each(Curve::halve);
+            self.senders.values_mut().for_each(Series::halve);
         }
         let at = (after / self.bucket_ms) as usize;
         self.all.add(at, seen.bytes);
-        let has_room = self.senders.len() < MOST_FOLLOWED;
+        let has_room = self.senders.len() < MAX_FOLLOWED;
         match self.senders.get_mut(&*seen.vm) {
             Some(curve) => curve.add(at, seen.bytes),
             None if has_room => {
-                let mut curve = Curve::default();
+                let mut curve = Series::default();
                 curve.add(at, seen.bytes);
                 self.senders.insert(seen.vm.clone().into_owned(), curve);
             }
@@ -292,8 +294,8 @@ impl Count {
                 .cmp(&one.bytes)
                 .then_with(|| one.sender.cmp(&other.sender))
         });
-        let senders_left_out = senders.len().saturating_sub(MOST_SENDERS) + usize::from(self.others);
-        senders.truncate(MOST_SENDERS);
+        let senders_left_out = senders.len().saturating_sub(MAX_SENDERS) + usize::from(self.others);
+        senders.truncate(MAX_SENDERS);
         Traffic {
             start_ms: self.begins.saturating_sub(run_begins),
             bucket_ms: self.bucket_ms,

@@ -4,7 +4,7 @@
 use std::fs;
 
 use super::*;
-use crate::core::report::from_events::Fold;
+use crate::core::report::from_events::RunBuilder;
 use crate::core::scratch::Scratch;
 
 const BEGIN: u64 = 1_763_719_200_000;
@@ -17,7 +17,7 @@ fn line(seq: u64, ts: u64, vm: &str, payload: &str) -> String {
 fn runs(begins: &[u64]) -> Vec<RunReport> {
     begins
         .iter()
-        .map(|begin| Fold::new("r".into(), "up".into(), None, "", *begin).finish(&[]))
+        .map(|begin| RunBuilder::new("r".into(), "up".into(), None, "", *begin).finish(&[]))
         .collect()
 }
 
@@ -75,22 +75,22 @@ fn each_run_has_the_messages_until_the_next() {
 
 #[test]
 fn points_grow_with_the_time_and_never_in_number() {
-    let mut counted = Count::from(1_000);
+    let mut counted = RunTraffic::from(1_000);
     for at in [0, 999, 1_000, 239_999, 3_600_000, u64::MAX - 1_000] {
-        counted.add(&Seen {
+        counted.add(&MessageHead {
             ts: 1_000 + at,
             vm: "web".into(),
             bytes: 7,
         });
     }
     // Earlier than the first: the clock was set back.
-    counted.add(&Seen {
+    counted.add(&MessageHead {
         ts: 3,
         vm: "web".into(),
         bytes: 7,
     });
     let traffic = counted.finish(0, false);
-    assert!(traffic.points.len() <= MOST_POINTS);
+    assert!(traffic.points.len() <= MAX_POINTS);
     let sum = traffic
         .points
         .iter()
@@ -101,17 +101,17 @@ fn points_grow_with_the_time_and_never_in_number() {
 
 #[test]
 fn many_senders_are_added_up() {
-    let mut counted = Count::from(0);
+    let mut counted = RunTraffic::from(0);
     for number in 0..100_u64 {
-        counted.add(&Seen {
+        counted.add(&MessageHead {
             ts: 0,
             vm: format!("vm-{number}").into(),
             bytes: number,
         });
     }
     let traffic = counted.finish(0, false);
-    assert_eq!((traffic.messages, traffic.senders.len()), (100, MOST_SENDERS));
-    assert_eq!(traffic.senders_left_out, MOST_FOLLOWED - MOST_SENDERS + 1);
+    assert_eq!((traffic.messages, traffic.senders.len()), (100, MAX_SENDERS));
+    assert_eq!(traffic.senders_left_out, MAX_FOLLOWED - MAX_SENDERS + 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use crate::core::events::{BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event};
 use crate::core::name::VmName;
 
-use super::MOST_PHASES;
+use super::MAX_PHASES;
 use super::from_events::shown;
 use super::model::{Mark, MarkKind, Outcome, Phase, QUEUED, State, VmReport};
 
@@ -22,20 +22,20 @@ const SERVICE: &str = "vizier-v1";
 const BANNER: &str = "SSH banner";
 
 /// One VM in one run.
-pub(super) struct Story {
+pub(super) struct VmHistory {
     pub(super) vm: VmName,
     report: VmReport,
     /// A verdict on it has come.
-    settled: bool,
+    is_final: bool,
     launched: bool,
     bootstrapped: bool,
     /// A signal it was sent and when: the bar ends with the next event.
     signal: Option<(String, u64)>,
 }
 
-impl Story {
-    pub(super) fn new(vm: &VmName) -> Story {
-        Story {
+impl VmHistory {
+    pub(super) fn new(vm: &VmName) -> VmHistory {
+        VmHistory {
             vm: vm.clone(),
             report: VmReport {
                 vm: vm.as_str().to_owned(),
@@ -47,14 +47,14 @@ impl Story {
                 left_out: 0,
                 log: None,
             },
-            settled: false,
+            is_final: false,
             launched: false,
             bootstrapped: false,
             signal: None,
         }
     }
 
-    pub(super) fn take(&mut self, at: u64, event: &Event) {
+    pub(super) fn add_event(&mut self, at: u64, event: &Event) {
         match event {
             Event::OverlayPrepared {
                 elapsed_ms, reused, ..
@@ -82,7 +82,7 @@ impl Story {
             }
             Event::BootstrapPlanned(plan) => match plan.action {
                 BootstrapPlanAction::Run => {}
-                BootstrapPlanAction::Skip => self.settle(State::Ok),
+                BootstrapPlanAction::Skip => self.set_final_state(State::Ok),
                 BootstrapPlanAction::Error => self.fail(&plan.reason),
             },
             Event::BootstrapStarted { .. } => {
@@ -111,12 +111,12 @@ impl Story {
                 let detail = detail.as_deref().map(shown);
                 self.phase(step.as_str(), state, at, *duration_ms, detail);
             }
-            Event::BootstrapCompleted { .. } => self.settle(State::Ok),
+            Event::BootstrapCompleted { .. } => self.set_final_state(State::Ok),
             Event::BootstrapFailed { error, .. } => {
                 // Its last step has said it with the script's last lines; this is the short form.
                 self.report.error = Some(shown(error));
                 self.report.state = State::Failed;
-                self.settled = true;
+                self.is_final = true;
             }
             Event::ShutdownRequested { .. } => self.queued(at),
             Event::CooperativeSucceeded {
@@ -144,14 +144,14 @@ impl Story {
                 }
                 match state {
                     State::Failed => self.fail("it could not be stopped"),
-                    state => self.settle(state),
+                    state => self.set_final_state(state),
                 }
             }
             _ => {}
         }
     }
 
-    pub(super) fn take_of_broker(&mut self, at: u64, event: &Event, end: Option<u64>) {
+    pub(super) fn add_broker_event(&mut self, at: u64, event: &Event, end: Option<u64>) {
         match event {
             Event::BrokerHandshake {
                 capabilities,
@@ -214,23 +214,23 @@ impl Story {
             .report
             .phases
             .last()
-            .filter(|_| !self.launched && !self.settled);
+            .filter(|_| !self.launched && !self.is_final);
         if let Some(end) = last.filter(|phase| phase.phase == OVERLAY).map(Phase::end_ms) {
             self.phase("launch", State::Failed, at, at.saturating_sub(end), None);
         }
     }
 
-    fn settle(&mut self, state: State) {
-        if !self.settled {
+    fn set_final_state(&mut self, state: State) {
+        if !self.is_final {
             self.report.state = state;
-            self.settled = true;
+            self.is_final = true;
         }
     }
 
     /// The first reason is the cause of those that follow.
     pub(super) fn fail(&mut self, error: &str) {
         self.report.state = State::Failed;
-        self.settled = true;
+        self.is_final = true;
         self.report.error.get_or_insert_with(|| shown(error));
     }
 
@@ -266,7 +266,7 @@ impl Story {
     }
 
     fn push(&mut self, phase: Phase) {
-        if self.report.phases.len() < MOST_PHASES {
+        if self.report.phases.len() < MAX_PHASES {
             self.report.phases.push(phase);
         } else {
             self.report.left_out += 1;
@@ -280,7 +280,7 @@ impl Story {
     }
 
     fn mark(&mut self, mark: MarkKind, at_ms: u64, detail: Option<String>) {
-        if self.report.marks.len() < MOST_PHASES {
+        if self.report.marks.len() < MAX_PHASES {
             self.report.marks.push(Mark { mark, at_ms, detail });
         } else {
             self.report.left_out += 1;
@@ -291,13 +291,13 @@ impl Story {
         let report = &mut self.report;
         let end = report.phases.iter().map(Phase::end_ms).max().unwrap_or(0);
         let open = self.signal.take();
-        if !self.settled {
+        if !self.is_final {
             report.state = match outcome {
                 // Started and not bootstrapped, or found as it should be.
                 Outcome::Ok | Outcome::Failed => State::Ok,
                 Outcome::Interrupted | Outcome::Running | Outcome::Unfinished => State::Waiting,
             };
-            if report.state == State::Waiting && known > end && report.phases.len() < MOST_PHASES {
+            if report.state == State::Waiting && known > end && report.phases.len() < MAX_PHASES {
                 let (name, detail) = match outcome {
                     Outcome::Running => ("under-way", None),
                     _ => ("unfinished", Some("its end is not known".to_owned())),

@@ -97,19 +97,19 @@ const ENDED: &str = "castra-ended-";
 
 /// Why castra ends a guest on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum EndReason {
     /// Its kernel has panicked, as its console shows.
     Panic,
     /// It resets again and again.
     BootLoop,
 }
 
-impl Verdict {
+impl EndReason {
     /// The reason in status and events.
     pub fn as_str(self) -> &'static str {
         match self {
-            Verdict::Panic => "guest-panic",
-            Verdict::BootLoop => "boot-loop",
+            EndReason::Panic => "guest-panic",
+            EndReason::BootLoop => "boot-loop",
         }
     }
 
@@ -119,12 +119,12 @@ impl Verdict {
     }
 
     /// The reason in the id of an answer in `qmp.log`, if castra ended the guest.
-    pub fn of_answer(message: &Value) -> Option<Verdict> {
+    pub fn of_answer(message: &Value) -> Option<EndReason> {
         message.get("return")?;
         let word = message["id"].as_str()?.strip_prefix(ENDED)?;
-        [Verdict::Panic, Verdict::BootLoop]
+        [EndReason::Panic, EndReason::BootLoop]
             .into_iter()
-            .find(|verdict| verdict.as_str() == word)
+            .find(|end_reason| end_reason.as_str() == word)
     }
 }
 
@@ -178,8 +178,11 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
         .rev()
         .find(|message| message["event"] == "SHUTDOWN");
     // castra's own reason for the `quit` counts more than QEMU's, which is `host-qmp-quit`.
-    let verdict = messages.iter().find_map(Verdict::of_answer).map(Verdict::as_str);
-    let reason = verdict.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
+    let end_reason = messages
+        .iter()
+        .find_map(EndReason::of_answer)
+        .map(EndReason::as_str);
+    let reason = end_reason.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
     let panicked = console.contains(PANIC);
     let state = match reason {
         Some("guest-shutdown" | "host-qmp-quit") => VmState::Stopped,

@@ -64,11 +64,11 @@ pub fn is_of_launch(record: &HandshakeRecord, launch: OfLaunch<'_>, boot_id: &st
 
 /// Whether the guest's last proof of life is inside the window.
 pub fn is_recent(record: &HandshakeRecord, window_ms: u64, now_ms: u64) -> bool {
-    now_ms < leaves_at(record, window_ms)
+    now_ms < stale_at(record, window_ms)
 }
 
 /// The first millisecond outside the window, if no further proof of life comes.
-pub fn leaves_at(record: &HandshakeRecord, window_ms: u64) -> u64 {
+pub fn stale_at(record: &HandshakeRecord, window_ms: u64) -> u64 {
     record
         .heard_boottime_ms
         .saturating_add(window_ms)

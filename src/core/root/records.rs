@@ -250,7 +250,7 @@ pub struct BrokerRecord {
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     let bytes = match host::read_state_file(path) {
         Ok(bytes) => bytes,
-        Err(error) if host::says_absent(&error) => return Ok(None),
+        Err(error) if host::is_absent_error(&error) => return Ok(None),
         Err(error) => return Err(Failure::io("read", path, &error)),
     };
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {

@@ -202,7 +202,7 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
         // The duration of the rest is unknown.
         log.duration_ms = log.steps.iter().map(|step| step.duration_ms).sum();
         close(&mut log, Some(ABANDONED));
-        settle_record(state, &log);
+        mark_bootstrap_failed(state, &log);
         let path = open.with_extension("json");
         save_final(&open, &path, &log)?;
         closed.push(path);
@@ -212,7 +212,7 @@ pub fn close_abandoned(state: &StateRoot, vm: &VmName) -> Result<Vec<PathBuf>> {
 }
 
 /// As `close_abandoned`, with a message for each log; a log that can't be closed is a warning.
-pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitter<'_>) {
+pub fn close_abandoned_and_emit(state: &StateRoot, vm: &VmName, emitter: &Emitter<'_>) {
     let text = match close_abandoned(state, vm) {
         Ok(closed) if closed.is_empty() => return,
         Ok(closed) => {
@@ -228,7 +228,7 @@ pub fn close_abandoned_and_tell(state: &StateRoot, vm: &VmName, emitter: &Emitte
 }
 
 /// Corrects `run.json`, which would say `running` for ever.
-fn settle_record(state: &StateRoot, log: &RunLog) {
+fn mark_bootstrap_failed(state: &StateRoot, log: &RunLog) {
     let path = state.vm(&log.vm).run();
     let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {
         return;

@@ -22,7 +22,7 @@ use crate::core::reporter::wall_clock;
 use crate::core::root::records;
 
 use super::binary::qemu_version;
-use super::probe::{Verdict, probe};
+use super::probe::{ProbeResult, probe};
 
 /// The inputs of a decision.
 #[derive(Clone, Debug)]
@@ -69,7 +69,7 @@ pub struct Decision {
 pub fn decide(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
     let decision = match known(question) {
         Some(decision) => decision,
-        None => ask_a_guest(question, cancel)?,
+        None => probe_with_guest(question, cancel)?,
     };
     refuse_without_kvm(question, &decision)?;
     Ok(decision)
@@ -134,7 +134,7 @@ pub fn note_failure(home: &Path, binary: &Path, words: &str, cancel: &Cancel) {
 /// Why the KVM device can't be used, and what would help; `None`: it opens.
 pub fn device_trouble(device: &Path) -> Option<(String, String)> {
     let error = open_device(device).err()?;
-    Some((why_not_open(device, &error), way_in(device, &error)))
+    Some((why_not_open(device, &error), access_advice(device, &error)))
 }
 
 /// Forgets all answers, so that the next decision probes again. True if there was one.
@@ -145,7 +145,7 @@ pub fn forget(home: &Path) -> Result<bool> {
 
 // --- evidence ---------------------------------------------------------------------------------
 
-fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
+fn probe_with_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {
     let trusted = |why: &str| {
         // A user who wrote `kvm` may know what castra can't find out.
         let hinted = has_hardware_module() || question.choice == AccelChoice::Kvm;
@@ -165,10 +165,10 @@ fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision
         return Ok(trusted("there is no kernel to try it with"));
     };
     let verdict = match probe(question.binary, Accel::Kvm, kernel.path, cancel) {
-        Verdict::Fails(why) if !kernel.known_good => {
+        ProbeResult::Fails(why) if !kernel.known_good => {
             match probe(question.binary, Accel::Tcg, kernel.path, cancel) {
-                Verdict::Lives(_) => Verdict::Fails(why),
-                _ => Verdict::Unknown(format!(
+                ProbeResult::Lives(_) => ProbeResult::Fails(why),
+                _ => ProbeResult::Unknown(format!(
                     "{} doesn't boot castra's test guest under any accelerator",
                     kernel.path.display()
                 )),
@@ -180,12 +180,12 @@ fn ask_a_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision
         return Err(Failure::new(Exit::Interrupted, "interrupted").because("while KVM was being tried"));
     }
     let (accel, reason) = match verdict {
-        Verdict::Lives(after) => (
+        ProbeResult::Lives(after) => (
             Accel::Kvm,
             format!("a test guest ran under KVM after {} ms", after.as_millis()),
         ),
-        Verdict::Fails(why) => (Accel::Tcg, format!("under KVM {why}{}", module_note())),
-        Verdict::Unknown(why) => return Ok(trusted(&why)),
+        ProbeResult::Fails(why) => (Accel::Tcg, format!("under KVM {why}{}", module_note())),
+        ProbeResult::Unknown(why) => return Ok(trusted(&why)),
     };
     remember(question.home, question.binary, accel, &reason, cancel);
     Ok(Decision {
@@ -245,7 +245,7 @@ fn module_note() -> &'static str {
 }
 
 /// What would make the device open.
-fn way_in(device: &Path, error: &io::Error) -> String {
+fn access_advice(device: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::PermissionDenied => match group_of(device) {
             Some(group) => format!("`sudo usermod -aG {group} $USER`, then log in again"),
@@ -262,7 +262,7 @@ fn way_in(device: &Path, error: &io::Error) -> String {
 
 fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
     let next = match open_device(question.device) {
-        Err(error) => way_in(question.device, &error),
+        Err(error) => access_advice(question.device, &error),
         Ok(()) => "set `accel = \"auto\"` under [qemu]".into(),
     };
     Failure::new(Exit::Unavailable, "`accel = \"kvm\"`, but KVM can't be used")
@@ -274,13 +274,13 @@ fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
 
 /// `$CASTRA_HOME/accel.json`.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Answers {
-    answers: Vec<Answer>,
+struct CachedAnswers {
+    answers: Vec<CachedAnswer>,
 }
 
 /// One answer, for one boot of the host and one QEMU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Answer {
+struct CachedAnswer {
     boot_id: String,
     /// The binary, its links resolved, and what tells an upgraded one.
     binary: PathBuf,
@@ -293,7 +293,7 @@ struct Answer {
     decided_at: String,
 }
 
-impl Answer {
+impl CachedAnswer {
     fn is_about(&self, binary: &Path) -> bool {
         let Some((path, bytes, mtime)) = identity(binary) else {
             return false;
@@ -317,8 +317,8 @@ fn file(home: &Path) -> PathBuf {
 }
 
 /// The cached answers of this host boot. An invalid file counts as empty: a probe writes it again.
-fn load_answers(home: Option<&Path>) -> Vec<Answer> {
-    let answers = home.and_then(|home| records::load::<Answers>(&file(home)).ok().flatten());
+fn load_answers(home: Option<&Path>) -> Vec<CachedAnswer> {
+    let answers = home.and_then(|home| records::load::<CachedAnswers>(&file(home)).ok().flatten());
     let mut answers = answers.unwrap_or_default().answers;
     answers.retain(|answer| answer.boot_id == host::boot_id());
     answers
@@ -331,7 +331,7 @@ fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, canc
     };
     let mut answers = load_answers(Some(home));
     answers.retain(|answer| answer.binary != path);
-    answers.push(Answer {
+    answers.push(CachedAnswer {
         boot_id: host::boot_id().to_owned(),
         binary: path,
         binary_bytes: bytes,
@@ -343,7 +343,7 @@ fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, canc
     });
     let kept = host::ensure_private_dir(home)
         .map_err(|error| Failure::io("create", home, &error))
-        .and_then(|()| records::save(&file(home), &Answers { answers }));
+        .and_then(|()| records::save(&file(home), &CachedAnswers { answers }));
     if let Err(failure) = kept {
         log::warn!("castra can't remember whether KVM works: {failure}");
     }

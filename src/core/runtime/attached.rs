@@ -23,14 +23,14 @@ use crate::core::cancel::Cancel;
 use crate::core::process::{JobError, show_argv, show_status};
 use crate::core::root::paths::{VmPaths, vm_file};
 
-use super::fault::{LaunchError, StartFault, own_words};
+use super::fault::{LaunchError, StartFailure, own_words};
 use super::launch::{judge, qemu_words, refusal};
 use super::launch_plan::LaunchPlan;
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
 
 /// How often a QEMU that doesn't listen yet is checked. It takes some 50 ms until it does.
-const LOOK_EVERY: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A QEMU that is a child of this process. Clones share it; dropping all of them neither ends it
 /// nor leaves a zombie.
@@ -164,7 +164,7 @@ fn connect(
                 stderr_tail: own_words(&qemu_words(paths)),
             }));
         }
-        if cancel.pause(LOOK_EVERY) {
+        if cancel.pause(POLL_INTERVAL) {
             return Err(LaunchError::Cancelled);
         }
     }
@@ -184,7 +184,7 @@ fn within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
         match child.try_wait() {
             Ok(Some(status)) => return Some(status),
             _ if Instant::now() >= until => return None,
-            _ => thread::sleep(LOOK_EVERY),
+            _ => thread::sleep(POLL_INTERVAL),
         }
     }
 }
@@ -194,7 +194,7 @@ fn within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
 fn ended(paths: &VmPaths, status: ExitStatus) -> LaunchError {
     let got_far = paths.file(vm_file::QMP_SOCK).exists();
     match refusal(paths, status) {
-        StartFault::Other(_) if got_far => LaunchError::Died(own_words(&qemu_words(paths))),
+        StartFailure::Other(_) if got_far => LaunchError::Died(own_words(&qemu_words(paths))),
         fault => LaunchError::Refused(fault),
     }
 }

@@ -12,19 +12,19 @@ const QUIET_FOR: Duration = Duration::from_secs(1);
 
 /// Samples of one QEMU's CPU time.
 #[derive(Clone, Debug, Default)]
-pub struct Busy {
+pub struct CpuLoad {
     window: Vec<(Duration, Duration)>,
 }
 
-impl Busy {
+impl CpuLoad {
     /// No sample yet.
-    pub fn new() -> Busy {
-        Busy::default()
+    pub fn new() -> CpuLoad {
+        CpuLoad::default()
     }
 
     /// Adds a sample: `at` on any monotonic clock, `used` the CPU time so far. True if QEMU was
     /// idle during the whole second before `at`.
-    pub fn rests(&mut self, at: Duration, used: Duration) -> bool {
+    pub fn is_idle(&mut self, at: Duration, used: Duration) -> bool {
         self.window.push((at, used));
         // The window begins with the newest sample that is at least a second old.
         let begin = self
@@ -51,29 +51,29 @@ mod tests {
 
     #[test]
     fn a_second_under_a_fifth_of_a_core_is_rest() {
-        let mut busy = Busy::new();
+        let mut busy = CpuLoad::new();
         // Boots at full speed for two seconds, looked at every 100 ms, then uses 10 %.
         for step in 0..=20 {
-            assert!(!busy.rests(ms(step * 100), ms(step * 100)), "at {step}");
+            assert!(!busy.is_idle(ms(step * 100), ms(step * 100)), "at {step}");
         }
-        let first = (21..60).find(|step| busy.rests(ms(step * 100), ms(2000 + (step - 20) * 10)));
+        let first = (21..60).find(|step| busy.is_idle(ms(step * 100), ms(2000 + (step - 20) * 10)));
         // A tenth of a second at full speed may remain in the window: that is 19 %.
         assert!(matches!(first, Some(29..=30)), "{first:?}");
     }
 
     #[test]
     fn too_short_a_look_proves_nothing() {
-        let mut busy = Busy::new();
-        assert!(!busy.rests(ms(0), ms(0)));
-        assert!(!busy.rests(ms(999), ms(0)));
-        assert!(busy.rests(ms(1000), ms(0)));
-        assert!(!Busy::new().rests(ms(5000), ms(0)));
+        let mut busy = CpuLoad::new();
+        assert!(!busy.is_idle(ms(0), ms(0)));
+        assert!(!busy.is_idle(ms(999), ms(0)));
+        assert!(busy.is_idle(ms(1000), ms(0)));
+        assert!(!CpuLoad::new().is_idle(ms(5000), ms(0)));
     }
 
     #[test]
     fn exactly_a_fifth_is_busy() {
-        let mut busy = Busy::new();
-        busy.rests(ms(0), ms(0));
-        assert!(!busy.rests(ms(1000), ms(200)));
+        let mut busy = CpuLoad::new();
+        busy.is_idle(ms(0), ms(0));
+        assert!(!busy.is_idle(ms(1000), ms(200)));
     }
 }

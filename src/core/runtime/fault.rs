@@ -28,7 +28,7 @@ pub enum LaunchError {
     /// QEMU itself couldn't be run, or not in time.
     Job(JobError),
     /// QEMU refused to start.
-    Refused(StartFault),
+    Refused(StartFailure),
     /// QEMU started and was gone before it answered QMP; its last words, if any.
     Died(String),
     /// QEMU runs but QMP doesn't answer.
@@ -43,7 +43,7 @@ pub enum LaunchError {
 
 /// Why QEMU refused to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StartFault {
+pub enum StartFailure {
     /// A forward's host port was taken after it was chosen.
     PortTaken(u16),
     /// KVM can't be used.
@@ -62,44 +62,44 @@ pub enum StartFault {
     Other(String),
 }
 
-impl StartFault {
+impl StartFailure {
     /// Which failure the output of a QEMU that refused to start means.
-    pub fn from_words(words: &str) -> StartFault {
+    pub fn from_words(words: &str) -> StartFailure {
         let says = |part: &str| words.contains(part);
         let shown = own_words(words);
         if let Some(port) = refused_port(words) {
-            StartFault::PortTaken(port)
+            StartFailure::PortTaken(port)
         } else if says("Could not access KVM")
             || says("failed to initialize kvm")
             || says("invalid accelerator kvm")
         {
-            StartFault::NoKvm(shown)
+            StartFailure::NoKvm(shown)
         } else if says("\"write\" lock") || says("Is another process using") {
-            StartFault::DiskInUse(shown)
+            StartFailure::DiskInUse(shown)
         } else if says("Image is not in") || says("Unknown driver") || says("Image is corrupt") {
-            StartFault::BadImage(shown)
+            StartFailure::BadImage(shown)
         } else if says("annot set up guest memory") || says("Cannot allocate memory") {
-            StartFault::NoMemory(shown)
+            StartFailure::NoMemory(shown)
         } else if says("-sandbox") || says("seccomp") {
-            StartFault::NoSandbox(shown)
+            StartFailure::NoSandbox(shown)
         } else if says("No such file or directory") || says("Permission denied") {
-            StartFault::NoFile(shown)
+            StartFailure::NoFile(shown)
         } else {
             // The option may come from the config.
-            StartFault::Other(words_of(words, true))
+            StartFailure::Other(words_of(words, true))
         }
     }
 
     fn words(&self) -> Option<&str> {
         match self {
-            StartFault::PortTaken(_) => None,
-            StartFault::NoKvm(words)
-            | StartFault::DiskInUse(words)
-            | StartFault::BadImage(words)
-            | StartFault::NoFile(words)
-            | StartFault::NoMemory(words)
-            | StartFault::NoSandbox(words)
-            | StartFault::Other(words) => Some(words).filter(|words| !words.is_empty()).map(String::as_str),
+            StartFailure::PortTaken(_) => None,
+            StartFailure::NoKvm(words)
+            | StartFailure::DiskInUse(words)
+            | StartFailure::BadImage(words)
+            | StartFailure::NoFile(words)
+            | StartFailure::NoMemory(words)
+            | StartFailure::NoSandbox(words)
+            | StartFailure::Other(words) => Some(words).filter(|words| !words.is_empty()).map(String::as_str),
         }
     }
 }
@@ -153,7 +153,7 @@ impl fmt::Display for LaunchError {
             LaunchError::AlreadyRunning(pid) => write!(f, "its QEMU is running already (pid {pid})"),
             LaunchError::Port(taken) => taken.fmt(f),
             LaunchError::Job(error) => error.fmt(f),
-            LaunchError::Refused(StartFault::PortTaken(port)) => {
+            LaunchError::Refused(StartFailure::PortTaken(port)) => {
                 write!(
                     f,
                     "port {port} of 127.0.0.1 was taken by another process just now"
@@ -217,22 +217,22 @@ impl LaunchError {
         let next = match &self {
             LaunchError::AlreadyRunning(_) => format!("castra restart {vm}"),
             LaunchError::Port(taken) => taken.advice(),
-            LaunchError::Refused(StartFault::PortTaken(_)) => {
+            LaunchError::Refused(StartFailure::PortTaken(_)) => {
                 "start it again, or set `host = 0` in that forward to have a free port chosen".into()
             }
-            LaunchError::Refused(StartFault::NoKvm(_)) => {
+            LaunchError::Refused(StartFailure::NoKvm(_)) => {
                 "set `accel = \"tcg\"` or `accel = \"auto\"` under [qemu]".into()
             }
-            LaunchError::Refused(StartFault::DiskInUse(_)) => {
+            LaunchError::Refused(StartFailure::DiskInUse(_)) => {
                 "stop the process that uses that image; another project may name the same `overlay`".into()
             }
-            LaunchError::Refused(StartFault::BadImage(_)) => {
+            LaunchError::Refused(StartFailure::BadImage(_)) => {
                 "check the file with `qemu-img info`; `base_image` takes qcow2 and raw images".into()
             }
-            LaunchError::Refused(StartFault::NoMemory(_)) => {
+            LaunchError::Refused(StartFailure::NoMemory(_)) => {
                 "lower `memory` in castra.toml, or stop other VMs".into()
             }
-            LaunchError::Refused(StartFault::NoSandbox(_)) => {
+            LaunchError::Refused(StartFailure::NoSandbox(_)) => {
                 "use a QEMU with seccomp support: that of the distribution has it".into()
             }
             LaunchError::InternalError(_) => "set `accel = \"tcg\"` under [qemu]".into(),
@@ -260,7 +260,7 @@ pub(super) fn io_error(verb: &str, path: &std::path::Path, error: &io::Error) ->
 mod tests {
     use super::*;
 
-    type Expected = fn(&StartFault) -> bool;
+    type Expected = fn(&StartFailure) -> bool;
 
     #[test]
     fn words_of_real_qemus_are_sorted() {
@@ -269,40 +269,40 @@ mod tests {
             (
                 "qemu-system-x86_64: -netdev user,id=n,hostfwd=tcp:127.0.0.1:22-:22,hostfwd=tcp:127.0.0.1:7777-:23: \
                  Could not set up host forwarding rule 'tcp:127.0.0.1:7777-:23'",
-                |fault| *fault == StartFault::PortTaken(7777),
+                |fault| *fault == StartFailure::PortTaken(7777),
             ),
             (
                 "Could not access KVM kernel module: Permission denied\n\
                  qemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied",
-                |fault| matches!(fault, StartFault::NoKvm(_)),
+                |fault| matches!(fault, StartFailure::NoKvm(_)),
             ),
             (
                 "qemu-system-x86_64: -blockdev driver=qcow2,node-name=d: Failed to get \"write\" lock\n\
                  Is another process using the image [/a.qcow2]?",
-                |fault| matches!(fault, StartFault::DiskInUse(_)),
+                |fault| matches!(fault, StartFailure::DiskInUse(_)),
             ),
             (
                 "qemu-system-x86_64: -drive file=/etc/passwd,format=qcow2: Image is not in qcow2 format",
-                |fault| *fault == StartFault::BadImage("Image is not in qcow2 format".into()),
+                |fault| *fault == StartFailure::BadImage("Image is not in qcow2 format".into()),
             ),
             (
                 "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory",
-                |fault| matches!(fault, StartFault::NoMemory(_)),
+                |fault| matches!(fault, StartFailure::NoMemory(_)),
             ),
             (
                 "qemu: could not open kernel file '/nonexistent': No such file or directory",
-                |fault| matches!(fault, StartFault::NoFile(words) if words.starts_with("could not open kernel file")),
+                |fault| matches!(fault, StartFailure::NoFile(words) if words.starts_with("could not open kernel file")),
             ),
             (
                 "qemu-system-x86_64: -sandbox on: There is no option group 'sandbox'",
-                |fault| matches!(fault, StartFault::NoSandbox(_)),
+                |fault| matches!(fault, StartFailure::NoSandbox(_)),
             ),
             ("qemu-system-x86_64: -nonsense: invalid option", |fault| {
-                *fault == StartFault::Other("-nonsense: invalid option".into())
+                *fault == StartFailure::Other("-nonsense: invalid option".into())
             }),
         ];
         for (words, expected) in cases {
-            let fault = StartFault::from_words(words);
+            let fault = StartFailure::from_words(words);
             assert!(expected(&fault), "{words}\n{fault:?}");
         }
     }
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn each_failure_says_what_to_do() {
         let vm: VmName = "web-0".parse().unwrap();
-        let failure = LaunchError::Refused(StartFault::NoMemory("no".into())).into_failure(&vm);
+        let failure = LaunchError::Refused(StartFailure::NoMemory("no".into())).into_failure(&vm);
         assert_eq!(failure.exit, Exit::Failed);
         assert!(failure.next.unwrap().contains("memory"));
         let died = LaunchError::Died(String::new()).into_failure(&vm);

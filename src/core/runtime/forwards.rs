@@ -20,8 +20,8 @@ const TRIES: usize = 64;
 
 /// The ports that one run has allocated to its VMs. Shared by the threads that launch them.
 #[derive(Debug, Default)]
-pub struct Ports {
-    given: Mutex<Vec<(Protocol, u16)>>,
+pub struct PortAllocator {
+    allocated: Mutex<Vec<(Protocol, u16)>>,
 }
 
 /// The ports of one VM, bound so that nobody else gets them until [`Reservation::release`].
@@ -29,12 +29,12 @@ pub struct Ports {
 pub struct Reservation {
     forwards: Vec<ForwardRecord>,
     fixed: Vec<u16>,
-    held: Vec<Held>,
+    held: Vec<HeldSocket>,
 }
 
 /// A bound socket that keeps others from using the port.
 #[derive(Debug)]
-enum Held {
+enum HeldSocket {
     Tcp { _socket: TcpListener },
     Udp { _socket: UdpSocket },
 }
@@ -101,10 +101,10 @@ pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
     all
 }
 
-impl Ports {
+impl PortAllocator {
     /// No port is allocated yet.
-    pub fn new() -> Ports {
-        Ports::default()
+    pub fn new() -> PortAllocator {
+        PortAllocator::default()
     }
 
     /// Chooses a host port for each wanted forward, and one to the guest's SSH port if none is
@@ -116,7 +116,7 @@ impl Ports {
         last_time: &[ForwardRecord],
     ) -> Result<Reservation, PortTaken> {
         let all = with_ssh(wanted);
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         let mut reservation = Reservation {
             forwards: Vec::new(),
             fixed: all
@@ -150,8 +150,8 @@ impl Ports {
 
     /// Makes the fixed ports of a failed launch available to its next try. Automatic ports stay
     /// allocated, because another program took one of them.
-    pub(super) fn take_back_fixed(&self, reservation: &Reservation) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn release_fixed(&self, reservation: &Reservation) {
+        let mut given = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|(protocol, port)| {
             let of_it = |forward: &ForwardRecord| forward.protocol == *protocol && forward.host == *port;
             reservation.is_automatic(*port) || !reservation.forwards.iter().any(of_it)
@@ -161,7 +161,7 @@ impl Ports {
     /// Makes the ports of a VM that was stopped available again, because the VM will be started
     /// again.
     pub fn forget(&self, forwards: &[ForwardRecord]) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         given.retain(|(protocol, port)| {
             !forwards
                 .iter()
@@ -171,7 +171,7 @@ impl Ports {
 
     /// Allocates the ports of a VM that runs already.
     pub fn note_running(&self, forwards: &[ForwardRecord]) {
-        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut given = self.allocated.lock().unwrap_or_else(PoisonError::into_inner);
         given.extend(forwards.iter().map(|forward| (forward.protocol, forward.host)));
     }
 }
@@ -189,21 +189,21 @@ impl Reservation {
 
     /// Closes the sockets, so that QEMU can bind the ports. From now on another program may be
     /// faster.
-    pub fn let_go(&mut self) {
+    pub fn release(&mut self) {
         self.held.clear();
     }
 }
 
-fn bind(protocol: Protocol, port: u16) -> io::Result<(u16, Held)> {
+fn bind(protocol: Protocol, port: u16) -> io::Result<(u16, HeldSocket)> {
     let address = (Ipv4Addr::LOCALHOST, port);
     Ok(match protocol {
         Protocol::Tcp => {
             let socket = TcpListener::bind(address)?;
-            (socket.local_addr()?.port(), Held::Tcp { _socket: socket })
+            (socket.local_addr()?.port(), HeldSocket::Tcp { _socket: socket })
         }
         Protocol::Udp => {
             let socket = UdpSocket::bind(address)?;
-            (socket.local_addr()?.port(), Held::Udp { _socket: socket })
+            (socket.local_addr()?.port(), HeldSocket::Udp { _socket: socket })
         }
     })
 }
@@ -212,7 +212,7 @@ fn choose_free(
     protocol: Protocol,
     last: Option<u16>,
     given: &[(Protocol, u16)],
-) -> Result<(u16, Held), PortTaken> {
+) -> Result<(u16, HeldSocket), PortTaken> {
     let free = |port: u16| !given.contains(&(protocol, port));
     if let Some(bound) = last
         .filter(|port| free(*port))
@@ -238,7 +238,11 @@ fn choose_free(
     })
 }
 
-fn take_fixed(protocol: Protocol, port: u16, given: &[(Protocol, u16)]) -> Result<(u16, Held), PortTaken> {
+fn take_fixed(
+    protocol: Protocol,
+    port: u16,
+    given: &[(Protocol, u16)],
+) -> Result<(u16, HeldSocket), PortTaken> {
     let taken = |owner: Option<String>, error: String| PortTaken {
         port,
         protocol,
@@ -276,7 +280,7 @@ mod tests {
 
     #[test]
     fn there_is_always_one_to_ssh_and_only_one() {
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         let none = ports.reserve(&[], &[]).unwrap();
         assert_eq!(none.forwards().len(), 1);
         assert_eq!(none.forwards()[0].guest, 22);
@@ -299,12 +303,12 @@ mod tests {
 
     #[test]
     fn no_port_is_given_twice_in_a_run() {
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
             // Let go at once: only the run's own memory keeps them apart.
             let mut reservation = ports.reserve(&[wanted(0, 80)], &[]).unwrap();
-            reservation.let_go();
+            reservation.release();
             for forward in reservation.forwards() {
                 assert!(seen.insert(forward.host), "{} came twice", forward.host);
             }
@@ -315,7 +319,9 @@ mod tests {
     fn a_port_in_use_names_its_user() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let taken = Ports::new().reserve(&[wanted(port, 80)], &[]).unwrap_err();
+        let taken = PortAllocator::new()
+            .reserve(&[wanted(port, 80)], &[])
+            .unwrap_err();
         assert_eq!(taken.port, port);
         let text = taken.to_string();
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
@@ -329,7 +335,7 @@ mod tests {
             .local_addr()
             .unwrap()
             .port();
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         let mut reservation = ports.reserve(&[wanted(free, 80)], &[]).unwrap();
         assert!(!reservation.is_automatic(free));
         assert!(reservation.is_automatic(reservation.forwards()[1].host));
@@ -337,7 +343,7 @@ mod tests {
             TcpListener::bind(("127.0.0.1", free)).is_err(),
             "somebody could take it"
         );
-        reservation.let_go();
+        reservation.release();
         TcpListener::bind(("127.0.0.1", free)).unwrap();
         let twice = ports.reserve(&[wanted(free, 80)], &[]).unwrap_err().to_string();
         assert!(twice.contains("another VM of this project"), "{twice}");
@@ -345,13 +351,13 @@ mod tests {
 
     #[test]
     fn last_times_ports_come_back_where_they_are_free() {
-        let first = Ports::new().reserve(&[wanted(0, 80)], &[]).unwrap();
+        let first = PortAllocator::new().reserve(&[wanted(0, 80)], &[]).unwrap();
         let last = first.forwards().to_vec();
         drop(first);
-        let again = Ports::new().reserve(&[wanted(0, 80)], &last).unwrap();
+        let again = PortAllocator::new().reserve(&[wanted(0, 80)], &last).unwrap();
         assert_eq!(again.forwards(), last);
         // Held by `again`: others are chosen.
-        let other = Ports::new().reserve(&[wanted(0, 80)], &last).unwrap();
+        let other = PortAllocator::new().reserve(&[wanted(0, 80)], &last).unwrap();
         assert!(
             other
                 .forwards()
@@ -362,7 +368,7 @@ mod tests {
 
     #[test]
     fn ports_of_running_vms_are_not_offered() {
-        let ports = Ports::new();
+        let ports = PortAllocator::new();
         let free = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()

@@ -21,8 +21,8 @@ use crate::core::root::paths::{VmPaths, vm_file};
 use crate::core::root::records::ForwardRecord;
 
 use super::attached::{self, AttachedQemu};
-use super::fault::{LaunchError, StartFault, io_error, own_words};
-use super::forwards::Ports;
+use super::fault::{LaunchError, StartFailure, io_error, own_words};
+use super::forwards::PortAllocator;
 use super::launch_plan::{LaunchPlan, VmLaunchMode};
 use super::qemu::qemu_argv;
 use super::qmp::{Qmp, QmpError};
@@ -90,7 +90,7 @@ fn launch_holding(
 /// other ones are tried.
 pub fn launch_with_ports(
     plan: &mut LaunchPlan,
-    ports: &Ports,
+    ports: &PortAllocator,
     wanted: &[PortForward],
     last_time: &[ForwardRecord],
     lock: Option<&FileLock>,
@@ -103,13 +103,13 @@ pub fn launch_with_ports(
         let mut reservation = ports.reserve(wanted, last_time).map_err(LaunchError::Port)?;
         plan.forwards = reservation.forwards().to_vec();
         before(plan).map_err(LaunchError::Io)?;
-        reservation.let_go();
+        reservation.release();
         match launch_holding(plan, lock, LAUNCH_DEADLINE, cancel) {
-            Err(LaunchError::Refused(StartFault::PortTaken(port)))
+            Err(LaunchError::Refused(StartFailure::PortTaken(port)))
                 if tries < PORT_TRIES && reservation.is_automatic(port) =>
             {
                 log::warn!("vm {}: port {port} was snatched away, trying others", plan.vm);
-                ports.take_back_fixed(&reservation);
+                ports.release_fixed(&reservation);
                 last_time = &[];
                 tries += 1;
             }
@@ -181,9 +181,9 @@ fn daemonize(
 }
 
 /// Why a QEMU that ended with this status refused to start.
-pub(super) fn refusal(paths: &VmPaths, status: ExitStatus) -> StartFault {
-    match StartFault::from_words(&qemu_words(paths)) {
-        StartFault::Other(words) if words.is_empty() => StartFault::Other(format!(
+pub(super) fn refusal(paths: &VmPaths, status: ExitStatus) -> StartFailure {
+    match StartFailure::from_words(&qemu_words(paths)) {
+        StartFailure::Other(words) if words.is_empty() => StartFailure::Other(format!(
             "it ended with {} and printed nothing",
             show_status(status)
         )),

@@ -44,7 +44,7 @@ pub struct LostQemu {
 pub fn find() -> Vec<LostQemu> {
     let mut found: Vec<LostQemu> = host::command_lines()
         .into_iter()
-        .filter_map(|(pid, words)| judge(pid, &words))
+        .filter_map(|(pid, words)| lost_qemu_of(pid, &words))
         .collect();
     found.sort_by(|a, b| (&a.state_root, &a.vm, a.pid).cmp(&(&b.state_root, &b.vm, b.pid)));
     found
@@ -62,7 +62,7 @@ pub fn of_roots(roots: &[PathBuf]) -> Vec<LostQemu> {
     lost
 }
 
-fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
+fn lost_qemu_of(pid: u32, words: &[OsString]) -> Option<LostQemu> {
     let (vm, state_root) = started_for(words)?;
     let path = StateRoot::new(&state_root).vm(&vm).qemu_pid();
     // If the lock can't be queried, nothing is concluded.
@@ -72,7 +72,7 @@ fn judge(pid: u32, words: &[OsString]) -> Option<LostQemu> {
     let held = host::held_file(pid, OsStr::new(vm_file::QEMU_PID))?;
     // The process has a file system of its own: the path is right there, only this process doesn't
     // see the file.
-    if held.path.as_deref() == Some(&path) || !host::sees_as_we(pid, &state_root) {
+    if held.path.as_deref() == Some(&path) || !host::shares_file_system(pid, &state_root) {
         return None;
     }
     let moved_to = held.path.and_then(|path| Some(root_of(&path)?.1.to_owned()));
@@ -130,7 +130,7 @@ fn config_beside(state_root: &Path) -> Option<PathBuf> {
 
 impl LostQemu {
     /// Whether it still runs, by its lock.
-    pub fn lives(&self) -> bool {
+    pub fn is_alive(&self) -> bool {
         host::lock_holder_of(&self.pid_file) == Holder::Process(self.pid)
     }
 
@@ -140,7 +140,7 @@ impl LostQemu {
         let Ok(pid) = i32::try_from(self.pid) else {
             return false;
         };
-        self.lives() && kill(Pid::from_raw(pid), signal).is_ok()
+        self.is_alive() && kill(Pid::from_raw(pid), signal).is_ok()
     }
 
     /// What happened to its state root, in words.

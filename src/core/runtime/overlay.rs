@@ -90,7 +90,7 @@ pub struct OverlayPrepared {
 
 /// Makes the overlay, or finds it there. Either it is whole under its name or nothing of it is.
 pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<OverlayPrepared> {
-    let wanted = wanted_size(spec)?;
+    let wanted = target_size(spec)?;
     if let Some(base) = spec.base {
         // `qemu-img create` only reads the head of the base and doesn't mind; the guest would.
         refuse_if_written(&base.path)?;
@@ -101,7 +101,7 @@ pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<Overlay
         base: spec.base.map(|base| base.path.clone()),
         virtual_size,
     };
-    if let Some(found) = look_at(spec.path)? {
+    if let Some(found) = inspect(spec.path)? {
         refuse_if_held(spec.path)?;
         if spec.keep != Keep::Nothing {
             let size = reuse(spec, &found, cancel)?;
@@ -145,7 +145,7 @@ fn failed(path: &Path) -> Failure {
 
 /// The disk's size in bytes, in whole sectors; a disk smaller than its base is refused, because
 /// the guest's file system would lose its end.
-fn wanted_size(spec: &OverlaySpec<'_>) -> Result<u64> {
+fn target_size(spec: &OverlaySpec<'_>) -> Result<u64> {
     let floor = spec.base.map(|base| base.virtual_size);
     let Some(asked) = spec.disk_size else {
         return Ok(floor.unwrap_or(EMPTY_DISK_BYTES));
@@ -174,14 +174,14 @@ fn wanted_size(spec: &OverlaySpec<'_>) -> Result<u64> {
 }
 
 /// What lies at an overlay's place.
-enum Found {
+enum ExistingFile {
     /// A qcow2 file.
     Layer(Header),
     /// A regular file of another kind.
     Other,
 }
 
-fn look_at(path: &Path) -> Result<Option<Found>> {
+fn inspect(path: &Path) -> Result<Option<ExistingFile>> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Failure::io("read", path, &error)),
@@ -193,9 +193,9 @@ fn look_at(path: &Path) -> Result<Option<Found>> {
         Ok(_) => {}
     }
     match qcow2::load_header(path) {
-        Ok(Some(header)) => Ok(Some(Found::Layer(header))),
-        Ok(None) => Ok(Some(Found::Other)),
-        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Some(Found::Other)),
+        Ok(Some(header)) => Ok(Some(ExistingFile::Layer(header))),
+        Ok(None) => Ok(Some(ExistingFile::Other)),
+        Err(error) if error.kind() == ErrorKind::InvalidData => Ok(Some(ExistingFile::Other)),
         Err(error) => Err(Failure::io("read", path, &error)),
     }
 }
@@ -218,12 +218,12 @@ fn refuse_if_held(path: &Path) -> Result<()> {
 
 /// Everything about the overlay that can be found wrong without making it. Changes nothing.
 pub fn check(spec: &OverlaySpec<'_>) -> Result<()> {
-    wanted_size(spec)?;
+    target_size(spec)?;
     if !spec.path.parent().is_some_and(Path::is_dir) {
         // The folder is made, or can't be, when the overlay is.
         return Ok(());
     }
-    match look_at(spec.path)? {
+    match inspect(spec.path)? {
         None => Ok(()),
         Some(found) if spec.keep != Keep::Nothing => kept_sizes(spec, &found).map(drop),
         Some(found) => check_replaceable(spec, &found),
@@ -233,7 +233,7 @@ pub fn check(spec: &OverlaySpec<'_>) -> Result<()> {
 /// Whether what lies there, if anything, can be kept as it is asked for. Changes nothing, and doesn't
 /// mind a QEMU that runs on it.
 pub fn check_kept(spec: &OverlaySpec<'_>) -> Result<()> {
-    match look_at(spec.path)? {
+    match inspect(spec.path)? {
         Some(found) if spec.keep != Keep::Nothing => kept_sizes(spec, &found).map(drop),
         _ => Ok(()),
     }
@@ -266,7 +266,7 @@ pub fn check_same_base(
     let (Some(base), Some(then)) = (spec.base, made_over) else {
         return Ok(());
     };
-    if spec.keep == Keep::Nothing || look_at(spec.path)?.is_none() {
+    if spec.keep == Keep::Nothing || inspect(spec.path)?.is_none() {
         return Ok(());
     }
     let Some(now) = base_record(Some(base), digests) else {
@@ -312,7 +312,7 @@ fn same_contents(
 }
 
 /// Keeps what lies there, and grows it if that is asked too.
-fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> {
+fn reuse(spec: &OverlaySpec<'_>, found: &ExistingFile, cancel: &Cancel) -> Result<u64> {
     let (now, wanted) = kept_sizes(spec, found)?;
     if wanted > now {
         qemu_img::grow(spec.path, wanted, spec.lock, cancel).map_err(|error| explain(spec, error))?;
@@ -322,9 +322,9 @@ fn reuse(spec: &OverlaySpec<'_>, found: &Found, cancel: &Cancel) -> Result<u64> 
 
 /// Checks that what lies there is the disk that is asked for; its size now, and the one it should
 /// have.
-fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
+fn kept_sizes(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<(u64, u64)> {
     let who = spec.keep.who();
-    let Found::Layer(header) = found else {
+    let ExistingFile::Layer(header) = found else {
         return Err(failed(spec.path)
             .because(format!(
                 "{who} would keep the file there, but it isn't a qcow2 overlay"
@@ -336,7 +336,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
             .because(ENCRYPTED)
             .advice("remove it, or set `overlay` to another place"));
     }
-    if !stands_on(header, spec.base) {
+    if !has_base(header, spec.base) {
         let name = |path: Option<&Path>| match path {
             Some(path) => path.display().to_string(),
             None => "nothing (an empty disk)".to_owned(),
@@ -368,7 +368,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &Found) -> Result<(u64, u64)> {
 }
 
 /// Whether a layer stands on this base: the same path, or another path to the same file.
-fn stands_on(header: &Header, base: Option<&ResolvedBase>) -> bool {
+fn has_base(header: &Header, base: Option<&ResolvedBase>) -> bool {
     match (&header.backing_file, base) {
         (None, None) => true,
         (Some(named), Some(base)) => *named == base.path || same_file(named, &base.path),
@@ -384,10 +384,10 @@ fn same_file(one: &Path, other: &Path) -> bool {
 }
 
 /// A leftover of an unclean end is replaced; somebody's own disk never is.
-fn check_replaceable(spec: &OverlaySpec<'_>, found: &Found) -> Result<()> {
+fn check_replaceable(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<()> {
     let layer_over_base = match found {
-        Found::Layer(header) => spec.base.is_some() && stands_on(header, spec.base),
-        Found::Other => false,
+        ExistingFile::Layer(header) => spec.base.is_some() && has_base(header, spec.base),
+        ExistingFile::Other => false,
     };
     if spec.ours || layer_over_base {
         return Ok(());

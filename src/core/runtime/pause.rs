@@ -34,11 +34,11 @@ const QMP_TAIL: u64 = 16 * 1024;
 const LOG_TAIL: u64 = 4096;
 /// A guest is resumed once an unprivileged user may write this much again: a guest that had to wait
 /// writes more than one block.
-pub const ROOM: u64 = 16 << 20;
+pub const MIN_FREE_BYTES: u64 = 16 << 20;
 /// How long a resumed guest must run to count as running: it repeats the failed write at once.
-const HOLDS: Duration = Duration::from_millis(300);
+const RESUME_CHECK: Duration = Duration::from_millis(300);
 /// How often that is checked.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// QEMU's run state of a guest whose disk can't be written.
 const IO_ERROR: &str = "io-error";
@@ -65,7 +65,7 @@ impl Pause {
     }
 
     /// Whether it ends by itself once there is disk space again.
-    pub fn waits_for_room(&self) -> bool {
+    pub fn waits_for_space(&self) -> bool {
         self.no_space && self.reason == IO_ERROR
     }
 
@@ -185,11 +185,11 @@ fn time_of(message: &Value) -> Option<String> {
 pub struct PauseWatch {
     paths: VmPaths,
     log: PathBuf,
-    seen: RefCell<(LogLook, Option<Pause>)>,
+    seen: RefCell<(LogStamp, Option<Pause>)>,
 }
 
 /// What tells whether a log has changed: its inode and length.
-type LogLook = Option<(u64, u64)>;
+type LogStamp = Option<(u64, u64)>;
 
 impl PauseWatch {
     /// A watch over one VM that hasn't read anything yet.
@@ -217,12 +217,12 @@ impl PauseWatch {
 pub fn resume(paths: &VmPaths, limit: Duration) -> Result<Option<Pause>, QmpError> {
     Qmp::connect(paths.dir(), limit)?.cont(limit)?;
     let watch = PauseWatch::new(paths);
-    let until = Instant::now() + HOLDS;
+    let until = Instant::now() + RESUME_CHECK;
     while Instant::now() < until {
         if let Some(pause) = watch.look() {
             return Ok(Some(pause));
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(None)
 }

@@ -93,7 +93,7 @@ fn only_what_nobody_asked_for_waits_for_room() {
             at: None,
         };
         assert_eq!(
-            (pause.can_resume(), pause.waits_for_room()),
+            (pause.can_resume(), pause.waits_for_space()),
             (resumes, waits),
             "{reason}"
         );

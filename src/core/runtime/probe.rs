@@ -15,7 +15,7 @@ use crate::core::events::Accel;
 use crate::core::host;
 use crate::core::process::{Job, JobError};
 use crate::core::root::paths::{VmPaths, vm_file};
-use crate::core::threads::{self, RaisedAtEnd};
+use crate::core::threads::{self, CancelOnDrop};
 
 use super::fault::own_words;
 use super::probe_guest::{MARKER, initramfs};
@@ -36,11 +36,11 @@ const STUCK_CPU: Duration = Duration::from_millis(300);
 /// No probe takes longer, whatever the host's load.
 const LIMIT: Duration = Duration::from_secs(20);
 /// How often console and CPU time are looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum ProbeResult {
     /// The guest ran a program; how long that took.
     Lives(Duration),
     /// It didn't; why, as the end of a sentence that begins with "under KVM".
@@ -50,21 +50,22 @@ pub enum Verdict {
 }
 
 /// Boots `kernel` under `accel` and waits for the guest's line.
-pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Verdict {
+pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> ProbeResult {
     let Some(initramfs) = initramfs() else {
-        return Verdict::Unknown("castra has no test guest for this architecture".into());
+        return ProbeResult::Unknown("castra has no test guest for this architecture".into());
     };
-    let place = match Place::new(&initramfs) {
+    let place = match ProbeDir::new(&initramfs) {
         Ok(place) => place,
-        Err(error) => return Verdict::Unknown(format!("no space for a test guest: {error}")),
+        Err(error) => return ProbeResult::Unknown(format!("no space for a test guest: {error}")),
     };
     let enough = Cancel::new();
     let began = Instant::now();
     thread::scope(|scope| {
-        let _end = RaisedAtEnd(&enough);
-        let qemu = match threads::start_in(scope, "probe", || run(binary, accel, kernel, &place, &enough)) {
+        let _end = CancelOnDrop(&enough);
+        let qemu = match threads::spawn_scoped(scope, "probe", || run(binary, accel, kernel, &place, &enough))
+        {
             Ok(qemu) => qemu,
-            Err(failure) => return Verdict::Unknown(failure.cause()),
+            Err(failure) => return ProbeResult::Unknown(failure.cause()),
         };
         let verdict = watch(&place, accel, began, || qemu.is_finished(), cancel);
         enough.request();
@@ -73,11 +74,11 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
         match (verdict, ended) {
             (Some(verdict), _) => verdict,
             (None, Ok(Err(JobError::NotStarted { program, error }))) => {
-                Verdict::Unknown(format!("`{program}` can't be started: {error}"))
+                ProbeResult::Unknown(format!("`{program}` can't be started: {error}"))
             }
             (None, _) => match own_words(&place.read(vm_file::QEMU_LOG)) {
-                words if words.is_empty() => Verdict::Fails("QEMU ended and printed nothing".into()),
-                words => Verdict::Fails(format!("QEMU ended: {words}")),
+                words if words.is_empty() => ProbeResult::Fails("QEMU ended and printed nothing".into()),
+                words => ProbeResult::Fails(format!("QEMU ended: {words}")),
             },
         }
     })
@@ -85,12 +86,12 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Ver
 
 /// Watches until the result is certain; `None`: QEMU ended before the guest printed its line.
 fn watch(
-    place: &Place,
+    place: &ProbeDir,
     accel: Accel,
     began: Instant,
     ended: impl Fn() -> bool,
     cancel: &Cancel,
-) -> Option<Verdict> {
+) -> Option<ProbeResult> {
     let budget = match accel {
         Accel::Kvm => KVM_CPU_BUDGET,
         Accel::Tcg => TCG_CPU_BUDGET,
@@ -100,11 +101,11 @@ fn watch(
         // Asked first: what a QEMU wrote that has ended since is read below.
         let has_ended = ended();
         if place.read(vm_file::SERIAL_LOG).contains(MARKER) {
-            return Some(Verdict::Lives(began.elapsed()));
+            return Some(ProbeResult::Lives(began.elapsed()));
         }
         if place.read(vm_file::QEMU_LOG).contains("internal error") {
             let words = own_words(&place.read(vm_file::QEMU_LOG));
-            return Some(Verdict::Fails(format!(
+            return Some(ProbeResult::Fails(format!(
                 "a test guest was stopped: {}",
                 first_words(&words)
             )));
@@ -113,7 +114,7 @@ fn watch(
             return None;
         }
         if cancel.is_requested() {
-            return Some(Verdict::Unknown("interrupted".into()));
+            return Some(ProbeResult::Unknown("interrupted".into()));
         }
         let now = Instant::now();
         let used = qemu_pid(&place.paths).and_then(host::cpu_time).unwrap_or(moved.1);
@@ -126,21 +127,21 @@ fn watch(
             "never ran a program"
         };
         if used >= budget {
-            return Some(Verdict::Fails(format!(
+            return Some(ProbeResult::Fails(format!(
                 "a test guest {silent} in {:.1} s of CPU time",
                 used.as_secs_f32()
             )));
         }
         if now - moved.0 >= STUCK_AFTER {
-            return Some(Verdict::Fails(format!("a test guest got stuck and {silent}")));
+            return Some(ProbeResult::Fails(format!("a test guest got stuck and {silent}")));
         }
         if began.elapsed() >= LIMIT {
-            return Some(Verdict::Unknown(format!(
+            return Some(ProbeResult::Unknown(format!(
                 "the host is too busy: a test guest {silent} in {} s",
                 LIMIT.as_secs()
             )));
         }
-        thread::sleep(LOOK_EVERY);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -149,7 +150,13 @@ fn first_words(words: &str) -> String {
     words.split("; ").take(2).collect::<Vec<_>>().join("; ")
 }
 
-fn run(binary: &Path, accel: Accel, kernel: &Path, place: &Place, enough: &Cancel) -> Result<(), JobError> {
+fn run(
+    binary: &Path,
+    accel: Accel,
+    kernel: &Path,
+    place: &ProbeDir,
+    enough: &Cancel,
+) -> Result<(), JobError> {
     let log = host::private_file()
         .append(true)
         .create(true)
@@ -185,7 +192,7 @@ fn run(binary: &Path, accel: Accel, kernel: &Path, place: &Place, enough: &Cance
         ])
         .arg("-kernel")
         .arg(kernel)
-        .args(["-initrd", Place::INITRD, "-append"])
+        .args(["-initrd", ProbeDir::INITRD, "-append"])
         .arg("console=ttyS0 console=ttyAMA0 panic=-1 rdinit=/init")
         .args(["-pidfile", vm_file::QEMU_PID, "-serial"])
         .arg(format!("file:{}", vm_file::SERIAL_LOG))
@@ -198,22 +205,22 @@ fn run(binary: &Path, accel: Accel, kernel: &Path, place: &Place, enough: &Cance
 }
 
 /// A temporary directory for one probe.
-struct Place {
+struct ProbeDir {
     dir: PathBuf,
     paths: VmPaths,
 }
 
-impl Place {
+impl ProbeDir {
     const INITRD: &str = "initramfs.cpio";
 
-    fn new(initramfs: &[u8]) -> io::Result<Place> {
+    fn new(initramfs: &[u8]) -> io::Result<ProbeDir> {
         let dir = std::env::temp_dir().join(format!("castra-probe-{}", host::random_hex(8)?));
         host::ensure_private_dir(&dir)?;
-        let place = Place {
+        let place = ProbeDir {
             paths: VmPaths::at(&dir),
             dir,
         };
-        host::replace_file(&place.dir.join(Place::INITRD), initramfs)?;
+        host::replace_file(&place.dir.join(ProbeDir::INITRD), initramfs)?;
         Ok(place)
     }
 
@@ -222,7 +229,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for ProbeDir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
     }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::core::host;
 use crate::core::reporter::wall_clock;
-use crate::core::root::ending::{PANIC, Verdict};
+use crate::core::root::ending::{EndReason, PANIC};
 use crate::core::root::paths::{VmPaths, vm_file};
 use crate::core::time::millis;
 
@@ -66,7 +66,7 @@ impl Resets {
     /// These resets and those that a later read of the log's end has found. Older ones are no
     /// longer in that end as QEMU writes on. The order can't be told by the times, since a wall
     /// clock may be set back.
-    fn and_then(&self, later: &Resets) -> Resets {
+    fn merge(&self, later: &Resets) -> Resets {
         let known = self.0.last();
         let fresh = later
             .0
@@ -133,11 +133,11 @@ pub struct ResetWatch {
 
 /// What is new.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Anew {
+pub struct NewResets {
     /// All resets since the launch.
     pub resets: Resets,
     /// The guest is to be ended.
-    pub verdict: Option<Verdict>,
+    pub end_reason: Option<EndReason>,
 }
 
 impl ResetWatch {
@@ -165,13 +165,13 @@ impl ResetWatch {
     }
 
     /// The resets since the last call.
-    pub fn look(&mut self) -> Option<Anew> {
+    pub fn look(&mut self) -> Option<NewResets> {
         let now = self.length_of(vm_file::QMP_LOG);
         if now == self.seen {
             return None;
         }
         self.seen = now;
-        let resets = self.resets.and_then(&read(&self.paths));
+        let resets = self.resets.merge(&read(&self.paths));
         if resets == self.resets {
             return None;
         }
@@ -183,12 +183,12 @@ impl ResetWatch {
         self.console = until;
         let panicked =
             fresh > 0 && host::tail_of(&self.paths.file(vm_file::SERIAL_LOG), fresh).contains(PANIC);
-        let verdict = if panicked {
-            Some(Verdict::Panic)
+        let end_reason = if panicked {
+            Some(EndReason::Panic)
         } else {
-            resets.is_loop().then_some(Verdict::BootLoop)
+            resets.is_loop().then_some(EndReason::BootLoop)
         };
-        Some(Anew { resets, verdict })
+        Some(NewResets { resets, end_reason })
     }
 
     fn length_of(&self, name: &str) -> Option<(u64, u64)> {
@@ -198,8 +198,8 @@ impl ResetWatch {
 }
 
 /// Ends a QEMU, with the reason in its `qmp.log`.
-pub fn end(paths: &VmPaths, verdict: Verdict, limit: Duration) -> Result<(), QmpError> {
-    Qmp::connect(paths.dir(), limit)?.quit_as(verdict.quit_id(), limit)
+pub fn end(paths: &VmPaths, end_reason: EndReason, limit: Duration) -> Result<(), QmpError> {
+    Qmp::connect(paths.dir(), limit)?.quit_as(end_reason.quit_id(), limit)
 }
 
 #[cfg(test)]
@@ -280,17 +280,17 @@ mod tests {
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000]));
         assert_eq!(ResetWatch::new(&paths).look().unwrap().resets.boots(), 3);
-        let anew = watch.look().unwrap();
-        assert_eq!((anew.resets.boots(), anew.verdict), (3, None));
+        let new_resets = watch.look().unwrap();
+        assert_eq!((new_resets.resets.boots(), new_resets.end_reason), (3, None));
         console += &format!("[ 1.0] {PANIC}: VFS\nbooting again\n");
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000]));
-        assert_eq!(watch.look().unwrap().verdict, Some(Verdict::Panic));
+        assert_eq!(watch.look().unwrap().end_reason, Some(EndReason::Panic));
         // It isn't held against the next one.
         console += "Restarting system\n";
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000, 400_000]));
-        assert_eq!(watch.look().unwrap().verdict, None);
+        assert_eq!(watch.look().unwrap().end_reason, None);
     }
 
     #[test]
@@ -317,12 +317,12 @@ mod tests {
 
     #[test]
     fn the_answer_to_the_quit_bears_the_verdict() {
-        let of = |text: &str| Verdict::of_answer(&serde_json::from_str(text).unwrap());
-        for verdict in [Verdict::Panic, Verdict::BootLoop] {
-            let id = verdict.quit_id();
+        let of = |text: &str| EndReason::of_answer(&serde_json::from_str(text).unwrap());
+        for end_reason in [EndReason::Panic, EndReason::BootLoop] {
+            let id = end_reason.quit_id();
             assert_eq!(
                 of(&format!("{{\"return\": {{}}, \"id\": \"{id}\"}}")),
-                Some(verdict)
+                Some(end_reason)
             );
             assert_eq!(of(&format!("{{\"error\": {{}}, \"id\": \"{id}\"}}")), None);
         }

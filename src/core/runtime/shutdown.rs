@@ -31,7 +31,7 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU's process may take to end after its pid file is gone.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
 /// How often the lock is checked: a guest takes 30 to 70 ms to power off.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a VM was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +136,7 @@ impl Ladder<'_, '_> {
             vm: self.vm.clone(),
             pid,
         });
-        if self.ask() {
+        if self.power_down() {
             return ShutdownEnding::Graceful;
         }
         for (signal, wait, ending) in [
@@ -162,7 +162,7 @@ impl Ladder<'_, '_> {
     }
 
     /// The first step: the power button. True if the guest powered off.
-    fn ask(&self) -> bool {
+    fn power_down(&self) -> bool {
         let limit = self.lifecycle.graceful_shutdown_wait;
         self.emitter.emit(Event::CooperativeAttempted {
             vm: self.vm.clone(),
@@ -242,7 +242,7 @@ impl Ladder<'_, '_> {
             if hurry || Instant::now() >= until {
                 return false;
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
         true
     }
@@ -253,7 +253,7 @@ impl Ladder<'_, '_> {
             if self.is_impatient() || Instant::now() >= until {
                 return false;
             }
-            thread::sleep(LOOK_EVERY);
+            thread::sleep(POLL_INTERVAL);
         }
         true
     }

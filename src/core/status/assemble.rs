@@ -11,7 +11,7 @@ use crate::core::root::records::{BootstrapRecord, BrokerRecord, GuestsRecord, Ru
 use crate::core::runtime::resets::Resets;
 use crate::core::time::{millis, parse_ms};
 
-use super::evidence::{Found, Now, Snapshot, VmEvidence};
+use super::evidence::{Loaded, Now, Snapshot, VmEvidence};
 use super::{
     BrokerState, BrokerStatus, EndedStatus, GuestState, Note, PausedStatus, SCHEMA, StatusOutcome, VmState,
     VmStatus,
@@ -25,7 +25,7 @@ pub fn assemble(snapshot: &Snapshot) -> StatusOutcome {
         .record
         .or(snapshot.broker.known().filter(|_| project.vms.is_none()))
         .map_or(millis(project.freshness), |record| record.freshness_window_ms);
-    let scene = Scene {
+    let scene = ProjectFacts {
         now: &snapshot.now,
         broker,
         window_ms,
@@ -95,21 +95,21 @@ impl<'a> LiveBroker<'a> {
 }
 
 /// What all VMs of a project are judged against.
-struct Scene<'a> {
+struct ProjectFacts<'a> {
     now: &'a Now,
     broker: LiveBroker<'a>,
     window_ms: u64,
     guests: Option<&'a GuestsRecord>,
 }
 
-impl Scene<'_> {
+impl ProjectFacts<'_> {
     fn vm(&self, vm: &VmEvidence) -> VmStatus {
         let run = vm.run.known();
         let (state, ended) = self.state_of(vm);
         let alive = vm.qemu.is_some();
         // A guest that executes nothing hears nobody, however lately it was heard.
         let runs = alive && vm.pause.is_none();
-        let heard = heard(vm, self.now, self.launch_of(vm));
+        let heard = proof_of_life(vm, self.now, self.launch_of(vm));
         let age = heard.as_ref().map(|heard| heard.age_ms);
         // What belongs to another host boot tells an age and nothing else.
         let record = heard.as_ref().and_then(|heard| heard.current);
@@ -306,7 +306,7 @@ enum Launch<'a> {
 }
 
 /// A proof of life that belongs to a VM's last launch.
-struct Heard<'a> {
+struct ProofOfLife<'a> {
     age_ms: u64,
     /// The record, if it is of this host boot.
     current: Option<&'a HandshakeRecord>,
@@ -314,7 +314,7 @@ struct Heard<'a> {
 
 /// A record counts if it is of this host boot and its handshake isn't before the VM's launch.
 /// One of an earlier boot tells an age by the wall clock, if the VM wasn't launched since.
-fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<'a>> {
+fn proof_of_life<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<ProofOfLife<'a>> {
     let record = match &vm.record {
         RecordRead::Record(record) if is_of_guest(record, &vm.name) => record,
         _ => return None,
@@ -342,14 +342,14 @@ fn heard<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Option<Heard<
         return None;
     }
     if of_this_boot {
-        return Some(Heard {
+        return Some(ProofOfLife {
             age_ms: now.boottime_ms.saturating_sub(record.heard_boottime_ms),
             current: Some(record),
         });
     }
     // It is at least as old as this boot, whatever somebody did to the wall clock.
     let by_wall_clock = parse_ms(&record.heard_at).map_or(0, |at| now.wall_ms.saturating_sub(at));
-    Some(Heard {
+    Some(ProofOfLife {
         age_ms: by_wall_clock.max(now.boottime_ms),
         current: None,
     })
@@ -383,7 +383,7 @@ fn accel_of(vms: &[VmEvidence]) -> Option<Accel> {
 
 fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
     let mut notes = Vec::new();
-    if let Found::Unreadable(text) = &snapshot.broker {
+    if let Loaded::Unreadable(text) = &snapshot.broker {
         notes.push(Note {
             vm: None,
             text: text.clone(),
@@ -393,7 +393,7 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
             ),
         });
     }
-    if let Found::Unreadable(text) = &snapshot.guests {
+    if let Loaded::Unreadable(text) = &snapshot.guests {
         notes.push(Note {
             vm: None,
             text: text.clone(),
@@ -414,10 +414,10 @@ fn notes_on(snapshot: &Snapshot) -> Vec<Note> {
                 "`castra down` ends it",
             );
         }
-        if let Found::Unreadable(text) = &vm.run {
+        if let Loaded::Unreadable(text) = &vm.run {
             note(text, "castra writes it anew at the VM's next launch");
         }
-        if let Found::Unreadable(text) = &vm.stop {
+        if let Loaded::Unreadable(text) = &vm.stop {
             note(text, "castra removes it at the VM's next launch");
         }
         let path = snapshot.project.state.handshake(&vm.name);

@@ -86,21 +86,21 @@ impl From<&WorkspaceRecord> for Project {
 
 /// A small JSON file, as it was found.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Found<T> {
+pub enum Loaded<T> {
     /// There is none.
     Absent,
     /// It says this.
-    Is(T),
+    Value(T),
     /// There is one, but it can't be read; why, naming the file.
     Unreadable(String),
 }
 
-impl<T> Found<T> {
+impl<T> Loaded<T> {
     /// What it says, if it says anything.
     pub fn known(&self) -> Option<&T> {
         match self {
-            Found::Is(value) => Some(value),
-            Found::Absent | Found::Unreadable(_) => None,
+            Loaded::Value(value) => Some(value),
+            Loaded::Absent | Loaded::Unreadable(_) => None,
         }
     }
 }
@@ -115,9 +115,9 @@ pub struct Snapshot {
     /// Pid and run id of whoever holds `broker.pid`; `None`: nobody.
     pub live_broker: Option<(u32, String)>,
     /// `broker.json`, whether or not a broker runs.
-    pub broker: Found<BrokerRecord>,
+    pub broker: Loaded<BrokerRecord>,
     /// `guests.json`; asked only where a broker or a VM runs whose `run.json` says nothing.
-    pub guests: Found<GuestsRecord>,
+    pub guests: Loaded<GuestsRecord>,
     /// The VMs, in the order they are shown.
     pub vms: Vec<VmEvidence>,
 }
@@ -143,9 +143,9 @@ pub struct VmEvidence {
     /// Which process holds the record lock on `qemu.pid`. Asked first.
     pub qemu: Option<u32>,
     /// `run.json`.
-    pub run: Found<RunRecord>,
+    pub run: Loaded<RunRecord>,
     /// `stop.json`, of whatever launch.
-    pub stop: Found<StopRecord>,
+    pub stop: Loaded<StopRecord>,
     /// Somebody holds the VM's lock. Asked only where it decides something.
     pub lock_held: bool,
     /// The handshake record.

@@ -24,7 +24,7 @@ use crate::core::runtime::lost;
 use crate::core::runtime::{pause, resets};
 
 use super::assemble::bootstrap_runs;
-use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
+use super::evidence::{Declared, Loaded, Now, Project, Snapshot, VmEvidence};
 use crate::core::root::ending;
 use crate::core::time::wall_ms;
 
@@ -47,7 +47,7 @@ pub fn read(project: Project) -> Result<Snapshot> {
     let guests = if undated || live_broker.is_some() {
         found(records::load(&state.guests()))
     } else {
-        Found::Absent
+        Loaded::Absent
     };
     Ok(Snapshot {
         now: now(),
@@ -105,7 +105,7 @@ fn read_vm(state: &StateRoot, name: &VmName, declared: Option<Declared>) -> VmEv
     let mut evidence = look_at(state, &paths, name, declared);
     for _ in 1..TRIES {
         let settled = evidence.qemu.is_some()
-            || evidence.run == Found::Absent
+            || evidence.run == Loaded::Absent
             || (qemu_pid(&paths).is_none() && evidence.run == found(records::load(&paths.run())));
         if settled {
             break;
@@ -117,21 +117,21 @@ fn read_vm(state: &StateRoot, name: &VmName, declared: Option<Declared>) -> VmEv
 
 fn look_at(state: &StateRoot, paths: &VmPaths, name: &VmName, declared: Option<Declared>) -> VmEvidence {
     let qemu = qemu_pid(paths);
-    let run: Found<RunRecord> = found(records::load(&paths.run()));
+    let run: Loaded<RunRecord> = found(records::load(&paths.run()));
     let stop = match run {
-        Found::Absent => Found::Absent,
-        Found::Is(_) | Found::Unreadable(_) => found(records::load(&paths.stop())),
+        Loaded::Absent => Loaded::Absent,
+        Loaded::Value(_) | Loaded::Unreadable(_) => found(records::load(&paths.stop())),
     };
     // The lock says whether a launch, a stop or a bootstrap is still at work; for a VM that
     // simply runs or is simply gone it has nothing to say.
     let lock_matters = run.known().is_some_and(|run| {
         run.phase == RunPhase::Starting
             || bootstrap_runs(run)
-            || (qemu.is_none() && matches!(stop, Found::Is(_)))
+            || (qemu.is_none() && matches!(stop, Loaded::Value(_)))
     });
     let lock_held = lock_matters && host::lock_holder(&paths.lock()) != Holder::Nobody;
     let ending = match (&run, qemu) {
-        (Found::Is(_), None) => ending::read(paths),
+        (Loaded::Value(_), None) => ending::read(paths),
         _ => None,
     };
     VmEvidence {
@@ -176,11 +176,11 @@ fn find_lost(project: &Project, vms: &mut Vec<VmEvidence>) {
     }
 }
 
-fn found<T: DeserializeOwned>(loaded: Result<Option<T>, Failure>) -> Found<T> {
+fn found<T: DeserializeOwned>(loaded: Result<Option<T>, Failure>) -> Loaded<T> {
     match loaded {
-        Ok(Some(value)) => Found::Is(value),
-        Ok(None) => Found::Absent,
-        Err(failure) => Found::Unreadable(match failure.why {
+        Ok(Some(value)) => Loaded::Value(value),
+        Ok(None) => Loaded::Absent,
+        Err(failure) => Loaded::Unreadable(match failure.why {
             Some(why) => format!("{}: {why}", failure.what),
             None => failure.what,
         }),

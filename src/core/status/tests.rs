@@ -15,7 +15,7 @@ use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
 
 use super::assemble::assemble;
-use super::evidence::{Declared, Found, Now, Project, Snapshot, VmEvidence};
+use super::evidence::{Declared, Loaded, Now, Project, Snapshot, VmEvidence};
 use super::{BrokerState, EndedStatus, GuestState, VmState};
 use crate::core::root::ending::Ending;
 
@@ -124,7 +124,7 @@ fn healthy() -> Snapshot {
             wall_ms: WALL,
         },
         live_broker: Some((4711, "run-1".into())),
-        broker: Found::Is(BrokerRecord {
+        broker: Loaded::Value(BrokerRecord {
             port: 7070,
             run: "run-1".into(),
             started_boottime_ms: 890_000,
@@ -135,13 +135,13 @@ fn healthy() -> Snapshot {
             freshness_window_ms: WINDOW,
             bus_seq: 0,
         }),
-        guests: Found::Absent,
+        guests: Loaded::Absent,
         vms: vec![VmEvidence {
             name: "web-0".parse().unwrap(),
             declared: Some(declared("web-0")),
             qemu: Some(4712),
-            run: Found::Is(run()),
-            stop: Found::Absent,
+            run: Loaded::Value(run()),
+            stop: Loaded::Absent,
             lock_held: false,
             record: RecordRead::Record(heard(NOW - 400)),
             pause: None,
@@ -166,7 +166,7 @@ fn check(what: &str, expected: &str, change: impl FnOnce(&mut Snapshot)) {
 }
 
 fn edit_run(snapshot: &mut Snapshot, change: impl FnOnce(&mut RunRecord)) {
-    let Found::Is(run) = &mut snapshot.vms[0].run else {
+    let Loaded::Value(run) = &mut snapshot.vms[0].run else {
         panic!("no run.json");
     };
     change(run);
@@ -183,7 +183,7 @@ fn edit_record(snapshot: &mut Snapshot, change: impl FnOnce(&mut HandshakeRecord
 fn states_in_the_order_of_the_contract() {
     check("healthy", "running reachable 400 -", |_| {});
     check("never ran", "stopped waiting - -", |s| {
-        s.vms[0].run = Found::Absent;
+        s.vms[0].run = Loaded::Absent;
         s.vms[0].qemu = None;
         s.vms[0].record = RecordRead::Absent;
     });
@@ -201,7 +201,7 @@ fn states_in_the_order_of_the_contract() {
     check("starting wins over stopping", "starting waiting - -", |s| {
         edit_run(s, |run| run.phase = RunPhase::Starting);
         s.vms[0].lock_held = true;
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
         s.vms[0].record = RecordRead::Absent;
     });
     check("the launcher died, QEMU lives", "running reachable 400 -", |s| {
@@ -217,10 +217,10 @@ fn states_in_the_order_of_the_contract() {
         },
     );
     check("asked to stop, still there", "stopping reachable 400 -", |s| {
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
     });
     check("gone, `down` still tidies up", "stopping waiting 400 -", |s| {
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
         s.vms[0].qemu = None;
         s.vms[0].lock_held = true;
     });
@@ -229,7 +229,7 @@ fn states_in_the_order_of_the_contract() {
     });
     check("paused, and run.json is lost", "paused waiting - -", |s| {
         s.vms[0].pause = Some(pause("paused"));
-        s.vms[0].run = Found::Absent;
+        s.vms[0].run = Loaded::Absent;
     });
     // The snapshot's wall clock and CLOCK_BOOTTIME show the same moment.
     let resets = |boottime_ms| Some(Resets::at(&[WALL - (NOW - boottime_ms)]));
@@ -241,17 +241,17 @@ fn states_in_the_order_of_the_contract() {
     });
     check("paused, and asked to stop", "stopping waiting 400 -", |s| {
         s.vms[0].pause = Some(pause("paused"));
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
     });
     check(
         "an earlier launch was asked to stop",
         "running reachable 400 -",
         |s| {
-            s.vms[0].stop = Found::Is(stop("launch-1"));
+            s.vms[0].stop = Loaded::Value(stop("launch-1"));
         },
     );
     check("stopped by `down`", "stopped waiting 400 host-signal", |s| {
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
         s.vms[0].qemu = None;
         s.vms[0].ending = Some(ending(VmState::Crashed, "host-signal"));
     });
@@ -259,7 +259,7 @@ fn states_in_the_order_of_the_contract() {
         "crashed after an earlier stop",
         "crashed waiting 400 guest-panic",
         |s| {
-            s.vms[0].stop = Found::Is(stop("launch-1"));
+            s.vms[0].stop = Loaded::Value(stop("launch-1"));
             s.vms[0].qemu = None;
             s.vms[0].ending = Some(ending(VmState::Crashed, "guest-panic"));
         },
@@ -346,8 +346,8 @@ fn settings_that_a_running_vm_was_not_launched_with_are_named() {
 #[test]
 fn a_locked_pid_file_outweighs_a_lost_run_json() {
     for run in [
-        Found::Absent,
-        Found::Unreadable("can't understand run.json".into()),
+        Loaded::Absent,
+        Loaded::Unreadable("can't understand run.json".into()),
     ] {
         // Nothing proves that the handshake is of this launch.
         check("unknown launch", "running waiting - -", |s| {
@@ -355,7 +355,7 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
         });
         check("launch known from guests.json", "running reachable 400 -", |s| {
             s.vms[0].run = run.clone();
-            s.guests = Found::Is(GuestsRecord {
+            s.guests = Loaded::Value(GuestsRecord {
                 guests: vec![GuestRecord {
                     closed: false,
                     name: "web-0".parse().unwrap(),
@@ -377,7 +377,7 @@ fn a_locked_pid_file_outweighs_a_lost_run_json() {
 #[test]
 fn a_vm_that_somebody_started_himself_is_external() {
     let listed = |launch: Option<&str>, since: Option<u64>| {
-        Found::Is(GuestsRecord {
+        Loaded::Value(GuestsRecord {
             guests: vec![GuestRecord {
                 closed: false,
                 name: "Web-0".parse().unwrap(),
@@ -391,12 +391,12 @@ fn a_vm_that_somebody_started_himself_is_external() {
     };
     let ended = |s: &mut Snapshot| {
         s.vms[0].qemu = None;
-        s.vms[0].stop = Found::Is(stop("launch-2"));
+        s.vms[0].stop = Loaded::Value(stop("launch-2"));
         s.vms[0].ending = Some(ending(VmState::Stopped, "host-signal"));
     };
     check("castra launched none", "external reachable 400 -", |s| {
         s.vms[0].qemu = None;
-        s.vms[0].run = Found::Absent;
+        s.vms[0].run = Loaded::Absent;
         s.guests = listed(None, None);
     });
     check(
@@ -404,9 +404,9 @@ fn a_vm_that_somebody_started_himself_is_external() {
         "stopped waiting 400 -",
         |s| {
             s.vms[0].qemu = None;
-            s.vms[0].run = Found::Absent;
+            s.vms[0].run = Loaded::Absent;
             s.guests = listed(None, None);
-            if let Found::Is(record) = &mut s.guests {
+            if let Loaded::Value(record) = &mut s.guests {
                 record.guests[0].closed = true;
             }
         },
@@ -488,7 +488,7 @@ fn a_record_counts_for_one_boot_of_one_vm() {
             record.handshake_boottime_ms = LAUNCHED;
             record.heard_boottime_ms = LAUNCHED;
         });
-        let Found::Is(broker) = &mut s.broker else {
+        let Loaded::Value(broker) = &mut s.broker else {
             panic!()
         };
         broker.freshness_window_ms = 100_000;
@@ -599,7 +599,7 @@ fn figures_come_from_the_launch_else_from_the_config() {
     assert_eq!(vm.ssh.and_then(|ssh| ssh.port), Some(2222));
 
     let mut snapshot = healthy();
-    snapshot.vms[0].run = Found::Absent;
+    snapshot.vms[0].run = Loaded::Absent;
     snapshot.vms[0].qemu = None;
     let vm = assemble(&snapshot).vms.remove(0);
     assert_eq!((vm.cpus, vm.memory_bytes), (Some(1), Some(1 << 30)));
@@ -624,7 +624,7 @@ fn the_top_level_sums_up() {
     });
     let mut kvm = run();
     kvm.accel = Accel::Kvm;
-    older.run = Found::Is(kvm);
+    older.run = Loaded::Value(kvm);
     snapshot.vms.insert(0, older);
     let status = assemble(&snapshot);
     assert_eq!(status.last_handshake_vm, Some("web-0".parse().unwrap()));
@@ -682,8 +682,8 @@ fn a_bootstrap_nobody_runs_any_more_has_failed() {
 #[test]
 fn what_is_unreadable_is_told() {
     let mut snapshot = healthy();
-    snapshot.broker = Found::Unreadable("can't understand /s/broker.json".into());
-    snapshot.vms[0].run = Found::Unreadable("can't understand /s/vms/web-0/run.json".into());
+    snapshot.broker = Loaded::Unreadable("can't understand /s/broker.json".into());
+    snapshot.vms[0].run = Loaded::Unreadable("can't understand /s/vms/web-0/run.json".into());
     snapshot.vms[0].record = RecordRead::Unreadable("it is only partly written".into());
     let notes = assemble(&snapshot).notes;
     assert_eq!(notes.len(), 3);
@@ -722,14 +722,14 @@ fn invariants_hold_in_every_combination() {
                             let mut snapshot = healthy();
                             snapshot.live_broker = broker.then(|| (4711, "run-1".into()));
                             let vm = &mut snapshot.vms[0];
-                            vm.run = phase.map_or(Found::Absent, |phase| {
-                                Found::Is(RunRecord {
+                            vm.run = phase.map_or(Loaded::Absent, |phase| {
+                                Loaded::Value(RunRecord {
                                     phase,
                                     boot_id: boot.into(),
                                     ..run()
                                 })
                             });
-                            vm.stop = stopped.map_or(Found::Absent, |launch| Found::Is(stop(launch)));
+                            vm.stop = stopped.map_or(Loaded::Absent, |launch| Loaded::Value(stop(launch)));
                             vm.ending = end.map(|state| ending(state, "host-error"));
                             vm.qemu = qemu.then_some(4712);
                             vm.lock_held = lock;

@@ -18,12 +18,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
-use crate::core::bootstrap::watch::{Stop, Watch};
+use crate::core::bootstrap::watch::{StopReason, Watch};
 use crate::core::process::{Tail, end_group, show_status};
 use crate::core::threads;
 
 /// How often a wait looks at the VM and the wish to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// For the guest to end a script in order once its stdin is closed; the guest takes about 2 s
 /// before it kills.
 const ORDERLY_END: Duration = Duration::from_secs(6);
@@ -31,7 +31,7 @@ const ORDERLY_END: Duration = Duration::from_secs(6);
 /// the background holds the channel open longer, and nobody waits for that.
 const AFTER_MARK: Duration = Duration::from_millis(300);
 /// Between the end of a channel and that of a master that broke.
-const MASTER_PATIENCE: Duration = Duration::from_millis(500);
+const MASTER_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest line handed on in one piece.
 pub const LINE_BYTES: usize = 4096;
 /// Lines under way between the readers and the pipeline; a full queue slows the guest down.
@@ -83,12 +83,12 @@ pub enum ExecError {
     /// The limit was reached; the command was ended.
     TimedOut(Duration),
     /// The operation is over; the command was ended.
-    Stopped(Stop),
+    Stopped(StopReason),
     /// What was to be fed to it can't be read.
     Feed(io::Error),
 }
 
-enum Heard {
+enum OutputLine {
     Line(Stream, String),
     Eof,
     Fed(io::Result<()>),
@@ -125,19 +125,19 @@ pub fn run(
     ];
     for reader in readers {
         match reader {
-            Ok(reader) => master.adopt([reader]),
-            Err(error) => return Err(unheard(&mut child, error)),
+            Ok(reader) => master.add_readers([reader]),
+            Err(error) => return Err(abandon(&mut child, error)),
         }
     }
     thread::scope(|scope| {
         let name = format!("ssh-feed {vm}");
-        let feeder = threads::start_in(scope, &name, move || {
+        let feeder = threads::spawn_scoped(scope, &name, move || {
             feed_stdin(stdin, feed, hold, &released, &tell);
         });
         if let Err(failure) = feeder {
-            return Err(unheard(&mut child, SshError::Lost(failure.cause())));
+            return Err(abandon(&mut child, SshError::Lost(failure.cause())));
         }
-        let mut conversation = Conversation {
+        let mut conversation = RunningCommand {
             child: &mut child,
             heard,
             release: Some(release),
@@ -152,15 +152,18 @@ pub fn run(
         let result = match conversation.wait(exec.limit, watch, on_line, tick) {
             Ok(()) => conversation.finish(),
             Err(why) => {
-                let guest_is_gone = matches!(why, ExecError::Stopped(Stop::VmEnded(_) | Stop::Stopped(_)));
-                conversation.end(hold && !guest_is_gone && !watch.is_hurried(), on_line);
+                let guest_is_gone = matches!(
+                    why,
+                    ExecError::Stopped(StopReason::VmEnded(_) | StopReason::Stopped(_))
+                );
+                conversation.end(hold && !guest_is_gone && !watch.is_forced(), on_line);
                 Err(why)
             }
         };
-        conversation.let_out(on_line);
+        conversation.flush_login_output(on_line);
         let (code, fed) = (conversation.code, conversation.fed.take());
         drop(conversation);
-        let result = result.and_then(|status| judge(master, code, status, fed));
+        let result = result.and_then(|status| result_of(master, code, status, fed));
         if result.is_err() {
             // The master holds this channel's pipes: as long as it lives, a feed that the guest
             // doesn't read would wait. A pipeline never goes on after this.
@@ -171,14 +174,14 @@ pub fn run(
 }
 
 /// Ends a command that nobody can listen to or feed.
-fn unheard(child: &mut Child, error: SshError) -> ExecError {
+fn abandon(child: &mut Child, error: SshError) -> ExecError {
     let _ = child.kill();
     let _ = child.wait();
     ExecError::Ssh(error)
 }
 
 /// What the end of a command means.
-fn judge(
+fn result_of(
     master: &mut Master,
     code: Option<i32>,
     status: ExitStatus,
@@ -193,21 +196,21 @@ fn judge(
     }
     match code.or(status.code()) {
         // ssh's own failures have this code, and so may a remote command.
-        Some(255) if code.is_none() => match master.lost(MASTER_PATIENCE) {
+        Some(255) if code.is_none() => match master.lost(MASTER_TIMEOUT) {
             Some(lost) => Err(ExecError::Ssh(lost)),
             None => Ok(255),
         },
         Some(code) => Ok(code),
-        None => Err(ExecError::Ssh(master.lost(MASTER_PATIENCE).unwrap_or_else(
-            || SshError::Lost(format!("ssh ended with {}", show_status(status))),
-        ))),
+        None => Err(ExecError::Ssh(master.lost(MASTER_TIMEOUT).unwrap_or_else(|| {
+            SshError::Lost(format!("ssh ended with {}", show_status(status)))
+        }))),
     }
 }
 
 /// One command under way.
-struct Conversation<'a> {
+struct RunningCommand<'a> {
     child: &'a mut Child,
-    heard: Receiver<Heard>,
+    heard: Receiver<OutputLine>,
     /// Dropped: stdin is closed.
     release: Option<Sender<()>>,
     eofs: u8,
@@ -222,7 +225,7 @@ struct Conversation<'a> {
     empty_line: bool,
 }
 
-impl Conversation<'_> {
+impl RunningCommand<'_> {
     /// Until both outputs have ended, or until the end mark and a little longer.
     fn wait(
         &mut self,
@@ -238,9 +241,9 @@ impl Conversation<'_> {
         while self.eofs < 2 {
             let pause = match marked {
                 Some(_) => Duration::from_millis(5),
-                None => LOOK_EVERY,
+                None => POLL_INTERVAL,
             };
-            self.hear(pause, on_line);
+            self.receive(pause, on_line);
             if self.code.is_some() {
                 let at = *marked.get_or_insert_with(Instant::now);
                 // Nobody reads stdin any more; the guest's side ends sooner without it.
@@ -251,7 +254,7 @@ impl Conversation<'_> {
                 continue;
             }
             // A flood of lines must not turn the watch into a burden.
-            if looked.elapsed() < LOOK_EVERY {
+            if looked.elapsed() < POLL_INTERVAL {
                 continue;
             }
             looked = Instant::now();
@@ -277,12 +280,12 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    fn hear(&mut self, pause: Duration, on_line: &mut dyn FnMut(Stream, &str)) {
+    fn receive(&mut self, pause: Duration, on_line: &mut dyn FnMut(Stream, &str)) {
         match self.heard.recv_timeout(pause) {
-            Ok(Heard::Line(Stream::Out, line)) => self.out_line(&line, on_line),
-            Ok(Heard::Line(stream, line)) => on_line(stream, &line),
-            Ok(Heard::Eof) => self.eofs += 1,
-            Ok(Heard::Fed(result)) => self.fed = Some(result),
+            Ok(OutputLine::Line(Stream::Out, line)) => self.out_line(&line, on_line),
+            Ok(OutputLine::Line(stream, line)) => on_line(stream, &line),
+            Ok(OutputLine::Eof) => self.eofs += 1,
+            Ok(OutputLine::Fed(result)) => self.fed = Some(result),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => self.eofs = 2,
         }
@@ -316,7 +319,7 @@ impl Conversation<'_> {
     }
 
     /// A command that never began may have said why before: a login shell that refuses, for example.
-    fn let_out(&mut self, on_line: &mut dyn FnMut(Stream, &str)) {
+    fn flush_login_output(&mut self, on_line: &mut dyn FnMut(Stream, &str)) {
         if std::mem::take(&mut self.empty_line) && self.code.is_none() {
             on_line(Stream::Out, "");
         }
@@ -354,7 +357,7 @@ impl Conversation<'_> {
         self.release = None;
         let until = Instant::now() + ORDERLY_END;
         while orderly && self.eofs < 2 && self.code.is_none() && Instant::now() < until {
-            self.hear(LOOK_EVERY, on_line);
+            self.receive(POLL_INTERVAL, on_line);
         }
         end_group(self.child);
     }
@@ -365,20 +368,20 @@ fn feed_stdin(
     feed: Feed<'_>,
     hold: bool,
     released: &Receiver<()>,
-    tell: &Sender<Heard>,
+    tell: &Sender<OutputLine>,
 ) {
     let fed = feed(&mut stdin).and_then(|()| stdin.flush());
-    let _ = tell.send(Heard::Fed(fed));
+    let _ = tell.send(OutputLine::Fed(fed));
     if hold {
         let _ = released.recv();
     }
 }
 
-fn read_lines(mut pipe: impl Read, stream: Stream, tell: &Sender<Heard>) {
+fn read_lines(mut pipe: impl Read, stream: Stream, tell: &Sender<OutputLine>) {
     let mut cutter = LineCutter::new(LINE_BYTES);
     let mut buffer = [0; 16 * 1024];
     let mut each = |line: &str| {
-        let _ = tell.send(Heard::Line(stream, line.to_owned()));
+        let _ = tell.send(OutputLine::Line(stream, line.to_owned()));
     };
     while let Ok(count) = pipe.read(&mut buffer) {
         if count == 0 {
@@ -387,5 +390,5 @@ fn read_lines(mut pipe: impl Read, stream: Stream, tell: &Sender<Heard>) {
         cutter.push(&buffer[..count], &mut each);
     }
     cutter.finish(&mut each);
-    let _ = tell.send(Heard::Eof);
+    let _ = tell.send(OutputLine::Eof);
 }

@@ -16,7 +16,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// A longer line goes by stdin. Dropbear closes the connection at 9,000 bytes; Linux takes no argument of 128 KiB, and
 /// the line is one argument of ssh's here and of the login shell's there.
-const LONGEST_LINE: usize = 8_000;
+const MAX_LINE_BYTES: usize = 8_000;
 
 /// What is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl RemoteCommand {
         };
         let take = take_words(words.len());
         let mut line = script(&format!("{take} {before}"), &words);
-        if line.len() <= LONGEST_LINE {
+        if line.len() <= MAX_LINE_BYTES {
             return RemoteCommand {
                 line: OsString::from_vec(line),
                 preamble: None,
@@ -276,7 +276,7 @@ mod tests {
             assert!(
                 line.len() < 1_800,
                 "{} bytes are left for words",
-                LONGEST_LINE - line.len()
+                MAX_LINE_BYTES - line.len()
             );
             assert!(!line.contains('\n'));
             // fish takes these two for one.

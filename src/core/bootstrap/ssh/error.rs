@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::core::bootstrap::keys::SSH_PACKAGE;
 use crate::core::bootstrap::ssh::{FATAL_WORDS, SshTarget};
-use crate::core::bootstrap::watch::Stop;
+use crate::core::bootstrap::watch::StopReason;
 use crate::core::escape::escape_line;
 
 /// Most bytes of ssh's own words in a message.
@@ -35,7 +35,7 @@ pub enum SshError {
     /// It worked and then broke.
     Lost(String),
     /// The operation is over.
-    Stopped(Stop),
+    Stopped(StopReason),
 }
 
 impl SshError {

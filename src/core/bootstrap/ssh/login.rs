@@ -16,7 +16,7 @@ use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::{lost, pause, restart_advice};
 
 /// ssh binds its control socket under this name and 17 characters first, and a Unix socket's name has 108 bytes at most.
-const LONGEST_CONTROL_PATH: usize = 90;
+const MAX_CONTROL_PATH_BYTES: usize = 90;
 
 /// Where a VM's sshd answers now. One that is paused answers nothing, which is a failure that says why.
 pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
@@ -97,7 +97,7 @@ impl SshTarget {
     pub fn config_options(&self) -> Vec<String> {
         let mut options = self.client_options();
         let control = self.dir.join(vm_file::CLIENT_CTL);
-        options.push(if control.as_os_str().len() <= LONGEST_CONTROL_PATH {
+        options.push(if control.as_os_str().len() <= MAX_CONTROL_PATH_BYTES {
             format!("ControlPath={}", option_path(&control))
         } else {
             "ControlPath=none".to_owned()

@@ -25,13 +25,13 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::host;
 use crate::core::process::{Tail, show_status};
 use crate::core::root::paths::vm_file;
-use crate::core::threads::none_to_be_had;
+use crate::core::threads::no_thread_failure;
 
 /// The line after which the connection counts as usable.
 pub const READY: &str = "castra-ready";
 
 /// How often a wait looks at the VM and the wish to stop.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For ssh to end after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(1);
 /// Lines before the ready line that are kept: greetings of the login shell, and the answers.
@@ -40,7 +40,7 @@ const LINE_BYTES: usize = 1024;
 /// Lines under way that nobody has taken yet.
 const QUEUE_LINES: usize = 256;
 /// Lines that are taken at the end.
-const FAREWELL_LINES: usize = 2000;
+const CLOSING_LINES: usize = 2000;
 
 /// An open master connection. Dropped, it ends.
 pub struct Master {
@@ -82,11 +82,11 @@ impl Master {
         };
         let vm = master.target.vm.clone();
         if let Some(stdout) = master.child.stdout.take() {
-            let reader = spawn_reader(&format!("ssh-out {vm}"), move || read_answer(stdout, &tell))?;
+            let reader = spawn_reader(&format!("ssh-out {vm}"), move || read_stdout(stdout, &tell))?;
             master.readers.push(reader);
         }
         if let Some(pipe) = master.child.stderr.take() {
-            let reader = spawn_reader(&format!("ssh-err {vm}"), move || read_complaints(pipe, &stderr))?;
+            let reader = spawn_reader(&format!("ssh-err {vm}"), move || read_stderr(pipe, &stderr))?;
             master.readers.push(reader);
         }
         master.wait_ready(began, limit, watch)?;
@@ -95,14 +95,14 @@ impl Master {
 
     fn wait_ready(&mut self, began: Instant, limit: Duration, watch: &Watch<'_>) -> Result<(), SshError> {
         loop {
-            match self.heard.recv_timeout(LOOK_EVERY) {
+            match self.heard.recv_timeout(POLL_INTERVAL) {
                 Ok(line) if line == READY => return Ok(()),
                 Ok(line) if self.answer.len() < ANSWER_LINES => self.answer.push(line),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => {
                     // Its stdout is closed: ssh is about to end, and its words are the reason.
                     let status = self.reap(TERM_GRACE);
-                    return Err(SshError::of_ended(&status, &self.complaints()));
+                    return Err(SshError::of_ended(&status, &self.stderr_tail()));
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -110,7 +110,7 @@ impl Master {
                 return Err(SshError::Stopped(stop));
             }
             if began.elapsed() >= limit {
-                let complaints = self.complaints();
+                let complaints = self.stderr_tail();
                 let words = if complaints.is_empty() {
                     complaints
                 } else {
@@ -122,7 +122,7 @@ impl Master {
     }
 
     /// The lines that came before the ready line.
-    pub fn answer(&self) -> &[String] {
+    pub fn greeting_lines(&self) -> &[String] {
         &self.answer
     }
 
@@ -132,17 +132,17 @@ impl Master {
     }
 
     /// What ssh and the remote side have complained about.
-    pub fn complaints(&self) -> String {
+    pub fn stderr_tail(&self) -> String {
         self.stderr.lock().unwrap_or_else(PoisonError::into_inner).text()
     }
 
-    /// Why it is gone, if it is. Waits as long as `patience` for an end that is under way.
-    pub fn lost(&mut self, patience: Duration) -> Option<SshError> {
-        let until = Instant::now() + patience;
+    /// Why it is gone, if it is. Waits as long as `timeout` for an end that is under way.
+    pub fn lost(&mut self, timeout: Duration) -> Option<SshError> {
+        let until = Instant::now() + timeout;
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
                 self.join_readers();
-                return Some(SshError::Lost(said(&self.complaints(), &show_status(status))));
+                return Some(SshError::Lost(said(&self.stderr_tail(), &show_status(status))));
             }
             if Instant::now() >= until {
                 return None;
@@ -153,18 +153,18 @@ impl Master {
 
     /// Takes over the readers of a channel. ssh hands a channel's pipes to the master, which
     /// holds them as long as anything in the guest does: the readers may outlive the channel.
-    pub(super) fn adopt(&mut self, readers: impl IntoIterator<Item = JoinHandle<()>>) {
+    pub(super) fn add_readers(&mut self, readers: impl IntoIterator<Item = JoinHandle<()>>) {
         self.readers.extend(readers);
     }
 
     /// Tells the remote side that all is over, and returns what it says behind this line before
     /// it ends by itself.
-    pub fn farewell(&mut self, mark: &str, patience: Duration) -> Vec<String> {
-        let until = Instant::now() + patience;
+    pub fn read_closing_output(&mut self, mark: &str, timeout: Duration) -> Vec<String> {
+        let until = Instant::now() + timeout;
         drop(self.stdin.take());
         let mut lines = Vec::new();
         let mut marked = false;
-        let mut left = FAREWELL_LINES;
+        let mut left = CLOSING_LINES;
         while left > 0
             && let Ok(line) = self.heard.recv_deadline(until)
         {
@@ -191,8 +191,8 @@ impl Master {
     }
 
     /// Waits for the child, ends it if it takes too long, and says how it ended.
-    fn reap(&mut self, patience: Duration) -> String {
-        let until = Instant::now() + patience;
+    fn reap(&mut self, timeout: Duration) -> String {
+        let until = Instant::now() + timeout;
         let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
         let mut status = None;
         while status.is_none() && Instant::now() < until {
@@ -229,10 +229,10 @@ pub(super) fn spawn_reader(
     work: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, SshError> {
     let started = thread::Builder::new().name(name.to_owned()).spawn(work);
-    started.map_err(|error| SshError::Lost(none_to_be_had(name, &error).cause()))
+    started.map_err(|error| SshError::Lost(no_thread_failure(name, &error).cause()))
 }
 
-fn read_answer(mut stdout: impl Read, tell: &Sender<String>) {
+fn read_stdout(mut stdout: impl Read, tell: &Sender<String>) {
     let mut cutter = LineCutter::new(LINE_BYTES);
     let mut buffer = [0; 4096];
     while let Ok(count) = stdout.read(&mut buffer) {
@@ -245,7 +245,7 @@ fn read_answer(mut stdout: impl Read, tell: &Sender<String>) {
     }
 }
 
-fn read_complaints(mut stderr: impl Read, tail: &Mutex<Tail>) {
+fn read_stderr(mut stderr: impl Read, tail: &Mutex<Tail>) {
     let mut cutter = LineCutter::new(LINE_BYTES);
     let mut buffer = [0; 4096];
     let mut keep = |line: &str| tail.lock().unwrap_or_else(PoisonError::into_inner).push(line);

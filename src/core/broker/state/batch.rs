@@ -37,7 +37,7 @@ pub struct Message {
     /// Its id, in that text.
     pub id: Range<usize>,
     /// It is addressed to a VM that the project doesn't have.
-    pub is_lost: bool,
+    pub to_unknown_vm: bool,
 }
 
 /// One entry of a batch.
@@ -46,7 +46,7 @@ pub enum Op {
     /// A message.
     Message(Message),
     /// An answer, sent when its turn comes.
-    Say {
+    Answer {
         /// To whom.
         conn: ConnId,
         /// A frame.
@@ -77,13 +77,13 @@ pub enum Op {
         /// Which.
         conn: ConnId,
         /// Why.
-        cause: super::session::Cause,
+        cause: super::session::CloseReason,
     },
 }
 
 /// The parts of a publish that the log holds.
 #[derive(Clone, Copy, Debug)]
-pub struct Said<'a> {
+pub struct PublishFields<'a> {
     /// `,"ts":1763719200000,"vm":"web-0","topic":"`: of a whole burst, so rendered once for it.
     pub head: &'a [u8],
     /// A valid topic.
@@ -99,12 +99,12 @@ const SEQ: &[u8] = b"{\"seq\":";
 
 /// About how many bytes a line has beside topic and payload, and a delivery beside its line. With
 /// longer names the buffer grows by a copy.
-const LINE_ROOM: usize = 96;
-const FRAME_ROOM: usize = 24;
+const LINE_OVERHEAD: usize = 96;
+const FRAME_OVERHEAD: usize = 24;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct Batch {
     /// The lines.
     pub log: Vec<u8>,
     /// The same as deliveries.
@@ -120,21 +120,21 @@ pub struct Group {
 }
 
 /// `,"vm":"web-0","topic":"`: the part of a line that is the same for all messages of a sender.
-pub fn head_of(sender: &str) -> Vec<u8> {
+pub fn sender_fields(sender: &str) -> Vec<u8> {
     // A name holds nothing that JSON would have to escape.
     format!(",\"vm\":\"{sender}\",\"topic\":\"").into_bytes()
 }
 
 /// That part with the wall clock before it.
-pub fn stamped(head: &[u8], wall_ms: u64) -> Vec<u8> {
-    let mut stamped = Vec::with_capacity(32 + head.len());
-    stamped.extend_from_slice(b",\"ts\":");
-    push_number(&mut stamped, wall_ms);
-    stamped.extend_from_slice(head);
-    stamped
+pub fn with_time(head: &[u8], wall_ms: u64) -> Vec<u8> {
+    let mut fields = Vec::with_capacity(32 + head.len());
+    fields.extend_from_slice(b",\"ts\":");
+    push_number(&mut fields, wall_ms);
+    fields.extend_from_slice(head);
+    fields
 }
 
-impl Group {
+impl Batch {
     /// Nothing has happened.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
@@ -147,11 +147,12 @@ impl Group {
 
     /// Reserves memory for a whole burst: a buffer that grows bit by bit copies every message
     /// several times.
-    pub fn make_room(&mut self, frames: usize, text: usize, deliver: bool) {
+    pub fn reserve(&mut self, frames: usize, text: usize, deliver: bool) {
         self.ops.reserve(frames);
-        self.log.reserve(text + frames * LINE_ROOM);
+        self.log.reserve(text + frames * LINE_OVERHEAD);
         if deliver {
-            self.frames.reserve(text + frames * (LINE_ROOM + FRAME_ROOM));
+            self.frames
+                .reserve(text + frames * (LINE_OVERHEAD + FRAME_OVERHEAD));
         }
     }
 
@@ -167,24 +168,24 @@ impl Group {
     pub fn lay_out(
         &mut self,
         seq: u64,
-        said: Said<'_>,
+        fields: PublishFields<'_>,
         deliver: bool,
     ) -> (Range<usize>, Range<usize>, Range<usize>, Range<usize>) {
         let log = &mut self.log;
         let start = log.len();
         log.extend_from_slice(SEQ);
         push_number(log, seq);
-        log.extend_from_slice(said.head);
+        log.extend_from_slice(fields.head);
         let topic = log.len();
-        log.extend_from_slice(said.topic);
+        log.extend_from_slice(fields.topic);
         let topic = topic..log.len();
-        if !said.reply.is_empty() {
+        if !fields.reply.is_empty() {
             log.extend_from_slice(b"\",\"reply\":\"");
-            log.extend_from_slice(said.reply);
+            log.extend_from_slice(fields.reply);
         }
         log.extend_from_slice(b"\",\"payload\":");
         let payload = log.len();
-        log.extend_from_slice(said.payload);
+        log.extend_from_slice(fields.payload);
         let payload = payload..log.len();
         log.extend_from_slice(b"}\n");
         let line = start..log.len();

@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::core::broker::frame::{Answer, Refused, Terms};
+use crate::core::broker::frame::{Answer, RefusalReason, Terms};
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
-use super::batch::{Group, Message, Op};
-use super::input::{Order, Part};
-use super::session::Sub;
-use super::{At, ConnId, Effect, State};
+use super::batch::{Batch, Message, Op};
+use super::input::{Chunk, Delivery};
+use super::session::Subscription;
+use super::{ConnId, Effect, State, Timestamp};
 
 /// The topic of the in-guest service's log lines (docs/PROTOCOL.md).
 const VIZIER_LOG: &[u8] = b"vizier/log";
@@ -31,27 +31,27 @@ const COSTLY_SUBSCRIPTIONS: usize = 16;
 /// What one session gets from a batch.
 #[derive(Default)]
 struct Outgoing {
-    parts: Vec<Part>,
+    parts: Vec<Chunk>,
     acks: Vec<u8>,
 }
 
 impl Outgoing {
     /// Appends bytes after the acks so far: answers come in the order of the frames.
-    fn say(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         let acks = std::mem::take(&mut self.acks);
         if !acks.is_empty() {
-            self.parts.push(Part::Own(acks));
+            self.parts.push(Chunk::Own(acks));
         }
         match self.parts.last_mut() {
-            Some(Part::Own(own)) => own.extend_from_slice(bytes),
-            _ => self.parts.push(Part::Own(bytes.to_vec())),
+            Some(Chunk::Own(own)) => own.extend_from_slice(bytes),
+            _ => self.parts.push(Chunk::Own(bytes.to_vec())),
         }
     }
 
     fn answer(&mut self, answer: &Answer<'_>) {
         let mut bytes = Vec::new();
         answer.render(&mut bytes);
-        self.say(&bytes);
+        self.push(&bytes);
     }
 
     fn deliver(&mut self, frames: &Arc<Vec<u8>>, range: Range<usize>) {
@@ -59,8 +59,8 @@ impl Outgoing {
             return;
         }
         match self.parts.last_mut() {
-            Some(Part::Shared(_, last)) if last.end == range.start => last.end = range.end,
-            _ => self.parts.push(Part::Shared(Arc::clone(frames), range)),
+            Some(Chunk::Shared(_, last)) if last.end == range.start => last.end = range.end,
+            _ => self.parts.push(Chunk::Shared(Arc::clone(frames), range)),
         }
     }
 }
@@ -68,34 +68,34 @@ impl Outgoing {
 impl State {
     /// Whether something waits for a commit.
     pub fn uncommitted(&self) -> bool {
-        !self.group.is_empty()
+        !self.batch.is_empty()
     }
 
     /// The last number in the log.
     pub fn last_kept(&self) -> u64 {
-        self.kept
+        self.last_kept_seq
     }
 
     /// Bytes that wait for a commit.
     pub fn uncommitted_bytes(&self) -> usize {
-        self.group.bytes()
+        self.batch.bytes()
     }
 
     pub(super) fn on_log_opened(&mut self, last: u64) {
         self.log_open = true;
-        self.kept = self.kept.max(last);
+        self.last_kept_seq = self.last_kept_seq.max(last);
         // Messages that wait for a commit have their numbers already.
-        self.given = self.given.max(self.kept);
+        self.last_given_seq = self.last_given_seq.max(self.last_kept_seq);
     }
 
     /// Hands the batch's lines to the log; a batch without lines is answered at once.
-    pub(super) fn on_commit(&mut self, at: At, out: &mut Vec<Effect>) {
-        if self.group.is_empty() {
+    pub(super) fn on_commit(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
+        if self.batch.is_empty() {
             return;
         }
-        let mut group = std::mem::take(&mut self.group);
+        let mut group = std::mem::take(&mut self.batch);
         if group.log.is_empty() {
-            return self.settle(at, group, &Arc::default(), true, out);
+            return self.deliver_batch(at, group, &Arc::default(), true, out);
         }
         let lines = Arc::new(std::mem::take(&mut group.log));
         out.push(Effect::Append(Arc::clone(&lines)));
@@ -103,28 +103,35 @@ impl State {
     }
 
     /// The log has taken the batch, or couldn't.
-    pub(super) fn on_appended(&mut self, at: At, kept: bool, open: bool, out: &mut Vec<Effect>) {
+    pub(super) fn on_appended(&mut self, at: Timestamp, kept: bool, open: bool, out: &mut Vec<Effect>) {
         self.log_open = open;
         let Some((group, lines)) = self.committing.take() else {
             return;
         };
         if kept {
-            self.kept = self.given;
+            self.last_kept_seq = self.last_given_seq;
         } else {
             // Nobody was told these numbers, so they are given again.
-            self.given = self.kept;
+            self.last_given_seq = self.last_kept_seq;
         }
-        self.settle(at, group, &lines, kept, out);
+        self.deliver_batch(at, group, &lines, kept, out);
     }
 
     /// Sends answers and deliveries in the order of the frames.
-    fn settle(&mut self, at: At, mut group: Group, lines: &Arc<Vec<u8>>, kept: bool, out: &mut Vec<Effect>) {
+    fn deliver_batch(
+        &mut self,
+        at: Timestamp,
+        mut group: Batch,
+        lines: &Arc<Vec<u8>>,
+        kept: bool,
+        out: &mut Vec<Effect>,
+    ) {
         let frames = Arc::new(std::mem::take(&mut group.frames));
         let mut outgoing: BTreeMap<ConnId, Outgoing> = BTreeMap::new();
         let mut ended = Vec::new();
         let mut changed: BTreeSet<ConnId> = BTreeSet::new();
         // The last number given before the current entry.
-        let mut before = self.kept;
+        let mut before = self.last_kept_seq;
         if kept
             && let Some(first) = group.ops.iter().find_map(|op| match op {
                 Op::Message(message) => Some(message.seq),
@@ -138,7 +145,7 @@ impl State {
             let mut taken = 1;
             match op {
                 Op::Message(first) => {
-                    let run = run_of(rest, first, lines);
+                    let run = same_topic_run(rest, first, lines);
                     taken = run.len();
                     if kept {
                         before = first.seq + (taken as u64 - 1);
@@ -146,7 +153,7 @@ impl State {
                     }
                     self.acknowledge(at, run, &group.texts, kept, &mut outgoing, out);
                 }
-                Op::Say { conn, frame } => outgoing.entry(*conn).or_default().say(frame),
+                Op::Answer { conn, frame } => outgoing.entry(*conn).or_default().push(frame),
                 Op::Subscribe {
                     conn,
                     pattern,
@@ -158,7 +165,7 @@ impl State {
                         Err((reason, detail)) => (Some(reason), detail),
                     };
                     if let Some(reason) = refused {
-                        self.tell_refusal(at, *conn, "\"subscribe\"", reason, out);
+                        self.report_refusal(at, *conn, "\"subscribe\"", reason, out);
                     }
                     let answer = Answer {
                         kind: "\"subscribe\"",
@@ -186,7 +193,7 @@ impl State {
                     outgoing.entry(*conn).or_default().answer(&answer);
                     changed.insert(*conn);
                 }
-                Op::End { conn, cause } => ended.push((*conn, *cause)),
+                Op::End { conn, cause: reason } => ended.push((*conn, *reason)),
             }
             rest = &rest[taken..];
         }
@@ -196,7 +203,7 @@ impl State {
             }
             let mut parts = sent.parts;
             if !sent.acks.is_empty() {
-                parts.push(Part::Own(sent.acks));
+                parts.push(Chunk::Own(sent.acks));
             }
             out.push(Effect::Send { conn, parts });
         }
@@ -206,29 +213,29 @@ impl State {
                 self.refresh_record(at, &key);
             }
         }
-        self.give_orders(out);
-        for (conn, cause) in ended {
-            self.close_session(at, conn, cause, out);
+        self.set_deliveries(out);
+        for (conn, reason) in ended {
+            self.close_session(at, conn, reason, out);
         }
         if kept {
-            shelve(&group, lines, out);
+            copy_to_sender_logs(&group, lines, out);
         }
     }
 
     /// Tells every thread that waits how its session gets its messages, also if all it asked for
     /// was refused.
-    fn give_orders(&mut self, out: &mut Vec<Effect>) {
-        let kept = self.kept;
-        for conn in std::mem::take(&mut self.asking) {
+    fn set_deliveries(&mut self, out: &mut Vec<Effect>) {
+        let kept = self.last_kept_seq;
+        for conn in std::mem::take(&mut self.awaiting_delivery) {
             if let Some(session) = self.session_mut(conn)
-                && std::mem::take(&mut session.asks)
+                && std::mem::take(&mut session.awaits_delivery)
             {
-                let order = if session.behind {
-                    Order::Replay(session.plan(kept))
+                let delivery = if session.behind {
+                    Delivery::Replay(session.plan(kept))
                 } else {
-                    Order::Attached
+                    Delivery::Live
                 };
-                out.push(Effect::Order { conn, order });
+                out.push(Effect::SetDelivery { conn, delivery });
             }
         }
     }
@@ -239,20 +246,20 @@ impl State {
         pattern: &Pattern,
         terms: &Terms,
         before: u64,
-    ) -> Result<(), (Refused, &'static str)> {
+    ) -> Result<(), (RefusalReason, &'static str)> {
         let limit = self.rules.bus.subscriptions_per_session;
         let Some(session) = self.session_mut(conn) else {
             return Ok(());
         };
         let others = || session.subs.iter().filter(|(known, _)| *known != pattern);
         if others().count() >= limit {
-            return Err((Refused::SubscriptionLimit, ""));
+            return Err((RefusalReason::SubscriptionLimit, ""));
         }
-        let is_costly = pattern.has_holes() || terms.group.is_some();
-        let costly = others().filter(|(known, sub)| known.has_holes() || sub.group.is_some());
+        let is_costly = pattern.has_inner_wildcard() || terms.group.is_some();
+        let costly = others().filter(|(known, sub)| known.has_inner_wildcard() || sub.group.is_some());
         if is_costly && costly.count() >= COSTLY_SUBSCRIPTIONS {
             return Err((
-                Refused::SubscriptionLimit,
+                RefusalReason::SubscriptionLimit,
                 "a session may have 16 subscriptions with a `*` in the middle or a group",
             ));
         }
@@ -261,7 +268,7 @@ impl State {
         let works = others().any(|(_, sub)| sub.group.is_some());
         if (terms.replays() && works) || (terms.group.is_some() && session.behind) {
             return Err((
-                Refused::Forbidden,
+                RefusalReason::Forbidden,
                 "a group, and `from` or `last`, go to sessions of their own",
             ));
         }
@@ -274,19 +281,19 @@ impl State {
             }
         }
         session.subs_made += 1;
-        let sub = Sub {
+        let sub = Subscription {
             number: session.subs_made,
             first,
             next: first,
             last: terms.last.then_some(before.min(first - 1)),
             group: terms.group.clone(),
         };
-        let plane = session.reader.plane;
+        let peer = session.reader.peer;
         session.subs.insert(pattern.clone(), sub);
         // The earlier subscription may have been of the other kind.
         self.index.remove(conn, pattern);
         match &terms.group {
-            Some(name) => self.index.groups.join(conn, plane, name, pattern),
+            Some(name) => self.index.groups.join(conn, peer, name, pattern),
             None => self.index.insert(conn, pattern, first),
         }
         Ok(())
@@ -336,7 +343,7 @@ impl State {
         outgoing: &mut BTreeMap<ConnId, Outgoing>,
     ) {
         let mut groups = std::mem::take(&mut self.index.groups);
-        let will_do = |conn: ConnId| {
+        let is_eligible = |conn: ConnId| {
             self.session(conn)
                 .is_some_and(|session| !session.behind && session.reader.may_read(topic))
         };
@@ -344,7 +351,7 @@ impl State {
             let Op::Message(message) = op else {
                 continue;
             };
-            for conn in groups.choose(topic, &will_do) {
+            for conn in groups.choose(topic, &is_eligible) {
                 if subscribers.get(&conn).is_none_or(|first| *first > message.seq) {
                     let range = message.frame.clone();
                     outgoing.entry(conn).or_default().deliver(frames, range);
@@ -356,7 +363,7 @@ impl State {
 
     fn acknowledge(
         &mut self,
-        at: At,
+        at: Timestamp,
         run: &[Op],
         texts: &[Vec<u8>],
         kept: bool,
@@ -375,22 +382,22 @@ impl State {
                 kind: "\"publish\"",
                 id: &texts[message.text][message.id.clone()],
                 seq: kept.then_some(message.seq),
-                warning: (kept && message.is_lost).then_some(UNKNOWN_VM),
-                refused: (!kept).then_some(Refused::StorageError),
+                warning: (kept && message.to_unknown_vm).then_some(UNKNOWN_VM),
+                refused: (!kept).then_some(RefusalReason::StorageError),
                 ..Answer::default()
             };
             answer.render(acks);
         }
         if !kept {
             for _ in run {
-                self.tell_refusal(at, *conn, "\"publish\"", Refused::StorageError, out);
+                self.report_refusal(at, *conn, "\"publish\"", RefusalReason::StorageError, out);
             }
         }
     }
 }
 
 /// The messages at the start of these ops that follow each other on one topic from one session.
-fn run_of<'a>(ops: &'a [Op], first: &Message, lines: &[u8]) -> &'a [Op] {
+fn same_topic_run<'a>(ops: &'a [Op], first: &Message, lines: &[u8]) -> &'a [Op] {
     let topic = &lines[first.topic.clone()];
     let same = |op: &Op| match op {
         Op::Message(message) => message.conn == first.conn && &lines[message.topic.clone()] == topic,
@@ -401,26 +408,26 @@ fn run_of<'a>(ops: &'a [Op], first: &Message, lines: &[u8]) -> &'a [Op] {
 }
 
 /// Copies each sender's lines to its own log, and a Vizier's log lines to its service log.
-fn shelve(group: &Group, lines: &Arc<Vec<u8>>, out: &mut Vec<Effect>) {
-    let mut shelves: BTreeMap<&VmName, Vec<Range<usize>>> = BTreeMap::new();
+fn copy_to_sender_logs(group: &Batch, lines: &Arc<Vec<u8>>, out: &mut Vec<Effect>) {
+    let mut by_sender: BTreeMap<&VmName, Vec<Range<usize>>> = BTreeMap::new();
     let mut service: BTreeMap<&VmName, Vec<String>> = BTreeMap::new();
     for op in &group.ops {
         let Op::Message(message) = op else {
             continue;
         };
         let vm = &group.senders[message.sender];
-        let shelf = shelves.entry(vm).or_default();
-        match shelf.last_mut() {
+        let ranges = by_sender.entry(vm).or_default();
+        match ranges.last_mut() {
             Some(last) if last.end == message.line.start => last.end = message.line.end,
-            _ => shelf.push(message.line.clone()),
+            _ => ranges.push(message.line.clone()),
         }
         if &lines[message.topic.clone()] == VIZIER_LOG && vm.key() != "host" {
             let payload = String::from_utf8_lossy(&lines[message.payload.clone()]).into_owned();
             service.entry(vm).or_default().push(payload);
         }
     }
-    for (vm, ranges) in shelves {
-        out.push(Effect::Shelve {
+    for (vm, ranges) in by_sender {
+        out.push(Effect::SenderLog {
             vm: vm.clone(),
             lines: Arc::clone(lines),
             ranges,

@@ -5,23 +5,23 @@
 
 use serde_json::Value;
 
-use crate::core::broker::attempts::line_head;
+use crate::core::broker::attempts::log_prefix;
 use crate::core::broker::guests::{Guest, GuestTable, MAX_UNLISTED, RECORD_EVERY_MS};
 use crate::core::events::Event;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
-use crate::core::root::freshness::{OfLaunch, is_of_launch, leaves_at};
+use crate::core::root::freshness::{OfLaunch, is_of_launch, stale_at};
 use crate::core::root::handshake_record::HandshakeRecord;
 
-use super::{At, Effect, State};
+use super::{Effect, State, Timestamp};
 
 /// What a burst of frames changes in its guest's record.
 #[derive(Default)]
-pub struct Said {
+pub struct BusActivity {
     /// It held a publish that was accepted.
     pub published: bool,
     /// It held a heartbeat, with these metrics.
-    pub beat: Option<Option<Value>>,
+    pub heartbeat: Option<Option<Value>>,
     /// The number of its last `ack`.
     pub acked: Option<u64>,
 }
@@ -31,7 +31,7 @@ impl State {
     /// new launch begins empty.
     pub(super) fn next_record(
         &self,
-        at: At,
+        at: Timestamp,
         vm: VmName,
         mut capabilities: Vec<String>,
         session: bool,
@@ -46,7 +46,7 @@ impl State {
         capabilities.sort_unstable();
         capabilities.dedup();
         let before = self.guests.get(&key).map(|guest| &guest.record);
-        let before = before.filter(|record| self.counts(&key, record));
+        let before = before.filter(|record| self.is_of_current_launch(&key, record));
         let (has_session, subscribed) = self.bus_flags(&key);
         HandshakeRecord {
             vm,
@@ -66,7 +66,7 @@ impl State {
     }
 
     /// Whether a record is of the current launch: an older handshake was another launch's.
-    pub(super) fn counts(&self, key: &str, record: &HandshakeRecord) -> bool {
+    pub(super) fn is_of_current_launch(&self, key: &str, record: &HandshakeRecord) -> bool {
         let launch = OfLaunch {
             vm: &record.vm,
             since_ms: self
@@ -78,10 +78,16 @@ impl State {
     }
 
     /// Notes a proof of life; `written`: the record is on disk already.
-    pub(super) fn heard(&mut self, at: At, record: HandshakeRecord, written: bool, out: &mut Vec<Effect>) {
+    pub(super) fn note_handshake(
+        &mut self,
+        at: Timestamp,
+        record: HandshakeRecord,
+        written: bool,
+        out: &mut Vec<Effect>,
+    ) {
         let window = self.rules.freshness_ms;
         let vm = record.vm.clone();
-        let is_over = self.is_over(&vm.key());
+        let is_over = self.launch_has_ended(&vm.key());
         let guest = self.guests.entry(vm.key()).or_insert_with(|| Guest {
             record: record.clone(),
             fresh: false,
@@ -96,52 +102,58 @@ impl State {
         }
         guest.dirty = !written;
         let entered = !is_over && !guest.fresh;
-        let (leaves_at, writable_at) = (leaves_at(&guest.record, window), guest.writable_at());
+        let (stale_at, writable_at) = (stale_at(&guest.record, window), guest.writable_at());
         guest.fresh = !is_over;
-        self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+        self.freshness_due = Some(self.freshness_due.map_or(stale_at, |due| due.min(stale_at)));
         if !written {
             self.write_due = Some(self.write_due.map_or(writable_at, |due| due.min(writable_at)));
         }
         if entered {
-            tell_freshness(at, &vm, true, 0, out);
+            report_freshness(at, &vm, true, 0, out);
         }
     }
 
     /// Notes that a session sent frames, which proves life as a hello does. The record is written a
     /// few times a second.
-    pub(super) fn heard_on_bus(&mut self, at: At, key: &str, said: Said, out: &mut Vec<Effect>) {
+    pub(super) fn note_bus_activity(
+        &mut self,
+        at: Timestamp,
+        key: &str,
+        activity: BusActivity,
+        out: &mut Vec<Effect>,
+    ) {
         let window = self.rules.freshness_ms;
-        let is_over = self.is_over(key);
+        let is_over = self.launch_has_ended(key);
         let Some(guest) = self.guests.get_mut(key) else {
             return;
         };
         guest.record.heard_boottime_ms = at.boot_ms;
         guest.heard_wall_ms = at.wall_ms;
-        if said.published {
+        if activity.published {
             guest.record.last_publish_boottime_ms = Some(at.boot_ms);
         }
-        if said.acked.is_some() {
-            guest.record.last_acked_seq = said.acked;
+        if activity.acked.is_some() {
+            guest.record.last_acked_seq = activity.acked;
         }
-        if let Some(metrics) = said.beat {
+        if let Some(metrics) = activity.heartbeat {
             guest.record.last_heartbeat_boottime_ms = Some(at.boot_ms);
             if metrics.is_some() {
                 guest.record.guest_metrics = metrics;
             }
         }
-        let (entered, leaves_at) = (!is_over && !guest.fresh, leaves_at(&guest.record, window));
+        let (entered, stale_at) = (!is_over && !guest.fresh, stale_at(&guest.record, window));
         guest.fresh = !is_over;
-        self.note_dirty(key);
+        self.mark_dirty(key);
         if entered {
-            self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+            self.freshness_due = Some(self.freshness_due.map_or(stale_at, |due| due.min(stale_at)));
             if let Some(guest) = self.guests.get(key) {
-                tell_freshness(at, &guest.record.vm, true, 0, out);
+                report_freshness(at, &guest.record.vm, true, 0, out);
             }
         }
     }
 
     /// Updates what a record says of the bus.
-    pub(super) fn refresh_record(&mut self, at: At, key: &str) {
+    pub(super) fn refresh_record(&mut self, at: Timestamp, key: &str) {
         let (session, subscribed) = self.bus_flags(key);
         let Some(guest) = self.guests.get_mut(key) else {
             return;
@@ -150,11 +162,11 @@ impl State {
         if (guest.record.bus_session, guest.record.bus_subscribed) != (session, subscribed) {
             guest.record.bus_session = session;
             guest.record.bus_subscribed = subscribed;
-            self.note_dirty(key);
+            self.mark_dirty(key);
         }
     }
 
-    fn note_dirty(&mut self, key: &str) {
+    fn mark_dirty(&mut self, key: &str) {
         if let Some(guest) = self.guests.get_mut(key)
             && !guest.dirty
         {
@@ -164,13 +176,13 @@ impl State {
         }
     }
 
-    pub(super) fn on_record_lost(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
+    pub(super) fn on_record_lost(&mut self, at: Timestamp, vm: &VmName, out: &mut Vec<Effect>) {
         if let Some(guest) = self.guests.get_mut(&vm.key()) {
             guest.written_ms = None;
             guest.dirty = false;
             out.push(Effect::Log(format!(
                 "{} record of vm:{vm} was taken away, made anew",
-                line_head(at.wall_ms, "WARN")
+                log_prefix(at.wall_ms, "WARN")
             )));
             out.push(Effect::Record {
                 record: Box::new(guest.record_to_write()),
@@ -179,7 +191,7 @@ impl State {
         }
     }
 
-    pub(super) fn on_guests(&mut self, at: At, table: Option<GuestTable>, out: &mut Vec<Effect>) {
+    pub(super) fn on_guests(&mut self, at: Timestamp, table: Option<GuestTable>, out: &mut Vec<Effect>) {
         self.table = table;
         // This comes before guests are forgotten, so that no record goes on naming a session.
         self.end_superseded(at, out);
@@ -191,7 +203,7 @@ impl State {
                 .get(key)
                 .is_some_and(|listed| listed.launched_boottime_ms == *over)
         };
-        self.over.retain(|key, over| same_launch(key, over));
+        self.ended_launches.retain(|key, over| same_launch(key, over));
         let (mut gone, mut closed) = (Vec::new(), Vec::new());
         for (key, guest) in &mut self.guests {
             match table.get(key) {
@@ -206,10 +218,10 @@ impl State {
             }
         }
         for key in closed {
-            self.leave(at, &key, out);
+            self.mark_unreachable(at, &key, out);
         }
         for key in gone {
-            self.leave(at, &key, out);
+            self.mark_unreachable(at, &key, out);
             if let Some(guest) = self.guests.remove(&key)
                 && guest.dirty
             {
@@ -222,11 +234,11 @@ impl State {
         let stale: Vec<String> = self
             .guests
             .iter()
-            .filter(|(key, guest)| guest.fresh && !self.counts(key, &guest.record))
+            .filter(|(key, guest)| guest.fresh && !self.is_of_current_launch(key, &guest.record))
             .map(|(key, _)| key.clone())
             .collect();
         for key in stale {
-            self.leave(at, &key, out);
+            self.mark_unreachable(at, &key, out);
         }
     }
 
@@ -234,7 +246,7 @@ impl State {
     /// becomes reachable again.
     pub(super) fn on_restored(
         &mut self,
-        at: At,
+        at: Timestamp,
         record: HandshakeRecord,
         alive: bool,
         out: &mut Vec<Effect>,
@@ -247,7 +259,7 @@ impl State {
         if unwanted || record.boot_id != self.rules.boot_id || record.heard_boottime_ms > at.boot_ms {
             return;
         }
-        let counts = self.counts(&key, &record);
+        let counts = self.is_of_current_launch(&key, &record);
         let heard_wall_ms = at.wall_ms.saturating_sub(at.boot_ms - record.heard_boottime_ms);
         let guest = Guest {
             record,
@@ -256,73 +268,74 @@ impl State {
             written_ms: Some(at.boot_ms.saturating_sub(RECORD_EVERY_MS)),
             dirty: false,
         };
-        let leaves_at = leaves_at(&guest.record, self.rules.freshness_ms);
-        let fresh = alive && counts && !self.is_over(&key) && at.boot_ms < leaves_at;
+        let stale_at = stale_at(&guest.record, self.rules.freshness_ms);
+        let fresh = alive && counts && !self.launch_has_ended(&key) && at.boot_ms < stale_at;
         let (vm, age) = (guest.record.vm.clone(), guest.age_ms(at.boot_ms));
         self.guests.insert(key, Guest { fresh, ..guest });
         if fresh {
-            tell_freshness(at, &vm, true, age, out);
-            self.leave_due = Some(self.leave_due.map_or(leaves_at, |due| due.min(leaves_at)));
+            report_freshness(at, &vm, true, age, out);
+            self.freshness_due = Some(self.freshness_due.map_or(stale_at, |due| due.min(stale_at)));
         }
     }
 
-    pub(super) fn on_vm_gone(&mut self, at: At, vm: &VmName, out: &mut Vec<Effect>) {
+    pub(super) fn on_vm_gone(&mut self, at: Timestamp, vm: &VmName, out: &mut Vec<Effect>) {
         let key = vm.key();
         if let Some(listed) = self.table.as_ref().and_then(|table| table.get(&key)) {
-            self.over.insert(key.clone(), listed.launched_boottime_ms);
+            self.ended_launches
+                .insert(key.clone(), listed.launched_boottime_ms);
         }
-        self.leave(at, &key, out);
+        self.mark_unreachable(at, &key, out);
     }
 
     /// Whether a VM's current launch has ended, or the VM has none and isn't expected to have one.
-    fn is_over(&self, key: &str) -> bool {
+    fn launch_has_ended(&self, key: &str) -> bool {
         let listed = self.table.as_ref().and_then(|table| table.get(key));
-        self.over.contains_key(key) || listed.is_some_and(|listed| listed.closed)
+        self.ended_launches.contains_key(key) || listed.is_some_and(|listed| listed.closed)
     }
 
     /// The broker stops: delayed records are written, and no guest is reachable any more.
-    pub(super) fn on_finish(&mut self, at: At, out: &mut Vec<Effect>) {
+    pub(super) fn on_finish(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         self.on_tick(at, true, out);
         let fresh = self.guests.iter().filter(|(_, guest)| guest.fresh);
         let fresh: Vec<String> = fresh.map(|(key, _)| key.clone()).collect();
         for key in fresh {
-            self.leave(at, &key, out);
+            self.mark_unreachable(at, &key, out);
         }
     }
 
-    pub(super) fn leave(&mut self, at: At, key: &str, out: &mut Vec<Effect>) {
+    pub(super) fn mark_unreachable(&mut self, at: Timestamp, key: &str, out: &mut Vec<Effect>) {
         if let Some(guest) = self.guests.get_mut(key)
             && guest.fresh
         {
             guest.fresh = false;
             let age = guest.age_ms(at.boot_ms);
-            tell_freshness(at, &guest.record.vm, false, age, out);
+            report_freshness(at, &guest.record.vm, false, age, out);
         }
     }
 
-    pub(super) fn on_tick(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
-        for evidence in self.attempts.flush(at.boot_ms, at.wall_ms, at_once) {
-            if let Some(vm) = &evidence.known {
-                self.announce(at, "handshake", vm, &evidence.event);
+    pub(super) fn on_tick(&mut self, at: Timestamp, at_once: bool, out: &mut Vec<Effect>) {
+        for report in self.attempts.flush(at.boot_ms, at.wall_ms, at_once) {
+            if let Some(vm) = &report.known {
+                self.publish_own(at, "handshake", vm, &report.event);
             }
-            out.push(Effect::Log(evidence.line));
-            out.push(Effect::Tell(evidence.event));
+            out.push(Effect::Log(report.line));
+            out.push(Effect::Emit(report.event));
         }
         self.flush_merged(at, at_once, out);
         self.end_idle(at, out);
-        if self.leave_due.is_some_and(|due| at.boot_ms >= due) {
+        if self.freshness_due.is_some_and(|due| at.boot_ms >= due) {
             let window = self.rules.freshness_ms;
             let late: Vec<String> = self
                 .guests
                 .iter()
-                .filter(|(_, guest)| guest.fresh && at.boot_ms >= leaves_at(&guest.record, window))
+                .filter(|(_, guest)| guest.fresh && at.boot_ms >= stale_at(&guest.record, window))
                 .map(|(key, _)| key.clone())
                 .collect();
             for key in late {
-                self.leave(at, &key, out);
+                self.mark_unreachable(at, &key, out);
             }
             let fresh = self.guests.values().filter(|guest| guest.fresh);
-            self.leave_due = fresh.map(|guest| leaves_at(&guest.record, window)).min();
+            self.freshness_due = fresh.map(|guest| stale_at(&guest.record, window)).min();
         }
         if self.write_due.is_some_and(|due| at_once || at.boot_ms >= due) {
             let mut next: Option<u64> = None;
@@ -344,17 +357,17 @@ impl State {
     }
 }
 
-fn wall(at: At) -> String {
+fn wall(at: Timestamp) -> String {
     wall_clock(std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.wall_ms))
 }
 
 /// One log line and one event whenever a VM enters or leaves the freshness window.
-fn tell_freshness(at: At, vm: &VmName, reachable: bool, age_ms: u64, out: &mut Vec<Effect>) {
+fn report_freshness(at: Timestamp, vm: &VmName, reachable: bool, age_ms: u64, out: &mut Vec<Effect>) {
     out.push(Effect::Log(format!(
         "{} freshness of vm:{vm} reachable={reachable} last_handshake_age_ms={age_ms}",
-        line_head(at.wall_ms, "INFO")
+        log_prefix(at.wall_ms, "INFO")
     )));
-    out.push(Effect::Tell(Event::BrokerFreshness {
+    out.push(Effect::Emit(Event::BrokerFreshness {
         vm: vm.clone(),
         reachable,
         last_handshake_age_ms: Some(age_ms),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::core::bus::topic::Pattern;
 
-use super::{ConnId, Plane};
+use super::{ConnId, Peer};
 
 /// Name of a group, and whether it is the host's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,12 +30,12 @@ struct Group {
 
 impl Group {
     /// The next eligible member, beginning with the one whose turn it is.
-    fn next(&mut self, will_do: &dyn Fn(ConnId) -> bool) -> Option<ConnId> {
+    fn next(&mut self, is_eligible: &dyn Fn(ConnId) -> bool) -> Option<ConnId> {
         let count = self.members.len();
         for step in 0..count {
             let at = (self.turn + step) % count;
             let member = self.members[at];
-            if will_do(member) {
+            if is_eligible(member) {
                 self.turn = (at + 1) % count;
                 return Some(member);
             }
@@ -55,9 +55,9 @@ impl Groups {
     }
 
     /// Makes a session a member; a second time changes nothing.
-    pub fn join(&mut self, conn: ConnId, plane: Plane, name: &str, pattern: &Pattern) {
+    pub fn join(&mut self, conn: ConnId, peer: Peer, name: &str, pattern: &Pattern) {
         let key = Key {
-            of_host: plane == Plane::Host,
+            of_host: peer == Peer::Host,
             name: name.to_owned(),
         };
         let groups = self.0.entry(pattern.clone()).or_default();
@@ -88,13 +88,13 @@ impl Groups {
 
     /// The sessions that get one message of this topic: from each group that wants it, the eligible
     /// member whose turn it is. A session that two groups choose is named once.
-    pub fn choose(&mut self, topic: &str, will_do: &dyn Fn(ConnId) -> bool) -> Vec<ConnId> {
+    pub fn choose(&mut self, topic: &str, is_eligible: &dyn Fn(ConnId) -> bool) -> Vec<ConnId> {
         let mut chosen = Vec::new();
         for (pattern, groups) in &mut self.0 {
             if !pattern.matches(topic) {
                 continue;
             }
-            chosen.extend(groups.values_mut().filter_map(|group| group.next(will_do)));
+            chosen.extend(groups.values_mut().filter_map(|group| group.next(is_eligible)));
         }
         chosen.sort_unstable();
         chosen.dedup();
@@ -119,9 +119,9 @@ mod tests {
         let mut groups = Groups::default();
         let jobs: Pattern = "jobs/*".parse().unwrap();
         for conn in [1, 2, 3, 1] {
-            groups.join(ConnId(conn), Plane::Guest, "w", &jobs);
+            groups.join(ConnId(conn), Peer::Guest, "w", &jobs);
         }
-        groups.join(ConnId(9), Plane::Host, "w", &jobs);
+        groups.join(ConnId(9), Peer::Host, "w", &jobs);
         let turn = |groups: &mut Groups, without: u64| -> Vec<u64> {
             let chosen = groups.choose("jobs/a", &|conn| conn.0 != without);
             chosen.into_iter().map(|conn| conn.0).collect()

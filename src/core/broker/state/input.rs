@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::core::broker::frame::Burst;
 use crate::core::broker::guests::GuestTable;
-use crate::core::broker::protocol::{DeclineReason, Hello, Refusal};
+use crate::core::broker::protocol::{DeclineReason, Hello, HelloRefusal};
 use crate::core::bus::topic::Pattern;
 use crate::core::config::AuthMode;
 use crate::core::events::Event;
@@ -24,7 +24,7 @@ pub struct ConnId(pub u64);
 /// The time of an input on both clocks. All deadlines and ages are computed from `boot_ms`;
 /// `wall_ms` is for people to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct At {
+pub struct Timestamp {
     /// CLOCK_BOOTTIME.
     pub boot_ms: u64,
     /// Since the epoch.
@@ -33,7 +33,7 @@ pub struct At {
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Plane {
+pub enum Peer {
     /// It came over TCP on the loopback: a guest, or any local program.
     Guest,
     /// It came over the Unix socket: the host.
@@ -48,7 +48,7 @@ pub enum Input {
         /// Its number.
         conn: ConnId,
         /// Its door.
-        plane: Plane,
+        peer: Peer,
         /// `127.0.0.1:41000`, or `unix`.
         remote: String,
     },
@@ -60,11 +60,11 @@ pub enum Input {
         hello: Hello,
     },
     /// No hello came, or an invalid one.
-    Refused {
+    HelloRefused {
         /// From whom.
         conn: ConnId,
         /// Why.
-        refusal: Refusal,
+        refusal: HelloRefusal,
         /// It sent at least one byte; otherwise it is answered, but not counted as an attempt.
         attempted: bool,
     },
@@ -76,19 +76,19 @@ pub enum Input {
         burst: Burst,
     },
     /// A session's client has closed its sending side.
-    Ended {
+    HalfClosed {
         /// Which.
         conn: ConnId,
     },
     /// The thread of a session has replayed the log up to the number it was given.
-    AtEnd {
+    ReplayDone {
         /// Which.
         conn: ConnId,
         /// The first number that it hasn't read.
         next: u64,
     },
     /// A session's queue has no room for what it was sent.
-    Full {
+    QueueFull {
         /// Which.
         conn: ConnId,
         /// What is in the queue.
@@ -184,14 +184,14 @@ pub enum Effect {
         /// To whom.
         conn: ConnId,
         /// In this order.
-        parts: Vec<Part>,
+        parts: Vec<Chunk>,
     },
     /// Tell a session's thread how the session gets its messages from now on.
-    Order {
+    SetDelivery {
         /// Whose.
         conn: ConnId,
         /// What.
-        order: Order,
+        delivery: Delivery,
     },
     /// Send this frame (none if empty), then end the sending side; the session is over.
     End {
@@ -203,7 +203,7 @@ pub enum Effect {
     /// Append these lines to the log of the bus, all or none; answered by [`Input::Appended`].
     Append(Arc<Vec<u8>>),
     /// Append lines of the log of the bus to their sender's own log.
-    Shelve {
+    SenderLog {
         /// The sender.
         vm: VmName,
         /// The lines of a batch.
@@ -228,51 +228,51 @@ pub enum Effect {
     /// A line for the log, complete.
     Log(String),
     /// A fact for the journal.
-    Tell(Event),
+    Emit(Event),
 }
 
 /// Bytes for a session: its own, or part of a buffer that several sessions share.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Part {
+pub enum Chunk {
     /// For this session alone.
     Own(Vec<u8>),
     /// Part of a batch's deliveries.
     Shared(Arc<Vec<u8>>, Range<usize>),
 }
 
-impl Part {
+impl Chunk {
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         match self {
-            Part::Own(bytes) => bytes,
-            Part::Shared(bytes, range) => &bytes[range.clone()],
+            Chunk::Own(bytes) => bytes,
+            Chunk::Shared(bytes, range) => &bytes[range.clone()],
         }
     }
 }
 
 /// How a session gets its messages.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Order {
+pub enum Delivery {
     /// The state thread delivers them as they come.
-    Attached,
+    Live,
     /// The session's own thread delivers them from the log.
-    Replay(Plan),
+    Replay(ReplayPlan),
 }
 
 /// What a session's thread delivers from the log.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Plan {
+pub struct ReplayPlan {
     /// The last number to deliver; everything up to it is in the log.
     pub upto: u64,
     /// What it may read.
     pub reader: Reader,
     /// Its subscriptions.
-    pub wanted: Vec<Wanted>,
+    pub subscriptions: Vec<ReplaySubscription>,
 }
 
 /// One subscription of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct ReplaySubscription {
     /// To what.
     pub pattern: Pattern,
     /// Tells it from an earlier subscription to the same pattern.

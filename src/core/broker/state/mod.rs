@@ -21,29 +21,33 @@ use std::sync::Arc;
 use crate::core::name::VmName;
 
 use super::attempts::{Attempt, Attempts};
-use super::frame::Refused;
-use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit, is_proven};
-use super::protocol::{DeclineReason, Hello, Refusal, declined_reply, negotiate, ok_reply, session_reply};
+use super::frame::RefusalReason;
+use super::guests::{Guest, GuestTable, MAX_UNLISTED, admit, shows_token};
+use super::protocol::{
+    DeclineReason, Hello, HelloRefusal, declined_reply, negotiate, ok_reply, session_reply,
+};
 use super::throttle::Throttle;
 use crate::core::root::handshake_record::HandshakeRecord;
-use batch::Group;
-use notices::Change;
+use batch::Batch;
+use notices::SessionChange;
 use publishing::Allowance;
-use session::{Cause, Session};
+use session::{CloseReason, Session};
 use topics::Index;
 
-pub use input::{At, BusRules, ConnId, Effect, Input, Order, Part, Plan, Plane, Rules, Wanted};
+pub use input::{
+    BusRules, Chunk, ConnId, Delivery, Effect, Input, Peer, ReplayPlan, ReplaySubscription, Rules, Timestamp,
+};
 
 /// How long until a record that couldn't be written is written again.
 const RETRY_MS: u64 = 1000;
 
 /// What a connection waits for.
 #[derive(Clone, Debug, PartialEq)]
-enum Phase {
+enum ConnPhase {
     /// Its hello hasn't come, or hasn't been judged.
     AwaitingHello,
     /// Accepted, if the record can be made.
-    Storing(Box<Pending>),
+    Storing(Box<PendingHello>),
     /// It was evicted; its thread will report what the client had sent.
     Evicted,
     /// It has a session and exchanges frames.
@@ -53,22 +57,22 @@ enum Phase {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Pending {
+struct PendingHello {
     attempt: Attempt,
     record: HandshakeRecord,
     session: Option<Session>,
 }
 
 #[derive(Clone, Debug)]
-struct Conn {
-    plane: Plane,
+struct ConnState {
+    peer: Peer,
     remote: String,
-    phase: Phase,
+    phase: ConnPhase,
 }
 
 /// The connections of one listener that count against its limit, oldest first.
 #[derive(Clone, Debug, Default)]
-struct Places {
+struct Occupancy {
     waiting: BTreeSet<ConnId>,
     answered: BTreeSet<ConnId>,
     /// Sessions are never evicted for the limit, so their number is enough.
@@ -83,53 +87,53 @@ pub struct State {
     guests: BTreeMap<String, Guest>,
     /// Launches that have ended, by VM: a hello in such a VM's name doesn't prove that the VM
     /// lives.
-    over: BTreeMap<String, Option<u64>>,
-    conns: BTreeMap<ConnId, Conn>,
-    guest_places: Places,
-    host_places: Places,
+    ended_launches: BTreeMap<String, Option<u64>>,
+    conns: BTreeMap<ConnId, ConnState>,
+    guest_occupancy: Occupancy,
+    host_occupancy: Occupancy,
     attempts: Attempts,
     /// No guest leaves the freshness window before this.
-    leave_due: Option<u64>,
+    freshness_due: Option<u64>,
     /// No delayed record is due before this.
     write_due: Option<u64>,
     stopping: bool,
     /// Open sessions by their VM's name in lower case.
     vm_sessions: BTreeMap<String, BTreeSet<ConnId>>,
     index: Index,
-    group: Group,
-    committing: Option<(Group, Arc<Vec<u8>>)>,
+    batch: Batch,
+    committing: Option<(Batch, Arc<Vec<u8>>)>,
     /// Sessions whose threads wait to be told how they get their messages.
-    asking: Vec<ConnId>,
+    awaiting_delivery: Vec<ConnId>,
     /// The number of the last message in the log.
-    kept: u64,
+    last_kept_seq: u64,
     /// The last number that a message got; that message may not be in the log yet.
-    given: u64,
+    last_given_seq: u64,
     log_open: bool,
     /// No session exceeds the idle limit before this.
     idle_due: Option<u64>,
     allowances: BTreeMap<String, Allowance>,
-    refusals: Throttle<(VmName, Refused), notices::Refusal>,
-    changes: Throttle<(VmName, Option<Cause>), Change>,
+    refusals: Throttle<(VmName, RefusalReason), notices::FrameRefusal>,
+    changes: Throttle<(VmName, Option<CloseReason>), SessionChange>,
     /// The sender of the broker's own messages.
     broker: VmName,
 }
 
 /// Applies one input to the state. Pure: the same state, time and input give the same effects.
-pub fn step(state: &mut State, at: At, input: Input) -> Vec<Effect> {
+pub fn step(state: &mut State, at: Timestamp, input: Input) -> Vec<Effect> {
     let mut effects = Vec::new();
     let out = &mut effects;
     match input {
-        Input::Opened { conn, plane, remote } => state.on_opened(conn, plane, remote, out),
+        Input::Opened { conn, peer, remote } => state.on_opened(conn, peer, remote, out),
         Input::Hello { conn, hello } => state.on_hello(at, conn, hello, out),
-        Input::Refused {
+        Input::HelloRefused {
             conn,
             refusal,
             attempted,
-        } => state.on_refused(at, conn, refusal, attempted, out),
+        } => state.on_hello_refused(at, conn, refusal, attempted, out),
         Input::Frames { conn, burst } => state.on_frames(at, conn, burst, out),
-        Input::Ended { conn } => state.on_ended(conn),
-        Input::AtEnd { conn, next } => state.on_at_end(conn, next, out),
-        Input::Full { conn, queued_bytes } => state.on_full(at, conn, queued_bytes, out),
+        Input::HalfClosed { conn } => state.on_half_closed(conn),
+        Input::ReplayDone { conn, next } => state.on_replay_done(conn, next, out),
+        Input::QueueFull { conn, queued_bytes } => state.on_queue_full(at, conn, queued_bytes, out),
         Input::LogOpened { last } => state.on_log_opened(last),
         Input::Commit => state.on_commit(at, out),
         Input::Appended { kept, open } => state.on_appended(at, kept, open, out),
@@ -153,21 +157,21 @@ impl State {
             rules,
             table: None,
             guests: BTreeMap::new(),
-            over: BTreeMap::new(),
+            ended_launches: BTreeMap::new(),
             conns: BTreeMap::new(),
-            guest_places: Places::default(),
-            host_places: Places::default(),
+            guest_occupancy: Occupancy::default(),
+            host_occupancy: Occupancy::default(),
             attempts: Attempts::default(),
-            leave_due: None,
+            freshness_due: None,
             write_due: None,
             stopping: false,
             vm_sessions: BTreeMap::new(),
             index: Index::default(),
-            group: Group::default(),
+            batch: Batch::default(),
             committing: None,
-            asking: Vec::new(),
-            kept: 0,
-            given: 0,
+            awaiting_delivery: Vec::new(),
+            last_kept_seq: 0,
+            last_given_seq: 0,
             log_open: false,
             idle_due: None,
             allowances: BTreeMap::new(),
@@ -180,7 +184,7 @@ impl State {
     /// When [`Input::Tick`] is next worth a call.
     pub fn due(&self) -> Option<u64> {
         let throttled = [self.attempts.due(), self.refusals.due(), self.changes.due()];
-        [self.leave_due, self.write_due, self.idle_due]
+        [self.freshness_due, self.write_due, self.idle_due]
             .into_iter()
             .chain(throttled)
             .flatten()
@@ -189,7 +193,7 @@ impl State {
 
     /// Whether nobody waits for an answer any more.
     pub fn all_answered(&self) -> bool {
-        self.conns.values().all(|conn| conn.phase == Phase::Answered)
+        self.conns.values().all(|conn| conn.phase == ConnPhase::Answered)
     }
 
     /// The VMs that have a record.
@@ -200,35 +204,35 @@ impl State {
             .map(|guest| &guest.record.vm)
     }
 
-    fn places(&mut self, plane: Plane) -> &mut Places {
-        match plane {
-            Plane::Guest => &mut self.guest_places,
-            Plane::Host => &mut self.host_places,
+    fn occupancy(&mut self, peer: Peer) -> &mut Occupancy {
+        match peer {
+            Peer::Guest => &mut self.guest_occupancy,
+            Peer::Host => &mut self.host_occupancy,
         }
     }
 
-    fn on_opened(&mut self, conn: ConnId, plane: Plane, remote: String, out: &mut Vec<Effect>) {
+    fn on_opened(&mut self, conn: ConnId, peer: Peer, remote: String, out: &mut Vec<Effect>) {
         let phase = if self.stopping {
             out.push(Effect::Evict {
                 conn,
                 reason: DeclineReason::ShuttingDown,
             });
-            Phase::Evicted
+            ConnPhase::Evicted
         } else {
-            self.places(plane).waiting.insert(conn);
-            Phase::AwaitingHello
+            self.occupancy(peer).waiting.insert(conn);
+            ConnPhase::AwaitingHello
         };
-        self.conns.insert(conn, Conn { plane, remote, phase });
-        self.make_room(plane, out);
+        self.conns.insert(conn, ConnState { peer, remote, phase });
+        self.evict_if_full(peer, out);
     }
 
     /// At the limit a connection that was answered goes first, then the oldest without an answer.
-    fn make_room(&mut self, plane: Plane, out: &mut Vec<Effect>) {
-        let max = match plane {
-            Plane::Guest => self.rules.max_connections,
-            Plane::Host => self.rules.max_host_connections,
+    fn evict_if_full(&mut self, peer: Peer, out: &mut Vec<Effect>) {
+        let max = match peer {
+            Peer::Guest => self.rules.max_connections,
+            Peer::Host => self.rules.max_host_connections,
         };
-        let places = self.places(plane);
+        let places = self.occupancy(peer);
         if places.waiting.len() + places.answered.len() + places.sessions <= max {
             return;
         }
@@ -240,34 +244,34 @@ impl State {
                 reason: DeclineReason::SessionLimit,
             });
             if let Some(evicted) = self.conns.get_mut(&conn)
-                && evicted.phase == Phase::AwaitingHello
+                && evicted.phase == ConnPhase::AwaitingHello
             {
-                evicted.phase = Phase::Evicted;
+                evicted.phase = ConnPhase::Evicted;
             }
         }
     }
 
-    fn on_hello(&mut self, at: At, conn: ConnId, mut hello: Hello, out: &mut Vec<Effect>) {
+    fn on_hello(&mut self, at: Timestamp, conn: ConnId, mut hello: Hello, out: &mut Vec<Effect>) {
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
-        let (plane, remote) = (known.plane, known.remote.clone());
+        let (peer, remote) = (known.peer, known.remote.clone());
         // It was evicted, but its hello was on the way already. An answer is fine; a session is
         // not.
-        let leaving = known.phase == Phase::Evicted;
+        let leaving = known.phase == ConnPhase::Evicted;
         match known.phase {
-            Phase::AwaitingHello | Phase::Evicted => {}
-            Phase::Storing(_) | Phase::Session(_) | Phase::Answered => return,
+            ConnPhase::AwaitingHello | ConnPhase::Evicted => {}
+            ConnPhase::Storing(_) | ConnPhase::Session(_) | ConnPhase::Answered => return,
         }
-        let admitted = match plane {
-            Plane::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
+        let admitted = match peer {
+            Peer::Guest => admit(self.table.as_ref(), self.rules.auth, &hello),
             // Whoever may open the host's socket is the host.
-            Plane::Host if hello.vm.key() == "host" => Ok(()),
-            Plane::Host => Err(DeclineReason::UnknownVm),
+            Peer::Host if hello.vm.key() == "host" => Ok(()),
+            Peer::Host => Err(DeclineReason::UnknownVm),
         };
         // From here on a VM's second name counts as its name.
-        let called = self.table.as_ref().filter(|_| plane == Plane::Guest);
-        let second = match called.and_then(|table| table.called(&hello.vm.key())) {
+        let called = self.table.as_ref().filter(|_| peer == Peer::Guest);
+        let second = match called.and_then(|table| table.find_by_any_name(&hello.vm.key())) {
             Some(listed) => {
                 hello.vm = listed.name.clone();
                 listed.second_name.as_ref().map(VmName::key)
@@ -280,10 +284,10 @@ impl State {
             Ok(()) => negotiate(&hello.capabilities, self.rules.bus_versions),
         };
         let key = hello.vm.key();
-        let proven = plane == Plane::Guest && is_proven(self.table.as_ref(), &hello);
+        let proven = peer == Peer::Guest && shows_token(self.table.as_ref(), &hello);
         let verdict = match verdict {
             Ok(Some(_)) if leaving => Err(DeclineReason::SessionLimit),
-            Ok(Some(_)) if plane == Plane::Guest && !self.make_place(at, &key, proven, out) => {
+            Ok(Some(_)) if peer == Peer::Guest && !self.ensure_session_slot(at, &key, proven, out) => {
                 Err(DeclineReason::SessionLimit)
             }
             other => other,
@@ -298,7 +302,7 @@ impl State {
         };
         let mut attempt = Attempt {
             vm: Some(spelled.clone()),
-            listed: listed.is_some() || plane == Plane::Host,
+            listed: listed.is_some() || peer == Peer::Host,
             declined: None,
             session: None,
             capabilities: hello.capabilities,
@@ -308,24 +312,27 @@ impl State {
         let session = matches!(verdict, Ok(Some(_))).then(|| {
             let id = format!("s-{}.{run}", conn.0);
             let capabilities = attempt.capabilities.clone();
-            let mut session = Session::new(id, spelled.clone(), plane, at.boot_ms, capabilities);
+            let mut session = Session::new(id, spelled.clone(), peer, at.boot_ms, capabilities);
             session.reader.second = second.clone();
-            Session { proven, ..session }
+            Session {
+                authenticated: proven,
+                ..session
+            }
         });
         attempt.session = session.as_ref().map(|session| session.id.clone());
         let vm = match verdict {
             Err(reason) => {
                 attempt.declined = Some(reason);
-                return self.answer(at, conn, attempt, None, out);
+                return self.answer_hello(at, conn, attempt, None, out);
             }
-            Ok(_) if plane == Plane::Host => return self.answer(at, conn, attempt, session, out),
+            Ok(_) if peer == Peer::Host => return self.answer_hello(at, conn, attempt, session, out),
             Ok(_) => spelled,
         };
         let full = self.table.is_none() && self.guests.len() >= MAX_UNLISTED;
         if full && !self.guests.contains_key(&key) {
             attempt.declined = Some(DeclineReason::StorageError);
             attempt.session = None;
-            return self.answer(at, conn, attempt, None, out);
+            return self.answer_hello(at, conn, attempt, None, out);
         }
         let record = self.next_record(at, vm, attempt.capabilities.clone(), session.is_some());
         if let Some(guest) = self.guests.get(&key)
@@ -334,11 +341,11 @@ impl State {
         {
             // The record was written a moment ago, so the file exists; the newer time is written
             // later.
-            self.heard(at, record, false, out);
-            return self.answer(at, conn, attempt, session, out);
+            self.note_handshake(at, record, false, out);
+            return self.answer_hello(at, conn, attempt, session, out);
         }
         if let Some(known) = self.conns.get_mut(&conn) {
-            known.phase = Phase::Storing(Box::new(Pending {
+            known.phase = ConnPhase::Storing(Box::new(PendingHello {
                 attempt,
                 record: record.clone(),
                 session,
@@ -352,9 +359,9 @@ impl State {
 
     /// The one answer to a hello. The log line goes out first, so that whoever reads `ok` finds it
     /// in the log.
-    fn answer(
+    fn answer_hello(
         &mut self,
-        at: At,
+        at: Timestamp,
         conn: ConnId,
         attempt: Attempt,
         session: Option<Session>,
@@ -365,19 +372,19 @@ impl State {
             (None, Some(session)) => session_reply(&session.id, self.rules.bus.heartbeat_secs),
             (None, None) => ok_reply(),
         };
-        if let Some(evidence) = self.attempts.note(at.boot_ms, at.wall_ms, attempt) {
+        if let Some(report) = self.attempts.note(at.boot_ms, at.wall_ms, attempt) {
             // The attempt's line comes before the lines of its consequences, such as a VM that
             // became reachable.
             let position = out
                 .iter()
-                .position(|effect| matches!(effect, Effect::Log(_) | Effect::Tell(_)))
+                .position(|effect| matches!(effect, Effect::Log(_) | Effect::Emit(_)))
                 .unwrap_or(out.len());
-            if let Some(vm) = &evidence.known {
-                self.announce(at, "handshake", vm, &evidence.event);
+            if let Some(vm) = &report.known {
+                self.publish_own(at, "handshake", vm, &report.event);
             }
             out.splice(
                 position..position,
-                [Effect::Log(evidence.line), Effect::Tell(evidence.event)],
+                [Effect::Log(report.line), Effect::Emit(report.event)],
             );
         }
         match session {
@@ -385,17 +392,17 @@ impl State {
                 self.open_session(at, conn, session, out);
                 out.push(Effect::Grant { conn, line });
             }
-            None => self.reply(conn, line, out),
+            None => self.send_reply(conn, line, out),
         }
     }
 
-    fn reply(&mut self, conn: ConnId, line: String, out: &mut Vec<Effect>) {
+    fn send_reply(&mut self, conn: ConnId, line: String, out: &mut Vec<Effect>) {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
-        known.phase = Phase::Answered;
-        let plane = known.plane;
-        let places = self.places(plane);
+        known.phase = ConnPhase::Answered;
+        let peer = known.peer;
+        let places = self.occupancy(peer);
         // An evicted connection no longer counts against the limit.
         if places.waiting.remove(&conn) {
             places.answered.insert(conn);
@@ -403,19 +410,26 @@ impl State {
         out.push(Effect::Reply { conn, line });
     }
 
-    fn on_refused(&mut self, at: At, conn: ConnId, refusal: Refusal, attempted: bool, out: &mut Vec<Effect>) {
+    fn on_hello_refused(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        refusal: HelloRefusal,
+        attempted: bool,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
-        if !matches!(known.phase, Phase::AwaitingHello | Phase::Evicted) {
+        if !matches!(known.phase, ConnPhase::AwaitingHello | ConnPhase::Evicted) {
             return;
         }
         if !attempted {
             let line = declined_reply(refusal.reason, self.rules.bus_versions);
-            return self.reply(conn, line, out);
+            return self.send_reply(conn, line, out);
         }
         let key = refusal.vm.as_ref().map(VmName::key);
-        let listed = key.and_then(|key| self.table.as_ref()?.called(&key));
+        let listed = key.and_then(|key| self.table.as_ref()?.find_by_any_name(&key));
         let attempt = Attempt {
             listed: listed.is_some(),
             vm: listed.map(|listed| listed.name.clone()).or(refusal.vm),
@@ -424,20 +438,20 @@ impl State {
             capabilities: Vec::new(),
             remote: known.remote.clone(),
         };
-        self.answer(at, conn, attempt, None, out);
+        self.answer_hello(at, conn, attempt, None, out);
     }
 
-    fn on_closed(&mut self, at: At, conn: ConnId, out: &mut Vec<Effect>) {
-        self.end_session(at, conn, Cause::Disconnected, out);
+    fn on_closed(&mut self, at: Timestamp, conn: ConnId, out: &mut Vec<Effect>) {
+        self.end_session(at, conn, CloseReason::Disconnected, out);
         let Some(known) = self.conns.get(&conn) else {
             return;
         };
         // Its hello was complete, so it counts, although the client is gone.
-        if matches!(known.phase, Phase::Storing(_)) {
+        if matches!(known.phase, ConnPhase::Storing(_)) {
             return;
         }
-        let plane = known.plane;
-        let places = self.places(plane);
+        let peer = known.peer;
+        let places = self.occupancy(peer);
         places.waiting.remove(&conn);
         places.answered.remove(&conn);
         self.conns.remove(&conn);
@@ -445,7 +459,7 @@ impl State {
 
     fn on_recorded(
         &mut self,
-        at: At,
+        at: Timestamp,
         vm: &VmName,
         asked_by: Option<ConnId>,
         made: bool,
@@ -465,19 +479,20 @@ impl State {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
-        if !matches!(known.phase, Phase::Storing(_)) {
+        if !matches!(known.phase, ConnPhase::Storing(_)) {
             return;
         }
-        let Phase::Storing(pending) = std::mem::replace(&mut known.phase, Phase::AwaitingHello) else {
+        let ConnPhase::Storing(pending) = std::mem::replace(&mut known.phase, ConnPhase::AwaitingHello)
+        else {
             return;
         };
-        let Pending {
+        let PendingHello {
             mut attempt,
             record,
             mut session,
         } = *pending;
         if made {
-            self.heard(at, record, true, out);
+            self.note_handshake(at, record, true, out);
         } else {
             attempt.declined = Some(DeclineReason::StorageError);
             attempt.session = None;
@@ -486,18 +501,18 @@ impl State {
                 guest.written_ms = None;
             }
         }
-        self.answer(at, conn, attempt, session, out);
+        self.answer_hello(at, conn, attempt, session, out);
     }
 
-    fn on_stop(&mut self, at: At, out: &mut Vec<Effect>) {
+    fn on_stop(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         self.stopping = true;
         self.end_all(at, out);
-        for places in [&mut self.guest_places, &mut self.host_places] {
+        for places in [&mut self.guest_occupancy, &mut self.host_occupancy] {
             for conn in std::mem::take(&mut places.waiting) {
                 if let Some(known) = self.conns.get_mut(&conn)
-                    && known.phase == Phase::AwaitingHello
+                    && known.phase == ConnPhase::AwaitingHello
                 {
-                    known.phase = Phase::Evicted;
+                    known.phase = ConnPhase::Evicted;
                     out.push(Effect::Evict {
                         conn,
                         reason: DeclineReason::ShuttingDown,

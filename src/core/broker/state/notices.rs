@@ -3,45 +3,45 @@
 //! Here: these lines and events, merged beyond 20 a second. Not here: those of hellos
 //! (`broker::attempts`) and freshness (`super::freshness`).
 
-use crate::core::broker::attempts::line_head;
-use crate::core::broker::frame::Refused;
+use crate::core::broker::attempts::log_prefix;
+use crate::core::broker::frame::RefusalReason;
 use crate::core::events::{Event, SessionPhase};
 use crate::core::name::VmName;
 
-use super::session::Cause;
-use super::{At, ConnId, Effect, State};
+use super::session::CloseReason;
+use super::{ConnId, Effect, State, Timestamp};
 
 /// A refused frame, for log and event.
 #[derive(Clone, Debug)]
-pub struct Refusal {
+pub struct FrameRefusal {
     pub(super) vm: VmName,
     pub(super) session: String,
     pub(super) kind: String,
-    pub(super) reason: Refused,
+    pub(super) reason: RefusalReason,
 }
 
 /// A session that was opened or closed, for log and event.
 #[derive(Clone, Debug)]
-pub struct Change {
+pub struct SessionChange {
     pub(super) vm: VmName,
     pub(super) session: String,
     pub(super) remote: String,
-    pub(super) closed: Option<Cause>,
+    pub(super) closed: Option<CloseReason>,
 }
 
 impl State {
-    pub(super) fn tell_refusal(
+    pub(super) fn report_refusal(
         &mut self,
-        at: At,
+        at: Timestamp,
         conn: ConnId,
         kind: &str,
-        reason: Refused,
+        reason: RefusalReason,
         out: &mut Vec<Effect>,
     ) {
         let Some(session) = self.session(conn) else {
             return;
         };
-        let refusal = Refusal {
+        let refusal = FrameRefusal {
             vm: session.vm.clone(),
             session: session.id.clone(),
             kind: kind.to_owned(),
@@ -51,27 +51,27 @@ impl State {
             (refusal.vm.clone(), refusal.reason)
         });
         if let Some(refusal) = told {
-            say_refusal(at, &refusal, None, out);
+            log_refusal(at, &refusal, None, out);
         }
     }
 
-    pub(super) fn tell_change(&mut self, at: At, change: Change, out: &mut Vec<Effect>) {
+    pub(super) fn report_change(&mut self, at: Timestamp, change: SessionChange, out: &mut Vec<Effect>) {
         let told = self
             .changes
             .note(at.boot_ms, change, |change| (change.vm.clone(), change.closed));
         if let Some(change) = told {
-            self.say_change(at, &change, None, out);
+            self.log_change(at, &change, None, out);
         }
     }
 
-    pub(super) fn say_change(
+    pub(super) fn log_change(
         &mut self,
-        at: At,
-        change: &Change,
+        at: Timestamp,
+        change: &SessionChange,
         repeated: Option<u64>,
         out: &mut Vec<Effect>,
     ) {
-        let Change {
+        let SessionChange {
             vm,
             session,
             remote,
@@ -84,7 +84,7 @@ impl State {
         };
         let mut line = format!(
             "{} session of vm:{vm} session={session}",
-            line_head(at.wall_ms, "INFO")
+            log_prefix(at.wall_ms, "INFO")
         );
         line.push_str(match phase {
             SessionPhase::Opened => " phase=opened",
@@ -104,45 +104,51 @@ impl State {
             reason: closed.map(|cause| cause.as_str().to_owned()),
             repeated,
         };
-        self.announce(at, "session", vm, &event);
+        self.publish_own(at, "session", vm, &event);
         out.push(Effect::Log(line));
-        out.push(Effect::Tell(event));
+        out.push(Effect::Emit(event));
     }
 
     /// Logs what was merged because there was too much of it.
-    pub(super) fn flush_merged(&mut self, at: At, at_once: bool, out: &mut Vec<Effect>) {
+    pub(super) fn flush_merged(&mut self, at: Timestamp, at_once: bool, out: &mut Vec<Effect>) {
         for (change, count) in self.changes.flush(at.boot_ms, at_once) {
-            self.say_change(at, &change, Some(count), out);
+            self.log_change(at, &change, Some(count), out);
         }
         for (refusal, count) in self.refusals.flush(at.boot_ms, at_once) {
-            say_refusal(at, &refusal, Some(count), out);
+            log_refusal(at, &refusal, Some(count), out);
         }
     }
 
     /// A session whose queue is full is cut off, so that nobody else waits for it.
-    pub(super) fn on_full(&mut self, at: At, conn: ConnId, queued_bytes: u64, out: &mut Vec<Effect>) {
+    pub(super) fn on_queue_full(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        queued_bytes: u64,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(session) = self.session(conn) else {
             return;
         };
         let (vm, id) = (session.vm.clone(), session.id.clone());
-        let reason = Cause::SlowConsumer.as_str();
+        let reason = CloseReason::SlowConsumer.as_str();
         out.push(Effect::Log(format!(
             "{} backpressure of vm:{vm} session={id} reason={reason} queued_bytes={queued_bytes}",
-            line_head(at.wall_ms, "WARN")
+            log_prefix(at.wall_ms, "WARN")
         )));
-        out.push(Effect::Tell(Event::BrokerBackpressure {
+        out.push(Effect::Emit(Event::BrokerBackpressure {
             vm: Some(vm),
             session: Some(id),
             reason: reason.to_owned(),
             queued_bytes: Some(queued_bytes),
             repeated: None,
         }));
-        self.close_session(at, conn, Cause::SlowConsumer, out);
+        self.close_session(at, conn, CloseReason::SlowConsumer, out);
     }
 }
 
-fn say_refusal(at: At, refusal: &Refusal, repeated: Option<u64>, out: &mut Vec<Effect>) {
-    let Refusal {
+fn log_refusal(at: Timestamp, refusal: &FrameRefusal, repeated: Option<u64>, out: &mut Vec<Effect>) {
+    let FrameRefusal {
         vm,
         session,
         kind,
@@ -151,7 +157,7 @@ fn say_refusal(at: At, refusal: &Refusal, repeated: Option<u64>, out: &mut Vec<E
     let kind = if kind.is_empty() { "null" } else { kind };
     let mut line = format!(
         "{} refused vm:{vm} session={session} ack={kind} reason={}",
-        line_head(at.wall_ms, "WARN"),
+        log_prefix(at.wall_ms, "WARN"),
         reason.as_str()
     );
     if let Some(count) = repeated {
@@ -160,9 +166,9 @@ fn say_refusal(at: At, refusal: &Refusal, repeated: Option<u64>, out: &mut Vec<E
     out.push(Effect::Log(line));
     if matches!(
         reason,
-        Refused::RateLimit | Refused::SubscriptionLimit | Refused::StorageError
+        RefusalReason::RateLimit | RefusalReason::SubscriptionLimit | RefusalReason::StorageError
     ) {
-        out.push(Effect::Tell(Event::BrokerBackpressure {
+        out.push(Effect::Emit(Event::BrokerBackpressure {
             vm: Some(vm.clone()),
             session: Some(session.clone()),
             reason: reason.as_str().to_owned(),

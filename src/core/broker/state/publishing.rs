@@ -5,17 +5,17 @@
 
 use std::ops::Range;
 
-use crate::core::broker::attempts::line_head;
+use crate::core::broker::attempts::log_prefix;
 use crate::core::broker::bus_log::MAX_SEQ;
-use crate::core::broker::frame::{Answer, Burst, Frame, Refused, Terms};
+use crate::core::broker::frame::{Answer, Burst, Frame, RefusalReason, Terms};
 use crate::core::bus::topic::Pattern;
 use crate::core::events::Event;
 use crate::core::name::VmName;
 
-use super::batch::{Message, Op, Said, head_of, stamped};
-use super::session::Cause;
-use super::topics::{OWN, TO_VM, name_in, names_vm};
-use super::{At, ConnId, Effect, Plane, State, freshness};
+use super::batch::{Message, Op, PublishFields, sender_fields, with_time};
+use super::session::CloseReason;
+use super::topics::{BROKER_PREFIX, VM_PREFIX, name_in, names_vm};
+use super::{ConnId, Effect, Peer, State, Timestamp, freshness};
 
 /// How a topic is spelled.
 #[derive(PartialEq)]
@@ -36,31 +36,31 @@ pub struct Allowance {
 }
 
 impl State {
-    pub(super) fn on_frames(&mut self, at: At, conn: ConnId, burst: Burst, out: &mut Vec<Effect>) {
-        let deliver = !self.index.is_empty() || self.group.subscribes;
-        let mut asks = false;
+    pub(super) fn on_frames(&mut self, at: Timestamp, conn: ConnId, burst: Burst, out: &mut Vec<Effect>) {
+        let deliver = !self.index.is_empty() || self.batch.subscribes;
+        let mut awaits_delivery = false;
         let Some(session) = self.session_mut(conn) else {
             return;
         };
         session.heard_ms = at.boot_ms;
-        session.spoke = true;
+        session.has_sent_frame = true;
         if burst.replays() || (session.behind && burst.subscribes()) {
-            session.asks = true;
-            asks = true;
+            session.awaits_delivery = true;
+            awaits_delivery = true;
         }
         let (key, vm, head, id) = (
             session.reader.key.clone(),
             session.vm.clone(),
-            stamped(&session.head, at.wall_ms),
+            with_time(&session.line_fields, at.wall_ms),
             session.id.clone(),
         );
-        if asks {
-            self.asking.push(conn);
+        if awaits_delivery {
+            self.awaiting_delivery.push(conn);
         }
         let Burst { text, frames, .. } = burst;
-        let texts = self.group.texts.len();
-        self.group.make_room(frames.len(), text.len(), deliver);
-        let mut heard = freshness::Said::default();
+        let texts = self.batch.texts.len();
+        self.batch.reserve(frames.len(), text.len(), deliver);
+        let mut activity = freshness::BusActivity::default();
         for frame in frames {
             match frame {
                 Frame::Publish {
@@ -70,7 +70,7 @@ impl State {
                     id: echo,
                 } => {
                     let allowed = self.may_publish(at, &key, &text[topic.clone()]);
-                    let allowed = allowed.and_then(|()| self.may_await(conn, &text[reply.clone()]));
+                    let allowed = allowed.and_then(|()| self.may_ask_replies(conn, &text[reply.clone()]));
                     if let Err(reason) = allowed {
                         let answer = Answer {
                             kind: "\"publish\"",
@@ -78,37 +78,39 @@ impl State {
                             refused: Some(reason),
                             ..Answer::default()
                         };
-                        self.refuse(at, conn, &answer, out);
+                        self.queue_refusal(at, conn, &answer, out);
                         continue;
                     }
-                    heard.published = true;
-                    let said = Said {
+                    activity.published = true;
+                    let fields = PublishFields {
                         head: &head,
                         topic: &text[topic],
                         payload: &text[payload],
                         reply: &text[reply],
                     };
-                    let deliver = deliver || self.group.subscribes;
+                    let deliver = deliver || self.batch.subscribes;
                     let origin = (Some(conn), texts, echo);
-                    self.publish(&vm, said, origin, deliver);
+                    self.publish(&vm, fields, origin, deliver);
                 }
-                Frame::Subscribe { pattern, terms, id } => self.ask(at, conn, pattern, terms, id, out),
+                Frame::Subscribe { pattern, terms, id } => {
+                    self.queue_subscribe(at, conn, pattern, terms, id, out)
+                }
                 Frame::Unsubscribe { pattern, id } => {
-                    self.group.ops.push(Op::Unsubscribe {
+                    self.batch.ops.push(Op::Unsubscribe {
                         conn,
                         pattern: self.spelled(pattern),
                         id,
                     });
                 }
-                Frame::Ack { seq } => heard.acked = seq.or(heard.acked),
+                Frame::Ack { seq } => activity.acked = seq.or(activity.acked),
                 Frame::Heartbeat { metrics, id } => {
-                    heard.beat = Some(metrics);
+                    activity.heartbeat = Some(metrics);
                     let answer = Answer {
                         kind: "\"heartbeat\"",
                         id: id.as_bytes(),
                         ..Answer::default()
                     };
-                    self.say(conn, &answer);
+                    self.queue_answer(conn, &answer);
                 }
                 Frame::Bad {
                     kind,
@@ -123,32 +125,32 @@ impl State {
                         detail: &detail,
                         ..Answer::default()
                     };
-                    self.refuse(at, conn, &answer, out);
+                    self.queue_refusal(at, conn, &answer, out);
                 }
                 Frame::Broken { length } => {
                     out.push(Effect::Log(format!(
                         "{} frame of vm:{vm} session={id} length={length} is beyond max_frame_bytes",
-                        line_head(at.wall_ms, "WARN")
+                        log_prefix(at.wall_ms, "WARN")
                     )));
-                    let cause = Cause::ProtocolError;
-                    self.group.ops.push(Op::End { conn, cause });
+                    let cause = CloseReason::ProtocolError;
+                    self.batch.ops.push(Op::End { conn, cause });
                 }
             }
         }
-        self.group.texts.push(text);
-        self.heard_on_bus(at, &key, heard, out);
+        self.batch.texts.push(text);
+        self.note_bus_activity(at, &key, activity, out);
     }
 
     /// Whether a VM may publish on this topic now.
-    fn may_publish(&mut self, at: At, key: &str, topic: &[u8]) -> Result<(), Refused> {
-        if topic.starts_with(OWN.as_bytes()) {
-            return Err(Refused::Forbidden);
+    fn may_publish(&mut self, at: Timestamp, key: &str, topic: &[u8]) -> Result<(), RefusalReason> {
+        if topic.starts_with(BROKER_PREFIX.as_bytes()) {
+            return Err(RefusalReason::Forbidden);
         }
-        if topic.starts_with(TO_VM.as_bytes()) && !std::str::from_utf8(topic).is_ok_and(names_vm) {
-            return Err(Refused::BadTopic);
+        if topic.starts_with(VM_PREFIX.as_bytes()) && !std::str::from_utf8(topic).is_ok_and(names_vm) {
+            return Err(RefusalReason::BadTopic);
         }
-        if !self.log_open || self.given >= MAX_SEQ {
-            return Err(Refused::StorageError);
+        if !self.log_open || self.last_given_seq >= MAX_SEQ {
+            return Err(RefusalReason::StorageError);
         }
         let rate = u64::from(self.rules.bus.publishes_per_sec_per_vm);
         if rate == 0 || key == "host" {
@@ -168,48 +170,53 @@ impl State {
                 allowance.left = left;
                 Ok(())
             }
-            None => Err(Refused::RateLimit),
+            None => Err(RefusalReason::RateLimit),
         }
     }
 
     /// Whether replies may be asked for on this topic. A guest must name a topic of its own: who
     /// replies publishes there, and must not be led to publish where others read.
-    fn may_await(&self, conn: ConnId, topic: &[u8]) -> Result<(), Refused> {
+    fn may_ask_replies(&self, conn: ConnId, topic: &[u8]) -> Result<(), RefusalReason> {
         if topic.is_empty() {
             return Ok(());
         }
-        let topic = std::str::from_utf8(topic).map_err(|_| Refused::BadTopic)?;
+        let topic = std::str::from_utf8(topic).map_err(|_| RefusalReason::BadTopic)?;
         if !names_vm(topic) {
-            return Err(Refused::BadTopic);
+            return Err(RefusalReason::BadTopic);
         }
         let own = self.session(conn).is_some_and(|session| {
-            session.reader.owns(topic) || (session.reader.plane == Plane::Host && !topic.starts_with(OWN))
+            session.reader.owns(topic)
+                || (session.reader.peer == Peer::Host && !topic.starts_with(BROKER_PREFIX))
         });
-        if own { Ok(()) } else { Err(Refused::Forbidden) }
+        if own {
+            Ok(())
+        } else {
+            Err(RefusalReason::Forbidden)
+        }
     }
 
     /// Gives a message its number and puts it into the batch.
     fn publish(
         &mut self,
         vm: &VmName,
-        said: Said<'_>,
+        fields: PublishFields<'_>,
         origin: (Option<ConnId>, usize, Range<usize>),
         deliver: bool,
     ) {
-        let spelling = self.spelling_of(said.topic);
-        let said = match &spelling {
-            Spelling::Another(topic) => Said {
+        let spelling = self.spelling_of(fields.topic);
+        let fields = match &spelling {
+            Spelling::Another(topic) => PublishFields {
                 topic: topic.as_bytes(),
-                ..said
+                ..fields
             },
-            Spelling::Same | Spelling::Unknown => said,
+            Spelling::Same | Spelling::Unknown => fields,
         };
-        self.given += 1;
-        let seq = self.given;
-        let sender = self.group.sender(vm);
-        let (line, topic, payload, frame) = self.group.lay_out(seq, said, deliver);
+        self.last_given_seq += 1;
+        let seq = self.last_given_seq;
+        let sender = self.batch.sender(vm);
+        let (line, topic, payload, frame) = self.batch.lay_out(seq, fields, deliver);
         let (conn, text, id) = origin;
-        self.group.ops.push(Op::Message(Message {
+        self.batch.ops.push(Op::Message(Message {
             conn,
             sender,
             seq,
@@ -219,13 +226,13 @@ impl State {
             frame,
             text,
             id,
-            is_lost: spelling == Spelling::Unknown,
+            to_unknown_vm: spelling == Spelling::Unknown,
         }));
     }
 
     /// How the project spells a topic such as `vm:web-0`, whatever its case.
     fn spelling_of(&self, topic: &[u8]) -> Spelling {
-        let rest = topic.strip_prefix(TO_VM.as_bytes());
+        let rest = topic.strip_prefix(VM_PREFIX.as_bytes());
         let (Some(rest), Some(table)) = (rest, self.table.as_ref()) else {
             return Spelling::Same;
         };
@@ -237,7 +244,7 @@ impl State {
             None if name.eq_ignore_ascii_case("host") => Spelling::Same,
             None => Spelling::Unknown,
             Some(listed) if listed.name.as_str() == name => Spelling::Same,
-            Some(listed) => Spelling::Another(format!("{TO_VM}{}{}", listed.name, &rest[name.len()..])),
+            Some(listed) => Spelling::Another(format!("{VM_PREFIX}{}{}", listed.name, &rest[name.len()..])),
         }
     }
 
@@ -248,9 +255,9 @@ impl State {
         }
     }
 
-    fn ask(
+    fn queue_subscribe(
         &mut self,
-        at: At,
+        at: Timestamp,
         conn: ConnId,
         pattern: Pattern,
         terms: Terms,
@@ -261,9 +268,9 @@ impl State {
         let Some(session) = self.session(conn) else {
             return;
         };
-        if session.reader.may_ask(&pattern) {
-            self.group.subscribes = true;
-            self.group.ops.push(Op::Subscribe {
+        if session.reader.may_subscribe(&pattern) {
+            self.batch.subscribes = true;
+            self.batch.ops.push(Op::Subscribe {
                 conn,
                 pattern,
                 terms,
@@ -275,43 +282,49 @@ impl State {
             kind: "\"subscribe\"",
             id: id.as_bytes(),
             topic: Some(pattern.as_str()),
-            refused: Some(Refused::Forbidden),
+            refused: Some(RefusalReason::Forbidden),
             ..Answer::default()
         };
-        self.refuse(at, conn, &answer, out);
+        self.queue_refusal(at, conn, &answer, out);
     }
 
-    pub(super) fn say(&mut self, conn: ConnId, answer: &Answer<'_>) {
+    pub(super) fn queue_answer(&mut self, conn: ConnId, answer: &Answer<'_>) {
         let mut frame = Vec::new();
         answer.render(&mut frame);
-        self.group.ops.push(Op::Say { conn, frame });
+        self.batch.ops.push(Op::Answer { conn, frame });
     }
 
     /// Refuses a frame: an answer to the client and a line in the log.
-    pub(super) fn refuse(&mut self, at: At, conn: ConnId, answer: &Answer<'_>, out: &mut Vec<Effect>) {
-        self.say(conn, answer);
+    pub(super) fn queue_refusal(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        answer: &Answer<'_>,
+        out: &mut Vec<Effect>,
+    ) {
+        self.queue_answer(conn, answer);
         if let Some(reason) = answer.refused {
-            self.tell_refusal(at, conn, answer.kind, reason, out);
+            self.report_refusal(at, conn, answer.kind, reason, out);
         }
     }
 
     /// Publishes an event's fields as the broker's own message on `castra/<family>/<vm>`, for VMs
     /// that the project knows.
-    pub(super) fn announce(&mut self, at: At, family: &str, vm: &VmName, event: &Event) {
+    pub(super) fn publish_own(&mut self, at: Timestamp, family: &str, vm: &VmName, event: &Event) {
         let known = self.table.as_ref().and_then(|table| table.get(&vm.key()));
-        if known.is_none() || !self.log_open || self.given >= MAX_SEQ {
+        if known.is_none() || !self.log_open || self.last_given_seq >= MAX_SEQ {
             return;
         }
         let fields = event.fields().expect("events are plain data with text keys");
-        let topic = format!("{OWN}{family}/{vm}");
+        let topic = format!("{BROKER_PREFIX}{family}/{vm}");
         let broker = self.broker.clone();
-        let said = Said {
-            head: &stamped(&head_of(broker.as_str()), at.wall_ms),
+        let fields = PublishFields {
+            head: &with_time(&sender_fields(broker.as_str()), at.wall_ms),
             topic: topic.as_bytes(),
             payload: fields.as_bytes(),
             reply: b"",
         };
-        let deliver = !self.index.is_empty() || self.group.subscribes;
-        self.publish(&broker, said, (None, 0, 0..0), deliver);
+        let deliver = !self.index.is_empty() || self.batch.subscribes;
+        self.publish(&broker, fields, (None, 0, 0..0), deliver);
     }
 }

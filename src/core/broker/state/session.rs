@@ -9,15 +9,15 @@ use crate::core::broker::frame;
 use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
-use super::batch::{Op, head_of};
-use super::input::{Order, Plan, Wanted};
-use super::notices::Change;
+use super::batch::{Op, sender_fields};
+use super::input::{Delivery, ReplayPlan, ReplaySubscription};
+use super::notices::SessionChange;
 use super::topics::Reader;
-use super::{At, ConnId, Effect, Phase, Plane, State};
+use super::{ConnId, ConnPhase, Effect, Peer, State, Timestamp};
 
 /// Why a session ended; log, event and `close` frame use the same word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cause {
+pub enum CloseReason {
     /// Its client closed the connection.
     Disconnected,
     /// It sent no frame for too long.
@@ -33,22 +33,25 @@ pub enum Cause {
     Superseded,
 }
 
-impl Cause {
+impl CloseReason {
     /// The word.
     pub fn as_str(self) -> &'static str {
         match self {
-            Cause::Disconnected => "disconnected",
-            Cause::Idle => "idle",
-            Cause::ProtocolError => "protocol-error",
-            Cause::ShuttingDown => "shutting-down",
-            Cause::SlowConsumer => "slow-consumer",
-            Cause::Superseded => "superseded",
+            CloseReason::Disconnected => "disconnected",
+            CloseReason::Idle => "idle",
+            CloseReason::ProtocolError => "protocol-error",
+            CloseReason::ShuttingDown => "shutting-down",
+            CloseReason::SlowConsumer => "slow-consumer",
+            CloseReason::Superseded => "superseded",
         }
     }
 
     /// Whether a `close` frame is sent. It can't be where a delivery was cut off in the middle.
-    fn is_told(self) -> bool {
-        matches!(self, Cause::Idle | Cause::ProtocolError | Cause::ShuttingDown)
+    fn sends_close_frame(self) -> bool {
+        matches!(
+            self,
+            CloseReason::Idle | CloseReason::ProtocolError | CloseReason::ShuttingDown
+        )
     }
 }
 
@@ -61,9 +64,9 @@ const STALE_BEATS: u64 = 2;
 
 /// Why a session may be replaced by another one of its VM, the best reason first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Worth {
+enum EvictionRank {
     /// Its hello showed no token, and the new one's did.
-    Unproven,
+    Unauthenticated,
     /// It has never sent a frame.
     Silent,
     /// It has stopped sending frames.
@@ -72,7 +75,7 @@ enum Worth {
 
 /// One subscription.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sub {
+pub struct Subscription {
     /// Its number, unique in its session.
     pub number: u64,
     /// The first message it is for.
@@ -101,39 +104,39 @@ pub struct Session {
     /// When its last frame came.
     pub heard_ms: u64,
     /// Its hello showed the token of this launch.
-    pub proven: bool,
+    pub authenticated: bool,
     /// It has sent a frame.
-    pub spoke: bool,
-    pub(super) head: Vec<u8>,
-    pub(super) subs: BTreeMap<Pattern, Sub>,
+    pub has_sent_frame: bool,
+    pub(super) line_fields: Vec<u8>,
+    pub(super) subs: BTreeMap<Pattern, Subscription>,
     pub(super) subs_made: u64,
     /// Its own thread delivers from the log.
     pub(super) behind: bool,
     /// Its thread waits to be told how it gets its messages.
-    pub(super) asks: bool,
+    pub(super) awaits_delivery: bool,
 }
 
 impl Session {
     /// A session that has sent no frame yet.
-    pub fn new(id: String, vm: VmName, plane: Plane, since_ms: u64, capabilities: Vec<String>) -> Session {
+    pub fn new(id: String, vm: VmName, peer: Peer, since_ms: u64, capabilities: Vec<String>) -> Session {
         Session {
             id,
             capabilities,
-            head: head_of(vm.as_str()),
+            line_fields: sender_fields(vm.as_str()),
             reader: Reader {
-                plane,
+                peer,
                 key: vm.key(),
                 second: None,
             },
             vm,
             since_ms,
             heard_ms: since_ms,
-            proven: false,
-            spoke: false,
+            authenticated: false,
+            has_sent_frame: false,
             subs: BTreeMap::new(),
             subs_made: 0,
             behind: false,
-            asks: false,
+            awaits_delivery: false,
         }
     }
 
@@ -142,20 +145,20 @@ impl Session {
         !self.subs.is_empty()
     }
 
-    pub(super) fn plan(&self, upto: u64) -> Plan {
+    pub(super) fn plan(&self, upto: u64) -> ReplayPlan {
         // Messages for a group are assigned when they come, and never read from the log.
         let plain = self.subs.iter().filter(|(_, sub)| sub.group.is_none());
-        let wanted = plain.map(|(pattern, sub)| Wanted {
+        let wanted = plain.map(|(pattern, sub)| ReplaySubscription {
             pattern: pattern.clone(),
             number: sub.number,
             first: sub.first,
             next: sub.next,
             last: sub.last,
         });
-        Plan {
+        ReplayPlan {
             upto,
             reader: self.reader.clone(),
-            wanted: wanted.collect(),
+            subscriptions: wanted.collect(),
         }
     }
 }
@@ -163,14 +166,14 @@ impl Session {
 impl State {
     pub(super) fn session(&self, conn: ConnId) -> Option<&Session> {
         match &self.conns.get(&conn)?.phase {
-            Phase::Session(session) => Some(session),
+            ConnPhase::Session(session) => Some(session),
             _ => None,
         }
     }
 
     pub(super) fn session_mut(&mut self, conn: ConnId) -> Option<&mut Session> {
         match &mut self.conns.get_mut(&conn)?.phase {
-            Phase::Session(session) => Some(session),
+            ConnPhase::Session(session) => Some(session),
             _ => None,
         }
     }
@@ -183,7 +186,13 @@ impl State {
     /// Makes sure that a VM may have one more session. At the limit the session with the best
     /// reason to go is closed, so that a program that holds them all can't keep the VM out. False:
     /// none may be closed.
-    pub(super) fn make_place(&mut self, at: At, key: &str, proven: bool, out: &mut Vec<Effect>) -> bool {
+    pub(super) fn ensure_session_slot(
+        &mut self,
+        at: Timestamp,
+        key: &str,
+        proven: bool,
+        out: &mut Vec<Effect>,
+    ) -> bool {
         if self.sessions_of(key) < self.rules.bus.sessions_per_vm {
             return true;
         }
@@ -192,13 +201,13 @@ impl State {
         let known = known.filter_map(|conn| Some((*conn, self.session(*conn)?)));
         let worth = |session: &Session| {
             let silent_ms = at.boot_ms.saturating_sub(session.heard_ms);
-            if proven && !session.proven {
-                return Some(Worth::Unproven);
+            if proven && !session.authenticated {
+                return Some(EvictionRank::Unauthenticated);
             }
-            let equal = proven == session.proven;
-            match session.spoke {
-                false if equal && silent_ms >= FIRST_FRAME_MS => Some(Worth::Silent),
-                true if equal && silent_ms >= stale_ms => Some(Worth::Stale),
+            let equal = proven == session.authenticated;
+            match session.has_sent_frame {
+                false if equal && silent_ms >= FIRST_FRAME_MS => Some(EvictionRank::Silent),
+                true if equal && silent_ms >= stale_ms => Some(EvictionRank::Stale),
                 _ => None,
             }
         };
@@ -208,7 +217,7 @@ impl State {
         let Some((_, _, conn)) = victim else {
             return false;
         };
-        self.close_session(at, conn, Cause::Superseded, out);
+        self.close_session(at, conn, CloseReason::Superseded, out);
         true
     }
 
@@ -221,41 +230,53 @@ impl State {
         (!conns.is_empty(), conns.iter().any(subscribed))
     }
 
-    pub(super) fn open_session(&mut self, at: At, conn: ConnId, session: Session, out: &mut Vec<Effect>) {
+    pub(super) fn open_session(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        session: Session,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
-        let change = Change {
+        let change = SessionChange {
             vm: session.vm.clone(),
             session: session.id.clone(),
             remote: known.remote.clone(),
             closed: None,
         };
-        let (key, plane) = (session.reader.key.clone(), known.plane);
-        known.phase = Phase::Session(Box::new(session));
+        let (key, peer) = (session.reader.key.clone(), known.peer);
+        known.phase = ConnPhase::Session(Box::new(session));
         self.vm_sessions.entry(key).or_default().insert(conn);
-        let places = self.places(plane);
+        let places = self.occupancy(peer);
         places.waiting.remove(&conn);
         places.sessions += 1;
         let idle = at.boot_ms + self.rules.bus.idle_ms;
         self.idle_due = Some(self.idle_due.map_or(idle, |due| due.min(idle)));
-        self.tell_change(at, change, out);
+        self.report_change(at, change, out);
     }
 
     /// Ends a session: removes its subscriptions and reports its end. The connection is the
     /// caller's business.
-    pub(super) fn end_session(&mut self, at: At, conn: ConnId, cause: Cause, out: &mut Vec<Effect>) {
+    pub(super) fn end_session(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        reason: CloseReason,
+        out: &mut Vec<Effect>,
+    ) {
         let Some(known) = self.conns.get_mut(&conn) else {
             return;
         };
-        if !matches!(known.phase, Phase::Session(_)) {
+        if !matches!(known.phase, ConnPhase::Session(_)) {
             return;
         }
-        let Phase::Session(session) = std::mem::replace(&mut known.phase, Phase::Answered) else {
+        let ConnPhase::Session(session) = std::mem::replace(&mut known.phase, ConnPhase::Answered) else {
             return;
         };
-        let (plane, remote) = (known.plane, known.remote.clone());
-        let places = self.places(plane);
+        let (peer, remote) = (known.peer, known.remote.clone());
+        let places = self.occupancy(peer);
         places.sessions -= 1;
         places.answered.insert(conn);
         for pattern in session.subs.keys() {
@@ -269,27 +290,33 @@ impl State {
             }
         }
         self.refresh_record(at, key);
-        let change = Change {
+        let change = SessionChange {
             vm: session.vm,
             session: session.id,
             remote,
-            closed: Some(cause),
+            closed: Some(reason),
         };
-        self.tell_change(at, change, out);
+        self.report_change(at, change, out);
     }
 
     /// Ends a session and its connection.
-    pub(super) fn close_session(&mut self, at: At, conn: ConnId, cause: Cause, out: &mut Vec<Effect>) {
+    pub(super) fn close_session(
+        &mut self,
+        at: Timestamp,
+        conn: ConnId,
+        reason: CloseReason,
+        out: &mut Vec<Effect>,
+    ) {
         if self.session(conn).is_none() {
             return;
         }
-        self.end_session(at, conn, cause, out);
-        out.push(match cause {
-            Cause::SlowConsumer | Cause::Superseded => Effect::Drop { conn },
+        self.end_session(at, conn, reason, out);
+        out.push(match reason {
+            CloseReason::SlowConsumer | CloseReason::Superseded => Effect::Drop { conn },
             _ => Effect::End {
                 conn,
-                last: if cause.is_told() {
-                    frame::close(cause.as_str())
+                last: if reason.sends_close_frame() {
+                    frame::close(reason.as_str())
                 } else {
                     Vec::new()
                 },
@@ -298,33 +325,33 @@ impl State {
     }
 
     /// The client sends nothing more: its earlier frames are answered, then the session ends.
-    pub(super) fn on_ended(&mut self, conn: ConnId) {
+    pub(super) fn on_half_closed(&mut self, conn: ConnId) {
         if self.session(conn).is_some() {
-            let cause = Cause::Disconnected;
-            self.group.ops.push(Op::End { conn, cause });
+            let reason = CloseReason::Disconnected;
+            self.batch.ops.push(Op::End { conn, cause: reason });
         }
     }
 
     /// A session that was behind has replayed all that it was told of.
-    pub(super) fn on_at_end(&mut self, conn: ConnId, next: u64, out: &mut Vec<Effect>) {
-        let kept = self.kept;
+    pub(super) fn on_replay_done(&mut self, conn: ConnId, next: u64, out: &mut Vec<Effect>) {
+        let kept = self.last_kept_seq;
         let Some(session) = self.session_mut(conn) else {
             return;
         };
-        let order = if next > kept {
+        let delivery = if next > kept {
             session.behind = false;
-            session.asks = false;
+            session.awaits_delivery = false;
             // The newest messages are sent once, also if the session falls behind again.
             session.subs.values_mut().for_each(|sub| sub.last = None);
-            Order::Attached
+            Delivery::Live
         } else {
-            Order::Replay(session.plan(kept))
+            Delivery::Replay(session.plan(kept))
         };
-        out.push(Effect::Order { conn, order });
+        out.push(Effect::SetDelivery { conn, delivery });
     }
 
     /// Ends sessions of VMs that were removed or launched again.
-    pub(super) fn end_superseded(&mut self, at: At, out: &mut Vec<Effect>) {
+    pub(super) fn end_superseded(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         let Some(table) = self.table.as_ref() else {
             return;
         };
@@ -346,12 +373,12 @@ impl State {
             }
         }
         for conn in gone {
-            self.close_session(at, conn, Cause::Superseded, out);
+            self.close_session(at, conn, CloseReason::Superseded, out);
         }
     }
 
     /// Closes sessions that were silent for too long.
-    pub(super) fn end_idle(&mut self, at: At, out: &mut Vec<Effect>) {
+    pub(super) fn end_idle(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         if self.idle_due.is_none_or(|due| at.boot_ms < due) {
             return;
         }
@@ -371,17 +398,17 @@ impl State {
         }
         self.idle_due = next;
         for conn in idle {
-            self.close_session(at, conn, Cause::Idle, out);
+            self.close_session(at, conn, CloseReason::Idle, out);
         }
         // An allowance that is full again needn't be remembered.
         self.allowances
             .retain(|_, allowance| at.boot_ms < allowance.at_ms + 1000);
     }
 
-    pub(super) fn end_all(&mut self, at: At, out: &mut Vec<Effect>) {
+    pub(super) fn end_all(&mut self, at: Timestamp, out: &mut Vec<Effect>) {
         let open: Vec<ConnId> = self.vm_sessions.values().flatten().copied().collect();
         for conn in open {
-            self.close_session(at, conn, Cause::ShuttingDown, out);
+            self.close_session(at, conn, CloseReason::ShuttingDown, out);
         }
     }
 }

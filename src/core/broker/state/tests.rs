@@ -53,7 +53,7 @@ fn table(names: &[&str], launched: Option<u64>) -> Input {
 fn opened(conn: u64) -> Input {
     Input::Opened {
         conn: ConnId(conn),
-        plane: Plane::Guest,
+        peer: Peer::Guest,
         remote: format!("127.0.0.1:{}", 40_000 + conn),
     }
 }
@@ -61,7 +61,7 @@ fn opened(conn: u64) -> Input {
 fn opened_by_host(conn: u64) -> Input {
     Input::Opened {
         conn: ConnId(conn),
-        plane: Plane::Host,
+        peer: Peer::Host,
         remote: "unix".into(),
     }
 }
@@ -74,9 +74,9 @@ fn hello(conn: u64, words: &str) -> Input {
 }
 
 fn refused(conn: u64, reason: DeclineReason, attempted: bool) -> Input {
-    Input::Refused {
+    Input::HelloRefused {
         conn: ConnId(conn),
-        refusal: Refusal::unnamed(reason),
+        refusal: HelloRefusal::unnamed(reason),
         attempted,
     }
 }
@@ -111,7 +111,7 @@ impl Script {
 
     /// One input and whatever its effects answer, as the loop does it.
     fn run(&mut self, ms: u64, input: Input) -> Vec<Effect> {
-        let at = At {
+        let at = Timestamp {
             boot_ms: ms,
             wall_ms: 1_795_255_200_000 + ms,
         };
@@ -169,20 +169,23 @@ fn show(effect: &Effect) -> Option<String> {
             let bytes: Vec<u8> = parts.iter().flat_map(|part| part.bytes().to_vec()).collect();
             format!("send {} {}", conn.0, frames_in(&bytes).join(" "))
         }
-        Effect::Order { conn, order } => match order {
-            Order::Attached => format!("attach {}", conn.0),
-            Order::Replay(plan) => format!("replay {} upto {}", conn.0, plan.upto),
+        Effect::SetDelivery {
+            conn,
+            delivery: order,
+        } => match order {
+            Delivery::Live => format!("attach {}", conn.0),
+            Delivery::Replay(plan) => format!("replay {} upto {}", conn.0, plan.upto),
         },
         Effect::End { conn, last } => format!("end {} {}", conn.0, frames_in(last).join(" ")),
         Effect::Append(lines) => format!("append {}", lines.iter().filter(|byte| **byte == b'\n').count()),
-        Effect::Shelve { vm, .. } => format!("shelve {vm}"),
+        Effect::SenderLog { vm, .. } => format!("shelve {vm}"),
         Effect::ServiceLog { vm, payloads } => format!("service {vm} {}", payloads.join(" ")),
         Effect::Evict { conn, reason } => format!("evict {} {reason}", conn.0),
         Effect::Drop { conn } => format!("drop {}", conn.0),
         Effect::Record { record, .. } => format!("record {} {}", record.vm, record.heard_boottime_ms),
         Effect::Log(line) if line.contains("hello from") || line.contains("freshness of") => return None,
         Effect::Log(line) => format!("log {}", line.split_once("Z ").unwrap().1),
-        Effect::Tell(Event::BrokerHandshake {
+        Effect::Emit(Event::BrokerHandshake {
             vm, reason, repeated, ..
         }) => format!(
             "hello {} {}{}",
@@ -190,12 +193,12 @@ fn show(effect: &Effect) -> Option<String> {
             reason.as_deref().unwrap_or("ok"),
             repeated.map(|n| format!(" x{n}")).unwrap_or_default()
         ),
-        Effect::Tell(Event::BrokerFreshness {
+        Effect::Emit(Event::BrokerFreshness {
             vm,
             reachable,
             last_handshake_age_ms,
         }) => format!("fresh {vm} {reachable} {}", last_handshake_age_ms.unwrap()),
-        Effect::Tell(event) => format!("{event:?}"),
+        Effect::Emit(event) => format!("{event:?}"),
     };
     Some(text)
 }
@@ -231,7 +234,7 @@ fn a_beat_in_time_keeps_a_guest_in_the_window() {
         let told = script.run(at, hello(beat + 1, "web"));
         let entered = told
             .iter()
-            .filter(|effect| matches!(effect, Effect::Tell(Event::BrokerFreshness { .. })))
+            .filter(|effect| matches!(effect, Effect::Emit(Event::BrokerFreshness { .. })))
             .count();
         assert_eq!(entered, usize::from(beat == 0), "told once");
         let due = script.state.due().unwrap();
@@ -452,7 +455,7 @@ fn the_wall_clock_bends_no_age() {
     let mut script = Script::new();
     script.run(0, opened(1));
     script.run(10, hello(1, "web"));
-    let hour_back = At {
+    let hour_back = Timestamp {
         boot_ms: 20,
         wall_ms: 1_795_255_200_000 - 3_600_000,
     };
@@ -534,7 +537,7 @@ fn random_schedule(seed: u64) {
     let mut told_to_go: BTreeSet<u64> = BTreeSet::new();
     let mut replied: BTreeSet<u64> = BTreeSet::new();
     let mut heard_of: BTreeSet<u64> = BTreeSet::new();
-    let (mut attempts, mut evidence) = (0, 0);
+    let (mut attempts, mut report) = (0, 0);
     let mut fresh: BTreeMap<String, bool> = BTreeMap::new();
     let mut stopped = false;
     for turn in 0..200 {
@@ -597,23 +600,23 @@ fn random_schedule(seed: u64) {
             match effect {
                 Effect::Reply { conn, .. } => assert!(replied.insert(conn.0), "two answers to {}", conn.0),
                 Effect::Evict { conn, .. } => assert!(told_to_go.insert(conn.0), "told to go twice"),
-                Effect::Tell(Event::BrokerHandshake {
+                Effect::Emit(Event::BrokerHandshake {
                     outcome,
                     reason,
                     repeated,
                     ..
                 }) => {
-                    evidence += repeated.unwrap_or(1);
+                    report += repeated.unwrap_or(1);
                     assert_eq!(outcome == HandshakeOutcome::Declined, reason.is_some());
                 }
-                Effect::Tell(Event::BrokerFreshness { vm, reachable, .. }) => {
+                Effect::Emit(Event::BrokerFreshness { vm, reachable, .. }) => {
                     assert_ne!(fresh.insert(vm.key(), reachable).unwrap_or(false), reachable);
                 }
                 _ => {}
             }
         }
         let state = &script.state;
-        for (places, max) in [(&state.guest_places, 3), (&state.host_places, 2)] {
+        for (places, max) in [(&state.guest_occupancy, 3), (&state.host_occupancy, 2)] {
             assert!(places.waiting.len() + places.answered.len() <= max);
             for conn in places.waiting.iter().chain(&places.answered) {
                 assert!(state.conns.contains_key(conn), "a place of nobody");
@@ -625,11 +628,11 @@ fn random_schedule(seed: u64) {
         }
     }
     for effect in script.run(now, Input::Finish) {
-        if let Effect::Tell(Event::BrokerHandshake { repeated, .. }) = effect {
-            evidence += repeated.unwrap_or(1);
+        if let Effect::Emit(Event::BrokerHandshake { repeated, .. }) = effect {
+            report += repeated.unwrap_or(1);
         }
     }
-    assert_eq!(attempts, evidence, "every attempt is logged once");
+    assert_eq!(attempts, report, "every attempt is logged once");
     assert!(
         script.disk_full
             || script

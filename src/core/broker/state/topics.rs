@@ -10,19 +10,19 @@ use crate::core::bus::topic::Pattern;
 use crate::core::name::VmName;
 
 use super::groups::Groups;
-use super::{ConnId, Plane};
+use super::{ConnId, Peer};
 
 /// The prefix under which only the broker publishes.
-pub const OWN: &str = "castra/";
+pub const BROKER_PREFIX: &str = "castra/";
 
 /// The prefix of messages to one VM.
-pub const TO_VM: &str = "vm:";
+pub const VM_PREFIX: &str = "vm:";
 
 /// Who reads: a VM, or the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
     /// Its door.
-    pub plane: Plane,
+    pub peer: Peer,
     /// Its name in lower case.
     pub key: String,
     /// Its second name in lower case, if it has one: messages to that name are for it, too.
@@ -33,27 +33,27 @@ impl Reader {
     /// Whether it may get a message of this topic. The host reads all; messages to or about one VM
     /// go to no other VM.
     pub fn may_read(&self, topic: &str) -> bool {
-        let name = if let Some(rest) = topic.strip_prefix(TO_VM) {
+        let name = if let Some(rest) = topic.strip_prefix(VM_PREFIX) {
             name_in(rest)
-        } else if topic.starts_with(OWN) {
+        } else if topic.starts_with(BROKER_PREFIX) {
             topic.rsplit('/').next().unwrap_or_default()
         } else {
             return true;
         };
         let is_second = |second: &String| name.eq_ignore_ascii_case(second);
-        self.plane == Plane::Host || name.eq_ignore_ascii_case(&self.key) || self.second.iter().any(is_second)
+        self.peer == Peer::Host || name.eq_ignore_ascii_case(&self.key) || self.second.iter().any(is_second)
     }
 
     /// Whether it may subscribe to this. Anybody may subscribe to a pattern with `*`: it matches
     /// only what the session may read.
-    pub fn may_ask(&self, pattern: &Pattern) -> bool {
-        pattern.is_prefix() || pattern.has_holes() || self.may_read(pattern.as_str())
+    pub fn may_subscribe(&self, pattern: &Pattern) -> bool {
+        pattern.is_prefix() || pattern.has_inner_wildcard() || self.may_read(pattern.as_str())
     }
 
     /// Whether messages of this topic reach nobody but this reader and the host.
     pub fn owns(&self, topic: &str) -> bool {
         topic
-            .strip_prefix(TO_VM)
+            .strip_prefix(VM_PREFIX)
             .is_some_and(|rest| name_in(rest).eq_ignore_ascii_case(&self.key))
     }
 }
@@ -66,7 +66,7 @@ pub fn name_in(rest: &str) -> &str {
 /// Whether a topic that begins with `vm:` names a VM.
 pub fn names_vm(topic: &str) -> bool {
     topic
-        .strip_prefix(TO_VM)
+        .strip_prefix(VM_PREFIX)
         .is_none_or(|rest| name_in(rest).parse::<VmName>().is_ok())
 }
 
@@ -80,7 +80,7 @@ pub struct Index {
     exact: BTreeMap<String, Subscribers>,
     prefixes: BTreeMap<String, Subscribers>,
     lengths: BTreeMap<usize, usize>,
-    with_holes: BTreeMap<Pattern, Subscribers>,
+    wildcards: BTreeMap<Pattern, Subscribers>,
     /// Sessions that share a subscription.
     pub groups: Groups,
 }
@@ -90,14 +90,14 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.exact.is_empty()
             && self.prefixes.is_empty()
-            && self.with_holes.is_empty()
+            && self.wildcards.is_empty()
             && self.groups.is_empty()
     }
 
     /// Adds a subscription, or changes its first number.
     pub fn insert(&mut self, conn: ConnId, pattern: &Pattern, first: u64) {
-        if pattern.has_holes() {
-            let subscribers = self.with_holes.entry(pattern.clone()).or_default();
+        if pattern.has_inner_wildcard() {
+            let subscribers = self.wildcards.entry(pattern.clone()).or_default();
             subscribers.insert(conn, first);
             return;
         }
@@ -119,10 +119,10 @@ impl Index {
     /// Takes a subscription away.
     pub fn remove(&mut self, conn: ConnId, pattern: &Pattern) {
         self.groups.leave(conn, pattern);
-        if let Some(subscribers) = self.with_holes.get_mut(pattern) {
+        if let Some(subscribers) = self.wildcards.get_mut(pattern) {
             subscribers.remove(&conn);
             if subscribers.is_empty() {
-                self.with_holes.remove(pattern);
+                self.wildcards.remove(pattern);
             }
             return;
         }
@@ -159,7 +159,7 @@ impl Index {
             };
             add(&mut found, subscribers);
         }
-        for (pattern, subscribers) in &self.with_holes {
+        for (pattern, subscribers) in &self.wildcards {
             if pattern.matches(topic) {
                 add(&mut found, subscribers);
             }
@@ -171,7 +171,7 @@ impl Index {
     #[cfg(test)]
     pub fn mentions(&self, conn: ConnId) -> bool {
         let plain = self.exact.values().chain(self.prefixes.values());
-        let mut all = plain.chain(self.with_holes.values());
+        let mut all = plain.chain(self.wildcards.values());
         all.any(|subscribers| subscribers.contains_key(&conn)) || self.groups.mentions(conn)
     }
 }
@@ -238,12 +238,12 @@ mod tests {
     #[test]
     fn what_is_for_one_vm_is_nobody_elses() {
         let web = Reader {
-            plane: Plane::Guest,
+            peer: Peer::Guest,
             key: "web-0".into(),
             second: Some("alpine".into()),
         };
         let host = Reader {
-            plane: Plane::Host,
+            peer: Peer::Host,
             key: "host".into(),
             second: None,
         };
@@ -264,10 +264,10 @@ mod tests {
             assert_eq!(web.may_read(topic), expected, "{topic}");
             assert!(host.may_read(topic));
         }
-        assert!(web.may_ask(&pattern("castra/*")) && web.may_ask(&pattern("vm:*")));
-        assert!(web.may_ask(&pattern("castra/*/db")) && web.may_ask(&pattern("*/db")));
-        assert!(!web.may_ask(&pattern("vm:db")) && web.may_ask(&pattern("x")));
-        assert!(!web.may_ask(&pattern("vm:db/reply/1")));
+        assert!(web.may_subscribe(&pattern("castra/*")) && web.may_subscribe(&pattern("vm:*")));
+        assert!(web.may_subscribe(&pattern("castra/*/db")) && web.may_subscribe(&pattern("*/db")));
+        assert!(!web.may_subscribe(&pattern("vm:db")) && web.may_subscribe(&pattern("x")));
+        assert!(!web.may_subscribe(&pattern("vm:db/reply/1")));
         assert!(web.owns("vm:web-0") && web.owns("vm:WEB-0/x") && !web.owns("vm:web-01") && !web.owns("x"));
         assert!(names_vm("vm:a") && names_vm("x/y") && names_vm("vm:a/b"));
         assert!(!names_vm("vm:") && !names_vm("vm:/a") && !names_vm("vm:-/a"));

@@ -13,7 +13,7 @@ use super::contract::Stamped;
 
 /// One line of a journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct JournalLine {
     /// The contract line as it was kept.
     pub line: String,
     /// Its time.
@@ -24,7 +24,7 @@ pub struct Kept {
     pub run: Option<String>,
 }
 
-impl Kept {
+impl JournalLine {
     /// What it says, if this castra knows the type.
     pub fn event(&self) -> Option<Stamped> {
         Stamped::from_contract_line(&self.line)

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::workload::{Bench, NUMBER_DIGITS, Trouble};
-use super::{Access, BusProject, failed, interrupted};
+use super::workload::{Bench, BenchError, NUMBER_DIGITS};
+use super::{BrokerAccess, BusProject, failed, interrupted};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::SyncMode;
@@ -20,16 +20,16 @@ use crate::core::host;
 use crate::core::reporter::{Emitter, Reporter};
 
 /// Most messages of one run: a time is kept for each.
-pub const MOST_MESSAGES: u64 = 5_000_000;
+pub const MAX_MESSAGES: u64 = 5_000_000;
 
 /// Most publishers: each is a session and a thread.
-pub const MOST_PUBLISHERS: usize = 64;
+pub const MAX_PUBLISHERS: usize = 64;
 
 /// Most messages in flight of each publisher.
-pub const MOST_IN_FLIGHT: usize = 65_536;
+pub const MAX_IN_FLIGHT: usize = 65_536;
 
 /// A payload begins with its number, so it can't be shorter.
-pub const LEAST_SIZE: usize = NUMBER_DIGITS + 2;
+pub const MIN_SIZE: usize = NUMBER_DIGITS + 2;
 
 /// One by one, so many are enough for a 99.9th percentile that means something.
 const ONE_BY_ONE: u64 = 5000;
@@ -38,9 +38,9 @@ const ONE_BY_ONE: u64 = 5000;
 pub struct BusBenchOptions {
     /// Whose broker.
     pub project: BusProject,
-    /// Messages of the throughput phase, at most `MOST_MESSAGES`.
+    /// Messages of the throughput phase, at most `MAX_MESSAGES`.
     pub messages: u64,
-    /// Bytes of each payload, at least `LEAST_SIZE`.
+    /// Bytes of each payload, at least `MIN_SIZE`.
     pub size: usize,
     /// Messages in flight of each publisher.
     pub in_flight: usize,
@@ -128,7 +128,7 @@ pub fn bus_bench_with_launcher(
     let project = &options.project;
     check(&options)?;
     let emitter = Emitter::new(reporter);
-    let access = Access {
+    let access = BrokerAccess {
         broker,
         wait: None,
         cancel: &options.cancel,
@@ -142,10 +142,10 @@ pub fn bus_bench_with_launcher(
         size: options.size,
         cancel: &options.cancel,
     };
-    let failed = |error: Trouble| match error {
-        Trouble::Interrupted => interrupted(),
-        Trouble::NoThread(failure) => failure,
-        Trouble::Bus(error) => failed("the measurement ended early", project, &error),
+    let failed = |error: BenchError| match error {
+        BenchError::Interrupted => interrupted(),
+        BenchError::NoThread(failure) => failure,
+        BenchError::Bus(error) => failed("the measurement ended early", project, &error),
     };
 
     let (one_by_one, to_subscriber, cut_early) = bench
@@ -175,14 +175,10 @@ pub fn bus_bench_with_launcher(
 fn check(options: &BusBenchOptions) -> Result<()> {
     let room = options.project.bus().max_frame_bytes.saturating_sub(256);
     for (flag, value, range) in [
-        ("messages", options.messages, 1..=MOST_MESSAGES),
-        ("size", options.size as u64, LEAST_SIZE as u64..=room as u64),
-        ("in-flight", options.in_flight as u64, 1..=MOST_IN_FLIGHT as u64),
-        (
-            "publishers",
-            options.publishers as u64,
-            1..=MOST_PUBLISHERS as u64,
-        ),
+        ("messages", options.messages, 1..=MAX_MESSAGES),
+        ("size", options.size as u64, MIN_SIZE as u64..=room as u64),
+        ("in-flight", options.in_flight as u64, 1..=MAX_IN_FLIGHT as u64),
+        ("publishers", options.publishers as u64, 1..=MAX_PUBLISHERS as u64),
     ] {
         if !range.contains(&value) {
             return Err(

@@ -45,7 +45,7 @@ pub use tail::{BusTailOptions, BusTailOutcome, LogOf, bus_tail};
 pub const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Between two looks for a broker, for a request to stop, for a reader that has gone.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whose bus.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ impl<F: FnMut(&Message)> BusSink for F {
 }
 
 /// What may be done to get a session.
-struct Access<'a> {
+struct BrokerAccess<'a> {
     /// How a missing broker is started when a VM of the project runs.
     broker: &'a dyn BrokerLauncher,
     /// How long a broker that can't be started yet is waited for.
@@ -114,7 +114,7 @@ struct Access<'a> {
     cancel: &'a Cancel,
 }
 
-impl Access<'_> {
+impl BrokerAccess<'_> {
     /// Fails where it is clear at once that there will be no session. Touches nothing.
     fn check(&self, project: &BusProject) -> Result<()> {
         let somebody = host::lock_holder(&project.state.broker_pid()) != Holder::Nobody;
@@ -152,7 +152,7 @@ impl Access<'_> {
                     _ => failed("no session with the broker", project, &error),
                 });
             }
-            if self.cancel.pause(LOOK_EVERY.min(Duration::from_millis(20))) {
+            if self.cancel.pause(POLL_INTERVAL.min(Duration::from_millis(20))) {
                 return Err(interrupted());
             }
         }

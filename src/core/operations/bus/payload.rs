@@ -47,7 +47,7 @@ pub(super) fn check_topic(topic: &str) -> Result<()> {
 
 /// The VM that a topic `vm:NAME` or `vm:NAME/…` names, if the project has none of that name. Without a
 /// config and before any `up` nobody knows.
-pub(super) fn stranger_in(project: &BusProject, topic: &str) -> Option<String> {
+pub(super) fn unknown_vm_in(project: &BusProject, topic: &str) -> Option<String> {
     let rest = topic.strip_prefix("vm:")?;
     let name = rest.split_once('/').map_or(rest, |(name, _)| name);
     let known = names_of(project);
@@ -62,7 +62,7 @@ pub(super) fn stranger_in(project: &BusProject, topic: &str) -> Option<String> {
 
 /// Refuses a message to a VM that is none: it would be kept, and nobody would read it.
 pub(super) fn check_vm(project: &BusProject, topic: &str) -> Result<()> {
-    let Some(stranger) = stranger_in(project, topic) else {
+    let Some(stranger) = unknown_vm_in(project, topic) else {
         return Ok(());
     };
     let known = names_of(project);

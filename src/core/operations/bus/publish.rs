@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::payload::{check_payload, check_topic, check_vm, not_json};
-use super::publisher::{Publishing, Source, published};
-use super::stdin_lines::{Input, Lines};
-use super::{Access, BusProject};
+use super::publisher::{PayloadSource, Publisher, published};
+use super::stdin_lines::{Input, StdinLines};
+use super::{BrokerAccess, BusProject};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::events::VmCounts;
@@ -18,7 +18,7 @@ use crate::core::operations::run::Operation;
 use crate::core::reporter::Reporter;
 
 /// The topic where none is given (docs/PROTOCOL.md).
-pub const USUAL_TOPIC: &str = "broadcast";
+pub const DEFAULT_TOPIC: &str = "broadcast";
 
 /// What a `publish` is asked for.
 pub struct BusPublishOptions {
@@ -112,19 +112,19 @@ pub fn bus_publish_with_launcher(
     reporter: &mut dyn Reporter,
 ) -> Result<BusPublishOutcome> {
     let project = &options.project;
-    let topic = options.topic.unwrap_or_else(|| USUAL_TOPIC.to_owned());
+    let topic = options.topic.unwrap_or_else(|| DEFAULT_TOPIC.to_owned());
     check_topic(&topic)?;
     if !options.force {
         check_vm(project, &topic)?;
     }
     let longest = project.bus().max_frame_bytes;
     let source = match options.payload {
-        Payload::One(payload) => Source::One(Some(
+        Payload::One(payload) => PayloadSource::One(Some(
             check_payload(payload.as_bytes(), &topic, longest).map_err(|why| not_json(&payload, &why))?,
         )),
-        Payload::Lines(input) => Source::Lines(Lines::new(input, longest)),
+        Payload::Lines(input) => PayloadSource::Lines(StdinLines::new(input, longest)),
     };
-    let access = Access {
+    let access = BrokerAccess {
         broker,
         wait: options.wait,
         cancel: &options.cancel,
@@ -142,7 +142,7 @@ pub fn bus_publish_with_launcher(
         Ok(client) => client,
         Err(failure) => return Err(operation.fail(failure, VmCounts::default())),
     };
-    let outcome = Publishing::new(client, source, &topic, longest, &options.cancel, emitter).run(project);
+    let outcome = Publisher::new(client, source, &topic, longest, &options.cancel, emitter).run(project);
     let detail = match &outcome.failure {
         Some(failure) => failure.cause(),
         None => published(&outcome),

@@ -12,9 +12,9 @@ use serde_json::json;
 
 use super::payload::check_payload;
 use super::publish::{BusPublishOutcome, NotPublished};
-use super::stdin_lines::{Line, Lines};
-use super::{ANSWER_LIMIT, BusProject, LOOK_EVERY, failed, interrupted, refusal};
-use crate::core::bus::client::Woken;
+use super::stdin_lines::{Line, StdinLines};
+use super::{ANSWER_LIMIT, BusProject, POLL_INTERVAL, failed, interrupted, refusal};
+use crate::core::bus::client::WaitEnd;
 use crate::core::bus::client_frame::{Ack, Frame, Request};
 use crate::core::bus::{BusError, Client};
 use crate::core::cancel::Cancel;
@@ -24,32 +24,32 @@ use crate::core::reporter::Emitter;
 
 /// Messages in flight at most. The broker's throughput grows little beyond a thousand, and the
 /// acks of so many stay far below what it queues for one session.
-const MOST_IN_FLIGHT: usize = 4096;
+const MAX_IN_FLIGHT: usize = 4096;
 
 /// Their bytes. One message that is larger goes alone.
-const MOST_BYTES_IN_FLIGHT: usize = 1024 * 1024;
+const MAX_BYTES_IN_FLIGHT: usize = 1024 * 1024;
 
 /// So many lines that could not be published are named one by one; the others are counted.
-const MOST_NAMED: usize = 20;
+const MAX_NAMED: usize = 20;
 
 /// Where messages come from.
-pub(super) enum Source {
+pub(super) enum PayloadSource {
     One(Option<String>),
-    Lines(Lines),
+    Lines(StdinLines),
 }
 
-impl Source {
+impl PayloadSource {
     fn is_over(&self) -> bool {
         match self {
-            Source::One(payload) => payload.is_none(),
-            Source::Lines(lines) => lines.is_over(),
+            PayloadSource::One(payload) => payload.is_none(),
+            PayloadSource::Lines(lines) => lines.is_over(),
         }
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Source::One(_) => None,
-            Source::Lines(lines) => lines.descriptor(),
+            PayloadSource::One(_) => None,
+            PayloadSource::Lines(lines) => lines.descriptor(),
         }
     }
 }
@@ -64,23 +64,23 @@ struct InFlight {
 }
 
 /// Why it ended before everything was acked.
-enum Early {
+enum EarlyEnd {
     Session(BusError),
     NoAck,
     Input(io::Error),
     Interrupted,
 }
 
-impl From<BusError> for Early {
-    fn from(error: BusError) -> Early {
-        Early::Session(error)
+impl From<BusError> for EarlyEnd {
+    fn from(error: BusError) -> EarlyEnd {
+        EarlyEnd::Session(error)
     }
 }
 
 /// The window, and what is known of each message.
-pub(super) struct Publishing<'p, 'r> {
+pub(super) struct Publisher<'p, 'r> {
     client: Client,
-    source: Source,
+    source: PayloadSource,
     topic: &'p str,
     longest: usize,
     cancel: &'p Cancel,
@@ -92,16 +92,16 @@ pub(super) struct Publishing<'p, 'r> {
     outcome: BusPublishOutcome,
 }
 
-impl<'p, 'r> Publishing<'p, 'r> {
+impl<'p, 'r> Publisher<'p, 'r> {
     pub(super) fn new(
         client: Client,
-        source: Source,
+        source: PayloadSource,
         topic: &'p str,
         longest: usize,
         cancel: &'p Cancel,
         emitter: &'p Emitter<'r>,
-    ) -> Publishing<'p, 'r> {
-        Publishing {
+    ) -> Publisher<'p, 'r> {
+        Publisher {
             // The whole of one publish, the way to the broker included, takes no longer.
             ack_by: client.began() + ANSWER_LIMIT,
             client,
@@ -156,51 +156,51 @@ impl<'p, 'r> Publishing<'p, 'r> {
         self.outcome
     }
 
-    fn pump(&mut self) -> Result<(), Early> {
+    fn pump(&mut self) -> Result<(), EarlyEnd> {
         loop {
-            while let Some(frame) = self.client.at_hand()? {
-                self.hear(frame);
+            while let Some(frame) = self.client.buffered_frame()? {
+                self.on_frame(frame);
             }
             self.fill();
             if self.in_flight.is_empty() && self.source.is_over() {
                 return Ok(());
             }
             if self.cancel.is_requested() {
-                return Err(Early::Interrupted);
+                return Err(EarlyEnd::Interrupted);
             }
-            let mut until = Instant::now() + LOOK_EVERY;
+            let mut until = Instant::now() + POLL_INTERVAL;
             if !self.in_flight.is_empty() {
                 if Instant::now() >= self.ack_by {
-                    return Err(Early::NoAck);
+                    return Err(EarlyEnd::NoAck);
                 }
                 until = until.min(self.ack_by);
             }
             let other = self.source.descriptor().filter(|_| self.has_room());
             match self.client.wait(until, other)? {
-                Woken::Frame(frame) => self.hear(frame),
-                Woken::Other => {
-                    if let Source::Lines(lines) = &mut self.source {
-                        lines.read().map_err(Early::Input)?;
+                WaitEnd::Frame(frame) => self.on_frame(frame),
+                WaitEnd::Other => {
+                    if let PayloadSource::Lines(lines) = &mut self.source {
+                        lines.read().map_err(EarlyEnd::Input)?;
                     }
                 }
-                Woken::Time => {}
+                WaitEnd::Timeout => {}
             }
         }
     }
 
     fn has_room(&self) -> bool {
-        self.in_flight.len() < MOST_IN_FLIGHT && self.bytes_in_flight < MOST_BYTES_IN_FLIGHT
+        self.in_flight.len() < MAX_IN_FLIGHT && self.bytes_in_flight < MAX_BYTES_IN_FLIGHT
     }
 
     /// Puts what was read already on its way, as far as the window goes.
     fn fill(&mut self) {
         while self.has_room() {
             let (line, payload) = match &mut self.source {
-                Source::One(payload) => match payload.take() {
+                PayloadSource::One(payload) => match payload.take() {
                     Some(payload) => (1, Ok(payload)),
                     None => return,
                 },
-                Source::Lines(lines) => match lines.next_line() {
+                PayloadSource::Lines(lines) => match lines.next_line() {
                     Some(Line::Whole(bytes)) => {
                         let bytes = bytes.trim_ascii();
                         if bytes.is_empty() {
@@ -243,7 +243,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
         self.in_flight.insert(id, InFlight { line, bytes, payload });
     }
 
-    fn hear(&mut self, frame: Frame) {
+    fn on_frame(&mut self, frame: Frame) {
         let Frame::Ack(Ack {
             id: Some(id),
             seq,
@@ -278,10 +278,10 @@ impl<'p, 'r> Publishing<'p, 'r> {
 
     fn not_published(&mut self, line: u64, reason: String) {
         self.outcome.not_published_count += 1;
-        if self.outcome.not_published.len() >= MOST_NAMED {
+        if self.outcome.not_published.len() >= MAX_NAMED {
             return;
         }
-        if let Source::Lines(_) = self.source {
+        if let PayloadSource::Lines(_) = self.source {
             let mut event = Event::message(
                 Severity::Error,
                 None,
@@ -299,7 +299,7 @@ impl<'p, 'r> Publishing<'p, 'r> {
     fn incomplete(&self) -> Option<Failure> {
         let bad = self.outcome.not_published_count;
         let first = self.outcome.not_published.first()?;
-        if let Source::One(_) = self.source {
+        if let PayloadSource::One(_) = self.source {
             return Some(Failure::new(Exit::Failed, "the message was not published").because(&first.reason));
         }
         let failure = Failure::new(
@@ -310,33 +310,33 @@ impl<'p, 'r> Publishing<'p, 'r> {
                 messages(self.outcome.acked)
             ),
         );
-        Some(match bad > MOST_NAMED as u64 {
-            true => failure.because(format!("the first {MOST_NAMED} of them are named above")),
+        Some(match bad > MAX_NAMED as u64 {
+            true => failure.because(format!("the first {MAX_NAMED} of them are named above")),
             false => failure,
         })
     }
 
     /// What is known of each message when it ends early: that is what a sender has to know to go
     /// on without losing any.
-    fn early(&self, early: &Early, project: &BusProject) -> Failure {
+    fn early(&self, early: &EarlyEnd, project: &BusProject) -> Failure {
         let what = match self.source {
-            Source::One(_) => "the message was not acked".to_owned(),
-            Source::Lines(_) => format!("only {} acked", messages(self.outcome.acked)),
+            PayloadSource::One(_) => "the message was not acked".to_owned(),
+            PayloadSource::Lines(_) => format!("only {} acked", messages(self.outcome.acked)),
         };
         let failure = match early {
-            Early::Session(error) => failed(&what, project, error),
-            Early::NoAck => failed(&what, project, &BusError::TimedOut("ack")),
-            Early::Input(error) => {
+            EarlyEnd::Session(error) => failed(&what, project, error),
+            EarlyEnd::NoAck => failed(&what, project, &BusError::TimedOut("ack")),
+            EarlyEnd::Input(error) => {
                 Failure::new(Exit::Io, "can't read what is to be published").because(error)
             }
-            Early::Interrupted => interrupted(),
+            EarlyEnd::Interrupted => interrupted(),
         };
         let next = failure
             .next
             .as_ref()
             .map(|next| format!("; {next}"))
             .unwrap_or_default();
-        let Source::Lines(lines) = &self.source else {
+        let PayloadSource::Lines(lines) = &self.source else {
             return failure.advice(format!(
                 "it may or may not be in the log; `castra bus tail` shows what is{next}"
             ));

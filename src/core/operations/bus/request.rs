@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::payload::{check_payload, check_topic, check_vm, not_json};
-use super::{ANSWER_LIMIT, Access, BusProject, LOOK_EVERY, failed, interrupted};
+use super::{ANSWER_LIMIT, BrokerAccess, BusProject, POLL_INTERVAL, failed, interrupted};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::bus::client_frame::Frame;
 use crate::core::bus::topic::Pattern;
@@ -20,7 +20,7 @@ use crate::core::host;
 use crate::core::reporter::{Emitter, Reporter};
 
 /// How long an answer is waited for, unless it is said.
-pub const USUAL_TIMEOUT: Duration = Duration::from_secs(5);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a `request` is asked for.
 pub struct BusRequestOptions {
@@ -49,7 +49,7 @@ impl BusRequestOptions {
             project,
             topic: topic.into(),
             payload: "null".to_owned(),
-            timeout: USUAL_TIMEOUT,
+            timeout: DEFAULT_TIMEOUT,
             force: false,
             wait: None,
             cli: None,
@@ -89,7 +89,7 @@ pub fn bus_request_with_launcher(
     let payload = check_payload(options.payload.as_bytes(), &options.topic, longest)
         .map_err(|why| not_json(&options.payload, &why))?;
     let emitter = Emitter::new(reporter);
-    let access = Access {
+    let access = BrokerAccess {
         broker,
         wait: options.wait,
         cancel: &options.cancel,
@@ -109,7 +109,7 @@ fn ask(client: &mut Client, topic: &str, payload: &str) -> Result<(u64, String),
     let reply = format!("vm:host/reply/{random}");
     let pattern: Pattern = reply.parse().map_err(|_| BusError::BadTopic(reply.clone()))?;
     client.subscribe(&pattern, None, ANSWER_LIMIT)?;
-    let seq = client.ask(topic, payload, &reply, ANSWER_LIMIT)?;
+    let seq = client.publish_with_reply(topic, payload, &reply, ANSWER_LIMIT)?;
     Ok((seq, reply))
 }
 
@@ -117,7 +117,7 @@ fn wait_for(client: &mut Client, reply: &str, options: &BusRequestOptions) -> Re
     let until = Instant::now() + options.timeout;
     loop {
         let now = Instant::now();
-        let frame = client.next_frame(until.min(now + LOOK_EVERY));
+        let frame = client.next_frame(until.min(now + POLL_INTERVAL));
         match frame.map_err(|error| failed("no answer came", &options.project, &error))? {
             Some(Frame::Delivery(message)) if message.topic == reply => return Ok(message),
             _ if options.cancel.is_requested() => return Err(interrupted()),

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 
 /// Read in pieces of this size.
-const PIECE: usize = 64 * 1024;
+const READ_BYTES: usize = 64 * 1024;
 
 /// A stream of lines: a descriptor, or any reader.
 pub struct Input(File);
@@ -54,26 +54,26 @@ pub(super) enum Line {
 
 /// Lines with their numbers.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(super) struct StdinLines {
     input: File,
     longest: usize,
     buffer: Vec<u8>,
     taken: usize,
     searched: usize,
-    in_waste: bool,
+    in_overlong_line: bool,
     ended: bool,
     number: u64,
 }
 
-impl Lines {
-    pub(super) fn new(input: Input, longest: usize) -> Lines {
-        Lines {
+impl StdinLines {
+    pub(super) fn new(input: Input, longest: usize) -> StdinLines {
+        StdinLines {
             input: input.0,
             longest,
             buffer: Vec::new(),
             taken: 0,
             searched: 0,
-            in_waste: false,
+            in_overlong_line: false,
             ended: false,
             number: 0,
         }
@@ -91,7 +91,7 @@ impl Lines {
 
     /// Whether everything has been given.
     pub(super) fn is_over(&self) -> bool {
-        self.ended && self.taken == self.buffer.len() && !self.in_waste
+        self.ended && self.taken == self.buffer.len() && !self.in_overlong_line
     }
 
     /// One read; waits if nothing is there.
@@ -99,7 +99,7 @@ impl Lines {
         self.buffer.drain(..self.taken);
         self.taken = 0;
         let have = self.buffer.len();
-        self.buffer.resize(have + PIECE, 0);
+        self.buffer.resize(have + READ_BYTES, 0);
         let read = self.input.read(&mut self.buffer[have..]);
         self.buffer.truncate(have + *read.as_ref().unwrap_or(&0));
         match read {
@@ -125,18 +125,18 @@ impl Lines {
         let found = rest[self.searched..].iter().position(|byte| *byte == b'\n');
         let (length, used) = match found {
             Some(at) => (self.searched + at, self.searched + at + 1),
-            None if self.ended && (!rest.is_empty() || self.in_waste) => (rest.len(), rest.len()),
+            None if self.ended && (!rest.is_empty() || self.in_overlong_line) => (rest.len(), rest.len()),
             None => {
                 self.searched = rest.len();
                 if rest.len() > self.longest {
-                    self.in_waste = true;
+                    self.in_overlong_line = true;
                     self.taken = self.buffer.len();
                     self.searched = 0;
                 }
                 return None;
             }
         };
-        let line = match std::mem::take(&mut self.in_waste) || length > self.longest {
+        let line = match std::mem::take(&mut self.in_overlong_line) || length > self.longest {
             true => Line::TooLong,
             false => Line::Whole(rest[..length].to_vec()),
         };
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn lines_of(text: &'static [u8], longest: usize) -> Vec<(u64, String)> {
-        let mut lines = Lines::new(Input::of(text).unwrap(), longest);
+        let mut lines = StdinLines::new(Input::of(text).unwrap(), longest);
         let mut seen = Vec::new();
         while !lines.is_over() {
             match lines.next_line() {
@@ -172,9 +172,9 @@ mod tests {
         let long: &'static [u8] = Box::leak(
             [
                 b"a\n".as_slice(),
-                &vec![b'x'; 3 * PIECE],
+                &vec![b'x'; 3 * READ_BYTES],
                 b"\nb\n",
-                &vec![b'y'; 3 * PIECE],
+                &vec![b'y'; 3 * READ_BYTES],
             ]
             .concat()
             .into_boxed_slice(),
@@ -190,7 +190,7 @@ mod tests {
             ),
             (
                 long,
-                PIECE,
+                READ_BYTES,
                 vec![(1, "a"), (2, "too long"), (3, "b"), (4, "too long")],
             ),
         ] {
@@ -204,12 +204,12 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_not_kept() {
-        let mut lines = Lines::new(Input::of(io::repeat(b'x').take(50_000_000)).unwrap(), 1000);
+        let mut lines = StdinLines::new(Input::of(io::repeat(b'x').take(50_000_000)).unwrap(), 1000);
         while !lines.is_over() {
             if lines.next_line().is_none() {
                 lines.read().unwrap();
             }
-            assert!(lines.buffer.capacity() <= 4 * PIECE);
+            assert!(lines.buffer.capacity() <= 4 * READ_BYTES);
         }
         assert_eq!(lines.number(), 1);
     }

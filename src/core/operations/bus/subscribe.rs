@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::payload::stranger_in;
-use super::{ANSWER_LIMIT, Access, BusProject, BusSink, LOOK_EVERY, failed};
+use super::payload::unknown_vm_in;
+use super::{ANSWER_LIMIT, BrokerAccess, BusProject, BusSink, POLL_INTERVAL, failed};
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::bus::BusError;
-use crate::core::bus::client::{Client, Woken};
+use crate::core::bus::client::{Client, WaitEnd};
 use crate::core::bus::client_frame::{Ack, Frame, Request};
 use crate::core::bus::topic::Pattern;
 use crate::core::cancel::Cancel;
@@ -26,11 +26,11 @@ use crate::core::name::VmName;
 use crate::core::reporter::{Emitter, Reporter};
 
 /// How long the broker's account of a session's end is waited for, and how often it is looked for.
-const ACCOUNT_LIMIT: Duration = Duration::from_secs(1);
-const ACCOUNT_LOOK: Duration = Duration::from_millis(20);
+const END_REASON_TIMEOUT: Duration = Duration::from_secs(1);
+const END_REASON_POLL: Duration = Duration::from_millis(20);
 
 /// So much of the broker's journal is looked at.
-const ACCOUNT_BYTES: u64 = 256 * 1024;
+const END_REASON_BYTES: u64 = 256 * 1024;
 
 /// What a `subscribe` is asked for.
 pub struct BusSubscribeOptions {
@@ -128,19 +128,19 @@ pub fn bus_subscribe_with_launcher(
     }
     let emitter = Emitter::new(reporter);
     for topic in &options.topics {
-        if let Some(stranger) = stranger_in(&options.project, topic.as_str()) {
+        if let Some(stranger) = unknown_vm_in(&options.project, topic.as_str()) {
             let text = format!("{topic} is what vm `{stranger}` is sent, which the project doesn't have");
             emitter.emit(Event::message(Severity::Warn, None, text));
         }
     }
-    let access = Access {
+    let access = BrokerAccess {
         broker,
         wait: options.wait,
         cancel: &options.cancel,
     };
     access.check(&options.project)?;
     let client = access.session(&options.project, &mut |event| emitter.emit(event))?;
-    Subscribing {
+    Subscriber {
         client,
         unacked: Vec::new(),
         outcome: BusSubscribeOutcome {
@@ -155,7 +155,7 @@ pub fn bus_subscribe_with_launcher(
     .run()
 }
 
-struct Subscribing<'o, 's> {
+struct Subscriber<'o, 's> {
     client: Client,
     /// The subscriptions that the broker has yet to answer.
     unacked: Vec<(u64, Pattern)>,
@@ -164,7 +164,7 @@ struct Subscribing<'o, 's> {
     sink: &'s mut dyn BusSink,
 }
 
-impl Subscribing<'_, '_> {
+impl Subscriber<'_, '_> {
     fn run(mut self) -> Result<BusSubscribeOutcome> {
         for topic in &self.options.topics {
             let id = self.client.new_id();
@@ -187,7 +187,7 @@ impl Subscribing<'_, '_> {
                 return Ok(self.end(SubscriptionEnd::Count));
             }
             // Whatever came with the last read first; only before a wait is it due.
-            let frame = match self.client.at_hand() {
+            let frame = match self.client.buffered_frame() {
                 Ok(Some(frame)) => Some(frame),
                 Ok(None) => {
                     self.sink.caught_up();
@@ -197,16 +197,16 @@ impl Subscribing<'_, '_> {
                     if self.options.cancel.is_requested() {
                         return Ok(self.end(SubscriptionEnd::Cancelled));
                     }
-                    match self.client.wait(Instant::now() + LOOK_EVERY, None) {
-                        Ok(Woken::Frame(frame)) => Some(frame),
-                        Ok(Woken::Other | Woken::Time) => None,
+                    match self.client.wait(Instant::now() + POLL_INTERVAL, None) {
+                        Ok(WaitEnd::Frame(frame)) => Some(frame),
+                        Ok(WaitEnd::Other | WaitEnd::Timeout) => None,
                         Err(error) => return Err(self.failed(&error)),
                     }
                 }
                 Err(error) => return Err(self.failed(&error)),
             };
             if let Some(frame) = frame {
-                self.hear(frame)?;
+                self.on_frame(frame)?;
                 if !self.sink.is_open() {
                     return Ok(self.end(SubscriptionEnd::SinkClosed));
                 }
@@ -223,7 +223,7 @@ impl Subscribing<'_, '_> {
         self.outcome.clone()
     }
 
-    fn hear(&mut self, frame: Frame) -> Result<()> {
+    fn on_frame(&mut self, frame: Frame) -> Result<()> {
         match frame {
             Frame::Delivery(message) => {
                 self.outcome.messages += 1;
@@ -296,7 +296,7 @@ impl Subscribing<'_, '_> {
 /// Why the broker cut this session off, by its own account. It writes that a moment after it has
 /// closed the connection.
 fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<Failure> {
-    let until = Instant::now() + ACCOUNT_LIMIT;
+    let until = Instant::now() + END_REASON_TIMEOUT;
     loop {
         match end_of_session(&options.project.state.broker_events(), session).as_deref() {
             Some("slow-consumer") => {
@@ -314,7 +314,7 @@ fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<F
                 return Some(Failure::new(Exit::Failed, what).because(because));
             }
             None if Instant::now() >= until => return None,
-            None if options.cancel.pause(ACCOUNT_LOOK) => return None,
+            None if options.cancel.pause(END_REASON_POLL) => return None,
             None => {}
         }
     }
@@ -324,10 +324,10 @@ fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<F
 fn end_of_session(journal: &Path, session: &str) -> Option<String> {
     let mut file = host::open_state_file(journal).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(ACCOUNT_BYTES)))
+    file.seek(SeekFrom::Start(length.saturating_sub(END_REASON_BYTES)))
         .ok()?;
     let mut bytes = Vec::new();
-    file.take(ACCOUNT_BYTES).read_to_end(&mut bytes).ok()?;
+    file.take(END_REASON_BYTES).read_to_end(&mut bytes).ok()?;
     let lines = bytes.split(|byte| *byte == b'\n').rev();
     let mut events = lines.filter_map(|line| serde_json::from_slice::<Value>(line).ok());
     let told = events.find(|event| {
@@ -352,7 +352,7 @@ mod tests {
                 "{{\"type\":\"broker.session\",\"session\":\"{session}\",\"phase\":\"{phase}\",\"reason\":{reason}}}\n"
             )
         };
-        let noise = "x".repeat(usize::try_from(ACCOUNT_BYTES).unwrap());
+        let noise = "x".repeat(usize::try_from(END_REASON_BYTES).unwrap());
         let text = [
             line("s-0", "closed", "\"idle\""),
             noise,

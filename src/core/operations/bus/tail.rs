@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BusSink, LOOK_EVERY};
+use super::{BusSink, POLL_INTERVAL};
 use crate::core::bus::log::LogReader;
 use crate::core::bus::topic::Pattern;
 use crate::core::cancel::Cancel;
@@ -18,7 +18,7 @@ use crate::core::root::paths::StateRoot;
 
 /// Between two looks at a log that is followed. Messages are seen well within the 200 ms that a
 /// person takes for at once.
-const FOLLOW_EVERY: Duration = Duration::from_millis(40);
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(40);
 
 /// What a `tail` is asked for.
 #[derive(Clone, Debug)]
@@ -104,7 +104,7 @@ fn read(options: &BusTailOptions, path: &Path, sink: &mut dyn BusSink) -> io::Re
             }
             None => {
                 sink.caught_up();
-                let wait = FOLLOW_EVERY.min(LOOK_EVERY);
+                let wait = FOLLOW_INTERVAL.min(POLL_INTERVAL);
                 if !options.follow || !sink.is_open() || options.cancel.pause(wait) {
                     break;
                 }

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::bench::{LatencyMicros, Load, Measured};
-use super::{ANSWER_LIMIT, LOOK_EVERY};
-use crate::core::bus::client::Woken;
+use super::{ANSWER_LIMIT, POLL_INTERVAL};
+use crate::core::bus::client::WaitEnd;
 use crate::core::bus::client_frame::{Frame, Request};
 use crate::core::bus::topic::Pattern;
 use crate::core::bus::{BusError, Client};
@@ -23,22 +23,22 @@ pub(super) const NUMBER_DIGITS: usize = 10;
 const PHASE_LIMIT: Duration = Duration::from_secs(20);
 
 /// Why a phase gave nothing.
-pub(super) enum Trouble {
+pub(super) enum BenchError {
     Interrupted,
     Bus(BusError),
     /// There is no thread to be had.
     NoThread(Failure),
 }
 
-impl From<Failure> for Trouble {
-    fn from(failure: Failure) -> Trouble {
-        Trouble::NoThread(failure)
+impl From<Failure> for BenchError {
+    fn from(failure: Failure) -> BenchError {
+        BenchError::NoThread(failure)
     }
 }
 
-impl From<BusError> for Trouble {
-    fn from(error: BusError) -> Trouble {
-        Trouble::Bus(error)
+impl From<BusError> for BenchError {
+    fn from(error: BusError) -> BenchError {
+        BenchError::Bus(error)
     }
 }
 
@@ -64,15 +64,15 @@ impl Bench<'_> {
         publisher: Client,
         mut subscriber: Client,
         messages: u64,
-    ) -> Result<(Measured, Measured, bool), Trouble> {
+    ) -> Result<(Measured, Measured, bool), BenchError> {
         subscriber.subscribe(&self.pattern(), None, ANSWER_LIMIT)?;
         let began = Instant::now();
         // When each was sent, nanoseconds since then.
         let sent_at: Vec<AtomicU64> = (0..messages).map(|_| AtomicU64::new(0)).collect();
         let published = AtomicU64::new(u64::MAX);
         let (sent, elapsed, heard) = thread::scope(|scope| {
-            let hearing = threads::start_in(scope, "bench subscriber", || {
-                self.hear(&mut subscriber, began, &sent_at, &published)
+            let hearing = threads::spawn_scoped(scope, "bench subscriber", || {
+                self.receive(&mut subscriber, began, &sent_at, &published)
             })?;
             let sent = self.publish(publisher, 0..messages, 1, |number| {
                 sent_at[number as usize].store(nanos(began), Ordering::Release);
@@ -81,8 +81,8 @@ impl Bench<'_> {
             // However it ended, nobody waits for more than was acked.
             let acked = sent.as_ref().map_or(0, |sent| sent.latencies.len() as u64);
             published.store(acked, Ordering::Release);
-            let heard = hearing.join().unwrap_or(Err(Trouble::Bus(BusError::Ended)));
-            Ok::<_, Trouble>((sent, elapsed, heard))
+            let heard = hearing.join().unwrap_or(Err(BenchError::Bus(BusError::Ended)));
+            Ok::<_, BenchError>((sent, elapsed, heard))
         })?;
         let (sent, heard) = (sent?, heard?);
         let acks = self.measured(&sent.latencies, elapsed, 1, 1);
@@ -96,10 +96,10 @@ impl Bench<'_> {
         publishers: Vec<Client>,
         messages: u64,
         in_flight: usize,
-    ) -> Result<(Measured, u64, bool), Trouble> {
+    ) -> Result<(Measured, u64, bool), BenchError> {
         let count = publishers.len();
         let began = Instant::now();
-        let results: Vec<Result<Sent, Trouble>> = thread::scope(|scope| {
+        let results: Vec<Result<Sent, BenchError>> = thread::scope(|scope| {
             let threads: Vec<_> = publishers
                 .into_iter()
                 .enumerate()
@@ -107,14 +107,14 @@ impl Bench<'_> {
                     // The first ones take what doesn't divide.
                     let (each, more) = (messages / count as u64, messages % count as u64);
                     let share = each + u64::from((index as u64) < more);
-                    threads::start_in(scope, &format!("bench publisher {index}"), move || {
+                    threads::spawn_scoped(scope, &format!("bench publisher {index}"), move || {
                         self.publish(client, 0..share, in_flight, |_| {})
                     })
                 })
                 .collect();
             threads
                 .into_iter()
-                .map(|thread| thread?.join().unwrap_or(Err(Trouble::Bus(BusError::Ended))))
+                .map(|thread| thread?.join().unwrap_or(Err(BenchError::Bus(BusError::Ended))))
                 .collect()
         });
         let elapsed = began.elapsed();
@@ -133,16 +133,21 @@ impl Bench<'_> {
     }
 
     /// The messages from this number on, once more, as somebody gets them who comes back.
-    pub(super) fn replay(&self, mut client: Client, first: u64, messages: u64) -> Result<Measured, Trouble> {
+    pub(super) fn replay(
+        &self,
+        mut client: Client,
+        first: u64,
+        messages: u64,
+    ) -> Result<Measured, BenchError> {
         let began = Instant::now();
         client.subscribe(&self.pattern(), Some(first), ANSWER_LIMIT)?;
         let (mut heard, mut missing) = (0_u64, 0_u64);
         let mut patience = Instant::now() + ANSWER_LIMIT;
         while missing.saturating_add(heard) < messages && Instant::now() < patience {
             if self.cancel.is_requested() {
-                return Err(Trouble::Interrupted);
+                return Err(BenchError::Interrupted);
             }
-            match client.next_frame(Instant::now() + LOOK_EVERY)? {
+            match client.next_frame(Instant::now() + POLL_INTERVAL)? {
                 Some(Frame::Delivery(_)) => {
                     heard += 1;
                     if heard % 1024 == 0 {
@@ -171,7 +176,7 @@ impl Bench<'_> {
         numbers: std::ops::Range<u64>,
         in_flight: usize,
         before_sending: impl Fn(u64),
-    ) -> Result<Sent, Trouble> {
+    ) -> Result<Sent, BenchError> {
         let began = Instant::now();
         let mut sent = Sent::default();
         sent.latencies.reserve(numbers.clone().count());
@@ -181,7 +186,7 @@ impl Bench<'_> {
         let mut ack_by = Instant::now() + ANSWER_LIMIT;
         loop {
             let mut heard = false;
-            while let Some(frame) = client.at_hand()? {
+            while let Some(frame) = client.buffered_frame()? {
                 heard |= note_ack(frame, &mut waiting, &mut sent, nanos(began))?;
             }
             if heard {
@@ -210,37 +215,37 @@ impl Bench<'_> {
                 return Ok(sent);
             }
             if self.cancel.is_requested() {
-                return Err(Trouble::Interrupted);
+                return Err(BenchError::Interrupted);
             }
             if Instant::now() >= ack_by {
-                return Err(Trouble::Bus(BusError::TimedOut("ack")));
+                return Err(BenchError::Bus(BusError::TimedOut("ack")));
             }
-            match client.wait(Instant::now() + LOOK_EVERY, None)? {
-                Woken::Frame(frame) => {
+            match client.wait(Instant::now() + POLL_INTERVAL, None)? {
+                WaitEnd::Frame(frame) => {
                     if note_ack(frame, &mut waiting, &mut sent, nanos(began))? {
                         ack_by = Instant::now() + ANSWER_LIMIT;
                     }
                 }
-                Woken::Other | Woken::Time => {}
+                WaitEnd::Other | WaitEnd::Timeout => {}
             }
         }
     }
 
     /// Hears all that are published; the time each took to come here, in nanoseconds.
-    fn hear(
+    fn receive(
         &self,
         client: &mut Client,
         began: Instant,
         sent_at: &[AtomicU64],
         published: &AtomicU64,
-    ) -> Result<Vec<u64>, Trouble> {
+    ) -> Result<Vec<u64>, BenchError> {
         let mut latencies = Vec::with_capacity(sent_at.len());
         let mut patience = Instant::now() + ANSWER_LIMIT;
         while (latencies.len() as u64) < published.load(Ordering::Acquire) {
             if self.cancel.is_requested() {
-                return Err(Trouble::Interrupted);
+                return Err(BenchError::Interrupted);
             }
-            match client.next_frame(Instant::now() + LOOK_EVERY)? {
+            match client.next_frame(Instant::now() + POLL_INTERVAL)? {
                 Some(Frame::Delivery(message)) => {
                     let at = nanos(began);
                     let number = number_in(message.payload.get());
@@ -251,7 +256,7 @@ impl Bench<'_> {
                     patience = Instant::now() + ANSWER_LIMIT;
                 }
                 _ if Instant::now() >= patience => {
-                    return Err(Trouble::Bus(BusError::TimedOut("delivery")));
+                    return Err(BenchError::Bus(BusError::TimedOut("delivery")));
                 }
                 _ => {}
             }
@@ -348,12 +353,12 @@ fn number_in(payload: &str) -> Option<usize> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use super::super::bench::{LEAST_SIZE, MOST_MESSAGES};
+    use super::super::bench::{MAX_MESSAGES, MIN_SIZE};
     use super::*;
 
     #[test]
     fn payloads_have_their_size_and_number() {
-        for (number, size) in [(0, LEAST_SIZE), (7, 200), (MOST_MESSAGES, 13)] {
+        for (number, size) in [(0, MIN_SIZE), (7, 200), (MAX_MESSAGES, 13)] {
             let payload = payload_of(number, size);
             assert_eq!(payload.len(), size);
             assert_eq!(number_in(&payload), Some(number as usize));

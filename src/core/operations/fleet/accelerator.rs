@@ -17,7 +17,7 @@ use crate::core::events::{Accel, Event, Severity};
 use crate::core::failure::Result;
 use crate::core::images::default_guest::{GuestKind, find_default_guest};
 use crate::core::name::VmName;
-use crate::core::operations::fleet::boot_source::Boots;
+use crate::core::operations::fleet::boot_source::BootSources;
 use crate::core::reporter::Emitter;
 use crate::core::root::paths::VmPaths;
 use crate::core::root::qemu_process::signal_qemu;
@@ -25,13 +25,13 @@ use crate::core::runtime::accel::{self, AccelQuestion, Decision, KVM_DEVICE, Pro
 use crate::core::runtime::launch::{BootFault, boot_fault};
 
 /// How often a guest under KVM is looked at while it boots.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Decides for all VMs about to be launched. Where that takes a test guest, it says so.
 pub(crate) fn decide(
     config: &Config,
     qemu: &Path,
-    boots: &Boots,
+    boots: &BootSources,
     home: &Path,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
@@ -116,7 +116,7 @@ impl KvmWatch<'_, '_> {
                     return;
                 }
             }
-            if self.cancel.pause(LOOK_EVERY) {
+            if self.cancel.pause(POLL_INTERVAL) {
                 return;
             }
         }

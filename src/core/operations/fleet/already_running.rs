@@ -31,7 +31,7 @@ pub(crate) fn unpause(
     };
     let disk = record.overlay.as_deref();
     let room = disk.and_then(|disk| host::space_left(disk.parent()?));
-    let is_full = found.waits_for_room() && room.is_some_and(|room| room < pause::ROOM);
+    let is_full = found.waits_for_space() && room.is_some_and(|room| room < pause::MIN_FREE_BYTES);
     if !found.can_resume() || is_full {
         return Err(found.failure(&vm.name, disk));
     }
@@ -67,7 +67,7 @@ pub(crate) fn stale_settings(config: &Config, vm: &VmConfig) -> Vec<String> {
 
 /// Says in which settings a running VM differs from the config, and what applies them. What the config
 /// closes and the VM has open comes first.
-pub(crate) fn tell_stale(config: &Config, vm: &VmConfig, emitter: &Emitter<'_>) {
+pub(crate) fn warn_stale_settings(config: &Config, vm: &VmConfig, emitter: &Emitter<'_>) {
     let Some(record) = record_of(config, vm) else {
         return;
     };

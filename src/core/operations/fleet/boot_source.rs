@@ -13,13 +13,13 @@ use crate::core::config::{Config, DirectKernel, VmConfig};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::base::{self, ResolvedBase, resolve_base_image};
 use crate::core::images::default_guest::{DefaultGuest, GuestKind, ensure_default_guest, find_default_guest};
-use crate::core::images::digest::{self, BootSource, DigestCache};
+use crate::core::images::digest::{self, DigestCache, HashedSource};
 use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
 
 /// What one VM boots from.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Boot {
+pub(crate) struct BootSource {
     /// Direct kernel boot.
     pub kernel: Option<DirectKernel>,
     /// What its disk stands on.
@@ -29,7 +29,7 @@ pub(crate) struct Boot {
 }
 
 /// What every VM to be started boots from.
-pub(crate) type Boots = HashMap<VmName, Boot>;
+pub(crate) type BootSources = HashMap<VmName, BootSource>;
 
 /// Finds, fetches or builds what these VMs boot from; what several share, once.
 pub(crate) fn prepare(
@@ -38,10 +38,10 @@ pub(crate) fn prepare(
     home: &Path,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
-) -> Result<Boots> {
-    let mut boots = Boots::new();
+) -> Result<BootSources> {
+    let mut boots = BootSources::new();
     for vm in vms {
-        let shared = boots_alike(vms, &boots, vm);
+        let shared = find_shared(vms, &boots, vm);
         let boot = match shared {
             Some(boot) => boot,
             None => prepare_one(vm, config, home, emitter, cancel)?,
@@ -51,7 +51,7 @@ pub(crate) fn prepare(
     Ok(boots)
 }
 
-fn boots_alike(vms: &[&VmConfig], boots: &Boots, vm: &VmConfig) -> Option<Boot> {
+fn find_shared(vms: &[&VmConfig], boots: &BootSources, vm: &VmConfig) -> Option<BootSource> {
     let same = |other: &&&VmConfig| {
         other.base_image == vm.base_image
             && other.kernel == vm.kernel
@@ -74,7 +74,7 @@ fn prepare_one(
     home: &Path,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
-) -> Result<Boot> {
+) -> Result<BootSource> {
     if vm.is_default_guest() {
         let guest = ensure_default_guest(home, kind_for(vm), emitter, cancel)?;
         return Ok(boot_of(guest));
@@ -83,20 +83,20 @@ fn prepare_one(
         Some(image) => Some(resolve_base_image(image, home, &config.state, emitter, cancel)?),
         None => None,
     };
-    Ok(Boot {
+    Ok(BootSource {
         kernel: vm.kernel.clone(),
         base,
         base_hash: None,
     })
 }
 
-fn boot_of(guest: DefaultGuest) -> Boot {
+fn boot_of(guest: DefaultGuest) -> BootSource {
     let kernel = DirectKernel {
         kernel: guest.kernel,
         initrd: Some(guest.initrd),
         cmdline: Some(guest.cmdline),
     };
-    Boot {
+    BootSource {
         kernel: Some(kernel),
         base: None,
         base_hash: Some(guest.base_hash),
@@ -105,7 +105,7 @@ fn boot_of(guest: DefaultGuest) -> Boot {
 
 /// What a VM that runs already booted from, as far as its files are still on this host. Fetches
 /// and builds nothing.
-pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Boot> {
+pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<BootSource> {
     if vm.is_default_guest() {
         let missing = || Failure::new(Exit::Failed, "the default guest is no longer in the image cache");
         // The other one if its mounts were added or removed in castra.toml since it was launched.
@@ -119,7 +119,7 @@ pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Bo
         Some(image) => Some(base::inspect(&base::expected_path(image, home), cancel)?),
         None => None,
     };
-    Ok(Boot {
+    Ok(BootSource {
         kernel: vm.kernel.clone(),
         base,
         base_hash: None,
@@ -128,14 +128,14 @@ pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Bo
 
 /// `base_hash` of what a VM boots from (docs/IMAGES.md). Reads whole images the first time, so it is
 /// called while the guest boots.
-pub(crate) fn base_hash(boot: &Boot, config: &Config, cancel: &Cancel) -> Result<String> {
+pub(crate) fn base_hash(boot: &BootSource, config: &Config, cancel: &Cancel) -> Result<String> {
     if let Some(known) = &boot.base_hash {
         return Ok(known.clone());
     }
     let cache = DigestCache::new(config.state.images());
     let source = match (&boot.base, &boot.kernel) {
-        (Some(base), _) => BootSource::Image(&base.path),
-        (None, Some(kernel)) => BootSource::Kernel {
+        (Some(base), _) => HashedSource::Image(&base.path),
+        (None, Some(kernel)) => HashedSource::Kernel {
             kernel: &kernel.kernel,
             initrd: kernel.initrd.as_deref(),
             cmdline: kernel.cmdline.as_deref().unwrap_or_default(),

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::core::bootstrap::bootstrap_plan::{self, Known};
+use crate::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use crate::core::bootstrap::context::{Context, Launch};
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::pipeline::{self, BootstrapEnd};
@@ -26,10 +26,10 @@ use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
 use crate::core::operations::fleet::accelerator::KvmWatch;
 use crate::core::operations::fleet::already_running;
-use crate::core::operations::fleet::boot_source::{self, Boot, Boots};
+use crate::core::operations::fleet::boot_source::{self, BootSource, BootSources};
 use crate::core::operations::fleet::identity::Identity;
-use crate::core::operations::restart::Restarting;
-use crate::core::operations::run::{self, Gate, Slot, Slots};
+use crate::core::operations::restart::RestartPolicy;
+use crate::core::operations::run::{self, CountedLock, Slot, Slots};
 use crate::core::operations::select;
 use crate::core::operations::up::VmUp;
 use crate::core::reporter::Emitter;
@@ -40,15 +40,15 @@ use crate::core::root::paths::vm_file;
 use crate::core::root::records::{self, BootstrapRecord, RunRecord, ssh_port};
 use crate::core::runtime::accel::Decision;
 use crate::core::runtime::attached::AttachedQemu;
-use crate::core::runtime::cpu_load::Busy;
-use crate::core::runtime::forwards::Ports;
+use crate::core::runtime::cpu_load::CpuLoad;
+use crate::core::runtime::forwards::PortAllocator;
 use crate::core::runtime::launch_plan::{VmLaunchMode, broker_address};
 use crate::core::threads;
 
 /// A launch slot is free again after this at the latest (docs/ARCHITECTURE.md).
 const SLOT_LIMIT: Duration = Duration::from_secs(10);
 /// How often the holder of a slot looks at its guest.
-const LOOK_EVERY: Duration = Duration::from_millis(25);
+const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What all VMs of one `up` share.
 pub(crate) struct Fleet<'f, 'e> {
@@ -59,51 +59,51 @@ pub(crate) struct Fleet<'f, 'e> {
     pub emitter: &'f Emitter<'e>,
     pub cancel: &'f Cancel,
     pub broker_port: u16,
-    pub gate: Gate,
+    pub project_lock: CountedLock,
     pub slots: Slots,
     /// What launching takes; `None` where nothing is launched.
-    pub launching: Option<Launching<'f>>,
+    pub launch: Option<LaunchContext<'f>>,
 }
 
 /// What only launching takes.
-pub(crate) struct Launching<'f> {
-    pub boots: &'f Boots,
+pub(crate) struct LaunchContext<'f> {
+    pub boot_sources: &'f BootSources,
     pub qemu: PathBuf,
     /// A castra binary, through which isolated guests reach the broker.
     pub cli: Option<&'f Path>,
     pub mode: VmLaunchMode,
     pub accel: Decision,
-    pub ports: Ports,
+    pub ports: PortAllocator,
     /// VMs that keep the disks of earlier launches, whatever `persist` says.
     pub keep_disks: HashSet<VmName>,
 }
 
-impl Launching<'_> {
+impl LaunchContext<'_> {
     /// What this VM boots from.
-    pub(crate) fn boot_of(&self, vm: &VmName) -> Boot {
-        self.boots.get(vm).cloned().unwrap_or_default()
+    pub(crate) fn boot_source_of(&self, vm: &VmName) -> BootSource {
+        self.boot_sources.get(vm).cloned().unwrap_or_default()
     }
 }
 
 /// One VM's part.
-pub(crate) struct Task<'f> {
+pub(crate) struct VmTask<'f> {
     pub vm: &'f VmConfig,
-    pub way: Way<'f>,
+    pub from: StartFrom<'f>,
 }
 
 /// Where a VM's way begins. The lock is the VM's own, held until its bootstrap has ended.
-pub(crate) enum Way<'f> {
+pub(crate) enum StartFrom<'f> {
     /// It runs already: a bootstrap is all.
-    Found(FileLock),
+    Running(FileLock),
     /// It doesn't run.
-    Launch(FileLock, Identity),
+    Stopped(FileLock, Identity),
     /// It is stopped first if it runs; who works on it has its lock till then.
-    Restart(&'f Restarting<'f>),
+    Restart(&'f RestartPolicy<'f>),
 }
 
 /// A VM that runs: its lock, its record, the slot of its launch and the handle on its QEMU if this
 /// run started it.
-type Begun<'s> = (FileLock, RunRecord, Option<Slot<'s>>, Option<AttachedQemu>);
+type RunningVm<'s> = (FileLock, RunRecord, Option<Slot<'s>>, Option<AttachedQemu>);
 
 /// Whether a VM's QEMU runs.
 pub(crate) fn runs(config: &Config, vm: &VmConfig) -> bool {
@@ -131,14 +131,14 @@ fn lock_vm(config: &Config, vm: &VmName, command: &str) -> Result<FileLock> {
 }
 
 /// What a plan can know of a VM from its last launch, if that still runs.
-pub(crate) fn known_of(config: &Config, vm: &VmConfig) -> Known {
+pub(crate) fn last_launch_of(config: &Config, vm: &VmConfig) -> LastLaunch {
     let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
     match record.filter(|_| runs(config, vm)) {
-        Some(record) => Known {
+        Some(record) => LastLaunch {
             ssh_port: ssh_port(&record.forwards),
             accel: Some(record.accel),
         },
-        None => Known::default(),
+        None => LastLaunch::default(),
     }
 }
 
@@ -155,13 +155,13 @@ pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
 
 impl<'e> Fleet<'_, 'e> {
     /// Brings all of them up, each in a thread of its own. The outcomes stand in the order of the tasks.
-    pub(crate) fn run(&self, tasks: Vec<Task<'_>>) -> Vec<VmUp> {
+    pub(crate) fn run(&self, tasks: Vec<VmTask<'_>>) -> Vec<VmUp> {
         thread::scope(|scope| {
             let threads: Vec<_> = tasks
                 .into_iter()
                 .map(|task| {
                     let name = task.vm.name.clone();
-                    let thread = threads::start_in(scope, &format!("up {name}"), || self.bring_up(task));
+                    let thread = threads::spawn_scoped(scope, &format!("up {name}"), || self.bring_up(task));
                     (name, thread)
                 })
                 .collect();
@@ -177,7 +177,7 @@ impl<'e> Fleet<'_, 'e> {
 
     /// A VM whose way could not begin. Its locks went with its task.
     fn without_thread(&self, vm: &VmName, failure: Failure) -> VmUp {
-        drop(self.gate.passage());
+        drop(self.project_lock.share());
         self.emitter
             .emit(Event::of_failure(Severity::Error, Some(vm), &failure));
         VmUp {
@@ -187,8 +187,8 @@ impl<'e> Fleet<'_, 'e> {
     }
 
     /// Starts the VM if need be, and bootstraps it.
-    pub(crate) fn bring_up(&self, task: Task<'_>) -> VmUp {
-        let passage = self.gate.passage();
+    pub(crate) fn bring_up(&self, task: VmTask<'_>) -> VmUp {
+        let passage = self.project_lock.share();
         let vm = task.vm;
         let name = &vm.name;
         let mut done = VmUp::of(name);
@@ -215,7 +215,7 @@ impl<'e> Fleet<'_, 'e> {
         thread::scope(|scope| {
             if let Some(watch) = self.kvm_watch(vm).filter(|_| done.started) {
                 let (alive, over, fault) = (&alive, &over, &fault);
-                let started = threads::start_in(scope, &format!("kvm {name}"), move || {
+                let started = threads::spawn_scoped(scope, &format!("kvm {name}"), move || {
                     watch.watch(alive, over, fault);
                 });
                 if let Err(failure) = started {
@@ -228,7 +228,7 @@ impl<'e> Fleet<'_, 'e> {
                 }
             }
             if done.started {
-                let started = threads::start_in(scope, &format!("slot {name}"), || {
+                let started = threads::spawn_scoped(scope, &format!("slot {name}"), || {
                     self.watch_start(&record, &alive);
                     release();
                 });
@@ -238,7 +238,7 @@ impl<'e> Fleet<'_, 'e> {
                 }
             }
             // The watchers end however this is left.
-            let _end = Over(&over, &alive);
+            let _end = WatcherGuard(&over, &alive);
             let end = self.bootstrap(vm, &record, done.started, &fault, &|| {
                 alive.store(true, Ordering::Release)
             });
@@ -256,22 +256,22 @@ impl<'e> Fleet<'_, 'e> {
     }
 
     /// As far as a QEMU that runs and its record.
-    fn begin(&self, task: Task<'_>, done: &mut VmUp) -> Result<Begun<'_>> {
-        let (lock, identity) = match task.way {
-            Way::Found(lock) => {
+    fn begin(&self, task: VmTask<'_>, done: &mut VmUp) -> Result<RunningVm<'_>> {
+        let (lock, identity) = match task.from {
+            StartFrom::Running(lock) => {
                 self.forget_stop(&task.vm.name);
                 let record = self.running_record(&task.vm.name)?;
                 already_running::unpause(self.config, task.vm, &record, self.emitter)?;
                 return Ok((lock, record, None, None));
             }
-            Way::Launch(lock, identity) => (lock, identity),
-            Way::Restart(with) => self.stop_first(task.vm, with, done)?,
+            StartFrom::Stopped(lock, identity) => (lock, identity),
+            StartFrom::Restart(with) => self.stop_first(task.vm, with, done)?,
         };
         let launching = self
-            .launching
+            .launch
             .as_ref()
             .expect("a fleet with VMs to launch has what that takes");
-        let started = self.start(task.vm, &lock, &identity, launching)?;
+        let started = self.launch_vm(task.vm, &lock, &identity, launching)?;
         Ok((lock, started.record, Some(started.slot), started.attached))
     }
 
@@ -284,7 +284,7 @@ impl<'e> Fleet<'_, 'e> {
     }
 
     fn kvm_watch<'w>(&'w self, vm: &'w VmConfig) -> Option<KvmWatch<'w, 'e>> {
-        let launching = self.launching.as_ref()?;
+        let launching = self.launch.as_ref()?;
         Some(KvmWatch {
             vm: &vm.name,
             paths: self.config.state.vm(&vm.name),
@@ -320,13 +320,16 @@ impl<'e> Fleet<'_, 'e> {
             since_ms: Some(record.launched_boottime_ms),
         };
         let began = Instant::now();
-        let mut busy = Busy::new();
-        while began.elapsed() < SLOT_LIMIT && !self.gate.is_open() && !alive.load(Ordering::Relaxed) {
+        let mut busy = CpuLoad::new();
+        while began.elapsed() < SLOT_LIMIT
+            && !self.project_lock.is_released()
+            && !alive.load(Ordering::Relaxed)
+        {
             let used = qemu_pid(&paths).and_then(host::cpu_time);
-            let rests = used.is_none_or(|used| busy.rests(began.elapsed(), used));
+            let rests = used.is_none_or(|used| busy.is_idle(began.elapsed(), used));
             if rests
                 || has_been_heard(&handshake, launch, self.config.broker.freshness)
-                || self.cancel.pause(LOOK_EVERY)
+                || self.cancel.pause(POLL_INTERVAL)
             {
                 return;
             }
@@ -342,7 +345,7 @@ impl<'e> Fleet<'_, 'e> {
         on_alive: &(dyn Fn() + Sync),
     ) -> Result<BootstrapRecord> {
         let config = self.config;
-        let known = Known {
+        let known = LastLaunch {
             ssh_port: ssh_port(&record.forwards),
             accel: Some(record.accel),
         };
@@ -363,9 +366,9 @@ impl<'e> Fleet<'_, 'e> {
                 .to_owned(),
         };
         let boot = match self
-            .launching
+            .launch
             .as_ref()
-            .and_then(|launching| launching.boots.get(&vm.name))
+            .and_then(|launching| launching.boot_sources.get(&vm.name))
         {
             Some(boot) => Ok(boot.clone()),
             None => boot_source::expected(vm, self.home, self.cancel),
@@ -423,9 +426,9 @@ impl<'e> Fleet<'_, 'e> {
 }
 
 /// Ends the watchers of a start when it is dropped.
-struct Over<'w>(&'w AtomicBool, &'w AtomicBool);
+struct WatcherGuard<'w>(&'w AtomicBool, &'w AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for WatcherGuard<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
         if thread::panicking() {

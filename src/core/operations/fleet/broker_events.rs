@@ -14,23 +14,23 @@ use crate::core::cancel::Cancel;
 use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::Result;
-use crate::core::lines::trail::Trail;
+use crate::core::lines::trail::RotatedJournal;
 use crate::core::reporter::Emitter;
-use crate::core::threads::{self, RaisedAtEnd};
+use crate::core::threads::{self, CancelOnDrop};
 
 /// How long a pass waits before it looks for more: what a watcher feels as "at once".
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A place in the broker's journal.
-pub(crate) struct Relay {
-    trail: Result<Trail>,
+pub(crate) struct BrokerEvents {
+    trail: Result<RotatedJournal>,
     names: HashSet<String>,
 }
 
-impl Relay {
+impl BrokerEvents {
     /// Starts at the journal's present end, for events on these VMs (lower-case names).
-    pub(crate) fn from_now(path: &Path, names: HashSet<String>) -> Relay {
-        Relay {
+    pub(crate) fn from_now(path: &Path, names: HashSet<String>) -> BrokerEvents {
+        BrokerEvents {
             trail: at_its_end(path),
             names,
         }
@@ -49,8 +49,8 @@ impl Relay {
         };
         thread::scope(|scope| {
             // The follower ends however this is left.
-            let ended = RaisedAtEnd(&over);
-            let follower = threads::start_in(scope, "events", follow);
+            let ended = CancelOnDrop(&over);
+            let follower = threads::spawn_scoped(scope, "events", follow);
             let done = work();
             drop(ended);
             match follower {
@@ -64,12 +64,12 @@ impl Relay {
     /// Passes events on until `done` is raised, and then what was written until that moment. A
     /// journal that can't be read costs no more than these events; it is said once.
     pub(crate) fn follow(self, emitter: &Emitter<'_>, done: &Cancel) {
-        let Relay { trail, names } = self;
+        let BrokerEvents { trail, names } = self;
         let passed = trail.and_then(|mut trail| {
             loop {
-                let last = done.pause(LOOK_EVERY);
-                let pass_on = |line: &str| Some(emitter.pass_on(&of_interest(line, &names)?, line));
-                while trail.next(true, |line, _| pass_on(line))?.is_some() {}
+                let last = done.pause(POLL_INTERVAL);
+                let forward = |line: &str| Some(emitter.forward(&of_interest(line, &names)?, line));
+                while trail.next(true, |line, _| forward(line))?.is_some() {}
                 if last {
                     return Ok(());
                 }
@@ -86,8 +86,8 @@ impl Relay {
     }
 }
 
-fn at_its_end(path: &Path) -> Result<Trail> {
-    let mut trail = Trail::open(path)?;
+fn at_its_end(path: &Path) -> Result<RotatedJournal> {
+    let mut trail = RotatedJournal::open(path)?;
     let end = trail.backward(true)?.end()?;
     trail.go_to(end);
     Ok(trail)
@@ -142,7 +142,7 @@ mod tests {
         };
         let mut journal = Journal::open(&path, small).unwrap();
         journal.append(&freshness("web", 1)).unwrap();
-        let relay = Relay::from_now(&path, HashSet::from(["web".to_owned()]));
+        let relay = BrokerEvents::from_now(&path, HashSet::from(["web".to_owned()]));
         for seq in 2..200 {
             let vm = if seq % 2 == 0 { "Web" } else { "db" };
             journal.append(&freshness(vm, seq)).unwrap();
@@ -173,7 +173,7 @@ mod tests {
         let scratch = Scratch::new("relay-bytes");
         let path = scratch.path("events-broker.jsonl");
         let mut journal = Journal::open(&path, Rotation::default()).unwrap();
-        let relay = Relay::from_now(&path, HashSet::from(["web".to_owned()]));
+        let relay = BrokerEvents::from_now(&path, HashSet::from(["web".to_owned()]));
         // As a broker of another version may write it.
         let line = freshness("web", 1).replace("\"reachable\":", "\"later\": {\"a\":1}, \"reachable\": ");
         journal.append(&line).unwrap();
@@ -189,7 +189,7 @@ mod tests {
         let scratch = Scratch::new("relay-own");
         let path = scratch.path("events-broker.jsonl");
         let mut journal = Journal::open(&path, Rotation::default()).unwrap();
-        let relay = Relay::from_now(&path, HashSet::new());
+        let relay = BrokerEvents::from_now(&path, HashSet::new());
         let mut heard: Vec<Stamped> = Vec::new();
         let emitter = Emitter::new(&mut heard);
         let own = |event: Event| Stamped {

@@ -16,11 +16,11 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::boot_source::Boot;
-use crate::core::operations::fleet::bring_up::{Fleet, Launching};
+use crate::core::operations::fleet::boot_source::BootSource;
+use crate::core::operations::fleet::bring_up::{Fleet, LaunchContext};
 use crate::core::operations::fleet::identity::Identity;
-use crate::core::operations::restart::tell_kept;
-use crate::core::operations::run::{Slot, tell_discarded};
+use crate::core::operations::restart::emit_kept;
+use crate::core::operations::run::{Slot, emit_discarded};
 use crate::core::reporter::wall_clock;
 use crate::core::root::ending;
 use crate::core::root::paths::{VmPaths, vm_file};
@@ -35,7 +35,7 @@ use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 use crate::core::time::millis;
 
 /// A VM that was launched.
-pub(crate) struct Started<'s> {
+pub(crate) struct LaunchedVm<'s> {
     /// Its `run.json`.
     pub record: RunRecord,
     /// The launch slot it took.
@@ -46,13 +46,13 @@ pub(crate) struct Started<'s> {
 
 impl Fleet<'_, '_> {
     /// Everything until QEMU answers. What was made for a launch that failed is removed again.
-    pub(crate) fn start(
+    pub(crate) fn launch_vm(
         &self,
         vm: &VmConfig,
         lock: &FileLock,
         identity: &Identity,
-        with: &Launching<'_>,
-    ) -> Result<Started<'_>> {
+        with: &LaunchContext<'_>,
+    ) -> Result<LaunchedVm<'_>> {
         let interrupted = || {
             Failure::new(Exit::Interrupted, format!("vm `{}` was not started", vm.name))
                 .because("interrupted before its turn")
@@ -61,7 +61,7 @@ impl Fleet<'_, '_> {
         let paths = self.config.state.vm(&vm.name);
         let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
         self.clear_leftovers(vm, &paths, earlier.as_ref())?;
-        let boot = with.boot_of(&vm.name);
+        let boot = with.boot_source_of(&vm.name);
         if vm.overlay.is_none() {
             // On record before it is there, so that `down` finds it whatever ends this castra. An
             // overlay elsewhere is put on record once it is made: till then the file there, if any,
@@ -69,18 +69,18 @@ impl Fleet<'_, '_> {
             let path = self.config.state.overlay(&vm.name);
             let mut record = self.record_of(vm, identity, with, &path);
             record.base = earlier.as_ref().and_then(|record| record.base.clone());
-            put_on_record(&paths, &record)?;
+            save_launch_record(&paths, &record)?;
         }
         let overlay = self.make_overlay(vm, lock, &boot, earlier.as_ref())?;
-        let launched = self.launch(vm, lock, identity, with, &overlay.path, earlier.as_ref());
+        let launched = self.start_qemu(vm, lock, identity, with, &overlay.path, earlier.as_ref());
         if launched.is_err() && !vm.persist {
             match overlay.reused {
-                true => tell_kept(self.emitter, vm),
-                false => self.take_back(&vm.name, &overlay.path),
+                true => emit_kept(self.emitter, vm),
+                false => self.discard_new_overlay(&vm.name, &overlay.path),
             }
         }
         let (record, attached) = launched?;
-        Ok(Started {
+        Ok(LaunchedVm {
             record,
             slot,
             attached,
@@ -88,9 +88,9 @@ impl Fleet<'_, '_> {
     }
 
     /// Removes the overlay of a launch that failed, and says so.
-    fn take_back(&self, vm: &VmName, overlay: &Path) {
+    fn discard_new_overlay(&self, vm: &VmName, overlay: &Path) {
         match overlay::discard_overlay(overlay) {
-            Ok(bytes) => tell_discarded(self.emitter, vm, overlay, bytes),
+            Ok(bytes) => emit_discarded(self.emitter, vm, overlay, bytes),
             Err(failure) => self
                 .emitter
                 .emit(Event::of_failure(Severity::Warn, Some(vm), &failure)),
@@ -138,7 +138,7 @@ impl Fleet<'_, '_> {
         &self,
         vm: &VmConfig,
         path: &'s Path,
-        boot: &'s Boot,
+        boot: &'s BootSource,
         earlier: Option<&RunRecord>,
     ) -> OverlaySpec<'s> {
         OverlaySpec {
@@ -146,7 +146,7 @@ impl Fleet<'_, '_> {
             base: boot.base.as_ref(),
             disk_size: vm.disk_size,
             keep: self.keep_of(vm, path, earlier),
-            ours: is_ours(vm, path, earlier),
+            ours: is_made_by_castra(vm, path, earlier),
             lock: None,
         }
     }
@@ -154,7 +154,7 @@ impl Fleet<'_, '_> {
     /// Who keeps what an earlier launch left. A restart keeps what castra made, whatever ended it.
     fn keep_of(&self, vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> Keep {
         let restarts = self
-            .launching
+            .launch
             .as_ref()
             .is_some_and(|launching| launching.keep_disks.contains(&vm.name));
         keep_of(vm, path, earlier, restarts)
@@ -164,7 +164,7 @@ impl Fleet<'_, '_> {
         &self,
         vm: &VmConfig,
         lock: &FileLock,
-        boot: &Boot,
+        boot: &BootSource,
         earlier: Option<&RunRecord>,
     ) -> Result<OverlayPrepared> {
         let path = self.overlay_of(vm);
@@ -180,7 +180,7 @@ impl Fleet<'_, '_> {
         let prepared = overlay::ensure_overlay(&spec, self.cancel)?;
         // What a crashed guest has left makes room for a fresh disk.
         if let Some(bytes) = left.filter(|_| !prepared.reused) {
-            tell_discarded(self.emitter, &vm.name, &path, bytes);
+            emit_discarded(self.emitter, &vm.name, &path, bytes);
         }
         self.emitter.emit(Event::OverlayPrepared {
             vm: vm.name.clone(),
@@ -193,12 +193,12 @@ impl Fleet<'_, '_> {
     }
 
     /// Seed, `run.json`, QEMU, in this order: whatever ends castra, the next command finds what it began.
-    fn launch(
+    fn start_qemu(
         &self,
         vm: &VmConfig,
         lock: &FileLock,
         identity: &Identity,
-        with: &Launching<'_>,
+        with: &LaunchContext<'_>,
         overlay: &Path,
         earlier: Option<&RunRecord>,
     ) -> Result<(RunRecord, Option<AttachedQemu>)> {
@@ -208,7 +208,7 @@ impl Fleet<'_, '_> {
         let last_time = earlier.map_or(&[][..], |record| &record.forwards);
         let mut plan = self.launch_plan(vm, with, &seed, overlay)?;
         let mut record = self.record_of(vm, identity, with, overlay);
-        record.base = overlay::base_record(with.boot_of(&vm.name).base.as_ref(), &self.digests());
+        record.base = overlay::base_record(with.boot_source_of(&vm.name).base.as_ref(), &self.digests());
         let launched = launch::launch_with_ports(
             &mut plan,
             &with.ports,
@@ -219,7 +219,7 @@ impl Fleet<'_, '_> {
             |plan| {
                 record.forwards.clone_from(&plan.forwards);
                 record.ssh = bootstrap_plan::ssh_plan(vm, self.config, ssh_port(&plan.forwards));
-                put_on_record(&paths, &record)
+                save_launch_record(&paths, &record)
             },
         )
         .map_err(|error| {
@@ -275,7 +275,7 @@ impl Fleet<'_, '_> {
         &self,
         vm: &VmConfig,
         identity: &Identity,
-        with: &Launching<'_>,
+        with: &LaunchContext<'_>,
         overlay: &Path,
     ) -> RunRecord {
         RunRecord {
@@ -305,7 +305,7 @@ impl Fleet<'_, '_> {
     fn launch_plan(
         &self,
         vm: &VmConfig,
-        with: &Launching<'_>,
+        with: &LaunchContext<'_>,
         seed: &seed::Seed,
         overlay: &Path,
     ) -> Result<LaunchPlan> {
@@ -326,7 +326,7 @@ impl Fleet<'_, '_> {
             accel: with.accel.accel,
             cpus: vm.cpus,
             memory_bytes: vm.memory_bytes,
-            kernel: with.boot_of(&vm.name).kernel,
+            kernel: with.boot_source_of(&vm.name).kernel,
             disk: Some(Disk {
                 path: overlay.to_owned(),
                 persist: vm.persist,
@@ -344,7 +344,7 @@ impl Fleet<'_, '_> {
 
 /// Who keeps what an earlier launch left at `path`; `restarts`: castra does, whatever `persist` says.
 pub(crate) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, restarts: bool) -> Keep {
-    match (vm.persist, restarts && is_ours(vm, path, earlier)) {
+    match (vm.persist, restarts && is_made_by_castra(vm, path, earlier)) {
         (true, _) => Keep::Persist,
         (false, true) => Keep::Restart,
         (false, false) => Keep::Nothing,
@@ -354,7 +354,7 @@ pub(crate) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, r
 /// From now on this launch is the VM's last one. What QEMU said of the launch before goes first, so
 /// that it is never read as said of this one; that the one before was meant to stop goes last, so that
 /// whoever reads the old record finds it. Until here a launch that fails leaves the old story whole.
-fn put_on_record(paths: &VmPaths, record: &RunRecord) -> Result<()> {
+fn save_launch_record(paths: &VmPaths, record: &RunRecord) -> Result<()> {
     let log = paths.file(vm_file::QMP_LOG);
     let emptied = host::private_file()
         .write(true)
@@ -370,7 +370,7 @@ fn put_on_record(paths: &VmPaths, record: &RunRecord) -> Result<()> {
 
 /// Whether castra made what lies at `path`: it is the default place, or the last launch's record
 /// names it.
-pub(crate) fn is_ours(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
+pub(crate) fn is_made_by_castra(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
     vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_deref() == Some(path))
 }
 

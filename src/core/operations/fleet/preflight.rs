@@ -19,7 +19,7 @@ use crate::core::name::VmName;
 use crate::core::operations::fleet::bring_up;
 use crate::core::operations::fleet::launch_vm;
 use crate::core::operations::fleet::memory_check::{self, Shortage};
-use crate::core::operations::fleet::vm_check::Looking;
+use crate::core::operations::fleet::vm_check::VmCheck;
 use crate::core::operations::run;
 use crate::core::operations::up::UpOutcome;
 use crate::core::operations::verdict::FleetVerdict;
@@ -29,7 +29,7 @@ use crate::core::runtime::accel::{self, AccelQuestion, KVM_DEVICE};
 use crate::core::runtime::binary::{find_qemu, require_tool};
 
 /// What is to be examined.
-pub(crate) struct Asked<'a> {
+pub(crate) struct PreflightRequest<'a> {
     pub config: &'a Config,
     /// `CASTRA_HOME`.
     pub home: &'a Path,
@@ -67,42 +67,42 @@ pub(crate) struct Preflight {
 }
 
 /// Looks at everything and changes nothing.
-pub(crate) fn examine(asked: Asked<'_>) -> Preflight {
-    let Asked {
+pub(crate) fn examine(request: PreflightRequest<'_>) -> Preflight {
+    let PreflightRequest {
         config,
         selected,
         launches,
         ..
-    } = asked;
-    let looking = Looking::new(config, asked.home, asked.cancel, asked.keep_disks);
+    } = request;
+    let vm_check = VmCheck::new(config, request.home, request.cancel, request.keep_disks);
     let launched = |vm: &VmConfig| launches.iter().any(|launched| launched.name == vm.name);
     let mut found = Preflight {
-        plans: plans_of(config, selected, asked.overrides),
-        conflicts: asked.conflicts,
-        short: memory_check::shortage(config, asked.grows),
+        plans: plans_of(config, selected, request.overrides),
+        conflicts: request.conflicts,
+        short: memory_check::shortage(config, request.grows),
         busy: run::check_project_free(config).err(),
         ..Preflight::default()
     };
     for (plan, vm) in found.plans.iter_mut().zip(selected) {
-        plan.machine = Some(looking.plan(vm, !launched(vm)));
+        plan.machine = Some(vm_check.plan(vm, !launched(vm)));
     }
     found.refusals.extend(refuse_bad_plans(&found.plans).err());
     for vm in launches {
-        for failure in looking.refusals(vm) {
+        for failure in vm_check.refusals(vm) {
             // Replicas of one entry make the same mistake, which is told once.
             if !found.refusals.contains(&failure) {
                 found.refusals.push(failure);
             }
         }
-        found.warnings.extend(looking.warnings(vm));
+        found.warnings.extend(vm_check.warnings(vm));
     }
-    let tools = find_tools(config, launches, &found.plans, asked.cli).and_then(|qemu| {
+    let tools = find_tools(config, launches, &found.plans, request.cli).and_then(|qemu| {
         if !launches.is_empty() {
             accel::check(&AccelQuestion {
                 choice: config.qemu.accel,
                 binary: &qemu,
                 kernel: None,
-                home: Some(asked.home),
+                home: Some(request.home),
                 device: Path::new(KVM_DEVICE),
             })?;
         }
@@ -138,8 +138,8 @@ pub(crate) fn examine_bootstrap(config: &Config, selected: &[&VmConfig], overrid
 impl Preflight {
     /// The QEMU to run, if any, and what stops nobody; or the first kind of reason not to begin. The
     /// config comes first: waiting helps nobody whose config is wrong.
-    pub(crate) fn pass(self, force: bool) -> Result<(Option<PathBuf>, Vec<Event>)> {
-        joined(self.refusals)?;
+    pub(crate) fn into_result(self, force: bool) -> Result<(Option<PathBuf>, Vec<Event>)> {
+        combine(self.refusals)?;
         refuse_conflicts(&self.conflicts)?;
         self.missing.map_or(Ok(()), Err)?;
         let mut warnings = self.warnings;
@@ -149,7 +149,7 @@ impl Preflight {
     }
 
     /// All of it, as a plan.
-    pub(crate) fn show(self, config: &Config, force: bool, reporter: &mut dyn Reporter) -> UpOutcome {
+    pub(crate) fn into_plan(self, config: &Config, force: bool, reporter: &mut dyn Reporter) -> UpOutcome {
         let emitter = Emitter::new(reporter);
         let mut refusals = self.refusals;
         refusals.extend(self.missing);
@@ -196,7 +196,7 @@ impl Preflight {
 }
 
 /// All refusals as one; its exit code is that of the first.
-fn joined(mut refusals: Vec<Failure>) -> Result<()> {
+fn combine(mut refusals: Vec<Failure>) -> Result<()> {
     if refusals.len() < 2 {
         return refusals.pop().map_or(Ok(()), Err);
     }
@@ -210,7 +210,12 @@ fn joined(mut refusals: Vec<Failure>) -> Result<()> {
 
 fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
     let plan_of = |vm: &&VmConfig| {
-        bootstrap_plan::plan(vm, config, overrides.mode_for(vm), bring_up::known_of(config, vm))
+        bootstrap_plan::plan(
+            vm,
+            config,
+            overrides.mode_for(vm),
+            bring_up::last_launch_of(config, vm),
+        )
     };
     selected.iter().map(plan_of).collect()
 }

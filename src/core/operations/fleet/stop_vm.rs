@@ -27,10 +27,10 @@ use crate::core::runtime::shutdown::{self, ShutdownEnding};
 /// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
 const LOCK_DEADLINE: Duration = Duration::from_secs(15);
 /// How often a wait for a lock looks.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What stopping takes. The caller holds the project's lock.
-pub(crate) struct Stopping<'s, 'e> {
+pub(crate) struct VmStopper<'s, 'e> {
     pub state: &'s StateRoot,
     pub lifecycle: &'s LifecycleConfig,
     /// Who asks, as `stop.json` and the lock say.
@@ -40,29 +40,29 @@ pub(crate) struct Stopping<'s, 'e> {
 }
 
 /// One VM after it was to stop.
-pub(crate) struct Stopped {
+pub(crate) struct StopOutcome {
     /// How.
     pub ending: ShutdownEnding,
     /// It ran and doesn't any more.
     pub changed: bool,
     /// What it leaves; or why it isn't ours to go on with.
-    pub left: Result<Left>,
+    pub left: Result<StoppedVm>,
 }
 
 /// What a stopped VM leaves.
-pub(crate) struct Left {
+pub(crate) struct StoppedVm {
     /// The VM's lock, which nobody else has now.
     pub lock: FileLock,
     /// Its `run.json`; `None` if there is none, or none that can be read.
     pub record: Option<RunRecord>,
 }
 
-impl Stopping<'_, '_> {
+impl VmStopper<'_, '_> {
     /// Says that the VM is to stop, shuts it down, waits for whoever works on it, and clears what
     /// its QEMU and killed bootstraps left.
-    pub(crate) fn stop(&self, vm: &VmName) -> Stopped {
+    pub(crate) fn stop(&self, vm: &VmName) -> StopOutcome {
         let paths = self.state.vm(vm);
-        let mut done = Stopped {
+        let mut done = StopOutcome {
             ending: ShutdownEnding::AlreadyStopped,
             changed: false,
             left: Err(not_stopped(vm)),
@@ -91,8 +91,8 @@ impl Stopping<'_, '_> {
         }
         // A QEMU that was killed leaves its sockets and pid file.
         clear_leftovers(&paths);
-        run_log::close_abandoned_and_tell(self.state, vm, self.emitter);
-        done.left = Ok(Left { lock, record });
+        run_log::close_abandoned_and_emit(self.state, vm, self.emitter);
+        done.left = Ok(StoppedVm { lock, record });
         done
     }
 
@@ -102,12 +102,12 @@ impl Stopping<'_, '_> {
         vm: &VmName,
         paths: &VmPaths,
         record: Option<&RunRecord>,
-        done: &mut Stopped,
+        done: &mut StopOutcome,
     ) -> bool {
         if qemu_pid(paths).is_none() {
             return true;
         }
-        if let Err(failure) = self.say_stop(paths, record) {
+        if let Err(failure) = self.save_stop_record(paths, record) {
             self.warn(vm, &failure);
         }
         let shut = shutdown::shutdown(vm, paths, self.lifecycle, self.emitter, self.cancel);
@@ -118,20 +118,20 @@ impl Stopping<'_, '_> {
 
     /// Somebody has taken note of a VM that ended by itself: from now on it reads as stopped. That the
     /// host was rebooted says more, and stays.
-    pub(crate) fn take_note(&self, vm: &VmName, record: &RunRecord) {
+    pub(crate) fn acknowledge_end(&self, vm: &VmName, record: &RunRecord) {
         let paths = self.state.vm(vm);
         let earlier: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
         let noted = earlier.is_some_and(|stop| stop.launch_id == record.launch_id);
         if noted || record.boot_id != host::boot_id() {
             return;
         }
-        if let Err(failure) = self.say_stop(&paths, Some(record)) {
+        if let Err(failure) = self.save_stop_record(&paths, Some(record)) {
             self.warn(vm, &failure);
         }
     }
 
     /// `stop.json` tells a bootstrap of this launch why its VM goes, and `status` that it was meant.
-    fn say_stop(&self, paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
+    fn save_stop_record(&self, paths: &VmPaths, record: Option<&RunRecord>) -> Result<()> {
         let Some(record) = record else {
             return Ok(());
         };
@@ -152,7 +152,7 @@ impl Stopping<'_, '_> {
                 Err(LockError::Held(holder)) if began.elapsed() >= LOCK_DEADLINE => {
                     return Err(run::busy(&format!("{}", paths.lock().display()), &holder));
                 }
-                Err(LockError::Held(_)) => thread::sleep(LOOK_EVERY),
+                Err(LockError::Held(_)) => thread::sleep(POLL_INTERVAL),
                 Err(LockError::Io(error)) => return Err(Failure::io("create", &paths.lock(), &error)),
             }
         }
@@ -175,7 +175,7 @@ pub(crate) fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result
     let was_there = host::is_there(path);
     let bytes = discard_overlay(path)?;
     if was_there {
-        run::tell_discarded(emitter, vm, path, bytes);
+        run::emit_discarded(emitter, vm, path, bytes);
     }
     Ok(bytes)
 }

@@ -14,14 +14,14 @@ use std::path::Path;
 use crate::core::bootstrap::keys;
 use crate::core::cancel::Cancel;
 use crate::core::config::{BaseImage, Config, ImageSource, Mount, Network, PortForward, VmConfig};
-use crate::core::events::{Event, MachinePlan, PlannedForward, PlannedMount, Severity};
+use crate::core::events::{Event, PlannedForward, PlannedMount, Severity, VmPlan};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
 use crate::core::images::base::{ResolvedBase, look_at_base_image};
 use crate::core::images::default_guest::{GuestKind, find_default_guest, least_memory};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::launch_vm::{is_ours, keep_of};
+use crate::core::operations::fleet::launch_vm::{is_made_by_castra, keep_of};
 use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::binary::find_tool;
 use crate::core::runtime::forwards::with_ssh;
@@ -30,7 +30,7 @@ use crate::core::runtime::overlay::{self, EMPTY_DISK_BYTES, OverlaySpec};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 
 /// What looking at a fleet's machines takes.
-pub(crate) struct Looking<'l> {
+pub(crate) struct VmCheck<'l> {
     config: &'l Config,
     home: &'l Path,
     cancel: &'l Cancel,
@@ -42,14 +42,14 @@ pub(crate) struct Looking<'l> {
     seen: RefCell<Vec<(BaseImage, Result<Option<ResolvedBase>>)>>,
 }
 
-impl<'l> Looking<'l> {
+impl<'l> VmCheck<'l> {
     pub(crate) fn new(
         config: &'l Config,
         home: &'l Path,
         cancel: &'l Cancel,
         keep_disks: &'l HashSet<VmName>,
-    ) -> Looking<'l> {
-        Looking {
+    ) -> VmCheck<'l> {
+        VmCheck {
             config,
             home,
             cancel,
@@ -60,7 +60,7 @@ impl<'l> Looking<'l> {
     }
 
     /// What the VM would be.
-    pub(crate) fn plan(&self, vm: &VmConfig, running: bool) -> MachinePlan {
+    pub(crate) fn plan(&self, vm: &VmConfig, running: bool) -> VmPlan {
         let base = self.base(vm).and_then(|found| found.ok());
         let pending = match (&vm.base_image, vm.is_default_guest()) {
             (Some(_), _) => base.as_ref().is_none_or(Option::is_none),
@@ -80,7 +80,7 @@ impl<'l> Looking<'l> {
             guest: mount.guest.clone(),
             readonly: mount.readonly,
         };
-        MachinePlan {
+        VmPlan {
             running,
             image: image_of(vm),
             pending,
@@ -192,7 +192,7 @@ impl<'l> Looking<'l> {
             base,
             disk_size: vm.disk_size,
             keep: keep_of(vm, path, earlier.as_ref(), self.keep_disks.contains(&vm.name)),
-            ours: is_ours(vm, path, earlier.as_ref()),
+            ours: is_made_by_castra(vm, path, earlier.as_ref()),
             lock: None,
         };
         overlay::check(&spec)?;

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::core::broker::bus_log::{parse_line, seq_of};
 use crate::core::broker::frame::Terms;
-use crate::core::broker::state::Plane;
+use crate::core::broker::state::Peer;
 use crate::core::bus::topic::Pattern;
 
 use super::Dice;
@@ -138,7 +138,7 @@ pub enum Mood {
 #[derive(Debug)]
 pub struct Client {
     key: String,
-    plane: Plane,
+    peer: Peer,
     /// What it waits for.
     pub mood: Mood,
     bytes: Vec<u8>,
@@ -194,10 +194,10 @@ const PATTERNS: [&str; 16] = [
 
 impl Client {
     /// A client that has said hello.
-    pub fn new(key: &str, plane: Plane) -> Client {
+    pub fn new(key: &str, peer: Peer) -> Client {
         Client {
             key: key.to_ascii_lowercase(),
-            plane,
+            peer,
             mood: Mood::Hello,
             bytes: Vec::new(),
             asked: VecDeque::new(),
@@ -221,7 +221,7 @@ impl Client {
             _ if topic.starts_with("castra/") => topic.rsplit('/').next().unwrap(),
             _ => return true,
         };
-        self.plane == Plane::Host || name.to_ascii_lowercase() == self.key
+        self.peer == Peer::Host || name.to_ascii_lowercase() == self.key
     }
 
     /// Something to say, as bytes on the wire; `last`: about the last number it could know.
@@ -398,7 +398,7 @@ impl Client {
                         let why = match topic {
                             "castra/mine" => "forbidden",
                             "no topic" | "vm:-" => "bad-topic",
-                            _ if reason == "rate-limit" && self.plane == Plane::Guest => reason,
+                            _ if reason == "rate-limit" && self.peer == Peer::Guest => reason,
                             _ => "storage-error",
                         };
                         assert_eq!(reason, why);
@@ -569,7 +569,7 @@ impl Client {
                 .filter(|share| seq >= share.first && share.pattern.matches(&kept.topic))
                 .collect();
             if let [share] = by[..] {
-                let group = format!("{:?} {} {}", self.plane, share.group, share.pattern);
+                let group = format!("{:?} {} {}", self.peer, share.group, share.pattern);
                 self.taken.push((group, seq));
             }
             if !by.is_empty() {

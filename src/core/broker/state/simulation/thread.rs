@@ -9,14 +9,14 @@ use std::io::{self, Write};
 
 use crate::core::broker::frame::{Decoder, Frame};
 use crate::core::broker::outbox::{Budget, Outbox, Sent};
-use crate::core::broker::protocol::{DeclineReason, Refusal, parse_hello};
-use crate::core::broker::replay::{Past, Piece, Replay};
-use crate::core::broker::state::{ConnId, Input, Order, Part, Plane};
+use crate::core::broker::protocol::{DeclineReason, HelloRefusal, parse_hello};
+use crate::core::broker::replay::{Piece, Replay, ReplayLog};
+use crate::core::broker::state::{Chunk, ConnId, Delivery, Input, Peer};
 
 use super::Dice;
 use super::model_client::{Client, Mood};
 
-const PIECE_PATIENCE: u64 = 10_000;
+const PIECE_TIMEOUT: u64 = 10_000;
 const LINGER: u64 = 500;
 
 /// What the kernel holds for a client.
@@ -93,7 +93,7 @@ pub struct Conn {
     decoder: Decoder,
     replay: Option<Box<Replay>>,
     /// What the state thread told it.
-    pub order: Option<Order>,
+    pub order: Option<Delivery>,
     /// The verdict on its hello.
     pub granted: Option<bool>,
     /// Its session was ended.
@@ -108,10 +108,10 @@ pub struct Conn {
 
 impl Conn {
     /// A connection whose client has said this hello.
-    pub fn new(id: u64, plane: Plane, vm: &str, capabilities: &str, room: usize) -> Conn {
+    pub fn new(id: u64, peer: Peer, vm: &str, capabilities: &str, room: usize) -> Conn {
         Conn {
             id: ConnId(id),
-            client: Client::new(vm, plane),
+            client: Client::new(vm, peer),
             hello: format!("hello vm:{vm} capabilities={capabilities}"),
             pipe: Pipe {
                 room,
@@ -145,13 +145,13 @@ impl Conn {
     }
 
     /// One step of its thread.
-    pub fn step(&mut self, past: &Past, budget: &Budget, now: u64, dice: &mut Dice) -> Vec<Input> {
+    pub fn step(&mut self, past: &ReplayLog, budget: &Budget, now: u64, dice: &mut Dice) -> Vec<Input> {
         let conn = self.id;
         match self.place {
             Place::Hello if self.evicted.is_some() && dice.one_in(2) => {
                 self.place = Place::Linger(now);
-                let refusal = Refusal::unnamed(self.evicted.unwrap());
-                vec![Input::Refused {
+                let refusal = HelloRefusal::unnamed(self.evicted.unwrap());
+                vec![Input::HelloRefused {
                     conn,
                     refusal,
                     attempted: true,
@@ -173,20 +173,20 @@ impl Conn {
             }
             Place::Turn => self.turn(budget, now, dice),
             Place::Piece(since, end) => {
-                let patient = now < since + PIECE_PATIENCE;
+                let patient = now < since + PIECE_TIMEOUT;
                 let waiting = self.outbox.length();
                 if self.over || (self.finished && !patient) {
                     self.place = Place::Linger(now);
                 } else if waiting == 0 {
                     let (place, said) = match end {
-                        Some(next) => (Place::Order, vec![Input::AtEnd { conn, next }]),
+                        Some(next) => (Place::Order, vec![Input::ReplayDone { conn, next }]),
                         None => (Place::Turn, Vec::new()),
                     };
                     self.place = place;
                     return said;
                 } else if !patient {
                     self.place = Place::Linger(now);
-                    return vec![Input::Full {
+                    return vec![Input::QueueFull {
                         conn,
                         queued_bytes: waiting as u64,
                     }];
@@ -203,13 +203,13 @@ impl Conn {
                 Vec::new()
             }
             Place::Ended(since) => {
-                if self.is_over() || now >= since + PIECE_PATIENCE {
+                if self.is_over() || now >= since + PIECE_TIMEOUT {
                     self.place = Place::Linger(now);
                 }
                 Vec::new()
             }
             Place::Linger(since) => {
-                let waits = self.outbox.length() > 0 && now < since + PIECE_PATIENCE;
+                let waits = self.outbox.length() > 0 && now < since + PIECE_TIMEOUT;
                 let left = self.pipe.broken || now >= since + LINGER;
                 if self.over || (left && !waits) {
                     self.close(budget);
@@ -228,7 +228,7 @@ impl Conn {
             self.place = Place::Linger(now);
             return Vec::new();
         }
-        if let Some(burst) = self.decoder.burst() {
+        if let Some(burst) = self.decoder.take_burst() {
             let asks = burst.replays() || (self.replay.is_some() && burst.subscribes());
             if matches!(burst.frames.last(), Some(Frame::Broken { .. })) {
                 self.place = Place::Ended(now);
@@ -241,15 +241,15 @@ impl Conn {
         if let Some(replay) = &mut self.replay
             && (!readable || dice.one_in(2))
         {
-            let (frames, end) = match replay.piece().unwrap() {
+            let (frames, end) = match replay.next_piece().unwrap() {
                 Piece::Frames(frames) => (frames, None),
                 Piece::End(frames, next) => (frames, Some(next)),
             };
-            if let Sent::Full(queued) = self.outbox.send(&mut self.pipe, &[Part::Own(frames)], budget) {
+            if let Sent::Full(queued) = self.outbox.send(&mut self.pipe, &[Chunk::Own(frames)], budget) {
                 self.place = Place::Linger(now);
                 self.cut = true;
                 let queued_bytes = queued as u64;
-                return vec![Input::Full { conn, queued_bytes }];
+                return vec![Input::QueueFull { conn, queued_bytes }];
             }
             self.place = Place::Piece(now, end);
             return Vec::new();
@@ -257,11 +257,11 @@ impl Conn {
         if self.sent.is_empty() {
             if self.half_closed || self.pipe.broken {
                 self.place = Place::Ended(now);
-                return vec![Input::Ended { conn }];
+                return vec![Input::HalfClosed { conn }];
             }
             return Vec::new();
         }
-        let space = self.decoder.space();
+        let space = self.decoder.read_buffer();
         // A read brings what has come so far, which may be any part of a frame.
         let most = if dice.one_in(3) {
             dice.roll(60) as usize + 1
@@ -272,15 +272,15 @@ impl Conn {
         for (to, byte) in space.iter_mut().zip(self.sent.drain(..taken)) {
             *to = byte;
         }
-        self.decoder.filled(taken);
+        self.decoder.advance(taken);
         Vec::new()
     }
 
-    fn follow(&mut self, order: Order, past: &Past) {
+    fn follow(&mut self, order: Delivery, past: &ReplayLog) {
         match (order, &mut self.replay) {
-            (Order::Attached, _) => self.replay = None,
-            (Order::Replay(plan), Some(replay)) => replay.update(plan),
-            (Order::Replay(plan), None) => {
+            (Delivery::Live, _) => self.replay = None,
+            (Delivery::Replay(plan), Some(replay)) => replay.update(plan),
+            (Delivery::Replay(plan), None) => {
                 self.replay = Some(Box::new(Replay::new(past.clone(), plan)));
             }
         }

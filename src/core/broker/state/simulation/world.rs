@@ -13,9 +13,9 @@ use std::sync::Arc;
 use crate::core::broker::bus_log::{BusLog, resume_after, seq_of};
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::outbox::{Budget, Sent};
-use crate::core::broker::replay::Past;
+use crate::core::broker::replay::ReplayLog;
 use crate::core::broker::state::{
-    At, BusRules, ConnId, Effect, Input, Part, Phase, Plane, Rules, State, step,
+    BusRules, Chunk, ConnId, ConnPhase, Effect, Input, Peer, Rules, State, Timestamp, step,
 };
 use crate::core::config::{AuthMode, SyncMode};
 use crate::core::lines::journal::{Rotation, rotated};
@@ -95,7 +95,7 @@ pub struct World {
     sync: SyncMode,
     rate: u32,
     log: BusLog,
-    past: Past,
+    past: ReplayLog,
     /// `broker.json`: the last number, and whether the last broker stopped in order.
     noted: u64,
     budget: Arc<Budget>,
@@ -141,7 +141,7 @@ impl World {
             rotation,
             sync,
             rate,
-            past: Past::new(scratch.path("bus.log"), rotation.keep),
+            past: ReplayLog::new(scratch.path("bus.log"), rotation.keep),
             log,
             scratch,
             noted: 0,
@@ -171,8 +171,8 @@ impl World {
         self.scratch.path("bus.log")
     }
 
-    fn at(&self) -> At {
-        At {
+    fn at(&self) -> Timestamp {
+        Timestamp {
             boot_ms: self.now,
             wall_ms: 1_795_255_200_000 + self.now,
         }
@@ -271,20 +271,20 @@ impl World {
             return;
         }
         self.next_conn += 1;
-        let (plane, vm) = match self.dice.roll(8) {
-            0..=2 => (Plane::Guest, "a"),
-            3 => (Plane::Guest, "A"),
-            4 => (Plane::Guest, "b"),
-            5 => (Plane::Guest, "c"),
-            _ => (Plane::Host, "host"),
+        let (peer, vm) = match self.dice.roll(8) {
+            0..=2 => (Peer::Guest, "a"),
+            3 => (Peer::Guest, "A"),
+            4 => (Peer::Guest, "b"),
+            5 => (Peer::Guest, "c"),
+            _ => (Peer::Host, "host"),
         };
         let capabilities = if self.dice.one_in(8) { "x-none" } else { "bus-v1" };
         let room = [300, 3000, 30_000][self.dice.roll(3) as usize];
-        let conn = Conn::new(self.next_conn, plane, vm, capabilities, room);
+        let conn = Conn::new(self.next_conn, peer, vm, capabilities, room);
         let remote = format!("remote-{}", self.next_conn);
         self.inbox.push_back(Input::Opened {
             conn: conn.id,
-            plane,
+            peer,
             remote,
         });
         self.conns.insert(conn.id, conn);
@@ -359,7 +359,7 @@ impl World {
     fn step_thread(&mut self, id: ConnId) {
         let conn = self.conns.get_mut(&id).unwrap();
         let said = conn.step(&self.past, &self.budget, self.now, &mut self.dice);
-        self.totals.cut_off += u64::from(matches!(said.first(), Some(Input::Full { .. })));
+        self.totals.cut_off += u64::from(matches!(said.first(), Some(Input::QueueFull { .. })));
         self.inbox.extend(said);
     }
 
@@ -367,7 +367,7 @@ impl World {
         if let Some(id) = self.someone() {
             let conn = self.conns.get_mut(&id).unwrap();
             if conn.outbox.length() > 0 {
-                conn.outbox.send_on(&mut conn.pipe, &self.budget);
+                conn.outbox.drain(&mut conn.pipe, &self.budget);
             }
         }
     }
@@ -524,7 +524,7 @@ impl World {
             };
             let sent = conn
                 .outbox
-                .send(&mut conn.pipe, &[Part::Own(line.into_bytes())], &self.budget);
+                .send(&mut conn.pipe, &[Chunk::Own(line.into_bytes())], &self.budget);
             assert!(!matches!(sent, Sent::Full(_)));
             conn.granted = Some(granted);
             if !granted {
@@ -588,9 +588,12 @@ impl World {
                 self.replies.push((conn, line, true));
             }
             Effect::Send { conn, parts } => return self.send(conn, &parts),
-            Effect::Order { conn, order } => self.conns.get_mut(&conn)?.order = Some(order),
+            Effect::SetDelivery {
+                conn,
+                delivery: order,
+            } => self.conns.get_mut(&conn)?.order = Some(order),
             Effect::End { conn, last } => {
-                let full = self.send(conn, &[Part::Own(last)]);
+                let full = self.send(conn, &[Chunk::Own(last)]);
                 if let Some(conn) = self.conns.get_mut(&conn) {
                     conn.outbox.finish();
                     conn.finished = true;
@@ -618,23 +621,23 @@ impl World {
                 }
                 return Some(Input::Recorded { vm, asked_by, made });
             }
-            Effect::Shelve { lines, ranges, .. } => {
+            Effect::SenderLog { lines, ranges, .. } => {
                 for range in ranges {
                     assert!(lines[range].ends_with(b"}\n"), "whole lines go to a sender's log");
                 }
             }
-            Effect::Log(_) | Effect::Tell(_) | Effect::ServiceLog { .. } => {}
+            Effect::Log(_) | Effect::Emit(_) | Effect::ServiceLog { .. } => {}
         }
         None
     }
 
-    fn send(&mut self, id: ConnId, parts: &[Part]) -> Option<Input> {
+    fn send(&mut self, id: ConnId, parts: &[Chunk]) -> Option<Input> {
         let conn = self.conns.get_mut(&id)?;
         let sent = conn.outbox.send(&mut conn.pipe, parts, &self.budget);
         if let Sent::Full(queued) = sent {
             conn.cut = true;
             self.totals.cut_off += 1;
-            return Some(Input::Full {
+            return Some(Input::QueueFull {
                 conn: id,
                 queued_bytes: queued as u64,
             });
@@ -645,7 +648,7 @@ impl World {
         let waiting = self.conns.iter().map(|(id, conn)| (conn.outbox.length(), *id));
         let (queued, conn) = waiting.max()?;
         self.totals.cut_off += 1;
-        Some(Input::Full {
+        Some(Input::QueueFull {
             conn,
             queued_bytes: queued as u64,
         })
@@ -754,19 +757,19 @@ impl World {
         for (id, conn) in &state.conns {
             let listed = state.vm_sessions.values().any(|conns| conns.contains(id));
             match &conn.phase {
-                Phase::Session(session) => {
+                ConnPhase::Session(session) => {
                     assert!(listed && state.vm_sessions[&session.reader.key].contains(id));
                     assert_eq!(state.index.mentions(*id), session.is_subscribed());
-                    match conn.plane {
-                        Plane::Guest => guests += 1,
-                        Plane::Host => hosts += 1,
+                    match conn.peer {
+                        Peer::Guest => guests += 1,
+                        Peer::Host => hosts += 1,
                     }
                 }
                 _ => assert!(!listed && !state.index.mentions(*id), "a dead session is known"),
             }
         }
-        assert_eq!(state.guest_places.sessions, guests);
-        assert_eq!(state.host_places.sessions, hosts);
+        assert_eq!(state.guest_occupancy.sessions, guests);
+        assert_eq!(state.host_occupancy.sessions, hosts);
         for (key, conns) in &state.vm_sessions {
             assert!(!conns.is_empty() && conns.iter().all(|conn| state.conns.contains_key(conn)));
             assert!(key == "host" || conns.len() <= SESSIONS_PER_VM);
@@ -804,7 +807,7 @@ impl World {
                     self.step_thread(id);
                     let conn = self.conns.get_mut(&id).unwrap();
                     if conn.outbox.length() > 0 {
-                        conn.outbox.send_on(&mut conn.pipe, &self.budget);
+                        conn.outbox.drain(&mut conn.pipe, &self.budget);
                     }
                     self.client_reads(id, usize::MAX);
                 }

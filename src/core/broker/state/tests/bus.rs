@@ -17,7 +17,7 @@ fn frames(conn: u64, bodies: &[&str]) -> Input {
     }
     Input::Frames {
         conn: ConnId(conn),
-        burst: Decoder::new(65_536, &bytes).burst().unwrap(),
+        burst: Decoder::new(65_536, &bytes).take_burst().unwrap(),
     }
 }
 
@@ -85,10 +85,13 @@ fn brief(effect: &Effect) -> Vec<String> {
                 .collect::<Vec<u8>>(),
         ),
         Effect::End { conn, last } => (conn.0, last.clone()),
-        Effect::Order { conn, order } => {
+        Effect::SetDelivery {
+            conn,
+            delivery: order,
+        } => {
             return vec![match order {
-                Order::Attached => format!("{} attached", conn.0),
-                Order::Replay(plan) => format!("{} replay upto {}", conn.0, plan.upto),
+                Delivery::Live => format!("{} attached", conn.0),
+                Delivery::Replay(plan) => format!("{} replay upto {}", conn.0, plan.upto),
             }];
         }
         Effect::Drop { conn } => return vec![format!("{} dropped", conn.0)],
@@ -482,7 +485,7 @@ fn a_message_comes_once_and_answers_come_in_order() {
     let told: Vec<String> = script
         .run(
             5,
-            Input::AtEnd {
+            Input::ReplayDone {
                 conn: ConnId(1),
                 next: 8,
             },
@@ -493,7 +496,7 @@ fn a_message_comes_once_and_answers_come_in_order() {
     assert_eq!(told, ["1 replay upto 8"]);
     let told = script.run(
         5,
-        Input::AtEnd {
+        Input::ReplayDone {
             conn: ConnId(1),
             next: 9,
         },
@@ -589,7 +592,7 @@ fn what_is_too_slow_is_cut_off_and_told() {
     let mut script = Script::on_bus(rules());
     script.session(0, 1, "web");
     script.say(0, 1, &[&subscribe("*")]);
-    let full = Input::Full {
+    let full = Input::QueueFull {
         conn: ConnId(1),
         queued_bytes: 5_000_000,
     };

@@ -140,12 +140,12 @@ fn the_last_message_is_asked_of_the_sessions_own_thread() {
     script.say(1, 1, &[&publish("t")]);
     let ask = with_terms("t", "\"last\":true");
     assert_eq!(script.say(2, 1, &[&ask]), ["1<subscribe ok 1", "1 replay upto 1"]);
-    let plan = |script: &Script| script.state.session(ConnId(1)).unwrap().plan(9).wanted;
+    let plan = |script: &Script| script.state.session(ConnId(1)).unwrap().plan(9).subscriptions;
     let wanted = plan(&script);
     assert_eq!((wanted[0].last, wanted[0].first), (Some(1), 2));
     let effects = script.run(
         3,
-        Input::AtEnd {
+        Input::ReplayDone {
             conn: ConnId(1),
             next: 2,
         },
@@ -361,7 +361,7 @@ fn a_launch_that_is_over_proves_nothing() {
     assert!(
         !effects
             .iter()
-            .any(|effect| matches!(effect, Effect::Tell(Event::BrokerFreshness { .. })))
+            .any(|effect| matches!(effect, Effect::Emit(Event::BrokerFreshness { .. })))
     );
     // `up --broker-only` forgets it: from then on it is whoever says so.
     script.run(30, table(&["web"], Some(30)));
@@ -369,7 +369,7 @@ fn a_launch_that_is_over_proves_nothing() {
     let effects = script.run(31, hello(3, "web"));
     assert!(effects.iter().any(|effect| matches!(
         effect,
-        Effect::Tell(Event::BrokerFreshness { reachable: true, .. })
+        Effect::Emit(Event::BrokerFreshness { reachable: true, .. })
     )));
     script.check(40, Input::Finish, "record web 31; fresh web false 9");
 }
@@ -392,7 +392,7 @@ fn a_vm_that_castra_has_not_launched_beside_its_own_is_nobody() {
     };
     let freshness = |effects: &[Effect]| -> Vec<bool> {
         let told = effects.iter().filter_map(|effect| match effect {
-            Effect::Tell(Event::BrokerFreshness { reachable, .. }) => Some(*reachable),
+            Effect::Emit(Event::BrokerFreshness { reachable, .. }) => Some(*reachable),
             _ => None,
         });
         told.collect()

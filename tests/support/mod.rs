@@ -11,6 +11,7 @@ pub mod castra;
 pub mod fleet;
 pub mod guest_project;
 pub mod guest_scripts;
+pub mod holder;
 pub mod journals;
 pub mod project;
 pub mod session;
@@ -73,8 +74,19 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     eventually(what, || holds().then_some(()));
 }
 
+/// A name that no other test has, whichever process it runs in, for as long as this is kept.
+pub struct Claim(UnixListener);
+
+impl Claim {
+    /// Claims it, if nobody has it.
+    pub fn of(name: &str) -> Option<Claim> {
+        let address = SocketAddr::from_abstract_name(format!("castra-test-{name}")).unwrap();
+        UnixListener::bind_addr(&address).ok().map(Claim)
+    }
+}
+
 /// A port for this process alone, on which nobody listens until the test does. No other test gets
-/// it meanwhile: it lies below those that the kernel hands out, and is claimed by a name.
+/// it meanwhile: it lies below those that the kernel hands out, and is claimed for good.
 pub fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 20_000..30_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -82,12 +94,9 @@ pub fn free_port() -> u16 {
     for _ in PORTS {
         let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = PORTS.start + (number % u32::from(PORTS.end - PORTS.start)) as u16;
-        let name = SocketAddr::from_abstract_name(format!("castra-test-port-{port}")).unwrap();
-        let Ok(claim) = UnixListener::bind_addr(&name) else {
-            continue;
-        };
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            // Claimed until the process ends.
+        if let Some(claim) = Claim::of(&format!("port-{port}"))
+            && TcpListener::bind(("127.0.0.1", port)).is_ok()
+        {
             std::mem::forget(claim);
             return port;
         }

@@ -57,7 +57,7 @@ impl Project {
         let text = format!(
             "version = \"0.2.0\"\n[project]\nname = \"faults\"\nstate_dir = \"state\"\n\
              [qemu]\nbinary = \"{FAKE_QEMU}\"\naccel = \"tcg\"\n\
-             [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 1\nsigterm_wait_secs = 1\n{head}{vms}"
+             [bootstrap]\nmode = \"skip\"\n[lifecycle]\ngraceful_shutdown_wait_secs = 60\nsigterm_wait_secs = 60\n{head}{vms}"
         );
         self.castra.write("castra.toml", &text);
     }
@@ -140,6 +140,13 @@ impl Project {
         let vm = self.vm(vm);
         assert_eq!(vm["state"], "running", "{vm}");
         vm["pid"].as_u64().unwrap().try_into().unwrap()
+    }
+
+    /// Takes down at once what ignores its power button.
+    #[track_caller]
+    pub fn down_at_once(&self) {
+        self.run(&["down", "--graceful-wait-secs", "0"]).exits(0);
+        self.assert_nothing_left();
     }
 
     /// Takes all down and asserts that nothing which only a living project may have is left.

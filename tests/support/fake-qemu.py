@@ -3,7 +3,8 @@
 
 Here: -daemonize, the record lock on -pidfile, -D, QMP and the console with their log files, forwarded
 ports bound for real, exit by signal, power button and quit. Not here: a guest. Faults are asked for
-by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU:
+by `-fake WORD,WORD`, which a test passes as `qemu_args`, or by CASTRA_FAKE_QEMU.
+SECS count from the end of its launch.
 
   refuse=TEXT         says TEXT and doesn't start        snatch=N        N starts find a port taken
   refuse-kvm          doesn't start under KVM            hang            never gets ready
@@ -240,9 +241,10 @@ class Machine:
         ready()
         if "die" in FAKE:
             os._exit(1)
-        began, pending = time.monotonic(), b""
+        # When whoever launched it was done with QMP: what comes later comes after its launch, however slow that is.
+        launched, pending = None, b""
         while True:
-            after = time.monotonic() - began
+            after = time.monotonic() - launched if launched else -1
             if "die-after" in FAKE and after >= float(FAKE["die-after"]):
                 os._exit(1)
             if "off-after" in FAKE and after >= float(FAKE["off-after"]) and self.negotiated:
@@ -298,6 +300,7 @@ class Machine:
                         data = b""
                     if not data:
                         self.client = None
+                        launched = launched or time.monotonic()
                         continue
                     *lines, pending = (pending + data).split(b"\n")
                     for line in lines:

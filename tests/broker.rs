@@ -342,8 +342,9 @@ fn a_broker_stops_with_its_state_root_and_makes_nothing_anew() {
         eventually("the broker's end", || {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(mut stream) => {
+                    // It may end before it greets.
                     let _ = stream.write_all(b"hello vm:db\n");
-                    let _ = answer(stream);
+                    let _ = std::io::copy(&mut stream, &mut std::io::sink());
                     None
                 }
                 Err(_) => Some(()),

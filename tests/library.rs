@@ -479,7 +479,7 @@ fn core_never_reaches_into_the_program_around_it() {
         "ctrlc::",
         "umask(",
     ];
-    let own_process = ["broker/process.rs", "broker/signals.rs"];
+    let own_process = ["broker/daemon.rs", "broker/signals.rs"];
     let core = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/core");
     let mut found = Vec::new();
     for path in sources(&core) {

@@ -1,13 +1,13 @@
-//! A guest's serial console: attaching to it, and everything between it and whoever looks at it.
+//! A guest's serial console: attaching a terminal to it.
 //!
-//! Here: who may attach, the connection, the last of what was written before. In the submodules what
-//! of the guest's bytes a terminal gets ([`filter`]), and both directions at once without either
-//! side waiting for the other ([`relay`]). Not here: the terminal's own modes, and words for people
+//! Here: who may attach, the connection, the last lines before it. In the submodules: which of the
+//! guest's bytes a terminal gets ([`filter`]), and copying in both directions without either side
+//! waiting for the other ([`bridge`]). Not here: the terminal's modes, and messages for people
 //! (`app::console`).
 //!
-//! QEMU takes one client at a time: a second one is accepted by the kernel and hears nothing until
-//! the first leaves. So whoever attaches holds `vms/<vm>/console.lock`, and looks whether QEMU has a
-//! client already that doesn't.
+//! QEMU serves one client at a time: the kernel accepts a second one, which gets nothing until the
+//! first leaves. So a client holds `vms/<vm>/console.lock`, and checks whether QEMU already has a
+//! client without the lock.
 
 pub mod backlog;
 pub mod bridge;

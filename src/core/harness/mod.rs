@@ -2,8 +2,8 @@
 //!
 //! Here: what every agent's stream is made of ([`AgentEvent`]) and the one trait behind which
 //! agents differ ([`Agent`]); in the submodules the Codex CLI's stream ([`codex`]), what turns an
-//! agent's words into events ([`relay`]), the bytes and lines they come in ([`pump`], [`lines`],
-//! [`json`]), the process that says them ([`run`]), on the host or in a guest ([`guest`]), what it
+//! agent's words into events ([`relay`]), the bytes and lines they come in ([`pump`],
+//! [`line_splitter`], [`json`]), the agent's process ([`agent_process`]), on the host or in a guest ([`guest`]), what it
 //! is told at first ([`preamble`]), and what is kept of it ([`transcript`], [`ledger`]). Not here:
 //! the operations that put these together (`core::operations::harness`).
 //!

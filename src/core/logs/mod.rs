@@ -1,7 +1,7 @@
 //! The logs of one project: which there are, and what a line of each is.
 //!
 //! Here: the guests' consoles, QEMU's messages, bootstraps, the broker's log, the bus. Not here:
-//! reading and following the files ([`tail`], [`bootstrap`], `core::bus::log`), the journal of events
+//! reading and following the files ([`text_log`], [`bootstrap_log`], `core::bus::log`), the journal of events
 //! (`core::operations::events`), or making a line fit for a terminal (`core::escape`).
 
 pub mod bootstrap_log;

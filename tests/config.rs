@@ -1254,7 +1254,7 @@ mod bootstrap_toml {
 
 mod workspaces {
     use castra::core::config::workspace::{
-        find_workspace, forget_workspace, id, list_workspaces, record_workspace, slug,
+        find_workspace, forget_workspace, id, list_workspaces, project_on_record, record_workspace, slug,
     };
 
     use super::*;
@@ -1279,6 +1279,22 @@ mod workspaces {
             id("demo", std::path::Path::new("/a")),
             id("demo", std::path::Path::new("/b"))
         );
+    }
+
+    #[test]
+    fn a_config_that_became_another_projects_says_nothing_of_the_one_on_record() {
+        let text = |name: &str| {
+            format!("[project]\nname = \"{name}\"\nstate_dir = \"state\"\n[[vms]]\nname = \"a\"\n")
+        };
+        let project = Project::new(&text("demo"));
+        let home = project.home();
+        let config = config::load_with_home(&project.dir().join("castra.toml"), Some(&home)).unwrap();
+        record_workspace(&config).unwrap();
+        let record = find_workspace(&home, "demo").unwrap();
+        assert!(project_on_record(&record).vms.is_some());
+        project.write("castra.toml", &text("other"));
+        let found = project_on_record(&record);
+        assert_eq!((found.workspace, found.vms), (record.id, None));
     }
 
     #[test]

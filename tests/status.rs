@@ -18,8 +18,8 @@ use castra::core::host::FileLock;
 use castra::core::operations::status::{StatusAllOutcome, StatusOptions, status, status_all};
 use castra::core::reporter::Silent;
 use castra::core::root::handshake_record::RecordWriter;
+use castra::core::root::project::{Declared, Project};
 use castra::core::root::records::{RunPhase, StopRecord, WorkspaceRecord, save};
-use castra::core::status::evidence::{Declared, Project};
 use castra::core::status::{BrokerState, StatusOutcome, VmState};
 
 use support::CASTRA;
@@ -32,6 +32,7 @@ fn project(fleet: &Fleet, vms: &[&str]) -> Project {
         role: "declared".into(),
         cpus: 1,
         memory_bytes: 1 << 30,
+        forwards: Vec::new(),
         settings: Default::default(),
     });
     Project {
@@ -40,6 +41,7 @@ fn project(fleet: &Fleet, vms: &[&str]) -> Project {
         config_path: fleet.dir().join("castra.toml"),
         state: fleet.state.clone(),
         freshness: Duration::from_secs(30),
+        broker_port: None,
         vms: (!vms.is_empty()).then(|| declared.collect()),
     }
 }

@@ -6,6 +6,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use castra::core::config::workspace::config_on_record;
 use castra::core::config::{self, CONFIG_FILE, Config};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::name::VmName;
@@ -16,8 +17,8 @@ use castra::core::process::shell_quote;
 use castra::core::reporter::Silent;
 use castra::core::root::alive::launched_vms;
 use castra::core::root::paths::{StateRoot, castra_home, check_utf8};
+use castra::core::root::project::Project;
 use castra::core::root::records::{self, RunRecord, WorkspaceRecord};
-use castra::core::status::evidence::Project;
 use castra::core::status::{BrokerState, StatusOutcome};
 
 use super::human;
@@ -162,11 +163,9 @@ fn by_id(id: &str) -> Result<Selected> {
 pub fn of_record(record: WorkspaceRecord) -> Selected {
     // A config that is gone, broken or another project's by now must not keep anybody from
     // looking at, or stopping, what runs.
-    match config::load(&record.config_path) {
-        Ok(config) if config.workspace == record.id && config.state.dir() == record.state_root => {
-            Selected::Config(Box::new(config))
-        }
-        _ => Selected::Record(record),
+    match config_on_record(&record) {
+        Some(config) => Selected::Config(Box::new(config)),
+        None => Selected::Record(record),
     }
 }
 

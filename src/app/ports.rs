@@ -2,8 +2,8 @@
 
 use castra::core::config::Protocol;
 use castra::core::failure::{Exit, Result};
-use castra::core::operations::ports::{PortsOptions, ports, ports_all, ports_project_on_record};
-use castra::core::ports::{PortOwner, PortRow, PortState, PortsOutcome, PortsProject};
+use castra::core::operations::ports::{PortsOptions, ports, ports_all};
+use castra::core::ports::{PortOwner, PortRow, PortState, PortsOutcome};
 use castra::core::reporter::Silent;
 
 use super::context::Context;
@@ -22,16 +22,14 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         show(context, raw, &all.projects);
         return Ok(Exit::Done);
     }
+    let project = find_project::project(raw)?;
+    if let Selected::Config(config) = &project {
+        for warning in &config.warnings {
+            context.warn(warning);
+        }
+    }
     let options = PortsOptions {
-        project: match find_project::project(raw)? {
-            Selected::Config(config) => {
-                for warning in &config.warnings {
-                    context.warn(warning);
-                }
-                PortsProject::from(config.as_ref())
-            }
-            Selected::Record(record) => ports_project_on_record(&record),
-        },
+        project: project.project(),
         home,
         active: raw.active,
     };

@@ -11,13 +11,11 @@ use std::time::Duration;
 use castra::core::cancel::Cancel;
 use castra::core::config::Protocol;
 use castra::core::config::launched::keeps_disk;
-use castra::core::config::workspace::unreadable_workspaces;
+use castra::core::config::workspace::{project_on_record, unreadable_workspaces};
 use castra::core::escape::{escape_line, escape_text};
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::lost;
-use castra::core::operations::status::{
-    StatusAllOutcome, StatusOptions, project_on_record, status, status_all,
-};
+use castra::core::operations::status::{StatusAllOutcome, StatusOptions, status, status_all};
 use castra::core::reporter::Silent;
 use castra::core::root::paths::castra_home;
 use castra::core::status::{BrokerState, GuestState, StatusOutcome, VmState, VmStatus};

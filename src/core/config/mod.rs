@@ -31,6 +31,7 @@ pub use crate::core::events::Protocol;
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::root::paths::StateRoot;
+use crate::core::root::records::{SSH_PORT, leads_to_ssh};
 
 /// One project, as its config file describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -351,6 +352,20 @@ pub struct PortForward {
     pub guest: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
+}
+
+/// These forwards, and one to the guest's SSH port if none of them is.
+pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
+    let mut all = wanted.to_vec();
+    let to_ssh = |forward: &PortForward| leads_to_ssh(forward.guest, forward.protocol);
+    if !wanted.iter().any(to_ssh) {
+        all.push(PortForward {
+            host: 0,
+            guest: SSH_PORT,
+            protocol: Protocol::Tcp,
+        });
+    }
+    all
 }
 
 /// A host directory shared with the guest (9p).

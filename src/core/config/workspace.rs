@@ -5,8 +5,8 @@
 //! there, with the same `workspace.json` in it; the directory under `projects/` then holds only
 //! that file, whose `state_root` names the state root. So `projects/` lists all projects.
 //!
-//! Here: ids, the record's path, reading and writing it. Not here: what else is in a state root
-//! (`core::root::paths`), or whether anything runs there (`core::status`).
+//! Here: ids, the record's path, reading and writing it, the project that it stands for. Not here: what else is in a
+//! state root (`core::root::paths`), or whether anything runs there (`core::status`).
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::Config;
+use super::launched::launch_settings;
+use super::{BrokerConfig, Config, PortChoice, PortForward, load, with_ssh};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::nearest::nearest;
 use crate::core::root::paths::StateRoot;
-use crate::core::root::records::{self, WorkspaceRecord};
+use crate::core::root::project::{Declared, Project};
+use crate::core::root::records::{self, ForwardRecord, WorkspaceRecord};
 
 /// Longest readable part of an id; a longer project name is cut.
 const MAX_SLUG: usize = 40;
@@ -70,6 +72,68 @@ pub(super) fn folder_name(dir: &Path) -> String {
         "project".to_owned()
     } else {
         name.trim().to_owned()
+    }
+}
+
+impl From<&Config> for Project {
+    fn from(config: &Config) -> Project {
+        let declared = config.vms.iter().map(|vm| Declared {
+            name: vm.name.clone(),
+            role: vm.role.clone(),
+            cpus: vm.cpus,
+            memory_bytes: vm.memory_bytes,
+            forwards: with_ssh(&vm.port_forwards).iter().map(recorded).collect(),
+            settings: launch_settings(config, vm),
+        });
+        Project {
+            project: config.project.clone(),
+            workspace: config.workspace.clone(),
+            config_path: config.path.clone(),
+            state: config.state.clone(),
+            freshness: config.broker.freshness,
+            broker_port: match config.broker.port {
+                PortChoice::Exactly(port) => Some(port),
+                PortChoice::Preferred | PortChoice::Free => None,
+            },
+            vms: Some(declared.collect()),
+        }
+    }
+}
+
+fn recorded(forward: &PortForward) -> ForwardRecord {
+    ForwardRecord {
+        host: forward.host,
+        guest: forward.guest,
+        protocol: forward.protocol,
+    }
+}
+
+impl From<&WorkspaceRecord> for Project {
+    /// A project whose config was moved or removed, or can't be understood.
+    fn from(record: &WorkspaceRecord) -> Project {
+        Project {
+            project: record.project.clone(),
+            workspace: record.id.clone(),
+            config_path: record.config_path.clone(),
+            state: StateRoot::new(&record.state_root),
+            freshness: BrokerConfig::default().freshness,
+            broker_port: None,
+            vms: None,
+        }
+    }
+}
+
+/// The config of a project on record, if it is there, can be understood, and still is this project's.
+pub fn config_on_record(record: &WorkspaceRecord) -> Option<Config> {
+    let config = load(&record.config_path).ok()?;
+    record.is_of(&config.workspace, &config.state).then_some(config)
+}
+
+/// A project on record, with what its config declares if that is still its own.
+pub fn project_on_record(record: &WorkspaceRecord) -> Project {
+    match config_on_record(record) {
+        Some(config) => Project::from(&config),
+        None => Project::from(record),
     }
 }
 

@@ -12,10 +12,7 @@ use super::Tokens;
 use super::ledger::{Session, ThreadRecord, day_of};
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
-use crate::core::failure::Result;
 use crate::core::name::VmName;
-use crate::core::operations::events::{EventsItem, EventsOptions, events};
-use crate::core::root::paths::StateRoot;
 use crate::core::time;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -159,24 +156,18 @@ fn by_day(began: SystemTime, ended: SystemTime) -> Vec<(String, u64)> {
     days
 }
 
-/// When which VM ran, by the journal: from `launched` to the end that was told. VMs in `running`
+/// When which VM ran, by these events of the journal: from `launched` to the end that was told. VMs in `running`
 /// run until `now`; of others whose end nobody told nothing is known after their launch.
-pub fn vm_spans(state: &StateRoot, running: &HashSet<VmName>, now: SystemTime) -> Result<Vec<Span>> {
-    let options = EventsOptions {
-        types: vec!["vm.lifecycle".to_owned()],
-        ..EventsOptions::all(state.clone())
-    };
+pub fn vm_spans(
+    events: impl IntoIterator<Item = Stamped>,
+    running: &HashSet<VmName>,
+    now: SystemTime,
+) -> Vec<Span> {
     let mut open: HashMap<VmName, SystemTime> = HashMap::new();
     let mut spans = Vec::new();
-    events(&options, |told| {
-        let EventsItem::Event(kept) = told else {
-            return true;
-        };
-        let Some(stamped) = Stamped::from_contract_line(&kept.line) else {
-            return true;
-        };
+    for stamped in events {
         let Ok(at) = humantime::parse_rfc3339(&stamped.ts) else {
-            return true;
+            continue;
         };
         match stamped.event {
             Event::VmLaunched { vm, .. } => {
@@ -189,15 +180,14 @@ pub fn vm_spans(state: &StateRoot, running: &HashSet<VmName>, now: SystemTime) -
             }
             _ => {}
         }
-        true
-    })?;
+    }
     let still = open.into_iter().filter(|(vm, _)| running.contains(vm));
     spans.extend(still.map(|(vm, began)| Span {
         vm,
         began,
         ended: now,
     }));
-    Ok(spans)
+    spans
 }
 
 #[cfg(test)]

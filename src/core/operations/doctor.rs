@@ -18,13 +18,12 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::{cache as image_cache, images_dir};
 use crate::core::operations::fleet::memory_check::{core_shortage, memory_shortage};
 use crate::core::operations::ports::{PortsOptions, ports};
-use crate::core::ports::PortsProject;
 use crate::core::reporter::{Reporter, Silent};
 use crate::core::root::alive::qemu_pid;
+use crate::core::root::project::Project;
 use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::binary::find_qemu;
 use crate::core::status::assemble::assemble;
-use crate::core::status::evidence::Project;
 use crate::core::status::read::read;
 use crate::core::threads;
 
@@ -169,14 +168,10 @@ fn host_findings(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
 }
 
 fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding> {
-    let (ports_project, project, config) = match project {
+    let (project, config) = match project {
         DoctorProject::Broken(failure) => return vec![by_config::broken(failure)],
-        DoctorProject::Config(config) => (
-            PortsProject::from(config.as_ref()),
-            Project::from(config.as_ref()),
-            Some(config),
-        ),
-        DoctorProject::Record(record) => (PortsProject::from(record), Project::from(record), None),
+        DoctorProject::Config(config) => (Project::from(config.as_ref()), Some(config)),
+        DoctorProject::Record(record) => (Project::from(record), None),
     };
     let mut findings = Vec::new();
     let state = project.state.clone();
@@ -189,7 +184,7 @@ fn project_findings(project: &DoctorProject, home: Option<&Path>) -> Vec<Finding
     }
     if let Some(home) = home {
         let options = PortsOptions {
-            project: ports_project,
+            project: project.clone(),
             home: home.to_owned(),
             active: false,
         };

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::Cancel;
+use crate::core::events::contract::Stamped;
 use crate::core::events::kept::{Head, JournalLine};
 use crate::core::failure::{Exit, Result};
 use crate::core::lines::trail::{BackwardReader, Position, RotatedJournal};
@@ -96,6 +97,22 @@ pub fn events(options: &EventsOptions, mut take: impl FnMut(EventsItem) -> bool)
         Err(failure) if failure.exit == Exit::Io && options.cancel.is_requested() => Ok(outcome),
         told => told.map(|()| outcome),
     }
+}
+
+/// All events of one type that this castra understands.
+pub(crate) fn events_of_type(state: StateRoot, kind: &str) -> Result<Vec<Stamped>> {
+    let options = EventsOptions {
+        types: vec![kind.to_owned()],
+        ..EventsOptions::all(state)
+    };
+    let mut all = Vec::new();
+    events(&options, |item| {
+        if let EventsItem::Event(line) = item {
+            all.extend(line.event());
+        }
+        true
+    })?;
+    Ok(all)
 }
 
 fn tell(

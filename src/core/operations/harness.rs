@@ -15,6 +15,7 @@ use std::{env, fs, io};
 
 use serde::Serialize;
 
+use super::events::events_of_type;
 use super::run::{Operation, ensure_state_root};
 use super::status::{StatusOptions, status};
 use crate::core::bootstrap::ssh::login::running_target;
@@ -37,8 +38,8 @@ use crate::core::nearest::nearest;
 use crate::core::process::show_status;
 use crate::core::reporter::{Reporter, Silent};
 use crate::core::root::paths::StateRoot;
+use crate::core::root::project::Project;
 use crate::core::status::StatusOutcome;
-use crate::core::status::evidence::Project;
 
 /// How often a relayed stream looks for a wish to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -692,6 +693,10 @@ pub fn usage(project: Project, cancel: Cancel) -> Result<Usage> {
         .filter(|vm| vm.pid.is_some())
         .map(|vm| vm.name.clone())
         .collect();
-    let spans = vm_spans(&state, &running, SystemTime::now())?;
+    let spans = vm_spans(
+        events_of_type(state, "vm.lifecycle")?,
+        &running,
+        SystemTime::now(),
+    );
     Ok(sum(&records, &spans))
 }

@@ -7,19 +7,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::config::{self, workspace};
+use crate::core::config::workspace;
 use crate::core::failure::Result;
 use crate::core::ports::owners::ports_of;
-use crate::core::ports::{PortRow, PortState, PortsOutcome, PortsProject};
+use crate::core::ports::{PortRow, PortState, PortsOutcome};
 use crate::core::reporter::Reporter;
 use crate::core::root::alive;
-use crate::core::root::records::WorkspaceRecord;
+use crate::core::root::project::Project;
 
 /// Whose ports are asked about.
 #[derive(Clone, Debug)]
 pub struct PortsOptions {
-    /// The project: `PortsProject::from(&config)`, or from its workspace record.
-    pub project: PortsProject,
+    /// The project: `Project::from(&config)`, or from its workspace record.
+    pub project: Project,
     /// `CASTRA_HOME`, where the other projects are found.
     pub home: PathBuf,
     /// Only those in use now.
@@ -41,15 +41,6 @@ fn in_use(row: &PortRow) -> bool {
     row.state == PortState::Active || row.pid.is_some()
 }
 
-/// A project on record, with its config if that still is where the record says and belongs to this
-/// state root.
-pub fn ports_project_on_record(record: &WorkspaceRecord) -> PortsProject {
-    match config::load(&record.config_path) {
-        Ok(config) if config.state.dir() == record.state_root => PortsProject::from(&config),
-        _ => PortsProject::from(record),
-    }
-}
-
 /// Every project there is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortsAllOutcome {
@@ -66,7 +57,7 @@ pub fn ports_all(home: PathBuf, active: bool, reporter: &mut dyn Reporter) -> Re
         return Err(failure);
     }
     let all = records.iter().map(|record| {
-        let project = ports_project_on_record(record);
+        let project = workspace::project_on_record(record);
         let home = home.clone();
         ports(
             PortsOptions {

@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::core::cancel::Cancel;
-use crate::core::config;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Failure, Result};
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::root::records::WorkspaceRecord;
+use crate::core::root::project::Project;
 use crate::core::status::StatusOutcome;
 use crate::core::status::assemble::assemble;
-use crate::core::status::evidence::{Project, Snapshot};
+use crate::core::status::evidence::Snapshot;
 use crate::core::status::read::read;
 use crate::core::time::millis;
 
@@ -94,15 +93,6 @@ fn emit_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {
     }
 }
 
-/// A project on record, with its config if that still is where the record says and belongs to this
-/// state root; else its VMs come from what they left behind.
-pub fn project_on_record(record: &WorkspaceRecord) -> Project {
-    match config::load(&record.config_path) {
-        Ok(config) if config.state.dir() == record.state_root => Project::from(&config),
-        _ => Project::from(record),
-    }
-}
-
 /// Every project there is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusAllOutcome {
@@ -143,6 +133,7 @@ fn unreadable(workspace: &str, failure: &Failure) -> Event {
 mod tests {
     use super::*;
     use crate::core::root::paths::StateRoot;
+    use crate::core::root::records::WorkspaceRecord;
     use crate::core::scratch::Scratch;
 
     #[test]

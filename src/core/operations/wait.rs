@@ -16,8 +16,8 @@ use crate::core::name::VmName;
 use crate::core::nearest::no_such_vm;
 use crate::core::operations::verdict::FleetVerdict;
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::project::Project;
 use crate::core::status::assemble::assemble;
-use crate::core::status::evidence::Project;
 use crate::core::status::read::read;
 use crate::core::status::{StatusOutcome, VmState, VmStatus};
 

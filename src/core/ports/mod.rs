@@ -15,73 +15,15 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::core::config::{Config, PortChoice, PortForward, Protocol};
+use crate::core::events::Protocol;
 use crate::core::name::VmName;
-use crate::core::root::paths::StateRoot;
-use crate::core::root::records::{ForwardRecord, WorkspaceRecord};
-use crate::core::runtime::forwards::with_ssh;
+use crate::core::root::project::{Declared, Project};
+use crate::core::root::records::ForwardRecord;
 
 pub mod owners;
 
 /// Name and version of the contract.
 pub const PORTS_SCHEMA: &str = "castra.ports.v1";
-
-/// The project whose ports are asked about.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PortsProject {
-    /// Its name.
-    pub project: String,
-    /// Its id.
-    pub workspace: String,
-    /// The config file.
-    pub config_path: PathBuf,
-    /// Where its state is.
-    pub state: StateRoot,
-    /// The config's VMs in its order, with their forwards; `None`: there is no config to be had.
-    pub declared: Option<Vec<Declared>>,
-    /// What the config says about the broker's port.
-    pub broker: PortChoice,
-}
-
-/// What the config says about the forwards of one VM.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Declared {
-    /// The VM.
-    pub vm: VmName,
-    /// Its forwards; the one to its SSH port that every VM gets need not be among them.
-    pub forwards: Vec<PortForward>,
-}
-
-impl From<&Config> for PortsProject {
-    fn from(config: &Config) -> PortsProject {
-        let declared = config.vms.iter().map(|vm| Declared {
-            vm: vm.name.clone(),
-            forwards: vm.port_forwards.clone(),
-        });
-        PortsProject {
-            project: config.project.clone(),
-            workspace: config.workspace.clone(),
-            config_path: config.path.clone(),
-            state: config.state.clone(),
-            declared: Some(declared.collect()),
-            broker: config.broker.port,
-        }
-    }
-}
-
-impl From<&WorkspaceRecord> for PortsProject {
-    /// A project whose config was moved or removed, or can't be understood.
-    fn from(record: &WorkspaceRecord) -> PortsProject {
-        PortsProject {
-            project: record.project.clone(),
-            workspace: record.id.clone(),
-            config_path: record.config_path.clone(),
-            state: StateRoot::new(&record.state_root),
-            declared: None,
-            broker: PortChoice::default(),
-        }
-    }
-}
 
 /// What `ports` answers: one object, `schema` first.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -294,7 +236,7 @@ impl PortEvidence<'_> {
     /// Who is in the way of this VM (`None`: of the broker) at a port it wants.
     fn in_the_way(
         &self,
-        project: &PortsProject,
+        project: &Project,
         vm: Option<&VmName>,
         protocol: Protocol,
         port: u16,
@@ -333,14 +275,14 @@ impl PortEvidence<'_> {
 
 /// The rows of one project: the broker's, then the VMs' in config order, then those of running VMs
 /// that the config doesn't name.
-pub fn rows(project: &PortsProject, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
+pub fn rows(project: &Project, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
     let mut rows: Vec<PortRow> = broker_row(project, evidence).into_iter().collect();
-    let declared = project.declared.as_deref().unwrap_or_default();
+    let declared = project.vms.as_deref().unwrap_or_default();
     for declared in declared {
         let running = evidence
             .running
             .iter()
-            .find(|running| running.vm.key() == declared.vm.key());
+            .find(|running| running.vm.key() == declared.name.key());
         match running {
             Some(running) => rows.extend(active_rows(running)),
             None => rows.extend(declared_rows(project, declared, evidence)),
@@ -349,14 +291,14 @@ pub fn rows(project: &PortsProject, evidence: &PortEvidence<'_>) -> Vec<PortRow>
     let is_declared = |running: &&Running| {
         declared
             .iter()
-            .any(|declared| declared.vm.key() == running.vm.key())
+            .any(|declared| declared.name.key() == running.vm.key())
     };
     let others = evidence.running.iter().filter(|running| !is_declared(running));
     rows.extend(others.flat_map(active_rows));
     rows
 }
 
-fn broker_row(project: &PortsProject, evidence: &PortEvidence<'_>) -> Option<PortRow> {
+fn broker_row(project: &Project, evidence: &PortEvidence<'_>) -> Option<PortRow> {
     let row = |port: Option<u16>, state: PortState| PortRow {
         vm: None,
         port,
@@ -373,12 +315,12 @@ fn broker_row(project: &PortsProject, evidence: &PortEvidence<'_>) -> Option<Por
         }
         _ => None,
     });
-    match (own, project.broker) {
+    match (own, project.broker_port) {
         (Some((port, pid)), _) => Some(PortRow {
             pid,
             ..row(Some(port), PortState::BrokerReserved)
         }),
-        (None, PortChoice::Exactly(port)) => {
+        (None, Some(port)) => {
             let owner = evidence.in_the_way(project, None, Protocol::Tcp, port);
             let state = match owner {
                 Some(_) => PortState::Conflicting,
@@ -390,7 +332,7 @@ fn broker_row(project: &PortsProject, evidence: &PortEvidence<'_>) -> Option<Por
             })
         }
         // Whatever is free when it starts.
-        (None, PortChoice::Preferred | PortChoice::Free) => None,
+        (None, None) => None,
     }
 }
 
@@ -411,15 +353,16 @@ fn active_rows(running: &Running) -> Vec<PortRow> {
         .collect()
 }
 
-fn declared_rows(project: &PortsProject, declared: &Declared, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
-    with_ssh(&declared.forwards)
-        .into_iter()
+fn declared_rows(project: &Project, declared: &Declared, evidence: &PortEvidence<'_>) -> Vec<PortRow> {
+    declared
+        .forwards
+        .iter()
         .map(|forward| {
             let fixed = Some(forward.host).filter(|port| *port != 0);
             let owner = fixed
-                .and_then(|port| evidence.in_the_way(project, Some(&declared.vm), forward.protocol, port));
+                .and_then(|port| evidence.in_the_way(project, Some(&declared.name), forward.protocol, port));
             PortRow {
-                vm: Some(declared.vm.clone()),
+                vm: Some(declared.name.clone()),
                 port: fixed,
                 guest: Some(forward.guest),
                 protocol: forward.protocol,

@@ -4,17 +4,19 @@
 
 use std::path::Path;
 
-use crate::core::config::{self, Config, Protocol, VmConfig, workspace};
+use crate::core::config::{Config, VmConfig, workspace};
+use crate::core::events::Protocol;
 use crate::core::host::{self, BoundPort, Transport};
 use crate::core::root::alive::{find_broker, launched_vms, qemu_pid};
 use crate::core::root::paths::StateRoot;
+use crate::core::root::project::Project;
 use crate::core::root::records::{self, BrokerRecord, RunRecord, WorkspaceRecord};
 
-use super::{HeldPort, PortConflict, PortEvidence, PortOwner, PortsOutcome, PortsProject, Running};
+use super::{HeldPort, PortConflict, PortEvidence, PortOwner, PortsOutcome, Running};
 use super::{PORTS_SCHEMA, conflicts_of, rows};
 
 /// A project's ports, judged. `home` is where all other projects are found.
-pub fn ports_of(project: &PortsProject, home: &Path) -> PortsOutcome {
+pub fn ports_of(project: &Project, home: &Path) -> PortsOutcome {
     let records = workspace::list_workspaces(home);
     let wanted_elsewhere = wanted_elsewhere(project, &records);
     let rows = rows_of(project, &records, &wanted_elsewhere);
@@ -31,9 +33,9 @@ pub fn ports_of(project: &PortsProject, home: &Path) -> PortsOutcome {
 
 /// Which of the fixed ports of these VMs, which don't run, somebody else has.
 pub fn conflicts(config: &Config, vms: &[&VmConfig], home: &Path) -> Vec<PortConflict> {
-    let mut project = PortsProject::from(config);
-    if let Some(declared) = &mut project.declared {
-        declared.retain(|declared| vms.iter().any(|vm| vm.name == declared.vm));
+    let mut project = Project::from(config);
+    if let Some(declared) = &mut project.vms {
+        declared.retain(|declared| vms.iter().any(|vm| vm.name == declared.name));
         if declared
             .iter()
             .all(|declared| declared.forwards.iter().all(|forward| forward.host == 0))
@@ -56,7 +58,7 @@ pub fn owner_of(protocol: Protocol, port: u16, home: Option<&Path>) -> Option<Po
 }
 
 fn rows_of(
-    project: &PortsProject,
+    project: &Project,
     records: &[WorkspaceRecord],
     wanted_elsewhere: &[HeldPort],
 ) -> Vec<super::PortRow> {
@@ -151,18 +153,15 @@ fn ports_held_in(state: &StateRoot, project: &str, workspace: &str) -> Vec<HeldP
 
 /// Fixed ports in the configs of the other projects, of VMs that don't run. A config that can't be
 /// read says nothing.
-fn wanted_elsewhere(project: &PortsProject, records: &[WorkspaceRecord]) -> Vec<HeldPort> {
+fn wanted_elsewhere(project: &Project, records: &[WorkspaceRecord]) -> Vec<HeldPort> {
     let mut wanted = Vec::new();
     for record in records {
         if record.state_root == project.state.dir() {
             continue;
         }
-        let Ok(config) = config::load(&record.config_path) else {
+        let Some(config) = workspace::config_on_record(record) else {
             continue;
         };
-        if config.state.dir() != record.state_root {
-            continue;
-        }
         let idle = config
             .vms
             .iter()

@@ -1,31 +1,40 @@
 //! What holds of a port, case by case.
 
+use std::time::Duration;
+
 use super::*;
+use crate::core::root::paths::StateRoot;
+use crate::core::root::records::LaunchSettings;
 
 fn name(text: &str) -> VmName {
     text.parse().unwrap()
 }
 
-fn forward(host: u16, guest: u16) -> PortForward {
-    PortForward {
+fn forward(host: u16, guest: u16) -> ForwardRecord {
+    ForwardRecord {
         host,
         guest,
         protocol: Protocol::Tcp,
     }
 }
 
-fn project(vms: &[(&str, &[PortForward])], broker: PortChoice) -> PortsProject {
+fn project(vms: &[(&str, &[ForwardRecord])], broker_port: Option<u16>) -> Project {
     let declared = vms.iter().map(|(vm, forwards)| Declared {
-        vm: name(vm),
+        name: name(vm),
+        role: (*vm).to_owned(),
+        cpus: 1,
+        memory_bytes: 1 << 28,
         forwards: forwards.to_vec(),
+        settings: LaunchSettings::new(),
     });
-    PortsProject {
+    Project {
         project: "demo".into(),
         workspace: "demo-1".into(),
         config_path: "/demo/castra.toml".into(),
         state: StateRoot::new("/state"),
-        declared: Some(declared.collect()),
-        broker,
+        vms: Some(declared.collect()),
+        freshness: Duration::from_secs(45),
+        broker_port,
     }
 }
 
@@ -55,7 +64,7 @@ fn broker_of(project: &str, port: u16, pid: Option<u32>) -> HeldPort {
 }
 
 /// `who port>guest state (owner)`, one a line.
-fn shown(project: &PortsProject, running: &[Running], held: &[HeldPort]) -> String {
+fn shown(project: &Project, running: &[Running], held: &[HeldPort]) -> String {
     let nginx = |protocol, port| {
         (protocol == Protocol::Tcp && port == 80).then(|| PortOwner::Process {
             name: Some("nginx (pid 3)".into()),
@@ -87,10 +96,13 @@ fn shown(project: &PortsProject, running: &[Running], held: &[HeldPort]) -> Stri
 }
 
 #[test]
-fn a_forward_to_ssh_is_always_there_and_free_ones_never_conflict() {
+fn free_ones_never_conflict() {
     let demo = project(
-        &[("web", &[forward(0, 80)]), ("db", &[forward(2022, 22)])],
-        PortChoice::Free,
+        &[
+            ("web", &[forward(0, 80), forward(0, 22)]),
+            ("db", &[forward(2022, 22)]),
+        ],
+        None,
     );
     assert_eq!(
         shown(&demo, &[], &[]),
@@ -105,7 +117,7 @@ fn who_is_in_the_way_is_named() {
             ("web", &[forward(80, 80), forward(8080, 8080), forward(0, 22)]),
             ("db", &[forward(7070, 22)]),
         ],
-        PortChoice::Free,
+        None,
     );
     let held = [vm_of("other", "api", 8080), broker_of("other", 7070, None)];
     assert_eq!(
@@ -121,7 +133,7 @@ fn who_is_in_the_way_is_named() {
 fn a_running_vm_has_its_ports_and_keeps_them_from_its_siblings() {
     let demo = project(
         &[("web", &[forward(80, 80)]), ("db", &[forward(40001, 22)])],
-        PortChoice::Exactly(7070),
+        Some(7070),
     );
     let running = [
         Running {
@@ -159,9 +171,9 @@ fn a_running_vm_has_its_ports_and_keeps_them_from_its_siblings() {
 
 #[test]
 fn a_brokers_own_port_can_be_taken_too() {
-    let demo = project(&[], PortChoice::Exactly(80));
+    let demo = project(&[], Some(80));
     assert_eq!(shown(&demo, &[], &[]), "broker 80 conflicting (nginx (pid 3))\n");
-    let other = project(&[], PortChoice::Exactly(81));
+    let other = project(&[], Some(81));
     assert_eq!(shown(&other, &[], &[]), "broker 81 broker-reserved\n");
     assert_eq!(
         shown(&other, &[], &[broker_of("other", 81, Some(2))]),
@@ -171,7 +183,7 @@ fn a_brokers_own_port_can_be_taken_too() {
 
 #[test]
 fn what_others_would_like_is_no_conflict() {
-    let demo = project(&[("web", &[forward(9000, 22)])], PortChoice::Free);
+    let demo = project(&[("web", &[forward(9000, 22)])], None);
     assert_eq!(shown(&demo, &[], &[]), "web 9000>22 declared also\n");
 }
 

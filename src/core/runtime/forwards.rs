@@ -9,10 +9,10 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
 use std::sync::{Mutex, PoisonError};
 
-use crate::core::config::{PortForward, Protocol};
+use crate::core::config::{PortForward, Protocol, with_ssh};
 use crate::core::ports::owners::owner_of;
 use crate::core::root::paths::castra_home;
-use crate::core::root::records::{ForwardRecord, SSH_PORT, leads_to_ssh};
+use crate::core::root::records::ForwardRecord;
 
 /// How often the kernel is asked for a free port: a try fails only if the kernel offers a port that
 /// this run has allocated already.
@@ -85,20 +85,6 @@ impl PortTaken {
             ),
         }
     }
-}
-
-/// These forwards, and one to the guest's SSH port if none of them is.
-pub fn with_ssh(wanted: &[PortForward]) -> Vec<PortForward> {
-    let mut all = wanted.to_vec();
-    let to_ssh = |forward: &PortForward| leads_to_ssh(forward.guest, forward.protocol);
-    if !wanted.iter().any(to_ssh) {
-        all.push(PortForward {
-            host: 0,
-            guest: SSH_PORT,
-            protocol: Protocol::Tcp,
-        });
-    }
-    all
 }
 
 impl PortAllocator {

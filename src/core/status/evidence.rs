@@ -3,86 +3,13 @@
 //! Here: plain data. Not here: how it is gathered ([`super::read`]) or what it means
 //! ([`super::assemble`]).
 
-use std::path::PathBuf;
-use std::time::Duration;
-
-use crate::core::config::launched::launch_settings;
-use crate::core::config::{BrokerConfig, Config};
 use crate::core::name::VmName;
 use crate::core::root::ending::Ending;
 use crate::core::root::handshake_record::RecordRead;
-use crate::core::root::paths::StateRoot;
-use crate::core::root::records::{
-    BrokerRecord, GuestsRecord, LaunchSettings, RunRecord, StopRecord, WorkspaceRecord,
-};
+use crate::core::root::project::{Declared, Project};
+use crate::core::root::records::{BrokerRecord, GuestsRecord, RunRecord, StopRecord};
 use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
-
-/// The project a status is about.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Project {
-    /// Its name.
-    pub project: String,
-    /// Its id.
-    pub workspace: String,
-    /// The config file.
-    pub config_path: PathBuf,
-    /// Where its state is.
-    pub state: StateRoot,
-    /// The config's freshness window.
-    pub freshness: Duration,
-    /// The config's VMs in its order; `None`: there is no config to be had.
-    pub vms: Option<Vec<Declared>>,
-}
-
-/// What the config says about a VM, as far as status shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Declared {
-    /// The VM.
-    pub name: VmName,
-    /// The name of its `[[vms]]` entry.
-    pub role: String,
-    /// Virtual CPUs.
-    pub cpus: u32,
-    /// Memory, bytes.
-    pub memory_bytes: u64,
-    /// Settings that its next launch applies.
-    pub settings: LaunchSettings,
-}
-
-impl From<&Config> for Project {
-    fn from(config: &Config) -> Project {
-        let declared = config.vms.iter().map(|vm| Declared {
-            name: vm.name.clone(),
-            role: vm.role.clone(),
-            cpus: vm.cpus,
-            memory_bytes: vm.memory_bytes,
-            settings: launch_settings(config, vm),
-        });
-        Project {
-            project: config.project.clone(),
-            workspace: config.workspace.clone(),
-            config_path: config.path.clone(),
-            state: config.state.clone(),
-            freshness: config.broker.freshness,
-            vms: Some(declared.collect()),
-        }
-    }
-}
-
-impl From<&WorkspaceRecord> for Project {
-    /// A project whose config was moved or removed, or can't be understood.
-    fn from(record: &WorkspaceRecord) -> Project {
-        Project {
-            project: record.project.clone(),
-            workspace: record.id.clone(),
-            config_path: record.config_path.clone(),
-            state: StateRoot::new(&record.state_root),
-            freshness: BrokerConfig::default().freshness,
-            vms: None,
-        }
-    }
-}
 
 /// A small JSON file, as it was found.
 #[derive(Clone, Debug, PartialEq)]

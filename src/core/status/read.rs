@@ -24,8 +24,9 @@ use crate::core::runtime::lost;
 use crate::core::runtime::{pause, resets};
 
 use super::assemble::bootstrap_runs;
-use super::evidence::{Declared, Loaded, Now, Project, Snapshot, VmEvidence};
+use super::evidence::{Loaded, Now, Snapshot, VmEvidence};
 use crate::core::root::ending;
+use crate::core::root::project::{Declared, Project};
 use crate::core::time::wall_ms;
 
 /// How often a VM that changes while it is looked at is looked at again.

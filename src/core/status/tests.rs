@@ -15,9 +15,10 @@ use crate::core::runtime::pause::Pause;
 use crate::core::runtime::resets::Resets;
 
 use super::assemble::assemble;
-use super::evidence::{Declared, Loaded, Now, Project, Snapshot, VmEvidence};
+use super::evidence::{Loaded, Now, Snapshot, VmEvidence};
 use super::{BrokerState, EndedStatus, GuestState, VmState};
 use crate::core::root::ending::Ending;
+use crate::core::root::project::{Declared, Project};
 
 const NOW: u64 = 1_000_000;
 const LAUNCHED: u64 = 900_000;
@@ -31,6 +32,7 @@ fn declared(name: &str) -> Declared {
         role: "web".into(),
         cpus: 1,
         memory_bytes: 1 << 30,
+        forwards: Vec::new(),
         settings: settings(1 << 30, "user"),
     }
 }
@@ -116,6 +118,7 @@ fn healthy() -> Snapshot {
             config_path: "/p/castra.toml".into(),
             state: StateRoot::new("/s"),
             freshness: Duration::from_secs(30),
+            broker_port: None,
             vms: Some(vec![declared("web-0")]),
         },
         now: Now {

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::core::bootstrap::keys;
 use crate::core::cancel::Cancel;
-use crate::core::config::{BaseImage, Config, ImageSource, Mount, Network, PortForward, VmConfig};
+use crate::core::config::{BaseImage, Config, ImageSource, Mount, Network, PortForward, VmConfig, with_ssh};
 use crate::core::events::{Event, PlannedForward, PlannedMount, Severity, VmPlan};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
@@ -24,7 +24,6 @@ use crate::core::name::VmName;
 use crate::core::operations::fleet::launch_vm::{is_made_by_castra, keep_of};
 use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::binary::find_tool;
-use crate::core::runtime::forwards::with_ssh;
 use crate::core::runtime::launch_plan::broker_address;
 use crate::core::runtime::overlay::{self, EMPTY_DISK_BYTES, OverlaySpec};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};

@@ -2,7 +2,7 @@
 //!
 //! Here: open-file-description locks of castra's own, questions about QEMU's record locks and about
 //! the byte locks on its images. Not here: what a lock says about a VM or a broker
-//! (`core::root::qemu_process`, `core::broker`).
+//! (`core::root::alive`).
 
 use std::fs::File;
 use std::io::{self, Read};

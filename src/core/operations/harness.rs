@@ -687,12 +687,8 @@ pub fn usage(project: Project, cancel: Cancel) -> Result<Usage> {
     let state = project.state.clone();
     let records = ledger::list(&state.harness_logs(), AGENTS[0])?;
     let outcome = status(StatusOptions { project, cancel }, &mut Silent)?;
-    let running: HashSet<VmName> = outcome
-        .vms
-        .iter()
-        .filter(|vm| vm.pid.is_some())
-        .map(|vm| vm.name.clone())
-        .collect();
+    let running = outcome.vms.into_iter().filter(|vm| vm.pid.is_some());
+    let running: HashSet<VmName> = running.map(|vm| vm.name).collect();
     let spans = vm_spans(
         events_of_type(state, "vm.lifecycle")?,
         &running,

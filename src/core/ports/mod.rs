@@ -1,7 +1,7 @@
 //! Host ports: which ones a project wants, which it has, and who is in the way.
 //!
 //! Here: the contract of `castra ports --json` and the rules that yield it, as pure functions. Not
-//! here: reading their inputs (`core::operations::ports`), or choosing and binding a port for a launch
+//! here: reading their inputs ([`owners`]), or choosing and binding a port for a launch
 //! (`core::runtime::forwards`).
 //!
 //! A forward is `active` while its VM runs. One with a fixed host port whose VM doesn't run is

@@ -122,7 +122,8 @@ pub(super) struct Installed {
     /// How `vizier-enable` went, and how long it took.
     pub enabled: Result<String, StepFailure>,
     pub enabling: Duration,
-    /// CLOCK_BOOTTIME before the service was started; `None`: it ran already, as it should.
+    /// CLOCK_BOOTTIME before the service was started, read before the guest was told to: its hello may come before this
+    /// host has read a word of what the guest says meanwhile. `None`: it ran already, as it should.
     started_ms: Option<u64>,
 }
 
@@ -216,6 +217,7 @@ pub(super) fn install(
     };
     let mut told = InstallOutput::default();
     let mut tail = Tail::default();
+    let started_ms = host::boottime_ms();
     let code = channel::run(
         master,
         exec,
@@ -232,7 +234,7 @@ pub(super) fn install(
             .with_tail(&tail.text())
             .with_advice("fix that in the guest, or set `enabled = false` under [vizier]")
     });
-    let Some((place, installed, installed_ms)) = told.installed else {
+    let Some((place, installed)) = told.installed else {
         return Err(failed.unwrap_or_else(|| {
             StepFailure::because(format!("the installation ended with exit status {code}"))
                 .with_tail(&tail.text())
@@ -255,14 +257,14 @@ pub(super) fn install(
         took: installed.duration_since(began),
         enabled,
         enabling: installed.elapsed(),
-        started_ms: Some(installed_ms),
+        started_ms: Some(started_ms),
     })
 }
 
 /// What the installation has said so far.
 #[derive(Default)]
 struct InstallOutput {
-    installed: Option<(String, Instant, u64)>,
+    installed: Option<(String, Instant)>,
     enabled: Option<String>,
     failed: Option<String>,
 }
@@ -271,7 +273,7 @@ impl InstallOutput {
     fn line(&mut self, words: &str) {
         if let Some(place) = words.strip_prefix("installed ") {
             let place = escape_line(place, DETAIL_BYTES);
-            self.installed = Some((place, Instant::now(), host::boottime_ms()));
+            self.installed = Some((place, Instant::now()));
         } else if let Some(how) = words.strip_prefix("enabled ") {
             self.enabled = Some(escape_line(how, DETAIL_BYTES));
         } else if let Some(why) = words.strip_prefix("failed ") {

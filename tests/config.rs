@@ -1292,7 +1292,7 @@ mod workspaces {
         record_workspace(&config).unwrap();
         let record = find_workspace(&home, "demo").unwrap();
         assert!(project_on_record(&record).vms.is_some());
-        project.write("castra.toml", &text("other"));
+        project.write("castra.toml", text("other"));
         let found = project_on_record(&record);
         assert_eq!((found.workspace, found.vms), (record.id, None));
     }

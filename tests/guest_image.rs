@@ -30,7 +30,7 @@ fn path_of(dir: &Path, programs: &[&str], stand_ins: &[(&str, &str)]) {
         symlink(on_path(program), dir.join(program)).unwrap();
     }
     for (name, body) in stand_ins {
-        program(&dir.join(name), &format!("#!/bin/sh\n{body}\n"));
+        program(&dir.join(name), format!("#!/bin/sh\n{body}\n"));
     }
 }
 

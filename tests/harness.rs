@@ -388,7 +388,7 @@ fn streams_no_codex_would_say_are_told_as_they_are() {
 fn agent(castra: &Castra, script: &str) -> String {
     let path = program(
         &castra.project().join("bin/codex"),
-        &format!("#!/bin/sh\n{script}\n"),
+        format!("#!/bin/sh\n{script}\n"),
     );
     path.display().to_string()
 }

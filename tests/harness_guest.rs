@@ -37,7 +37,7 @@ impl Guest {
         let config = "version = \"0.2.0\"\n[project]\nname = \"demo\"\nstate_dir = \"state\"\n[[vms]]\nname = \"web\"\n";
         fs::write(fleet.dir().join("castra.toml"), config).unwrap();
         let bin = fleet.dir().join("bin");
-        program(&bin.join("codex"), &format!("#!/bin/sh\n{script}\n"));
+        program(&bin.join("codex"), format!("#!/bin/sh\n{script}\n"));
         let key = fleet.state.ssh_key();
         keygen(&key);
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());

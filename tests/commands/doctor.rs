@@ -24,7 +24,7 @@ fn path(project: &Project, without: &[&str]) -> PathBuf {
     fs::create_dir_all(&dir).unwrap();
     let program = |name: &str, says: &str| {
         if !without.contains(&name) {
-            program(&dir.join(name), &format!("#!/bin/sh\necho '{says}'\n"));
+            program(&dir.join(name), format!("#!/bin/sh\necho '{says}'\n"));
         }
     };
     program("qemu-img", "qemu-img version 7.2.0 (fake)");

@@ -68,7 +68,10 @@ impl BrokerEvents {
         let passed = trail.and_then(|mut trail| {
             loop {
                 let last = done.pause(POLL_INTERVAL);
-                let forward = |line: &str| Some(emitter.forward(&of_interest(line, &names)?, line));
+                let forward = |line: &str| {
+                    emitter.forward(&of_interest(line, &names)?, line);
+                    Some(())
+                };
                 while trail.next(true, |line, _| forward(line))?.is_some() {}
                 if last {
                     return Ok(());

@@ -10,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use castra::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use castra::core::bootstrap::context::{Context, Launch};
@@ -29,7 +29,7 @@ use castra::core::root::run_log::RunLog;
 use serde_json::Value;
 use support::scratch::RecordLock;
 use support::sshd::{self, Sshd, keygen};
-use support::{AMPLE, Scratch, is_alive, program, until};
+use support::{Scratch, is_alive, program, until};
 
 const LAUNCH: &str = "launch-1";
 
@@ -518,7 +518,7 @@ fn a_hanging_script_ends_at_its_deadline_with_its_children() {
         "{}",
         ran.error()
     );
-    assert!(began.elapsed() < AMPLE);
+    assert!(began.elapsed() < Duration::from_secs(20));
     let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
     until("script and child to end", || {
         !pids.split_whitespace().any(is_alive)
@@ -549,7 +549,7 @@ fn a_process_left_in_the_background_holds_nobody_up() {
     let began = Instant::now();
     let ran = fixture.run();
     assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
-    assert!(began.elapsed() < AMPLE);
+    assert!(began.elapsed() < Duration::from_secs(20));
     let pid = fs::read_to_string(fixture.remote().join("pid")).unwrap();
     assert!(is_alive(pid.trim()), "it goes on");
     Command::new("kill").arg(pid.trim()).status().unwrap();

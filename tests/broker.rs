@@ -281,7 +281,7 @@ fn a_crowd_of_bad_clients_delays_nobody() {
     println!("hello alone {alone:?}, beside the crowd {beside:?}");
     // The flood takes its share of the cores; what must not happen is waiting for others.
     assert!(
-        beside < Duration::from_secs(1),
+        beside < Duration::from_millis(100),
         "{beside:?} beside the crowd, {alone:?} alone"
     );
 }

@@ -9,12 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use support::guest_project::{Project, home, text};
-use support::{CASTRA, objects, until};
+use support::{CASTRA, objects, until_within};
+
+/// A Debian under emulation takes its time.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const BUILDER: &str = "tests/support/build-debian.sh";
 
@@ -178,7 +181,7 @@ fn a_broker_restarted_in_between(project: &Project) {
         .status()
         .unwrap();
     assert!(killed.success());
-    until("the broker to read offline", || {
+    until_within(PATIENCE, "the broker to read offline", || {
         project.status()["broker"]["state"] == "offline"
     });
     let ran = Ran::of(project, &["bootstrap"]);
@@ -247,7 +250,7 @@ fn a_deadline_ends_script_and_children(project: &Project, debian: &Path) {
         // Also the processes that don't heed SIGTERM.
         let alive =
             "for pid in $(cat /var/tmp/castra/pids); do ! kill -0 $pid 2>/dev/null || echo $pid; done";
-        until("the script's children to end", || {
+        until_within(PATIENCE, "the script's children to end", || {
             project
                 .expect(0, &["exec", vm, "--", "sh", "-c", alive])
                 .is_empty()
@@ -458,7 +461,7 @@ fn vizier_under_openrc_and_runit() {
         let process = enabled.rsplit(' ').next().unwrap().to_owned();
         let older = format!("echo older >/usr/local/lib/castra/vizier.version; kill -9 {process}");
         assert!(root(vm, &older).status.success(), "{vm}");
-        until("its supervisor to start it again", || {
+        until_within(PATIENCE, "its supervisor to start it again", || {
             let started = root(vm, "sed -n 1p /run/castra/vizier.active");
             let started = text(&started.stdout);
             !started.trim().is_empty() && started.trim() != process

@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use support::guest_scripts::{self, Running, SHELLS, TRANSPORTS, require};
 use support::{AMPLE, Scratch, commands_with, free_port};
@@ -185,16 +185,13 @@ fn gives_up_on_a_silent_broker_at_the_deadline() {
                     let output = once(shell, via, mute_port, "1");
                     let told = format!("nothing answers at 127.0.0.1:{mute_port}");
                     check(&output, 2, &told, &format!("{shell:?} via {via}"));
-                    // On a loaded machine the greeting may need longer to come through thirty of them at once.
-                    let silent = |output: &Output| stderr(output).contains("nothing answers");
-                    let outputs = ["5", "20", "60"].map(|limit| move || once(shell, via, sleepy_port, limit));
-                    let mut greeted = outputs.iter().map(|run| run()).skip_while(silent);
-                    let output = greeted.next().expect("the greeting comes through");
+                    // Time enough for the greeting to come through thirty of them at once.
+                    let output = once(shell, via, sleepy_port, "5");
                     let told =
                         format!("the broker at 127.0.0.1:{sleepy_port} greeted and then gave no answer");
                     check(&output, 2, &told, &format!("{shell:?} via {via}"));
                     assert!(
-                        started.elapsed() < AMPLE / 2,
+                        started.elapsed() < Duration::from_secs(30),
                         "{shell:?} via {via} waits for ever"
                     );
                 });
@@ -243,7 +240,7 @@ fn keeps_the_deadline_without_the_timeout_program() {
                     "{shell:?} via {via}: {}",
                     stderr(&output)
                 );
-                assert!(started.elapsed() < AMPLE / 2);
+                assert!(started.elapsed() < Duration::from_secs(15));
             }
         }
     }

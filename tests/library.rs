@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use castra::core::config::{self, Config, Environment};
 use castra::core::events::contract::Stamped;
@@ -115,7 +115,7 @@ impl Belongings {
 /// A thread that was joined is gone from `/proc` a moment later; all else is at once as it was.
 #[track_caller]
 fn assert_as(before: &Belongings, when: &str) {
-    let until = Instant::now() + AMPLE / 5;
+    let until = Instant::now() + Duration::from_secs(10);
     let now = eventually("a look", || {
         let now = Belongings::now();
         (now == *before || Instant::now() >= until).then_some(now)

@@ -238,7 +238,7 @@ impl Booted {
     fn up(label: &str, vizier: &str) -> Booted {
         let vms = format!(
             "[vizier]\n{vizier}\n[[vms]]\nname = \"web\"\nkernel = \"vmlinuz\"\n\
-             [vms.bootstrap]\nmode = \"auto\"\nscript = \"boot/run.sh\"\nstep_timeout_secs = 300\n"
+             [vms.bootstrap]\nmode = \"auto\"\nscript = \"boot/run.sh\"\n"
         );
         let project = Project::new(label, &vms);
         let port = free_port();

@@ -43,7 +43,7 @@ pub use golden_file::check as golden;
 pub use scratch::Scratch;
 
 /// Longer than anything here takes on a loaded machine; who waits as long is about to fail.
-pub const AMPLE: Duration = Duration::from_secs(300);
+pub const AMPLE: Duration = Duration::from_secs(60);
 
 /// Waits until there is something, and fails naming it.
 #[track_caller]
@@ -53,15 +53,25 @@ pub fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
 
 /// The same; who fails shows where it was looked for.
 #[track_caller]
-pub fn eventually_in<T>(what: &str, place: impl Fn() -> String, mut look: impl FnMut() -> Option<T>) -> T {
-    let limit = Instant::now() + AMPLE;
+pub fn eventually_in<T>(what: &str, place: impl Fn() -> String, look: impl FnMut() -> Option<T>) -> T {
+    wait(AMPLE, what, place, look)
+}
+
+#[track_caller]
+fn wait<T>(
+    limit: Duration,
+    what: &str,
+    place: impl Fn() -> String,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let end = Instant::now() + limit;
     loop {
         if let Some(seen) = look() {
             return seen;
         }
         assert!(
-            Instant::now() < limit,
-            "waited {AMPLE:?} in vain for {what}\n{}",
+            Instant::now() < end,
+            "waited {limit:?} in vain for {what}\n{}",
             place()
         );
         thread::sleep(Duration::from_millis(5));
@@ -72,6 +82,12 @@ pub fn eventually_in<T>(what: &str, place: impl Fn() -> String, mut look: impl F
 #[track_caller]
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     eventually(what, || holds().then_some(()));
+}
+
+/// The same with a limit of its own: a guest under emulation may take minutes.
+#[track_caller]
+pub fn until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    wait(limit, what, String::new, || holds().then_some(()));
 }
 
 /// A name that no other test has, whichever process it runs in, for as long as this is kept.

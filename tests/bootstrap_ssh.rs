@@ -410,8 +410,8 @@ fn a_large_image_is_hashed_beside_the_work() {
 fn plan_start_and_the_first_step_do_not_wait_for_the_next_steps_end() {
     let mut fixture = Fixture::new("at-once", "step_timeout_secs = 2", Some("#!/bin/sh\n"));
     fixture.shake_hands();
-    fixture.sshd = None;
-    let silent = TcpListener::bind(("127.0.0.1", fixture.port)).unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    fixture.port = silent.local_addr().unwrap().port();
     let ran = fixture.run_hashing(&|_| (), || {
         silent.accept().unwrap();
         Ok("base".to_owned())

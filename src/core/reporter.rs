@@ -9,13 +9,13 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
 use crate::core::lines::journal::Journal;
-use crate::core::time::millis;
+use crate::core::time::{LAST_MS, millis, of_unix_ms};
 
 /// Receives the events of one operation, in order. Implemented by embedders and by `app`.
 pub trait Reporter: Send {
@@ -94,8 +94,7 @@ impl fmt::Debug for Emitter<'_> {
 /// Wall clock as RFC 3339 with milliseconds, UTC. A time outside the years 1970 to 9999, which a
 /// clock set wrong or a typed time can be, is told as the nearest there is.
 pub fn wall_clock(now: SystemTime) -> String {
-    const LAST: Duration = Duration::from_millis(253_402_300_799_999);
-    let now = now.clamp(UNIX_EPOCH, UNIX_EPOCH + LAST);
+    let now = now.clamp(UNIX_EPOCH, of_unix_ms(LAST_MS));
     humantime::format_rfc3339_millis(now).to_string()
 }
 
@@ -206,6 +205,8 @@ impl<'a> Emitter<'a> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
+
+    use std::time::Duration;
 
     use super::*;
     use crate::core::lines::journal::Rotation;

@@ -20,6 +20,14 @@ pub fn unix_ms(time: SystemTime) -> Option<u64> {
     time.duration_since(UNIX_EPOCH).ok().map(millis)
 }
 
+/// The last time that RFC 3339 can spell, ms since 1970.
+pub const LAST_MS: u64 = 253_402_300_799_999;
+
+/// The time of so many milliseconds since 1970.
+pub fn of_unix_ms(ms: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(ms)
+}
+
 /// Milliseconds since 1970 of a time in RFC 3339.
 pub fn parse_ms(text: &str) -> Option<u64> {
     humantime::parse_rfc3339(text).ok().and_then(unix_ms)
@@ -34,6 +42,9 @@ mod tests {
         assert_eq!(millis(Duration::from_micros(1_999)), 1);
         assert_eq!(millis(Duration::MAX), u64::MAX);
         assert_eq!(unix_ms(UNIX_EPOCH - Duration::from_secs(1)), None);
+        for ms in [0, LAST_MS, u64::MAX] {
+            assert_eq!(unix_ms(of_unix_ms(ms)), Some(ms));
+        }
         assert_eq!(parse_ms("1970-01-01T00:00:01.250Z"), Some(1_250));
         assert_eq!(parse_ms("yesterday"), None);
     }

@@ -4,11 +4,10 @@
 //! Here: the line and the event, and whether an attempt gets a line of its own. Not here: who is
 //! admitted (`broker::state`), writing (`broker::effects`).
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use crate::core::events::{Event, HandshakeOutcome};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
+use crate::core::time::of_unix_ms;
 
 use super::protocol::DeclineReason;
 use super::throttle::Throttle;
@@ -77,7 +76,7 @@ impl Attempts {
 
 /// The head of every line of the broker's log.
 pub fn log_prefix(wall_ms: u64, level: &str) -> String {
-    let stamp = wall_clock(UNIX_EPOCH + Duration::from_millis(wall_ms));
+    let stamp = wall_clock(of_unix_ms(wall_ms));
     format!("[host-broker] {stamp} {level}")
 }
 

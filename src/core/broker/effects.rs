@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
@@ -37,7 +37,7 @@ use super::session_loop::Sessions;
 use super::state::{Chunk, ConnId, Effect, Input, Timestamp};
 use super::vm_watch::VmWatch;
 use crate::core::root::handshake_record::{RecordRead, RecordWriter, read_record};
-use crate::core::time::millis;
+use crate::core::time::{millis, of_unix_ms};
 
 /// How many senders' own logs are kept open.
 const MAX_OPEN_SENDER_LOGS: usize = 64;
@@ -503,7 +503,7 @@ impl EffectHandler {
     /// A fact for the journal.
     pub fn emit(&mut self, at: Timestamp, event: Event) {
         let stamped = Stamped {
-            ts: wall_clock(UNIX_EPOCH + Duration::from_millis(at.wall_ms)),
+            ts: wall_clock(of_unix_ms(at.wall_ms)),
             offset_ms: millis(self.began.elapsed()),
             seq: self.seq,
             run: self.run.clone(),

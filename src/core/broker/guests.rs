@@ -5,12 +5,12 @@
 //! Not here: connections (`broker::state`), the files themselves (`broker::effects`).
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
 
 use crate::core::config::AuthMode;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::records::GuestsRecord;
+use crate::core::time::of_unix_ms;
 
 use super::protocol::{DeclineReason, Hello};
 use crate::core::root::handshake_record::HandshakeRecord;
@@ -171,7 +171,7 @@ impl Guest {
     /// The complete record.
     pub fn record_to_write(&self) -> HandshakeRecord {
         HandshakeRecord {
-            heard_at: wall_clock(UNIX_EPOCH + Duration::from_millis(self.heard_wall_ms)),
+            heard_at: wall_clock(of_unix_ms(self.heard_wall_ms)),
             ..self.record.clone()
         }
     }

@@ -4,7 +4,7 @@
 //! (`core::logs::text_log`, `core::logs::bootstrap_log`, `core::bus::log`), or showing a line (`app`). A
 //! reading command: it writes nothing.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::core::bus::log::LogReader;
 use crate::core::cancel::Cancel;
@@ -15,6 +15,7 @@ use crate::core::logs::{self, Log, LogLine, Source};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
+use crate::core::time::{LAST_MS, of_unix_ms};
 
 /// Last lines of each log, unless it is said how many or since when.
 pub const DEFAULT_TAIL: usize = 50;
@@ -268,10 +269,9 @@ fn bootstrap_line(log: &Log, ts: Option<String>, line: String) -> LogLine {
 }
 
 fn bus_line(message: &crate::core::bus::message::Message) -> LogLine {
-    let at = UNIX_EPOCH.checked_add(Duration::from_millis(message.ts));
     LogLine {
         // A time that no clock can have isn't one.
-        ts: at.filter(|_| message.ts < 253_402_300_800_000).map(wall_clock),
+        ts: (message.ts <= LAST_MS).then(|| wall_clock(of_unix_ms(message.ts))),
         source: Source::Bus,
         vm: message.vm.parse().ok().filter(|vm: &VmName| !vm.is_reserved()),
         line: message.to_json(),

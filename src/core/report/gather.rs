@@ -19,7 +19,7 @@ use crate::core::lines::trail::{Position, RotatedJournal};
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
-use crate::core::time::{parse_ms, wall_ms};
+use crate::core::time::{of_unix_ms, parse_ms, wall_ms};
 
 use super::from_events::{RunBuilder, keep_failed_first};
 use super::model::RunReport;
@@ -161,9 +161,7 @@ fn read_broker(state: &StateRoot, runs_so_far: &mut [RunBuilder]) -> Result<()> 
     let Some(first) = runs_so_far.first() else {
         return Ok(());
     };
-    trail.skip_before(&clock(
-        UNIX_EPOCH.checked_add(Duration::from_millis(first.began_ms)),
-    ))?;
+    trail.skip_before(&wall_clock(of_unix_ms(first.began_ms)))?;
     let mut about: HashMap<String, Vec<usize>> = HashMap::new();
     for (at, run) in runs_so_far.iter().enumerate() {
         for key in run.keys() {

@@ -3,8 +3,6 @@
 //! Here: the ends of `qmp.log` and `serial.log` and what they say (docs/STATUS.md). Not here: whether
 //! the VM has ended at all, or whether `down` asked for it (`core::status`).
 
-use std::time::{Duration, SystemTime};
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -12,6 +10,7 @@ use crate::core::escape::escape_line;
 use crate::core::host;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::{VmPaths, vm_file};
+use crate::core::time::{LAST_MS, of_unix_ms};
 
 /// How many bytes of the end of `qmp.log` are read. Every message is far shorter, and no log is
 /// longer before QMP was first answered.
@@ -194,24 +193,19 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
         state,
         ended: EndedStatus {
             reason: reason.unwrap_or("unknown").to_owned(),
-            at: shutdown.and_then(time_of),
+            at: shutdown.and_then(qmp_time).map(|ms| wall_clock(of_unix_ms(ms))),
             last_words: last_words(console),
             ..EndedStatus::default()
         },
     })
 }
 
-/// The time that QEMU gives for a message.
-fn time_of(message: &Value) -> Option<String> {
-    /// The first second that RFC 3339 can't express: the year 10000.
-    const BEYOND: u64 = 253_402_300_800;
+/// The time that QEMU gives for a message, ms since 1970.
+pub fn qmp_time(message: &Value) -> Option<u64> {
     let stamp = &message["timestamp"];
-    let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
-    let micros = stamp["microseconds"]
-        .as_u64()
-        .filter(|micros| *micros < 1_000_000)?;
-    let since = Duration::from_secs(seconds) + Duration::from_micros(micros);
-    Some(wall_clock(SystemTime::UNIX_EPOCH + since))
+    let ms = stamp["seconds"].as_u64()?.checked_mul(1000)?;
+    let micros = stamp["microseconds"].as_u64().unwrap_or(0).min(999_999);
+    Some(ms.saturating_add(micros / 1000)).filter(|ms| *ms <= LAST_MS)
 }
 
 /// The line of the panic if there is one, else the last line that isn't empty.

@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -23,7 +23,9 @@ use crate::core::failure::{Exit, Failure};
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
+use crate::core::root::ending::qmp_time;
 use crate::core::root::paths::{VmPaths, vm_file};
+use crate::core::time::of_unix_ms;
 
 use super::fault::own_words;
 use super::qmp::{Qmp, QmpError};
@@ -149,7 +151,7 @@ fn parse(qmp: &str) -> Option<Pause> {
                 pause = Some(Pause {
                     reason: reason.to_owned(),
                     no_space,
-                    at: time_of(&message),
+                    at: qmp_time(&message).map(|ms| wall_clock(of_unix_ms(ms))),
                 });
             }
             Some("RESUME") => (pause, cause) = (None, None),
@@ -171,13 +173,6 @@ fn parse(qmp: &str) -> Option<Pause> {
         }
     }
     pause
-}
-
-/// When QEMU says that it happened.
-fn time_of(message: &Value) -> Option<String> {
-    let seconds = message["timestamp"]["seconds"].as_u64()?;
-    let at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))?;
-    Some(wall_clock(at))
 }
 
 /// Reads `qmp.log` only when it has changed, so it may be called often.

@@ -10,15 +10,15 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::core::host;
 use crate::core::reporter::wall_clock;
-use crate::core::root::ending::{EndReason, PANIC};
+use crate::core::root::ending::{EndReason, PANIC, qmp_time};
 use crate::core::root::paths::{VmPaths, vm_file};
-use crate::core::time::millis;
+use crate::core::time::{millis, of_unix_ms};
 
 use super::qmp::{Qmp, QmpError};
 
@@ -54,7 +54,7 @@ impl Resets {
     /// When it was reset last, RFC 3339.
     pub fn last_at(&self) -> Option<String> {
         let last = self.0.last()?;
-        Some(wall_clock(UNIX_EPOCH.checked_add(Duration::from_millis(*last))?))
+        Some(wall_clock(of_unix_ms(*last)))
     }
 
     /// The same on CLOCK_BOOTTIME, ms: older handshakes were those of an earlier boot.
@@ -101,7 +101,7 @@ fn parse(qmp: &str) -> Resets {
         if message["event"] != "RESET" {
             continue;
         }
-        let Some(at) = time_of(&message) else {
+        let Some(at) = qmp_time(&message) else {
             continue;
         };
         if before.is_none_or(|before: u64| at.abs_diff(before) > SAME_RESET_MS) {
@@ -110,15 +110,6 @@ fn parse(qmp: &str) -> Resets {
         before = Some(at);
     }
     Resets(resets)
-}
-
-/// When QEMU says that it happened, ms since 1970.
-fn time_of(message: &Value) -> Option<u64> {
-    /// The first second that RFC 3339 can't spell: the year 10000.
-    const BEYOND: u64 = 253_402_300_800;
-    let stamp = &message["timestamp"];
-    let seconds = stamp["seconds"].as_u64().filter(|seconds| *seconds < BEYOND)?;
-    Some(seconds * 1000 + stamp["microseconds"].as_u64()?.min(999_999) / 1000)
 }
 
 /// Reads `qmp.log` only when it has changed, so it may be called often.

@@ -12,6 +12,7 @@ use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::freshness::{OfLaunch, is_of_launch, stale_at};
 use crate::core::root::handshake_record::HandshakeRecord;
+use crate::core::time::of_unix_ms;
 
 use super::{Effect, State, Timestamp};
 
@@ -358,7 +359,7 @@ impl State {
 }
 
 fn wall(at: Timestamp) -> String {
-    wall_clock(std::time::UNIX_EPOCH + std::time::Duration::from_millis(at.wall_ms))
+    wall_clock(of_unix_ms(at.wall_ms))
 }
 
 /// One log line and one event whenever a VM enters or leaves the freshness window.

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::time::{Duration, UNIX_EPOCH};
 
 use castra::core::bus::Message;
 use castra::core::bus::topic::{BadPattern, Pattern};
@@ -15,6 +14,7 @@ use castra::core::operations::bus::{
     bus_tail,
 };
 use castra::core::reporter::wall_clock;
+use castra::core::time;
 
 use super::context::Context;
 use super::find_project::{self, Selected};
@@ -259,10 +259,7 @@ fn sender(selected: &Selected, name: &str) -> Result<String> {
 /// On stderr, with `--json` too: nothing but messages is on stdout.
 fn say_what_was_missing(context: &Context, outcome: &BusTailOutcome) {
     if outcome.corrupt > 0 {
-        let lines = human::plural(
-            usize::try_from(outcome.corrupt).unwrap_or(usize::MAX),
-            "invalid line",
-        );
+        let lines = human::plural(outcome.corrupt, "invalid line");
         context.warn(&format!("{lines} skipped"));
     }
     if outcome.lost > 0 {
@@ -383,9 +380,7 @@ impl BusSink for Printer<'_> {
 
 /// `HH:MM:SS.mmm`, UTC.
 fn time_of_day(ts: u64) -> String {
-    // Beyond the year 9999 there is no such text; a forged log may hold anything.
-    const LAST_MS: u64 = 253_402_300_799_999;
-    let clock = wall_clock(UNIX_EPOCH + Duration::from_millis(ts.min(LAST_MS)));
+    let clock = wall_clock(time::of_unix_ms(ts));
     clock.get(11..23).unwrap_or(&clock).to_owned()
 }
 

@@ -75,7 +75,7 @@ fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
     if outcome.corrupt > 0 {
         context.warn(&format!(
             "{} skipped",
-            human::plural(outcome.corrupt as usize, "invalid line")
+            human::plural(outcome.corrupt, "invalid line")
         ));
     }
     if outcome.missed {

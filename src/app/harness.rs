@@ -169,7 +169,7 @@ pub fn list(context: &mut Context, raw: &Raw) -> Result<Exit> {
             context.style.bold(&escape_line(&row.thread, 64)),
             context.style.dim(&row.ended),
             row.verdict.map_or("unknown", |verdict| verdict.as_str()),
-            human::plural(usize::try_from(row.turns).unwrap_or(usize::MAX), "turn"),
+            human::plural(row.turns, "turn"),
             tokens_text(row.tokens),
         ));
     }

@@ -48,7 +48,7 @@ fn machine_rows(machine: &VmPlan) -> Vec<(&'static str, String)> {
             .as_ref()
             .map(|kernel| ("kernel", kernel.display().to_string())),
     );
-    let cpus = human::plural(usize::try_from(machine.cpus).unwrap_or(usize::MAX), "CPU");
+    let cpus = human::plural(machine.cpus, "CPU");
     let disk = match (machine.disk_bytes, machine.persist) {
         (None, _) => String::new(),
         (Some(size), false) => format!(", disk of {}", human::bytes(size)),

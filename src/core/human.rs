@@ -1,6 +1,9 @@
 //! Numbers as people say them.
 //!
-//! Here: durations, sizes, counts. Not here: JSON, which has milliseconds and bytes.
+//! Here: durations, sizes, counts. Not here: JSON, which has milliseconds and bytes; the digits of a report (`core::report`).
+
+use std::fmt::Display;
+use std::time::Duration;
 
 /// `35 ms`, `0.2 s`, `12 s`, `1 min 5 s`, `2 h 3 min`, `4 d 1 h`.
 pub fn duration(ms: u64) -> String {
@@ -8,7 +11,7 @@ pub fn duration(ms: u64) -> String {
         0..100 => format!("{ms} ms"),
         100..9_950 => format!("{:.1} s", ms as f64 / 1000.0),
         _ => {
-            let secs = (ms + 500) / 1000;
+            let secs = ms.saturating_add(500) / 1000;
             match secs {
                 0..60 => format!("{secs} s"),
                 60..3_600 => two(secs / 60, "min", secs % 60, "s"),
@@ -25,6 +28,11 @@ pub fn whole_secs(secs: u64) -> String {
         0..60 => format!("{secs} s"),
         _ => duration(secs.saturating_mul(1000)),
     }
+}
+
+/// `90 s`, `0.3 s`: a limit as whoever set it wrote it.
+pub fn limit(limit: Duration) -> String {
+    format!("{} s", limit.as_secs_f64())
 }
 
 fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
@@ -53,15 +61,21 @@ pub fn bytes(count: u64) -> String {
             };
         }
     }
-    plural(usize::try_from(count).unwrap_or(usize::MAX), "byte")
+    plural(count, "byte")
 }
 
-/// `1 VM`, `3 VMs`.
-pub fn plural(count: usize, noun: &str) -> String {
-    if count == 1 {
-        format!("1 {noun}")
-    } else {
-        format!("{count} {noun}s")
+/// `1 VM`, `3 VMs`, `2 processes`.
+pub fn plural<N: Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let ending = ending(&count, noun);
+    format!("{count} {noun}{ending}")
+}
+
+/// What the noun takes behind it for this number.
+pub fn ending<N: PartialEq + From<u8>>(count: &N, noun: &str) -> &'static str {
+    match noun {
+        _ if *count == N::from(1) => "",
+        _ if noun.ends_with('s') => "es",
+        _ => "s",
     }
 }
 
@@ -88,6 +102,9 @@ mod tests {
         assert_eq!(whole_secs(0), "0 s");
         assert_eq!(whole_secs(9), "9 s");
         assert_eq!(whole_secs(65), "1 min 5 s");
+        assert!(duration(u64::MAX).ends_with('h'));
+        assert_eq!(limit(Duration::from_secs(90)), "90 s");
+        assert_eq!(limit(Duration::from_millis(5_100)), "5.1 s");
     }
 
     #[test]
@@ -104,6 +121,7 @@ mod tests {
             assert_eq!(bytes(count), text, "{count}");
         }
         assert_eq!(plural(1, "VM"), "1 VM");
-        assert_eq!(plural(0, "VM"), "0 VMs");
+        assert_eq!(plural(0_u64, "VM"), "0 VMs");
+        assert_eq!(plural(2, "process"), "2 processes");
     }
 }

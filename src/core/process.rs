@@ -25,6 +25,7 @@ use nix::unistd::Pid;
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::FileLock;
+use crate::core::human;
 use crate::core::threads::{FREE_RESOURCES, is_out_of_resources};
 
 /// How much of stdout is kept in memory, bytes.
@@ -374,7 +375,13 @@ pub fn shell_quote(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();
     }
-    format!("'{}'", word.replace('\'', r"'\''"))
+    String::from_utf8_lossy(&in_single_quotes(word.as_bytes())).into_owned()
+}
+
+/// Any bytes as one word of a POSIX shell, always in quotes.
+pub fn in_single_quotes(word: &[u8]) -> Vec<u8> {
+    let parts: Vec<&[u8]> = word.split(|byte| *byte == b'\'').collect();
+    [b"'", parts.join(&br"'\''"[..]).as_slice(), b"'"].concat()
 }
 
 /// `exit status 3`, `signal 9 (SIGKILL)`.
@@ -407,8 +414,8 @@ impl fmt::Display for JobError {
             } => {
                 write!(
                     f,
-                    "`{argv}` took longer than {} s, so castra ended it",
-                    after.as_secs_f32()
+                    "`{argv}` took longer than {}, so castra ended it",
+                    human::limit(*after)
                 )?;
                 tail(f, stderr_tail)
             }
@@ -512,8 +519,14 @@ mod tests {
 
     #[test]
     fn words_are_quoted_for_a_shell() {
-        assert_eq!(shell_quote("a/b-1"), "a/b-1");
-        assert_eq!(shell_quote("it's"), r"'it'\''s'");
-        assert_eq!(shell_quote(""), "''");
+        for (word, quoted) in [
+            ("a/b-1", "a/b-1"),
+            ("it's", r"'it'\''s'"),
+            ("", "''"),
+            ("é", "'é'"),
+        ] {
+            assert_eq!(shell_quote(word), quoted);
+        }
+        assert_eq!(in_single_quotes(b"a\xff\n"), b"'a\xff\n'");
     }
 }

@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::core::bootstrap::archive::{COMPLETE_MARK, PAYLOAD_NAME};
 use crate::core::bootstrap::ssh::master::READY;
 use crate::core::bootstrap::vizier_remote::{LOG_TAIL, PROBE};
+use crate::core::process::in_single_quotes;
 
 /// The answer of [`greeting`] if the directory can be used.
 pub const DIR_OK: &str = "castra-dir ok";
@@ -199,8 +200,7 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
 pub(super) fn quote(bytes: &[u8]) -> String {
     // What is no UTF-8 can't be told to ssh as part of a command line anyway; file names that
     // aren't come back as a clear "not found" from the guest.
-    let text = String::from_utf8_lossy(bytes);
-    format!("'{}'", text.replace('\'', r"'\''"))
+    String::from_utf8_lossy(&in_single_quotes(bytes)).into_owned()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::channel::ExecError;
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::watch::StopReason;
+use crate::core::human;
 
 /// Why a step failed.
 #[derive(Debug)]
@@ -66,8 +67,8 @@ impl StepFailure {
             ExecError::Ssh(error) => StepFailure::of_ssh(error, target).with_tail(tail),
             ExecError::Stopped(stop) => StepFailure::Stopped(stop),
             ExecError::TimedOut(after) => StepFailure::because(format!(
-                "{what} didn't end within {} s, so castra ended it and its children",
-                after.as_secs_f32()
+                "{what} didn't end within {}, so castra ended it and its children",
+                human::limit(after)
             ))
             .with_tail(tail),
             ExecError::Feed(error) => StepFailure::because(format!("{what} can't be sent: {error}")),

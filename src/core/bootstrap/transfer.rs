@@ -16,6 +16,7 @@ use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
+use crate::core::human;
 use crate::core::process::Tail;
 
 /// How often a long transfer says how far it is.
@@ -121,7 +122,7 @@ pub(super) fn transfer(
     context.emitter.count_sent(sent.load(Ordering::Relaxed));
     Ok(format!(
         "{} of {}",
-        bytes_word(sent.load(Ordering::Relaxed)),
+        human::bytes(sent.load(Ordering::Relaxed)),
         match (name, payload) {
             (Some(name), Some(_)) =>
                 format!("{} and {PAYLOAD_NAME}", escape_line(&name.to_string_lossy(), 100)),
@@ -146,11 +147,11 @@ fn emit_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
     let text = match expected.filter(|expected| *expected > 0) {
         Some(expected) => format!(
             "{} of {} sent ({} %)",
-            bytes_word(sent.min(expected)),
-            bytes_word(expected),
+            human::bytes(sent.min(expected)),
+            human::bytes(expected),
             (sent.saturating_mul(100) / expected).min(100)
         ),
-        None => format!("{} sent", bytes_word(sent)),
+        None => format!("{} sent", human::bytes(sent)),
     };
     let mut event = Event::message(Severity::Progress, Some(vm), text);
     if let Event::Message { source, data, .. } = &mut event {
@@ -158,32 +159,4 @@ fn emit_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
         *data = Some(serde_json::json!({ "sent_bytes": sent, "total_bytes": expected }));
     }
     context.emitter.emit(event);
-}
-
-/// Bytes in the unit a person would use.
-fn bytes_word(bytes: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if bytes < 1024 {
-        return format!("{bytes} bytes");
-    }
-    let mut tenths = bytes.saturating_mul(10) / 1024;
-    let mut unit = 0;
-    while tenths >= 10_240 && unit + 1 < UNITS.len() {
-        tenths /= 1024;
-        unit += 1;
-    }
-    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::bytes_word;
-
-    #[test]
-    fn sizes_in_words() {
-        assert_eq!(bytes_word(512), "512 bytes");
-        assert_eq!(bytes_word(2048), "2.0 KiB");
-        assert_eq!(bytes_word(1_572_864), "1.5 MiB");
-        assert_eq!(bytes_word(u64::MAX), "1677721.5 TiB");
-    }
 }

@@ -32,6 +32,7 @@ use crate::core::harness::relay::{Counts, Expected, NoStore, Relay, ThreadStore}
 use crate::core::harness::transcript::{self, Transcript};
 use crate::core::harness::usage::{Usage, sum, vm_spans};
 use crate::core::harness::{AGENTS, Agent, AgentRequest, Verdict, agent_named};
+use crate::core::human;
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::nearest::nearest;
@@ -278,7 +279,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     if ended.left_behind > 0 {
         let text = format!(
             "ended {} that the agent left running",
-            plural(ended.left_behind, "process")
+            human::plural(ended.left_behind, "process")
         );
         emit(Event::message(Severity::Info, None, text));
     }
@@ -318,8 +319,8 @@ impl HarnessOutcome {
             Some(reason) => reason.clone(),
             None => format!(
                 "{}, {} ({} failed)",
-                plural_of(self.counts.messages, "message"),
-                plural_of(self.counts.commands + self.counts.commands_failed, "command"),
+                human::plural(self.counts.messages, "message"),
+                human::plural(self.counts.commands + self.counts.commands_failed, "command"),
                 self.counts.commands_failed
             ),
         }
@@ -337,18 +338,6 @@ fn outcome_of(pump: &Pump<'_>, verdict: Verdict, exit: Exit, reason: Option<Stri
     }
 }
 
-fn plural(count: usize, noun: &str) -> String {
-    match count {
-        1 => format!("1 {noun}"),
-        _ if noun.ends_with('s') => format!("{count} {noun}es"),
-        _ => format!("{count} {noun}s"),
-    }
-}
-
-fn plural_of(count: u64, noun: &str) -> String {
-    plural(usize::try_from(count).unwrap_or(usize::MAX), noun)
-}
-
 fn incomplete(relay: &Relay<'_>) -> String {
     match (relay.thread(), relay.counts().lines) {
         (_, 0) => "the stream is empty".to_owned(),
@@ -359,14 +348,13 @@ fn incomplete(relay: &Relay<'_>) -> String {
 
 /// What the agent's end and its words make together, and why it isn't complete.
 fn judge(ended: &agent_process::AgentExit, relay: &Relay<'_>) -> (Verdict, Option<String>) {
-    let secs = |limit: Duration| format!("{} s", limit.as_secs_f32());
     match ended.stopped {
         Some(KillReason::TooLong(limit)) => {
             return (
                 Verdict::TimedOut,
                 Some(format!(
                     "it took longer than {} and was ended (--timeout)",
-                    secs(limit)
+                    human::limit(limit)
                 )),
             );
         }
@@ -375,7 +363,7 @@ fn judge(ended: &agent_process::AgentExit, relay: &Relay<'_>) -> (Verdict, Optio
                 Verdict::TimedOut,
                 Some(format!(
                     "it said nothing for {} and was ended (--idle-timeout)",
-                    secs(limit)
+                    human::limit(limit)
                 )),
             );
         }

@@ -1,24 +1,16 @@
 //! Numbers as a report shows them, always with their unit.
 //!
-//! Here: durations, sizes, rates, counts, times of day. Not here: JSON, which has milliseconds and bytes.
+//! Here: durations, sizes, rates, counts, times of day. Not here: JSON, which has milliseconds and bytes; words
+//! for people elsewhere, of fewer digits (`core::human`).
+
+use crate::core::human;
 
 /// `35 ms`, `0.21 s`, `7.5 s`, `1 min 5 s`, `2 h 3 min`, `4 d 1 h`.
 pub(super) fn duration(ms: u64) -> String {
-    let secs = ms.saturating_add(500) / 1000;
     match ms {
-        0..100 => format!("{ms} ms"),
         100..9_995 => format!("{:.2} s", ms as f64 / 1000.0),
         9_995..59_950 => format!("{:.1} s", ms as f64 / 1000.0),
-        _ if secs < 3_600 => two(secs / 60, "min", secs % 60, "s"),
-        _ if secs < 86_400 => two(secs / 3_600, "h", secs % 3_600 / 60, "min"),
-        _ => two(secs / 86_400, "d", secs % 86_400 / 3_600, "h"),
-    }
-}
-
-fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
-    match small {
-        0 => format!("{large} {large_unit}"),
-        _ => format!("{large} {large_unit} {small} {small_unit}"),
+        _ => human::duration(ms),
     }
 }
 
@@ -28,18 +20,7 @@ pub(super) fn tick(ms: u64, step: u64) -> String {
         (0, _) => "0".to_owned(),
         (_, ..1_000) if ms < 1_000 => format!("{ms} ms"),
         (_, ..1_000) => format!("{} s", (ms as f64 / 1000.0 * 1000.0).round() / 1000.0),
-        _ => duration_round(ms),
-    }
-}
-
-/// As [`duration`], for whole seconds: nothing behind a point.
-fn duration_round(ms: u64) -> String {
-    let secs = ms / 1000;
-    match secs {
-        0..60 => format!("{secs} s"),
-        60..3_600 => two(secs / 60, "min", secs % 60, "s"),
-        3_600..86_400 => two(secs / 3_600, "h", secs % 3_600 / 60, "min"),
-        _ => two(secs / 86_400, "d", secs % 86_400 / 3_600, "h"),
+        _ => human::whole_secs(ms / 1000),
     }
 }
 
@@ -91,10 +72,7 @@ pub(super) fn count(value: u64) -> String {
 
 /// `1 VM`, `3 VMs`.
 pub(super) fn plural(value: u64, noun: &str) -> String {
-    match value {
-        1 => format!("1 {noun}"),
-        _ => format!("{} {noun}s", count(value)),
-    }
+    format!("{} {noun}{}", count(value), human::ending(&value, noun))
 }
 
 /// `2026-11-21 17:19:36 UTC` of an event's time; what is none is shown as it is.

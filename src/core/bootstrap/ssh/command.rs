@@ -14,6 +14,8 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
+use crate::core::process::in_single_quotes;
+
 /// A longer line goes by stdin. Dropbear closes the connection at 9,000 bytes; Linux takes no argument of 128 KiB, and
 /// the line is one argument of ssh's here and of the login shell's there.
 const MAX_LINE_BYTES: usize = 8_000;
@@ -53,7 +55,13 @@ impl RemoteCommand {
         }
         let mut preamble = Vec::new();
         for word in &words {
-            quote(word.as_bytes(), LINE_END, &mut preamble);
+            let quoted = in_single_quotes(word.as_bytes());
+            preamble.extend(
+                quoted
+                    .split(|byte| *byte == b'\n')
+                    .collect::<Vec<_>>()
+                    .join(LINE_END),
+            );
             preamble.push(b' ');
         }
         preamble.push(b'\n');
@@ -126,7 +134,7 @@ fn script(before: &str, words: &[OsString]) -> Vec<u8> {
     let mut line = format!("exec env castra_exec='unset castra_exec; {before} {text}'").into_bytes();
     for (number, word) in words.iter().enumerate() {
         line.extend(format!(" castra_{}=", number + 1).bytes());
-        quote(word.as_bytes(), b"\n", &mut line);
+        line.extend(in_single_quotes(word.as_bytes()));
     }
     // The last word is `$0`, by which a shell begins its complaints.
     line.extend_from_slice(b" sh -c 'eval \"$castra_exec\"' sh");
@@ -141,19 +149,6 @@ fn joined(words: &[OsString]) -> OsString {
             .collect::<Vec<_>>()
             .join(&b' '),
     )
-}
-
-/// Any bytes as one word of a shell; `line_end` is what stands for a line end in it.
-fn quote(word: &[u8], line_end: &[u8], into: &mut Vec<u8>) {
-    into.push(b'\'');
-    for byte in word {
-        match byte {
-            b'\'' => into.extend_from_slice(br"'\''"),
-            b'\n' => into.extend_from_slice(line_end),
-            other => into.push(*other),
-        }
-    }
-    into.push(b'\'');
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::core::bus::{BusError, Client, Message};
 use crate::core::cancel::Cancel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::human;
 use crate::core::reporter::{Emitter, Reporter};
 
 /// How long an answer is waited for, unless it is said.
@@ -126,7 +127,7 @@ fn wait_for(client: &mut Client, reply: &str, options: &BusRequestOptions) -> Re
             None => {
                 return Err(Failure::new(
                     Exit::Failed,
-                    format!("no answer came within {} s", options.timeout.as_secs_f64()),
+                    format!("no answer came within {}", human::limit(options.timeout)),
                 )
                 .because(format!(
                     "nobody who is subscribed to {} has answered",

@@ -14,6 +14,7 @@ use crate::core::config::{Config, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::{self, Memory};
+use crate::core::human;
 
 const MIB: u64 = 1 << 20;
 /// What QEMU takes besides its guest's memory: itself, and the code it has translated. With what a
@@ -105,7 +106,7 @@ fn of_memory(memory: Memory, vms: &[&VmConfig]) -> Shortage {
     }
     let count = match vms {
         [vm] => format!("vm `{}`", vm.name),
-        vms => format!("{} VMs", vms.len()),
+        vms => human::plural(vms.len(), "VM"),
     };
     let limit = match memory.limited {
         true => " of what this control group may use",
@@ -201,13 +202,9 @@ fn of_disk(config: &Config, vms: &[&VmConfig]) -> Vec<Event> {
         .collect()
 }
 
-/// `640 MiB`, `1.5 GiB`.
+/// In whole MiB, of which too little is never told.
 fn size(bytes: u64) -> String {
-    let mib = bytes.div_ceil(MIB);
-    match mib {
-        0..1024 => format!("{mib} MiB"),
-        _ => format!("{:.1} GiB", mib as f64 / 1024.0),
-    }
+    human::bytes(bytes.next_multiple_of(MIB))
 }
 
 #[cfg(test)]
@@ -250,7 +247,7 @@ mod tests {
         let short = judged(sixteen, memory(16 * 224, 8192));
         assert!(short.refusal.is_none(), "{short:?}");
         assert!(
-            text(&short.warnings).contains("2.0 GiB would be missing"),
+            text(&short.warnings).contains("2 GiB would be missing"),
             "{short:?}"
         );
         let short = judged(sixteen, memory(16 * 352, 8192));

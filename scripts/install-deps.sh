@@ -20,7 +20,7 @@ purpose=$1
 # COMMAND=PACKAGE: the package is wanted if the command is missing.
 run='qemu-system-x86_64=qemu-system-x86 qemu-img=qemu-utils ssh=openssh-client ssh-keygen=openssh-client
      curl=curl tar=tar gzip=gzip xz=xz-utils zstd=zstd dpkg-deb=dpkg apt-get=apt cpio=cpio'
-test="$run sshd=openssh-server busybox=busybox-static python3=python3 jq=jq socat=socat ncat=ncat
+test="$run qemu-system-aarch64=qemu-system-arm sshd=openssh-server busybox=busybox-static python3=python3 jq=jq socat=socat ncat=ncat
       nc.openbsd=netcat-openbsd nc.traditional=netcat-traditional groff=groff-base bash=bash
       cc=gcc make=make zsh=zsh fish=fish node=nodejs npm=npm mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs"
 bench="$test mosquitto=mosquitto mosquitto_pub=mosquitto-clients nats-server=nats-server redis-server=redis-server

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use castra::core::arch::Arch;
 use castra::core::cancel::Cancel;
 use castra::core::config::{LifecycleConfig, PortForward, Protocol, QemuConfig};
 use castra::core::events::contract::Stamped;
@@ -61,6 +62,7 @@ impl Vm {
         let plan = LaunchPlan {
             vm: name,
             dir: paths.dir().to_owned(),
+            arch: Arch::host(),
             binary,
             accel: Accel::Tcg,
             cpus: 1,

@@ -3,6 +3,7 @@
 //! Here: the nouns of the domain, one module each. Not here: the command line (`cli`) and text
 //! for people (`app`).
 
+pub mod arch;
 pub mod bootstrap;
 pub mod broker;
 pub mod bus;

@@ -26,6 +26,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::core::arch::Arch;
 use crate::core::events::BootstrapMode;
 pub use crate::core::events::Protocol;
 use crate::core::lines::journal::Rotation;
@@ -83,9 +84,11 @@ impl Config {
 /// `[qemu]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct QemuConfig {
+    /// The guests' architecture.
+    pub arch: &'static Arch,
     /// Which accelerator to use.
     pub accel: AccelChoice,
-    /// A QEMU binary other than `qemu-system-<host architecture>` on PATH.
+    /// A QEMU binary other than `qemu-system-<arch>` on PATH.
     pub binary: Option<PathBuf>,
 }
 

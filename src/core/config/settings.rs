@@ -7,6 +7,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::core::arch::Arch;
+
 use super::path_values::PathBases;
 use super::reader::{Located, Section, shown};
 use super::{
@@ -112,6 +114,7 @@ pub(super) fn qemu(root: &mut Section<'_>, bases: &PathBases) -> QemuConfig {
         });
     section.finish();
     QemuConfig {
+        arch: Arch::host(),
         accel: accel.map(|accel| accel.value).unwrap_or_default(),
         binary,
     }

@@ -8,25 +8,24 @@ use std::path::Path;
 use serde_json::json;
 
 use super::{Area, Finding};
-use crate::core::config::AccelChoice;
+use crate::core::arch::Arch;
+use crate::core::config::{AccelChoice, QemuConfig};
 use crate::core::events::Accel;
 use crate::core::runtime::accel::{self, AccelQuestion, Decision, KVM_DEVICE};
 
-/// Modules that give KVM real hardware support.
-const HARDWARE: [&str; 2] = ["kvm_intel", "kvm_amd"];
-/// The one that doesn't.
+/// The module that gives KVM no real hardware support.
 const PARAVIRTUAL: &str = "kvm_pvm";
 
 /// What can be said about KVM for this choice and, if there is one, this QEMU.
-pub fn check(choice: AccelChoice, binary: Option<&Path>, home: Option<&Path>) -> Vec<Finding> {
+pub fn check(config: &QemuConfig, binary: Option<&Path>, home: Option<&Path>) -> Vec<Finding> {
     let modules = loaded(Path::new("/sys/module"));
-    look_at(Path::new(KVM_DEVICE), &modules, choice, binary, home)
+    look_at(Path::new(KVM_DEVICE), &modules, config, binary, home)
 }
 
 /// Which of the modules that matter are loaded.
 fn loaded(sys_module: &Path) -> Vec<&'static str> {
-    HARDWARE
-        .into_iter()
+    let hardware = Arch::host().kvm_modules.iter().copied();
+    hardware
         .chain([PARAVIRTUAL])
         .filter(|module| sys_module.join(module).exists())
         .collect()
@@ -35,21 +34,23 @@ fn loaded(sys_module: &Path) -> Vec<&'static str> {
 fn look_at(
     device: &Path,
     modules: &[&'static str],
-    choice: AccelChoice,
+    config: &QemuConfig,
     binary: Option<&Path>,
     home: Option<&Path>,
 ) -> Vec<Finding> {
+    let choice = config.accel;
     let trouble = accel::device_trouble(device);
     let mut findings = vec![device_finding(device, trouble.as_ref(), choice)];
     let question = binary.map(|binary| AccelQuestion {
         choice,
+        arch: config.arch,
         binary,
         kernel: None,
         home,
         device,
     });
     let known = question.as_ref().and_then(accel::known);
-    if trouble.is_none() && std::env::consts::ARCH == "x86_64" {
+    if trouble.is_none() && !Arch::host().kvm_modules.is_empty() {
         // Whatever the module: a guest has run under it.
         let proven = known.as_ref().is_some_and(|known| known.accel == Accel::Kvm);
         findings.push(module_finding(
@@ -86,7 +87,9 @@ fn device_finding(device: &Path, trouble: Option<&(String, String)>, choice: Acc
 }
 
 fn module_finding(modules: &[&'static str], choice: AccelChoice) -> Finding {
-    let hardware = modules.iter().find(|module| HARDWARE.contains(module));
+    let hardware = modules
+        .iter()
+        .find(|module| Arch::host().kvm_modules.contains(module));
     let finding = |text: String, remedy: &str| {
         severity(choice)("kvm.module", Area::Accelerator, text, remedy.to_owned())
     };
@@ -153,7 +156,10 @@ fn choice_finding(
         (None, _) => {
             let text =
                 "KVM wasn't tried since the host booted: the next `castra up` tries it with a test guest";
-            match modules.iter().any(|module| HARDWARE.contains(module)) {
+            match modules
+                .iter()
+                .any(|module| Arch::host().kvm_modules.contains(module))
+            {
                 true => Finding::ok(ID, area, text),
                 false => Finding::ok(ID, area, text).hint("`castra up` says which accelerator it takes"),
             }
@@ -186,7 +192,11 @@ mod tests {
             (AccelChoice::Kvm, Level::Error),
             (AccelChoice::Tcg, Level::Ok),
         ] {
-            let findings = look_at(&scratch.path("none"), &[], choice, Some(&qemu), None);
+            let config = QemuConfig {
+                accel: choice,
+                ..QemuConfig::default()
+            };
+            let findings = look_at(&scratch.path("none"), &[], &config, Some(&qemu), None);
             assert_eq!(
                 levels(&findings),
                 [("kvm.device", level), ("accel.choice", level)],
@@ -206,7 +216,7 @@ mod tests {
             look_at(
                 &scratch.path("kvm"),
                 modules,
-                AccelChoice::Auto,
+                &QemuConfig::default(),
                 Some(&scratch.path("qemu")),
                 Some(scratch.dir()),
             )
@@ -217,7 +227,7 @@ mod tests {
             "{hardware:?}"
         );
         assert_eq!(hardware.last().unwrap().data["accel"], serde_json::Value::Null);
-        if std::env::consts::ARCH == "x86_64" {
+        if !Arch::host().kvm_modules.is_empty() {
             let paravirtual = findings(&["kvm_pvm"]);
             assert_eq!(levels(&paravirtual)[1], ("kvm.module", Level::Warn));
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{Area, Finding, text_of};
+use crate::core::arch::Arch;
 use crate::core::bootstrap::keys::SSH_PACKAGE;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource, QemuConfig, SeedMode};
@@ -16,7 +17,6 @@ use crate::core::escape::escape_line;
 use crate::core::events::BootstrapMode;
 use crate::core::process::{Job, JobError};
 use crate::core::runtime::binary::{find_qemu, find_tool};
-use crate::core::runtime::qemu::machine_type;
 use crate::core::threads;
 
 /// All of them answer within 0.1 s; longer, and something is wrong with the program or the machine.
@@ -101,7 +101,7 @@ fn qemu_findings(config: &QemuConfig, needs: &Needs, cancel: &Cancel) -> Vec<Fin
     let (version, features) = threads::run_both(
         "doctor version",
         || version_of(&binary, &["--version"], cancel),
-        || missing_features(&binary, needs, cancel),
+        || missing_features(config.arch, &binary, needs, cancel),
     );
     let mut findings = vec![version_finding(&binary, version)];
     findings.extend(features.map(|missing| features_finding(&binary, &missing)));
@@ -143,12 +143,17 @@ struct Feature {
 }
 
 /// What this QEMU lacks; `None`: it can't be asked, which its version has told already.
-fn missing_features(binary: &Path, needs: &Needs, cancel: &Cancel) -> Option<Vec<&'static str>> {
+fn missing_features(
+    arch: &'static Arch,
+    binary: &Path,
+    needs: &Needs,
+    cancel: &Cancel,
+) -> Option<Vec<&'static str>> {
     let mut wanted = vec![
         Feature {
-            name: machine_type(),
+            name: arch.machine,
             question: ["-machine", "help"],
-            word: machine_type(),
+            word: arch.machine,
         },
         Feature {
             name: "user networking (slirp)",

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::arch::Arch;
 use crate::core::cancel::Cancel;
 use crate::core::events::Severity;
 use crate::core::events::stage::Stage;
@@ -239,8 +240,13 @@ pub fn rebuild_default_guest(
 }
 
 fn dir_of(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> PathBuf {
-    // The builder refuses other architectures and says why.
-    images_dir(home).join(format!("guest-x86_64-{}{}", kind.infix(), recipe.id()))
+    // The builder refuses architectures that it doesn't know and says why.
+    images_dir(home).join(format!(
+        "guest-{}-{}{}",
+        Arch::host().name,
+        kind.infix(),
+        recipe.id()
+    ))
 }
 
 /// The guest in the kind's own directory, otherwise that of the other kind if it can be used as

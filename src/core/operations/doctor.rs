@@ -105,7 +105,8 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
 fn distinct_qemus(configs: &[&Config]) -> Vec<QemuConfig> {
     let mut found: Vec<QemuConfig> = Vec::new();
     for config in configs {
-        if !found.iter().any(|qemu| qemu.binary == config.qemu.binary) {
+        let same = |qemu: &QemuConfig| (qemu.arch, &qemu.binary) == (config.qemu.arch, &config.qemu.binary);
+        if !found.iter().any(same) {
             found.push(config.qemu.clone());
         }
     }
@@ -136,7 +137,7 @@ fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
     let mut findings: Vec<Finding> = Vec::new();
     for qemu in asked {
         let binary = find_qemu(qemu).ok();
-        for finding in acceleration::check(qemu.accel, binary.as_deref(), home) {
+        for finding in acceleration::check(qemu, binary.as_deref(), home) {
             let once = finding.id != "accel.choice";
             if !(once && findings.iter().any(|other| other.id == finding.id)) {
                 findings.push(finding);

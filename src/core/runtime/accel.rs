@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use nix::unistd::{Gid, Group};
 use serde::{Deserialize, Serialize};
 
+use crate::core::arch::Arch;
 use crate::core::cancel::Cancel;
 use crate::core::config::AccelChoice;
 use crate::core::events::Accel;
@@ -29,6 +30,8 @@ use super::probe::{ProbeResult, probe};
 pub struct AccelQuestion<'a> {
     /// What the config says.
     pub choice: AccelChoice,
+    /// The guests' architecture.
+    pub arch: &'static Arch,
     /// The QEMU that will run.
     pub binary: &'a Path,
     /// A kernel to prove KVM with.
@@ -100,6 +103,12 @@ pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
     if question.choice == AccelChoice::Tcg {
         return Some(tcg("`accel = \"tcg\"` in castra.toml".into()));
     }
+    if question.arch.is_foreign() {
+        return Some(tcg(format!(
+            "guests of another architecture than this host's ({}) are always emulated",
+            question.arch.name
+        )));
+    }
     // This is checked each time: it is cheap, and a user may have joined the group since.
     if let Err(error) = open_device(question.device) {
         return Some(tcg(why_not_open(question.device, &error)));
@@ -164,9 +173,9 @@ fn probe_with_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Dec
     let Some(kernel) = question.kernel else {
         return Ok(trusted("there is no kernel to try it with"));
     };
-    let verdict = match probe(question.binary, Accel::Kvm, kernel.path, cancel) {
+    let verdict = match probe(question.arch, question.binary, Accel::Kvm, kernel.path, cancel) {
         ProbeResult::Fails(why) if !kernel.known_good => {
-            match probe(question.binary, Accel::Tcg, kernel.path, cancel) {
+            match probe(question.arch, question.binary, Accel::Tcg, kernel.path, cancel) {
                 ProbeResult::Lives(_) => ProbeResult::Fails(why),
                 _ => ProbeResult::Unknown(format!(
                     "{} doesn't boot castra's test guest under any accelerator",
@@ -229,10 +238,9 @@ fn group_of(device: &Path) -> Option<String> {
 /// Whether one of the modules that need real hardware support is loaded. A hint, no more; other
 /// architectures have it in the kernel itself.
 fn has_hardware_module() -> bool {
-    std::env::consts::ARCH != "x86_64"
-        || ["kvm_intel", "kvm_amd"]
-            .iter()
-            .any(|module| Path::new("/sys/module").join(module).exists())
+    let modules = Arch::host().kvm_modules;
+    let is_loaded = |module: &&str| Path::new("/sys/module").join(module).exists();
+    modules.is_empty() || modules.iter().any(is_loaded)
 }
 
 /// Names a paravirtual KVM, the most frequent cause of a guest that doesn't start.
@@ -262,8 +270,8 @@ fn access_advice(device: &Path, error: &io::Error) -> String {
 
 fn no_kvm(question: &AccelQuestion<'_>, reason: String) -> Failure {
     let next = match open_device(question.device) {
-        Err(error) => access_advice(question.device, &error),
-        Ok(()) => "set `accel = \"auto\"` under [qemu]".into(),
+        Err(error) if !question.arch.is_foreign() => access_advice(question.device, &error),
+        _ => "set `accel = \"auto\"` under [qemu]".into(),
     };
     Failure::new(Exit::Unavailable, "`accel = \"kvm\"`, but KVM can't be used")
         .because(reason)

@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use crate::core::runtime::probe_guest::MARKER;
+use crate::core::arch::PROBE_TEXT;
 use crate::core::scratch::Scratch;
 
 use super::*;
@@ -49,6 +49,7 @@ impl Host {
         let (binary, device, kernel) = (self.binary(), self.device(), self.kernel());
         let question = AccelQuestion {
             choice,
+            arch: Arch::host(),
             binary: &binary,
             kernel: Some(ProbeKernel {
                 path: &kernel,
@@ -69,7 +70,7 @@ impl Host {
 
 /// What the stand-in does when its guest lives.
 fn speaks() -> String {
-    format!("echo '{MARKER}' >serial.log; exec sleep 100")
+    format!("printf '{PROBE_TEXT}' >serial.log; exec sleep 100")
 }
 
 #[test]
@@ -193,6 +194,7 @@ fn an_interrupted_probe_decides_nothing() {
     cancel.request();
     let question = AccelQuestion {
         choice: AccelChoice::Auto,
+        arch: Arch::host(),
         binary: &binary,
         kernel: Some(ProbeKernel {
             path: &kernel,

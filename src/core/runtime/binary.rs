@@ -15,18 +15,10 @@ use crate::core::config::QemuConfig;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::process::Job;
 
-/// Where Red Hat's distributions keep theirs, outside PATH.
+/// Where Red Hat's distributions keep the host architecture's, outside PATH.
 const RED_HAT: &str = "/usr/libexec/qemu-kvm";
 
-/// QEMU's name for the host's architecture.
-fn architecture() -> &'static str {
-    match env::consts::ARCH {
-        "powerpc64" => "ppc64",
-        other => other,
-    }
-}
-
-/// `[qemu].binary`, or the QEMU for this host's architecture on PATH. Absolute.
+/// `[qemu].binary`, or the QEMU for `[qemu].arch` on PATH. Absolute.
 pub fn find_qemu(config: &QemuConfig) -> Result<PathBuf> {
     find_in(config, env::var_os("PATH").as_deref().unwrap_or_default())
 }
@@ -47,16 +39,17 @@ fn find_in(config: &QemuConfig, path: &OsStr) -> Result<PathBuf> {
                 .advice("set `binary` under [qemu] to a qemu-system program, or leave it out"),
         );
     }
-    let name = format!("qemu-system-{}", architecture());
+    let name = format!("qemu-system-{}", config.arch.name);
+    let red_hat = (!config.arch.is_foreign()).then(|| PathBuf::from(RED_HAT));
     let found = env::split_paths(path)
         .filter(|dir| dir.is_absolute())
         .map(|dir| dir.join(&name))
-        .chain([PathBuf::from(RED_HAT)])
+        .chain(red_hat)
         .find(|candidate| is_executable(candidate));
     found.ok_or_else(|| {
         Failure::new(Exit::Unavailable, format!("can't find {name}"))
             .because("it is not on PATH")
-            .advice(format!("install QEMU: {}", packages()))
+            .advice(format!("install QEMU: {}", config.arch.qemu_packages))
     })
 }
 
@@ -76,21 +69,6 @@ pub fn require_tool(name: &str, package: &str) -> Result<()> {
     Err(Failure::new(Exit::Unavailable, format!("can't find {name}"))
         .because("it is not on PATH")
         .advice(format!("install it: `apt install {package}` (Debian, Ubuntu)")))
-}
-
-/// What to install, by distribution.
-fn packages() -> &'static str {
-    match env::consts::ARCH {
-        "x86_64" => {
-            "`apt install qemu-system-x86 qemu-utils` (Debian, Ubuntu), `dnf install qemu-system-x86 qemu-img` (Fedora), \
-             `pacman -S qemu-base` (Arch)"
-        }
-        "aarch64" => {
-            "`apt install qemu-system-arm qemu-utils` (Debian, Ubuntu), `dnf install qemu-system-aarch64 qemu-img` \
-             (Fedora), `pacman -S qemu-base` (Arch)"
-        }
-        _ => "the package that holds the system emulator for this architecture, and the one with qemu-img",
-    }
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -123,6 +101,7 @@ pub fn qemu_version(binary: &Path, cancel: &Cancel) -> Result<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::arch::Arch;
     use crate::core::scratch::Scratch;
 
     fn program(path: &Path, mode: u32) {
@@ -137,7 +116,7 @@ mod tests {
     #[test]
     fn path_is_searched_in_its_order() {
         let scratch = Scratch::new("binary");
-        let name = format!("qemu-system-{}", architecture());
+        let name = format!("qemu-system-{}", Arch::host().name);
         for (dir, mode) in [("a", 0o644), ("b", 0o755), ("c", 0o755)] {
             fs::create_dir(scratch.path(dir)).unwrap();
             program(&scratch.path(dir).join(&name), mode);

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::core::arch::Arch;
 use crate::core::config::{DirectKernel, Mount, Network};
 use crate::core::events::Accel;
 use crate::core::name::VmName;
@@ -19,6 +20,8 @@ pub struct LaunchPlan {
     pub vm: VmName,
     /// `vms/<vm>`, absolute: QEMU's working directory, where its sockets and logs are.
     pub dir: PathBuf,
+    /// The guest's architecture.
+    pub arch: &'static Arch,
     /// The QEMU to run.
     pub binary: PathBuf,
     /// The accelerator.

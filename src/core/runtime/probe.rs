@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::core::arch::{Arch, PROBE_TEXT};
 use crate::core::cancel::Cancel;
 use crate::core::events::Accel;
 use crate::core::host;
@@ -18,8 +19,7 @@ use crate::core::root::paths::{VmPaths, vm_file};
 use crate::core::threads::{self, CancelOnDrop};
 
 use super::fault::own_words;
-use super::probe_guest::{MARKER, initramfs};
-use super::qemu::machine_type;
+use super::probe_guest::initramfs;
 use crate::core::root::alive::qemu_pid;
 
 /// How much CPU time a guest may use before it prints its line. Under KVM a kernel takes well under
@@ -50,8 +50,8 @@ pub enum ProbeResult {
 }
 
 /// Boots `kernel` under `accel` and waits for the guest's line.
-pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> ProbeResult {
-    let Some(initramfs) = initramfs() else {
+pub fn probe(arch: &Arch, binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> ProbeResult {
+    let Some(initramfs) = initramfs(arch) else {
         return ProbeResult::Unknown("castra has no test guest for this architecture".into());
     };
     let place = match ProbeDir::new(&initramfs) {
@@ -62,8 +62,9 @@ pub fn probe(binary: &Path, accel: Accel, kernel: &Path, cancel: &Cancel) -> Pro
     let began = Instant::now();
     thread::scope(|scope| {
         let _end = CancelOnDrop(&enough);
-        let qemu = match threads::spawn_scoped(scope, "probe", || run(binary, accel, kernel, &place, &enough))
-        {
+        let qemu = match threads::spawn_scoped(scope, "probe", || {
+            run(arch, binary, accel, kernel, &place, &enough)
+        }) {
             Ok(qemu) => qemu,
             Err(failure) => return ProbeResult::Unknown(failure.cause()),
         };
@@ -100,7 +101,7 @@ fn watch(
     loop {
         // Asked first: what a QEMU wrote that has ended since is read below.
         let has_ended = ended();
-        if place.read(vm_file::SERIAL_LOG).contains(MARKER) {
+        if place.read(vm_file::SERIAL_LOG).contains(PROBE_TEXT.trim_end()) {
             return Some(ProbeResult::Lives(began.elapsed()));
         }
         if place.read(vm_file::QEMU_LOG).contains("internal error") {
@@ -151,6 +152,7 @@ fn first_words(words: &str) -> String {
 }
 
 fn run(
+    arch: &Arch,
     binary: &Path,
     accel: Accel,
     kernel: &Path,
@@ -167,7 +169,7 @@ fn run(
         })?;
     let model = match accel {
         Accel::Kvm => "host",
-        Accel::Tcg => "max",
+        Accel::Tcg => arch.tcg_cpu,
     };
     // Behind `timeout`, because a guest that spins must not outlive a castra that was killed.
     Job::new("timeout")
@@ -179,7 +181,7 @@ fn run(
             "-display",
             "none",
             "-machine",
-            machine_type(),
+            arch.machine,
         ])
         .args([
             "-accel",
@@ -193,7 +195,7 @@ fn run(
         .arg("-kernel")
         .arg(kernel)
         .args(["-initrd", ProbeDir::INITRD, "-append"])
-        .arg("console=ttyS0 console=ttyAMA0 panic=-1 rdinit=/init")
+        .arg(format!("console={} panic=-1 rdinit=/init", arch.console))
         .args(["-pidfile", vm_file::QEMU_PID, "-serial"])
         .arg(format!("file:{}", vm_file::SERIAL_LOG))
         .dir(place.paths.dir())

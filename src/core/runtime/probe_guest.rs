@@ -1,47 +1,37 @@
 //! The smallest guest that proves an accelerator: one static program in an initramfs.
 //!
-//! Here: its bytes. Not here: booting it ([`super::probe`]). Any Linux kernel of the architecture
+//! Here: its bytes. Not here: booting it ([`super::probe`]), the program's code (`core::arch`). Any Linux kernel of the architecture
 //! boots it; that its line appears means that the kernel came all the way up and ran a program in
 //! user space, which is where kernels on doubtful hosts stop short.
 
-/// What the guest writes to its console.
-pub const MARKER: &str = "castra-probe: user space runs";
+use crate::core::arch::{Arch, PROBE_TEXT, ProbeProgram};
 
-/// The initramfs; `None` where castra has no such program for the host's architecture.
-pub fn initramfs() -> Option<Vec<u8>> {
-    (std::env::consts::ARCH == "x86_64").then(|| {
-        let mut archive = Archive::default();
-        archive.add("dev", 0o040_755, (0, 0), &[]);
-        // Kernels open it for the first program.
-        archive.add("dev/console", 0o020_600, (5, 1), &[]);
-        archive.add("init", 0o100_755, (0, 0), &x86_64_program());
-        archive.add("TRAILER!!!", 0, (0, 0), &[]);
-        archive.bytes
-    })
+/// The initramfs; `None` where castra has no such program for the architecture.
+pub fn initramfs(arch: &Arch) -> Option<Vec<u8>> {
+    let mut archive = Archive::default();
+    archive.add("dev", 0o040_755, (0, 0), &[]);
+    // Kernels open it for the first program.
+    archive.add("dev/console", 0o020_600, (5, 1), &[]);
+    archive.add("init", 0o100_755, (0, 0), &executable(arch.probe.as_ref()?));
+    archive.add("TRAILER!!!", 0, (0, 0), &[]);
+    Some(archive.bytes)
 }
 
-/// `write(1, MARKER)`, then `exit(0)`: the kernel panics, reboots under `panic=-1`, and QEMU ends.
-fn x86_64_program() -> Vec<u8> {
+/// The program as a file. It prints its text and exits: the kernel panics, reboots under `panic=-1`,
+/// and QEMU ends.
+fn executable(program: &ProbeProgram) -> Vec<u8> {
     const LOAD_AT: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
-    let text = format!("{MARKER}\n");
-    let length = u32::try_from(text.len()).expect("the marker is short");
-    let mut code = Vec::new();
-    code.extend(b"\xb8\x01\x00\x00\x00"); // mov eax, 1 (write)
-    code.extend(b"\xbf\x01\x00\x00\x00"); // mov edi, 1 (stdout)
-    code.extend(b"\x48\x8d\x35\x10\x00\x00\x00"); // lea rsi, [rip + 16]: the text behind the code
-    code.push(0xba); // mov edx, length
-    code.extend(length.to_le_bytes());
-    code.extend(b"\x0f\x05"); // syscall
-    code.extend(b"\x31\xff"); // xor edi, edi
-    code.extend(b"\xb8\x3c\x00\x00\x00"); // mov eax, 60 (exit)
-    code.extend(b"\x0f\x05"); // syscall
-    code.extend(text.as_bytes());
-
+    let code = [program.code, PROBE_TEXT.as_bytes()].concat();
     let size = HEADERS + u64::try_from(code.len()).expect("the program is short");
     let mut elf = Vec::new();
     elf.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0"); // 64 bits, little endian, System V
-    elf.extend([2u16, 62].iter().flat_map(|half| half.to_le_bytes())); // executable, x86-64
+    // An executable.
+    elf.extend(
+        [2u16, program.elf_machine]
+            .iter()
+            .flat_map(|half| half.to_le_bytes()),
+    );
     elf.extend(1u32.to_le_bytes());
     // Entry, program headers, no section headers.
     elf.extend(
@@ -113,16 +103,17 @@ mod tests {
 
     #[test]
     fn the_program_runs_on_this_host_too() {
-        let Some(archive) = initramfs() else {
+        let arch = Arch::host();
+        let Some(archive) = initramfs(arch) else {
             return; // There is none for this architecture.
         };
         assert_eq!(archive.len() % 4, 0);
         let scratch = Scratch::new("probe-guest");
         let path = scratch.path("init");
-        std::fs::write(&path, x86_64_program()).unwrap();
+        std::fs::write(&path, executable(arch.probe.as_ref().unwrap())).unwrap();
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let ended = Job::new(&path).run().unwrap();
-        assert_eq!(ended.stdout, format!("{MARKER}\n").into_bytes());
+        assert_eq!(ended.stdout, PROBE_TEXT.as_bytes());
     }
 }

@@ -79,14 +79,13 @@ fn name_args(plan: &LaunchPlan) -> Vec<OsString> {
 /// The machine: nothing that wasn't asked for, which quickens the start and leaves less to attack.
 fn machine_args(plan: &LaunchPlan) -> Vec<OsString> {
     let mut args = words(&["-nodefaults", "-no-user-config", "-display", "none"]);
-    args.extend(words(&["-machine", machine_type()]));
+    args.extend(words(&["-machine", plan.arch.machine]));
     args.extend(match plan.accel {
         Accel::Kvm => words(&["-accel", "kvm", "-cpu", "host"]),
-        // One thread per virtual CPU. `max` has everything the translator can do: images built for
-        // x86-64-v2 and later don't start on QEMU's default model.
+        // One thread per virtual CPU.
         Accel::Tcg => {
             let tcg = format!("tcg,thread=multi,tb-size={}", code_cache_mib(plan.memory_bytes));
-            words(&["-accel", &tcg, "-cpu", "max"])
+            words(&["-accel", &tcg, "-cpu", plan.arch.tcg_cpu])
         }
     });
     args.extend(words(&["-smp", &plan.cpus.to_string()]));
@@ -99,14 +98,6 @@ fn machine_args(plan: &LaunchPlan) -> Vec<OsString> {
 /// 32 the cache is emptied again and again.
 fn code_cache_mib(memory_bytes: u64) -> u64 {
     (memory_bytes / 2 / (1 << 20)).clamp(64, 512)
-}
-
-/// The machine type that fits the host's architecture.
-pub fn machine_type() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "q35",
-        _ => "virt",
-    }
 }
 
 /// Memory in MiB where that is exact.

@@ -51,6 +51,7 @@ pub(crate) fn decide(
     };
     let question = AccelQuestion {
         choice: config.qemu.accel,
+        arch: config.qemu.arch,
         binary: qemu,
         kernel,
         home: Some(home),
@@ -127,6 +128,7 @@ impl KvmWatch<'_, '_> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::arch::Arch;
     use crate::core::config::AccelChoice;
     use crate::core::reporter::Silent;
     use crate::core::runtime::launch::{gone_within, launch};
@@ -142,6 +144,7 @@ mod tests {
         let plan = LaunchPlan {
             vm: "web".parse().unwrap(),
             dir: paths.dir().to_owned(),
+            arch: Arch::host(),
             binary: qemu.clone(),
             accel: Accel::Kvm,
             cpus: 1,
@@ -183,6 +186,7 @@ mod tests {
         std::fs::write(&device, "").unwrap();
         let question = AccelQuestion {
             choice: AccelChoice::Auto,
+            arch: Arch::host(),
             binary: &qemu,
             kernel: None,
             home: Some(scratch.dir()),

@@ -322,6 +322,7 @@ impl Fleet<'_, '_> {
         Ok(LaunchPlan {
             vm: vm.name.clone(),
             dir: self.config.state.vm(&vm.name).dir().to_owned(),
+            arch: self.config.qemu.arch,
             binary: with.qemu.clone(),
             accel: with.accel.accel,
             cpus: vm.cpus,

@@ -100,6 +100,7 @@ pub(crate) fn examine(request: PreflightRequest<'_>) -> Preflight {
         if !launches.is_empty() {
             accel::check(&AccelQuestion {
                 choice: config.qemu.accel,
+                arch: config.qemu.arch,
                 binary: &qemu,
                 kernel: None,
                 home: Some(request.home),

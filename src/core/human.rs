@@ -45,23 +45,27 @@ fn two(large: u64, large_unit: &str, small: u64, small_unit: &str) -> String {
 
 /// `512 bytes`, `3.2 MiB`, `2 GiB`.
 pub fn bytes(count: u64) -> String {
+    in_unit(count, |value, exact| usize::from(!exact && value < 99.95))
+}
+
+/// `512 bytes`, `3.2 MiB`, `2.0 GiB`: for sizes side by side, or one that grows.
+pub fn bytes_to_a_tenth(count: u64) -> String {
+    in_unit(count, |_, _| 1)
+}
+
+fn in_unit(count: u64, digits: impl Fn(f64, bool) -> usize) -> String {
     const UNITS: [(u64, &str); 4] = [
         (1 << 40, "TiB"),
         (1 << 30, "GiB"),
         (1 << 20, "MiB"),
         (1 << 10, "KiB"),
     ];
-    for (size, unit) in UNITS {
-        if count >= size {
-            let value = count as f64 / size as f64;
-            return if count.is_multiple_of(size) || value >= 99.95 {
-                format!("{value:.0} {unit}")
-            } else {
-                format!("{value:.1} {unit}")
-            };
-        }
-    }
-    plural(count, "byte")
+    let Some((size, unit)) = UNITS.into_iter().find(|(size, _)| count >= *size) else {
+        return plural(count, "byte");
+    };
+    let value = count as f64 / size as f64;
+    let digits = digits(value, count.is_multiple_of(size));
+    format!("{value:.digits$} {unit}")
 }
 
 /// `1 VM`, `3 VMs`, `2 processes`.
@@ -119,6 +123,14 @@ mod tests {
             (300 << 20 | 5, "300 MiB"),
         ] {
             assert_eq!(bytes(count), text, "{count}");
+        }
+        for (count, text) in [
+            (512, "512 bytes"),
+            (2048, "2.0 KiB"),
+            (1_572_864, "1.5 MiB"),
+            (300 << 20 | 5, "300.0 MiB"),
+        ] {
+            assert_eq!(bytes_to_a_tenth(count), text);
         }
         assert_eq!(plural(1, "VM"), "1 VM");
         assert_eq!(plural(0_u64, "VM"), "0 VMs");

@@ -122,7 +122,7 @@ pub(super) fn transfer(
     context.emitter.count_sent(sent.load(Ordering::Relaxed));
     Ok(format!(
         "{} of {}",
-        human::bytes(sent.load(Ordering::Relaxed)),
+        human::bytes_to_a_tenth(sent.load(Ordering::Relaxed)),
         match (name, payload) {
             (Some(name), Some(_)) =>
                 format!("{} and {PAYLOAD_NAME}", escape_line(&name.to_string_lossy(), 100)),
@@ -147,11 +147,11 @@ fn emit_progress(context: &Context<'_, '_>, sent: u64, expected: Option<u64>) {
     let text = match expected.filter(|expected| *expected > 0) {
         Some(expected) => format!(
             "{} of {} sent ({} %)",
-            human::bytes(sent.min(expected)),
-            human::bytes(expected),
+            human::bytes_to_a_tenth(sent.min(expected)),
+            human::bytes_to_a_tenth(expected),
             (sent.saturating_mul(100) / expected).min(100)
         ),
-        None => format!("{} sent", human::bytes(sent)),
+        None => format!("{} sent", human::bytes_to_a_tenth(sent)),
     };
     let mut event = Event::message(Severity::Progress, Some(vm), text);
     if let Event::Message { source, data, .. } = &mut event {

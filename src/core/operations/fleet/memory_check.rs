@@ -204,7 +204,10 @@ fn of_disk(config: &Config, vms: &[&VmConfig]) -> Vec<Event> {
 
 /// In whole MiB, of which too little is never told.
 fn size(bytes: u64) -> String {
-    human::bytes(bytes.next_multiple_of(MIB))
+    match bytes.next_multiple_of(MIB) {
+        small if small < 1 << 30 => human::bytes(small),
+        large => human::bytes_to_a_tenth(large),
+    }
 }
 
 #[cfg(test)]
@@ -247,7 +250,7 @@ mod tests {
         let short = judged(sixteen, memory(16 * 224, 8192));
         assert!(short.refusal.is_none(), "{short:?}");
         assert!(
-            text(&short.warnings).contains("2 GiB would be missing"),
+            text(&short.warnings).contains("2.0 GiB would be missing"),
             "{short:?}"
         );
         let short = judged(sixteen, memory(16 * 352, 8192));

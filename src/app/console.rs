@@ -5,7 +5,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use castra::core::cancel::Cancel;
 use castra::core::console::Console;
@@ -61,7 +61,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         context.say("");
     }
     let words = match end {
-        BridgeEnd::Closed if has_gone(&console) => format!("vm `{vm}` has ended"),
+        BridgeEnd::Closed if console.vm_ends_within(GONE_WITHIN) => format!("vm `{vm}` has ended"),
         BridgeEnd::Closed => {
             return Err(
                 Failure::new(Exit::Io, format!("the console of vm `{vm}` was closed"))
@@ -108,18 +108,6 @@ fn write_all(bytes: &[u8]) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-fn has_gone(console: &Console) -> bool {
-    let began = Instant::now();
-    let patience = Cancel::new();
-    while console.vm_runs() {
-        if began.elapsed() >= GONE_WITHIN {
-            return false;
-        }
-        patience.pause(Duration::from_millis(10));
-    }
-    true
 }
 
 /// The terminal in raw mode; as it was before when this is dropped, at a panic too.

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::failure::{Exit, Failure};
 use crate::core::host::FileLock;
 use crate::core::human;
@@ -37,8 +37,6 @@ const STDERR_LINE_BYTES: u64 = 4096;
 pub const AGENT_RUN_MARK: &str = "CASTRA_HARNESS_RUN";
 /// Between SIGTERM and SIGKILL to a child that must end.
 const TERM_GRACE: Duration = Duration::from_secs(2);
-/// How often a wait looks at the child and at the request to stop, at the least.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Who is told each line of a child's stderr.
 type OnLine<'a> = Box<dyn FnMut(&str) + Send + 'a>;
@@ -295,17 +293,17 @@ enum Waited {
     Cancelled,
 }
 
+/// How a child has ended, if it ends within this time.
+pub fn ended_within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    const EVERY: Duration = Duration::from_millis(2);
+    Cancel::new().wait_for(limit, EVERY, || child.try_wait().ok().flatten())
+}
+
 /// Ends a child and its whole group: SIGTERM, after a grace SIGKILL; reaps it.
 pub fn end_group(child: &mut Child) {
     let group = Pid::from_raw(i32::try_from(child.id()).expect("pids fit in 31 bits"));
     let _ = killpg(group, Signal::SIGTERM);
-    let until = Instant::now() + TERM_GRACE;
-    while Instant::now() < until {
-        if matches!(child.try_wait(), Ok(Some(_))) {
-            break;
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
+    ended_within(child, TERM_GRACE);
     // The leader is gone or not: whoever of its group is left holds our pipes open.
     let _ = killpg(group, Signal::SIGKILL);
     let _ = child.wait();

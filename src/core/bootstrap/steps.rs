@@ -17,6 +17,7 @@ use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::watch::Watch;
+use crate::core::cancel::POLL_INTERVAL;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
@@ -29,8 +30,6 @@ use crate::core::time::millis;
 /// What a script prints, on a line of its own, when it found nothing to change.
 pub const NOOP_LINE: &str = "Castra:noop";
 
-/// Between two looks for the banner.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For a connection that nothing has announced. A server that takes longer, under a heavy load, is asked once more.
 const BLIND_CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between attempts to connect where the guest hung up.

@@ -21,6 +21,7 @@ use crate::core::bootstrap::step_failure::StepFailure;
 use crate::core::bootstrap::vizier_remote::{self as remote, Parcel};
 use crate::core::bootstrap::watch::Watch;
 use crate::core::broker::protocol::heartbeat_secs;
+use crate::core::cancel::POLL_INTERVAL;
 use crate::core::config::{Config, VmConfig};
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity, VizierPlanStatus};
@@ -36,8 +37,6 @@ use crate::core::root::records::{self, BrokerRecord, RunRecord};
 
 /// What Vizier's hello carries.
 const CAPABILITY: &str = "vizier-v1";
-/// Between two looks at the record.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For the guest to show its log at the end.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest text of a line in a detail.
@@ -302,49 +301,43 @@ pub(super) fn await_hello(
     let state = &context.config.state;
     let path = state.handshake(vm);
     let limit = context.vm.bootstrap.step_timeout;
-    let began = Instant::now();
     let since = |ms| OfLaunch {
         vm,
         since_ms: Some(ms),
     };
     let mut run = None;
-    loop {
-        if let RecordRead::Record(record) = read_record(&path)
-            && record.capabilities.iter().any(|word| word == CAPABILITY)
-        {
-            let heard = match installed.started_ms {
-                Some(started) => is_of_launch(&record, since(started), host::boot_id()),
-                None => {
-                    let run = run.get_or_insert_with(|| broker_run(&state.broker_json()));
-                    let launch = since(context.launch.launched_boottime_ms);
-                    run.as_deref() == Some(record.broker_run.as_str())
-                        && is_fresh(&record, launch, context.config.broker.freshness, Now::read())
-                }
-            };
-            if heard {
-                let how = if record.bus_session {
-                    "in a session"
-                } else {
-                    "by repeated handshakes"
-                };
-                return Ok(format!("{CAPABILITY}, {how}"));
+    let mut look = || {
+        let RecordRead::Record(record) = read_record(&path) else {
+            return None;
+        };
+        let is_heard = match installed.started_ms {
+            _ if !record.capabilities.iter().any(|word| word == CAPABILITY) => false,
+            Some(started) => is_of_launch(&record, since(started), host::boot_id()),
+            None => {
+                let run = run.get_or_insert_with(|| broker_run(&state.broker_json()));
+                let launch = since(context.launch.launched_boottime_ms);
+                run.as_deref() == Some(record.broker_run.as_str())
+                    && is_fresh(&record, launch, context.config.broker.freshness, Now::read())
             }
-        }
-        if began.elapsed() >= limit {
-            let log = state.vizier_log(vm);
-            return Err(StepFailure::because(format!(
-                "no handshake with {CAPABILITY} came from {vm} within {} s",
-                limit.as_secs()
-            ))
-            .with_advice(format!(
-                "read {} and `castra logs {vm}`: can the guest reach the broker?",
-                log.display()
-            )));
-        }
-        if let Some(stop) = watch.pause(POLL_INTERVAL) {
-            return Err(StepFailure::Stopped(stop));
-        }
-    }
+        };
+        let how = match record.bus_session {
+            true => "in a session",
+            false => "by repeated handshakes",
+        };
+        is_heard.then(|| format!("{CAPABILITY}, {how}"))
+    };
+    let heard = watch.wait_for(limit, POLL_INTERVAL, &mut look);
+    heard.map_err(StepFailure::Stopped)?.ok_or_else(|| {
+        let log = state.vizier_log(vm);
+        StepFailure::because(format!(
+            "no handshake with {CAPABILITY} came from {vm} within {} s",
+            limit.as_secs()
+        ))
+        .with_advice(format!(
+            "read {} and `castra logs {vm}`: can the guest reach the broker?",
+            log.display()
+        ))
+    })
 }
 
 fn broker_run(path: &Path) -> Option<String> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::step_failure::StepFailure;
+use crate::core::cancel::POLL_INTERVAL;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
@@ -19,8 +20,6 @@ use crate::core::name::VmName;
 use crate::core::root::freshness::{OfLaunch, has_been_heard};
 use crate::core::root::paths::vm_file;
 
-/// Between two looks at the record.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// A longer wait says what it waits for, this often.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// How much of the console is looked at for a guest's last words.

@@ -4,7 +4,7 @@
 //! (`core::runtime`), or the deadlines of the steps.
 
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::core::cancel::Cancel;
 use crate::core::root::alive::may_live;
@@ -81,17 +81,20 @@ impl<'a> Watch<'a> {
         self.look()
     }
 
+    /// As [`Cancel::wait_for`], but it ends with the VM, too.
+    pub fn wait_for<T>(
+        &self,
+        limit: Duration,
+        every: Duration,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<Option<T>, StopReason> {
+        let look = || look().map(Ok).or_else(|| self.look().map(Err));
+        self.cancel.wait_for(limit, every, look).transpose()
+    }
+
     /// Why to end, as soon as there is a reason; `None` if there is none within `limit`.
     pub fn pause_for_end(&self, limit: Duration) -> Option<StopReason> {
-        let until = Instant::now() + limit;
-        loop {
-            if let Some(stop) = self.pause(POLL_INTERVAL) {
-                return Some(stop);
-            }
-            if Instant::now() >= until {
-                return None;
-            }
-        }
+        self.cancel.wait_for(limit, POLL_INTERVAL, || self.look())
     }
 
     /// Whether somebody asked twice to stop: nothing is ended in order any more.

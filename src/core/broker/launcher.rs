@@ -367,12 +367,6 @@ fn foreign(state: &StateRoot, why: &str) -> Failure {
 
 /// Waits until that process no longer holds the lock.
 fn wait_until_unlocked(state: &StateRoot, pid: u32, limit: Duration) -> bool {
-    let until = Instant::now() + limit;
-    while host::locked_pid(&state.broker_pid()) == Some(pid) {
-        if Instant::now() >= until {
-            return false;
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
-    true
+    let path = state.broker_pid();
+    Cancel::new().wait_until(limit, POLL_INTERVAL, || host::locked_pid(&path) != Some(pid))
 }

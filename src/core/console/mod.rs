@@ -15,14 +15,15 @@ pub mod filter;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
+use crate::core::runtime::launch::gone_within;
 use crate::core::runtime::restart_advice;
 
 use filter::TerminalFilter;
@@ -32,9 +33,6 @@ const NOTE: &str = "castra console";
 
 /// How long QEMU may take to notice that its client has left: an idle one takes 1 ms.
 const LEAVES_WITHIN: Duration = Duration::from_secs(2);
-
-/// Between two looks at that.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// As much of the end of `serial.log` as is looked at for the last lines.
 const TAIL: u64 = 64 * 1024;
@@ -107,9 +105,9 @@ impl Console {
         &self.stream
     }
 
-    /// Whether the VM's QEMU still lives.
-    pub fn vm_runs(&self) -> bool {
-        qemu_pid(&self.paths).is_some()
+    /// Whether the VM's QEMU ends within this time.
+    pub fn vm_ends_within(&self, limit: Duration) -> bool {
+        gone_within(&self.paths, limit)
     }
 
     /// The last lines that the guest wrote before, fit for a terminal: without colours and cursor
@@ -122,14 +120,9 @@ impl Console {
 
 /// Whether QEMU has a client. It takes a moment to notice that one has left.
 fn is_taken(qemu: u32) -> bool {
-    let began = Instant::now();
-    while host::has_client(qemu, vm_file::SERIAL_SOCK) {
-        if began.elapsed() >= LEAVES_WITHIN {
-            return true;
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
-    false
+    !Cancel::new().wait_until(LEAVES_WITHIN, POLL_INTERVAL, || {
+        !host::has_client(qemu, vm_file::SERIAL_SOCK)
+    })
 }
 
 /// What a lock's note says of its holder.

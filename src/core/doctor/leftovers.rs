@@ -5,11 +5,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::{Area, Finding};
+use crate::core::cancel::Cancel;
 use crate::core::config::workspace;
 use crate::core::host::{self, Holder, ImageUse};
 use crate::core::human::{bytes as size, plural};
@@ -366,15 +367,9 @@ fn is_stuck(pid: u32) -> bool {
     let Some(before) = host::context_switches_of(pid, STATE_THREAD) else {
         return false;
     };
-    let began = Instant::now();
-    while began.elapsed() < BROKER_TIMEOUT {
-        std::thread::sleep(POLL_INTERVAL);
-        // Gone meanwhile is not stuck.
-        if host::context_switches_of(pid, STATE_THREAD) != Some(before) {
-            return false;
-        }
-    }
-    true
+    // Gone meanwhile is not stuck.
+    let moves = || host::context_switches_of(pid, STATE_THREAD) != Some(before);
+    !Cancel::new().wait_until(BROKER_TIMEOUT, POLL_INTERVAL, moves)
 }
 
 /// Projects on record that have lost their config or their state.

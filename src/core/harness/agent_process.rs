@@ -329,24 +329,20 @@ fn hold(mut pipe: ChildStdin, text: Vec<u8>) -> std::io::Result<Sender<()>> {
 /// Ends every process that carries the mark; how many there were.
 fn end_marked(mark: &str) -> usize {
     // What is about to end by itself isn't left behind: Codex looks at the system as it begins.
-    let until = Instant::now() + OWN_GRACE;
-    let mut left = host::processes_with(AGENT_RUN_MARK, mark);
-    while !left.is_empty() && Instant::now() < until {
-        thread::sleep(POLL_INTERVAL);
-        left = host::processes_with(AGENT_RUN_MARK, mark);
-    }
+    let wait = |limit| {
+        let mut left = Vec::new();
+        Cancel::new().wait_until(limit, POLL_INTERVAL, || {
+            left = host::processes_with(AGENT_RUN_MARK, mark);
+            left.is_empty()
+        });
+        left
+    };
+    let left = wait(OWN_GRACE);
     for pid in &left {
         signal(*pid, Signal::SIGTERM);
     }
-    let until = Instant::now() + LEFT_GRACE;
-    while !host::processes_with(AGENT_RUN_MARK, mark).is_empty() {
-        if Instant::now() >= until {
-            for pid in host::processes_with(AGENT_RUN_MARK, mark) {
-                signal(pid, Signal::SIGKILL);
-            }
-            break;
-        }
-        thread::sleep(POLL_INTERVAL);
+    for pid in wait(LEFT_GRACE) {
+        signal(pid, Signal::SIGKILL);
     }
     left.len()
 }
@@ -390,10 +386,8 @@ impl Stderr {
 
     /// What there is; waits for the rest, but not for a pipe that somebody out of reach holds.
     fn end(&self) -> String {
-        let until = Instant::now() + PIPE_GRACE;
-        while !self.thread.is_finished() && Instant::now() < until {
-            thread::sleep(Duration::from_millis(1));
-        }
+        const EVERY: Duration = Duration::from_millis(1);
+        Cancel::new().wait_until(PIPE_GRACE, EVERY, || self.thread.is_finished());
         self.tail.lock().unwrap_or_else(PoisonError::into_inner).text()
     }
 }

@@ -45,21 +45,21 @@ fn image_message(severity: Severity, text: impl Into<String>) -> Event {
 /// says so once, and it stops waiting when cancelled. `doing` completes "another castra …".
 fn lock_or_wait(path: &Path, doing: &str, emitter: &Emitter<'_>, cancel: &Cancel) -> Result<FileLock> {
     let mut told = false;
-    loop {
-        match FileLock::try_take(path, doing) {
-            Ok(lock) => return Ok(lock),
-            Err(LockError::Io(error)) => return Err(Failure::io("create", path, &error)),
-            Err(LockError::Held(who)) if !told => {
-                told = true;
+    let try_take = || match FileLock::try_take(path, doing) {
+        Ok(lock) => Some(Ok(lock)),
+        Err(LockError::Io(error)) => Some(Err(Failure::io("create", path, &error))),
+        Err(LockError::Held(who)) => {
+            if !std::mem::replace(&mut told, true) {
                 let pid = who.split_whitespace().next().unwrap_or("?").to_owned();
                 let text = format!("another castra (pid {pid}) {doing}: waiting for it");
                 emitter.emit(image_message(Severity::Info, text));
             }
-            Err(LockError::Held(_)) => {}
+            None
         }
-        if cancel.pause(POLL_INTERVAL) {
-            let what = format!("interrupted while another castra {doing}");
-            return Err(Failure::new(Exit::Interrupted, what));
-        }
-    }
+    };
+    let taken = cancel.wait_for(Duration::MAX, POLL_INTERVAL, try_take);
+    taken.unwrap_or_else(|| {
+        let what = format!("interrupted while another castra {doing}");
+        Err(Failure::new(Exit::Interrupted, what))
+    })
 }

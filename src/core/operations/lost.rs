@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
@@ -24,9 +24,6 @@ use crate::core::root::paths::StateRoot;
 use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::time::millis;
-
-/// Between two looks at a QEMU that is to end.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What runs under a state root that the project had before.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,14 +208,9 @@ pub(crate) fn end(
 
 /// A second request to stop skips the patience.
 fn gone_within(qemu: &LostQemu, limit: Duration, cancel: &Cancel) -> bool {
-    let until = Instant::now() + limit;
-    while qemu.is_alive() || host::has_descriptors(qemu.pid) {
-        if Instant::now() >= until || cancel.requests() > 1 {
-            return !qemu.is_alive();
-        }
-        std::thread::sleep(POLL_INTERVAL);
-    }
-    true
+    let is_gone = || !qemu.is_alive() && !host::has_descriptors(qemu.pid);
+    Cancel::new().wait_until(limit, POLL_INTERVAL, || is_gone() || cancel.requests() > 1);
+    !qemu.is_alive()
 }
 
 /// The project of this id or name, also where its state root is gone.

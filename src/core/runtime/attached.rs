@@ -20,7 +20,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::core::cancel::Cancel;
-use crate::core::process::{JobError, show_argv, show_status};
+use crate::core::process::{JobError, ended_within, show_argv, show_status};
 use crate::core::root::paths::{VmPaths, vm_file};
 
 use super::fault::{LaunchError, StartFailure, own_words};
@@ -150,7 +150,7 @@ fn connect(
             Err(QmpError::Gone(error)) => {
                 // QEMU ended together with its QMP: its last message explains more than a broken
                 // socket.
-                return match within(child, Duration::from_millis(200)) {
+                return match ended_within(child, Duration::from_millis(200)) {
                     Some(status) => Err(ended(paths, status)),
                     None => Ok(Err(QmpError::Gone(error))),
                 };
@@ -175,18 +175,6 @@ fn listens_not(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
     )
-}
-
-/// The child's status, if it ends within this time.
-fn within(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
-    let until = Instant::now() + limit;
-    loop {
-        match child.try_wait() {
-            Ok(Some(status)) => return Some(status),
-            _ if Instant::now() >= until => return None,
-            _ => thread::sleep(POLL_INTERVAL),
-        }
-    }
 }
 
 /// Why a QEMU has ended: it refused to start, or it crashed. One that had opened its socket and

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::PortForward;
 use crate::core::failure::Failure;
 use crate::core::host::{self, FileLock};
@@ -234,14 +234,7 @@ fn abandon(paths: &VmPaths) {
 
 /// Waits until a VM's QEMU has ended; false if it still runs at the end.
 pub(crate) fn gone_within(paths: &VmPaths, limit: Duration) -> bool {
-    let until = Instant::now() + limit;
-    while qemu_pid(paths).is_some() {
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    true
+    Cancel::new().wait_until(limit, POLL_INTERVAL, || qemu_pid(paths).is_none())
 }
 
 /// What can end a boot before the guest shakes hands (docs/CONFIG.md).

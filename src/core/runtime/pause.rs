@@ -13,11 +13,11 @@ use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::escape::escape_line;
 use crate::core::failure::{Exit, Failure};
 use crate::core::host;
@@ -39,8 +39,6 @@ const LOG_TAIL: u64 = 4096;
 pub const MIN_FREE_BYTES: u64 = 16 << 20;
 /// How long a resumed guest must run to count as running: it repeats the failed write at once.
 const RESUME_CHECK: Duration = Duration::from_millis(300);
-/// How often that is checked.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// QEMU's run state of a guest whose disk can't be written.
 const IO_ERROR: &str = "io-error";
@@ -212,14 +210,7 @@ impl PauseWatch {
 pub fn resume(paths: &VmPaths, limit: Duration) -> Result<Option<Pause>, QmpError> {
     Qmp::connect(paths.dir(), limit)?.cont(limit)?;
     let watch = PauseWatch::new(paths);
-    let until = Instant::now() + RESUME_CHECK;
-    while Instant::now() < until {
-        if let Some(pause) = watch.look() {
-            return Ok(Some(pause));
-        }
-        thread::sleep(POLL_INTERVAL);
-    }
-    Ok(None)
+    Ok(Cancel::new().wait_for(RESUME_CHECK, POLL_INTERVAL, || watch.look()))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::core::arch::{Arch, PROBE_TEXT};
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::events::Accel;
 use crate::core::host;
 use crate::core::process::{Job, JobError};
@@ -35,8 +35,6 @@ const STUCK_AFTER: Duration = Duration::from_secs(3);
 const STUCK_CPU: Duration = Duration::from_millis(300);
 /// No probe takes longer, whatever the host's load.
 const LIMIT: Duration = Duration::from_secs(20);
-/// How often console and CPU time are looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]

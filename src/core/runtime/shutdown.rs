@@ -4,12 +4,11 @@
 //! `stop.json`, locks, overlays (`core::operations`), how a VM ended that wasn't stopped
 //! (`root::ending`).
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
 use crate::core::events::Event;
 use crate::core::host;
@@ -17,6 +16,7 @@ use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
 use crate::core::root::paths::VmPaths;
 
+use super::launch::gone_within;
 use super::qmp::Qmp;
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
@@ -30,8 +30,6 @@ const QMP_LIMIT: Duration = Duration::from_secs(2);
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU's process may take to end after its pid file is gone.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
-/// How often the lock is checked: a guest takes 30 to 70 ms to power off.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a VM was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +110,8 @@ pub fn shutdown(
 /// QEMU removes its pid file before it ends, but keeps its ports until it has ended, and the next
 /// launch needs them.
 fn wait_for_end(pid: u32) {
-    let until = Instant::now() + LAST_MOMENT;
-    while host::has_descriptors(pid) && Instant::now() < until {
-        thread::sleep(Duration::from_millis(1));
-    }
+    const EVERY: Duration = Duration::from_millis(1);
+    Cancel::new().wait_until(LAST_MOMENT, EVERY, || !host::has_descriptors(pid));
 }
 
 struct Ladder<'a, 'e> {
@@ -199,7 +195,7 @@ impl Ladder<'_, '_> {
         let mut qmp = match Qmp::connect(self.paths.dir(), left().min(QMP_LIMIT)) {
             Ok(qmp) => qmp,
             // The guest may just be powering off by itself.
-            Err(_) if self.is_gone() => return Ok(true),
+            Err(_) if qemu_pid(self.paths).is_none() => return Ok(true),
             Err(error) => return Err(error.to_string()),
         };
         let status = qmp.query_status(left().min(QMP_LIMIT)).unwrap_or_default();
@@ -235,31 +231,16 @@ impl Ladder<'_, '_> {
             timeout_ms: millis(wait),
         });
         signal_qemu(self.paths, signal);
-        let until = Instant::now() + wait;
-        while !self.is_gone() {
+        match signal {
             // After the last step there is no other to go on with.
-            let hurry = signal != Signal::SIGKILL && self.is_impatient();
-            if hurry || Instant::now() >= until {
-                return false;
-            }
-            thread::sleep(POLL_INTERVAL);
+            Signal::SIGKILL => gone_within(self.paths, wait),
+            _ => self.wait_gone(wait),
         }
-        true
     }
 
     fn wait_gone(&self, limit: Duration) -> bool {
-        let until = Instant::now() + limit;
-        while !self.is_gone() {
-            if self.is_impatient() || Instant::now() >= until {
-                return false;
-            }
-            thread::sleep(POLL_INTERVAL);
-        }
-        true
-    }
-
-    fn is_gone(&self) -> bool {
-        qemu_pid(self.paths).is_none()
+        let is_gone = || qemu_pid(self.paths).is_none();
+        Cancel::new().wait_until(limit, POLL_INTERVAL, || is_gone() || self.is_impatient()) && is_gone()
     }
 
     fn is_impatient(&self) -> bool {

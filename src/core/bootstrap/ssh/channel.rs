@@ -19,7 +19,7 @@ use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::error::SshError;
 use crate::core::bootstrap::ssh::master::{Master, spawn_reader};
 use crate::core::bootstrap::watch::{StopReason, Watch};
-use crate::core::process::{Tail, end_group, show_status};
+use crate::core::process::{Tail, end_group, ended_within, show_status};
 use crate::core::threads;
 
 /// How often a wait looks at the VM and the wish to stop.
@@ -338,12 +338,10 @@ impl RunningCommand<'_> {
     /// Reaps ssh after the command has ended.
     fn finish(&mut self) -> Result<ExitStatus, ExecError> {
         self.release = None;
-        let until = Instant::now() + Duration::from_secs(1);
-        while self.eofs == 2 && Instant::now() < until {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(1));
+        if self.eofs == 2
+            && let Some(status) = ended_within(self.child, Duration::from_secs(1))
+        {
+            return Ok(status);
         }
         end_group(self.child);
         self.child

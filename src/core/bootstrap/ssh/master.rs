@@ -22,16 +22,15 @@ use crate::core::bootstrap::bounded_lines::LineCutter;
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::error::{SshError, said};
 use crate::core::bootstrap::watch::Watch;
+use crate::core::cancel::POLL_INTERVAL;
 use crate::core::host;
-use crate::core::process::{Tail, show_status};
+use crate::core::process::{Tail, ended_within, show_status};
 use crate::core::root::paths::vm_file;
 use crate::core::threads::no_thread_failure;
 
 /// The line after which the connection counts as usable.
 pub const READY: &str = "castra-ready";
 
-/// How often a wait looks at the VM and the wish to stop.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// For ssh to end after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(1);
 /// Lines before the ready line that are kept: greetings of the login shell, and the answers.
@@ -138,17 +137,9 @@ impl Master {
 
     /// Why it is gone, if it is. Waits as long as `timeout` for an end that is under way.
     pub fn lost(&mut self, timeout: Duration) -> Option<SshError> {
-        let until = Instant::now() + timeout;
-        loop {
-            if let Ok(Some(status)) = self.child.try_wait() {
-                self.join_readers();
-                return Some(SshError::Lost(said(&self.stderr_tail(), &show_status(status))));
-            }
-            if Instant::now() >= until {
-                return None;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        let status = ended_within(&mut self.child, timeout)?;
+        self.join_readers();
+        Some(SshError::Lost(said(&self.stderr_tail(), &show_status(status))))
     }
 
     /// Takes over the readers of a channel. ssh hands a channel's pipes to the master, which
@@ -192,15 +183,8 @@ impl Master {
 
     /// Waits for the child, ends it if it takes too long, and says how it ended.
     fn reap(&mut self, timeout: Duration) -> String {
-        let until = Instant::now() + timeout;
         let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
-        let mut status = None;
-        while status.is_none() && Instant::now() < until {
-            status = self.child.try_wait().ok().flatten();
-            if status.is_none() {
-                thread::sleep(Duration::from_millis(2));
-            }
-        }
+        let mut status = ended_within(&mut self.child, timeout);
         if status.is_none() {
             let _ = killpg(group, Signal::SIGKILL);
             status = self.child.wait().ok();

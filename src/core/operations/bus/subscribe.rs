@@ -296,28 +296,21 @@ impl Subscriber<'_, '_> {
 /// Why the broker cut this session off, by its own account. It writes that a moment after it has
 /// closed the connection.
 fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<Failure> {
-    let until = Instant::now() + END_REASON_TIMEOUT;
-    loop {
-        match end_of_session(&options.project.state.broker_events(), session).as_deref() {
-            Some("slow-consumer") => {
-                return Some(
-                    Failure::new(Exit::Failed, what)
-                        .because(
-                            "the broker cut this session off as a slow consumer: it took less than came, until \
-                             `outbound_queue_bytes` under [bus] waited for it",
-                        )
-                        .advice("read faster, or raise that"),
-                );
-            }
-            Some(reason) => {
-                let because = format!("the broker ended the session: {reason}");
-                return Some(Failure::new(Exit::Failed, what).because(because));
-            }
-            None if Instant::now() >= until => return None,
-            None if options.cancel.pause(END_REASON_POLL) => return None,
-            None => {}
-        }
-    }
+    let journal = options.project.state.broker_events();
+    let look = || end_of_session(&journal, session);
+    let reason = options
+        .cancel
+        .wait_for(END_REASON_TIMEOUT, END_REASON_POLL, look)?;
+    let failure = Failure::new(Exit::Failed, what);
+    Some(match reason.as_str() {
+        "slow-consumer" => failure
+            .because(
+                "the broker cut this session off as a slow consumer: it took less than came, until \
+                 `outbound_queue_bytes` under [bus] waited for it",
+            )
+            .advice("read faster, or raise that"),
+        reason => failure.because(format!("the broker ended the session: {reason}")),
+    })
 }
 
 /// What the end of the broker's journal says of the end of a session.

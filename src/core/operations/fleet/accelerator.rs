@@ -93,19 +93,19 @@ impl KvmWatch<'_, '_> {
         if self.decision.accel != Accel::Kvm {
             return;
         }
-        loop {
+        self.cancel.wait_until(Duration::MAX, POLL_INTERVAL, || {
             if alive.load(Ordering::Acquire) {
                 if !self.decision.proven {
                     accel::note_proof(self.home, self.qemu, self.cancel);
                 }
-                return;
+                return true;
             }
             if over.load(Ordering::Acquire) {
-                return;
+                return true;
             }
             match boot_fault(&self.paths) {
-                None => {}
-                Some(BootFault::Gone(_)) => return,
+                None => false,
+                Some(BootFault::Gone(_)) => true,
                 Some(BootFault::InternalError(words)) => {
                     let text = format!("KVM can't run this guest (QMP: internal-error): {words}");
                     let next = "run castra up again: it uses TCG until the host boots again";
@@ -114,13 +114,10 @@ impl KvmWatch<'_, '_> {
                     *fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
                     accel::note_failure(self.home, self.qemu, &words, self.cancel);
                     signal_qemu(&self.paths, Signal::SIGKILL);
-                    return;
+                    true
                 }
             }
-            if self.cancel.pause(POLL_INTERVAL) {
-                return;
-            }
-        }
+        });
     }
 }
 

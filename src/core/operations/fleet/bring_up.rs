@@ -321,19 +321,13 @@ impl<'e> Fleet<'_, 'e> {
         };
         let began = Instant::now();
         let mut busy = CpuLoad::new();
-        while began.elapsed() < SLOT_LIMIT
-            && !self.project_lock.is_released()
-            && !alive.load(Ordering::Relaxed)
-        {
+        self.cancel.wait_until(SLOT_LIMIT, POLL_INTERVAL, || {
             let used = qemu_pid(&paths).and_then(host::cpu_time);
-            let rests = used.is_none_or(|used| busy.is_idle(began.elapsed(), used));
-            if rests
+            self.project_lock.is_released()
+                || alive.load(Ordering::Relaxed)
+                || used.is_none_or(|used| busy.is_idle(began.elapsed(), used))
                 || has_been_heard(&handshake, launch, self.config.broker.freshness)
-                || self.cancel.pause(POLL_INTERVAL)
-            {
-                return;
-            }
-        }
+        });
     }
 
     fn bootstrap(

@@ -5,10 +5,9 @@
 //! (`core::runtime::shutdown`), or which disks go (`operations::down`, `operations::restart`).
 
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use crate::core::cancel::Cancel;
+use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
@@ -26,8 +25,6 @@ use crate::core::runtime::shutdown::{self, ShutdownEnding};
 
 /// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
 const LOCK_DEADLINE: Duration = Duration::from_secs(15);
-/// How often a wait for a lock looks.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What stopping takes. The caller holds the project's lock.
 pub(crate) struct VmStopper<'s, 'e> {
@@ -145,17 +142,18 @@ impl VmStopper<'_, '_> {
 
     /// The VM's lock, once whoever had it has seen that QEMU is gone.
     fn wait_for_lock(&self, paths: &VmPaths) -> Result<FileLock> {
-        let began = Instant::now();
-        loop {
-            match FileLock::try_take(&paths.lock(), self.command) {
-                Ok(lock) => return Ok(lock),
-                Err(LockError::Held(holder)) if began.elapsed() >= LOCK_DEADLINE => {
-                    return Err(run::busy(&format!("{}", paths.lock().display()), &holder));
-                }
-                Err(LockError::Held(_)) => thread::sleep(POLL_INTERVAL),
-                Err(LockError::Io(error)) => return Err(Failure::io("create", &paths.lock(), &error)),
+        let path = paths.lock();
+        let mut holder = String::new();
+        let try_take = || match FileLock::try_take(&path, self.command) {
+            Ok(lock) => Some(Ok(lock)),
+            Err(LockError::Io(error)) => Some(Err(Failure::io("create", &path, &error))),
+            Err(LockError::Held(who)) => {
+                holder = who;
+                None
             }
-        }
+        };
+        let taken = Cancel::new().wait_for(LOCK_DEADLINE, POLL_INTERVAL, try_take);
+        taken.unwrap_or_else(|| Err(run::busy(&path.display().to_string(), &holder)))
     }
 
     fn warn(&self, vm: &VmName, failure: &Failure) {

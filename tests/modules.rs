@@ -33,12 +33,6 @@ const SAME_MEANING: &[(&str, &str)] = &[
     ),
 ];
 
-/// Uses that run from a module to one below it in the table: none that need not be here.
-const EXCEPTIONS: &[(&str, &str)] = &[
-    // The reader of journals goes by the head of an event's line.
-    ("lines", "events"),
-];
-
 #[test]
 fn modules_use_only_those_before_them() {
     let order = order();
@@ -69,7 +63,7 @@ fn modules_use_only_those_before_them() {
                 for used in behind.into_iter().filter(|used| used != module) {
                     let is_below =
                         place(&used).is_some_and(|used| place(module).is_none_or(|own| own < used));
-                    if is_below && !EXCEPTIONS.contains(&(module, used.as_str())) {
+                    if is_below {
                         let line = code[..at].matches('\n').count();
                         let said = text.lines().nth(line).unwrap_or_default().trim();
                         wrong.push(format!("{file}:{}: {module} uses {used}: {said}", line + 1));

@@ -9,8 +9,8 @@ pub mod client;
 pub mod client_frame;
 pub mod error;
 mod greeting;
+pub mod line;
 pub mod log;
-
 pub mod message;
 pub mod topic;
 

@@ -181,10 +181,12 @@ impl Journal {
     }
 }
 
-/// The name of a rotated file; 1 is the youngest.
+/// The name of a log's file: 0 is the log itself, 1 the youngest rotated file.
 pub(crate) fn rotated(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_os_string();
-    name.push(format!(".{number}"));
+    if number > 0 {
+        name.push(format!(".{number}"));
+    }
     PathBuf::from(name)
 }
 
@@ -194,20 +196,14 @@ pub(crate) fn rotated(path: &Path, number: u32) -> PathBuf {
 /// 64 MiB back takes ext4 15 to 60 ms, and to rename over it longer still, because that begins to
 /// write out what replaces it. The state thread of a broker has no such time.
 pub(crate) fn rotate(path: &Path, keep: u32) -> io::Result<()> {
-    let oldest = match keep {
-        0 => path.to_owned(),
-        keep => rotated(path, keep),
-    };
+    let oldest = rotated(path, keep);
     let held = host::open_state_file(&oldest);
     host::remove_if_there(&oldest)?;
-    for number in (1..keep).rev() {
+    for number in (0..keep).rev() {
         match fs::rename(rotated(path, number), rotated(path, number + 1)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if number == 0 || error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-    }
-    if keep > 0 {
-        fs::rename(path, rotated(path, 1))?;
     }
     if let Ok(held) = held {
         // Nobody has to wait for it: at the end of the process the kernel closes it as well. Where

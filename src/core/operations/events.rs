@@ -10,9 +10,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::Cancel;
 use crate::core::events::contract::Stamped;
+use crate::core::events::kept::journal_reader::{BackwardReader, JournalReader};
 use crate::core::events::kept::{Head, JournalLine};
 use crate::core::failure::{Exit, Result};
-use crate::core::lines::trail::{BackwardReader, Position, RotatedJournal};
+use crate::core::lines::rotated_log::Position;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 
@@ -121,27 +122,27 @@ fn tell(
     outcome: &mut EventsOutcome,
 ) -> Result<()> {
     let pick = EventFilter::of(options);
-    let mut trails = [
-        RotatedJournal::open(&options.state.events())?.until(&options.cancel),
-        RotatedJournal::open(&options.state.broker_events())?.until(&options.cancel),
+    let mut journals = [
+        JournalReader::open(&options.state.events())?.until(&options.cancel),
+        JournalReader::open(&options.state.broker_events())?.until(&options.cancel),
     ];
     if let Some(since) = options.since {
         let earlier = wall_clock(since.checked_sub(SLACK).unwrap_or(SystemTime::UNIX_EPOCH));
-        for trail in &mut trails {
-            trail.skip_before(&earlier)?;
+        for journal in &mut journals {
+            journal.skip_before(&earlier)?;
         }
     }
     if let Some(count) = options.tail {
-        let places = last(&trails, count, &pick, options.follow)?;
-        for (trail, place) in trails.iter_mut().zip(places) {
-            trail.go_to(place);
+        let places = last(&journals, count, &pick, options.follow)?;
+        for (journal, place) in journals.iter_mut().zip(places) {
+            journal.go_to(place);
         }
     }
 
     let mut queues = [SortBuffer::default(), SortBuffer::default()];
     loop {
-        for (queue, trail) in queues.iter_mut().zip(&mut trails) {
-            queue.fill(|| trail.next(options.follow, |line, head| pick.kept(line, &head)))?;
+        for (queue, journal) in queues.iter_mut().zip(&mut journals) {
+            queue.fill(|| journal.next(options.follow, |line, head| pick.kept(line, &head)))?;
         }
         let next = first(queues.each_ref().map(SortBuffer::time));
         let listening = match next.and_then(|number| queues[number].pop()) {
@@ -152,8 +153,8 @@ fn tell(
             None => take(EventsItem::CaughtUp) && options.follow && !options.cancel.pause(POLL_INTERVAL),
         };
         if !listening || options.cancel.is_requested() {
-            outcome.corrupt = trails.iter().map(|trail| trail.corrupt).sum();
-            outcome.missed = trails.iter().any(|trail| trail.missed);
+            outcome.corrupt = journals.iter().map(|journal| journal.corrupt).sum();
+            outcome.missed = journals.iter().any(|journal| journal.missed);
             return Ok(());
         }
     }
@@ -218,12 +219,12 @@ fn first(times: [Option<&str>; 2]) -> Option<usize> {
 /// Where the last `count` events that are wanted begin, in each journal. Nothing but the places is
 /// kept, so any count will do.
 fn last(
-    trails: &[RotatedJournal; 2],
+    journals: &[JournalReader; 2],
     count: usize,
     pick: &EventFilter<'_>,
     follow: bool,
 ) -> Result<[Position; 2]> {
-    let mut reverses = [trails[0].backward(follow)?, trails[1].backward(follow)?];
+    let mut reverses = [journals[0].backward(follow)?, journals[1].backward(follow)?];
     let mut places = [reverses[0].end()?, reverses[1].end()?];
     let step = |reverse: &mut BackwardReader<'_>| {
         reverse.next(|_, head| pick.wants(&head).then(|| head.ts.clone().into_owned()))

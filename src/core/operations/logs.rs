@@ -192,7 +192,7 @@ impl Stream {
             }
             Reader::Bus(reader) => {
                 let opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
-                let mut opened = opened.until(self.cancel.clone());
+                let mut opened = opened.until(&self.cancel);
                 if count != usize::MAX {
                     opened.seek_last(count as u64).map_err(failed)?;
                 }
@@ -226,7 +226,7 @@ impl Stream {
                     Some(reader) => reader,
                     None => {
                         let opened = LogReader::open(&log.path, Vec::new()).map_err(failed)?;
-                        reader.insert(Box::new(opened.until(self.cancel.clone())))
+                        reader.insert(Box::new(opened.until(&self.cancel)))
                     }
                 };
                 while let Some(message) = reader.next_message().map_err(failed)? {

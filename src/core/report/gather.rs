@@ -13,9 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::events::kept::Head;
+use crate::core::events::kept::journal_reader::JournalReader;
 use crate::core::failure::Result;
 use crate::core::host::{self, Holder};
-use crate::core::lines::trail::{Position, RotatedJournal};
+use crate::core::lines::rotated_log::Position;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
@@ -46,16 +47,16 @@ pub struct RunFilter {
 /// The runs, newest first, and what isn't in them.
 pub fn gather(state: &StateRoot, wanted: &RunFilter) -> Result<(Vec<RunReport>, Vec<String>)> {
     let keys: Vec<String> = wanted.vms.iter().map(|vm| vm.to_ascii_lowercase()).collect();
-    let mut trail = RotatedJournal::open(&state.events())?;
+    let mut journal = JournalReader::open(&state.events())?;
     if let Some(since) = wanted.since {
-        trail.skip_before(&clock(since.checked_sub(SLACK)))?;
+        journal.skip_before(&clock(since.checked_sub(SLACK)))?;
     }
-    let Some((mut runs_so_far, place)) = choose(&trail, wanted, &keys)? else {
+    let Some((mut runs_so_far, place)) = choose(&journal, wanted, &keys)? else {
         return Ok((Vec::new(), Vec::new()));
     };
-    trail.go_to(place);
-    read_runs(&mut trail, &mut runs_so_far)?;
-    let mut left_out = corrupt_lines(&trail);
+    journal.go_to(place);
+    read_runs(&mut journal, &mut runs_so_far)?;
+    let mut left_out = corrupt_lines(&journal);
     read_broker(state, &mut runs_so_far)?;
 
     mark_running(state, &mut runs_so_far);
@@ -75,7 +76,7 @@ fn clock(time: Option<SystemTime>) -> String {
 
 /// The runs that are wanted, oldest first, and where the journal begins to tell of them.
 fn choose(
-    trail: &RotatedJournal,
+    journal: &JournalReader,
     wanted: &RunFilter,
     keys: &[String],
 ) -> Result<Option<(Vec<RunBuilder>, Position)>> {
@@ -84,7 +85,7 @@ fn choose(
     let mut about: HashSet<String> = HashSet::new();
     let mut chosen = Vec::new();
     let mut begins = None;
-    let mut lines = trail.backward(false)?;
+    let mut lines = journal.backward(false)?;
     let mut look = |line: &str, head: Head<'_>| -> Option<RunBuilder> {
         let run = head.run.as_deref()?;
         let is_wanted_vm = |vm: &str| keys.iter().any(|key| vm.eq_ignore_ascii_case(key));
@@ -123,12 +124,12 @@ fn choose(
 }
 
 /// Hands each event to its run.
-fn read_runs(trail: &mut RotatedJournal, runs_so_far: &mut [RunBuilder]) -> Result<()> {
+fn read_runs(journal: &mut JournalReader, runs_so_far: &mut [RunBuilder]) -> Result<()> {
     let index: HashMap<String, usize> = (0..)
         .zip(runs_so_far.iter())
         .map(|(at, run)| (run.run().to_owned(), at))
         .collect();
-    while let Some((at, stamped)) = trail.next(false, |line, head| {
+    while let Some((at, stamped)) = journal.next(false, |line, head| {
         let at = *index.get(head.run.as_deref()?)?;
         if head.kind == "message" && is_chatter(line) {
             return None;
@@ -147,8 +148,8 @@ fn is_chatter(line: &str) -> bool {
         .any(|mark| line.contains(mark))
 }
 
-fn corrupt_lines(trail: &RotatedJournal) -> Vec<String> {
-    match trail.corrupt {
+fn corrupt_lines(journal: &JournalReader) -> Vec<String> {
+    match journal.corrupt {
         0 => Vec::new(),
         1 => vec!["1 invalid line of the journal was skipped".to_owned()],
         count => vec![format!("{count} invalid lines of the journal were skipped")],
@@ -157,11 +158,11 @@ fn corrupt_lines(trail: &RotatedJournal) -> Vec<String> {
 
 /// Hands what the broker has told of a VM to the last run before it that was about this VM.
 fn read_broker(state: &StateRoot, runs_so_far: &mut [RunBuilder]) -> Result<()> {
-    let mut trail = RotatedJournal::open(&state.broker_events())?;
+    let mut journal = JournalReader::open(&state.broker_events())?;
     let Some(first) = runs_so_far.first() else {
         return Ok(());
     };
-    trail.skip_before(&wall_clock(of_unix_ms(first.began_ms)))?;
+    journal.skip_before(&wall_clock(of_unix_ms(first.began_ms)))?;
     let mut about: HashMap<String, Vec<usize>> = HashMap::new();
     for (at, run) in runs_so_far.iter().enumerate() {
         for key in run.keys() {
@@ -169,7 +170,7 @@ fn read_broker(state: &StateRoot, runs_so_far: &mut [RunBuilder]) -> Result<()> 
         }
     }
     let begins: Vec<u64> = runs_so_far.iter().map(|run| run.began_ms).collect();
-    while let Some((at, key, after, event)) = trail.next(false, |line, head| {
+    while let Some((at, key, after, event)) = journal.next(false, |line, head| {
         matches!(
             &*head.kind,
             "broker.handshake" | "broker.freshness" | "vm.lifecycle"

@@ -8,13 +8,16 @@
 //! How much time a point stands for isn't known beforehand: when there are too many points, two
 //! become one.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 
+use crate::core::bus::line::BusLine;
+use crate::core::bus::log::MAX_LINE_BYTES;
 use crate::core::bus::message::Message;
 use crate::core::failure::{Failure, Result};
-use crate::core::lines::segment::{Segment, Step};
-use crate::core::lines::trail;
+use crate::core::lines::line_file::{LineFile, Step};
+use crate::core::lines::rotated_log;
 use crate::core::root::paths::StateRoot;
 
 use super::model::{RunReport, Sender, Traffic};
@@ -24,8 +27,6 @@ use super::{MAX_BUS_BYTES, MAX_POINTS, MAX_SENDERS};
 const FINEST_MS: u64 = 1_000;
 /// Senders that are told apart while counting.
 const MAX_FOLLOWED: usize = 64;
-/// Between two places of the log that are nearer it is read line by line.
-const NEAR: u64 = 64 * 1024;
 
 /// Adds to each run what went over the bus from its beginning to that of the next, and says what was
 /// left out. Runs stand oldest first.
@@ -49,19 +50,19 @@ fn add_of(
         return Ok(None);
     };
     let path = state.bus_log();
-    let (mut segments, _) = trail::files(&path, None)?;
     let failed = |error: io::Error| Failure::io("read", &path, &error);
-    let cut_at = seek(&mut segments, *first, most_bytes).map_err(failed)?;
+    let (mut files, _) = rotated_log::files(&path, MAX_LINE_BYTES, None).map_err(failed)?;
+    let cut_at = seek(&mut files, *first, most_bytes).map_err(failed)?;
     let mut counts: Vec<Option<RunTraffic>> = runs.iter().map(|_| None).collect();
     // Lines rise in time, so the run is the same as that of the line before, as a rule.
-    for segment in &mut segments {
+    for file in &mut files {
         loop {
-            let line = match segment.next_line().map_err(failed)? {
+            let line = match file.next_line().map_err(failed)? {
                 Step::Line(line) => line,
                 Step::TooLong => continue,
                 Step::Pending => break,
             };
-            let Some(seen) = MessageHead::of(segment.bytes(line)) else {
+            let Some(seen) = MessageHead::of(file.bytes(line)) else {
                 continue;
             };
             if !keys.is_empty() && !keys.iter().any(|key| seen.vm.eq_ignore_ascii_case(key)) {
@@ -90,21 +91,22 @@ fn add_of(
 
 /// Leaves out what is older than this, and what is beyond so many bytes from the end. True: the latter
 /// has left something out that would have counted.
-fn seek(segments: &mut VecDeque<Segment>, since: u64, most_bytes: u64) -> io::Result<bool> {
+fn seek(files: &mut VecDeque<LineFile>, since: u64, most_bytes: u64) -> io::Result<bool> {
+    let is_before = |line: &[u8]| Some(MessageHead::of(line)?.ts < since);
     let mut room = most_bytes;
-    for at in (0..segments.len()).rev() {
-        let length = segments[at].length()?;
-        let begin = first_since(&mut segments[at], since)?;
-        if length - begin.min(length) > room {
-            segments[at].go_to(length - room);
+    for at in (0..files.len()).rev() {
+        let file = &mut files[at];
+        let length = file.length()?;
+        let has_earlier = file.skip_while(&is_before)?;
+        if length.saturating_sub(file.position()) > room {
+            file.go_to(length - room);
             // What stands there is the end of a line.
-            segments[at].next_line()?;
-            segments.drain(..at);
+            file.next_line()?;
+            files.drain(..at);
             return Ok(true);
         }
-        segments[at].go_to(begin);
-        if begin > 0 {
-            segments.drain(..at);
+        if has_earlier {
+            files.drain(..at);
             return Ok(false);
         }
         room -= length;
@@ -112,52 +114,11 @@ fn seek(segments: &mut VecDeque<Segment>, since: u64, most_bytes: u64) -> io::Re
     Ok(false)
 }
 
-/// Where the first message of this time or later begins.
-fn first_since(segment: &mut Segment, since: u64) -> io::Result<u64> {
-    let (mut low, mut high) = (0, segment.length()?);
-    while high - low > NEAR {
-        let middle = low + (high - low) / 2;
-        segment.go_to(middle);
-        segment.next_line()?;
-        match next_message(segment)? {
-            Some((_, ts)) if ts < since => low = segment.position(),
-            _ => high = middle,
-        }
-        if low > high {
-            break;
-        }
-    }
-    segment.go_to(low);
-    loop {
-        match next_message(segment)? {
-            Some((_, ts)) if ts < since => {}
-            Some((place, _)) => return Ok(place),
-            None => return Ok(segment.position()),
-        }
-    }
-}
-
-/// Place and time of the next message.
-fn next_message(segment: &mut Segment) -> io::Result<Option<(u64, u64)>> {
-    loop {
-        let place = segment.position();
-        match segment.next_line()? {
-            Step::Pending => return Ok(None),
-            Step::TooLong => {}
-            Step::Line(line) => {
-                if let Some(seen) = MessageHead::of(segment.bytes(line)) {
-                    return Ok(Some((place, seen.ts)));
-                }
-            }
-        }
-    }
-}
-
 /// What counts of a message.
 #[derive(Debug, PartialEq, Eq)]
 struct MessageHead<'l> {
     ts: u64,
-    vm: std::borrow::Cow<'l, str>,
+    vm: Cow<'l, str>,
     bytes: u64,
 }
 
@@ -165,41 +126,20 @@ impl<'l> MessageHead<'l> {
     /// By the beginning of the line, which the broker always writes alike; by its JSON where somebody
     /// else has written it. `None`: it is no message.
     fn of(line: &'l [u8]) -> Option<MessageHead<'l>> {
-        MessageHead::of_beginning(line).or_else(|| {
-            let message = Message::parse(line).ok()?;
-            Some(MessageHead {
-                ts: message.ts,
-                vm: message.vm.into(),
-                bytes: message.payload.get().len() as u64,
-            })
-        })
-    }
-
-    fn of_beginning(line: &'l [u8]) -> Option<MessageHead<'l>> {
-        let rest = line.strip_prefix(br#"{"seq":"#)?;
-        let (_, rest) = number(rest)?;
-        let (ts, rest) = number(rest.strip_prefix(br#","ts":"#)?)?;
-        let rest = rest.strip_prefix(br#","vm":""#)?;
-        let end = rest.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-        let vm = std::str::from_utf8(&rest[..end]).ok()?;
-        let topic = rest[end..].strip_prefix(br#"","topic":""#)?;
-        // No name of a topic needs a backslash.
-        let end = topic.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-        let payload = topic[end..]
-            .strip_prefix(br#"","payload":"#)?
-            .strip_suffix(b"}")?;
+        if let Some(plain) = BusLine::parse(line) {
+            return Some(MessageHead {
+                ts: plain.ts,
+                vm: plain.vm.into(),
+                bytes: plain.payload.len() as u64,
+            });
+        }
+        let message = Message::parse(line).ok()?;
         Some(MessageHead {
-            ts,
-            vm: vm.into(),
-            bytes: payload.len() as u64,
+            ts: message.ts,
+            vm: message.vm.into(),
+            bytes: message.payload.get().len() as u64,
         })
     }
-}
-
-fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let end = bytes.iter().position(|byte| !byte.is_ascii_digit())?;
-    let value = std::str::from_utf8(&bytes[..end]).ok()?.parse().ok()?;
-    Some((value, &bytes[end..]))
 }
 
 /// Messages of one run's time, counted.

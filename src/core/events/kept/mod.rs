@@ -1,8 +1,10 @@
 //! Events as they are kept: reading the journals back.
 //!
-//! Here: one line of a journal, the fields by which lines are selected, its time. Not here: reading
-//! a journal's files (`core::lines`), writing them (`core::lines::journal`), merging journals
+//! Here: one line of a journal, the fields by which lines are selected, its time; all lines of one journal
+//! (`journal_reader`). Not here: a journal's files (`core::lines`), merging journals
 //! (`core::operations::events`).
+
+pub(crate) mod journal_reader;
 
 use std::borrow::Cow;
 

@@ -82,7 +82,7 @@ pub fn bus_tail(options: &BusTailOptions, sink: &mut dyn BusSink) -> Result<BusT
 }
 
 fn read(options: &BusTailOptions, path: &Path, sink: &mut dyn BusSink) -> io::Result<BusTailOutcome> {
-    let mut reader = LogReader::open(path, options.topics.clone())?.until(options.cancel.clone());
+    let mut reader = LogReader::open(path, options.topics.clone())?.until(&options.cancel);
     let stopped =
         |error: &io::Error| error.kind() == io::ErrorKind::Interrupted && options.cancel.is_requested();
     if let Some(last) = options.last {

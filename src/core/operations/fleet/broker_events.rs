@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use crate::core::cancel::Cancel;
 use crate::core::events::contract::Stamped;
+use crate::core::events::kept::journal_reader::JournalReader;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::Result;
-use crate::core::lines::trail::RotatedJournal;
 use crate::core::reporter::Emitter;
 use crate::core::threads::{self, CancelOnDrop};
 
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A place in the broker's journal.
 pub(crate) struct BrokerEvents {
-    trail: Result<RotatedJournal>,
+    journal: Result<JournalReader>,
     names: HashSet<String>,
 }
 
@@ -31,7 +31,7 @@ impl BrokerEvents {
     /// Starts at the journal's present end, for events on these VMs (lower-case names).
     pub(crate) fn from_now(path: &Path, names: HashSet<String>) -> BrokerEvents {
         BrokerEvents {
-            trail: at_its_end(path),
+            journal: at_its_end(path),
             names,
         }
     }
@@ -64,15 +64,15 @@ impl BrokerEvents {
     /// Passes events on until `done` is raised, and then what was written until that moment. A
     /// journal that can't be read costs no more than these events; it is said once.
     pub(crate) fn follow(self, emitter: &Emitter<'_>, done: &Cancel) {
-        let BrokerEvents { trail, names } = self;
-        let passed = trail.and_then(|mut trail| {
+        let BrokerEvents { journal, names } = self;
+        let passed = journal.and_then(|mut journal| {
             loop {
                 let last = done.pause(POLL_INTERVAL);
                 let forward = |line: &str| {
                     emitter.forward(&of_interest(line, &names)?, line);
                     Some(())
                 };
-                while trail.next(true, |line, _| forward(line))?.is_some() {}
+                while journal.next(true, |line, _| forward(line))?.is_some() {}
                 if last {
                     return Ok(());
                 }
@@ -89,11 +89,11 @@ impl BrokerEvents {
     }
 }
 
-fn at_its_end(path: &Path) -> Result<RotatedJournal> {
-    let mut trail = RotatedJournal::open(path)?;
-    let end = trail.backward(true)?.end()?;
-    trail.go_to(end);
-    Ok(trail)
+fn at_its_end(path: &Path) -> Result<JournalReader> {
+    let mut journal = JournalReader::open(path)?;
+    let end = journal.backward(true)?.end()?;
+    journal.go_to(end);
+    Ok(journal)
 }
 
 fn of_interest(line: &str, names: &HashSet<String>) -> Option<Stamped> {

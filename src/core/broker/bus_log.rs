@@ -5,24 +5,20 @@
 //! (`broker::effects`).
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::{Sender, bounded};
 
+use crate::core::bus::line::{MAX_SEQ, seq_of};
+use crate::core::bus::log::MAX_LINE_BYTES;
 use crate::core::config::SyncMode;
 use crate::core::host;
-use crate::core::lines::journal::{Rotation, end_of_last_line, rotate, rotated};
+use crate::core::lines::journal::{Rotation, end_of_last_line, rotate};
+use crate::core::lines::rotated_log::RotatedLog;
 
 use super::log_scan::scan_log;
-
-/// Longest piece read at once when looking for a line.
-const READ_BYTES: u64 = 64 * 1024;
-
-/// Highest number of a message: the highest integer that every reader of JSON keeps exact. A line
-/// with a higher number is damaged, and isn't a message.
-pub const MAX_SEQ: u64 = (1 << 53) - 1;
 
 /// The log of the bus, as the state thread writes it.
 #[derive(Debug)]
@@ -77,7 +73,7 @@ impl BusLog {
     /// Makes or opens the file, cuts off a torn tail and finds the highest number in the log.
     pub fn open(&mut self) -> io::Result<Opened> {
         let cut_bytes = self.open_file()?;
-        let found = match scan_log(&self.path, self.rotation.keep) {
+        let found = match scan_log(&self.path) {
             Ok(found) => found,
             Err(error) => {
                 self.file = None;
@@ -250,91 +246,14 @@ impl Drop for Syncer {
     }
 }
 
-/// The fields of a line that other modules need.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line<'a> {
-    /// Its number.
-    pub seq: u64,
-    /// Its sender.
-    pub vm: &'a str,
-    /// Its topic.
-    pub topic: &'a str,
-}
-
-/// Parses a line as the broker writes it; `None` for anything else.
-pub fn parse_line(line: &[u8]) -> Option<Line<'_>> {
-    let (seq, rest) = number(line.strip_prefix(b"{\"seq\":")?)?;
-    if seq > MAX_SEQ {
-        return None;
-    }
-    let (_, rest) = number(rest.strip_prefix(b",\"ts\":")?)?;
-    let (vm, rest) = text(rest.strip_prefix(b",\"vm\":\"")?)?;
-    let (topic, rest) = text(rest.strip_prefix(b",\"topic\":\"")?)?;
-    let rest = match rest.strip_prefix(b",\"reply\":\"") {
-        Some(reply) => text(reply)?.1,
-        None => rest,
-    };
-    rest.strip_prefix(b",\"payload\":")?;
-    Some(Line { seq, vm, topic })
-}
-
-/// The number of a line.
-pub fn seq_of(line: &[u8]) -> Option<u64> {
-    let (seq, _) = number(line.strip_prefix(b"{\"seq\":")?)?;
-    (seq <= MAX_SEQ).then_some(seq)
-}
-
-fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
-    let digits = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let value = std::str::from_utf8(&bytes[..digits]).ok()?.parse().ok()?;
-    Some((value, &bytes[digits..]))
-}
-
-/// A string without escapes: names and topics need none.
-fn text(bytes: &[u8]) -> Option<(&str, &[u8])> {
-    let end = bytes.iter().position(|byte| *byte == b'"')?;
-    Some((std::str::from_utf8(&bytes[..end]).ok()?, &bytes[end + 1..]))
-}
-
 /// The last number in a log and its rotated files; `None`: they hold none. A torn tail is ignored.
-pub fn last_kept(path: &Path, keep: u32) -> io::Result<Option<u64>> {
-    for number in 0..=keep {
-        let path = match number {
-            0 => path.to_owned(),
-            number => rotated(path, number),
-        };
-        let mut file = match host::open_state_file(&path) {
-            Ok(file) => file,
-            // The newest may be missing between two steps of a rotation.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => continue,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) => return Err(error),
-        };
-        let length = file.metadata()?.len();
-        let whole = end_of_last_line(&mut file, length)?;
-        if let Some(last) = last_seq(&mut file, whole)? {
-            return Ok(Some(last));
-        }
-    }
-    Ok(None)
-}
-
-/// The number of the last line that has one, within the last `length` bytes of a file that ends
-/// with a whole line.
-fn last_seq(file: &mut File, length: u64) -> io::Result<Option<u64>> {
-    let mut end = length;
-    while end > 0 {
-        let start = end_of_last_line(file, end - 1)?;
-        // The number stands in the first bytes of a line, however long the line is.
-        let mut head = Vec::new();
-        file.seek(SeekFrom::Start(start))?;
-        (&*file)
-            .take((end - start).min(READ_BYTES))
-            .read_to_end(&mut head)?;
-        if let Some(seq) = seq_of(&head) {
+pub fn last_kept(path: &Path) -> io::Result<Option<u64>> {
+    let log = RotatedLog::open(path, MAX_LINE_BYTES)?;
+    let mut lines = log.backward(true)?;
+    while let Some((_, line)) = lines.next_line()? {
+        if let Some(seq) = seq_of(line) {
             return Ok(Some(seq));
         }
-        end = start;
     }
     Ok(None)
 }
@@ -345,6 +264,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::core::lines::journal::rotated;
     use crate::core::scratch::Scratch;
 
     fn line(seq: u64) -> String {
@@ -437,27 +357,5 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(!log.check());
         assert_eq!(log.open().unwrap().last, 0);
-    }
-
-    #[test]
-    fn lines_are_read_as_they_are_written() {
-        let text = line(12);
-        assert_eq!(
-            parse_line(text.as_bytes()),
-            Some(Line {
-                seq: 12,
-                vm: "web-0",
-                topic: "a/b"
-            })
-        );
-        for bad in [
-            "",
-            "{}",
-            "{\"seq\":x",
-            "{\"seq\":1,\"ts\":1,\"vm\":\"a",
-            "{\"seq\":99999999999999999999",
-        ] {
-            assert_eq!(parse_line(bad.as_bytes()), None, "{bad}");
-        }
     }
 }

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::core::bus::line::BusLine;
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::host;
@@ -28,7 +29,7 @@ use crate::core::root::paths::StateRoot;
 use crate::core::root::records::{self, GuestsRecord};
 
 use super::attempts::log_prefix;
-use super::bus_log::{BusLog, last_kept, parse_line};
+use super::bus_log::{BusLog, last_kept};
 use super::connection::Connection;
 use super::guests::GuestTable;
 use super::outbox::Sent;
@@ -448,12 +449,12 @@ impl EffectHandler {
         let mut known: BTreeMap<String, u64> = BTreeMap::new();
         let mut missing: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-            let Some(parsed) = parse_line(&line) else {
+            let Some(parsed) = BusLine::parse(&line) else {
                 continue;
             };
             let last = known.entry(parsed.vm.to_owned()).or_insert_with(|| {
                 // The sender's log may have been rotated a moment before, and be empty.
-                let last = last_kept(&self.paths.bus_log_of(parsed.vm), self.rotation.keep);
+                let last = last_kept(&self.paths.bus_log_of(parsed.vm));
                 last.ok().flatten().unwrap_or(0)
             });
             if parsed.seq > *last {

@@ -8,12 +8,12 @@
 //! and they go back as far as the log does.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::unix::fs::FileExt;
 
-use super::bus_log::parse_line;
+use crate::core::bus::line::BusLine;
+use crate::core::lines::line_file::{Backward, LineFile};
+
 use super::frame;
 use super::state::topics::Reader;
 use super::state::{ReplayPlan, ReplaySubscription};
@@ -36,16 +36,13 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// Bytes read in one step; between steps the thread looks at its socket.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// A longer line isn't a message: no frame is that long.
-const MAX_LINE_BYTES: usize = (1 << 24) + 4096;
-
 /// A search that goes on.
 #[derive(Debug)]
 pub struct LastValues {
     reader: Reader,
     wanted: Vec<ReplaySubscription>,
-    /// Newest first.
-    files: VecDeque<File>,
+    /// Oldest first; the last one is being read.
+    files: VecDeque<LineFile>,
     backward: Option<Backward>,
     seen: HashSet<String>,
     /// Hashes of topics whose newest message was skipped: an older message isn't the last value.
@@ -60,11 +57,11 @@ pub struct LastValues {
 
 impl LastValues {
     /// Searches these files, oldest first, for these subscriptions of a plan.
-    pub fn new(plan: &ReplayPlan, wanted: Vec<ReplaySubscription>, files: Vec<File>) -> LastValues {
+    pub fn new(plan: &ReplayPlan, wanted: Vec<ReplaySubscription>, files: VecDeque<LineFile>) -> LastValues {
         LastValues {
             reader: plan.reader.clone(),
             wanted,
-            files: files.into_iter().rev().collect(),
+            files,
             backward: None,
             seen: HashSet::new(),
             skipped: HashSet::new(),
@@ -82,19 +79,20 @@ impl LastValues {
             if self.is_enough() {
                 return Ok(true);
             }
-            let Some(backward) = &mut self.backward else {
-                match self.files.pop_front() {
-                    Some(file) => self.backward = Some(Backward::of(file)?),
-                    None => return Ok(true),
-                }
-                continue;
+            let Some(file) = self.files.back() else {
+                return Ok(true);
             };
-            match backward.line()? {
-                Some(line) => {
+            let mut lines = match self.backward.take() {
+                Some(lines) => lines,
+                None => Backward::whole(file)?,
+            };
+            match lines.next_line(file)? {
+                Some((_, line)) => {
                     read += line.len() + 1;
-                    self.consider(&line);
+                    self.consider(line);
+                    self.backward = Some(lines);
                 }
-                None => self.backward = None,
+                None => drop(self.files.pop_back()),
             }
         }
         Ok(false)
@@ -131,7 +129,7 @@ impl LastValues {
     }
 
     fn consider(&mut self, line: &[u8]) {
-        let Some(parsed) = parse_line(line) else {
+        let Some(parsed) = BusLine::parse(line) else {
             return;
         };
         let is_past = |wanted: &ReplaySubscription| wanted.last.is_some_and(|last| parsed.seq <= last);
@@ -161,67 +159,6 @@ impl LastValues {
     }
 }
 
-/// The whole lines of a file from its end.
-#[derive(Debug)]
-struct Backward {
-    file: File,
-    /// Where `bytes` begins in the file.
-    at: u64,
-    /// Bytes that were read and not returned, without the last line end.
-    bytes: Vec<u8>,
-    /// In the middle of a line that is too long.
-    in_overlong_line: bool,
-}
-
-impl Backward {
-    fn of(file: File) -> io::Result<Backward> {
-        let at = file.metadata()?.len();
-        Ok(Backward {
-            file,
-            at,
-            bytes: Vec::new(),
-            // Bytes after the last line end are being written.
-            in_overlong_line: true,
-        })
-    }
-
-    /// The line before those that were returned, without its end.
-    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut searched_from = self.bytes.len();
-        loop {
-            let found = self.bytes[..searched_from]
-                .iter()
-                .rposition(|byte| *byte == b'\n');
-            if let Some(end) = found {
-                let line = self.bytes.split_off(end + 1);
-                self.bytes.pop();
-                searched_from = self.bytes.len();
-                if !std::mem::take(&mut self.in_overlong_line) {
-                    return Ok(Some(line));
-                }
-                continue;
-            }
-            if self.at == 0 {
-                let line = std::mem::take(&mut self.bytes);
-                let is_line = !std::mem::replace(&mut self.in_overlong_line, true);
-                return Ok(is_line.then_some(line));
-            }
-            if self.bytes.len() > MAX_LINE_BYTES || self.in_overlong_line {
-                self.in_overlong_line = true;
-                self.bytes.clear();
-            }
-            // The buffer is doubled, so that a long line isn't copied too often.
-            let size = self.at.min(PIECE_BYTES.max(self.bytes.len()) as u64);
-            self.at -= size;
-            let mut piece = vec![0; usize::try_from(size).unwrap_or(PIECE_BYTES)];
-            self.file.read_exact_at(&mut piece, self.at)?;
-            searched_from = piece.len();
-            piece.append(&mut self.bytes);
-            self.bytes = piece;
-        }
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -230,6 +167,7 @@ mod tests {
 
     use super::*;
     use crate::core::broker::state::Peer;
+    use crate::core::bus::log::MAX_LINE_BYTES;
     use crate::core::scratch::Scratch;
 
     fn line(seq: u64, vm: &str, topic: &str, pad: usize) -> String {
@@ -258,7 +196,8 @@ mod tests {
             },
             subscriptions: wanted.clone(),
         };
-        let files = files.iter().map(|path| File::open(path).unwrap()).collect();
+        let open = |path: &&Path| LineFile::open(path, MAX_LINE_BYTES).unwrap().unwrap();
+        let files = files.iter().map(open).collect();
         let mut lasts = LastValues::new(&plan, wanted, files);
         while !lasts.step().unwrap() {}
         let bytes: Vec<u8> = lasts.pieces().into_iter().flatten().collect();
@@ -347,28 +286,5 @@ mod tests {
         assert!(found(&[&path], &["x*"], 100).contains(&4));
         let seqs = found(&[&path], &["*"], 1000);
         assert!(seqs.iter().all(|seq| *seq >= 10), "{seqs:?}");
-    }
-
-    #[test]
-    fn lines_without_end_take_no_memory() {
-        let scratch = Scratch::new("lasts-long");
-        let path = scratch.path("bus.log");
-        fs::write(&path, line(1, "a", "x", 1)).unwrap();
-        let file = File::options().write(true).open(&path).unwrap();
-        let end = 3 * MAX_LINE_BYTES as u64;
-        file.write_all_at(b"\n", end).unwrap();
-        file.write_all_at(line(2, "a", "y", 1).as_bytes(), end + 1)
-            .unwrap();
-        let mut backward = Backward::of(File::open(&path).unwrap()).unwrap();
-        assert_eq!(
-            backward.line().unwrap().unwrap(),
-            line(2, "a", "y", 1).trim_end().as_bytes()
-        );
-        assert_eq!(
-            backward.line().unwrap().unwrap(),
-            line(1, "a", "x", 1).trim_end().as_bytes()
-        );
-        assert!(backward.bytes.capacity() <= 2 * MAX_LINE_BYTES);
-        assert_eq!(backward.line().unwrap(), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Replay: a session that is behind gets messages from the log, read by its own thread
 //! (docs/PROTOCOL.md).
 //!
-//! Here: how a number is found in the rotated files, which lines a session gets, gaps. Not here:
+//! Here: in which file a number stands, which lines a session gets, gaps. Not here:
 //! when a session is behind or has caught up (`broker::state`), sending (`broker::session_loop`),
 //! the newest message of each topic (`broker::last_values`).
 //!
@@ -11,20 +11,18 @@
 //! them are found by bisection.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::core::host;
-use crate::core::lines::journal::rotated;
+use crate::core::bus::line::{BusLine, seq_of};
+use crate::core::bus::log::MAX_LINE_BYTES;
+use crate::core::lines::line_file::{LineFile, Step};
+use crate::core::lines::rotated_log;
 
-use super::bus_log::{parse_line, seq_of};
 use super::frame;
 use super::last_values::LastValues;
-use super::log_scan;
 use super::state::{ReplayPlan, ReplaySubscription};
 
 /// Bytes of one piece, give or take a message (docs/PROTOCOL.md).
@@ -34,9 +32,6 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// socket again.
 const SCAN_BYTES: usize = 4 * 1024 * 1024;
 
-/// Bytes read at once.
-const READ_BYTES: usize = 64 * 1024;
-
 /// How often a number that must be in the log is searched: a rotation takes some microseconds.
 const FIND_TRIES: u32 = 50;
 
@@ -44,17 +39,15 @@ const FIND_TRIES: u32 = 50;
 #[derive(Clone, Debug)]
 pub struct ReplayLog {
     path: PathBuf,
-    keep: u32,
     /// The highest number of the lines that weren't in order when the log was opened; 0: all were.
     unordered_upto: Arc<AtomicU64>,
 }
 
 impl ReplayLog {
-    /// The log at `path` and `keep` rotated files.
-    pub fn new(path: PathBuf, keep: u32) -> ReplayLog {
+    /// The log at `path` and its rotated files.
+    pub fn new(path: PathBuf) -> ReplayLog {
         ReplayLog {
             path,
-            keep,
             unordered_upto: Arc::default(),
         }
     }
@@ -67,6 +60,11 @@ impl ReplayLog {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its files, oldest first.
+    fn files(&self) -> io::Result<VecDeque<LineFile>> {
+        Ok(rotated_log::files(&self.path, MAX_LINE_BYTES, None)?.0)
     }
 }
 
@@ -86,7 +84,7 @@ pub struct Replay {
     plan: ReplayPlan,
     /// The first number not read.
     next: u64,
-    source: Option<LineReader>,
+    source: Option<LineFile>,
     /// The scan of lines that aren't in order, while it goes on.
     unordered: Option<UnorderedScan>,
     /// The search for the newest messages, while it goes on.
@@ -102,16 +100,7 @@ struct UnorderedScan {
     upto: u64,
     /// The subscriptions that this scan serves; others may have come since it began.
     serving: Vec<u64>,
-    files: VecDeque<File>,
-    source: Option<LineReader>,
-}
-
-#[derive(Debug)]
-struct LineReader {
-    file: File,
-    /// The position of `bytes` in the file.
-    offset: u64,
-    bytes: Vec<u8>,
+    files: VecDeque<LineFile>,
 }
 
 impl Replay {
@@ -149,7 +138,7 @@ impl Replay {
         // Bytes beyond the end of the old plan may have been cut off since, and other messages may
         // stand there now.
         if let Some(source) = &mut self.source {
-            source.bytes.clear();
+            source.go_to(source.position());
         }
         if !plan.subscriptions.is_empty() {
             self.next = first;
@@ -184,17 +173,21 @@ impl Replay {
             let Some(source) = self.source.as_mut() else {
                 continue;
             };
-            let Some(line) = source.line()? else {
-                // The end of this file: after a rotated file comes a newer one.
-                self.source = None;
-                tries += 1;
-                if tries > 2 {
-                    self.missing(tries, &mut out);
+            let line = match source.next_line()? {
+                Step::Line(line) => source.bytes(line),
+                Step::TooLong => continue,
+                Step::Pending => {
+                    // The end of this file: after a rotated file comes a newer one.
+                    self.source = None;
+                    tries += 1;
+                    if tries > 2 {
+                        self.missing(tries, &mut out);
+                    }
+                    continue;
                 }
-                continue;
             };
             scanned += line.len() + 1;
-            let Some(parsed) = parse_line(&line) else {
+            let Some(parsed) = BusLine::parse(line) else {
                 continue;
             };
             if parsed.seq < self.next {
@@ -208,7 +201,7 @@ impl Replay {
             }
             tries = 0;
             if self.plan.wants(parsed.seq, parsed.topic, &|_| true) {
-                frame::delivery(&line, &mut out);
+                frame::delivery(line, &mut out);
             }
             self.next = parsed.seq + 1;
         }
@@ -229,7 +222,7 @@ impl Replay {
                 return Ok(None);
             }
             self.served.extend(due.iter().map(|wanted| wanted.number));
-            let files = log_scan::files(&self.replay_log.path, self.replay_log.keep)?;
+            let files = self.replay_log.files()?;
             self.last_values = Some(Box::new(LastValues::new(&self.plan, due, files)));
         }
         if let Some(mut last_values) = self.last_values.take() {
@@ -254,30 +247,29 @@ impl Replay {
                         .filter(|wanted| wanted.next.max(wanted.first) <= upto)
                         .map(|wanted| wanted.number)
                         .collect(),
-                    files: log_scan::files(&self.replay_log.path, self.replay_log.keep)?.into(),
-                    source: None,
+                    files: self.replay_log.files()?,
                 }
             }
         };
         while out.len() < PIECE_BYTES && *scanned < SCAN_BYTES {
-            let Some(source) = &mut unordered.source else {
-                let Some(file) = unordered.files.pop_front() else {
-                    return self.finish_unordered(&unordered);
-                };
-                unordered.source = Some(LineReader::whole(file));
-                continue;
+            let Some(source) = unordered.files.front_mut() else {
+                return self.finish_unordered(&unordered);
             };
-            let Some(line) = source.line()? else {
-                unordered.source = None;
-                continue;
+            let line = match source.next_line()? {
+                Step::Line(line) => source.bytes(line),
+                Step::TooLong => continue,
+                Step::Pending => {
+                    unordered.files.pop_front();
+                    continue;
+                }
             };
             *scanned += line.len() + 1;
-            if let Some(parsed) = parse_line(&line).filter(|parsed| parsed.seq <= unordered.upto)
+            if let Some(parsed) = BusLine::parse(line).filter(|parsed| parsed.seq <= unordered.upto)
                 && self.plan.wants(parsed.seq, parsed.topic, &|wanted| {
                     wanted.next > unordered.upto || unordered.serving.contains(&wanted.number)
                 })
             {
-                frame::delivery(&line, out);
+                frame::delivery(line, out);
             }
         }
         self.unordered = Some(unordered);
@@ -309,24 +301,18 @@ impl Replay {
     /// Opens the file that holds the next number. False: there is none.
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         // The oldest file that begins after the number.
-        let mut oldest: Option<(u64, File)> = None;
-        for number in 0..=self.replay_log.keep {
-            let path = match number {
-                0 => self.replay_log.path.clone(),
-                number => rotated(&self.replay_log.path, number),
-            };
-            let file = match host::open_state_file(&path) {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            let Some((_, first)) = line_at(&file, 0)? else {
+        let mut oldest: Option<(u64, LineFile)> = None;
+        for mut file in self.replay_log.files()?.into_iter().rev() {
+            let Some(first) = first_seq(&mut file)? else {
                 continue;
             };
             if first <= self.next {
-                let source = LineReader::at(file, self.next)?;
-                if oldest.is_none() || source.reaches(self.next)? {
-                    self.source = Some(source);
+                go_to_seq(&mut file, self.next)?;
+                let at = file.position();
+                let reaches = first_seq(&mut file)?.is_some();
+                file.go_to(at);
+                if oldest.is_none() || reaches {
+                    self.source = Some(file);
                     return Ok(true);
                 }
                 // This file ends before the number, and the next one begins after it: there is a
@@ -335,13 +321,14 @@ impl Replay {
             }
             oldest = Some((first, file));
         }
-        let Some((first, file)) = oldest else {
+        let Some((first, mut file)) = oldest else {
             return Ok(false);
         };
         let to = (first - 1).min(self.plan.upto);
         out.extend_from_slice(&frame::gap(self.next, to));
         self.next = to + 1;
-        self.source = Some(LineReader::at(file, self.next)?);
+        go_to_seq(&mut file, self.next)?;
+        self.source = Some(file);
         Ok(true)
     }
 }
@@ -372,102 +359,32 @@ impl ReplayPlan {
     }
 }
 
-impl LineReader {
-    /// From the beginning of a file.
-    fn whole(file: File) -> LineReader {
-        LineReader {
-            file,
-            offset: 0,
-            bytes: Vec::new(),
-        }
-    }
-
-    /// From the line of this number, or the next one after it, found by bisection.
-    fn at(file: File, seq: u64) -> io::Result<LineReader> {
-        let (mut low, mut high) = (0, file.metadata()?.len());
-        // `low` is the start of a line that comes before the number; `high` is not before it.
-        while high - low > READ_BYTES as u64 {
-            let middle = low + (high - low) / 2;
-            match line_at(&file, middle)? {
-                Some((start, found)) if start < high && found < seq => low = start,
-                _ => high = middle,
-            }
-        }
-        Ok(LineReader {
-            file,
-            offset: low,
-            bytes: Vec::new(),
-        })
-    }
-
-    /// Whether its file holds this number or a later one.
-    fn reaches(&self, seq: u64) -> io::Result<bool> {
-        let mut ahead = LineReader {
-            file: self.file.try_clone()?,
-            offset: self.offset,
-            bytes: Vec::new(),
-        };
-        while let Some(line) = ahead.line()? {
-            if seq_of(&line).is_some_and(|found| found >= seq) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// The next whole line, without its end; `None` at the end of the file.
-    fn line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut searched = 0;
-        loop {
-            if let Some(found) = self.bytes[searched..].iter().position(|byte| *byte == b'\n') {
-                let end = searched + found;
-                let line = self.bytes[..end].to_vec();
-                self.bytes.drain(..=end);
-                self.offset += end as u64 + 1;
-                return Ok(Some(line));
-            }
-            searched = self.bytes.len();
-            self.bytes.resize(searched + READ_BYTES, 0);
-            let more = self
-                .file
-                .read_at(&mut self.bytes[searched..], self.offset + searched as u64)?;
-            self.bytes.truncate(searched + more);
-            if more == 0 {
-                return Ok(None);
-            }
-        }
-    }
-}
-
-/// The first line with a number that starts at or after `offset`: its position and its number.
-fn line_at(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
-    let mut source = LineReader {
-        file: file.try_clone()?,
-        offset: offset.saturating_sub(1),
-        bytes: Vec::new(),
-    };
-    if offset > 0 && source.line()?.is_none() {
-        return Ok(None);
-    }
+/// The first number in a file, read from its beginning; it goes on behind that line.
+fn first_seq(file: &mut LineFile) -> io::Result<Option<u64>> {
     loop {
-        let start = source.offset;
-        match source.line()? {
-            None => return Ok(None),
-            Some(line) => {
-                if let Some(seq) = seq_of(&line) {
-                    return Ok(Some((start, seq)));
+        match file.next_line()? {
+            Step::Line(line) => {
+                if let Some(seq) = seq_of(file.bytes(line)) {
+                    return Ok(Some(seq));
                 }
             }
+            Step::TooLong => {}
+            Step::Pending => return Ok(None),
         }
     }
 }
 
+/// Goes to the line of this number, or the next one after it.
+fn go_to_seq(file: &mut LineFile, seq: u64) -> io::Result<()> {
+    file.skip_while(&|line| Some(seq_of(line)? < seq)).map(drop)
+}
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::broker::state::Peer;
     use crate::core::broker::state::topics::Reader;
+    use crate::core::lines::journal::rotated;
     use crate::core::scratch::Scratch;
     use std::fs;
 
@@ -540,10 +457,10 @@ mod tests {
             wanted.map(|seq| seq.to_string()).collect::<Vec<_>>().join(" ")
         };
         for from in [10, 11, 12, 2999, 3000, 3001, 4321, 6000, 6001, 8998, 9000] {
-            let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(9000, &[("a", from, from)]));
+            let mut replay = Replay::new(ReplayLog::new(path.clone()), plan(9000, &[("a", from, from)]));
             assert_eq!(all(&mut replay), (expected(from, 9000), 9001), "from {from}");
         }
-        let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(20, &[("*", 1, 1)]));
+        let mut replay = Replay::new(ReplayLog::new(path.clone()), plan(20, &[("*", 1, 1)]));
         let (told, next) = all(&mut replay);
         assert_eq!(
             (told.as_str(), next),
@@ -576,7 +493,7 @@ mod tests {
         fs::write(rotated(&path, 1), text(1..=6)).unwrap();
         fs::write(&path, text(100..=105)).unwrap();
         let from = |first: u64| {
-            let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(105, &[("a", first, first)]));
+            let mut replay = Replay::new(ReplayLog::new(path.clone()), plan(105, &[("a", first, first)]));
             all(&mut replay)
         };
         let behind = "gap7-99 102 105";
@@ -595,7 +512,7 @@ mod tests {
         };
         // Number 2 is being written, but the disk is full.
         fs::write(&path, said(1, "1") + &said(2, "\"never acked\"")).unwrap();
-        let mut replay = Replay::new(ReplayLog::new(path.clone(), 4), plan(1, &[("a", 1, 1)]));
+        let mut replay = Replay::new(ReplayLog::new(path.clone()), plan(1, &[("a", 1, 1)]));
         assert!(matches!(replay.next_piece().unwrap(), Piece::End(_, 2)));
         fs::write(&path, said(1, "1") + &said(2, "\"acked\"")).unwrap();
         replay.update(plan(2, &[("a", 1, 1)]));
@@ -614,7 +531,7 @@ mod tests {
         // Pasted together: 9 before 3, 12 twice, and a number that is none; then our own.
         fs::write(rotated(&path, 1), text(&[6, 9, 3])).unwrap();
         fs::write(&path, text(&[12, u64::MAX, 99, 12, 15, 102, 105])).unwrap();
-        let replay_log = ReplayLog::new(path, 4);
+        let replay_log = ReplayLog::new(path);
         replay_log.set_unordered_upto(99);
         let from = |wanted: &[(&str, u64, u64)]| all(&mut Replay::new(replay_log.clone(), plan(105, wanted)));
         assert_eq!(from(&[("a", 1, 1)]), ("6 9 3 12 99 12 15 102 105".into(), 106));
@@ -639,12 +556,9 @@ mod tests {
     #[test]
     fn a_log_that_is_gone_is_a_gap() {
         let scratch = Scratch::new("replay-gone");
-        let mut replay = Replay::new(
-            ReplayLog::new(scratch.path("bus.log"), 4),
-            plan(7, &[("*", 3, 3)]),
-        );
+        let mut replay = Replay::new(ReplayLog::new(scratch.path("bus.log")), plan(7, &[("*", 3, 3)]));
         assert_eq!(all(&mut replay), ("gap3-7".into(), 8));
-        let empty = Replay::new(ReplayLog::new(scratch.path("bus.log"), 4), plan(7, &[]))
+        let empty = Replay::new(ReplayLog::new(scratch.path("bus.log")), plan(7, &[]))
             .next_piece()
             .unwrap();
         assert_eq!(empty, Piece::End(Vec::new(), 8));

@@ -179,7 +179,7 @@ impl Broker {
             Drainer::start(Arc::clone(&budget)).map_err(|error| no_thread_failure("broker", &error))?;
         let sessions = Arc::new(Sessions {
             max_frame: bus.max_frame_bytes,
-            replay_log: ReplayLog::new(files.bus_log(), bus.rotation.keep),
+            replay_log: ReplayLog::new(files.bus_log()),
             budget,
             drainer,
         });

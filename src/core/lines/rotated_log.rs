@@ -27,6 +27,9 @@ const MAX_ROTATED: u32 = 1001;
 /// and `castra events` reads two logs. With the usual rotation five files are all there is.
 pub(crate) const MAX_FILES: usize = 400;
 
+/// Behind more numbers without a file no older file is looked for.
+const MAX_HOLE: u32 = 16;
+
 /// A log that is being read.
 #[derive(Debug)]
 pub(crate) struct RotatedLog {
@@ -274,7 +277,8 @@ pub(crate) fn files(
 
 /// The file that was current before this one, which is or was at `number`. Rotations only ever
 /// move a file to a higher number; while this one stays where it is, so does what is behind it,
-/// except that its neighbour may just be moving: then one number is free.
+/// except that its neighbour may just be moving: then one number is free. More are where somebody
+/// removed files.
 fn older(path: &Path, max_line: usize, newer: Identity, number: &mut u32) -> io::Result<Option<LineFile>> {
     loop {
         let Some(at) = (*number..MAX_ROTATED).find(|at| identity_at(path, *at) == Some(newer)) else {
@@ -282,7 +286,7 @@ fn older(path: &Path, max_line: usize, newer: Identity, number: &mut u32) -> io:
             return Ok(None);
         };
         *number = at;
-        for behind in [at + 1, at + 2] {
+        for behind in at + 1..=at + MAX_HOLE {
             let found = LineFile::open(&rotated(path, behind), max_line)?;
             if identity_at(path, at) != Some(newer) {
                 break;
@@ -291,7 +295,7 @@ fn older(path: &Path, max_line: usize, newer: Identity, number: &mut u32) -> io:
                 *number = behind;
                 return Ok(Some(found));
             }
-            if behind == at + 2 {
+            if behind == at + MAX_HOLE {
                 return Ok(None);
             }
         }

@@ -6,8 +6,8 @@
 use std::ops::Range;
 
 use crate::core::broker::attempts::log_prefix;
-use crate::core::broker::bus_log::MAX_SEQ;
 use crate::core::broker::frame::{Answer, Burst, Frame, RefusalReason, Terms};
+use crate::core::bus::line::MAX_SEQ;
 use crate::core::bus::topic::Pattern;
 use crate::core::events::Event;
 use crate::core::name::VmName;

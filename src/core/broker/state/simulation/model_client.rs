@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde_json::Value;
 
-use crate::core::broker::bus_log::{parse_line, seq_of};
 use crate::core::broker::frame::Terms;
 use crate::core::broker::state::Peer;
+use crate::core::bus::line::{BusLine, seq_of};
 use crate::core::bus::topic::Pattern;
 
 use super::Dice;
@@ -41,7 +41,7 @@ pub struct Truth {
 impl Truth {
     /// A line that was appended.
     pub fn add(&mut self, line: &[u8], ghost: bool) {
-        let parsed = parse_line(line).expect("the broker's own lines are readable");
+        let parsed = BusLine::parse(line).expect("the broker's own lines are readable");
         if let Some(number) = payload_number(line) {
             let before = self.by_payload.insert(number, parsed.seq);
             assert_eq!(before, None, "message {number} is in the log twice");

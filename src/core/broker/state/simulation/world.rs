@@ -10,13 +10,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::core::broker::bus_log::{BusLog, resume_after, seq_of};
+use crate::core::broker::bus_log::{BusLog, resume_after};
 use crate::core::broker::guests::GuestTable;
 use crate::core::broker::outbox::{Budget, Sent};
 use crate::core::broker::replay::ReplayLog;
 use crate::core::broker::state::{
     BusRules, Chunk, ConnId, ConnPhase, Effect, Input, Peer, Rules, State, Timestamp, step,
 };
+use crate::core::bus::line::seq_of;
 use crate::core::config::{AuthMode, SyncMode};
 use crate::core::lines::journal::{Rotation, rotated};
 use crate::core::root::handshake_record::HandshakeRecord;
@@ -141,7 +142,7 @@ impl World {
             rotation,
             sync,
             rate,
-            past: ReplayLog::new(scratch.path("bus.log"), rotation.keep),
+            past: ReplayLog::new(scratch.path("bus.log")),
             log,
             scratch,
             noted: 0,
@@ -699,12 +700,8 @@ impl World {
     fn lines(&self) -> (Vec<Vec<u8>>, Vec<usize>) {
         let (mut all, mut starts) = (Vec::new(), Vec::new());
         for number in (0..=self.rotation.keep).rev() {
-            let path = match number {
-                0 => self.path(),
-                number => rotated(&self.path(), number),
-            };
             starts.push(all.len());
-            let bytes = fs::read(path).unwrap_or_default();
+            let bytes = fs::read(rotated(&self.path(), number)).unwrap_or_default();
             let whole = bytes.split_inclusive(|byte| *byte == b'\n');
             let whole = whole.filter_map(|line| line.strip_suffix(b"\n"));
             all.extend(whole.map(<[u8]>::to_vec));

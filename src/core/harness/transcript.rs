@@ -3,22 +3,22 @@
 //! Here: writing these files and naming them, reading them back in order. Not here: what was
 //! made of the lines (`relay`), or the sums beside them (`ledger`).
 
-use std::fs;
-use std::io::{self, BufReader, Read};
+use std::collections::VecDeque;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::line_splitter::{Line, LineSplitter};
+use super::line_splitter::{Line, LineSplitter, MAX_LINE_BYTES};
 use crate::core::host;
 use crate::core::lines::journal::{Journal, Rotation};
+use crate::core::lines::line_file::LineFile;
+use crate::core::lines::rotated_log;
 
 /// Lines are written in batches of about this size; sooner when the agent falls silent.
 const BATCH: usize = 64 * 1024;
 /// A line longer than this is written by itself, so that the batch stays small.
 const ALONE: usize = 16 * 1024;
-/// Rotated files beyond this number are not looked for.
-const MAX_ROTATED: u32 = 1000;
 
 /// The file name, without its end, that stands for a thread: its id if that is harmless, else the
 /// SHA-256 of it.
@@ -127,24 +127,10 @@ impl Transcript {
 
 /// Hands over all lines of a thread, oldest first, until `take` returns false. No file, no lines.
 pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<()> {
-    // The newest is opened first: a rotation in between gives a file a higher number.
-    let mut files = Vec::new();
-    for number in 0..MAX_ROTATED {
-        let mut name = path.as_os_str().to_owned();
-        if number > 0 {
-            name.push(format!(".{number}"));
-        }
-        match host::open_state_file(Path::new(&name)) {
-            Ok(file) => files.push(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && number == 0 => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-            Err(error) => return Err(error),
-        }
-    }
     let mut goes_on = true;
-    for file in files.into_iter().rev() {
+    for file in files(path)? {
         let mut lines = LineSplitter::default();
-        let mut reader = BufReader::new(file);
+        let mut reader = file.file();
         let mut piece = vec![0; BATCH];
         while goes_on {
             let length = reader.read(&mut piece)?;
@@ -162,20 +148,18 @@ pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<(
 
 /// Bytes of all files of a thread.
 pub fn size(path: &Path) -> u64 {
-    let length = |number: u32| {
-        let mut name = path.as_os_str().to_owned();
-        if number > 0 {
-            name.push(format!(".{number}"));
-        }
-        fs::metadata(name).map(|meta| meta.len()).ok()
-    };
-    let rotated: u64 = (1..MAX_ROTATED).map_while(length).sum();
-    length(0).unwrap_or(0) + rotated
+    let files = files(path).unwrap_or_default();
+    files.iter().filter_map(|file| file.length().ok()).sum()
+}
+
+fn files(path: &Path) -> io::Result<VecDeque<LineFile>> {
+    Ok(rotated_log::files(path, MAX_LINE_BYTES, None)?.0)
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

@@ -1,21 +1,22 @@
 //! A text log read from its last lines on, while somebody writes it.
 //!
-//! Here: the last lines, those that follow, a file that is begun anew or rotated on the way. Not
-//! here: which log somebody wants ([`super`]), or the bus, whose lines are numbered
-//! (`core::bus::log`).
+//! Here: the last lines, those that follow, a file that is begun anew, a line that has no end yet. Not
+//! here: which log somebody wants ([`super`]), rotated files (`core::lines`), or the bus, whose lines
+//! are numbered (`core::bus::log`).
 //!
 //! The broker's log is rotated: the file gets the number 1 and the name leads to a new one. A
 //! guest's console and QEMU's messages are begun anew by each launch, in the same file: one that has
-//! become shorter is read from its start. Whoever follows holds the file open, so a rotation between
-//! two looks hides nothing.
+//! become shorter is read from its start.
 
-use std::fs::{self, File};
+use std::collections::VecDeque;
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::core::host;
+use crate::core::lines::line_file::{Identity, LineFile, read_at};
+use crate::core::lines::rotated_log;
 
 /// At most so much of a file's end is read for its last lines, bytes: a guest may write without ever
 /// ending a line.
@@ -24,8 +25,6 @@ const MAX_READ: u64 = 16 * 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
 /// A longer line is handed over in parts: one that never ends would take all memory.
 const MAX_LINE_BYTES: usize = 64 * 1024;
-/// Rotated files beyond this number are not looked for: `log_keep` is never that large.
-const MAX_ROTATED: u32 = 1000;
 /// A line without end is handed over after so long without more of it: a prompt is one.
 const PROMPT_DELAY: Duration = Duration::from_millis(500);
 
@@ -34,41 +33,17 @@ const PROMPT_DELAY: Duration = Duration::from_millis(500);
 pub struct TextLog {
     path: PathBuf,
     rotates: bool,
-    open: Option<Open>,
+    open: Option<OpenFile>,
     /// The beginning of a line whose end isn't there yet.
     pending: Vec<u8>,
     pending_since: Instant,
 }
 
 #[derive(Debug)]
-struct Open {
-    file: File,
-    id: (u64, u64),
+struct OpenFile {
+    file: LineFile,
+    /// How far it has been read.
     at: u64,
-}
-
-impl Open {
-    /// `None`: there is no such file, or something else than a file, which could be endless.
-    fn of(path: &Path) -> io::Result<Option<Open>> {
-        // Looked at before it is opened: opening a pipe would wait for whoever writes it.
-        match fs::metadata(path) {
-            Ok(meta) if meta.is_file() => {}
-            Ok(_) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        let file = match host::open_state_file(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let id = id_of(&file.metadata()?);
-        Ok(Some(Open { file, id, at: 0 }))
-    }
-}
-
-fn id_of(meta: &fs::Metadata) -> (u64, u64) {
-    (meta.dev(), meta.ino())
 }
 
 impl TextLog {
@@ -92,11 +67,10 @@ impl TextLog {
     /// The last whole lines, oldest first; what follows is read from there on. The beginning of a
     /// line without end is kept for that, or told by [`TextLog::flush`].
     pub fn last_lines(&mut self, count: usize) -> io::Result<Vec<String>> {
-        self.open = Open::of(&self.path)?;
+        let mut files = self.files_after(None)?;
         let mut lines = Vec::new();
-        if let Some(open) = &mut self.open {
-            let (bytes, end) = end_of(&open.file, count)?;
-            open.at = end;
+        if let Some(file) = files.pop_back() {
+            let (bytes, end) = end_of(&file, count)?;
             let whole = bytes
                 .iter()
                 .rposition(|byte| *byte == b'\n')
@@ -104,20 +78,14 @@ impl TextLog {
             self.pending = bytes[whole.max(bytes.len().saturating_sub(MAX_LINE_BYTES))..].to_vec();
             self.pending_since = Instant::now();
             lines = lines_of(&bytes[..whole]);
+            self.open = Some(OpenFile { file, at: end });
         }
-        let mut number = 1;
-        while self.rotates && lines.len() < count && number < MAX_ROTATED {
-            let Some(older) = Open::of(&numbered(&self.path, number))? else {
+        for older in files.iter().rev() {
+            if lines.len() >= count {
                 break;
-            };
-            // A rotation meanwhile has given the file a number: it was read already.
-            if self.open.as_ref().is_none_or(|open| open.id != older.id) {
-                let (bytes, _) = end_of(&older.file, count - lines.len())?;
-                let mut before = lines_of(&bytes);
-                before.append(&mut lines);
-                lines = before;
             }
-            number += 1;
+            let (bytes, _) = end_of(older, count - lines.len())?;
+            lines.splice(0..0, lines_of(&bytes));
         }
         let surplus = lines.len().saturating_sub(count);
         lines.drain(..surplus);
@@ -152,7 +120,7 @@ impl TextLog {
     fn read_on(&mut self, take: &mut dyn FnMut(String) -> bool) -> io::Result<bool> {
         let mut buffer = [0; READ_BYTES];
         while let Some(open) = &mut self.open {
-            let count = open.file.read_at(&mut buffer, open.at)?;
+            let count = read_at(open.file.file(), &mut buffer, open.at)?;
             if count == 0 {
                 break;
             }
@@ -175,64 +143,44 @@ impl TextLog {
 
     /// At the end of the open file: whether there is another one to read, or this one anew.
     fn advance(&mut self, take: &mut dyn FnMut(String) -> bool) -> io::Result<bool> {
-        let named = match fs::metadata(&self.path) {
-            Ok(named) => named,
-            // Between the two steps of a rotation, or there is no log yet, or no longer.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
         let Some(open) = &mut self.open else {
-            self.open = Open::of(&self.path)?;
+            let first = self.files_after(None)?.pop_back();
+            self.open = first.map(|file| OpenFile { file, at: 0 });
             return Ok(self.open.is_some());
         };
-        if open.id == id_of(&named) {
-            if named.len() >= open.at {
+        if host::names_this_file(&self.path, open.file.file()) {
+            if open.file.length()? >= open.at {
                 return Ok(false);
             }
             open.at = 0;
             return Ok(self.flush(take));
         }
+        let known = open.file.identity()?;
+        let mut newer = self.files_after(Some(known))?;
+        let Some(next) = newer.pop_front() else {
+            // Between the two steps of a rotation, or there is no longer a log.
+            return Ok(false);
+        };
         // Its last lines may have come between our last read and the rotation.
-        let id = open.id;
         if !self.read_on(take)? || !self.flush(take) {
             return Ok(false);
         }
-        for older in self.files_between(id)? {
-            self.open = Some(older);
-            if !self.read_on(take)? || !self.flush(take) {
-                return Ok(false);
-            }
-        }
-        self.open = Open::of(&self.path)?;
-        Ok(self.open.is_some())
+        self.open = Some(OpenFile { file: next, at: 0 });
+        Ok(true)
     }
 
-    /// The rotated files that are younger than the one read so far, oldest first.
-    fn files_between(&self, id: (u64, u64)) -> io::Result<Vec<Open>> {
-        let mut younger = Vec::new();
-        let mut number = 1;
-        while self.rotates && number < MAX_ROTATED {
-            match Open::of(&numbered(&self.path, number))? {
-                Some(open) if open.id == id => break,
-                Some(open) => younger.push(open),
-                None => break,
-            }
-            number += 1;
+    /// The files of the log, oldest first; those that are younger than a known one.
+    fn files_after(&self, known: Option<Identity>) -> io::Result<VecDeque<LineFile>> {
+        if self.rotates {
+            return Ok(rotated_log::files(&self.path, MAX_LINE_BYTES, known)?.0);
         }
-        younger.reverse();
-        Ok(younger)
+        Ok(LineFile::open(&self.path, MAX_LINE_BYTES)?.into_iter().collect())
     }
-}
-
-fn numbered(path: &Path, number: u32) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{number}"));
-    PathBuf::from(name)
 }
 
 /// As much of a file's end as holds so many lines, and where it ends.
-fn end_of(file: &File, count: usize) -> io::Result<(Vec<u8>, u64)> {
-    let length = file.metadata()?.len();
+fn end_of(file: &LineFile, count: usize) -> io::Result<(Vec<u8>, u64)> {
+    let length = file.length()?;
     let mut start = length;
     let mut pieces: Vec<Vec<u8>> = Vec::new();
     let mut line_ends = 0;
@@ -240,7 +188,7 @@ fn end_of(file: &File, count: usize) -> io::Result<(Vec<u8>, u64)> {
     while start > 0 && length - start < MAX_READ && line_ends <= count && count > 0 {
         let from = start.saturating_sub(READ_BYTES as u64);
         let mut piece = vec![0; usize::try_from(start - from).unwrap_or(READ_BYTES)];
-        let read = read_whole(file, &mut piece, from)?;
+        let read = read_at(file.file(), &mut piece, from)?;
         piece.truncate(read);
         // The middle of a log that grew too large was given back: what is before it is another story.
         if piece.iter().all(|byte| *byte == 0) {
@@ -263,17 +211,6 @@ fn end_of(file: &File, count: usize) -> io::Result<(Vec<u8>, u64)> {
     Ok((bytes[first..].to_vec(), length))
 }
 
-fn read_whole(file: &File, piece: &mut [u8], from: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < piece.len() {
-        match file.read_at(&mut piece[read..], from + read as u64)? {
-            0 => break,
-            count => read += count,
-        }
-    }
-    Ok(read)
-}
-
 fn lines_of(bytes: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(bytes)
         .lines()
@@ -290,9 +227,11 @@ fn text_of(bytes: &[u8]) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::core::lines::journal::rotate;
     use crate::core::scratch::Scratch;
     use std::fs::OpenOptions;
     use std::io::Write;
+    use std::path::Path;
 
     fn last(path: &Path, rotates: bool, count: usize) -> Vec<String> {
         TextLog::new(path, rotates).last_lines(count).unwrap()
@@ -399,10 +338,7 @@ mod tests {
         tail.last_lines(9).unwrap();
         append(&path, "1\n");
         for number in 2..5 {
-            for old in (1..4).rev() {
-                let _ = fs::rename(numbered(&path, old), numbered(&path, old + 1));
-            }
-            fs::rename(&path, numbered(&path, 1)).unwrap();
+            rotate(&path, 4).unwrap();
             append(&path, &format!("{number}\n"));
         }
         assert_eq!(more(&mut tail), ["1", "2", "3", "4"]);

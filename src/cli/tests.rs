@@ -155,6 +155,15 @@ fn what_rows_say_fits_and_is_said() {
 }
 
 #[test]
+fn every_flag_is_kept() {
+    for flag in FLAGS {
+        let mut raw = Raw::default();
+        let refused = (flag.apply)(&mut raw, "1".into()).is_err();
+        assert!(refused || raw != Raw::default(), "--{} does nothing", flag.long);
+    }
+}
+
+#[test]
 fn help_keeps_to_its_width_and_shows_every_flag() {
     let check = |name: &str, text: &str| {
         for line in text.lines() {

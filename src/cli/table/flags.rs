@@ -3,6 +3,7 @@
 //! Here: each flag's row and how its value is typed. Not here: what it does (`app`).
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use castra::core::harness::{agent_named, agent_names};
@@ -39,67 +40,56 @@ const BUS_SUBSCRIBE: Scope = Scope::Only(&[Command::BusSubscribe]);
 const BUS_TAIL: Scope = Scope::Only(&[Command::BusTail]);
 const BUS_BENCH: Scope = Scope::Only(&[Command::BusBench]);
 
+/// What most flags have in common; a row says only what is its own.
+const PLAIN: Flag = Flag {
+    long: "",
+    short: None,
+    value: None,
+    scope: Scope::Global,
+    brief: "",
+    manual: "",
+    complete: Complete::Nothing,
+    apply: |_, _| Ok(()),
+};
+
 /// All flags.
 pub const FLAGS: &[Flag] = &[
     Flag {
         long: "config",
-        short: None,
         value: Some("PATH"),
-        scope: Scope::Global,
         brief: "use this castra.toml, or the one in this directory",
         manual: "Without it castra looks for castra.toml in the current directory and those above it.",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.config = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.config, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "workspace",
-        short: None,
         value: Some("ID"),
-        scope: Scope::Global,
         brief: "use the project with this id, wherever its folder is",
         manual: "`castra workspaces` lists the ids. Works even if the project's folder was moved or removed: \
                  you can still look at its VMs and stop them.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.workspace = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.workspace, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "json",
-        short: None,
-        value: None,
-        scope: Scope::Global,
         brief: "print results and events as JSON, one object per line",
         manual: "Commands that change something print their events, other commands print what was asked for. \
                  A refusal (exit codes 64 to 75) is one `command.rejected` object.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.json = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.json),
+        ..PLAIN
     },
     Flag {
         long: "quiet",
         short: Some('q'),
-        value: None,
-        scope: Scope::Global,
         brief: "print only results, warnings and errors",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.quiet = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.quiet),
+        ..PLAIN
     },
     Flag {
         long: "color",
-        short: None,
         value: Some("WHEN"),
-        scope: Scope::Global,
         brief: "colour the text: auto, always or never (default: auto)",
         manual: "`auto` colours on a terminal, unless NO_COLOR is set or TERM is `dumb`.",
         complete: Complete::OneOf(&["auto", "always", "never"]),
@@ -109,38 +99,25 @@ pub const FLAGS: &[Flag] = &[
                 color_choice(&value).ok_or_else(|| BadValue("use auto, always or never".to_owned()))?;
             Ok(())
         },
+        ..PLAIN
     },
     Flag {
         long: "help",
         short: Some('h'),
-        value: None,
-        scope: Scope::Global,
         brief: "print help; -h in short, --help in full",
-        manual: "",
-        complete: Complete::Nothing,
         // The parser sets Short where it saw the letter.
-        apply: |raw, _| {
-            raw.help = Some(HelpKind::Long);
-            Ok(())
-        },
+        apply: |raw, _| set(&mut raw.help, Ok(HelpKind::Long)),
+        ..PLAIN
     },
     Flag {
         long: "version",
         short: Some('V'),
-        value: None,
-        scope: Scope::Global,
         brief: "print the version",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.version = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.version),
+        ..PLAIN
     },
     Flag {
         long: "force",
-        short: None,
-        value: None,
         scope: Scope::Only(&[
             Command::Init,
             Command::Up,
@@ -151,47 +128,30 @@ pub const FLAGS: &[Flag] = &[
             Command::BusRequest,
         ]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.force = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.force),
+        ..PLAIN
     },
     Flag {
         long: "mounts",
-        short: None,
-        value: None,
         scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.mounts = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.mounts),
+        ..PLAIN
     },
     Flag {
         long: "project-name",
-        short: None,
         value: Some("NAME"),
         scope: INIT,
         brief: "name the project (default: the folder's name)",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.project_name = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.project_name, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "prefix",
-        short: None,
         value: Some("TEXT"),
         scope: SSH_CONFIG,
         brief: "put this before the VMs' names, as in demo-web",
         manual: "Many projects have names such as `web`. The text may have A-Z a-z 0-9 . _ and -.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
             let text = value.to_string_lossy().into_owned();
             let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
@@ -200,39 +160,30 @@ pub const FLAGS: &[Flag] = &[
                     "use A-Z a-z 0-9 . _ and -, and begin with another character than -".to_owned(),
                 ));
             }
-            raw.prefix = Some(text);
-            Ok(())
+            set(&mut raw.prefix, Ok(text))
         },
+        ..PLAIN
     },
     Flag {
         long: "dir",
-        short: None,
         value: Some("DIR"),
         scope: MAN,
         brief: "write all pages into this directory",
-        manual: "",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.dir = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.dir, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "output",
-        short: None,
         value: Some("PATH"),
         scope: INIT,
         brief: "write this file instead of castra.toml",
-        manual: "",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.output = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.output, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "bootstrap",
-        short: None,
         value: Some("MODE|VM=MODE"),
         scope: BOOTSTRAPPING,
         brief: "override when VMs are bootstrapped: auto, skip, always",
@@ -247,239 +198,150 @@ pub const FLAGS: &[Flag] = &[
             }
             Ok(())
         },
+        ..PLAIN
     },
     Flag {
         long: "plan",
-        short: None,
-        value: None,
         scope: PLANNING,
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.plan = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.plan),
+        ..PLAIN
     },
     Flag {
         long: "recreate",
-        short: None,
-        value: None,
         scope: UP,
         brief: "restart VMs whose settings in castra.toml have changed",
         manual: "Only a launch applies some settings: memory, cpus, network, forwards, mounts, base image and \
                  the like. Without this flag `up` names the settings in which a running VM differs from \
                  castra.toml, and leaves that VM as it is. With it `up` restarts such a VM, which keeps its \
                  disk, as `castra restart` does. VMs that don't differ keep running.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.recreate = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.recreate),
+        ..PLAIN
     },
     Flag {
         long: "broker-only",
-        short: None,
-        value: None,
         scope: UP,
         brief: "start the broker and no VM",
         manual: "Needs neither QEMU nor ssh. Guests that you start yourself may then say hello with the names in \
                  the config. `castra down` stops the broker.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.broker_only = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.broker_only),
+        ..PLAIN
     },
     Flag {
         long: "graceful-wait-secs",
-        short: None,
         value: Some("SECS"),
         scope: STOPPING,
         brief: "how long a guest may take to power off",
         manual: "Default: [lifecycle].graceful_shutdown_wait_secs, 20 unless set. With 0 castra asks the guest, \
                  but doesn't wait.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.graceful_wait = Some(seconds(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.graceful_wait, seconds(value)),
+        ..PLAIN
     },
     Flag {
         long: "sigterm-wait-secs",
-        short: None,
         value: Some("SECS"),
         scope: STOPPING,
         brief: "how long QEMU may take after SIGTERM",
         manual: "Default: [lifecycle].sigterm_wait_secs, 10 unless set.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.sigterm_wait = Some(seconds(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.sigterm_wait, seconds(value)),
+        ..PLAIN
     },
     Flag {
         long: "sigkill-wait-secs",
-        short: None,
         value: Some("SECS"),
         scope: STOPPING,
         brief: "how long QEMU may take after SIGKILL",
         manual: "Default: [lifecycle].sigkill_wait_secs, 5 unless set.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.sigkill_wait = Some(seconds(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.sigkill_wait, seconds(value)),
+        ..PLAIN
     },
     Flag {
         long: "discard",
-        short: None,
-        value: None,
         scope: STOPPING,
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.discard = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.discard),
+        ..PLAIN
     },
     Flag {
         long: "watch",
-        short: None,
-        value: None,
         scope: STATUS,
         brief: "print again every 2 s until Ctrl-C",
         manual: "A terminal is redrawn in place. Otherwise the tables follow each other, with --json one \
                  object per line.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.watch = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.watch),
+        ..PLAIN
     },
     Flag {
         long: "wide",
-        short: None,
-        value: None,
         scope: STATUS,
         brief: "show every column, and what guests measure",
         manual: "Without it a terminal gets the columns that fit into its width, the most useful first. A \
                  pipe always gets every column.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.wide = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.wide),
+        ..PLAIN
     },
     Flag {
         long: "legend",
-        short: None,
-        value: None,
         scope: STATUS,
         brief: "explain the columns below the table",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.legend = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.legend),
+        ..PLAIN
     },
     Flag {
         long: "all",
-        short: None,
-        value: None,
         scope: Scope::Only(&[Command::Status, Command::Ports, Command::Doctor]),
         brief: "show every project castra knows",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.all = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.all),
+        ..PLAIN
     },
     Flag {
         long: "dry-run",
-        short: None,
-        value: None,
         scope: CLEAN,
         brief: "show what would be removed, and remove nothing",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.dry_run = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.dry_run),
+        ..PLAIN
     },
     Flag {
         long: "global",
-        short: None,
-        value: None,
         scope: CLEAN,
         brief: "clean every project, and what all projects share",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.global = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.global),
+        ..PLAIN
     },
     Flag {
         long: "state-root",
-        short: None,
         value: Some("PATH"),
         scope: CLEAN,
         brief: "clean the project with this state root",
         manual: "For a project that `castra workspaces` doesn't know any more.",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.state_root = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.state_root, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "no-logs",
-        short: None,
-        value: None,
         scope: CLEAN,
         brief: "keep the logs",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.no_logs = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.no_logs),
+        ..PLAIN
     },
     Flag {
         long: "no-handshakes",
-        short: None,
-        value: None,
         scope: CLEAN,
         brief: "keep the guests' handshake records",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.no_handshakes = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.no_handshakes),
+        ..PLAIN
     },
     Flag {
         long: "active",
-        short: None,
-        value: None,
         scope: PORTS,
         brief: "show only ports that are in use now",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.active = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.active),
+        ..PLAIN
     },
     Flag {
         long: "verbose",
         short: Some('v'),
-        value: None,
         scope: Scope::Only(&[
             Command::Up,
             Command::Down,
@@ -488,29 +350,18 @@ pub const FLAGS: &[Flag] = &[
             Command::Ports,
         ]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.verbose = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.verbose),
+        ..PLAIN
     },
     Flag {
         long: "raw",
-        short: None,
-        value: None,
         scope: Scope::Only(&[Command::Console]),
         brief: "pass on everything that the guest writes",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.raw = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.raw),
+        ..PLAIN
     },
     Flag {
         long: "source",
-        short: None,
         value: Some("SOURCE"),
         scope: LOGS,
         brief: "show only this log: serial, qemu, bootstrap, broker or bus",
@@ -518,97 +369,80 @@ pub const FLAGS: &[Flag] = &[
                  is named.",
         complete: Complete::OneOf(&["serial", "qemu", "bootstrap", "broker", "bus"]),
         apply: |raw, value| {
-            raw.sources.push(match text(value)?.as_str() {
-                "serial" => LogSource::Serial,
-                "qemu" => LogSource::Qemu,
-                "bootstrap" => LogSource::Bootstrap,
-                "broker" => LogSource::Broker,
-                "bus" => LogSource::Bus,
-                _ => return Err(BadValue("use serial, qemu, bootstrap, broker or bus".to_owned())),
-            });
-            Ok(())
+            let source = match text(value)?.as_str() {
+                "serial" => Ok(LogSource::Serial),
+                "qemu" => Ok(LogSource::Qemu),
+                "bootstrap" => Ok(LogSource::Bootstrap),
+                "broker" => Ok(LogSource::Broker),
+                "bus" => Ok(LogSource::Bus),
+                _ => Err(BadValue("use serial, qemu, bootstrap, broker or bus".to_owned())),
+            };
+            add(&mut raw.sources, source)
         },
+        ..PLAIN
     },
     Flag {
         long: "tail",
-        short: None,
         value: Some("N"),
         scope: Scope::Only(&[Command::Logs, Command::Events, Command::BusTail]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.tail = Some(
-                text(value)?
-                    .parse()
-                    .map_err(|_| BadValue("use a whole number of lines, such as 50".to_owned()))?,
-            );
-            Ok(())
+            set(
+                &mut raw.tail,
+                number(value, "use a whole number of lines, such as 50"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "type",
-        short: None,
         value: Some("PATTERN"),
         scope: EVENTS,
         brief: "show only events of this type; `*` matches any letters",
         manual: "May be given several times, such as --type vm.lifecycle --type 'bootstrap.*'. `?` matches any \
                  one letter.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.types.push(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| add(&mut raw.types, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "vm",
-        short: None,
         value: Some("VM"),
         scope: Scope::Only(&[Command::Events, Command::BusTail]),
         brief: BY_COMMAND,
-        manual: "",
         complete: Complete::VmName,
-        apply: |raw, value| {
-            raw.vms.push(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| add(&mut raw.vms, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "run",
-        short: None,
         value: Some("ID"),
         scope: EVENTS,
         brief: "show only events of this run",
         manual: "Each operation is a run, and so is the broker; the id is `run` of its events.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.run = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.run, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "after",
-        short: None,
         value: Some("SEQ"),
         scope: EVENTS,
         brief: "show only events of --run with a higher number than this",
         manual: "A reader that was cut off gives the number of the last event it has seen.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            let seq = text(value)?.parse();
-            raw.after = Some(seq.map_err(|_| BadValue("use the `seq` of an event, such as 12".to_owned()))?);
-            Ok(())
+            set(
+                &mut raw.after,
+                number(value, "use the `seq` of an event, such as 12"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "since",
-        short: None,
         value: Some("WHEN"),
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::Report]),
         brief: "show only what is newer: 10m ago, or 2026-11-21T10:00:00Z",
         manual: "A time span such as 90s, 10m, 2h or 1day, or a time in RFC 3339 form, with Z or an offset such \
                  as +02:00. Older lines aren't read, so this is quick even on large journals.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
             let since = parse_since(&text(value)?, SystemTime::now());
             raw.since = Some(since.ok_or_else(|| {
@@ -616,28 +450,24 @@ pub const FLAGS: &[Flag] = &[
             })?);
             Ok(())
         },
+        ..PLAIN
     },
     Flag {
         long: "html",
-        short: None,
         value: Some("FILE"),
         scope: REPORT,
         brief: "write a page for a browser to this file; `-`: to stdout",
         manual: "castra writes the file completely or not at all, and replaces an existing file.",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.html = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.html, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "last",
-        short: None,
         value: Some("N"),
         scope: REPORT,
         brief: "show the last N runs (default: 5, with --since up to 100)",
         manual: "At most 100.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
             let runs = text(value)?
                 .parse()
@@ -647,214 +477,156 @@ pub const FLAGS: &[Flag] = &[
                 Some(runs.ok_or_else(|| BadValue(format!("use a whole number from 1 to {MAX_RUNS}")))?);
             Ok(())
         },
+        ..PLAIN
     },
     Flag {
         long: "follow",
         short: Some('f'),
-        value: None,
         scope: Scope::Only(&[Command::Events, Command::Logs, Command::BusTail]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.follow = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.follow),
+        ..PLAIN
     },
     Flag {
         long: "no-follow",
-        short: None,
-        value: None,
         scope: BUS_TAIL,
         brief: "end after the last messages",
         manual: "For scripts that want only the messages so far.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.no_follow = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.no_follow),
+        ..PLAIN
     },
     Flag {
         long: "agent",
-        short: None,
         value: Some("NAME"),
         scope: Scope::Only(&[Command::HarnessRun, Command::HarnessRelay]),
         brief: "the agent (default: codex)",
-        manual: "",
         complete: Complete::Agent,
         apply: |raw, value| {
             let name = text(value)?;
             if agent_named(&name).is_none() {
                 return Err(BadValue(format!("castra knows {}", agent_names().join(", "))));
             }
-            raw.agent = Some(name);
-            Ok(())
+            set(&mut raw.agent, Ok(name))
         },
+        ..PLAIN
     },
     Flag {
         long: "codex",
-        short: None,
         value: Some("PATH"),
         scope: HARNESS_RUN,
         brief: "the Codex to run (default: `codex` from PATH)",
         manual: "With --in castra looks for it in the VM.",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.codex = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.codex, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "codex-arg",
-        short: None,
         value: Some("ARG"),
         scope: HARNESS_RUN,
         brief: "give Codex this argument too, as in --codex-arg=--skip-git-repo-check",
         manual: "May be given several times; castra puts the arguments before the prompt, in this order.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.codex_args.push(not_empty(value)?);
-            Ok(())
-        },
+        apply: |raw, value| add(&mut raw.codex_args, not_empty(value)),
+        ..PLAIN
     },
     Flag {
         long: "model",
-        short: None,
         value: Some("MODEL"),
         scope: HARNESS_RUN,
         brief: "the model that Codex uses",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.model = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.model, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "resume",
-        short: None,
         value: Some("THREAD"),
         scope: HARNESS_RUN,
         brief: "continue this thread",
         manual: "An id that `castra harness list` shows, or a name that Codex knows. If Codex doesn't know \
                  the name, it begins a new thread, and castra warns you.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.resume = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.resume, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "cwd",
-        short: None,
         value: Some("DIR"),
         scope: HARNESS_RUN,
         brief: "the directory Codex works in (default: this one)",
         manual: "With --in a directory of the VM.",
         complete: Complete::Path,
-        apply: |raw, value| {
-            raw.cwd = Some(not_empty(value)?.into());
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.cwd, path(value)),
+        ..PLAIN
     },
     Flag {
         long: "in",
-        short: None,
         value: Some("VM"),
         scope: HARNESS_RUN,
         brief: "run Codex inside this VM, so that the host only relays",
         manual: "Codex runs over SSH, with the same connection as `castra exec`; it has to be installed and \
                  logged in there.",
         complete: Complete::VmName,
-        apply: |raw, value| {
-            raw.inside = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.inside, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "timeout",
-        short: None,
         value: Some("TIME"),
         scope: Scope::Only(&[Command::HarnessRun, Command::Wait]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.time_limit = Some(time(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.time_limit, time(value)),
+        ..PLAIN
     },
     Flag {
         long: "idle-timeout",
-        short: None,
         value: Some("TIME"),
         scope: HARNESS_RUN,
         brief: "end Codex after this long without output (default: 30m)",
         manual: "Takes the same values as --timeout. Codex is silent while one of its commands runs, and while it \
                  waits for a server that doesn't answer.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.idle_limit = Some(time(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.idle_limit, time(value)),
+        ..PLAIN
     },
     Flag {
         long: "no-preamble",
-        short: None,
-        value: None,
         scope: HARNESS_RUN,
         brief: "pass Codex only the prompt",
         manual: "Without this flag castra tells Codex which VMs are running and how to reach them.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.no_preamble = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.no_preamble),
+        ..PLAIN
     },
     Flag {
         long: "no-record",
-        short: None,
-        value: None,
         scope: Scope::Only(&[Command::HarnessRelay]),
         brief: "keep neither transcript nor events",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.no_record = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.no_record),
+        ..PLAIN
     },
     Flag {
         long: "topic",
-        short: None,
         value: Some("TOPIC"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusTail]),
         brief: BY_COMMAND,
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.topics.push(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| add(&mut raw.topics, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "payload",
-        short: None,
         value: Some("JSON"),
         scope: BUS_PUBLISH,
         brief: "the payload, as JSON; `-` reads one message per line",
         manual: "Any JSON. A JSON string needs its own quotes inside the shell's: --payload '\"reload\"'. \
                  Without it the payload is null.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
             let payload = value.into_string();
-            raw.payload = Some(payload.map_err(|_| BadValue("JSON is UTF-8 text".to_owned()))?);
-            Ok(())
+            set(
+                &mut raw.payload,
+                payload.map_err(|_| BadValue("JSON is UTF-8 text".to_owned())),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "for",
-        short: None,
         value: Some("STATE"),
         scope: Scope::Only(&[Command::Wait]),
         brief: "what to wait for: reachable (default), bootstrapped or stopped",
@@ -868,168 +640,153 @@ pub const FLAGS: &[Flag] = &[
                 Some(known.ok_or_else(|| BadValue("use reachable, bootstrapped or stopped".to_owned()))?);
             Ok(())
         },
+        ..PLAIN
     },
     Flag {
         long: "wait",
-        short: None,
         value: Some("SPAN"),
         scope: Scope::Only(&[Command::BusPublish, Command::BusRequest, Command::BusSubscribe]),
         brief: "wait up to this long for a broker, such as 30s",
         manual: "Without this flag the command fails at once if no broker runs and castra can't start one. A \
                  plain number means seconds.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.wait = Some(time(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.wait, time(value)),
+        ..PLAIN
     },
     Flag {
         long: "from",
-        short: None,
         value: Some("SEQ"),
         scope: BUS_SUBSCRIBE,
         brief: "begin with the message of this number",
         manual: "Messages are numbered from 1 on. A reader that was cut off gives the number after the last \
                  one it has seen; 1 means all messages in the log.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.from = Some(number(value, "use the number of a message, such as 12")?);
-            Ok(())
+            set(
+                &mut raw.from,
+                number(value, "use the number of a message, such as 12"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "last",
-        short: None,
-        value: None,
         scope: BUS_SUBSCRIBE,
         brief: "print the newest message of each topic first",
         manual: "These messages come from the log of the bus, so a restart of the broker doesn't lose them; new \
                  messages follow. At most 256 topics and 256 KiB of one sender.",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.last_values = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.last_values),
+        ..PLAIN
     },
     Flag {
         long: "group",
-        short: None,
         value: Some("NAME"),
         scope: BUS_SUBSCRIBE,
         brief: "share the messages with other members of this group",
         manual: "Each message goes to one of the clients that are subscribed to the same topic with the same \
                  group, by turns. If a client dies, its messages are lost; use `bus request` if you need to \
                  know. Guests and the host never share a group.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.shared_by = Some(text(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.shared_by, text(value)),
+        ..PLAIN
     },
     Flag {
         long: "timeout",
-        short: None,
         value: Some("SPAN"),
         scope: Scope::Only(&[Command::BusRequest]),
         brief: "wait this long for an answer (default: 5s)",
         manual: "A plain number means seconds. If no answer comes in that time, the exit code is 1.",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.time_limit = Some(time(value)?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.time_limit, time(value)),
+        ..PLAIN
     },
     Flag {
         long: "count",
-        short: None,
         value: Some("N"),
         scope: BUS_SUBSCRIBE,
         brief: "end after N messages",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, value| {
-            raw.count = Some(number(value, "use a whole number, such as 1")?);
-            Ok(())
-        },
+        apply: |raw, value| set(&mut raw.count, number(value, "use a whole number, such as 1")),
+        ..PLAIN
     },
     Flag {
         long: "shared",
-        short: None,
-        value: None,
         scope: BUS_TAIL,
         brief: "read the log of the whole bus (the default)",
-        manual: "",
-        complete: Complete::Nothing,
-        apply: |raw, _| {
-            raw.shared = true;
-            Ok(())
-        },
+        apply: |raw, _| on(&mut raw.shared),
+        ..PLAIN
     },
     Flag {
         long: "messages",
-        short: None,
         value: Some("N"),
         scope: BUS_BENCH,
         brief: "number of messages (default: 50000)",
         manual: "At most 5000 of them are sent one by one.",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.messages = Some(number(value, "use a whole number, such as 50000")?);
-            Ok(())
+            set(
+                &mut raw.messages,
+                number(value, "use a whole number, such as 50000"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "size",
-        short: None,
         value: Some("BYTES"),
         scope: BUS_BENCH,
         brief: "size of each payload in bytes (default: 200)",
-        manual: "",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.size = Some(number(value, "use a whole number of bytes, such as 200")?);
-            Ok(())
+            set(
+                &mut raw.size,
+                number(value, "use a whole number of bytes, such as 200"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "in-flight",
-        short: None,
         value: Some("N"),
         scope: BUS_BENCH,
         brief: "unacknowledged messages per publisher (default: 64)",
-        manual: "",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.in_flight = Some(number(value, "use a whole number, such as 64")?);
-            Ok(())
+            set(
+                &mut raw.in_flight,
+                number(value, "use a whole number, such as 64"),
+            )
         },
+        ..PLAIN
     },
     Flag {
         long: "publishers",
-        short: None,
         value: Some("N"),
         scope: BUS_BENCH,
         brief: "number of publishers at once (default: 1)",
-        manual: "",
-        complete: Complete::Nothing,
         apply: |raw, value| {
-            raw.publishers = Some(number(value, "use a whole number, such as 8")?);
-            Ok(())
+            set(
+                &mut raw.publishers,
+                number(value, "use a whole number, such as 8"),
+            )
         },
+        ..PLAIN
     },
 ];
 
+/// A switch is given.
+fn on(place: &mut bool) -> Result<(), BadValue> {
+    *place = true;
+    Ok(())
+}
+
+/// A value takes its place, if it is a good one; the last one given wins.
+fn set<T>(place: &mut Option<T>, value: Result<T, BadValue>) -> Result<(), BadValue> {
+    *place = Some(value?);
+    Ok(())
+}
+
+/// One more value of a flag that may be given several times.
+fn add<T>(places: &mut Vec<T>, value: Result<T, BadValue>) -> Result<(), BadValue> {
+    places.push(value?);
+    Ok(())
+}
+
 fn text(value: OsString) -> Result<String, BadValue> {
-    value
-        .into_string()
-        .map_err(|_| BadValue("it has to be UTF-8 text".to_owned()))
-        .and_then(|text| {
-            if text.is_empty() {
-                Err(BadValue("it can't be empty".to_owned()))
-            } else {
-                Ok(text)
-            }
-        })
+    let text = not_empty(value)?.into_string();
+    text.map_err(|_| BadValue("it has to be UTF-8 text".to_owned()))
 }
 
 fn not_empty(value: OsString) -> Result<OsString, BadValue> {
@@ -1037,6 +794,10 @@ fn not_empty(value: OsString) -> Result<OsString, BadValue> {
         return Err(BadValue("it can't be empty".to_owned()));
     }
     Ok(value)
+}
+
+fn path(value: OsString) -> Result<PathBuf, BadValue> {
+    Ok(not_empty(value)?.into())
 }
 
 fn seconds(value: OsString) -> Result<Duration, BadValue> {

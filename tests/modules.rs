@@ -1,6 +1,6 @@
 //! The order of core's modules, as the table in docs/ARCHITECTURE.md has it: each uses only those above it.
 //!
-//! Here: that order, and file names that are used twice. Not here: what any module does.
+//! Here: that order, file names that are used twice, and files that the page names. Not here: what any module does.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -95,6 +95,30 @@ fn files_have_names_of_their_own() {
             "give these files different names, or say in SAME_MEANING what they have in common: {files:?}"
         );
     }
+}
+
+#[test]
+fn files_that_the_page_names_exist() {
+    let page = fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let in_code = page
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.contains('/'));
+    let top = ["src/", "docs/", "tests/", "scripts/"];
+    let named: Vec<&str> = in_code
+        .filter(|word| top.iter().any(|top| word.starts_with(top)))
+        .collect();
+    let is_new = |word: &str| page.contains(&format!("*`{word}`*"));
+    let missing: Vec<_> = named
+        .iter()
+        .filter(|word| !is_new(word) && !root().join(word).exists())
+        .collect();
+    assert!(named.len() > 30, "{named:?}");
+    assert!(
+        missing.is_empty(),
+        "docs/ARCHITECTURE.md names files that aren't there: {missing:?}"
+    );
 }
 
 /// The modules of core in the order of the table.

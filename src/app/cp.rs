@@ -141,7 +141,6 @@ fn the_vm<'a>(places: &[CpPath<'a>]) -> Result<&'a OsStr> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

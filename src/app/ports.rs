@@ -135,7 +135,6 @@ fn notes(row: &PortRow, verbose: bool) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -179,7 +179,6 @@ fn common_options(interactive: bool) -> Vec<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

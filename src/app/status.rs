@@ -692,5 +692,4 @@ fn bootstrap_tone(vm: &VmStatus) -> Tone {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

@@ -1,7 +1,5 @@
 //! The table's invariants, the parser over valid and invalid lines, docs/CLI.md.
 
-#![allow(clippy::unwrap_used)]
-
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;

@@ -150,7 +150,6 @@ pub fn json_depth(json: &[u8]) -> usize {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::{escape_json, escape_line, escape_text};
 

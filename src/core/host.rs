@@ -510,7 +510,6 @@ fn socket_owner(inodes: &HashSet<String>) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

@@ -110,7 +110,6 @@ impl fmt::Display for BadVmName {
 impl std::error::Error for BadVmName {}
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

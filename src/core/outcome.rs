@@ -116,7 +116,6 @@ impl Reporter for Collector<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::events::{Event, Severity};

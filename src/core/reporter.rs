@@ -202,7 +202,6 @@ impl<'a> Emitter<'a> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 

@@ -97,7 +97,6 @@ impl Drop for CancelOnDrop<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,7 +1,5 @@
 //! What the block shows, without a terminal.
 
-#![allow(clippy::unwrap_used)]
-
 use castra::core::events::{Accel, BootstrapMode, BootstrapStatus, BootstrapTrigger};
 use castra::core::name::VmName;
 use castra::core::reporter::COMMAND_LINE;

@@ -1,7 +1,5 @@
 //! Facts and the words for them, side by side.
 
-#![allow(clippy::unwrap_used)]
-
 use castra::core::events::{
     Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
 };

@@ -311,7 +311,6 @@ fn put_number(field: &mut [u8], number: u64) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::process::Job;

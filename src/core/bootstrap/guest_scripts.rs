@@ -204,7 +204,6 @@ pub(super) fn quote(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::archive;

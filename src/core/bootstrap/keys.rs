@@ -153,7 +153,6 @@ fn keygen_failure(error: JobError, what: &str) -> Failure {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

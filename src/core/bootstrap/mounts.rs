@@ -112,7 +112,6 @@ fn complaint(vm: &VmConfig, lines: &[String], started_now: bool, limit: Duration
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

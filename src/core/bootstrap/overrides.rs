@@ -153,7 +153,6 @@ fn conflict(target: &str, one: BootstrapMode, other: BootstrapMode) -> Failure {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

@@ -364,6 +364,5 @@ pub(super) fn take_log(context: &Context<'_, '_>, master: &mut Master) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 #[path = "vizier_tests.rs"]
 mod tests;

@@ -104,7 +104,6 @@ impl<'a> Watch<'a> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::host::FileLock;

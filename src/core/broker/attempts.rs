@@ -129,7 +129,6 @@ fn report_of(wall_ms: u64, attempt: &Attempt, repeated: Option<u64>) -> AttemptR
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

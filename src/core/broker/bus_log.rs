@@ -259,7 +259,6 @@ pub fn last_kept(path: &Path) -> io::Result<Option<u64>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 

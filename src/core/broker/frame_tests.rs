@@ -1,5 +1,4 @@
 //! Tests of frames: good and bad ones, every split, the broker's own.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 

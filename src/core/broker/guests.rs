@@ -188,7 +188,6 @@ impl Guest {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::broker::protocol::parse_hello;

@@ -44,7 +44,6 @@ pub fn scan_log(path: &Path) -> io::Result<LogScan> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 

@@ -345,7 +345,6 @@ fn drain_all(shared: &Shared, mut wake_reader: io::PipeReader, budget: &Budget) 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -252,7 +252,6 @@ pub fn heartbeat_secs(freshness: Duration, session_idle: Duration) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

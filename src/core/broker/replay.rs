@@ -379,7 +379,6 @@ fn go_to_seq(file: &mut LineFile, seq: u64) -> io::Result<()> {
     file.skip_while(&|line| Some(seq_of(line)? < seq)).map(drop)
 }
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::broker::state::Peer;

@@ -1,5 +1,4 @@
 //! Whose word an end is while VMs are launched again, and when a guest is let run on.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 

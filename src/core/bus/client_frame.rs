@@ -311,7 +311,6 @@ fn parse(body: &[u8]) -> Result<Frame, BadFrame> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

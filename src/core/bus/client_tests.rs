@@ -1,6 +1,5 @@
 //! The client against a stand-in for the broker: a thread at the other end of a socket pair that
 //! says what its script says.
-#![allow(clippy::unwrap_used)]
 
 use std::fs::File;
 use std::io::Read;

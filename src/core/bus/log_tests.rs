@@ -1,5 +1,4 @@
 //! Logs read while they are written, rotated, torn and cut back.
-#![allow(clippy::unwrap_used)]
 
 use std::fs::{self, File};
 use std::io::Write;

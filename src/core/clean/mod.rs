@@ -297,5 +297,4 @@ pub fn sweep_folder(dir: &Dir, name: impl AsRef<Path>, place: Folder, dry_run: b
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

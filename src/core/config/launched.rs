@@ -136,7 +136,6 @@ pub fn still_open(launched: &LaunchSettings, declared: &LaunchSettings) -> Vec<S
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

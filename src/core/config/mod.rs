@@ -6,7 +6,6 @@
 
 mod bootstrap_tables;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod docs;
 pub mod launched;
 mod load;

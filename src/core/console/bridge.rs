@@ -275,5 +275,4 @@ fn is_full(error: &io::Error) -> bool {
 
 #[cfg(test)]
 #[path = "bridge_tests.rs"]
-#[allow(clippy::unwrap_used)]
 mod tests;

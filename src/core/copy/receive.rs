@@ -452,6 +452,5 @@ fn read_short(stream: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 #[path = "receive_tests.rs"]
 mod tests;

@@ -169,7 +169,6 @@ fn choice_finding(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::doctor::Level;

@@ -124,7 +124,6 @@ pub fn descriptors(wanted: usize) -> Option<Finding> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::doctor::Level;

@@ -249,7 +249,6 @@ fn unreadable(path: &Path) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::doctor::Level;

@@ -94,7 +94,6 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 

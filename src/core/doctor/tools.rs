@@ -382,7 +382,6 @@ fn number_in(line: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::doctor::Level;

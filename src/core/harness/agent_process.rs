@@ -393,7 +393,6 @@ impl Stderr {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::codex::Codex;
     use super::super::relay::{Expected, NoStore, Relay};

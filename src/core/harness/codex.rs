@@ -463,7 +463,6 @@ fn read_usage(usage: Raw<'_>) -> Option<AgentEvent> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -71,7 +71,6 @@ pub fn ssh_argv(target: &SshTarget) -> Vec<OsString> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::io::Write;
     use std::process::{Child, ChildStdin, Command, Stdio};

@@ -258,7 +258,6 @@ fn unicode(rest: &str) -> (char, usize) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -347,7 +347,6 @@ impl ThreadStore for Ledger<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::codex::Codex;
     use super::super::line_splitter::Line;

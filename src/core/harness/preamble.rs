@@ -157,7 +157,6 @@ fn how_to_reach(castra: &str, workspace: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

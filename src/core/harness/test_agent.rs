@@ -44,7 +44,6 @@ impl Agent for TestAgent {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use crate::core::cancel::Cancel;
     use crate::core::harness::{AGENTS, Verdict, agent_named, agent_names};

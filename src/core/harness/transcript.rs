@@ -157,7 +157,6 @@ fn files(path: &Path) -> io::Result<VecDeque<LineFile>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;

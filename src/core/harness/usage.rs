@@ -191,7 +191,6 @@ pub fn vm_spans(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -223,7 +223,6 @@ pub fn unlock_open_file(file: &File) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 

@@ -39,7 +39,6 @@ pub fn punch_hole(path: &Path, most: u64) -> io::Result<bool> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

@@ -182,7 +182,6 @@ fn names_in(directory: &Path) -> Result<Vec<OsString>> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

@@ -1,5 +1,4 @@
 //! Base images, judged with the real `qemu-img`.
-#![allow(clippy::unwrap_used)]
 
 use std::process::Command;
 

@@ -135,7 +135,6 @@ pub fn bytes_in(dir: &Path) -> u64 {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

@@ -1,5 +1,4 @@
 //! The cache of default guests, with a stand-in builder of a few lines.
-#![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::PermissionsExt;
 use std::thread;

@@ -283,7 +283,6 @@ pub fn combine(kernel: &str, initrd: Option<&str>, cmdline: &str) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

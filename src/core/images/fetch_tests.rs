@@ -1,5 +1,4 @@
 //! Downloads, with a stand-in `curl` that serves files of a directory and knows ranges.
-#![allow(clippy::unwrap_used)]
 
 use std::cell::Cell;
 

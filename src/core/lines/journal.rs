@@ -242,7 +242,6 @@ pub(crate) fn end_of_last_line(file: &mut File, length: u64) -> io::Result<u64> 
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

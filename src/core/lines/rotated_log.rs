@@ -308,7 +308,6 @@ fn identity_at(path: &Path, number: u32) -> Option<Identity> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::time::{Duration, Instant};
 

@@ -179,7 +179,6 @@ fn load(stem: &Path) -> Option<RunLog> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::events::BootstrapTrigger;

@@ -170,7 +170,6 @@ pub fn logs(state: &StateRoot, vms: &[String], sources: &[Source], known: &[VmNa
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
 

@@ -224,7 +224,6 @@ fn text_of(bytes: &[u8]) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::lines::journal::rotate;

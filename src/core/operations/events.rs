@@ -340,7 +340,6 @@ pub fn parse_since(text: &str, now: SystemTime) -> Option<SystemTime> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fs;
     use std::io::Write;

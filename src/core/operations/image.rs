@@ -138,7 +138,6 @@ fn build(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::reporter::Silent;

@@ -159,7 +159,6 @@ fn write(path: &Path, text: &str, force: bool) -> Result<()> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::config;

@@ -129,7 +129,6 @@ fn unreadable(workspace: &str, failure: &Failure) -> Event {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::root::paths::StateRoot;

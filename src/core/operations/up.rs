@@ -513,7 +513,6 @@ fn count(vms: &[VmUp]) -> VmCounts {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

@@ -1,5 +1,4 @@
 //! What one look means for whoever waits.
-#![allow(clippy::unwrap_used)]
 
 use serde_json::{Value, json};
 

@@ -396,5 +396,4 @@ pub fn conflicts_of(rows: &[PortRow]) -> Vec<PortConflict> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;

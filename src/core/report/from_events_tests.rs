@@ -1,5 +1,4 @@
 //! Tests of what a run's events become: events in, one line a VM out.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::core::events::{

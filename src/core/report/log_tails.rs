@@ -148,7 +148,6 @@ fn millis_of(stamp: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

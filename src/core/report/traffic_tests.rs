@@ -1,5 +1,4 @@
 //! Tests of counting what went over the bus.
-#![allow(clippy::unwrap_used)]
 
 use std::fs;
 

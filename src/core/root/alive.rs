@@ -93,7 +93,6 @@ pub fn find_broker(state: &StateRoot) -> Option<(u32, Option<BrokerRecord>)> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::host::FileLock;

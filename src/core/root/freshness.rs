@@ -84,7 +84,6 @@ pub fn has_been_heard(path: &Path, launch: OfLaunch<'_>, window: Duration) -> bo
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -328,7 +328,6 @@ impl OutFile {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::events::BootstrapStepKind;

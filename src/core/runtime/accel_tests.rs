@@ -1,7 +1,5 @@
 //! The decision, with a stand-in for QEMU whose guest speaks or not, and any file as `/dev/kvm`.
 
-#![allow(clippy::unwrap_used)]
-
 use std::os::unix::fs::PermissionsExt;
 
 use crate::core::arch::PROBE_TEXT;

@@ -98,7 +98,6 @@ pub fn qemu_version(binary: &Path, cancel: &Cancel) -> Result<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::arch::Arch;

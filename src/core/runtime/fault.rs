@@ -256,7 +256,6 @@ pub(super) fn io_error(verb: &str, path: &std::path::Path, error: &io::Error) ->
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -251,7 +251,6 @@ fn take_fixed(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::root::records::ssh_port;

@@ -1,5 +1,4 @@
 //! The text cloud-init gets, word for word.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::core::name::VmName;

@@ -1,5 +1,4 @@
 //! Overlays, made by the real `qemu-img`.
-#![allow(clippy::unwrap_used)]
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};

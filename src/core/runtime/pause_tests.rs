@@ -1,5 +1,4 @@
 //! What the end of `qmp.log` says of a QEMU that lives.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::core::scratch::Scratch;

@@ -95,7 +95,6 @@ impl Archive {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::process::Job;

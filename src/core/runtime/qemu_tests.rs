@@ -1,7 +1,5 @@
 //! QEMU's command line as golden files, and what may never be missing from it.
 
-#![allow(clippy::unwrap_used)]
-
 use std::path::PathBuf;
 
 use crate::core::arch::Arch;

@@ -1,7 +1,5 @@
 //! The QMP client against scripted partners on a real socket.
 
-#![allow(clippy::unwrap_used)]
-
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixListener;
 use std::thread::JoinHandle;

@@ -194,7 +194,6 @@ pub fn end(paths: &VmPaths, end_reason: EndReason, limit: Duration) -> Result<()
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

@@ -1,5 +1,4 @@
 //! Seeds on disk: which files, which modes, what QEMU is told.
-#![allow(clippy::unwrap_used)]
 
 use std::os::unix::fs::PermissionsExt;
 

@@ -13,7 +13,6 @@ pub mod assemble;
 pub mod evidence;
 pub mod read;
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests;
 
 use std::path::PathBuf;

@@ -152,7 +152,6 @@ fn joined(words: &[OsString]) -> OsString {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::io::Write;

@@ -123,7 +123,6 @@ impl SshTarget {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::{RecordLock, Scratch};

@@ -1,5 +1,4 @@
 //! Tests of the state under a virtual clock: no socket, file, thread or sleep.
-#![allow(clippy::unwrap_used)]
 
 mod bus;
 

@@ -186,7 +186,6 @@ fn add(found: &mut Subscribers, more: &Subscribers) {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

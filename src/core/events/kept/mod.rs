@@ -88,7 +88,6 @@ pub(crate) fn read(line: &[u8]) -> Read<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -1,5 +1,4 @@
 //! What can be published, and how what can't is told.
-#![allow(clippy::unwrap_used)]
 
 use super::*;
 

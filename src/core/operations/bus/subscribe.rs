@@ -330,7 +330,6 @@ fn end_of_session(journal: &Path, session: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;

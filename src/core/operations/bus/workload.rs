@@ -351,7 +351,6 @@ fn number_in(payload: &str) -> Option<usize> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::bench::{MAX_MESSAGES, MIN_SIZE};
     use super::*;

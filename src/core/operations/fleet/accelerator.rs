@@ -122,7 +122,6 @@ impl KvmWatch<'_, '_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::arch::Arch;

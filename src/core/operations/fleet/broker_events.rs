@@ -113,7 +113,6 @@ fn of_interest(line: &str, names: &HashSet<String>) -> Option<Stamped> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::lines::journal::{Journal, Rotation};

@@ -211,7 +211,6 @@ fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::core::bootstrap::bootstrap_plan::tests::config_of;

@@ -6,7 +6,6 @@
 //!
 //! A seed that fails is printed. `CASTRA_SIM_SEED=17 cargo test --lib simulation` runs it alone,
 //! `CASTRA_SIM_SEEDS=100000` runs that many.
-#![allow(clippy::unwrap_used)]
 
 mod model_client;
 mod thread;

@@ -50,12 +50,20 @@ impl<'e> Sentence<'e> {
             advice: None,
         }
     }
+
+    /// The same with what to do about it.
+    fn advised(mut self, advice: &Option<String>) -> Sentence<'e> {
+        self.advice = advice.as_deref().map(|advice| escape_line(advice, LIMIT));
+        self
+    }
 }
 
 /// The fact in words.
 pub fn sentence(event: &Event) -> Sentence<'_> {
-    use Severity::{Error, Info, Warn};
+    use Severity::{Error, Info, Progress, Warn};
     let info = |vm, text: String| Sentence::new(Info, Some(vm), text);
+    let warn = |vm, text: String| Sentence::new(Warn, Some(vm), text);
+    let of_all = |severity, text: String| Sentence::new(severity, None, text);
     match event {
         Event::Message {
             severity,
@@ -75,8 +83,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             if source.is_some() {
                 sentence.text = escape_lines(&text);
             }
-            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
-            sentence
+            sentence.advised(remediation)
         }
         Event::OverlayPrepared {
             vm,
@@ -93,14 +100,13 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             accel,
             accel_reason,
             elapsed_ms,
-        } => info(
-            vm,
-            format!(
-                "launched in {}, pid {pid}, {} ({accel_reason})",
-                duration(*elapsed_ms),
-                accel.as_str()
-            ),
-        ),
+        } => {
+            let (took, accel) = (duration(*elapsed_ms), accel.as_str());
+            info(
+                vm,
+                format!("launched in {took}, pid {pid}, {accel} ({accel_reason})"),
+            )
+        }
         Event::VmExited {
             vm,
             reason,
@@ -118,9 +124,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                 }
             }
             let severity = if outcome == "crashed" { Error } else { Warn };
-            let mut sentence = Sentence::new(severity, Some(vm), text);
-            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
-            sentence
+            Sentence::new(severity, Some(vm), text).advised(remediation)
         }
         Event::VmPaused {
             vm,
@@ -128,11 +132,8 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             detail,
             remediation,
         } => {
-            let detail = detail.as_deref().map(|why| format!(": {why}"));
-            let text = format!("is paused ({reason}){}", detail.unwrap_or_default());
-            let mut sentence = Sentence::new(Warn, Some(vm), text);
-            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
-            sentence
+            let why = colon(detail.as_deref());
+            warn(vm, format!("is paused ({reason}){why}")).advised(remediation)
         }
         Event::VmResumed {
             vm,
@@ -140,13 +141,8 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             elapsed_ms,
         } => {
             let after = elapsed_ms.map(|ms| format!(" after {}", duration(ms)));
-            info(
-                vm,
-                format!(
-                    "runs again{}; it was paused ({reason})",
-                    after.unwrap_or_default()
-                ),
-            )
+            let after = after.unwrap_or_default();
+            info(vm, format!("runs again{after}; it was paused ({reason})"))
         }
         Event::VmRebooted { vm, boots } => info(vm, format!("rebooted (boot {boots} since the launch)")),
         Event::ShutdownRequested { vm, pid } => info(vm, format!("shutting down (pid {pid})")),
@@ -154,13 +150,13 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             vm,
             method,
             timeout_ms,
-        } => info(
-            vm,
-            format!(
-                "asked to power off by {method}; castra waits up to {}",
-                duration(*timeout_ms)
-            ),
-        ),
+        } => {
+            let most = duration(*timeout_ms);
+            info(
+                vm,
+                format!("asked to power off by {method}; castra waits up to {most}"),
+            )
+        }
         Event::CooperativeSucceeded { vm, elapsed_ms, .. } => {
             info(vm, format!("QEMU ended after {}", duration(*elapsed_ms)))
         }
@@ -170,29 +166,21 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             detail,
             ..
         } => {
-            let why = detail
-                .as_deref()
-                .map(|why| format!(": {why}"))
-                .unwrap_or_default();
-            Sentence::new(
-                Warn,
-                Some(vm),
-                format!("didn't power off in {}{why}", duration(*elapsed_ms)),
-            )
+            let why = colon(detail.as_deref());
+            warn(vm, format!("didn't power off in {}{why}", duration(*elapsed_ms)))
         }
         Event::Escalated {
             vm,
             pid,
             signal,
             timeout_ms,
-        } => Sentence::new(
-            Warn,
-            Some(vm),
-            format!(
-                "{signal} sent to pid {pid}; castra waits up to {}",
-                duration(*timeout_ms)
-            ),
-        ),
+        } => {
+            let most = duration(*timeout_ms);
+            warn(
+                vm,
+                format!("{signal} sent to pid {pid}; castra waits up to {most}"),
+            )
+        }
         Event::ShutdownComplete {
             vm,
             outcome,
@@ -222,20 +210,11 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             duration_ms,
             detail,
         } => {
-            let detail = detail
-                .as_deref()
-                .map(|text| format!(": {text}"))
-                .unwrap_or_default();
-            let step = step.as_str();
+            let (step, took, detail) = (step.as_str(), duration(*duration_ms), colon(detail.as_deref()));
             let (severity, text) = match status {
-                BootstrapStepStatus::Success => {
-                    (Info, format!("{step} in {}{detail}", duration(*duration_ms)))
-                }
+                BootstrapStepStatus::Success => (Info, format!("{step} in {took}{detail}")),
                 BootstrapStepStatus::Skipped => (Info, format!("{step} skipped{detail}")),
-                BootstrapStepStatus::Failed => (
-                    Error,
-                    format!("{step} failed after {}{detail}", duration(*duration_ms)),
-                ),
+                BootstrapStepStatus::Failed => (Error, format!("{step} failed after {took}{detail}")),
             };
             Sentence::new(severity, Some(vm), text)
         }
@@ -255,17 +234,14 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             vm,
             duration_ms,
             error,
-        } => Sentence::new(
-            Error,
-            Some(vm),
-            format!("bootstrap failed after {}: {error}", duration(*duration_ms)),
-        ),
-        Event::BrokerStarted { pid, port } => Sentence::new(
-            Info,
-            None,
-            format!("broker listens on 127.0.0.1:{port} (pid {pid})"),
-        ),
-        Event::BrokerStopped { pid, .. } => Sentence::new(Info, None, format!("broker stopped (pid {pid})")),
+        } => {
+            let text = format!("bootstrap failed after {}: {error}", duration(*duration_ms));
+            Sentence::new(Error, Some(vm), text)
+        }
+        Event::BrokerStarted { pid, port } => {
+            of_all(Info, format!("broker listens on 127.0.0.1:{port} (pid {pid})"))
+        }
+        Event::BrokerStopped { pid, .. } => of_all(Info, format!("broker stopped (pid {pid})")),
         Event::BrokerHandshake {
             vm,
             capabilities,
@@ -278,24 +254,18 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             let times = repeated
                 .map(|times| format!(" ({times} times)"))
                 .unwrap_or_default();
-            match outcome {
-                HandshakeOutcome::Ok => {
-                    let with = if capabilities.is_empty() {
-                        String::new()
-                    } else {
-                        format!(" with {}", capabilities.join(", "))
-                    };
-                    Sentence::new(Info, vm.as_ref(), format!("handshake accepted{with}{times}"))
+            let why = reason.as_deref().unwrap_or("no reason given");
+            let (severity, text) = match outcome {
+                HandshakeOutcome::Ok if capabilities.is_empty() => {
+                    (Info, format!("handshake accepted{times}"))
                 }
-                HandshakeOutcome::Declined => Sentence::new(
-                    Warn,
-                    vm.as_ref(),
-                    format!(
-                        "hello from {remote} declined: {}{times}",
-                        reason.as_deref().unwrap_or("no reason given")
-                    ),
-                ),
-            }
+                HandshakeOutcome::Ok => {
+                    let with = capabilities.join(", ");
+                    (Info, format!("handshake accepted with {with}{times}"))
+                }
+                HandshakeOutcome::Declined => (Warn, format!("hello from {remote} declined: {why}{times}")),
+            };
+            Sentence::new(severity, vm.as_ref(), text)
         }
         Event::BrokerSession {
             vm,
@@ -307,15 +277,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             let times = repeated
                 .map(|times| format!(" (the last of {times})"))
                 .unwrap_or_default();
+            let why = reason.as_deref().unwrap_or("no reason given");
             match phase {
                 SessionPhase::Opened => info(vm, format!("bus session {session} opened{times}")),
-                SessionPhase::Closed => info(
-                    vm,
-                    format!(
-                        "bus session {session} closed: {}{times}",
-                        reason.as_deref().unwrap_or("no reason given")
-                    ),
-                ),
+                SessionPhase::Closed => info(vm, format!("bus session {session} closed: {why}{times}")),
             }
         }
         Event::BrokerFreshness { vm, reachable, .. } if *reachable => info(vm, "reachable".to_owned()),
@@ -327,7 +292,7 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             let silent = last_handshake_age_ms
                 .map(|age| format!(": nothing heard for {}", duration(age)))
                 .unwrap_or_default();
-            Sentence::new(Warn, Some(vm), format!("no longer reachable{silent}"))
+            warn(vm, format!("no longer reachable{silent}"))
         }
         Event::BrokerBackpressure { vm, reason, .. } => {
             Sentence::new(Warn, vm.as_ref(), format!("back-pressure: {reason}"))
@@ -339,79 +304,56 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             dry_run,
         } => {
             let verb = if *dry_run { "would remove" } else { "removed" };
-            Sentence::new(
-                Info,
-                None,
-                format!("{verb} {} ({category}, {})", path.display(), bytes(*size)),
-            )
+            let (path, size) = (path.display(), bytes(*size));
+            of_all(Info, format!("{verb} {path} ({category}, {size})"))
         }
-        Event::CommandAccepted { command, source, .. } if !is_own(source) => Sentence::new(
-            Severity::Progress,
-            None,
-            format!("{source} runs {}", in_short(command)),
-        ),
+        Event::CommandAccepted { command, source, .. } if !is_own(source) => {
+            of_all(Progress, format!("{source} runs {}", in_short(command)))
+        }
         Event::CommandCompleted {
             command,
             source,
             duration_ms,
             ..
-        } if !is_own(source) => Sentence::new(
-            Info,
-            None,
-            format!("{source} ran {}{}", in_short(command), within(*duration_ms)),
-        ),
+        } if !is_own(source) => {
+            let (command, took) = (in_short(command), within(*duration_ms));
+            of_all(Info, format!("{source} ran {command}{took}"))
+        }
         Event::CommandFailed {
             command,
             source,
             detail,
             duration_ms,
             ..
-        } if !is_own(source) => Sentence::new(
-            Warn,
-            None,
-            format!(
-                "{source} ran {}{}: {detail}",
-                in_short(command),
-                within(*duration_ms)
-            ),
-        ),
-        Event::CommandAccepted { command, detail, .. } => Sentence::new(
-            Info,
-            None,
-            format!("{command} begins{}", colon(detail.as_deref())),
-        ),
+        } if !is_own(source) => {
+            let (command, took) = (in_short(command), within(*duration_ms));
+            of_all(Warn, format!("{source} ran {command}{took}: {detail}"))
+        }
+        Event::CommandAccepted { command, detail, .. } => {
+            of_all(Info, format!("{command} begins{}", colon(detail.as_deref())))
+        }
         Event::CommandRejected {
             command,
             detail,
             remediation,
             ..
-        } => {
-            let mut sentence = Sentence::new(Error, None, format!("{command} refused: {detail}"));
-            sentence.advice = remediation.as_deref().map(|advice| escape_line(advice, LIMIT));
-            sentence
-        }
+        } => of_all(Error, format!("{command} refused: {detail}")).advised(remediation),
         Event::CommandCompleted {
             command,
             detail,
             duration_ms,
             ..
-        } => Sentence::new(
-            Info,
-            None,
-            format!(
-                "{command} done{}{}",
-                within(*duration_ms),
-                colon(detail.as_deref())
-            ),
-        ),
+        } => {
+            let (took, detail) = (within(*duration_ms), colon(detail.as_deref()));
+            of_all(Info, format!("{command} done{took}{detail}"))
+        }
         Event::CommandFailed {
             command,
             detail,
             duration_ms,
             ..
-        } => Sentence::new(
+        } => of_all(
             Error,
-            None,
             format!("{command} failed{}: {detail}", within(*duration_ms)),
         ),
         Event::Usage {
@@ -419,15 +361,13 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             completion_tokens,
             scope,
             ..
-        } => Sentence::new(
+        } => {
+            let text = format!("tokens of this {scope}: {prompt_tokens} in, {completion_tokens} out");
+            of_all(Info, text)
+        }
+        // How long it took is told by the line before, of `command.completed`.
+        Event::Summary { operation, vms, .. } => of_all(
             Info,
-            None,
-            format!("tokens of this {scope}: {prompt_tokens} in, {completion_tokens} out"),
-        ),
-        Event::Summary { operation, vms, .. } => Sentence::new(
-            Info,
-            None,
-            // How long it took is told by the line before, of `command.completed`.
             format!(
                 "{operation}: {} changed, {} unchanged, {} failed",
                 vms.changed, vms.unchanged, vms.failed

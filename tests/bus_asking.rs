@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use support::session::Session;
-use support::{Castra, eventually, until};
+use support::{Castra, eventually, spawn_piped, until};
 
 fn project(name: &str, bus: &str) -> Castra {
     let castra = Castra::new(name);
@@ -51,12 +51,7 @@ struct Running(Child);
 impl Running {
     /// Waits until it is subscribed.
     fn subscribed(mut command: Command) -> Running {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(command.stdin(Stdio::null()));
         let mut told = BufReader::new(child.stderr.take().unwrap());
         let mut line = String::new();
         while !line.contains("subscribed to") {
@@ -205,11 +200,7 @@ fn last_values_and_groups() {
         let ran = castra
             .run(&[&["bus", "subscribe", "x", "--group", "w"], args].concat())
             .exits(64);
-        assert!(
-            ran.stderr.contains("a group takes neither --from nor --last"),
-            "{}",
-            ran.stderr
-        );
+        ran.tells("a group takes neither --from nor --last");
     }
     castra
         .run(&["bus", "subscribe", "x", "--group", "no name"])
@@ -275,16 +266,8 @@ fn a_question_is_answered_or_not() {
     let ran = castra
         .run(&["bus", "request", "vm:web", "--timeout", "200ms"])
         .exits(1);
-    assert!(
-        ran.stderr.contains("error: no answer came within 0.2 s"),
-        "{}",
-        ran.stderr
-    );
-    assert!(
-        ran.stderr.contains("try: check in `castra bus tail`"),
-        "{}",
-        ran.stderr
-    );
+    ran.tells("error: no answer came within 0.2 s");
+    ran.tells("try: check in `castra bus tail`");
     castra.run(&["bus", "request", "x", "{"]).exits(64);
     castra.run(&["down"]).exits(0);
 }
@@ -343,13 +326,7 @@ fn a_line_of_gigabytes_ends_with_ctrl_c() {
         &["events", "-f", "--tail", "99"],
         &["events", "-f"],
     ] {
-        let child = castra
-            .command(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = spawn_piped(castra.command(args).stdin(Stdio::null()));
         let mut running = Running(child);
         let pid = running.0.id();
         eventually("it to read", || {

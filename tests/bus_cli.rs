@@ -25,7 +25,7 @@ use castra::core::operations::bus::{
 use castra::core::operations::{self, BrokerLauncher, ThreadBrokerLauncher};
 use castra::core::reporter::Silent;
 use support::fleet::Fleet;
-use support::{AMPLE, Castra, Ran, eventually, objects, until};
+use support::{AMPLE, Castra, Ran, eventually, objects, spawn_piped, until};
 
 /// A project with this under [bus], its broker running.
 fn project(name: &str, bus: &str) -> Castra {
@@ -84,12 +84,7 @@ impl Running {
     }
 
     fn spawn(mut command: Command) -> (Running, ChildStdin) {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(command.stdin(Stdio::piped()));
         let (stdout, out_reader) = gather(child.stdout.take().unwrap());
         let (stderr, err_reader) = gather(child.stderr.take().unwrap());
         let stdin = child.stdin.take().unwrap();
@@ -238,7 +233,7 @@ fn a_message_is_acked_kept_and_shown() {
     let unknown = castra
         .run(&["bus", "tail", "--no-follow", "--vm", "wbe"])
         .exits(64);
-    assert!(unknown.stderr.contains("web"), "{}", unknown.stderr);
+    unknown.tells("web");
 }
 
 #[test]
@@ -452,7 +447,7 @@ fn what_rotation_has_taken_is_told() {
     assert_eq!(lines[0], json!({"gap": {"from": 1, "to": first - 1}}));
     assert_eq!(lines[1]["seq"], first);
     let warning = format!("rotation has removed messages 1 to {} from the log", first - 1);
-    assert!(ran.stderr.contains(&warning), "{}", ran.stderr);
+    ran.tells(&warning);
 }
 
 #[test]
@@ -488,12 +483,7 @@ fn a_reader_that_goes_ends_it_quietly_even_when_nothing_more_comes() {
         &["bus", "subscribe", "*", "--from", "1", "--json"][..],
         &["bus", "tail", "-f", "--json"],
     ] {
-        let mut child = castra
-            .command(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(castra.command(args));
         let mut reader = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
@@ -567,7 +557,7 @@ fn a_broker_that_says_nothing_any_more() {
         assert!(stderr.contains(text), "{text}\n{stderr}");
     }
     let late = late.exits(1);
-    assert!(late.stderr.contains("in time"), "{}", late.stderr);
+    late.tells("in time");
 }
 
 #[test]
@@ -594,12 +584,8 @@ fn without_a_broker() {
         &["bus", "bench"],
     ] {
         let ran = castra.run(args).exits(1);
-        assert!(
-            ran.stderr.contains("error: no broker runs in this project"),
-            "{}",
-            ran.stderr
-        );
-        assert!(ran.stderr.contains("castra up --broker-only"), "{}", ran.stderr);
+        ran.tells("error: no broker runs in this project");
+        ran.tells("castra up --broker-only");
     }
     assert!(
         !castra.state("").exists(),
@@ -608,7 +594,7 @@ fn without_a_broker() {
     let tail = castra.run(&["bus", "tail", "--no-follow"]).exits(0);
     assert_eq!(tail.stderr, "no message matches\n");
     let ran = castra.run(&["bus", "publish", "--wait", "200ms"]).exits(1);
-    assert!(ran.stderr.contains("no broker runs"), "{}", ran.stderr);
+    ran.tells("no broker runs");
 
     let (waiting, _stdin) = Running::start(&castra, &["bus", "publish", "--payload", "7", "--wait", "30s"]);
     let (live, _stdin) = Running::start(
@@ -646,17 +632,13 @@ fn a_missing_broker_is_started_when_a_vm_runs() {
         &format!("[project]\nname = \"demo\"\nstate_dir = \"{state_dir}\"\n[broker]\nport = 0\n[[vms]]\nname = \"web\"\n"),
     );
     let ran = castra.run(&["bus", "publish"]).exits(0);
-    assert!(ran.stderr.contains("started the broker on"), "{}", ran.stderr);
-    assert!(
-        ran.stderr.contains("published on broadcast as number 1"),
-        "{}",
-        ran.stderr
-    );
+    ran.tells("started the broker on");
+    ran.tells("published on broadcast as number 1");
     castra::core::broker::stop_broker(&fleet.state, AMPLE).unwrap();
     let ran = castra
         .run(&["bus", "subscribe", "*", "--from", "1", "--count", "1"])
         .exits(0);
-    assert!(ran.stderr.contains("started the broker on"), "{}", ran.stderr);
+    ran.tells("started the broker on");
     castra::core::broker::stop_broker(&fleet.state, AMPLE).unwrap();
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use support::fleet::Fleet;
-use support::{CASTRA, Castra, eventually, golden, program};
+use support::{CASTRA, Castra, eventually, golden, program, spawn_piped};
 
 /// What `castra --help` lists.
 const COMMANDS: &[&[&str]] = &[
@@ -93,7 +93,7 @@ fn wrong_usage_is_64_and_names_the_nearest() {
     ] {
         let ran = castra.run(args).exits(64);
         assert_eq!(ran.stdout, "");
-        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+        ran.tells(expected);
     }
     let first = castra.run::<&str>(&[]).exits(0).stdout;
     for step in [
@@ -141,17 +141,13 @@ fn a_refusal_with_json_is_one_contract_line() {
 fn without_a_project_castra_says_what_there_is() {
     let castra = Castra::new("nothing");
     let ran = castra.run(&["status"]).exits(66);
-    assert!(
-        ran.stderr.contains("there is no castra.toml in"),
-        "{}",
-        ran.stderr
-    );
-    assert!(ran.stderr.contains("no castra project runs"), "{}", ran.stderr);
-    assert!(ran.stderr.contains("`castra init` writes one"), "{}", ran.stderr);
+    ran.tells("there is no castra.toml in");
+    ran.tells("no castra project runs");
+    ran.tells("`castra init` writes one");
     let ran = castra
         .run(&["--config", "a", "--workspace", "b", "status"])
         .exits(64);
-    assert!(ran.stderr.contains("leave one out"), "{}", ran.stderr);
+    ran.tells("leave one out");
     let listed = castra.run(&["workspaces", "--json"]).exits(0).objects();
     assert_eq!(listed, [serde_json::json!({"workspaces": []})]);
     assert!(!castra.home().exists(), "looking makes nothing");
@@ -166,14 +162,14 @@ fn init_then_a_config_that_loads() {
         "{}",
         ran.stdout
     );
-    assert!(ran.stderr.contains("next: `castra up`"), "{}", ran.stderr);
+    ran.tells("next: `castra up`");
     assert_eq!(castra.run(&["vm-names"]).exits(0).stdout, "web\n");
     let status = castra.status();
     assert_eq!(status["schema"], "castra.status.v1");
     assert_eq!(status["vms"][0]["state"], "stopped");
     let again = castra.run(&["init"]);
     assert!(again.code.is_some_and(|code| code >= 64), "{again:?}");
-    assert!(again.stderr.contains("--force"), "{}", again.stderr);
+    again.tells("--force");
     castra
         .run(&["init", "--force", "--project-name", "other"])
         .exits(0);
@@ -233,7 +229,7 @@ fn logs_and_events_read_what_is_there() {
     );
     assert_eq!(castra.run(&["events", "--type", "summary"]).exits(0).stdout, "");
     let none = castra.run(&["events", "--type", "bootstrap"]).exits(0);
-    assert!(none.stderr.contains("try: --type 'bootstrap.*'"), "{none:?}");
+    none.tells("try: --type 'bootstrap.*'");
 }
 
 #[test]
@@ -286,12 +282,7 @@ fn on_a_terminal_no_color_and_dumb_are_obeyed() {
 fn a_reader_who_leaves_is_no_error() {
     let castra = Castra::new("pipe");
     for args in [&["man"][..], &["--help"], &["completions", "bash"]] {
-        let mut child = castra
-            .command(args)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(castra.command(args));
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{args:?}");
@@ -417,7 +408,7 @@ fn man_pages_are_roff_that_groff_renders() {
         (&["man", "up", "--dir", "pages"], "error: --dir writes all pages"),
     ] {
         let ran = castra.run(args).exits(64);
-        assert!(ran.stderr.contains(said), "{}", ran.stderr);
+        ran.tells(said);
     }
     castra.run(&["man", "--dir", "nowhere"]).exits(74);
 }
@@ -440,14 +431,7 @@ fn with_stand_in_ssh(castra: &Castra, fleet: &Fleet, args: &[&str], stdin: &[u8]
         ssh.parent().unwrap().display(),
         std::env::var("PATH").unwrap()
     );
-    let mut child = castra
-        .command(args)
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn_piped(castra.command(args).env("PATH", path).stdin(Stdio::piped()));
     // Refused before it reads: then nobody is left to write to.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
@@ -535,13 +519,13 @@ fn a_broker_is_started_found_from_anywhere_and_stopped() {
     castra.write("demo/castra.toml", BROKER_ONLY);
     let up = castra.run(&["--config", "demo", "up", "--broker-only"]).exits(0);
     assert!(up.stdout.starts_with("broker on 127.0.0.1:"), "{up:?}");
-    assert!(up.stderr.contains("`castra down` stops it"), "{up:?}");
+    up.tells("`castra down` stops it");
 
     for command in ["status", "down", "logs"] {
         let ran = castra.run(&[command]).exits(66);
-        assert!(ran.stderr.contains("these projects run"), "{ran:?}");
-        assert!(ran.stderr.contains(&format!(" {command}\n")), "{ran:?}");
-        assert!(ran.stderr.contains("try: castra --workspace demo-"), "{ran:?}");
+        ran.tells("these projects run");
+        ran.tells(&format!(" {command}\n"));
+        ran.tells("try: castra --workspace demo-");
     }
     let listed = &castra.run(&["workspaces", "--json"]).exits(0).objects()[0]["workspaces"][0];
     assert_eq!(
@@ -559,12 +543,9 @@ fn a_broker_is_started_found_from_anywhere_and_stopped() {
         .objects()[0];
     assert_eq!(status["broker"]["state"], "running");
     let refused = castra.run(&["--workspace", &id, "up"]).exits(66);
-    assert!(
-        refused.stderr.contains(&format!("castra --workspace {id} down")),
-        "{refused:?}"
-    );
+    refused.tells(&format!("castra --workspace {id} down"));
     let down = castra.run(&["--workspace", &id, "down"]).exits(0);
-    assert!(down.stdout.contains("broker stopped"), "{down:?}");
+    down.prints("broker stopped");
     let status = &castra
         .run(&["--workspace", &id, "status", "--json"])
         .exits(0)
@@ -576,12 +557,7 @@ fn a_broker_is_started_found_from_anywhere_and_stopped() {
 fn a_reader_of_events_who_leaves_stops_nothing() {
     let castra = Castra::new("events-pipe");
     castra.write("castra.toml", BROKER_ONLY);
-    let mut child = castra
-        .command(&["--json", "up", "--broker-only"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn_piped(castra.command(&["--json", "up", "--broker-only"]));
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
@@ -618,7 +594,7 @@ fn a_plan_changes_nothing() {
     castra.write("castra.toml", BROKER_ONLY);
     let plan = castra.run(&["up", "--plan", "--bootstrap", "skip"]).exits(0);
     assert!(plan.stdout.starts_with("web: skip, "), "{plan:?}");
-    assert!(plan.stderr.contains("nothing was changed"), "{plan:?}");
+    plan.tells("nothing was changed");
     let plan = castra.run(&["up", "--plan", "--json"]).exits(0).objects();
     assert_eq!((plan.len(), &plan[0]["type"]), (1, &"bootstrap.planned".into()));
     castra
@@ -643,7 +619,7 @@ fn a_project_somebody_works_on_is_busy() {
         assert_eq!(last["type"], "command.rejected");
         assert_eq!(last["exit_status"], 75);
         let me = format!("castra up (pid {})", std::process::id());
-        assert!(ran.stderr.contains(&me), "{}", ran.stderr);
+        ran.tells(&me);
     }
     drop(lock);
     castra.run(&["up", "--broker-only"]).exits(0);

@@ -17,7 +17,7 @@ use castra::core::events::{
 };
 use castra::core::name::VmName;
 use serde_json::Value;
-use support::golden;
+use support::{golden, spawn_piped};
 
 const HASH: &str = "7ee110f5bffdaf2362b0aa752aea307619f11fe712a9861677f77a1425f22f4d";
 
@@ -582,13 +582,11 @@ fn the_reader_on_the_page_ignores_what_it_does_not_know() {
     let page = fs::read_to_string(path("docs/EVENTS.md")).unwrap();
     let from = page.split("```python\n").nth(1).expect("a reader in Python");
     let program = from.split("```").next().unwrap();
-    let mut child = Command::new("python3")
-        .args(["-c", program])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn_piped(
+        Command::new("python3")
+            .args(["-c", program])
+            .stdin(Stdio::piped()),
+    );
     let mut lines = String::new();
     for (seq, event) in samples().into_iter().enumerate() {
         let mut later = stamped(seq, event).contract_object();

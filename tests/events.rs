@@ -9,12 +9,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command};
 use std::sync::Mutex;
 
 use serde_json::Value;
 use support::project::{Project, TWO, finish};
-use support::{Castra, Ran, eventually, until};
+use support::{Castra, Ran, eventually, spawn_piped, until};
 
 /// A project whose broker can be started without QEMU, with its state beside it.
 const PROJECT: &str = "[project]\nstate_dir = \"state\"\n[broker]\nport = 0\n[[vms]]\nname = \"web\"\n";
@@ -46,12 +46,7 @@ struct Following {
 
 impl Following {
     fn start(castra: &Castra, args: &[&str]) -> Following {
-        let mut child = castra
-            .command(&[&["events", "--json", "--follow"], args].concat())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(castra.command(&[&["events", "--json", "--follow"], args].concat()));
         let lines = BufReader::new(child.stdout.take().unwrap());
         Following { child, lines }
     }
@@ -356,13 +351,7 @@ fn operations_go_on_when_the_journal_may_not_grow() {
 #[test]
 fn a_reader_that_goes_leaves_the_vms_alone() {
     let project = Project::new("events-gone", TWO);
-    let mut child = project
-        .castra()
-        .command(&["--json", "up"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn_piped(project.castra().command(&["--json", "up"]));
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     lines.read_line(&mut String::new()).unwrap();
     drop(lines);

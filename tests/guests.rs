@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::guest_project::{self, Project, home, text};
+use support::spawn_piped;
 
 /// Generous: under emulation on a busy machine a boot may take half a minute.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -514,31 +515,24 @@ fn vizier_keeps_a_guest_in_touch_and_the_bus_goes_both_ways() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         serde_json::from_str::<Value>(text(&output.stdout).trim()).unwrap()["payload"].clone()
     };
-    let host = project
-        .command(&["bus", "subscribe", "ci/*", "--count", "1", "--json"])
-        .args(["--from", "1"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let host = spawn_piped(
+        project
+            .command(&["bus", "subscribe", "ci/*", "--count", "1", "--json"])
+            .args(["--from", "1"]),
+    );
     let payload = r#"{"from":"the guest","ü":[1]}"#;
     project.expect(0, &["exec", "a", "--", "castra-bus", "publish", "ci/x", payload]);
     assert_eq!(line(host), serde_json::from_str::<Value>(payload).unwrap());
-    let guest = project
-        .command(&[
-            "exec",
-            "a",
-            "--",
-            "castra-bus",
-            "subscribe",
-            "vm:a",
-            "--count",
-            "1",
-        ])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let guest = spawn_piped(project.command(&[
+        "exec",
+        "a",
+        "--",
+        "castra-bus",
+        "subscribe",
+        "vm:a",
+        "--count",
+        "1",
+    ]));
     eventually("the guest's subscription", || {
         project.vm("a")["bus_subscribed"] == true
     });

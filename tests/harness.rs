@@ -426,11 +426,7 @@ fn an_agent_is_run_with_a_preamble_and_an_empty_stdin() {
         ])
         .exits(0);
     assert_eq!(ran.stdout, "done\nhere\n");
-    assert!(
-        ran.stderr.contains("complete, 9 tokens in, 1 out"),
-        "{}",
-        ran.stderr
-    );
+    ran.tells("complete, 9 tokens in, 1 out");
     let work = castra.project().join("work");
     let argv = fs::read_to_string(work.join("argv")).unwrap();
     let argv: Vec<&str> = argv.split_terminator('\0').collect();

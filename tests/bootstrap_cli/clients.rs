@@ -50,10 +50,10 @@ fn files_go_in_and_come_back_as_they_are() {
     // What can't be copied is told.
     let ran = guest.project.run(&["cp", "missing", "web:/tmp/"]);
     assert!(ran.code == Some(1), "{ran:?}");
-    assert!(ran.stderr.contains("missing"), "{ran:?}");
+    ran.tells("missing");
     let ran = guest.project.run(&["cp", "web:/no/such file", "."]);
     assert!(ran.code == Some(1), "{ran:?}");
-    assert!(ran.stderr.contains("no/such file"), "{ran:?}");
+    ran.tells("no/such file");
     for (args, part) in [
         (&["cp", "a", "b"][..], "neither side"),
         (&["cp", "wib:a", "."], "no VM \"wib\""),
@@ -61,7 +61,7 @@ fn files_go_in_and_come_back_as_they_are() {
         (&["cp", "a"], "needs DST"),
     ] {
         let ran = guest.project.run(args).exits(64);
-        assert!(ran.stderr.contains(part), "{ran:?}");
+        ran.tells(part);
     }
     // A link isn't a way out: what it names comes as a file of its own.
     symlink("/etc/hostname", there.join("tree/link")).unwrap();
@@ -77,10 +77,7 @@ fn files_go_in_and_come_back_as_they_are() {
 
     guest.project.run(&["down"]).exits(0);
     let ran = guest.project.run(&["cp", "tree/tool", "web:/tmp/"]).exits(255);
-    assert!(
-        ran.stderr.contains("`web` is not running") && ran.stderr.contains("castra up web"),
-        "{ran:?}"
-    );
+    ran.tells("`web` is not running").tells("castra up web");
 }
 
 #[test]
@@ -136,21 +133,18 @@ fn links_stay_links_and_what_is_left_out_is_named() {
     nix::unistd::mkfifo(&tree.join("p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let _socket = std::os::unix::net::UnixListener::bind(tree.join("s")).unwrap();
     let ran = guest.project.run(&["cp", "tree", &at("again")]).exits(1);
-    assert!(
-        ran.stderr.contains("tree/p: a socket, pipe") && ran.stderr.contains("tree/s: a"),
-        "{ran:?}"
-    );
+    ran.tells("tree/p: a socket, pipe").tells("tree/s: a");
     assert_eq!(fs::read_to_string(there.join("again/lib/f")).unwrap(), "new");
     nix::unistd::mkfifo(&there.join("again/p"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     let ran = guest.project.run(&["cp", &at("again"), "again"]).exits(1);
-    assert!(ran.stderr.contains("/p: a pipe or device, left out"), "{ran:?}");
+    ran.tells("/p: a pipe or device, left out");
     assert_eq!(
         fs::read_to_string(castra.project().join("again/lib/f")).unwrap(),
         "new"
     );
     let _socket = std::os::unix::net::UnixListener::bind(there.join("tree/s")).unwrap();
     let ran = guest.project.run(&["cp", &at("tree"), "sockets"]).exits(1);
-    assert!(ran.stderr.contains("socket"), "{ran:?}");
+    ran.tells("socket");
     guest.project.run(&["cp", "tree/p", &at("")]).exits(1);
     guest.project.run(&["cp", &at("again/p"), "."]).exits(1);
 
@@ -183,10 +177,7 @@ fn links_stay_links_and_what_is_left_out_is_named() {
         assert_eq!(names(&to), expected, "{pattern}");
     }
     let ran = guest.project.run(&["cp", &at("a?"), "none"]).exits(74);
-    assert!(
-        ran.stderr.contains("several sources need an existing folder"),
-        "{ran:?}"
-    );
+    ran.tells("several sources need an existing folder");
     // Over a file; into the home.
     castra.write("one", "one");
     guest.project.run(&["cp", "one", &at("a1")]).exits(0);
@@ -195,7 +186,7 @@ fn links_stay_links_and_what_is_left_out_is_named() {
     assert_eq!(fs::read_to_string(castra.dir().join("sshd/one")).unwrap(), "one");
     for args in [["one", "missing/"], ["one", "missing/x"], ["tree", "a1"]] {
         let ran = guest.project.run(&["cp", args[0], &at(args[1])]).exits(1);
-        assert!(ran.stderr.contains("folder"), "{ran:?}");
+        ran.tells("folder");
     }
     guest.project.run(&["cp", "one", "tree", &at("a1")]).exits(1);
     let left: Vec<_> = fs::read_dir(&there)
@@ -290,7 +281,7 @@ fn other_programs_reach_a_vm_by_the_printed_config() {
     assert_eq!(object["host"], "127.0.0.1");
 
     let ran = guest.project.run(&["ssh-config", "wob"]).exits(64);
-    assert!(ran.stderr.contains("did you mean `web`?"), "{ran:?}");
+    ran.tells("did you mean `web`?");
     // What stdin brings passes through byte for byte, and the exit code comes back.
     let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     let ran = castra.run_with_stdin(&["exec", "web", "--", "sh", "-c", "sha256sum; exit 9"], &bytes);
@@ -301,7 +292,7 @@ fn other_programs_reach_a_vm_by_the_printed_config() {
     guest.project.run(&["down"]).exits(0);
     let ran = guest.project.run(&["ssh-config"]).exits(0);
     assert_eq!(ran.stdout, "");
-    assert!(ran.stderr.contains("no VM of this project runs"), "{ran:?}");
+    ran.tells("no VM of this project runs");
     guest.project.run(&["ssh-config", "web"]).exits(1);
 }
 

@@ -119,10 +119,7 @@ fn a_persistent_disk_stays_with_what_it_needs_unless_forced() {
     let project = used("clean-persist");
     fs::write(project.state("overlays/db.qcow2"), [b'd'; 9000]).unwrap();
     let said = project.run(&["clean"]).exits(0);
-    assert!(
-        said.stderr.contains("db.qcow2 stays") && said.stderr.contains("--force"),
-        "{said:?}"
-    );
+    said.tells("db.qcow2 stays").tells("--force");
     let left = tree(&project.state(""));
     let left: Vec<&str> = left.iter().map(|path| path.to_str().unwrap()).collect();
     for stays in ["overlays/db.qcow2", "vms/db/run.json", "workspace.json"] {
@@ -138,7 +135,7 @@ fn a_persistent_disk_stays_with_what_it_needs_unless_forced() {
     assert_eq!(cleanups(&again), [], "there was nothing more to remove");
 
     let forced = project.run(&["clean", "--force"]).exits(0);
-    assert!(forced.stdout.contains("db.qcow2"), "{forced:?}");
+    forced.prints("db.qcow2");
     assert!(!project.state("").exists(), "{:?}", tree(&project.state("")));
     let workspaces = project.run(&["workspaces", "--json"]).exits(0).objects();
     assert_eq!(
@@ -151,7 +148,7 @@ fn a_persistent_disk_stays_with_what_it_needs_unless_forced() {
         Vec::<PathBuf>::new()
     );
     let nothing = project.run(&["clean"]).exits(0);
-    assert!(nothing.stdout.contains("nothing to clean"), "{nothing:?}");
+    nothing.prints("nothing to clean");
 }
 
 #[test]
@@ -173,7 +170,7 @@ fn logs_and_handshakes_stay_where_asked() {
     }
     assert!(!project.state("vms/web/run.json").exists() && !project.state("overlays").exists());
     let logs = project.run(&["logs", "web", "--source", "serial"]).exits(0);
-    assert!(logs.stdout.contains("fake guest boots"), "{logs:?}");
+    logs.prints("fake guest boots");
     // The journal stays, so it tells of this clean too.
     let journal = fs::read_to_string(project.state("logs/events.jsonl")).unwrap();
     let told = |line: &str| serde_json::from_str::<Value>(line).unwrap();
@@ -278,10 +275,7 @@ fn the_image_cache_goes_when_nobody_needs_it() {
     fs::write(images.join("guest-x86_64-0123456789ab/vmlinux"), [0; 9000]).unwrap();
     fs::write(images.join("mine.qcow2"), "mine").unwrap();
     let kept = project.run(&["clean", "--global"]).exits(0);
-    assert!(
-        kept.stderr.contains("a remaining project may need its images"),
-        "{kept:?}"
-    );
+    kept.tells("a remaining project may need its images");
     assert!(images.join("guest-x86_64-0123456789ab/vmlinux").exists());
     project.run(&["clean", "--global", "--force"]).exits(0);
     assert_eq!(tree(&images), [PathBuf::from("mine.qcow2")]);
@@ -295,10 +289,7 @@ fn an_abandoned_bootstrap_is_closed_before_its_log_is_all_that_is_left() {
                \"started_at\":\"2026-11-21T10:00:00.000Z\",\"version\":\"0.2.0\",\"output\":null}";
     project.write_state("logs/bootstrap/web-20261121T100000.000Z.open", log);
     let said = project.run(&["clean", "--no-logs"]).exits(0);
-    assert!(
-        said.stderr.contains("never ended and counts as failed"),
-        "{said:?}"
-    );
+    said.tells("never ended and counts as failed");
     assert!(
         project
             .state("logs/bootstrap/web-20261121T100000.000Z.json")
@@ -313,17 +304,14 @@ fn what_cannot_be_removed_is_told_and_the_rest_goes() {
     fs::remove_file(project.state("guests.json")).unwrap();
     fs::create_dir(project.state("guests.json")).unwrap();
     let said = project.run(&["clean", "--force"]).exits(0);
-    assert!(said.stderr.contains("guests.json stays"), "{said:?}");
+    said.tells("guests.json stays");
     assert_eq!(tree(&project.state("")), [PathBuf::from("guests.json")]);
     // Somebody is at work on it.
     let project = used("clean-busy");
     let lock = castra::core::host::FileLock::try_take(&project.state("vms/web/lock"), "castra up").unwrap();
     for args in [&["clean"][..], &["clean", "--dry-run"]] {
         let refusal = project.run(args).exits(1);
-        assert!(
-            refusal.stderr.contains("is busy") && refusal.stderr.contains("castra up"),
-            "{refusal:?}"
-        );
+        refusal.tells("is busy").tells("castra up");
     }
     drop(lock);
     project.run(&["clean"]).exits(0);

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::support::project::{ONE, Project};
-use crate::support::{Ran, eventually, eventually_in};
+use crate::support::{Ran, eventually, eventually_in, spawn_piped};
 
 fn up(name: &str) -> Project {
     let project = Project::new(name, ONE);
@@ -199,14 +199,7 @@ fn a_signal_or_the_guests_end_leaves_the_terminal_as_it_was() {
 
 /// Sends this through a pipe and closes it once the answer is there; all that was written.
 fn talk(project: &Project, args: &[&str], sent: &str, answer: &str) -> Ran {
-    let mut child = project
-        .castra()
-        .command(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = spawn_piped(project.castra().command(args).stdin(Stdio::piped()));
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(sent.as_bytes()).unwrap();
     let mut stdout = child.stdout.take().unwrap();
@@ -250,11 +243,11 @@ fn through_pipes_commands_go_in_and_answers_come_out() {
     );
     let ran = talk(&project, &["console", "web"], "poweroff\n", "going down\r\n").exits(0);
     assert_eq!(ran.stdout, "going down\r\n");
-    assert!(ran.stderr.contains("vm `web` has ended"), "{ran:?}");
+    ran.tells("vm `web` has ended");
 
     let stopped = project.run(&["console", "web"]).exits(1);
-    assert!(stopped.stderr.contains("vm `web` is not running"), "{stopped:?}");
-    assert!(stopped.stderr.contains("castra up web"), "{stopped:?}");
+    stopped.tells("vm `web` is not running");
+    stopped.tells("castra up web");
     project.run(&["console", "wbe"]).exits(64);
     project.down();
     project.run(&["clean"]).exits(0);

@@ -59,7 +59,7 @@ fn paths_and_names_are_shown_and_not_obeyed() {
     check(&["ports"]);
     // For ssh it is as it must be; on a terminal it is harmless.
     let ran = castra.run(&["--config", config, "ssh-config"]).exits(0);
-    assert!(ran.stdout.contains(FOLDER), "{}", ran.stdout);
+    ran.prints(FOLDER);
     let ran = castra.run(&["--config", config, "ssh-config", "--json"]).exits(0);
     assert_harmless("ssh-config --json", &ran.stdout);
     let on_terminal = Command::new("script")

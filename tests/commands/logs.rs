@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::support::project::{ONE, Project, TWO};
-use crate::support::{AMPLE, eventually};
+use crate::support::{AMPLE, eventually, spawn_piped};
 
 const BROKER: &str = "[host-broker] 2026-11-21T10:00:00.123Z INFO hello from vm:web outcome=ok";
 
@@ -294,12 +294,8 @@ fn vms_launched_meanwhile_and_their_bootstraps_are_followed() {
 #[test]
 fn a_reader_that_goes_ends_it_quietly() {
     let project = written("logs-pipe");
-    let mut command = project.castra().command(&["logs", "-f", "--source", "serial"]);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let command = project.castra().command(&["logs", "-f", "--source", "serial"]);
+    let mut child = spawn_piped(command);
     let mut first = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut first).unwrap();

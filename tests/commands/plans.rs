@@ -155,11 +155,7 @@ fn an_option_that_qemu_refuses_is_named_with_its_place() {
     let ran = project
         .run_faking(&format!("{panic},off-after=0.3"), &["up"])
         .exits(1);
-    assert!(
-        ran.stderr
-            .contains("its memory of 40 MiB is too little, write more under castra.toml:18:10: `memory`"),
-        "{ran:?}"
-    );
+    ran.tells("its memory of 40 MiB is too little, write more under castra.toml:18:10: `memory`");
     project.down();
 }
 
@@ -232,9 +228,6 @@ fn a_plan_shows_each_machine_and_all_warnings() {
     assert!(warned("`colour`") && warned("`flavour`"), "{plan:?}");
     // The same warnings where ports are looked at.
     let ports = project.run(&["ports"]).exits(0);
-    assert!(
-        ports.stderr.contains("`colour`") && ports.stderr.contains("`flavour`"),
-        "{ports:?}"
-    );
+    ports.tells("`colour`").tells("`flavour`");
     assert!(!project.state("").exists() && fs::metadata(project.castra().home()).is_err());
 }

@@ -71,11 +71,8 @@ fn conflicts_of_all_projects_are_found_before_boot() {
         (&json!("vm"), &json!("api"), &json!("second"))
     );
     let text = project.run(&["ports"]).exits(0);
-    assert!(
-        text.stdout.contains("vm `api` of castra project `second`"),
-        "{text:?}"
-    );
-    assert!(text.stderr.contains("host = 0"), "{text:?}");
+    text.prints("vm `api` of castra project `second`");
+    text.tells("host = 0");
 
     let refusal = project.refused(75, &["up"]).alone();
     let advice = refusal.remediation.clone();
@@ -89,10 +86,7 @@ fn conflicts_of_all_projects_are_found_before_boot() {
         "{advice}"
     );
     let plan = project.run(&["up", "--plan"]).exits(1);
-    assert!(
-        plan.stderr.contains("vm `api` of castra project `second`"),
-        "{plan:?}"
-    );
+    plan.tells("vm `api` of castra project `second`");
     assert!(!project.state("").exists(), "something was made");
 
     down_second(&project, &config);
@@ -133,12 +127,7 @@ fn a_running_fleets_ports_are_active_and_its_brokers_reserved() {
     assert_eq!(ports["ports"][0]["pid"], status["broker"]["pid"]);
     assert_eq!(ports["ports"][1]["pid"], status["vms"][0]["pid"]);
     let verbose = project.run(&["ports", "--verbose"]).exits(0);
-    assert!(
-        verbose
-            .stdout
-            .contains(&format!("QEMU is pid {}", project.pid("web"))),
-        "{verbose:?}"
-    );
+    verbose.prints(&format!("QEMU is pid {}", project.pid("web")));
 
     // The broker is gone, but the guest was told its port: nobody else may have it.
     let pid = i32::try_from(status["broker"]["pid"].as_i64().unwrap()).unwrap();
@@ -169,20 +158,14 @@ fn without_a_project_what_runs_anywhere_is_named() {
         crate::support::project::finish(command, args)
     };
     let nothing = elsewhere(&["ports"]).exits(66);
-    assert!(nothing.stderr.contains("no castra project runs"), "{nothing:?}");
+    nothing.tells("no castra project runs");
     project.run(&["up"]).exits(0);
     let running = elsewhere(&["ports"]).exits(66);
     assert!(running.stdout.is_empty(), "{running:?}");
-    assert!(
-        running.stderr.contains("castra --workspace faults-") && running.stderr.contains(" ports"),
-        "{running:?}"
-    );
+    running.tells("castra --workspace faults-").tells(" ports");
     let ssh = elsewhere(&["exec", "web", "--", "echo", "a b"]).exits(66);
-    assert!(ssh.stderr.contains(" exec web -- echo 'a b'\n"), "{ssh:?}");
+    ssh.tells(" exec web -- echo 'a b'\n");
     let all = elsewhere(&["ports", "--all"]).exits(0);
-    assert!(
-        all.stdout.contains("active") && all.stdout.contains("faults-"),
-        "{all:?}"
-    );
+    all.prints("active").prints("faults-");
     project.down();
 }

@@ -69,10 +69,7 @@ fn a_role_names_its_replicas() {
         &["cp", "api:/x", "."],
     ] {
         let ran = project.run(command).exits(64);
-        assert!(
-            ran.stderr.contains("2 VMs") && ran.stderr.contains("api-0, api-1"),
-            "{ran:?}"
-        );
+        ran.tells("2 VMs").tells("api-0, api-1");
     }
     assert_eq!(
         project.run(&["vm-names"]).exits(0).stdout,

@@ -67,8 +67,8 @@ fn one_that_fails_keeps_no_other_from_starting() {
     );
     let project = Project::new("one-of-two", &vms);
     let ran = project.run(&["up"]).exits(1);
-    assert!(ran.stdout.contains("1 of 2"), "{ran:?}");
-    assert!(ran.stderr.contains("not today"), "{ran:?}");
+    ran.prints("1 of 2");
+    ran.tells("not today");
     project.pid("db");
     assert_ne!(project.vm("web")["state"], "running");
     project.down();
@@ -203,7 +203,7 @@ fn all_some_and_none_are_told_apart() {
         assert_eq!(summary["verdict"], verdict);
         assert_eq!(summary["vms"]["failed"], failing);
         let again = project.run(&["up"]).exits(code);
-        assert!(again.stdout.contains(text), "{again:?}");
+        again.prints(text);
         let down = project.run(&["down", "--json"]).exits(0).objects();
         assert_eq!(down.last().unwrap()["verdict"], "all");
         project.assert_nothing_left();

@@ -65,14 +65,11 @@ fn a_damaged_run_record_keeps_nobody_alive() {
         project.write_state("vms/web/run.json", damage);
         project.run(&["status"]).exits(0);
         let up = project.run(&["up", "--json"]).exits(1);
-        assert!(
-            up.stdout.contains("run.json") && up.stdout.contains("castra down web"),
-            "{up:?}"
-        );
+        up.prints("run.json").prints("castra down web");
         let down = project.run(&["down", "--json"]).exits(0);
-        assert!(down.stdout.contains("run.json"), "{down:?}");
+        down.prints("run.json");
         // Whether its disk was to be kept nobody knows any more, so it is kept, and named.
-        assert!(down.stdout.contains("web.qcow2"), "{down:?}");
+        down.prints("web.qcow2");
         assert!(project.state("overlays/web.qcow2").exists());
         project.assert_no_process();
         assert_ne!(project.vm("web")["state"], "running");
@@ -87,7 +84,7 @@ fn a_run_record_that_is_gone_hides_no_vm_from_down() {
     project.run(&["up"]).exits(0);
     fs::remove_file(project.state("vms/web/run.json")).unwrap();
     let up = project.run(&["up", "--json"]).exits(1);
-    assert!(up.stdout.contains("castra down web"), "{up:?}");
+    up.prints("castra down web");
     project.run(&["down"]).exits(0);
     project.assert_no_process();
     project.run(&["up"]).exits(0);

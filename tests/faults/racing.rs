@@ -48,10 +48,7 @@ fn up_when_all_is_up_says_so() {
     let web = project.pid("web");
     assert_ne!(project.vm("db")["state"], "running");
     let again = project.run(&["up", "web"]).exits(0);
-    assert!(
-        again.stderr.contains("is running already") && again.stdout.contains("was running already"),
-        "{again:?}"
-    );
+    again.tells("is running already").prints("was running already");
     project.run(&["up"]).exits(0);
     assert_eq!(project.pid("web"), web);
     project.pid("db");

@@ -53,7 +53,7 @@ fn a_reboot_is_told_and_a_panic_of_which_qemu_is_not_told_ends_the_guest() {
 fn a_guest_that_only_begins_is_ended_and_up_says_so() {
     let project = Project::new("boot-loop", &faking("reset-every=0.4", SCRIPT));
     let ran = project.run(&["up", "--json"]).exits(1);
-    assert!(ran.stdout.contains("boot-loop"), "{}", ran.stdout);
+    ran.prints("boot-loop");
     let vm = project.vm("web");
     assert_eq!(
         (&vm["state"], &vm["ended"]["reason"]),

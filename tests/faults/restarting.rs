@@ -89,10 +89,7 @@ fn a_vm_comes_back_with_its_disk_and_a_new_identity() {
     );
     assert_ne!(disk(&project, "web"), before.1);
     let human = project.run(&["restart"]).exits(0);
-    assert!(
-        human.stdout.contains("2 VMs restarted") && human.stdout.contains("restarted (graceful)"),
-        "{human:?}"
-    );
+    human.prints("2 VMs restarted").prints("restarted (graceful)");
     project.down();
 }
 
@@ -175,10 +172,7 @@ fn one_that_fails_keeps_no_other_from_restarting_and_its_disk_stays() {
     let ran = project.run(&["restart", "--json"]).exits(1);
     let events = ran.objects();
     assert_eq!(events.last().unwrap()["verdict"], "some");
-    assert!(
-        ran.stdout.contains("not today") && ran.stdout.contains("castra restart web"),
-        "{ran:?}"
-    );
+    ran.prints("not today").prints("castra restart web");
     project.pid("db");
     assert_ne!(project.vm("web")["state"], "running");
     assert_eq!(disk(&project, "web"), before);
@@ -210,10 +204,7 @@ fn what_can_be_found_wrong_before_leaves_all_as_they_are() {
         .advises("--discard");
     project.config(&format!("{ONE}overlay = \"other.qcow2\"\n"));
     let ran = project.run(&["restart"]).exits(1);
-    assert!(
-        ran.stderr.contains("other.qcow2") && ran.stderr.contains("web.qcow2"),
-        "{ran:?}"
-    );
+    ran.tells("other.qcow2").tells("web.qcow2");
     // A port that somebody else has, and one that it has itself.
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let wants = |port: u64| format!("{ONE}[[vms.port_forwards]]\nhost = {port}\nguest = 22\n");
@@ -256,7 +247,7 @@ fn a_bootstrap_under_way_ends_as_stopped_by_restart() {
     up.signal(Signal::SIGKILL);
     drop(up);
     let ran = project.run(&["restart", "--bootstrap", "skip"]).exits(0);
-    assert!(ran.stderr.contains("counts as failed"), "{ran:?}");
+    ran.tells("counts as failed");
     project.down();
 }
 
@@ -308,7 +299,7 @@ fn a_base_rewritten_under_a_kept_disk_is_refused() {
         project.castra().write("base.raw", &"\0".repeat(1 << 21));
         if !persist {
             let ran = project.run(&["doctor"]);
-            assert!(ran.stdout.contains("was rewritten while the VM runs"), "{ran:?}");
+            ran.prints("was rewritten while the VM runs");
         }
         let ran = project.run(command);
         assert!(

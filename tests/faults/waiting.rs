@@ -26,7 +26,7 @@ fn it_ends_when_all_are_as_asked_for() {
     let ran = project
         .run(&["wait", "--for", "stopped", "--timeout", "0"])
         .exits(0);
-    assert!(ran.stdout.contains("2 VMs stopped"), "{ran:?}");
+    ran.prints("2 VMs stopped");
     // Somebody may start them yet.
     let waiting = begin(&project, &["--for", "bootstrapped"]);
     project.run(&["up"]).exits(0);
@@ -74,17 +74,14 @@ fn time_that_is_over_and_what_cannot_come_any_more_have_codes_of_their_own() {
     );
     assert_eq!(events.last().unwrap()["exit_status"], 124);
     let human = project.run(&["wait", "--timeout", "0"]).exits(124);
-    assert!(human.stdout.contains("0 of 2 VMs reachable"), "{human:?}");
+    human.prints("0 of 2 VMs reachable");
 
     let waiting = begin(&project, &["--timeout", "1h"]);
     let pid = i32::try_from(project.pid("web")).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     assert_eq!(end(waiting), Some(1), "it crashed");
     let ran = project.run(&["wait"]).exits(1);
-    assert!(
-        ran.stderr.contains("can't become reachable: it crashed"),
-        "{ran:?}"
-    );
+    ran.tells("can't become reachable: it crashed");
     project.down();
 }
 

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::scratch::Scratch;
-use super::{journals, objects, until};
+use super::{journals, objects, spawn_piped, until};
 
 /// The binary under test.
 pub const CASTRA: &str = env!("CARGO_BIN_EXE_castra");
@@ -155,13 +155,7 @@ impl Castra {
 
     /// Runs it with this on its stdin.
     pub fn run_with_stdin<S: AsRef<OsStr>>(&self, args: &[S], stdin: &[u8]) -> Ran {
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn_piped(self.command(args).stdin(Stdio::piped()));
         let mut pipe = child.stdin.take().unwrap();
         let bytes = stdin.to_vec();
         let writer = thread::spawn(move || {
@@ -227,6 +221,20 @@ impl Ran {
             self.stdout,
             self.stderr
         );
+        self
+    }
+
+    /// Fails unless its stderr has these words.
+    #[track_caller]
+    pub fn tells(&self, words: &str) -> &Ran {
+        assert!(self.stderr.contains(words), "no {words:?}: {self:?}");
+        self
+    }
+
+    /// Fails unless its stdout has these words.
+    #[track_caller]
+    pub fn prints(&self, words: &str) -> &Ran {
+        assert!(self.stdout.contains(words), "no {words:?}: {self:?}");
         self
     }
 

@@ -23,6 +23,7 @@ mod golden_file;
 #[path = "../../src/core/scratch.rs"]
 pub mod scratch;
 
+use std::borrow::BorrowMut;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::fs;
@@ -31,7 +32,7 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -44,6 +45,13 @@ pub use scratch::Scratch;
 
 /// Longer than anything here takes on a loaded machine; who waits as long is about to fail.
 pub const AMPLE: Duration = Duration::from_secs(60);
+
+/// Starts a command whose stdout and stderr the test reads.
+#[track_caller]
+pub fn spawn_piped(mut command: impl BorrowMut<Command>) -> Child {
+    let command = command.borrow_mut().stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
 
 /// Waits until there is something, and fails naming it.
 #[track_caller]

@@ -198,7 +198,6 @@ fn summary(outcome: &DoctorOutcome, style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
-    use castra::core::doctor::Area;
 
     use super::*;
 
@@ -215,7 +214,6 @@ mod tests {
         let text = "the start of vm `db` was interrupted by somebody who was in a great hurry that day";
         let outcome = DoctorOutcome::of(vec![Finding::warn(
             "a",
-            Area::State,
             text,
             "`castra up` starts it again, `castra down db` clears what is left of it",
         )]);
@@ -240,10 +238,10 @@ mod tests {
     #[test]
     fn a_line_each_remedies_below_and_the_sum_last() {
         let outcome = DoctorOutcome::of(vec![
-            Finding::ok("a", Area::Tools, "QEMU 7.2"),
-            Finding::warn("b", Area::State, "vm `x` crashed: \x1b[2J", "`castra down`"),
-            Finding::error("c", Area::Accelerator, "no KVM", "load it"),
-            Finding::ok("d", Area::Images, "not built").hint("`castra image build`"),
+            Finding::ok("tool.a", "QEMU 7.2"),
+            Finding::warn("state.b", "vm `x` crashed: \x1b[2J", "`castra down`"),
+            Finding::error("kvm.c", "no KVM", "load it"),
+            Finding::ok("image.d", "not built").hint("`castra image build`"),
         ]);
         assert_eq!(
             render(&outcome, layout(false, None)),
@@ -258,7 +256,7 @@ mod tests {
         );
         let quiet = render(&outcome, layout(true, None));
         assert!(!quiet.contains("QEMU") && quiet.contains("no KVM"), "{quiet}");
-        let fine = DoctorOutcome::of(vec![Finding::ok("a", Area::Tools, "QEMU")]);
+        let fine = DoctorOutcome::of(vec![Finding::ok("tool.a", "QEMU")]);
         assert!(render(&fine, layout(true, None)) == "nothing is wrong\n");
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::Finding;
 use crate::core::arch::Arch;
 use crate::core::config::{AccelChoice, QemuConfig};
 use crate::core::events::Accel;
@@ -65,23 +65,19 @@ fn look_at(
 }
 
 /// The level that something wrong with KVM has.
-fn severity(choice: AccelChoice) -> fn(&str, Area, String, String) -> Finding {
+fn severity(choice: AccelChoice) -> fn(&str, String, String) -> Finding {
     match choice {
         AccelChoice::Kvm => Finding::error,
         AccelChoice::Auto => Finding::warn,
-        AccelChoice::Tcg => |id, area, text, remedy| Finding::ok(id, area, text).hint(remedy),
+        AccelChoice::Tcg => |id, text, remedy| Finding::ok(id, text).hint(remedy),
     }
 }
 
 fn device_finding(device: &Path, trouble: Option<&(String, String)>, choice: AccelChoice) -> Finding {
     let data = json!({"device": device, "exists": device.exists(), "opens": trouble.is_none()});
     match trouble {
-        None => Finding::ok(
-            "kvm.device",
-            Area::Accelerator,
-            format!("{} opens", device.display()),
-        ),
-        Some((why, remedy)) => severity(choice)("kvm.device", Area::Accelerator, why.clone(), remedy.clone()),
+        None => Finding::ok("kvm.device", format!("{} opens", device.display())),
+        Some((why, remedy)) => severity(choice)("kvm.device", why.clone(), remedy.clone()),
     }
     .data(data)
 }
@@ -90,13 +86,11 @@ fn module_finding(modules: &[&'static str], choice: AccelChoice) -> Finding {
     let hardware = modules
         .iter()
         .find(|module| Arch::host().kvm_modules.contains(module));
-    let finding = |text: String, remedy: &str| {
-        severity(choice)("kvm.module", Area::Accelerator, text, remedy.to_owned())
-    };
+    let finding = |text: String, remedy: &str| severity(choice)("kvm.module", text, remedy.to_owned());
     let other = "note: `castra up` tries KVM with a test guest, and uses TCG if that fails; on a host with kvm_intel or \
                  kvm_amd guests run several times as fast";
     match hardware {
-        Some(module) => Finding::ok("kvm.module", Area::Accelerator, format!("{module} is loaded")),
+        Some(module) => Finding::ok("kvm.module", format!("{module} is loaded")),
         None if modules.contains(&PARAVIRTUAL) => finding(
             format!("this KVM is a paravirtual one ({PARAVIRTUAL}), under which stock kernels hang or die"),
             other,
@@ -116,7 +110,6 @@ fn choice_finding(
     modules: &[&'static str],
 ) -> Finding {
     const ID: &str = "accel.choice";
-    let area = Area::Accelerator;
     let data = json!({
         "accel": known.as_ref().map(|decision| decision.accel.as_str()),
         "reason": known.as_ref().map(|decision| decision.reason.as_str()),
@@ -130,20 +123,18 @@ fn choice_finding(
     let slower = "guests run several times slower than under KVM";
     let finding = match (known, trouble) {
         (Some(decision), _) if decision.accel == Accel::Kvm => {
-            Finding::ok(ID, area, format!("guests run under KVM: {}", decision.reason))
+            Finding::ok(ID, format!("guests run under KVM: {}", decision.reason))
         }
         (Some(decision), _) if question.choice == AccelChoice::Tcg => {
-            Finding::ok(ID, area, format!("guests run under TCG: {}", decision.reason))
+            Finding::ok(ID, format!("guests run under TCG: {}", decision.reason))
         }
         (Some(decision), Some((_, remedy))) => severity(question.choice)(
             ID,
-            area,
             format!("guests run under TCG: {}; {slower}", decision.reason),
             remedy.clone(),
         ),
         (Some(decision), None) => severity(question.choice)(
             ID,
-            area,
             format!("guests run under TCG: {}; {slower}", decision.reason),
             match question.home {
                 Some(home) => format!(
@@ -160,8 +151,8 @@ fn choice_finding(
                 .iter()
                 .any(|module| Arch::host().kvm_modules.contains(module))
             {
-                true => Finding::ok(ID, area, text),
-                false => Finding::ok(ID, area, text).hint("`castra up` says which accelerator it takes"),
+                true => Finding::ok(ID, text),
+                false => Finding::ok(ID, text).hint("`castra up` says which accelerator it takes"),
             }
         }
     };

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::Finding;
 use crate::core::broker::guest_capacity;
 use crate::core::host;
 use crate::core::human::{bytes as size, plural};
@@ -29,7 +29,6 @@ pub fn memory() -> Finding {
             };
             Finding::ok(
                 ID,
-                Area::Memory,
                 format!(
                     "{} of {} memory are available{limit}, {}",
                     size(memory.available),
@@ -44,7 +43,6 @@ pub fn memory() -> Finding {
         }
         None => Finding::warn(
             ID,
-            Area::Memory,
             "castra can't find out how much memory is available",
             "check that /proc/meminfo is readable",
         ),
@@ -59,7 +57,6 @@ pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
         return vec![
             Finding::error(
                 "disk.writable",
-                Area::Disk,
                 format!("{shown} can't be made: {} is no directory", there.display()),
                 "put it elsewhere: `state_dir` under [project], or CASTRA_HOME",
             )
@@ -72,9 +69,9 @@ pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
         let remedy =
             "free some space there, or put it elsewhere: `state_dir` under [project], or CASTRA_HOME";
         let finding = match free {
-            0..FULL => Finding::error(id, Area::Disk, text, remedy),
-            FULL..NEARLY_FULL => Finding::warn(id, Area::Disk, text, remedy),
-            _ => Finding::ok(id, Area::Disk, text),
+            0..FULL => Finding::error(id, text, remedy),
+            FULL..NEARLY_FULL => Finding::warn(id, text, remedy),
+            _ => Finding::ok(id, text),
         };
         findings.push(finding.data(json!({"path": dir, "free_bytes": free})));
     }
@@ -82,7 +79,6 @@ pub fn directory(id: &str, dir: &Path, purpose: &str) -> Vec<Finding> {
         findings.push(
             Finding::error(
                 "disk.writable",
-                Area::Disk,
                 format!("can't write to {}: {}", there.display(), errno.desc()),
                 "make that place writable, or put it elsewhere: `state_dir` under [project], or CASTRA_HOME",
             )
@@ -109,12 +105,10 @@ pub fn descriptors(wanted: usize) -> Option<Finding> {
         match room >= wanted {
             true => Finding::ok(
                 ID,
-                Area::Limits,
                 format!("up to {hard} open files, enough for {wanted} connections to a broker"),
             ),
             false => Finding::warn(
                 ID,
-                Area::Limits,
                 format!("at most {hard} open files: a broker can serve {room} connections, not the {wanted} of `max_connections`"),
                 "raise the hard limit (`ulimit -Hn`, limits.conf), or lower `max_connections` under [broker]",
             ),

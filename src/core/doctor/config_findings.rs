@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::Finding;
 use crate::core::config::{AuthMode, Config, Network};
 use crate::core::failure::Failure;
 use crate::core::human::plural;
@@ -16,7 +16,7 @@ pub fn broken(failure: &Failure) -> Finding {
         .next
         .clone()
         .unwrap_or_else(|| "correct that file; `castra man castra.toml` has every key".to_owned());
-    Finding::error("config.invalid", Area::Config, failure.cause(), remedy)
+    Finding::error("config.invalid", failure.cause(), remedy)
 }
 
 /// That it is there and valid, and what is odd about it.
@@ -25,7 +25,6 @@ pub fn config(config: &Config) -> Vec<Finding> {
     let mut findings = vec![
         Finding::ok(
             "config.valid",
-            Area::Config,
             format!(
                 "{} is valid: project `{}` with {}",
                 config.path.display(),
@@ -38,7 +37,6 @@ pub fn config(config: &Config) -> Vec<Finding> {
     findings.extend(config.warnings.iter().map(|warning| {
         Finding::warn(
             "config.odd",
-            Area::Config,
             warning.clone(),
             "correct or remove that key; castra ignores it",
         )
@@ -70,7 +68,6 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
         findings.push(
             Finding::error(
                 "ports.conflict",
-                Area::Ports,
                 format!("{who} port {port} of 127.0.0.1, which {owner} has"),
                 remedy,
             )
@@ -88,7 +85,6 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
         findings.push(
             Finding::warn(
                 "ports.shared",
-                Area::Ports,
                 format!("vm `{vm}` wants port {port}, and so does {}", others.join(", ")),
                 "the VM that starts first gets it: give one of them another port, or `host = 0`",
             )
@@ -122,8 +118,7 @@ pub fn ports(outcome: &PortsOutcome) -> Vec<Finding> {
             ),
         };
         findings.push(
-            Finding::ok("ports.free", Area::Ports, text)
-                .data(json!({"workspace": outcome.workspace, "active": active})),
+            Finding::ok("ports.free", text).data(json!({"workspace": outcome.workspace, "active": active})),
         );
     }
     findings
@@ -135,7 +130,6 @@ pub fn security(config: &Config) -> Vec<Finding> {
     let auth = match config.broker.auth {
         AuthMode::Open => Finding::warn(
             "security.auth",
-            Area::Security,
             format!(
                 "`auth = \"open\"` in `{}`: every local user and every guest can pose as any VM",
                 config.project
@@ -145,7 +139,6 @@ pub fn security(config: &Config) -> Vec<Finding> {
         .field("auth", "open"),
         AuthMode::Auto => Finding::ok(
             "security.auth",
-            Area::Security,
             format!(
                 "VMs of `{}` that castra gives a token must present it",
                 config.project
@@ -154,7 +147,6 @@ pub fn security(config: &Config) -> Vec<Finding> {
         .field("auth", "auto"),
         AuthMode::Token => Finding::ok(
             "security.auth",
-            Area::Security,
             format!("only VMs of `{}` with a token are believed", config.project),
         )
         .field("auth", "token"),
@@ -174,7 +166,7 @@ pub fn security(config: &Config) -> Vec<Finding> {
             if open.len() == 1 { "reaches" } else { "reach" }
         );
         findings.push(data(
-            Finding::ok("security.network", Area::Security, text)
+            Finding::ok("security.network", text)
                 .hint("`network = \"isolated\"` lets a guest reach the broker and nothing else (`castra man 7 security`)")
                 .field("vms", open),
         ));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Area, Finding, text_of};
+use super::{Finding, text_of};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource};
 use crate::core::host::{self, Holder};
@@ -100,20 +100,18 @@ fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bo
     let finding = match condition {
         Condition::Intact(guest) => Finding::ok(
             ID,
-            Area::Images,
             format!("{name} is built and whole, {}", guest.dir.display()),
         )
         .data(data("intact")),
         Condition::Damaged(why) => Finding::warn(
             ID,
-            Area::Images,
             format!("{name} in {} is damaged: {why}", dir.display()),
             format!("`{build} --force` builds it again"),
         )
         .data(data("damaged")),
         // Nobody asked for it.
         Condition::Absent if !wanted && kind == GuestKind::Mounts => return None,
-        Condition::Absent => Finding::ok(ID, Area::Images, format!("{name} isn't built yet"))
+        Condition::Absent => Finding::ok(ID, format!("{name} isn't built yet"))
             .hint(format!(
                 "the first `castra up` builds it from this system's packages ({cost} of downloads), `{build}` does so now"
             ))
@@ -131,7 +129,6 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
     if !images.is_empty() {
         let mut all = Finding::ok(
             "image.cache",
-            Area::Images,
             format!(
                 "{} in the image cache, {}",
                 plural(images.len(), "image"),
@@ -170,7 +167,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
         }
         let text = format!("{what}: {}, {}", path.display(), size(image.bytes));
         findings.push(
-            Finding::warn("image.unfinished", Area::Images, text, remedy)
+            Finding::warn("image.unfinished", text, remedy)
                 .data(json!({"path": text_of(&path), "bytes": image.bytes})),
         );
     }
@@ -200,7 +197,7 @@ pub fn of_config(config: &Config, home: Option<&Path>) -> Vec<Finding> {
                     true => format!("{} of vm `{}` is fetched", fetch::shown(url), vm.name),
                     false => format!("{} of vm `{}` isn't fetched yet", fetch::shown(url), vm.name),
                 };
-                let finding = Finding::ok("image.base", Area::Images, text);
+                let finding = Finding::ok("image.base", text);
                 let finding = match there {
                     true => finding,
                     false => finding.hint("the next `castra up` fetches it"),
@@ -220,7 +217,6 @@ pub fn of_config(config: &Config, home: Option<&Path>) -> Vec<Finding> {
                 findings.push(
                     Finding::error(
                         "image.base",
-                        Area::Images,
                         format!("vm `{}` can't boot {}: {why}", vm.name, path.display()),
                         "correct `base_image`, `kernel` or `initrd` in castra.toml, or put the file there",
                     )

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Area, Finding};
+use super::Finding;
 use crate::core::cancel::Cancel;
 use crate::core::config::workspace;
 use crate::core::host::{self, Holder, ImageUse};
@@ -52,7 +52,7 @@ pub fn check(snapshot: &Snapshot, status: &StatusOutcome) -> Vec<Finding> {
     for note in &status.notes {
         let remedy = note.advice.clone().unwrap_or_else(|| project.down(""));
         findings.push(project.of(
-            Finding::warn("state.unreadable", Area::State, note.text.clone(), remedy),
+            Finding::warn("state.unreadable", note.text.clone(), remedy),
             note.vm.as_ref(),
         ));
     }
@@ -101,14 +101,14 @@ impl LeftoverCheck<'_> {
                 self.status.project
             ),
         };
-        self.of(Finding::ok("state.clean", Area::State, text), None)
+        self.of(Finding::ok("state.clean", text), None)
             .field("vms_running", running)
     }
 
     fn vm(&self, evidence: &VmEvidence, vm: &VmStatus) -> Option<Finding> {
         let name = &vm.name;
         let warn = |id: &str, text: String, remedy: String| {
-            Some(self.of(Finding::warn(id, Area::State, text, remedy), Some(name)))
+            Some(self.of(Finding::warn(id, text, remedy), Some(name)))
         };
         let run = evidence.run.known();
         let reason = vm.ended.as_ref().map(|ended| ended.reason.as_str());
@@ -193,7 +193,7 @@ impl LeftoverCheck<'_> {
         );
         Some(
             self.of(
-                Finding::warn("state.base-changed", Area::State, text, remedy),
+                Finding::warn("state.base-changed", text, remedy),
                 Some(&evidence.name),
             )
             .field("path", base.path.display().to_string()),
@@ -227,7 +227,6 @@ impl LeftoverCheck<'_> {
         Some(self.of(
             Finding::warn(
                 "state.broker-offline",
-                Area::State,
                 format!(
                     "{} of `{}` {}, but {how}: no guest can be heard",
                     plural(running, "VM"),
@@ -270,11 +269,8 @@ impl LeftoverCheck<'_> {
             return None;
         };
         Some(
-            self.of(
-                Finding::error("state.broker-silent", Area::State, text, remedy),
-                None,
-            )
-            .field("pid", pid),
+            self.of(Finding::error("state.broker-silent", text, remedy), None)
+                .field("pid", pid),
         )
     }
 
@@ -294,7 +290,7 @@ impl LeftoverCheck<'_> {
                     "QEMU can't rotate this file: let the guest print less on its console; {} and a new start begin a fresh file",
                     self.down(vm.as_str())
                 );
-                self.of(Finding::warn("state.large-log", Area::State, text, remedy), Some(vm))
+                self.of(Finding::warn("state.large-log", text, remedy), Some(vm))
                     .field("path", path.display().to_string())
                     .field("bytes", bytes)
             })
@@ -331,7 +327,7 @@ impl LeftoverCheck<'_> {
         };
         let left = |what: &str, remedy: String| {
             let text = format!("{what}: {}, {}", path.display(), size(bytes));
-            Finding::warn("state.disk", Area::State, text, remedy)
+            Finding::warn("state.disk", text, remedy)
         };
         if name.ends_with(".qcow2.new") && host::lock_holder(&self.state.lock()) == Holder::Nobody {
             let what = "a disk whose creation was interrupted";
@@ -390,15 +386,13 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
              to castra a project that was moved is another one",
             record.id
         );
-        findings.push(
-            Finding::warn("state.config-gone", Area::State, text, remedy).data(json!({
-                "workspace": record.id, "config_path": record.config_path, "state_root": record.state_root,
-            })),
-        );
+        findings.push(Finding::warn("state.config-gone", text, remedy).data(json!({
+            "workspace": record.id, "config_path": record.config_path, "state_root": record.state_root,
+        })));
     }
     findings.extend(workspace::unreadable_workspaces(home).into_iter().map(|failure| {
         let remedy = failure.next.clone().unwrap_or_default();
-        Finding::error("state.unreadable", Area::State, failure.cause(), remedy)
+        Finding::error("state.unreadable", failure.cause(), remedy)
     }));
     let gone = workspace::lost_workspaces(home);
     if !gone.is_empty() {
@@ -411,13 +405,8 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             [] => String::new(),
         };
         findings.push(
-            Finding::warn(
-                "state.root-gone",
-                Area::State,
-                text,
-                "`castra clean --global` forgets them",
-            )
-            .data(json!({"workspaces": gone})),
+            Finding::warn("state.root-gone", text, "`castra clean --global` forgets them")
+                .data(json!({"workspaces": gone})),
         );
     }
     findings.extend(lost_vms(home, records));
@@ -426,7 +415,7 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
         count => format!("castra knows {}", plural(count, "project")),
     };
     findings.push(
-        Finding::ok("state.projects", Area::State, text)
+        Finding::ok("state.projects", text)
             .data(json!({"projects": records.len(), "config_gone": lost.len()})),
     );
     findings
@@ -462,7 +451,7 @@ fn lost_vms(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             None => format!("castra knows no project for it: `kill {}` ends it", qemu.pid),
         };
         let text = format!("vm `{}` runs on as pid {}: {}", qemu.vm, qemu.pid, qemu.fate());
-        Finding::warn("state.lost", Area::State, text, remedy).data(json!({
+        Finding::warn("state.lost", text, remedy).data(json!({
             "workspace": owner.map(|record| &record.id), "vm": qemu.vm.as_str(), "pid": qemu.pid,
             "state_root": qemu.state_root.display().to_string(),
             "moved_to": qemu.moved_to.as_ref().map(|place| place.display().to_string()),

@@ -118,6 +118,24 @@ pub enum Area {
     Security,
 }
 
+impl Area {
+    /// That of a finding, which the first word of its id says.
+    fn of(id: &str) -> Area {
+        match id.split('.').next().unwrap_or_default() {
+            "accel" | "kvm" => Area::Accelerator,
+            "qemu" | "tool" => Area::Tools,
+            "memory" => Area::Memory,
+            "disk" => Area::Disk,
+            "limits" => Area::Limits,
+            "image" => Area::Images,
+            "config" => Area::Config,
+            "ports" => Area::Ports,
+            "security" => Area::Security,
+            _ => Area::State,
+        }
+    }
+}
+
 impl fmt::Display for Area {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -154,10 +172,10 @@ pub struct Finding {
 
 impl Finding {
     /// All is well.
-    pub fn ok(id: &str, area: Area, text: impl Into<String>) -> Finding {
+    pub fn ok(id: &str, text: impl Into<String>) -> Finding {
         Finding {
             id: id.to_owned(),
-            area,
+            area: Area::of(id),
             level: Level::Ok,
             text: text.into(),
             remediation: None,
@@ -166,19 +184,19 @@ impl Finding {
     }
 
     /// It works, but somebody should look.
-    pub fn warn(id: &str, area: Area, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    pub fn warn(id: &str, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding {
             level: Level::Warn,
             remediation: Some(remedy.into()),
-            ..Finding::ok(id, area, text)
+            ..Finding::ok(id, text)
         }
     }
 
     /// It doesn't work.
-    pub fn error(id: &str, area: Area, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    pub fn error(id: &str, text: impl Into<String>, remedy: impl Into<String>) -> Finding {
         Finding {
             level: Level::Error,
-            ..Finding::warn(id, area, text, remedy)
+            ..Finding::warn(id, text, remedy)
         }
     }
 
@@ -222,11 +240,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn areas_are_the_documented_ones() {
+        let mut rows = 0;
+        for row in include_str!("../../../docs/DOCTOR.md").lines() {
+            if let ["", id, area, ..] = row.split('|').map(str::trim).collect::<Vec<_>>()[..]
+                && id.starts_with('`')
+            {
+                assert_eq!(Area::of(id.trim_matches('`')).to_string(), area, "{id}");
+                rows += 1;
+            }
+        }
+        assert!(rows > 40, "{rows}");
+    }
+
+    #[test]
     fn the_worst_level_is_the_verdict_and_areas_have_their_order() {
         let outcome = DoctorOutcome::of(vec![
-            Finding::warn("b", Area::Security, "b", "do"),
-            Finding::ok("a", Area::Tools, "a"),
-            Finding::ok("c", Area::Tools, "c\x1b[2J\n  d"),
+            Finding::warn("security.b", "b", "do"),
+            Finding::ok("tool.a", "a"),
+            Finding::ok("tool.c", "c\x1b[2J\n  d"),
         ]);
         assert_eq!(outcome.findings[1].text, "c\\x1b[2J; d");
         let ids: Vec<&str> = outcome
@@ -234,7 +266,7 @@ mod tests {
             .iter()
             .map(|finding| finding.id.as_str())
             .collect();
-        assert_eq!(ids, ["a", "c", "b"]);
+        assert_eq!(ids, ["tool.a", "tool.c", "security.b"]);
         assert_eq!(outcome.verdict, Level::Warn);
         assert_eq!((outcome.count(Level::Ok), outcome.count(Level::Error)), (2, 0));
         assert_eq!(DoctorOutcome::of(Vec::new()).verdict, Level::Ok);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Uid;
 use serde_json::json;
 
-use super::{Area, Finding, text_of};
+use super::{Finding, text_of};
 use crate::core::host;
 use crate::core::root::alive::launched_vms;
 use crate::core::root::paths::StateRoot;
@@ -66,7 +66,6 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
             findings.push(
                 Finding::warn(
                     ID,
-                    Area::Security,
                     format!("others may {may} {shown} (mode {mode:04o})"),
                     format!("`chmod {right} {shown}`"),
                 )
@@ -76,7 +75,6 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
             findings.push(
                 Finding::warn(
                     ID,
-                    Area::Security,
                     format!("{shown} belongs to another user (uid {})", meta.uid()),
                     "run castra as that user, or give yourself another CASTRA_HOME or `state_dir`",
                 )
@@ -85,10 +83,7 @@ fn judge(what: &str, dirs: &[PathBuf], secrets: &[PathBuf]) -> Vec<Finding> {
         }
     }
     if findings.is_empty() && dirs.iter().any(|dir| dir.exists()) {
-        findings.push(
-            Finding::ok(ID, Area::Security, format!("{what} is yours alone"))
-                .data(json!({"path": dirs.first()})),
-        );
+        findings.push(Finding::ok(ID, format!("{what} is yours alone")).data(json!({"path": dirs.first()})));
     }
     findings
 }

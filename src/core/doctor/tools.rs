@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Area, Finding, text_of};
+use super::{Finding, text_of};
 use crate::core::arch::Arch;
 use crate::core::bootstrap::keys::SSH_PACKAGE;
 use crate::core::cancel::Cancel;
@@ -93,7 +93,7 @@ fn qemu_findings(config: &QemuConfig, needs: &Needs, cancel: &Cancel) -> Vec<Fin
         Err(failure) => {
             let remedy = failure.next.clone().unwrap_or_default();
             return vec![
-                Finding::error("qemu.binary", Area::Tools, failure.cause(), remedy)
+                Finding::error("qemu.binary", failure.cause(), remedy)
                     .data(json!({"path": config.binary, "version": null})),
             ];
         }
@@ -114,23 +114,13 @@ fn version_finding(binary: &Path, version: Result<String, String>) -> Finding {
     let remedy = "set `binary` under [qemu] to a qemu-system program, or leave it out";
     match version {
         Ok(line) => match number_in(line.split_once("version ").map_or("", |(_, rest)| rest)) {
-            Some(version) => Finding::ok(ID, Area::Tools, format!("QEMU {version}, {shown}"))
+            Some(version) => Finding::ok(ID, format!("QEMU {version}, {shown}"))
                 .data(json!({"path": text_of(binary), "version": version})),
-            None => Finding::error(
-                ID,
-                Area::Tools,
-                format!("{shown} isn't QEMU: it prints {line:?}"),
-                remedy,
-            )
-            .data(json!({"path": text_of(binary), "version": null})),
+            None => Finding::error(ID, format!("{shown} isn't QEMU: it prints {line:?}"), remedy)
+                .data(json!({"path": text_of(binary), "version": null})),
         },
-        Err(why) => Finding::error(
-            ID,
-            Area::Tools,
-            format!("{shown} doesn't report its version: {why}"),
-            remedy,
-        )
-        .data(json!({"path": text_of(binary), "version": null})),
+        Err(why) => Finding::error(ID, format!("{shown} doesn't report its version: {why}"), remedy)
+            .data(json!({"path": text_of(binary), "version": null})),
     }
 }
 
@@ -204,14 +194,9 @@ fn has(binary: &Path, feature: &Feature, cancel: &Cancel) -> Option<bool> {
 fn features_finding(binary: &Path, missing: &[&str]) -> Finding {
     const ID: &str = "qemu.features";
     let finding = match missing {
-        [] => Finding::ok(
-            ID,
-            Area::Tools,
-            "QEMU has the machine, network and devices castra uses",
-        ),
+        [] => Finding::ok(ID, "QEMU has the machine, network and devices castra uses"),
         missing => Finding::error(
             ID,
-            Area::Tools,
             format!("{} was built without {}", binary.display(), missing.join(", ")),
             "install your distribution's full QEMU, or set `binary` under [qemu] to one that has it",
         ),
@@ -301,11 +286,11 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
     let data = |path: Option<PathBuf>, version: Option<&str>| json!({"path": path.as_deref().map(text_of), "version": version, "needed": tool.needed});
     let Some(path) = find_tool(tool.name) else {
         let text = format!("there is no `{}` on PATH; it {}", tool.name, tool.purpose);
-        return missing(tool.id, Area::Tools, text, install).data(data(None, None));
+        return missing(tool.id, text, install).data(data(None, None));
     };
     if tool.asks.is_empty() {
         let text = format!("{}, {}", tool.name, path.display());
-        return Finding::ok(tool.id, Area::Tools, text).data(data(Some(path), None));
+        return Finding::ok(tool.id, text).data(data(Some(path), None));
     }
     let answer = match answer_of(&path, tool.asks, cancel) {
         Ok(answer) => answer,
@@ -316,7 +301,7 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
                 path.display(),
                 tool.asks.join(" ")
             );
-            return missing(tool.id, Area::Tools, text, remedy).data(data(Some(path), None));
+            return missing(tool.id, text, remedy).data(data(Some(path), None));
         }
     };
     let first = answer.lines().next().unwrap_or_default();
@@ -330,9 +315,9 @@ fn tool_finding(tool: &Tool, cancel: &Cancel) -> Finding {
         Some((_, what)) => {
             let text = format!("{text}, was built without {what}");
             let remedy = "install your distribution's full QEMU, or set `seed = \"none\"` for those VMs";
-            Finding::warn(tool.id, Area::Tools, text, remedy)
+            Finding::warn(tool.id, text, remedy)
         }
-        None => Finding::ok(tool.id, Area::Tools, text),
+        None => Finding::ok(tool.id, text),
     }
     .data(data(Some(path), version.as_deref()))
 }

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use crate::core::cancel::Cancel;
 use crate::core::config::{AccelChoice, BrokerConfig, Config, QemuConfig, VmConfig, workspace};
 use crate::core::doctor::{
-    Area, DoctorOutcome, Finding, acceleration, capacity, config_findings as by_config, images, leftovers,
-    modes, tools,
+    DoctorOutcome, Finding, acceleration, capacity, config_findings as by_config, images, leftovers, modes,
+    tools,
 };
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
@@ -215,13 +215,13 @@ fn capacity_for(config: &Config) -> Vec<Finding> {
     };
     let short = memory_shortage(&idle);
     let mut findings = Vec::new();
-    let (id, area) = ("memory.fleet", Area::Memory);
+    let id = "memory.fleet";
     match (&short.refusal, short.warnings.first().and_then(advice_of)) {
         (Some(failure), _) => {
             let remedy = failure.next.clone().unwrap_or_default();
-            findings.push(memory(Finding::error(id, area, failure.cause(), remedy)));
+            findings.push(memory(Finding::error(id, failure.cause(), remedy)));
         }
-        (None, Some((text, remedy))) => findings.push(memory(Finding::warn(id, area, text, remedy))),
+        (None, Some((text, remedy))) => findings.push(memory(Finding::warn(id, text, remedy))),
         (None, None) if !idle.is_empty() => {
             let text = match idle.as_slice() {
                 [vm] => format!("enough for vm `{}`, which doesn't run", vm.name),
@@ -231,7 +231,7 @@ fn capacity_for(config: &Config) -> Vec<Finding> {
                     config.project
                 ),
             };
-            findings.push(memory(Finding::ok(id, area, text)));
+            findings.push(memory(Finding::ok(id, text)));
         }
         (None, None) => {}
     }
@@ -240,7 +240,7 @@ fn capacity_for(config: &Config) -> Vec<Finding> {
             && let Some((text, remedy)) = advice_of(&event)
         {
             let text = format!("vm `{vm}`: {text}");
-            let finding = Finding::warn("limits.cores", Area::Limits, text, remedy);
+            let finding = Finding::warn("limits.cores", text, remedy);
             findings.push(
                 finding
                     .field("workspace", config.workspace.as_str())
@@ -267,7 +267,6 @@ fn advice_of(event: &Event) -> Option<(String, String)> {
 fn unreadable(failure: &Failure) -> Finding {
     Finding::error(
         "state.unreadable",
-        Area::State,
         failure.cause(),
         failure
             .next

@@ -26,7 +26,7 @@ pub use lock::{
     lock_open_file, locked_pid, unlock_open_file,
 };
 mod sparse;
-pub use memory::{Memory, memory, memory_available};
+pub use memory::{Memory, memory};
 pub use processes::{
     HeldFile, command_lines, context_switches_of, held_file, is_stopped, shares_file_system,
 };
@@ -465,17 +465,6 @@ fn covers_loopback(address: &str) -> bool {
     v4 == word([127, 0, 0, 1]) || v4 == word([0; 4])
 }
 
-/// Who listens on a TCP port of the loopback or of all addresses, as `name (pid N)`, where
-/// `/proc` shows it; processes of other users stay hidden to all but root.
-pub fn port_owner(port: u16) -> Option<String> {
-    let inodes: HashSet<String> = bound_ports()
-        .into_iter()
-        .filter(|bound| bound.port == port && bound.transport == Transport::Tcp)
-        .map(|bound| bound.inode)
-        .collect();
-    socket_owner(&inodes)
-}
-
 /// The process that has one of these sockets, as `name (pid N)`.
 fn socket_owner(inodes: &HashSet<String>) -> Option<String> {
     if inodes.is_empty() {
@@ -513,13 +502,6 @@ fn socket_owner(inodes: &HashSet<String>) -> Option<String> {
 mod tests {
     use super::*;
     use crate::core::scratch::Scratch;
-
-    #[test]
-    fn the_owner_of_a_port_is_named() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let owner = port_owner(listener.local_addr().unwrap().port()).unwrap();
-        assert!(owner.contains(&format!("pid {}", std::process::id())), "{owner}");
-    }
 
     #[test]
     fn what_keeps_others_from_a_loopback_port_is_known() {
@@ -607,7 +589,7 @@ mod tests {
     fn clocks_and_counters_answer() {
         assert!(boottime() > Duration::ZERO);
         assert_eq!(boot_id().len(), 36);
-        assert!(memory_available().unwrap() > 0);
+        assert!(memory().unwrap().available > 0);
         assert!(cpu_time(std::process::id()).is_some());
         // Rust programs ignore SIGPIPE (13) from the start.
         assert!(ignores_signal(13) && !ignores_signal(15) && !ignores_signal(0) && !ignores_signal(99));

@@ -66,8 +66,6 @@ pub struct Ended {
     pub stdout: Vec<u8>,
     /// The last lines of its stderr.
     pub stderr_tail: String,
-    /// How long it took.
-    pub elapsed: Duration,
 }
 
 /// Why a job has no result.
@@ -254,7 +252,6 @@ impl<'a> Job<'a> {
                     status,
                     stdout,
                     stderr_tail,
-                    elapsed: began.elapsed(),
                 }),
                 Waited::Late => Err(JobError::TimedOut {
                     argv,

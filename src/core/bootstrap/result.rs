@@ -45,11 +45,6 @@ pub struct BootstrapOutcome {
 }
 
 impl BootstrapOutcome {
-    /// Whether it failed or was interrupted.
-    pub fn is_failure(&self) -> bool {
-        matches!(self.end, BootstrapEnd::Failed(_) | BootstrapEnd::Interrupted)
-    }
-
     /// That of a VM on which nothing was done.
     pub(super) fn without_steps(context: &Context<'_, '_>, end: BootstrapEnd) -> BootstrapOutcome {
         BootstrapOutcome {

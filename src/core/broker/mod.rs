@@ -33,6 +33,6 @@ pub use launcher::{
     BrokerHandle, BrokerLauncher, BrokerStop, ProcessBrokerLauncher, ThreadBrokerLauncher, ensure_broker,
     stop_broker,
 };
-pub use serve::{BrokerOptions, Ready, run, run_announced};
+pub use serve::{BrokerOptions, Ready, run_announced};
 
 pub(crate) use resources::guest_capacity;

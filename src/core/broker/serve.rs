@@ -92,12 +92,8 @@ pub struct Ready {
     pub run: String,
 }
 
-/// Runs a broker until `stop` is requested. Returns at once with a failure if it can't start.
-pub fn run(options: BrokerOptions, stop: Cancel) -> Result<()> {
-    run_announced(options, stop, |_| {})
-}
-
-/// As [`run`]; `announce` is called once, when the broker listens and `broker.json` is written.
+/// Runs a broker until `stop` is requested. Returns at once with a failure if it can't start. `announce`
+/// is called once, when the broker listens and `broker.json` is written.
 pub fn run_announced(options: BrokerOptions, stop: Cancel, announce: impl FnOnce(&Ready)) -> Result<()> {
     let broker = Broker::start(options)?;
     announce(&broker.ready);

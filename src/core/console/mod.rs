@@ -40,7 +40,6 @@ const TAIL: u64 = 64 * 1024;
 /// An attached console: nobody else is attached while it lives.
 #[derive(Debug)]
 pub struct Console {
-    vm: VmName,
     paths: VmPaths,
     stream: UnixStream,
     _lock: FileLock,
@@ -88,16 +87,10 @@ impl Console {
                     ))
             })?;
         Ok(Console {
-            vm: vm.clone(),
             paths,
             stream,
             _lock: lock,
         })
-    }
-
-    /// The VM.
-    pub fn vm(&self) -> &VmName {
-        &self.vm
     }
 
     /// The connection to QEMU.

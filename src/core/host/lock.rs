@@ -180,11 +180,6 @@ impl FileLock {
         self.file.try_clone()
     }
 
-    /// The locked file's path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether this path leads to the locked file.
     pub fn is_at(&self, path: &Path) -> bool {
         names_this_file(path, &self.file)

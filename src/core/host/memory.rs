@@ -24,11 +24,6 @@ pub fn memory() -> Option<Memory> {
     Some(limited_by(host, &groups, Path::new("/sys/fs/cgroup")))
 }
 
-/// Memory the kernel believes could be given to new processes without swapping, in bytes.
-pub fn memory_available() -> Option<u64> {
-    memory().map(|memory| memory.available)
-}
-
 fn of_meminfo(text: &str) -> Option<Memory> {
     let kib = |key: &str| -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(key))?;

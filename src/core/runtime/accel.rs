@@ -146,12 +146,6 @@ pub fn device_trouble(device: &Path) -> Option<(String, String)> {
     Some((why_not_open(device, &error), access_advice(device, &error)))
 }
 
-/// Forgets all answers, so that the next decision probes again. True if there was one.
-pub fn forget(home: &Path) -> Result<bool> {
-    let path = file(home);
-    host::remove_if_there(&path).map_err(|error| Failure::io("remove", &path, &error))
-}
-
 // --- evidence ---------------------------------------------------------------------------------
 
 fn probe_with_guest(question: &AccelQuestion<'_>, cancel: &Cancel) -> Result<Decision> {

@@ -47,8 +47,6 @@ const PORT_TRIES: usize = 5;
 pub struct Launched {
     /// Its pid, as the lock on its pid file names it.
     pub pid: u32,
-    /// From the start of QEMU to its answer.
-    pub elapsed: Duration,
     /// The handle on it, if it is our own child.
     pub attached: Option<AttachedQemu>,
 }
@@ -73,16 +71,11 @@ fn launch_holding(
         return Err(LaunchError::AlreadyRunning(pid));
     }
     prepare_files(&paths)?;
-    let began = Instant::now();
-    let launched = start(plan, lock, &paths, began + limit, cancel);
+    let launched = start(plan, lock, &paths, Instant::now() + limit, cancel);
     if launched.is_err() {
         abandon(&paths);
     }
-    launched.map(|(pid, attached)| Launched {
-        pid,
-        elapsed: began.elapsed(),
-        attached,
-    })
+    launched.map(|(pid, attached)| Launched { pid, attached })
 }
 
 /// [`launch`] with host ports chosen for it. `before` is called with the plan and its ports, so

@@ -3,7 +3,6 @@
 //! Here: the conversation on `qmp.sock`, each step under a deadline, each line bounded. Not here:
 //! what QMP said after we left (`core::status` reads `qmp.log`), or signals ([`super::shutdown`]).
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,8 +20,6 @@ use crate::core::root::paths::vm_file;
 /// Longest line taken from QEMU. Its longest answers to what is asked here are some hundred
 /// bytes; more means that something else sits behind the socket.
 const MAX_LINE: usize = 1 << 20;
-/// Events kept for whoever asks; the oldest go first.
-const MAX_EVENTS: usize = 64;
 
 /// An open, negotiated QMP session. QEMU serves one at a time, so keep it short.
 #[derive(Debug)]
@@ -30,7 +27,6 @@ pub struct Qmp {
     stream: UnixStream,
     unread: Vec<u8>,
     next_id: u64,
-    events: VecDeque<Value>,
 }
 
 /// Why QMP gave no answer.
@@ -73,7 +69,6 @@ impl Qmp {
             stream,
             unread: Vec::new(),
             next_id: 1,
-            events: VecDeque::new(),
         };
         let greeting = qmp.read_message(until, "greeting")?;
         if greeting.get("QMP").is_none() {
@@ -83,7 +78,7 @@ impl Qmp {
         Ok(qmp)
     }
 
-    /// Sends a command without arguments and returns its answer; events in between are kept.
+    /// Sends a command without arguments and returns its answer; events in between are passed over.
     pub fn execute(&mut self, command: &'static str, limit: Duration) -> Result<Value, QmpError> {
         self.execute_until(command, Instant::now() + limit)
     }
@@ -107,26 +102,13 @@ impl Qmp {
         self.execute("cont", limit).map(drop)
     }
 
-    /// Ends QEMU as if its plug were pulled.
-    pub fn quit(&mut self, limit: Duration) -> Result<(), QmpError> {
-        match self.execute("quit", limit) {
+    /// Ends QEMU as if its plug were pulled; QEMU repeats `id` in its answer, which `qmp.log` keeps.
+    pub fn quit_as(&mut self, id: String, limit: Duration) -> Result<(), QmpError> {
+        match self.execute_as("quit", id, Instant::now() + limit) {
             // It may be gone before its answer is.
             Ok(_) | Err(QmpError::Gone(_)) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    /// As [`Qmp::quit`]; QEMU repeats `id` in its answer, which `qmp.log` keeps.
-    pub fn quit_as(&mut self, id: String, limit: Duration) -> Result<(), QmpError> {
-        match self.execute_as("quit", id, Instant::now() + limit) {
-            Ok(_) | Err(QmpError::Gone(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Events that came while answers were waited for, oldest first.
-    pub fn take_events(&mut self) -> Vec<Value> {
-        self.events.drain(..).collect()
     }
 
     fn execute_until(&mut self, command: &'static str, until: Instant) -> Result<Value, QmpError> {
@@ -169,10 +151,6 @@ impl Qmp {
             if message.get("event").is_none() {
                 return Ok(message);
             }
-            if self.events.len() == MAX_EVENTS {
-                self.events.pop_front();
-            }
-            self.events.push_back(message);
         }
     }
 

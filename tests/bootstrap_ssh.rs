@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use castra::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use castra::core::bootstrap::context::{Context, Launch};
 use castra::core::bootstrap::keys;
-use castra::core::bootstrap::pipeline::{self, BootstrapEnd, BootstrapOutcome};
+use castra::core::bootstrap::pipeline::{self, BootstrapError, BootstrapOutcome};
 use castra::core::cancel::Cancel;
 use castra::core::config::{Config, load_with_home};
 use castra::core::events::contract::Stamped;
-use castra::core::events::{Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event};
+use castra::core::events::endings::BootstrapStatus;
+use castra::core::events::{Accel, BootstrapStepKind, BootstrapStepStatus, Event};
 use castra::core::failure::{Exit, Failure};
 use castra::core::host;
 use castra::core::reporter::Emitter;
@@ -224,9 +225,15 @@ impl Ran {
             .join(" ")
     }
 
+    /// Whether it had nothing to change, or why it didn't end well.
+    fn end(&self) -> Result<bool, &BootstrapError> {
+        let end = self.outcome.end.as_ref();
+        end.map(|record| record.status == BootstrapStatus::Success && record.noop)
+    }
+
     fn error(&self) -> &str {
         match &self.outcome.end {
-            BootstrapEnd::Failed(error) => error,
+            Err(BootstrapError::Failed(error)) => error,
             other => panic!("{other:?}; {}", self.steps()),
         }
     }
@@ -281,7 +288,7 @@ fn whole_pipeline(fixture: &Fixture) {
     symlink("../elsewhere", payload.join("link")).unwrap();
 
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.end(), Ok(false), "{:?}", ran.outcome.steps);
     assert_eq!(
         ran.steps(),
         format!("wait-handshake:ok {VIZIER} connect:ok transfer:ok apply:ok verify:ok")
@@ -346,11 +353,7 @@ fn whole_pipeline(fixture: &Fixture) {
     assert_eq!(ran.kinds(), IN_ORDER);
 
     let again = fixture.run();
-    assert_eq!(
-        again.outcome.end,
-        BootstrapEnd::Success,
-        "a second run on a warm guest"
-    );
+    assert_eq!(again.end(), Ok(false), "a second run on a warm guest");
 }
 
 const IN_ORDER: &str = "planned started step step step step step step step step completed";
@@ -396,7 +399,7 @@ fn a_large_image_is_hashed_beside_the_work() {
         until("the script to be in the guest", || script.exists());
         Ok("base".to_owned())
     });
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.end(), Ok(false), "{:?}", ran.outcome.steps);
     assert_eq!(ran.kinds(), IN_ORDER);
     let at = |wanted: &dyn Fn(&Event) -> bool| ran.events.iter().position(|event| wanted(&event.event));
     let started = at(&|event| matches!(event, Event::BootstrapStarted { .. }));
@@ -461,7 +464,7 @@ fn a_noop_is_a_success_that_says_so() {
         Some("echo nothing to do; echo '  Castra:noop'; exit 0"),
     );
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::NoOp);
+    assert_eq!(ran.end(), Ok(true));
     assert_eq!(
         ran.detail("verify"),
         "neither verify_command nor verify_path is set"
@@ -471,7 +474,7 @@ fn a_noop_is_a_success_that_says_so() {
     assert!(matches!(
         ran.events.last().unwrap().event,
         Event::BootstrapCompleted {
-            status: BootstrapStatus::NoOp,
+            noop: true,
             stamp: None,
             ..
         }
@@ -489,7 +492,7 @@ fn an_exit_code_and_the_last_words_are_reported() {
     );
     assert!(ran.steps().ends_with("apply:failed"), "{}", ran.steps());
     let log = ran.log();
-    assert_eq!(log.status, "failed");
+    assert_eq!(log.status, BootstrapStatus::Failed);
     let last = log.steps.last().unwrap();
     assert_eq!(
         (last.step.as_str(), last.status, last.duration_ms),
@@ -534,7 +537,7 @@ fn ctrl_c_ends_the_script_and_closes_the_log() {
             fixture.cancel.request();
         }
     });
-    assert_eq!(ran.outcome.end, BootstrapEnd::Interrupted);
+    assert_eq!(ran.end(), Err(&BootstrapError::Interrupted));
     assert_eq!(ran.log().error.as_deref(), Some("interrupted"));
     let pids = fs::read_to_string(fixture.remote().join("pids")).unwrap();
     until("script and child to end", || {
@@ -548,7 +551,7 @@ fn a_process_left_in_the_background_holds_nobody_up() {
     let fixture = Fixture::new("daemon", "", Some(script));
     let began = Instant::now();
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.end(), Ok(false), "{:?}", ran.outcome.steps);
     assert!(began.elapsed() < Duration::from_secs(20));
     let pid = fs::read_to_string(fixture.remote().join("pid")).unwrap();
     assert!(is_alive(pid.trim()), "it goes on");
@@ -661,7 +664,7 @@ fn another_host_key_than_before() {
         ran.error()
     );
     fs::remove_file(&known).unwrap();
-    assert_eq!(fixture.run().outcome.end, BootstrapEnd::Success, "as advised");
+    assert_eq!(fixture.run().end(), Ok(false), "as advised");
 }
 
 #[test]
@@ -709,7 +712,7 @@ fn auto_without_a_script_only_connects() {
     let fixture = Fixture::new("auto", "", None);
     fixture.shake_hands();
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert_eq!(ran.end(), Ok(false));
     assert_eq!(
         ran.steps(),
         format!("wait-handshake:ok {VIZIER} connect:ok transfer:skipped apply:skipped verify:skipped")
@@ -755,7 +758,7 @@ fn a_login_shell_that_prints() {
         fs::write(dir.join(name), noise).unwrap();
     }
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{}", ran.steps());
+    assert_eq!(ran.end(), Ok(false), "{}", ran.steps());
     // What the shell's background process prints meanwhile can't be told from what the script prints.
     let output: Vec<String> = ran
         .output()
@@ -769,7 +772,7 @@ fn a_login_shell_that_prints() {
         "noise is in the script's output"
     );
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::NoOp, "{:?}", ran.output());
+    assert_eq!(ran.end(), Ok(true), "{:?}", ran.output());
 }
 
 #[test]
@@ -780,7 +783,7 @@ fn a_guest_without_an_ssh_server() {
     fixture.port = port;
     fixture.shake_hands();
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert_eq!(ran.end(), Ok(false));
     assert_eq!(ran.detail("connect"), "no SSH server answered within 1 s");
     assert!(
         ran.steps()
@@ -791,7 +794,7 @@ fn a_guest_without_an_ssh_server() {
     let mut fixture = Fixture::new("no-sshd-any-more", "step_timeout_secs = 1", None);
     fixture.shake_hands();
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success);
+    assert_eq!(ran.end(), Ok(false));
     assert!(ran.steps().contains("connect:ok"), "{}", ran.steps());
     fixture.port = port;
     fixture.shake_hands();
@@ -825,7 +828,7 @@ fn a_guest_known_to_live_is_connected_to_once() {
     let fixture = Fixture::new("known", "", Some("true"));
     fixture.shake_hands();
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.end(), Ok(false), "{:?}", ran.outcome.steps);
     assert_eq!(ran.detail("wait-handshake"), "handshake");
     assert!(
         !ran.detail("connect").contains("answered"),
@@ -840,7 +843,7 @@ fn a_flood_of_output_stays_bounded_in_the_events() {
     let script = "#!/bin/sh\ni=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done; head -c 20000 /dev/zero | tr '\\0' x\n";
     let fixture = Fixture::new("flood", "", Some(script));
     let ran = fixture.run();
-    assert_eq!(ran.outcome.end, BootstrapEnd::Success, "{:?}", ran.outcome.steps);
+    assert_eq!(ran.end(), Ok(false), "{:?}", ran.outcome.steps);
     assert!(ran.output().len() < 3000, "{}", ran.output().len());
     assert!(ran.output().iter().all(|line| line.len() <= 2048));
     let out = fs::read_to_string(ran.outcome.log.as_ref().unwrap().with_extension("out")).unwrap();

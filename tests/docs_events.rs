@@ -10,10 +10,11 @@ use std::path::Path;
 
 use castra::core::config::Protocol;
 use castra::core::events::contract::{FACTS, Stamped};
+use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
 use castra::core::events::{
     Accel, BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapPlanSsh, BootstrapPlanVerify,
-    BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, HandshakeOutcome,
-    PlannedForward, PlannedMount, SessionPhase, Severity, VizierPlanStatus, VmCounts, VmPlan,
+    BootstrapStepKind, BootstrapStepStatus, BootstrapTrigger, Event, HandshakeOutcome, PlannedForward,
+    PlannedMount, SessionPhase, Severity, VizierPlanStatus, VmCounts, VmPlan,
 };
 use castra::core::name::VmName;
 use serde_json::Value;
@@ -67,7 +68,7 @@ fn lifecycle() -> Vec<Event> {
             vm: vm.clone(),
             pid: Some(4712),
             reason: "guest-reset".into(),
-            outcome: "crashed".into(),
+            outcome: LaunchEnding::Crashed.into(),
             last_words: Some("Kernel panic - not syncing".into()),
             qemu_words: None,
             remediation: Some("castra restart web-0 starts it again with its disk".into()),
@@ -115,7 +116,7 @@ fn lifecycle() -> Vec<Event> {
         },
         Event::ShutdownComplete {
             vm: vm.clone(),
-            outcome: "terminated".into(),
+            outcome: ShutdownEnding::Terminated.into(),
             elapsed_ms: 20_011,
             changed: true,
         },
@@ -203,7 +204,7 @@ fn bootstrap() -> Vec<Event> {
         },
         Event::BootstrapCompleted {
             vm: vm.clone(),
-            status: BootstrapStatus::NoOp,
+            noop: true,
             duration_ms: 3421,
             stamp: None,
         },

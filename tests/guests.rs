@@ -9,6 +9,7 @@ mod disk;
 mod server;
 mod support;
 
+use castra::core::events::endings::ShutdownEnding;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -863,7 +864,7 @@ fn a_guest_attached_to_an_embedding_program_is_its_child_to_the_end() {
         .to_owned();
     assert_eq!(parent, std::process::id().to_string());
     let down = operations::down(DownOptions::of(&config), &mut Silent).unwrap();
-    assert_eq!(down.vms[0].outcome, "graceful", "{down:?}");
+    assert_eq!(down.vms[0].outcome, ShutdownEnding::Graceful, "{down:?}");
     assert!(qemu.wait(PATIENCE).unwrap().success());
 
     // One that is killed is reaped at once, and its end is known from its status.

@@ -15,6 +15,7 @@ use castra::core::arch::Arch;
 use castra::core::cancel::Cancel;
 use castra::core::config::{LifecycleConfig, PortForward, Protocol, QemuConfig};
 use castra::core::events::contract::Stamped;
+use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
 use castra::core::events::{Accel, Event};
 use castra::core::host;
 use castra::core::name::VmName;
@@ -29,8 +30,7 @@ use castra::core::runtime::forwards::PortAllocator;
 use castra::core::runtime::launch::{BootFault, Launched, boot_fault, launch, launch_with_ports};
 use castra::core::runtime::launch_plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
 use castra::core::runtime::qmp::Qmp;
-use castra::core::runtime::shutdown::{ShutdownEnding, shutdown};
-use castra::core::status::VmState;
+use castra::core::runtime::shutdown::shutdown;
 
 use support::project::FAKE_QEMU;
 use support::{AMPLE, Scratch, eventually, until};
@@ -179,7 +179,7 @@ fn a_launch_and_a_graceful_stop() {
         ["requested", "attempted", "succeeded", "complete graceful true"]
     );
     vm.assert_nothing_left();
-    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Stopped);
+    assert_eq!(ending::read(&vm.paths).unwrap().outcome, LaunchEnding::Stopped);
     // And once more: there is nothing to stop.
     let (ending, phases) = vm.stop();
     assert_eq!(ending, ShutdownEnding::AlreadyStopped);
@@ -324,14 +324,14 @@ fn deaths_after_the_launch_are_told() {
     until("its death", || {
         matches!(boot_fault(&vm.paths), Some(BootFault::Gone(_)))
     });
-    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Crashed);
+    assert_eq!(ending::read(&vm.paths).unwrap().outcome, LaunchEnding::Crashed);
 
     let vm = Vm::faked("panic");
     let launched = vm.launch();
     until("the panic", || qemu_pid(&vm.paths).is_none());
     drop(launched);
     let ended = ending::read(&vm.paths).unwrap();
-    assert_eq!(ended.state, VmState::Crashed);
+    assert_eq!(ended.outcome, LaunchEnding::Crashed);
     assert!(ended.ended.last_words.unwrap().contains("Kernel panic"));
 }
 
@@ -375,7 +375,7 @@ fn an_attached_qemu_is_our_child_and_is_reaped() {
     assert!(qemu.wait(AMPLE).unwrap().success());
     assert_eq!(process_state(qemu.pid()), None, "a zombie is left");
     vm.assert_nothing_left();
-    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Stopped);
+    assert_eq!(ending::read(&vm.paths).unwrap().outcome, LaunchEnding::Stopped);
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn the_end_of_an_attached_qemu_is_noticed_with_its_status_and_last_words() {
     let vm = attached("die-after=0.1");
     let qemu = vm.launch().unwrap().attached.unwrap();
     assert_eq!(qemu.wait(AMPLE).unwrap().code(), Some(1));
-    assert_eq!(ending::read(&vm.paths).unwrap().state, VmState::Crashed);
+    assert_eq!(ending::read(&vm.paths).unwrap().outcome, LaunchEnding::Crashed);
 
     let vm = attached("");
     let qemu = vm.launch().unwrap().attached.unwrap();

@@ -487,7 +487,7 @@ impl Reporter for JsonReporter<'_> {
 
 #[cfg(test)]
 mod tests {
-    use castra::core::events::{BootstrapStatus, BootstrapTrigger};
+    use castra::core::events::BootstrapTrigger;
     use serde_json::json;
 
     use super::*;
@@ -572,7 +572,7 @@ mod tests {
             printed,
             Event::BootstrapCompleted {
                 vm: vm("web"),
-                status: BootstrapStatus::Success,
+                noop: false,
                 duration_ms: 5_400,
                 stamp: None,
             },

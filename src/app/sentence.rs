@@ -5,9 +5,9 @@
 //! holds it escaped already, one read back from a journal might not.
 
 use castra::core::escape::escape_line;
+use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
 use castra::core::events::{
-    BootstrapPlan, BootstrapPlanAction, BootstrapStatus, BootstrapStepStatus, Event, HandshakeOutcome,
-    SessionPhase, Severity,
+    BootstrapPlan, BootstrapPlanAction, BootstrapStepStatus, Event, HandshakeOutcome, SessionPhase, Severity,
 };
 use castra::core::name::VmName;
 use castra::core::reporter::{COMMAND_LINE, LIBRARY};
@@ -123,7 +123,10 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                     text.push_str(&format!("; {who}: {words}"));
                 }
             }
-            let severity = if outcome == "crashed" { Error } else { Warn };
+            let severity = match *outcome == LaunchEnding::Crashed {
+                true => Error,
+                false => Warn,
+            };
             Sentence::new(severity, Some(vm), text).advised(remediation)
         }
         Event::VmPaused {
@@ -187,14 +190,19 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
             elapsed_ms,
             changed,
         } => {
-            let severity = if outcome == "failed" { Error } else { Info };
-            let text = match (outcome.as_str(), *changed) {
-                ("failed", _) => format!("still runs after {}", duration(*elapsed_ms)),
+            let failed = *outcome == ShutdownEnding::Failed;
+            let severity = if failed { Error } else { Info };
+            let text = match (outcome.known(), *changed) {
+                (Some(ShutdownEnding::Failed), _) => format!("still runs after {}", duration(*elapsed_ms)),
                 (_, false) => "was not running".to_owned(),
-                ("graceful", true) => format!("powered off in {}", duration(*elapsed_ms)),
-                ("terminated", true) => format!("stopped by SIGTERM after {}", duration(*elapsed_ms)),
-                ("killed", true) => format!("stopped by SIGKILL after {}", duration(*elapsed_ms)),
-                (outcome, true) => format!("stopped after {} ({outcome})", duration(*elapsed_ms)),
+                (Some(ShutdownEnding::Graceful), true) => format!("powered off in {}", duration(*elapsed_ms)),
+                (Some(ShutdownEnding::Terminated), true) => {
+                    format!("stopped by SIGTERM after {}", duration(*elapsed_ms))
+                }
+                (Some(ShutdownEnding::Killed), true) => {
+                    format!("stopped by SIGKILL after {}", duration(*elapsed_ms))
+                }
+                (_, true) => format!("stopped after {} ({outcome})", duration(*elapsed_ms)),
             };
             Sentence::new(severity, Some(vm), text)
         }
@@ -220,14 +228,11 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
         }
         Event::BootstrapCompleted {
             vm,
-            status,
+            noop,
             duration_ms,
             ..
         } => {
-            let noop = match status {
-                BootstrapStatus::Success => "",
-                BootstrapStatus::NoOp => ", nothing to change",
-            };
+            let noop = if *noop { ", nothing to change" } else { "" };
             info(vm, format!("bootstrapped in {}{noop}", duration(*duration_ms)))
         }
         Event::BootstrapFailed {

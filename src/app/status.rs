@@ -13,6 +13,7 @@ use castra::core::config::Protocol;
 use castra::core::config::launched::keeps_disk;
 use castra::core::config::workspace::{project_on_record, unreadable_workspaces};
 use castra::core::escape::{escape_line, escape_text};
+use castra::core::events::endings::BootstrapStatus;
 use castra::core::failure::{Exit, Result};
 use castra::core::operations::lost;
 use castra::core::operations::status::{StatusAllOutcome, StatusOptions, status, status_all};
@@ -684,9 +685,13 @@ fn broker_tone(vm: &VmStatus) -> Tone {
 }
 
 fn bootstrap_tone(vm: &VmStatus) -> Tone {
-    match vm.bootstrap.as_ref().map(|bootstrap| bootstrap.status.as_str()) {
-        Some("failed") => Tone::Error,
-        Some("running") => Tone::Warning,
+    match vm
+        .bootstrap
+        .as_ref()
+        .and_then(|bootstrap| bootstrap.status.known())
+    {
+        Some(BootstrapStatus::Failed) => Tone::Error,
+        Some(BootstrapStatus::Running) => Tone::Warning,
         _ => Tone::Plain,
     }
 }

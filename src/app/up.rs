@@ -3,6 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 
+use castra::core::events::endings::{BootstrapStatus, OpenEnum};
 use castra::core::failure::{Exit, Failure, Result};
 use castra::core::operations::up::{UpOptions, UpOutcome, VmUp, up};
 use castra::core::root::records::ForwardRecord;
@@ -104,14 +105,14 @@ pub fn show_vms(context: &mut Context, vms: &[VmUp]) {
 
 fn well(vm: &VmUp) -> String {
     let mut facts = vec![match (&vm.stopped, vm.started) {
-        (Some(how), true) => format!("restarted ({how})"),
+        (Some(how), true) => format!("restarted ({})", how.as_str()),
         (None, true) => "started".to_owned(),
         (_, false) => "was running already".to_owned(),
     }];
     if let Some(bootstrap) = &vm.bootstrap {
-        facts.push(match (bootstrap.status.as_str(), bootstrap.noop) {
-            ("success", true) => "bootstrapped, nothing to change".to_owned(),
-            ("success", false) => "bootstrapped".to_owned(),
+        facts.push(match (&bootstrap.status, bootstrap.noop) {
+            (OpenEnum::Known(BootstrapStatus::Success), true) => "bootstrapped, nothing to change".to_owned(),
+            (OpenEnum::Known(BootstrapStatus::Success), false) => "bootstrapped".to_owned(),
             (other, _) => format!("bootstrap {other}"),
         });
     }

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::events::endings::LaunchEnding;
 use crate::core::events::{Event, Severity};
 use crate::core::name::VmName;
 
@@ -51,7 +52,7 @@ impl Diagnostic {
                 outcome,
                 remediation,
                 ..
-            } if outcome == "crashed" => Some(Diagnostic {
+            } if *outcome == LaunchEnding::Crashed => Some(Diagnostic {
                 severity: Severity::Warn,
                 vm: Some(vm.clone()),
                 text: format!("it crashed: {reason}"),

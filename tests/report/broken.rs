@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use castra::core::events::endings::LaunchEnding;
 use castra::core::events::{BootstrapStepKind, Event, HandshakeOutcome, Severity};
 use castra::core::host::FileLock;
 use castra::core::report::model::{Outcome, Report, State};
@@ -111,7 +112,7 @@ fn what_guests_and_scripts_say_stays_text() {
             vm: "web".parse().unwrap(),
             pid: None,
             reason: nasty.into(),
-            outcome: "crashed".into(),
+            outcome: LaunchEnding::Crashed.into(),
             last_words: Some(nasty.into()),
             qemu_words: Some(nasty.into()),
             remediation: Some(nasty.into()),

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use castra::core::config::Protocol;
+use castra::core::events::endings::BootstrapStatus;
 use castra::core::events::{Accel, BootstrapPlanSsh};
 use castra::core::host::{self, FileLock};
 use castra::core::root::handshake_record::{HandshakeRecord, RecordWriter};
@@ -85,7 +86,7 @@ impl Fleet {
             persist: false,
             base: None,
             bootstrap: Some(BootstrapRecord {
-                status: "success".into(),
+                status: BootstrapStatus::Success.into(),
                 noop: false,
                 duration_ms: Some(8_421),
             }),

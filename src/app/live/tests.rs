@@ -1,6 +1,7 @@
 //! What the block shows, without a terminal.
 
-use castra::core::events::{Accel, BootstrapMode, BootstrapStatus, BootstrapTrigger};
+use castra::core::events::endings::ShutdownEnding;
+use castra::core::events::{Accel, BootstrapMode, BootstrapTrigger};
 use castra::core::name::VmName;
 use castra::core::reporter::COMMAND_LINE;
 use serde_json::json;
@@ -191,7 +192,7 @@ fn a_line_for_each_vm_through_all_of_up() {
     );
     let completed = Event::BootstrapCompleted {
         vm: vm("web-0"),
-        status: BootstrapStatus::Success,
+        noop: false,
         duration_ms: 9,
         stamp: None,
     };
@@ -256,7 +257,7 @@ fn the_way_down() {
         22,
         Event::ShutdownComplete {
             vm: web(),
-            outcome: "terminated".into(),
+            outcome: ShutdownEnding::Terminated.into(),
             elapsed_ms: 22_000,
             changed: true,
         },

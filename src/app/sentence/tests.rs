@@ -1,7 +1,8 @@
 //! Facts and the words for them, side by side.
 
+use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
 use castra::core::events::{
-    Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
+    Accel, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
 };
 use castra::core::name::VmName;
 
@@ -52,7 +53,7 @@ fn from_launch_to_the_end() {
     check(
         Event::BootstrapCompleted {
             vm: vm(),
-            status: BootstrapStatus::NoOp,
+            noop: true,
             duration_ms: 61_000,
             stamp: None,
         },
@@ -63,7 +64,7 @@ fn from_launch_to_the_end() {
             vm: vm(),
             pid: Some(4711),
             reason: "guest-panic".into(),
-            outcome: "crashed".into(),
+            outcome: LaunchEnding::Crashed.into(),
             last_words: Some("Kernel panic\x1b[2J".into()),
             qemu_words: Some("qemu: gone\x07".into()),
             remediation: Some("castra restart web-0".into()),
@@ -81,11 +82,23 @@ fn from_launch_to_the_end() {
         "web-0     warning: SIGTERM sent to pid 4711; castra waits up to 10 s",
     );
     for (outcome, changed, expected) in [
-        ("graceful", true, "web-0     powered off in 70 ms"),
-        ("terminated", true, "web-0     stopped by SIGTERM after 70 ms"),
-        ("killed", true, "web-0     stopped by SIGKILL after 70 ms"),
-        ("already-stopped", false, "web-0     was not running"),
-        ("failed", false, "web-0     error: still runs after 70 ms"),
+        (ShutdownEnding::Graceful, true, "web-0     powered off in 70 ms"),
+        (
+            ShutdownEnding::Terminated,
+            true,
+            "web-0     stopped by SIGTERM after 70 ms",
+        ),
+        (
+            ShutdownEnding::Killed,
+            true,
+            "web-0     stopped by SIGKILL after 70 ms",
+        ),
+        (ShutdownEnding::AlreadyStopped, false, "web-0     was not running"),
+        (
+            ShutdownEnding::Failed,
+            false,
+            "web-0     error: still runs after 70 ms",
+        ),
     ] {
         check(
             Event::ShutdownComplete {

@@ -6,6 +6,7 @@ mod golden;
 
 use castra::core::config::Protocol;
 use castra::core::escape::escape_json;
+use castra::core::events::endings::BootstrapStatus;
 use castra::core::status::{
     Accel, BootstrapPlanSsh, BootstrapRecord, BrokerState, BrokerStatus, EndedStatus, ForwardRecord,
     GuestState, Note, SCHEMA, StatusOutcome, VmState, VmStatus,
@@ -89,7 +90,7 @@ fn running(name: &str, role: &str, port: u16) -> VmStatus {
             options: Vec::new(),
         }),
         bootstrap: Some(BootstrapRecord {
-            status: "success".into(),
+            status: BootstrapStatus::Success.into(),
             noop: false,
             duration_ms: Some(8_421),
         }),
@@ -115,7 +116,7 @@ fn fleet() -> StatusOutcome {
         pid: Some(4713),
         last_handshake_age_ms: Some(125_000),
         bootstrap: Some(BootstrapRecord {
-            status: "failed".into(),
+            status: BootstrapStatus::Failed.into(),
             noop: false,
             duration_ms: Some(60_210),
         }),
@@ -132,7 +133,7 @@ fn fleet() -> StatusOutcome {
         broker: GuestState::Reachable,
         reachable: true,
         bootstrap: Some(BootstrapRecord {
-            status: "success".into(),
+            status: BootstrapStatus::Success.into(),
             noop: true,
             duration_ms: Some(1_020),
         }),

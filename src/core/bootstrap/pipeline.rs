@@ -11,8 +11,8 @@ use crate::core::bootstrap::announce::Announcer;
 use crate::core::bootstrap::banner::BannerSearch;
 use crate::core::bootstrap::context::Context;
 use crate::core::bootstrap::mounts;
-pub use crate::core::bootstrap::result::{BootstrapEnd, BootstrapOutcome};
-use crate::core::bootstrap::result::{finish, has_outcome, save_outcome};
+pub use crate::core::bootstrap::result::{BootstrapError, BootstrapOutcome};
+use crate::core::bootstrap::result::{finish, has_outcome, record_of, save_outcome};
 use crate::core::bootstrap::ssh::SshTarget;
 use crate::core::bootstrap::ssh::master::Master;
 use crate::core::bootstrap::step_failure::StepFailure;
@@ -21,6 +21,7 @@ use crate::core::bootstrap::transfer;
 use crate::core::bootstrap::vizier::{self, Installed};
 use crate::core::bootstrap::wait_for_guest::{self, ProofOfLife};
 use crate::core::bootstrap::watch::Watch;
+use crate::core::events::endings::BootstrapStatus;
 use crate::core::events::{
     BootstrapMode, BootstrapPlan, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus,
     BootstrapTrigger, Event, Severity,
@@ -52,10 +53,15 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         BootstrapPlanAction::Skip => {
             context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
             // What an earlier bootstrap of this launch came to still holds.
+            let skipped = record_of(BootstrapStatus::Skipped, false, None);
             if !has_outcome(context) {
-                save_outcome(context, "skipped", false, None);
+                save_outcome(context, &skipped);
             }
-            return BootstrapOutcome::without_steps(context, BootstrapEnd::Skipped);
+            return BootstrapOutcome {
+                end: Ok(skipped),
+                steps: Vec::new(),
+                log: None,
+            };
         }
         BootstrapPlanAction::Error => {
             let reason = plan.reason.clone();
@@ -80,7 +86,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
             );
         }
     }
-    save_outcome(context, "running", false, None);
+    save_outcome(context, &record_of(BootstrapStatus::Running, false, None));
     let began = Instant::now();
     let run_id = new_run_id();
     let vm_paths = context.config.state.vm(&context.vm.name);

@@ -14,11 +14,12 @@ use std::thread;
 use std::time::Duration;
 
 use crate::core::events::Event;
+use crate::core::events::endings::LaunchEnding;
 use crate::core::host::{self, Holder};
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::root::alive::qemu_pid;
-use crate::core::root::ending::{self, EndedStatus, VmState};
+use crate::core::root::ending::{self, EndedStatus};
 use crate::core::root::paths::{StateRoot, VmPaths, vm_file};
 use crate::core::root::records::{self, GuestsRecord, RunPhase, RunRecord, StopRecord};
 use crate::core::runtime::pause::{self, Pause, PauseWatch};
@@ -274,24 +275,20 @@ fn report_exit(
         return false;
     }
     let (outcome, ended) = match ending {
-        Some(ending) => (ending.state, ending.ended),
-        None => {
-            let reason = "unknown".to_owned();
-            let ended = EndedStatus {
-                reason,
-                ..EndedStatus::default()
-            };
-            (VmState::Stopped, ended)
-        }
+        Some(ending) => (ending.outcome, ending.ended),
+        None => (LaunchEnding::Stopped, EndedStatus::unknown()),
     };
-    let outcome = outcome.as_str().to_owned();
-    let line = format!("exit of vm:{vm} outcome={outcome} reason={}", ended.reason);
+    let line = format!(
+        "exit of vm:{vm} outcome={} reason={}",
+        outcome.as_str(),
+        ended.reason
+    );
     changes.lines.push(("WARN", line));
     changes.events.push(Event::VmExited {
         vm: vm.clone(),
         pid,
         reason: ended.reason,
-        outcome,
+        outcome: outcome.into(),
         last_words: ended.last_words,
         qemu_words: ended.qemu_words,
         remediation: ended.remediation,

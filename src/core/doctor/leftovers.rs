@@ -15,6 +15,7 @@ use crate::core::config::workspace;
 use crate::core::host::{self, Holder, ImageUse};
 use crate::core::human::{bytes as size, plural};
 use crate::core::name::VmName;
+use crate::core::root::ending::HOST_REBOOT;
 use crate::core::root::paths::{StateRoot, vm_file};
 use crate::core::root::records::{RunPhase, Stamp, WorkspaceRecord};
 use crate::core::runtime::lost::{self, LostQemu};
@@ -136,7 +137,7 @@ impl LeftoverCheck<'_> {
                     ),
                 )
             }
-            VmState::Stopped if reason == Some("host-reboot") => warn(
+            VmState::Stopped if reason == Some(HOST_REBOOT) => warn(
                 "state.earlier-boot",
                 format!("vm `{name}` ended when the host was booted"),
                 format!(

@@ -6,6 +6,7 @@
 //! (`core::lines::journal`).
 
 pub mod contract;
+pub mod endings;
 pub mod kept;
 mod planned_vm;
 pub mod stage;
@@ -17,6 +18,7 @@ use serde_json::Value;
 
 use crate::core::failure::Failure;
 use crate::core::name::VmName;
+use endings::{LaunchEnding, OpenEnum, ShutdownEnding};
 
 pub use planned_vm::{PlannedForward, PlannedMount, VmPlan};
 
@@ -203,13 +205,15 @@ pub enum BootstrapStepStatus {
     Failed,
 }
 
-/// How a bootstrap ended, when it didn't fail. Spelled the same in both encodings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum BootstrapStatus {
-    /// Work was done.
-    Success,
-    /// The script declared that there was nothing to change.
-    NoOp,
+impl BootstrapStepStatus {
+    /// The contract's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            BootstrapStepStatus::Success => "success",
+            BootstrapStepStatus::Skipped => "skipped",
+            BootstrapStepStatus::Failed => "failed",
+        }
+    }
 }
 
 /// What the broker answered to a hello.
@@ -324,7 +328,7 @@ pub enum Event {
         vm: VmName,
         pid: Option<u32>,
         reason: String,
-        outcome: String,
+        outcome: OpenEnum<LaunchEnding>,
         last_words: Option<String>,
         #[serde(default)]
         qemu_words: Option<String>,
@@ -376,10 +380,10 @@ pub enum Event {
         signal: String,
         timeout_ms: u64,
     },
-    /// QEMU is gone. `outcome`: graceful, terminated, killed, already-stopped, failed.
+    /// QEMU is gone, or can't be stopped.
     ShutdownComplete {
         vm: VmName,
-        outcome: String,
+        outcome: OpenEnum<ShutdownEnding>,
         elapsed_ms: u64,
         changed: bool,
     },
@@ -407,10 +411,12 @@ pub enum Event {
         duration_ms: u64,
         detail: Option<String>,
     },
-    /// All stages ended well. `stamp` is always null.
+    /// All stages ended well; `noop`: the script declared that there was nothing to change, which the contract
+    /// spells `status`. `stamp` is always null.
     BootstrapCompleted {
         vm: VmName,
-        status: BootstrapStatus,
+        #[serde(rename = "status", with = "endings::noop_status")]
+        noop: bool,
         duration_ms: u64,
         stamp: Option<String>,
     },

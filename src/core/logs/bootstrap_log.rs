@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::core::events::BootstrapStepStatus;
+use crate::core::events::endings::BootstrapStatus;
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::root::run_log::{RunLog, StepRecord};
@@ -115,7 +116,7 @@ impl Current {
         if !self.output.read_new(&mut |line| take((None, line)))? {
             return Ok(false);
         }
-        let Some(log) = log.filter(|log| log.status != "running" && !self.told_end) else {
+        let Some(log) = log.filter(|log| log.status != BootstrapStatus::Running && !self.told_end) else {
             return Ok(true);
         };
         self.told_end = true;
@@ -136,11 +137,7 @@ impl Current {
 }
 
 fn of_step(step: &StepRecord) -> String {
-    let status = match step.status {
-        BootstrapStepStatus::Success => "success",
-        BootstrapStepStatus::Skipped => "skipped",
-        BootstrapStepStatus::Failed => "failed",
-    };
+    let status = step.status.as_str();
     let line = format!("step {} {status}, {} ms", step.step, step.duration_ms);
     match &step.detail {
         Some(detail) => format!("{line}: {detail}"),

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig, workspace};
+use crate::core::events::endings::ShutdownEnding;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
@@ -101,8 +102,8 @@ pub struct VmDown {
     pub vm: VmName,
     /// It ran and doesn't any more.
     pub stopped: bool,
-    /// graceful, terminated, killed, already-stopped or failed.
-    pub outcome: String,
+    /// How it was stopped.
+    pub outcome: ShutdownEnding,
     /// Bytes its overlay took; 0 if it stays or there was none.
     pub reclaimed_bytes: u64,
     /// Why it is not as asked for.
@@ -268,7 +269,7 @@ fn panicked(vm: &VmName) -> VmDown {
     VmDown {
         vm: vm.clone(),
         stopped: false,
-        outcome: "failed".into(),
+        outcome: ShutdownEnding::Failed,
         reclaimed_bytes: 0,
         error: Some(failure),
     }
@@ -296,7 +297,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
     let mut done = VmDown {
         vm: vm.clone(),
         stopped: stopped.changed,
-        outcome: stopped.ending.as_str().to_owned(),
+        outcome: stopped.ending,
         reclaimed_bytes: 0,
         error: None,
     };

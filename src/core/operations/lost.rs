@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::{Config, LifecycleConfig, workspace};
+use crate::core::events::endings::ShutdownEnding;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
@@ -169,8 +170,12 @@ pub(crate) fn end(
         pid: qemu.pid,
     });
     let rungs = [
-        (Signal::SIGTERM, lifecycle.sigterm_wait, "terminated"),
-        (Signal::SIGKILL, lifecycle.sigkill_wait, "killed"),
+        (
+            Signal::SIGTERM,
+            lifecycle.sigterm_wait,
+            ShutdownEnding::Terminated,
+        ),
+        (Signal::SIGKILL, lifecycle.sigkill_wait, ShutdownEnding::Killed),
     ];
     let ended = rungs.into_iter().find_map(|(signal, wait, outcome)| {
         emitter.emit(Event::Escalated {
@@ -182,10 +187,10 @@ pub(crate) fn end(
         qemu.signal(signal);
         gone_within(qemu, wait, cancel).then_some(outcome)
     });
-    let outcome = ended.unwrap_or("failed").to_owned();
+    let outcome = ended.unwrap_or(ShutdownEnding::Failed);
     emitter.emit(Event::ShutdownComplete {
         vm: vm.clone(),
-        outcome: outcome.clone(),
+        outcome: outcome.into(),
         elapsed_ms: millis(began.elapsed()),
         changed: ended.is_some(),
     });

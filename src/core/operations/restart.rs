@@ -17,6 +17,7 @@ use crate::core::bootstrap::overrides::Overrides;
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig, VmConfig};
+use crate::core::events::endings::ShutdownEnding;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
@@ -39,7 +40,6 @@ use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::forwards::PortAllocator;
 use crate::core::runtime::launch_plan::VmLaunchMode;
 use crate::core::runtime::overlay;
-use crate::core::runtime::shutdown::ShutdownEnding;
 
 /// What `restart` is asked for.
 #[derive(Clone, Debug)]
@@ -283,7 +283,7 @@ impl Fleet<'_, '_> {
         };
         let stopped = stopping.stop(name);
         if stopped.ending != ShutdownEnding::AlreadyStopped {
-            done.stopped = Some(stopped.ending.as_str().to_owned());
+            done.stopped = Some(stopped.ending);
         }
         let left = stopped.left?;
         if let (Some(record), Some(launching)) = (&left.record, &self.launch) {

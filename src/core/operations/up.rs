@@ -15,6 +15,7 @@ use crate::core::bootstrap::overrides::Overrides;
 use crate::core::broker::launcher::{self, BrokerHandle, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, Network, VmConfig, workspace};
+use crate::core::events::endings::{BootstrapStatus, ShutdownEnding};
 use crate::core::events::{BootstrapPlan, Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, Holder};
@@ -120,9 +121,8 @@ pub struct UpOutcome {
 pub struct VmUp {
     /// The VM.
     pub vm: VmName,
-    /// How `restart` stopped it first: graceful, terminated, killed or failed; `None`: it didn't run,
-    /// or nobody was to stop it.
-    pub stopped: Option<String>,
+    /// How `restart` stopped it first; `None`: it didn't run, or nobody was to stop it.
+    pub stopped: Option<ShutdownEnding>,
     /// This run started it; false: it ran already, or failed before it did.
     pub started: bool,
     /// Forwards as allocated.
@@ -495,7 +495,7 @@ fn failed_names(vms: &[VmUp]) -> Option<String> {
 
 /// Whether a bootstrap has done anything to its guest.
 fn changes(bootstrap: &BootstrapRecord) -> bool {
-    bootstrap.status != "skipped" && !bootstrap.noop
+    bootstrap.status != BootstrapStatus::Skipped && !bootstrap.noop
 }
 
 fn count(vms: &[VmUp]) -> VmCounts {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::core::cancel::Cancel;
+use crate::core::events::endings::{BootstrapStatus, OpenEnum};
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::name::VmName;
@@ -266,7 +267,7 @@ fn judge(vm: &VmStatus, wait_for: WaitFor, ran: bool) -> VmProgress {
         }
         VmState::Running | VmState::External => {}
     }
-    let bootstrap = vm.bootstrap.as_ref().map(|bootstrap| bootstrap.status.as_str());
+    let bootstrap = vm.bootstrap.as_ref().map(|bootstrap| &bootstrap.status);
     match (wait_for, bootstrap) {
         (WaitFor::Reachable, _) if vm.reachable => VmProgress::Met,
         (WaitFor::Reachable, _) => VmProgress::NotYet(match vm.last_handshake_age_ms {
@@ -274,8 +275,10 @@ fn judge(vm: &VmStatus, wait_for: WaitFor, ran: bool) -> VmProgress {
             None => "it was not heard since its launch".to_owned(),
             Some(age) => format!("it was last heard {} ago", crate::core::human::duration(age)),
         }),
-        (_, Some("success" | "skipped")) => VmProgress::Met,
-        (_, Some("failed")) => VmProgress::Never("its bootstrap failed".to_owned()),
+        (_, Some(OpenEnum::Known(BootstrapStatus::Success | BootstrapStatus::Skipped))) => VmProgress::Met,
+        (_, Some(OpenEnum::Known(BootstrapStatus::Failed))) => {
+            VmProgress::Never("its bootstrap failed".to_owned())
+        }
         (_, Some(other)) => VmProgress::NotYet(format!("its bootstrap is {other}")),
         (_, None) => VmProgress::NotYet("its bootstrap has not begun".to_owned()),
     }

@@ -1,9 +1,8 @@
 //! Tests of what a run's events become: events in, one line a VM out.
 
 use super::*;
-use crate::core::events::{
-    Accel, BootstrapStatus, BootstrapStepKind, BootstrapStepStatus, HandshakeOutcome, VmCounts,
-};
+use crate::core::events::endings::LaunchEnding;
+use crate::core::events::{Accel, BootstrapStepKind, BootstrapStepStatus, HandshakeOutcome, VmCounts};
 use crate::core::report::model::MarkKind;
 
 struct Script {
@@ -137,7 +136,7 @@ fn gone() -> Event {
         vm: web(),
         pid: None,
         reason: "sigkill".into(),
-        outcome: "crashed".into(),
+        outcome: LaunchEnding::Crashed.into(),
         last_words: None,
         qemu_words: Some("killed".into()),
         remediation: Some("castra up".into()),
@@ -185,7 +184,7 @@ fn down(method: &str) -> Event {
         },
         outcome => Event::ShutdownComplete {
             vm: web(),
-            outcome: outcome.into(),
+            outcome: serde_json::from_value(outcome.into()).unwrap(),
             elapsed_ms: 0,
             changed: true,
         },
@@ -206,7 +205,7 @@ fn a_bootstrap_that_works() {
             330,
             Event::BootstrapCompleted {
                 vm: web(),
-                status: BootstrapStatus::Success,
+                noop: false,
                 duration_ms: 130,
                 stamp: None,
             },

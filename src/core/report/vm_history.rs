@@ -3,6 +3,7 @@
 //! Here: which event becomes which bar or mark, and when a VM has failed. Not here: the run as a whole
 //! (`super::from_events`), or drawing (`super::timeline`).
 
+use crate::core::events::endings::{LaunchEnding, ShutdownEnding};
 use crate::core::events::{BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event};
 use crate::core::name::VmName;
 
@@ -133,14 +134,14 @@ impl VmHistory {
                 self.signal = Some((shown(signal), at));
             }
             Event::ShutdownComplete { outcome, .. } => {
-                let state = match outcome.as_str() {
-                    "failed" => State::Failed,
-                    "already-stopped" => State::Skipped,
+                let state = match outcome.known() {
+                    Some(ShutdownEnding::Failed) => State::Failed,
+                    Some(ShutdownEnding::AlreadyStopped) => State::Skipped,
                     _ => State::Ok,
                 };
                 self.end_signal(at, state);
                 if self.report.phases.is_empty() {
-                    self.phase("stop", state, at, 0, Some(shown(outcome)));
+                    self.phase("stop", state, at, 0, Some(shown(outcome.as_str())));
                 }
                 match state {
                     State::Failed => self.fail("it could not be stopped"),
@@ -176,7 +177,7 @@ impl VmHistory {
                 let text = ending(event);
                 self.mark(MarkKind::Exited, at, Some(shown(&text)));
                 // What came after the run doesn't make it fail.
-                if meanwhile && outcome == "crashed" && self.report.error.is_none() {
+                if meanwhile && *outcome == LaunchEnding::Crashed && self.report.error.is_none() {
                     self.fail(&text);
                 }
             }

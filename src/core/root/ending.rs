@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::core::escape::escape_line;
+use crate::core::events::endings::LaunchEnding;
 use crate::core::host;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::{VmPaths, vm_file};
@@ -45,6 +46,15 @@ pub enum VmState {
     External,
 }
 
+impl From<LaunchEnding> for VmState {
+    fn from(ending: LaunchEnding) -> VmState {
+        match ending {
+            LaunchEnding::Stopped => VmState::Stopped,
+            LaunchEnding::Crashed => VmState::Crashed,
+        }
+    }
+}
+
 impl VmState {
     /// The word in JSON and table.
     pub fn as_str(self) -> &'static str {
@@ -78,11 +88,26 @@ pub struct EndedStatus {
     pub remediation: Option<String>,
 }
 
+/// A reason that nobody gave.
+const UNKNOWN: &str = "unknown";
+/// The reason where a launch ended with its host's boot.
+pub const HOST_REBOOT: &str = "host-reboot";
+
+impl EndedStatus {
+    /// Of a launch that left nothing to read.
+    pub fn unknown() -> EndedStatus {
+        EndedStatus {
+            reason: UNKNOWN.to_owned(),
+            ..EndedStatus::default()
+        }
+    }
+}
+
 /// How a launch ended, by what it left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ending {
-    /// Stopped or crashed.
-    pub state: VmState,
+    /// In order or not.
+    pub outcome: LaunchEnding,
     /// Why, when, and the last words.
     pub ended: EndedStatus,
 }
@@ -132,7 +157,7 @@ pub fn read(paths: &VmPaths) -> Option<Ending> {
     let qmp = host::tail_of(&paths.file(vm_file::QMP_LOG), QMP_TAIL);
     let console = host::tail_of(&paths.file(vm_file::SERIAL_LOG), CONSOLE_TAIL);
     let mut ending = parse(&qmp, &console)?;
-    if ending.state == VmState::Crashed {
+    if ending.outcome == LaunchEnding::Crashed {
         let vm = paths.dir().file_name().unwrap_or_default().to_string_lossy();
         let said = host::tail_of(&paths.file(vm_file::QEMU_LOG), QEMU_TAIL);
         ending.ended.qemu_words = last_line(&said);
@@ -149,7 +174,7 @@ fn remediation(reason: &str, vm: &str) -> String {
             format!("it was reset again and again: castra logs {vm} --source serial shows its boots")
         }
         "host-signal" => "somebody ended its QEMU by a signal".to_owned(),
-        "unknown" => {
+        UNKNOWN => {
             "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for want of \
                       memory"
                 .to_owned()
@@ -183,16 +208,16 @@ fn parse(qmp: &str, console: &str) -> Option<Ending> {
         .map(EndReason::as_str);
     let reason = end_reason.or(shutdown.and_then(|message| message["data"]["reason"].as_str()));
     let panicked = console.contains(PANIC);
-    let state = match reason {
-        Some("guest-shutdown" | "host-qmp-quit") => VmState::Stopped,
+    let outcome = match reason {
+        Some("guest-shutdown" | "host-qmp-quit") => LaunchEnding::Stopped,
         // With `-no-reboot` among its `qemu_args` a panic under `panic=-1` looks like a reboot.
-        Some("guest-reset") if !panicked => VmState::Stopped,
-        _ => VmState::Crashed,
+        Some("guest-reset") if !panicked => LaunchEnding::Stopped,
+        _ => LaunchEnding::Crashed,
     };
     Some(Ending {
-        state,
+        outcome,
         ended: EndedStatus {
-            reason: reason.unwrap_or("unknown").to_owned(),
+            reason: reason.unwrap_or(UNKNOWN).to_owned(),
             at: shutdown.and_then(qmp_time).map(|ms| wall_clock(of_unix_ms(ms))),
             last_words: last_words(console),
             ..EndedStatus::default()
@@ -237,19 +262,19 @@ mod tests {
     #[test]
     fn the_last_shutdown_decides() {
         let panic = "[    1.0] Kernel panic - not syncing: VFS\n[    1.1] ---[ end Kernel panic ]---\n";
-        for (reason, console, state) in [
-            (Some("guest-shutdown"), "", VmState::Stopped),
-            (Some("host-qmp-quit"), "", VmState::Stopped),
-            (Some("guest-reset"), "Restarting system\n", VmState::Stopped),
-            (Some("guest-reset"), panic, VmState::Crashed),
-            (Some("guest-panic"), panic, VmState::Crashed),
-            (Some("host-error"), "", VmState::Crashed),
-            (Some("host-signal"), "", VmState::Crashed),
-            (None, "login: ", VmState::Crashed),
+        for (reason, console, outcome) in [
+            (Some("guest-shutdown"), "", LaunchEnding::Stopped),
+            (Some("host-qmp-quit"), "", LaunchEnding::Stopped),
+            (Some("guest-reset"), "Restarting system\n", LaunchEnding::Stopped),
+            (Some("guest-reset"), panic, LaunchEnding::Crashed),
+            (Some("guest-panic"), panic, LaunchEnding::Crashed),
+            (Some("host-error"), "", LaunchEnding::Crashed),
+            (Some("host-signal"), "", LaunchEnding::Crashed),
+            (None, "login: ", LaunchEnding::Crashed),
         ] {
             let event = reason.map(shutdown).unwrap_or_default();
             let ending = parse(&format!("{GREETING}{ANSWER}{event}"), console).unwrap();
-            assert_eq!(ending.state, state, "{reason:?} {console:?}");
+            assert_eq!(ending.outcome, outcome, "{reason:?} {console:?}");
             assert_eq!(ending.ended.reason, reason.unwrap_or("unknown"));
             let at = reason.map(|_| "2026-11-21T10:00:00.123Z");
             assert_eq!(ending.ended.at.as_deref(), at);
@@ -268,8 +293,8 @@ mod tests {
             let answer = format!("{{\"return\": {{}}, \"id\": \"castra-ended-{reason}\"}}\r\n");
             let ending = parse(&format!("{ANSWER}{answer}{}", shutdown("host-qmp-quit")), "").unwrap();
             assert_eq!(
-                (ending.state, ending.ended.reason.as_str()),
-                (VmState::Crashed, reason)
+                (ending.outcome, ending.ended.reason.as_str()),
+                (LaunchEnding::Crashed, reason)
             );
             assert!(remediation(reason, "web").contains("castra restart web"));
         }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::core::events::endings::{BootstrapStatus, OpenEnum};
 use crate::core::events::{Accel, BootstrapPlanSsh, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
@@ -170,8 +171,8 @@ pub fn ssh_port(forwards: &[ForwardRecord]) -> Option<u16> {
 /// Outcome of a bootstrap as `status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootstrapRecord {
-    /// `running`, `success`, `failed` or `skipped`.
-    pub status: String,
+    /// How it stands or ended.
+    pub status: OpenEnum<BootstrapStatus>,
     /// The script declared that there was nothing to change.
     pub noop: bool,
     /// How long it took; null while it runs.

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::core::escape::escape_line;
+use crate::core::events::endings::{BootstrapStatus, OpenEnum};
 use crate::core::events::{BootstrapStepStatus, BootstrapTrigger, Event, Severity};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
@@ -40,8 +41,8 @@ pub struct RunLog {
     pub artifact_hash: Option<String>,
     /// SHA-256 of what the guest boots from; null likewise.
     pub base_hash: Option<String>,
-    /// `success` or `failed`; `running` in an open log.
-    pub status: String,
+    /// How it ended; `running` in an open log.
+    pub status: OpenEnum<BootstrapStatus>,
     /// The script declared that there was nothing to change.
     pub noop: bool,
     /// How long it took.
@@ -115,7 +116,7 @@ impl OpenLog {
             vm: vm.clone(),
             artifact_hash: None,
             base_hash: None,
-            status: "running".into(),
+            status: BootstrapStatus::Running.into(),
             noop: false,
             duration_ms: 0,
             steps: Vec::new(),
@@ -236,8 +237,8 @@ fn mark_bootstrap_failed(state: &StateRoot, log: &RunLog) {
     let Some(bootstrap) = &mut record.bootstrap else {
         return;
     };
-    if record.launch_id == log.launch_id && bootstrap.status == "running" {
-        bootstrap.status = "failed".into();
+    if record.launch_id == log.launch_id && bootstrap.status == BootstrapStatus::Running {
+        bootstrap.status = BootstrapStatus::Failed.into();
         bootstrap.duration_ms = Some(log.duration_ms);
         // If it can't be written now, the next bootstrap does it.
         let _ = records::save(&path, &record);
@@ -253,7 +254,10 @@ fn is_open_log_of(name: &str, vm: &VmName) -> bool {
 }
 
 fn close(log: &mut RunLog, error: Option<&str>) {
-    log.status = if error.is_some() { "failed" } else { "success" }.into();
+    log.status = OpenEnum::Known(match error {
+        Some(_) => BootstrapStatus::Failed,
+        None => BootstrapStatus::Success,
+    });
     log.error = error.map(str::to_owned);
     if let Some(error) = error {
         log.steps.push(StepRecord {
@@ -346,6 +350,21 @@ mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn a_status_of_another_version_costs_neither_log_nor_record() {
+        let log = serde_json::json!({
+            "vm": "web", "artifact_hash": null, "base_hash": null, "status": "postponed", "noop": false,
+            "duration_ms": 1, "steps": [], "error": null, "trigger": "auto", "run_id": "r", "launch_id": "l",
+            "started_at": "", "version": "9", "output": null,
+        });
+        let read = RunLog::read(log.to_string().as_bytes()).unwrap();
+        assert_eq!((read.status.known(), read.status.as_str()), (None, "postponed"));
+        assert_eq!(serde_json::to_value(&read).unwrap(), log);
+        let record = serde_json::json!({"status": "postponed", "noop": false, "duration_ms": null});
+        let read: records::BootstrapRecord = serde_json::from_value(record.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&read).unwrap(), record);
     }
 
     #[test]

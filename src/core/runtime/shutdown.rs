@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
 use crate::core::events::Event;
+use crate::core::events::endings::ShutdownEnding;
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
@@ -30,34 +31,6 @@ const QMP_LIMIT: Duration = Duration::from_secs(2);
 const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU's process may take to end after its pid file is gone.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
-
-/// How a VM was stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShutdownEnding {
-    /// There was nothing to stop.
-    AlreadyStopped,
-    /// The guest powered itself off.
-    Graceful,
-    /// SIGTERM ended QEMU.
-    Terminated,
-    /// SIGKILL did.
-    Killed,
-    /// QEMU outlived even that.
-    Failed,
-}
-
-impl ShutdownEnding {
-    /// The word in events.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            ShutdownEnding::AlreadyStopped => "already-stopped",
-            ShutdownEnding::Graceful => "graceful",
-            ShutdownEnding::Terminated => "terminated",
-            ShutdownEnding::Killed => "killed",
-            ShutdownEnding::Failed => "failed",
-        }
-    }
-}
 
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +73,7 @@ pub fn shutdown(
     };
     emitter.emit(Event::ShutdownComplete {
         vm: vm.clone(),
-        outcome: ending.as_str().to_owned(),
+        outcome: ending.into(),
         elapsed_ms: millis(outcome.elapsed),
         changed: outcome.changed,
     });

@@ -5,6 +5,8 @@
 
 use crate::core::config::launched::differing;
 use crate::core::events::Accel;
+use crate::core::events::endings::BootstrapStatus;
+use crate::core::root::ending::HOST_REBOOT;
 use crate::core::root::freshness::{self, is_of_guest, is_of_launch, is_recent};
 use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
 use crate::core::root::records::{BootstrapRecord, BrokerRecord, GuestsRecord, RunPhase, RunRecord};
@@ -213,7 +215,7 @@ impl ProjectFacts<'_> {
         if let Some(stop) = stop {
             let log = vm.ending.as_ref().map(|ending| &ending.ended);
             let ended = EndedStatus {
-                reason: log.map_or_else(|| "unknown".to_owned(), |ended| ended.reason.clone()),
+                reason: log.cloned().unwrap_or_else(EndedStatus::unknown).reason,
                 at: log.and_then(|ended| ended.at.clone()).or(Some(stop.at.clone())),
                 last_words,
                 ..EndedStatus::default()
@@ -222,7 +224,7 @@ impl ProjectFacts<'_> {
         }
         if run.boot_id != self.now.boot_id {
             let ended = EndedStatus {
-                reason: "host-reboot".to_owned(),
+                reason: HOST_REBOOT.to_owned(),
                 at: None,
                 last_words,
                 ..EndedStatus::default()
@@ -230,14 +232,8 @@ impl ProjectFacts<'_> {
             return (VmState::Stopped, Some(ended));
         }
         match &vm.ending {
-            Some(ending) => (ending.state, Some(ending.ended.clone())),
-            None => {
-                let ended = EndedStatus {
-                    reason: "unknown".to_owned(),
-                    ..EndedStatus::default()
-                };
-                (VmState::Stopped, Some(ended))
-            }
+            Some(ending) => (ending.outcome.into(), Some(ending.ended.clone())),
+            None => (VmState::Stopped, Some(EndedStatus::unknown())),
         }
     }
 
@@ -359,7 +355,7 @@ fn proof_of_life<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Optio
 fn bootstrap_of(run: &RunRecord, lock_held: bool) -> Option<BootstrapRecord> {
     let mut bootstrap = run.bootstrap.clone()?;
     if bootstrap_runs(run) && !lock_held {
-        bootstrap.status = "failed".to_owned();
+        bootstrap.status = BootstrapStatus::Failed.into();
     }
     Some(bootstrap)
 }
@@ -368,7 +364,7 @@ fn bootstrap_of(run: &RunRecord, lock_held: bool) -> Option<BootstrapRecord> {
 pub(super) fn bootstrap_runs(run: &RunRecord) -> bool {
     run.bootstrap
         .as_ref()
-        .is_some_and(|bootstrap| bootstrap.status == "running")
+        .is_some_and(|bootstrap| bootstrap.status == BootstrapStatus::Running)
 }
 
 /// Under both accelerators at once the slow one is the news.

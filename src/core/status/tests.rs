@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::core::events::endings::{BootstrapStatus, LaunchEnding};
 use crate::core::events::{Accel, BootstrapPlanSsh};
 use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
 use crate::core::root::paths::StateRoot;
@@ -97,9 +98,9 @@ fn stop(launch_id: &str) -> StopRecord {
     }
 }
 
-fn ending(state: VmState, reason: &str) -> Ending {
+fn ending(outcome: LaunchEnding, reason: &str) -> Ending {
     Ending {
-        state,
+        outcome,
         ended: EndedStatus {
             reason: reason.into(),
             at: Some("2026-11-21T09:59:55.000Z".into()),
@@ -256,7 +257,7 @@ fn states_in_the_order_of_the_contract() {
     check("stopped by `down`", "stopped waiting 400 host-signal", |s| {
         s.vms[0].stop = Loaded::Value(stop("launch-2"));
         s.vms[0].qemu = None;
-        s.vms[0].ending = Some(ending(VmState::Crashed, "host-signal"));
+        s.vms[0].ending = Some(ending(LaunchEnding::Crashed, "host-signal"));
     });
     check(
         "crashed after an earlier stop",
@@ -264,7 +265,7 @@ fn states_in_the_order_of_the_contract() {
         |s| {
             s.vms[0].stop = Loaded::Value(stop("launch-1"));
             s.vms[0].qemu = None;
-            s.vms[0].ending = Some(ending(VmState::Crashed, "guest-panic"));
+            s.vms[0].ending = Some(ending(LaunchEnding::Crashed, "guest-panic"));
         },
     );
     check(
@@ -272,7 +273,7 @@ fn states_in_the_order_of_the_contract() {
         "stopped waiting 400 guest-shutdown",
         |s| {
             s.vms[0].qemu = None;
-            s.vms[0].ending = Some(ending(VmState::Stopped, "guest-shutdown"));
+            s.vms[0].ending = Some(ending(LaunchEnding::Stopped, "guest-shutdown"));
         },
     );
     check("the host rebooted", "stopped offline 1000000 host-reboot", |s| {
@@ -280,7 +281,7 @@ fn states_in_the_order_of_the_contract() {
         edit_record(s, |record| record.boot_id = "last-boot".into());
         s.live_broker = None;
         s.vms[0].qemu = None;
-        s.vms[0].ending = Some(ending(VmState::Crashed, "host-error"));
+        s.vms[0].ending = Some(ending(LaunchEnding::Crashed, "host-error"));
     });
 }
 
@@ -395,7 +396,7 @@ fn a_vm_that_somebody_started_himself_is_external() {
     let ended = |s: &mut Snapshot| {
         s.vms[0].qemu = None;
         s.vms[0].stop = Loaded::Value(stop("launch-2"));
-        s.vms[0].ending = Some(ending(VmState::Stopped, "host-signal"));
+        s.vms[0].ending = Some(ending(LaunchEnding::Stopped, "host-signal"));
     };
     check("castra launched none", "external reachable 400 -", |s| {
         s.vms[0].qemu = None;
@@ -480,7 +481,7 @@ fn reachable_is_exactly_age_within_window_while_both_run() {
     });
     check("QEMU is gone", "crashed waiting 400 unknown", |s| {
         s.vms[0].qemu = None;
-        s.vms[0].ending = Some(ending(VmState::Crashed, "unknown"));
+        s.vms[0].ending = Some(ending(LaunchEnding::Crashed, "unknown"));
     });
 }
 
@@ -667,7 +668,7 @@ fn the_top_level_sums_up() {
 fn a_bootstrap_nobody_runs_any_more_has_failed() {
     let mut snapshot = healthy();
     let running = BootstrapRecord {
-        status: "running".into(),
+        status: BootstrapStatus::Running.into(),
         noop: false,
         duration_ms: None,
     };
@@ -705,7 +706,7 @@ fn what_is_unreadable_is_told() {
 fn invariants_hold_in_every_combination() {
     let phases = [None, Some(RunPhase::Starting), Some(RunPhase::Running)];
     let stops = [None, Some("launch-1"), Some("launch-2")];
-    let endings = [None, Some(VmState::Stopped), Some(VmState::Crashed)];
+    let endings = [None, Some(LaunchEnding::Stopped), Some(LaunchEnding::Crashed)];
     let ages = [
         None,
         Some(0),

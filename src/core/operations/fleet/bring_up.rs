@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use crate::core::bootstrap::context::{Context, Launch};
 use crate::core::bootstrap::overrides::Overrides;
-use crate::core::bootstrap::pipeline::{self, BootstrapEnd};
+use crate::core::bootstrap::pipeline::{self, BootstrapError};
 use crate::core::cancel::Cancel;
 use crate::core::config::launched::{differing, launch_settings};
 use crate::core::config::{Config, VmConfig};
@@ -396,19 +396,12 @@ impl<'e> Fleet<'_, 'e> {
         let what =
             |text: &str| Failure::new(Exit::Failed, format!("the bootstrap of vm `{}` {text}", vm.name));
         let outcome = pipeline::run(plan, &context);
-        let ended = |status: &str, noop: bool, duration_ms: Option<u64>| BootstrapRecord {
-            status: status.to_owned(),
-            noop,
-            duration_ms,
-        };
         match outcome.end {
-            BootstrapEnd::Success => Ok(ended("success", false, Some(outcome.duration_ms))),
-            BootstrapEnd::NoOp => Ok(ended("success", true, Some(outcome.duration_ms))),
-            BootstrapEnd::Skipped => Ok(ended("skipped", false, None)),
-            BootstrapEnd::Interrupted => {
+            Ok(record) => Ok(record),
+            Err(BootstrapError::Interrupted) => {
                 Err(what("was interrupted").advice("it runs again with the next castra up"))
             }
-            BootstrapEnd::Failed(error) => {
+            Err(BootstrapError::Failed(error)) => {
                 let failure = what("failed").because(error);
                 Err(match outcome.log {
                     Some(log) => failure.advice(format!("its log is {}", log.display())),

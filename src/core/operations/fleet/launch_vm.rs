@@ -110,7 +110,7 @@ impl Fleet<'_, '_> {
                 vm: vm.name.clone(),
                 pid: None,
                 reason: found.ended.reason,
-                outcome: found.state.as_str().to_owned(),
+                outcome: found.outcome.into(),
                 last_words: found.ended.last_words,
                 qemu_words: found.ended.qemu_words,
                 // It is being started again.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
+use crate::core::events::endings::ShutdownEnding;
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
@@ -21,7 +22,7 @@ use crate::core::root::qemu_process::clear_leftovers;
 use crate::core::root::records::{self, RunRecord, StopRecord};
 use crate::core::root::run_log;
 use crate::core::runtime::overlay::discard_overlay;
-use crate::core::runtime::shutdown::{self, ShutdownEnding};
+use crate::core::runtime::shutdown;
 
 /// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
 const LOCK_DEADLINE: Duration = Duration::from_secs(15);

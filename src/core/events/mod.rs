@@ -551,6 +551,16 @@ pub struct VmCounts {
 }
 
 impl VmCounts {
+    /// Those that neither changed nor failed needed no change.
+    pub(crate) fn of(total: usize, changed: usize, failed: usize) -> VmCounts {
+        VmCounts {
+            total,
+            changed,
+            unchanged: total - changed - failed,
+            failed,
+        }
+    }
+
     /// Of an operation that failed as a whole.
     pub(crate) fn all_failed(total: usize) -> VmCounts {
         VmCounts {

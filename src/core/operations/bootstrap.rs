@@ -1,9 +1,8 @@
 //! `bootstrap`: runs the pipeline again on VMs that run, without restarting them.
 //!
 //! Here: which VMs, and the order of things. Not here: the pipeline (`core::bootstrap`), or one
-//! VM's way through it (`operations::fleet::bring_up`, which `up` shares).
+//! VM's way through it (`core::operations::fleet`, which `up` shares).
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use crate::core::bootstrap::overrides::Overrides;
@@ -12,14 +11,10 @@ use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::operations::fleet::already_running;
-use crate::core::operations::fleet::bring_up::{self, Fleet, StartFrom, VmTask};
-use crate::core::operations::fleet::broker_events::BrokerEvents;
-use crate::core::operations::fleet::preflight;
+use crate::core::operations::fleet::{self, FleetRun, StartFrom, UpOutcome, VmTask, VmUp};
 use crate::core::operations::lost;
-use crate::core::operations::run::{self, CountedLock, Operation, Slots};
+use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
-use crate::core::operations::up::{self, UpOutcome, VmUp};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::root::alive::find_qemu_pid;
 use crate::core::runtime::restart_advice;
@@ -75,8 +70,8 @@ pub fn bootstrap_with_launcher(
     lost::refuse_if_running_elsewhere(config)?;
     let overrides = Overrides::parse(&options.bootstrap, config)?;
     refuse_stopped(config, &selected, &options.vms)?;
-    selected.retain(|vm| bring_up::runs(config, vm));
-    let found = preflight::examine_bootstrap(config, &selected, &overrides);
+    selected.retain(|vm| fleet::runs(config, vm));
+    let found = fleet::examine_bootstrap(config, &selected, &overrides);
     if options.plan {
         return Ok(found.into_plan(config, false, reporter));
     }
@@ -84,9 +79,9 @@ pub fn bootstrap_with_launcher(
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("bootstrap", detail, &config.state, config.bus.rotation, reporter);
-    up::emit_warnings(config, warnings, operation.emitter());
+    fleet::emit_warnings(config, warnings, operation.emitter());
     match run_again(&options, broker, &selected, &overrides, operation.emitter()) {
-        Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
+        Ok((vms, port)) => Ok(fleet::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
     }
 }
@@ -101,38 +96,22 @@ fn run_again(
     let config = &options.config;
     let project = run::lock_project(&config.project, &config.state, "castra bootstrap")?;
     run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
-    let locks = bring_up::lock_vms(config, selected, "castra bootstrap")?;
-    let relay = BrokerEvents::from_now(&config.state.broker_events(), names_of(selected));
-    relay.during(emitter, || {
-        let broker = up::ensure_broker(config, broker, emitter, &options.cancel)?;
-        for vm in selected {
-            already_running::warn_stale_settings(config, vm, emitter);
-        }
-        let tasks: Vec<VmTask<'_>> = selected
-            .iter()
-            .zip(locks)
-            .map(|(vm, lock)| VmTask {
-                vm,
-                from: StartFrom::Running(lock),
-            })
-            .collect();
-        let fleet = Fleet {
-            config,
-            home: &options.home,
-            overrides,
-            emitter,
-            cancel: &options.cancel,
-            broker_port: broker.port,
-            project_lock: CountedLock::new(project, tasks.len()),
-            slots: Slots::new(1),
-            launch: None,
-        };
-        Ok(up::run_fleet(&fleet, tasks, broker))
+    let locks = fleet::lock_vms(config, selected, "castra bootstrap")?;
+    let fleet = FleetRun {
+        config,
+        home: &options.home,
+        overrides,
+        broker,
+        emitter,
+        cancel: &options.cancel,
+    };
+    fleet.bring_up(project, None, selected, || {
+        let tasks = selected.iter().zip(locks).map(|(vm, lock)| VmTask {
+            vm,
+            from: StartFrom::Running { lock, is_news: false },
+        });
+        Ok(tasks.collect())
     })
-}
-
-pub(crate) fn names_of(vms: &[&VmConfig]) -> HashSet<String> {
-    vms.iter().map(|vm| vm.name.key()).collect()
 }
 
 fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> Result<()> {
@@ -142,7 +121,7 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
     }
     let stopped: Vec<&str> = selected
         .iter()
-        .filter(|vm| !bring_up::runs(config, vm))
+        .filter(|vm| !fleet::runs(config, vm))
         .map(|vm| vm.name.as_str())
         .collect();
     let nothing_runs = stopped.len() == selected.len();
@@ -157,7 +136,7 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
     let has_disk = |vm: &&VmConfig| restart_advice::restart_keeps_more(&config.state.vm(&vm.name));
     let with_disks: Vec<&str> = selected
         .iter()
-        .filter(|vm| !bring_up::runs(config, vm) && has_disk(vm))
+        .filter(|vm| !fleet::runs(config, vm) && has_disk(vm))
         .map(|vm| vm.name.as_str())
         .collect();
     let next = if !with_disks.is_empty() {

@@ -16,7 +16,7 @@ use crate::core::doctor::{
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::images::{cache as image_cache, images_dir};
-use crate::core::operations::fleet::memory_check::{core_shortage, memory_shortage};
+use crate::core::operations::fleet::{core_shortage, memory_shortage};
 use crate::core::operations::ports::{PortsOptions, ports};
 use crate::core::reporter::{Reporter, Silent};
 use crate::core::root::alive::qemu_pid;

@@ -1,41 +1,32 @@
 //! `down`: takes VMs down by the shutdown ladder, discards their overlays, and stops the broker
 //! when no VM of the project is left.
 //!
-//! Here: the order of things. Not here: how one VM is stopped (`operations::fleet::stop_vm`), or how a
-//! broker is (`core::broker::launcher`).
+//! Here: the order of things. Not here: how one VM or the broker is stopped (`core::operations::fleet`).
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::core::broker::launcher::{self, BrokerStop};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig, workspace};
 use crate::core::events::endings::ShutdownEnding;
 use crate::core::events::{Event, Severity, VmCounts};
 use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, FileLock};
+use crate::core::host;
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::broker_events::BrokerEvents;
-use crate::core::operations::fleet::stop_vm::{self, VmStopper};
+use crate::core::operations::fleet::{BrokerEvents, VmStopper, stop_broker_if_last};
 use crate::core::operations::lost;
 use crate::core::operations::run::{self, Operation};
 use crate::core::operations::select;
 use crate::core::operations::verdict::FleetVerdict;
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::StateRoot;
 use crate::core::root::records::RunRecord;
 use crate::core::runtime::lost::LostQemu;
 use crate::core::runtime::seed;
 use crate::core::threads;
-
-/// How long the broker may take to stop in order.
-const BROKER_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What `down` is asked for. It goes by the state root alone, so a project whose config was
 /// changed, moved or deleted can still be stopped.
@@ -162,12 +153,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         .iter()
         .filter(|vm| vm.error.is_none() && (vm.stopped || vm.reclaimed_bytes > 0))
         .count();
-    let counts = VmCounts {
-        total: vms.len(),
-        changed,
-        unchanged: vms.len() - changed - failed,
-        failed,
-    };
+    let counts = VmCounts::of(vms.len(), changed, failed);
     let reclaimed_bytes = vms.iter().map(|vm| vm.reclaimed_bytes).sum();
     let exit = if failed > 0 || broker_error.is_some() {
         Exit::Failed
@@ -216,12 +202,7 @@ fn without_state(options: &DownOptions, lost: &[LostQemu], reporter: &mut dyn Re
     }
     let vms = with_lost(Vec::new(), end_lost(lost, options, emitter));
     let failed = vms.iter().filter(|vm| vm.error.is_some()).count();
-    let counts = VmCounts {
-        total: vms.len(),
-        changed: vms.len() - failed,
-        unchanged: 0,
-        failed,
-    };
+    let counts = VmCounts::of(vms.len(), vms.len() - failed, failed);
     let exit = match failed {
         0 => Exit::Done,
         _ => Exit::Failed,
@@ -239,9 +220,17 @@ fn without_state(options: &DownOptions, lost: &[LostQemu], reporter: &mut dyn Re
 }
 
 fn end_lost(lost: &[LostQemu], options: &DownOptions, emitter: &Emitter<'_>) -> Vec<VmDown> {
-    lost.iter()
-        .map(|qemu| lost::end(qemu, &options.lifecycle, emitter, &options.cancel))
-        .collect()
+    let end = |qemu: &LostQemu| {
+        let (outcome, error) = lost::end(qemu, &options.lifecycle, emitter, &options.cancel);
+        VmDown {
+            vm: qemu.vm.clone(),
+            stopped: error.is_none(),
+            outcome,
+            reclaimed_bytes: 0,
+            error,
+        }
+    };
+    lost.iter().map(end).collect()
 }
 
 /// A VM that was found both ways is one VM.
@@ -276,12 +265,8 @@ fn panicked(vm: &VmName) -> VmDown {
 }
 
 fn failed_names(vms: &[VmDown]) -> Option<String> {
-    let failed: Vec<&str> = vms
-        .iter()
-        .filter(|vm| vm.error.is_some())
-        .map(|vm| vm.vm.as_str())
-        .collect();
-    (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
+    let failed = vms.iter().filter(|vm| vm.error.is_some());
+    run::failed_names(failed.map(|vm| &vm.vm))
 }
 
 /// One VM: stopped, what it left cleared, its overlay discarded.
@@ -309,7 +294,7 @@ fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDow
                 stopping.acknowledge_end(vm, record);
             }
             let path = what_to_discard(vm, left.record, options, emitter);
-            match path.map(|path| stop_vm::discard(vm, &path, emitter)) {
+            match path.map(|path| stopping.discard(vm, &path)) {
                 None => {}
                 Some(Ok(bytes)) => done.reclaimed_bytes = bytes,
                 Some(Err(failure)) => done.error = Some(failure),
@@ -348,46 +333,4 @@ fn what_to_discard(
         emitter.emit(Event::advice(Severity::Warn, Some(vm), text, next));
     }
     None
-}
-
-/// The broker stops last, and only when no VM of the project runs any more.
-pub(crate) fn stop_broker_if_last(state: &StateRoot, emitter: &Emitter<'_>) -> (bool, Option<Failure>) {
-    let running = select::launched_vms(state, &[], &[]).unwrap_or_default();
-    if running.iter().any(|vm| qemu_pid(&state.vm(vm)).is_some()) {
-        return (false, None);
-    }
-    let stopped = launcher::stop_broker(state, BROKER_DEADLINE);
-    let failure = match stopped {
-        Ok(BrokerStop::NotRunning) => {
-            clear_broker_socket(state);
-            return (false, None);
-        }
-        Ok(BrokerStop::Stopped { .. }) => return (true, None),
-        Ok(BrokerStop::Killed { pid }) => {
-            clear_broker_socket(state);
-            let text = format!("the broker (pid {pid}) didn't stop when asked, so castra killed it");
-            emitter.emit(Event::message(Severity::Warn, None, text));
-            return (true, None);
-        }
-        Ok(BrokerStop::Embedded { pid }) => {
-            let text = format!("the broker is a thread of process {pid}; only that process can stop it");
-            emitter.emit(Event::message(Severity::Info, None, text));
-            return (false, None);
-        }
-        Err(failure) => failure,
-    };
-    emitter.emit(Event::of_failure(Severity::Error, None, &failure));
-    (false, Some(failure))
-}
-
-/// A broker that was killed leaves its socket. It goes under the broker's own lock, so that one
-/// somebody starts just now keeps its own.
-fn clear_broker_socket(state: &StateRoot) {
-    let path = state.broker_sock();
-    if fs::symlink_metadata(&path).is_err() {
-        return;
-    }
-    if let Ok(_lock) = FileLock::try_take(&state.broker_pid(), "castra down") {
-        let _ = host::remove_if_there(&path);
-    }
 }

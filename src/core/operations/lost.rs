@@ -18,7 +18,6 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::human::plural;
 use crate::core::name::VmName;
-use crate::core::operations::down::VmDown;
 use crate::core::reporter::Emitter;
 use crate::core::root::alive::{live_broker, running_vms};
 use crate::core::root::paths::StateRoot;
@@ -154,13 +153,13 @@ pub(crate) fn lost_to_end(state: &StateRoot, also: &[PathBuf], names: &[String])
 }
 
 /// Ends a lost QEMU: SIGTERM, and SIGKILL after the deadline. Its guest can't be asked to power off,
-/// since its control socket went with its state root.
+/// since its control socket went with its state root. The failure says why it still runs.
 pub(crate) fn end(
     qemu: &LostQemu,
     lifecycle: &LifecycleConfig,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
-) -> VmDown {
+) -> (ShutdownEnding, Option<Failure>) {
     let began = Instant::now();
     let vm = &qemu.vm;
     let text = format!("it ran on as pid {}: {}", qemu.pid, qemu.fate());
@@ -202,13 +201,7 @@ pub(crate) fn end(
         .because("it outlived SIGKILL, or may not be signalled by this user")
         .advice("run it as the user who started the VM")
     });
-    VmDown {
-        vm: vm.clone(),
-        stopped: ended.is_some(),
-        outcome,
-        reclaimed_bytes: 0,
-        error,
-    }
+    (outcome, error)
 }
 
 /// A second request to stop skips the patience.

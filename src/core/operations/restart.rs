@@ -1,45 +1,29 @@
 //! `restart`: stops VMs that run and starts them again, with the disks they have.
 //!
-//! Here: the order of things for the fleet, and one VM's way until it may be launched again. Not
-//! here: how a VM is stopped (`operations::fleet::stop_vm`) or launched (`operations::fleet::launch_vm`), or its
-//! bootstrap (`core::bootstrap`).
+//! Here: the order of things for the fleet. Not here: one VM's way (`core::operations::fleet`), or its bootstrap
+//! (`core::bootstrap`).
 //!
 //! The broker runs on throughout, with its port. What can fail without any VM being touched is done
 //! first: plans, ports, memory, images, the accelerator. A VM is started again as soon as it has
 //! stopped; a slow one delays no other.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
 
-use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::broker::launcher::{self, BrokerLauncher};
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, LifecycleConfig, VmConfig};
-use crate::core::events::endings::ShutdownEnding;
-use crate::core::events::{Event, Severity, VmCounts};
-use crate::core::failure::{Exit, Failure, Result};
-use crate::core::host::{self, FileLock};
+use crate::core::events::VmCounts;
+use crate::core::failure::Result;
 use crate::core::name::VmName;
-use crate::core::operations::bootstrap::names_of;
-use crate::core::operations::fleet::accelerator;
-use crate::core::operations::fleet::boot_source::{self, BootSource};
-use crate::core::operations::fleet::bring_up::{self, Fleet, LaunchContext, StartFrom, VmTask};
-use crate::core::operations::fleet::broker_events::BrokerEvents;
-use crate::core::operations::fleet::identity::{self, Identity};
-use crate::core::operations::fleet::preflight::{self, PreflightRequest};
-use crate::core::operations::fleet::stop_vm::{self, VmStopper};
-use crate::core::operations::lost;
-use crate::core::operations::run::{self, CountedLock, Operation, Slots};
-use crate::core::operations::select;
-use crate::core::operations::up::{self, UpOutcome, VmUp};
-use crate::core::ports::{PortConflict, PortOwner, owners};
+use crate::core::operations::fleet::{
+    self, FleetRun, PreflightRequest, RestartPolicy, StartFrom, UpOutcome, VmTask, VmUp,
+};
+use crate::core::operations::run::{self, Operation};
+use crate::core::operations::{lost, select};
 use crate::core::reporter::{Emitter, Reporter};
-use crate::core::root::records::{self, RunRecord};
-use crate::core::runtime::forwards::PortAllocator;
 use crate::core::runtime::launch_plan::VmLaunchMode;
-use crate::core::runtime::overlay;
 
 /// What `restart` is asked for.
 #[derive(Clone, Debug)]
@@ -58,7 +42,7 @@ pub struct RestartOptions {
     pub discard: bool,
     /// Go on where the host has too little memory.
     pub force: bool,
-    /// A castra binary, as in [`UpOptions`](up::UpOptions).
+    /// A castra binary, as in [`UpOptions`](crate::core::operations::UpOptions).
     pub cli: Option<PathBuf>,
     /// Whose children the QEMUs are.
     pub launch_mode: VmLaunchMode,
@@ -86,7 +70,7 @@ impl RestartOptions {
 
 /// Restarts VMs; one that doesn't run is just started. A failure is returned only where the
 /// operation as a whole can't go on; a VM that fails is told of in the outcome, whose `exit` is then
-/// [`Exit::Failed`].
+/// [`Exit::Failed`](crate::core::failure::Exit::Failed).
 pub fn restart(options: RestartOptions, reporter: &mut dyn Reporter) -> Result<UpOutcome> {
     let launcher = launcher::of_cli(options.cli.as_deref());
     restart_with_launcher(options, &*launcher, reporter)
@@ -105,19 +89,16 @@ pub fn restart_with_launcher(
     let stopped: Vec<&VmConfig> = selected
         .iter()
         .copied()
-        .filter(|vm| !bring_up::runs(config, vm))
+        .filter(|vm| !fleet::runs(config, vm))
         .collect();
-    let mut conflicts = owners::conflicts(config, &stopped, &options.home);
-    conflicts.extend(conflicts_of_running(config, &selected, &options.home));
     let kept = kept(&options, &selected);
-    let found = preflight::examine(PreflightRequest {
+    let found = fleet::examine(PreflightRequest {
         config,
         home: &options.home,
         selected: &selected,
         launches: &selected,
         grows: &stopped,
         overrides: &overrides,
-        conflicts,
         cli: options.cli.as_deref(),
         keep_disks: &kept,
         cancel: &options.cancel,
@@ -128,9 +109,9 @@ pub fn restart_with_launcher(
 
     let detail = (!options.vms.is_empty()).then(|| options.vms.join(" "));
     let operation = Operation::accept("restart", detail, &config.state, config.bus.rotation, reporter);
-    up::emit_warnings(config, warnings, operation.emitter());
+    fleet::emit_warnings(config, warnings, operation.emitter());
     match replace(&options, broker, &selected, &overrides, qemu, operation.emitter()) {
-        Ok((vms, port)) => Ok(up::finish(operation, vms, port, &options.cancel)),
+        Ok((vms, port)) => Ok(fleet::finish(operation, vms, port, &options.cancel)),
         Err(failure) => Err(operation.fail(failure, VmCounts::all_failed(selected.len()))),
     }
 }
@@ -143,40 +124,6 @@ fn kept(options: &RestartOptions, selected: &[&VmConfig]) -> HashSet<VmName> {
     }
 }
 
-/// Fixed ports that VMs which run are to have from now on, and somebody else has: not one of those that
-/// restart too, for they may give it up.
-pub(crate) fn conflicts_of_running(
-    config: &Config,
-    selected: &[&VmConfig],
-    home: &Path,
-) -> Vec<PortConflict> {
-    let restarts = |owner: &PortOwner| match owner {
-        PortOwner::Vm { vm, workspace, .. } => {
-            *workspace == config.workspace && selected.iter().any(|other| other.name == *vm)
-        }
-        _ => false,
-    };
-    let mut conflicts = Vec::new();
-    for vm in selected.iter().filter(|vm| bring_up::runs(config, vm)) {
-        let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
-        let has = record.map(|record| record.forwards).unwrap_or_default();
-        for wanted in vm.port_forwards.iter().filter(|wanted| wanted.host != 0) {
-            let (port, protocol) = (wanted.host, wanted.protocol);
-            if has.iter().any(|has| (has.host, has.protocol) == (port, protocol)) {
-                continue;
-            }
-            let owner = owners::owner_of(protocol, port, Some(home)).filter(|owner| !restarts(owner));
-            conflicts.extend(owner.map(|owner| PortConflict {
-                vm: vm.name.clone(),
-                port,
-                protocol,
-                owner,
-            }));
-        }
-    }
-    conflicts
-}
-
 fn replace(
     options: &RestartOptions,
     broker: &dyn BrokerLauncher,
@@ -186,160 +133,23 @@ fn replace(
     emitter: &Emitter<'_>,
 ) -> Result<(Vec<VmUp>, Option<u16>)> {
     let config = &options.config;
-    let cancel = &options.cancel;
-    let boots = boot_source::prepare(selected, config, &options.home, emitter, cancel)?;
-    let accel = accelerator::decide(config, &qemu, &boots, &options.home, emitter, cancel)?;
-    keys::ensure_project_key(config, cancel)?;
-
-    let project = run::lock_project(&config.project, &config.state, "castra restart")?;
-    run::clear_abandoned(&config.state, config.registry.as_deref(), emitter);
-    up::record_workspace(config, emitter)?;
-    up::warn_user_networking(config, selected, emitter);
-    identity::issue(config, &[])?;
-    let relay = BrokerEvents::from_now(&config.state.broker_events(), names_of(selected));
-    relay.during(emitter, || {
-        let broker = up::ensure_broker(config, broker, emitter, cancel)?;
-        let ports = PortAllocator::new();
-        for record in bring_up::running_records(config) {
-            ports.note_running(&record.forwards);
-        }
-        let with = RestartPolicy::new(&options.lifecycle, options.discard);
-        let tasks: Vec<VmTask<'_>> = selected
-            .iter()
-            .map(|vm| VmTask {
-                vm,
-                from: StartFrom::Restart(&with),
-            })
-            .collect();
-        let fleet = Fleet {
-            config,
-            home: &options.home,
-            overrides,
-            emitter,
-            cancel,
-            broker_port: broker.port,
-            project_lock: CountedLock::new(project, tasks.len()),
-            slots: Slots::new(host::cores()),
-            launch: Some(LaunchContext {
-                boot_sources: &boots,
-                qemu,
-                cli: options.cli.as_deref(),
-                mode: options.launch_mode,
-                accel,
-                ports,
-                keep_disks: kept(options, selected),
-            }),
-        };
-        Ok(up::run_fleet(&fleet, tasks, broker))
+    let fleet = FleetRun {
+        config,
+        home: &options.home,
+        overrides,
+        broker,
+        emitter,
+        cancel: &options.cancel,
+    };
+    let (cli, mode) = (options.cli.as_deref(), options.launch_mode);
+    let launch = fleet.prepare_launch(selected, qemu, cli, mode, kept(options, selected))?;
+    let project = fleet::lock_on_record(config, "castra restart", emitter)?;
+    fleet::warn_user_networking(config, selected, emitter);
+    let restarting = RestartPolicy::new(&options.lifecycle, options.discard);
+    fleet.bring_up(project, launch, selected, || {
+        fleet::issue_identities(config, &[])?;
+        let from = || StartFrom::Restart(&restarting);
+        let tasks = selected.iter().map(|vm| VmTask { vm, from: from() });
+        Ok(tasks.collect())
     })
-}
-
-/// What all VMs of one `restart` share until they are launched.
-pub(crate) struct RestartPolicy<'f> {
-    lifecycle: &'f LifecycleConfig,
-    discard: bool,
-    /// Held while `guests.json` is replaced: each VM has its new identity once its old QEMU is gone,
-    /// so that nothing the old guest says counts for the new one.
-    issuing: Mutex<()>,
-}
-
-impl<'f> RestartPolicy<'f> {
-    pub(crate) fn new(lifecycle: &'f LifecycleConfig, discard: bool) -> RestartPolicy<'f> {
-        RestartPolicy {
-            lifecycle,
-            discard,
-            issuing: Mutex::new(()),
-        }
-    }
-}
-
-impl Fleet<'_, '_> {
-    /// Stops the VM if it runs, and gives it the identity of its next launch.
-    pub(crate) fn stop_first(
-        &self,
-        vm: &VmConfig,
-        with: &RestartPolicy<'_>,
-        done: &mut VmUp,
-    ) -> Result<(FileLock, Identity)> {
-        let name = &vm.name;
-        if self.cancel.is_requested() {
-            return Err(
-                Failure::new(Exit::Interrupted, format!("vm `{name}` was not restarted"))
-                    .because("interrupted before its turn; the VM is unchanged"),
-            );
-        }
-        let paths = self.config.state.vm(name);
-        host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
-        let earlier: Option<RunRecord> = records::load(&paths.run()).ok().flatten();
-        if !with.discard {
-            self.check_disk(vm, earlier.as_ref())?;
-        }
-        let stopping = VmStopper {
-            state: &self.config.state,
-            lifecycle: with.lifecycle,
-            command: "castra restart",
-            emitter: self.emitter,
-            cancel: self.cancel,
-        };
-        let stopped = stopping.stop(name);
-        if stopped.ending != ShutdownEnding::AlreadyStopped {
-            done.stopped = Some(stopped.ending);
-        }
-        let left = stopped.left?;
-        if let (Some(record), Some(launching)) = (&left.record, &self.launch) {
-            launching.ports.forget(&record.forwards);
-        }
-        if with.discard {
-            let path = left.record.and_then(|record| record.overlay);
-            let path = path.unwrap_or_else(|| self.config.state.overlay(name));
-            stop_vm::discard(name, &path, self.emitter)?;
-        }
-        if self.cancel.is_requested() {
-            return Err(
-                Failure::new(Exit::Interrupted, format!("vm `{name}` was not started again"))
-                    .because("interrupted")
-                    .advice(format!("castra restart {name} starts it with the disk it has")),
-            );
-        }
-        let _issuing = with.issuing.lock().unwrap_or_else(PoisonError::into_inner);
-        let identity = identity::issue(self.config, &[vm])?.remove(name);
-        let identity = identity.expect("who is asked for an identity of a VM gives one");
-        Ok((left.lock, identity))
-    }
-
-    /// A disk that could not be gone on with is found while the VM still runs.
-    fn check_disk(&self, vm: &VmConfig, earlier: Option<&RunRecord>) -> Result<()> {
-        let path = self.overlay_of(vm);
-        let had = earlier.and_then(|record| record.overlay.as_ref());
-        if let Some(had) = had.filter(|had| **had != path && host::is_there(had)) {
-            return Err(
-                Failure::new(Exit::Failed, format!("vm `{}` was not restarted", vm.name))
-                    .because(format!(
-                        "its disk is {}, but castra.toml now says {}",
-                        had.display(),
-                        path.display()
-                    ))
-                    .advice("undo the change in castra.toml, or start with a fresh disk by --discard"),
-            );
-        }
-        let launching = self.launch.as_ref();
-        let boot = launching.map_or_else(BootSource::default, |launching| {
-            launching.boot_source_of(&vm.name)
-        });
-        let spec = self.overlay_spec(vm, &path, &boot, earlier);
-        overlay::check_kept(&spec)?;
-        let made_over = earlier.and_then(|record| record.base.as_ref());
-        overlay::check_same_base(&spec, made_over, &self.digests(), self.cancel)
-    }
-}
-
-/// After a launch that failed: the disk is still there, and `up` would begin anew.
-pub(crate) fn emit_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
-    let name = &vm.name;
-    emitter.emit(Event::advice(
-        Severity::Warn,
-        Some(name),
-        "its disk is kept",
-        format!("castra restart {name} tries again with this disk, castra up {name} starts with a fresh one"),
-    ));
 }

@@ -158,6 +158,12 @@ impl<'a> Operation<'a> {
     }
 }
 
+/// These VMs as the detail of an operation's end, if there are any.
+pub(crate) fn failed_names<'v>(failed: impl Iterator<Item = &'v VmName>) -> Option<String> {
+    let failed: Vec<&str> = failed.map(VmName::as_str).collect();
+    (!failed.is_empty()).then(|| format!("failed: {}", failed.join(", ")))
+}
+
 /// An overlay is gone: as a fact of its VM, and as room given back.
 pub(crate) fn emit_discarded(emitter: &Emitter<'_>, vm: &VmName, path: &Path, bytes: u64) {
     emitter.emit(Event::OverlayDiscarded {

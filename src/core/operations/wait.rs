@@ -189,12 +189,7 @@ fn end(
         });
     }
     let met = vms.iter().filter(|vm| vm.met).count();
-    let counts = VmCounts {
-        total: vms.len(),
-        changed: 0,
-        unchanged: met,
-        failed: vms.len() - met,
-    };
+    let counts = VmCounts::of(vms.len(), 0, vms.len() - met);
     let elapsed_ms = emitter.elapsed_ms();
     emitter.emit(Event::Summary {
         operation: "wait".to_owned(),

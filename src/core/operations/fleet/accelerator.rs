@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use super::boot_source::BootSources;
 use crate::core::cancel::Cancel;
 use crate::core::config::Config;
 use crate::core::events::stage::Stage;
@@ -17,7 +18,6 @@ use crate::core::events::{Accel, Event, Severity};
 use crate::core::failure::Result;
 use crate::core::images::default_guest::{GuestKind, find_default_guest};
 use crate::core::name::VmName;
-use crate::core::operations::fleet::boot_source::BootSources;
 use crate::core::reporter::Emitter;
 use crate::core::root::paths::VmPaths;
 use crate::core::root::qemu_process::signal_qemu;
@@ -28,7 +28,7 @@ use crate::core::runtime::launch::{BootFault, boot_fault};
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Decides for all VMs about to be launched. Where that takes a test guest, it says so.
-pub(crate) fn decide(
+pub(super) fn decide(
     config: &Config,
     qemu: &Path,
     boots: &BootSources,
@@ -76,7 +76,7 @@ pub(crate) fn decide(
 }
 
 /// A guest that boots under KVM, watched until it lives or its bootstrap is over.
-pub(crate) struct KvmWatch<'a, 'e> {
+pub(super) struct KvmWatch<'a, 'e> {
     pub vm: &'a VmName,
     pub paths: VmPaths,
     pub home: &'a Path,
@@ -89,7 +89,7 @@ pub(crate) struct KvmWatch<'a, 'e> {
 impl KvmWatch<'_, '_> {
     /// Ends a guest that KVM can't run, because it would stay silent for ever, and remembers that;
     /// remembers also the first guest that lives. What it found wrong is left in `fault`.
-    pub(crate) fn watch(&self, alive: &AtomicBool, over: &AtomicBool, fault: &Mutex<Option<String>>) {
+    pub(super) fn watch(&self, alive: &AtomicBool, over: &AtomicBool, fault: &Mutex<Option<String>>) {
         if self.decision.accel != Accel::Kvm {
             return;
         }

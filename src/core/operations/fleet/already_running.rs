@@ -19,7 +19,7 @@ use crate::core::runtime::pause;
 const QMP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Lets a VM run on that is paused, or says why it can't.
-pub(crate) fn unpause(
+pub(super) fn unpause(
     config: &Config,
     vm: &VmConfig,
     record: &RunRecord,
@@ -67,7 +67,7 @@ pub(crate) fn stale_settings(config: &Config, vm: &VmConfig) -> Vec<String> {
 
 /// Says in which settings a running VM differs from the config, and what applies them. What the config
 /// closes and the VM has open comes first.
-pub(crate) fn warn_stale_settings(config: &Config, vm: &VmConfig, emitter: &Emitter<'_>) {
+pub(super) fn warn_stale_settings(config: &Config, vm: &VmConfig, emitter: &Emitter<'_>) {
     let Some(record) = record_of(config, vm) else {
         return;
     };

@@ -19,7 +19,7 @@ use crate::core::reporter::Emitter;
 
 /// What one VM boots from.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct BootSource {
+pub(super) struct BootSource {
     /// Direct kernel boot.
     pub kernel: Option<DirectKernel>,
     /// What its disk stands on.
@@ -29,10 +29,10 @@ pub(crate) struct BootSource {
 }
 
 /// What every VM to be started boots from.
-pub(crate) type BootSources = HashMap<VmName, BootSource>;
+pub(super) type BootSources = HashMap<VmName, BootSource>;
 
 /// Finds, fetches or builds what these VMs boot from; what several share, once.
-pub(crate) fn prepare(
+pub(super) fn prepare(
     vms: &[&VmConfig],
     config: &Config,
     home: &Path,
@@ -105,7 +105,7 @@ fn boot_of(guest: DefaultGuest) -> BootSource {
 
 /// What a VM that runs already booted from, as far as its files are still on this host. Fetches
 /// and builds nothing.
-pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<BootSource> {
+pub(super) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<BootSource> {
     if vm.is_default_guest() {
         let missing = || Failure::new(Exit::Failed, "the default guest is no longer in the image cache");
         // The other one if its mounts were added or removed in castra.toml since it was launched.
@@ -128,7 +128,7 @@ pub(crate) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<Bo
 
 /// `base_hash` of what a VM boots from (docs/IMAGES.md). Reads whole images the first time, so it is
 /// called while the guest boots.
-pub(crate) fn base_hash(boot: &BootSource, config: &Config, cancel: &Cancel) -> Result<String> {
+pub(super) fn base_hash(boot: &BootSource, config: &Config, cancel: &Cancel) -> Result<String> {
     if let Some(known) = &boot.base_hash {
         return Ok(known.clone());
     }

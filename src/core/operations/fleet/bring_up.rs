@@ -1,7 +1,7 @@
 //! One VM's way in `up`: its launch, its first proof of life, its bootstrap.
 //!
 //! Here: the threads of the VMs, each VM's steps in their order, and its outcome. Not here: the
-//! order of things for the fleet (`operations::up`), the launch (`operations::fleet::launch_vm`), or what a
+//! order of things for the fleet (`operations::fleet::fleet_run`), the launch (`operations::fleet::launch_vm`), or what a
 //! bootstrap does (`core::bootstrap`).
 
 use std::collections::HashSet;
@@ -11,27 +11,26 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::accelerator::KvmWatch;
+use super::already_running;
+use super::boot_source::{self, BootSource, BootSources};
+use super::fleet_outcome::VmUp;
+use super::identity::Identity;
 use crate::core::bootstrap::bootstrap_plan::{self, LastLaunch};
 use crate::core::bootstrap::context::{Context, Launch};
 use crate::core::bootstrap::overrides::Overrides;
 use crate::core::bootstrap::pipeline::{self, BootstrapError};
 use crate::core::cancel::Cancel;
 use crate::core::config::launched::{differing, launch_settings};
-use crate::core::config::{Config, VmConfig};
+use crate::core::config::{Config, LifecycleConfig, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::human;
 use crate::core::images::artifact::artifact_hash;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::accelerator::KvmWatch;
-use crate::core::operations::fleet::already_running;
-use crate::core::operations::fleet::boot_source::{self, BootSource, BootSources};
-use crate::core::operations::fleet::identity::Identity;
-use crate::core::operations::restart::RestartPolicy;
 use crate::core::operations::run::{self, CountedLock, Slot, Slots};
 use crate::core::operations::select;
-use crate::core::operations::up::VmUp;
 use crate::core::reporter::Emitter;
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::ending;
@@ -51,7 +50,7 @@ const SLOT_LIMIT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What all VMs of one `up` share.
-pub(crate) struct Fleet<'f, 'e> {
+pub(super) struct Fleet<'f, 'e> {
     pub config: &'f Config,
     /// `CASTRA_HOME`.
     pub home: &'f Path,
@@ -67,7 +66,7 @@ pub(crate) struct Fleet<'f, 'e> {
 
 /// What only launching takes.
 pub(crate) struct LaunchContext<'f> {
-    pub boot_sources: &'f BootSources,
+    pub(super) boot_sources: BootSources,
     pub qemu: PathBuf,
     /// A castra binary, through which isolated guests reach the broker.
     pub cli: Option<&'f Path>,
@@ -80,7 +79,7 @@ pub(crate) struct LaunchContext<'f> {
 
 impl LaunchContext<'_> {
     /// What this VM boots from.
-    pub(crate) fn boot_source_of(&self, vm: &VmName) -> BootSource {
+    pub(super) fn boot_source_of(&self, vm: &VmName) -> BootSource {
         self.boot_sources.get(vm).cloned().unwrap_or_default()
     }
 }
@@ -93,12 +92,31 @@ pub(crate) struct VmTask<'f> {
 
 /// Where a VM's way begins. The lock is the VM's own, held until its bootstrap has ended.
 pub(crate) enum StartFrom<'f> {
-    /// It runs already: a bootstrap is all.
-    Running(FileLock),
+    /// It runs already: a bootstrap is all. `is_news`: it was asked to be started.
+    Running { lock: FileLock, is_news: bool },
     /// It doesn't run.
     Stopped(FileLock, Identity),
     /// It is stopped first if it runs; who works on it has its lock till then.
     Restart(&'f RestartPolicy<'f>),
+}
+
+/// What all VMs of one `restart` share until they are launched.
+pub(crate) struct RestartPolicy<'f> {
+    pub(super) lifecycle: &'f LifecycleConfig,
+    pub(super) discard: bool,
+    /// Held while `guests.json` is replaced: each VM has its new identity once its old QEMU is gone,
+    /// so that nothing the old guest says counts for the new one.
+    pub(super) issuing: Mutex<()>,
+}
+
+impl<'f> RestartPolicy<'f> {
+    pub(crate) fn new(lifecycle: &'f LifecycleConfig, discard: bool) -> RestartPolicy<'f> {
+        RestartPolicy {
+            lifecycle,
+            discard,
+            issuing: Mutex::new(()),
+        }
+    }
 }
 
 /// A VM that runs: its lock, its record, the slot of its launch and the handle on its QEMU if this
@@ -131,7 +149,7 @@ fn lock_vm(config: &Config, vm: &VmName, command: &str) -> Result<FileLock> {
 }
 
 /// What a plan can know of a VM from its last launch, if that still runs.
-pub(crate) fn last_launch_of(config: &Config, vm: &VmConfig) -> LastLaunch {
+pub(super) fn last_launch_of(config: &Config, vm: &VmConfig) -> LastLaunch {
     let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
     match record.filter(|_| runs(config, vm)) {
         Some(record) => LastLaunch {
@@ -143,7 +161,7 @@ pub(crate) fn last_launch_of(config: &Config, vm: &VmConfig) -> LastLaunch {
 }
 
 /// The records of all VMs of the project that run.
-pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
+pub(super) fn running_records(config: &Config) -> Vec<RunRecord> {
     let names = select::launched_vms(&config.state, &[], &[]).unwrap_or_default();
     names
         .iter()
@@ -155,7 +173,7 @@ pub(crate) fn running_records(config: &Config) -> Vec<RunRecord> {
 
 impl<'e> Fleet<'_, 'e> {
     /// Brings all of them up, each in a thread of its own. The outcomes stand in the order of the tasks.
-    pub(crate) fn run(&self, tasks: Vec<VmTask<'_>>) -> Vec<VmUp> {
+    pub(super) fn run(&self, tasks: Vec<VmTask<'_>>) -> Vec<VmUp> {
         thread::scope(|scope| {
             let threads: Vec<_> = tasks
                 .into_iter()
@@ -187,7 +205,7 @@ impl<'e> Fleet<'_, 'e> {
     }
 
     /// Starts the VM if need be, and bootstraps it.
-    pub(crate) fn bring_up(&self, task: VmTask<'_>) -> VmUp {
+    fn bring_up(&self, task: VmTask<'_>) -> VmUp {
         let passage = self.project_lock.share();
         let vm = task.vm;
         let name = &vm.name;
@@ -258,7 +276,7 @@ impl<'e> Fleet<'_, 'e> {
     /// As far as a QEMU that runs and its record.
     fn begin(&self, task: VmTask<'_>, done: &mut VmUp) -> Result<RunningVm<'_>> {
         let (lock, identity) = match task.from {
-            StartFrom::Running(lock) => {
+            StartFrom::Running { lock, .. } => {
                 self.forget_stop(&task.vm.name);
                 let record = self.running_record(&task.vm.name)?;
                 already_running::unpause(self.config, task.vm, &record, self.emitter)?;

@@ -1,15 +1,19 @@
 //! Who the broker may expect: `guests.json`, renewed before each launch (docs/PROTOCOL.md).
 //!
-//! Here: launch ids, launch times and the hashes of the tokens. Not here: how a token reaches
+//! Here: launch ids, launch times and the hashes of the tokens; and what is said before the first launch of a guest
+//! on user networking. Not here: how a token reaches
 //! its guest (`core::runtime::seed`) or how the broker judges it.
 
 use std::collections::HashMap;
 
-use crate::core::config::{Config, VmConfig};
+use crate::core::config::{Config, Network, VmConfig};
+use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
 use crate::core::name::VmName;
+use crate::core::reporter::Emitter;
 use crate::core::root::records::{self, GuestRecord, GuestsRecord};
+use crate::core::runtime::launch_plan::GATEWAY;
 use crate::core::runtime::seed;
 
 /// What one launch of a VM is known by.
@@ -83,8 +87,29 @@ pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Re
     records::save(&path, &GuestsRecord { guests })
 }
 
+/// What a guest on user networking can reach surprises whoever doesn't know it, and bores whoever
+/// does: it is said before the first such guest of a project is launched, and never again.
+/// Called before this launch is noted in `guests.json`.
+pub(crate) fn warn_user_networking(config: &Config, launching: &[&VmConfig], emitter: &Emitter<'_>) {
+    let is_open = |vm: &VmConfig| vm.network == Network::User;
+    let open_before = config
+        .vms
+        .iter()
+        .filter(|vm| is_open(vm))
+        .map(|vm| vm.name.clone());
+    if !launching.iter().any(|vm| is_open(vm)) || was_launched(config, open_before) {
+        return;
+    }
+    emitter.emit(Event::advice(
+        Severity::Info,
+        None,
+        format!("note: these guests can reach services on your localhost, at {GATEWAY}"),
+        "`network = \"isolated\"` in castra.toml keeps a guest from all but castra's broker",
+    ));
+}
+
 /// Whether one of these VMs was launched before, as far as `guests.json` tells.
-pub(crate) fn was_launched(config: &Config, mut vms: impl Iterator<Item = VmName>) -> bool {
+fn was_launched(config: &Config, mut vms: impl Iterator<Item = VmName>) -> bool {
     let before: GuestsRecord = records::load(&config.state.guests())
         .ok()
         .flatten()
@@ -153,5 +178,35 @@ fn never_launched(name: &VmName) -> GuestRecord {
         launched_boottime_ms: None,
         boot_id: None,
         token_sha256: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::bootstrap::bootstrap_plan::tests::config_of;
+    use crate::core::root::paths::StateRoot;
+    use crate::core::scratch::Scratch;
+
+    /// Launches these VMs as far as identities go; how often user networking was explained.
+    fn said(config: &Config, launching: &[&str]) -> usize {
+        let launching: Vec<&VmConfig> = launching.iter().map(|name| config.vm(name).unwrap()).collect();
+        let mut events = Vec::new();
+        warn_user_networking(config, &launching, &Emitter::new(&mut events));
+        issue(config, &launching).unwrap();
+        events.len()
+    }
+
+    #[test]
+    fn user_networking_is_explained_at_its_first_launch_alone() {
+        let scratch = Scratch::new("up-user-network");
+        let mut config = config_of(&["web", "db", "vault"]);
+        config.state = StateRoot::new(scratch.dir());
+        config.vms[2].network = Network::Isolated;
+        assert_eq!(said(&config, &[]), 0, "only a broker");
+        assert_eq!(said(&config, &["vault"]), 0, "an isolated guest");
+        assert_eq!(said(&config, &["web", "vault"]), 1);
+        assert_eq!(said(&config, &["web"]), 0);
+        assert_eq!(said(&config, &["db"]), 0, "known from web");
     }
 }

@@ -6,6 +6,9 @@
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime};
 
+use super::boot_source::BootSource;
+use super::bring_up::{Fleet, LaunchContext};
+use super::identity::Identity;
 use crate::core::bootstrap::bootstrap_plan;
 use crate::core::bootstrap::keys;
 use crate::core::broker::protocol::heartbeat_secs;
@@ -16,12 +19,8 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::boot_source::BootSource;
-use crate::core::operations::fleet::bring_up::{Fleet, LaunchContext};
-use crate::core::operations::fleet::identity::Identity;
-use crate::core::operations::restart::emit_kept;
 use crate::core::operations::run::{Slot, emit_discarded};
-use crate::core::reporter::wall_clock;
+use crate::core::reporter::{Emitter, wall_clock};
 use crate::core::root::ending;
 use crate::core::root::paths::{VmPaths, vm_file};
 use crate::core::root::records::{self, RunPhase, RunRecord, StopRecord, ssh_port};
@@ -35,7 +34,7 @@ use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 use crate::core::time::millis;
 
 /// A VM that was launched.
-pub(crate) struct LaunchedVm<'s> {
+pub(super) struct LaunchedVm<'s> {
     /// Its `run.json`.
     pub record: RunRecord,
     /// The launch slot it took.
@@ -46,7 +45,7 @@ pub(crate) struct LaunchedVm<'s> {
 
 impl Fleet<'_, '_> {
     /// Everything until QEMU answers. What was made for a launch that failed is removed again.
-    pub(crate) fn launch_vm(
+    pub(super) fn launch_vm(
         &self,
         vm: &VmConfig,
         lock: &FileLock,
@@ -127,14 +126,14 @@ impl Fleet<'_, '_> {
     }
 
     /// Where a VM's overlay lies, as the config says.
-    pub(crate) fn overlay_of(&self, vm: &VmConfig) -> PathBuf {
+    pub(super) fn overlay_of(&self, vm: &VmConfig) -> PathBuf {
         vm.overlay
             .clone()
             .unwrap_or_else(|| self.config.state.overlay(&vm.name))
     }
 
     /// The overlay that a VM should have at `path`; `earlier` is its last launch.
-    pub(crate) fn overlay_spec<'s>(
+    pub(super) fn overlay_spec<'s>(
         &self,
         vm: &VmConfig,
         path: &'s Path,
@@ -267,7 +266,7 @@ impl Fleet<'_, '_> {
     }
 
     /// What is known of images.
-    pub(crate) fn digests(&self) -> DigestCache {
+    pub(super) fn digests(&self) -> DigestCache {
         DigestCache::new(self.config.state.images())
     }
 
@@ -344,7 +343,7 @@ impl Fleet<'_, '_> {
 }
 
 /// Who keeps what an earlier launch left at `path`; `restarts`: castra does, whatever `persist` says.
-pub(crate) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, restarts: bool) -> Keep {
+pub(super) fn keep_of(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>, restarts: bool) -> Keep {
     match (vm.persist, restarts && is_made_by_castra(vm, path, earlier)) {
         (true, _) => Keep::Persist,
         (false, true) => Keep::Restart,
@@ -371,13 +370,24 @@ fn save_launch_record(paths: &VmPaths, record: &RunRecord) -> Result<()> {
 
 /// Whether castra made what lies at `path`: it is the default place, or the last launch's record
 /// names it.
-pub(crate) fn is_made_by_castra(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
+pub(super) fn is_made_by_castra(vm: &VmConfig, path: &Path, earlier: Option<&RunRecord>) -> bool {
     vm.overlay.is_none() || earlier.is_some_and(|record| record.overlay.as_deref() == Some(path))
 }
 
 /// An isolated guest reaches the broker through a program that QEMU runs, and none was named.
-pub(crate) fn no_cli_for(vm: &VmName) -> Failure {
+pub(super) fn no_cli_for(vm: &VmName) -> Failure {
     Failure::new(Exit::Usage, format!("vm `{vm}` can't be isolated"))
         .because("QEMU runs `castra broker-pipe` for it, and no castra binary was given")
         .advice("give the path of one in `UpOptions::cli`, or set `network = \"user\"`")
+}
+
+/// After a launch that failed: the disk is still there, and `up` would begin anew.
+fn emit_kept(emitter: &Emitter<'_>, vm: &VmConfig) {
+    let name = &vm.name;
+    emitter.emit(Event::advice(
+        Severity::Warn,
+        Some(name),
+        "its disk is kept",
+        format!("castra restart {name} tries again with this disk, castra up {name} starts with a fresh one"),
+    ));
 }

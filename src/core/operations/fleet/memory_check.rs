@@ -62,7 +62,7 @@ pub(crate) struct Shortage {
 
 impl Shortage {
     /// The refusal, unless it is to be gone on; then it is one more warning.
-    pub(crate) fn unless(mut self, force: bool) -> Result<Vec<Event>, Failure> {
+    pub(super) fn unless(mut self, force: bool) -> Result<Vec<Event>, Failure> {
         match self.refusal {
             Some(failure) if !force => Err(failure),
             Some(failure) => {
@@ -81,7 +81,7 @@ impl Shortage {
 }
 
 /// What the host lacks for these VMs, none of which runs.
-pub(crate) fn shortage(config: &Config, to_start: &[&VmConfig]) -> Shortage {
+pub(super) fn shortage(config: &Config, to_start: &[&VmConfig]) -> Shortage {
     let mut short = memory_shortage(to_start);
     short.warnings.extend(core_shortage(to_start));
     short.warnings.extend(of_disk(config, to_start));

@@ -7,6 +7,11 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
+use super::bring_up::{last_launch_of, runs};
+use super::fleet_outcome::UpOutcome;
+use super::launch_vm::no_cli_for;
+use super::memory_check::{self, Shortage};
+use super::vm_check::VmCheck;
 use crate::core::bootstrap::bootstrap_plan;
 use crate::core::bootstrap::keys;
 use crate::core::bootstrap::overrides::Overrides;
@@ -16,15 +21,11 @@ use crate::core::events::{BootstrapPlan, BootstrapPlanAction, Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::human;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::bring_up;
-use crate::core::operations::fleet::launch_vm;
-use crate::core::operations::fleet::memory_check::{self, Shortage};
-use crate::core::operations::fleet::vm_check::VmCheck;
 use crate::core::operations::run;
-use crate::core::operations::up::UpOutcome;
 use crate::core::operations::verdict::FleetVerdict;
-use crate::core::ports::PortConflict;
+use crate::core::ports::{PortConflict, PortOwner, owners};
 use crate::core::reporter::{Emitter, Reporter};
+use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::accel::{self, AccelQuestion, KVM_DEVICE};
 use crate::core::runtime::binary::{find_qemu, require_tool};
 
@@ -40,8 +41,6 @@ pub(crate) struct PreflightRequest<'a> {
     /// Those of them whose memory isn't taken yet.
     pub grows: &'a [&'a VmConfig],
     pub overrides: &'a Overrides,
-    /// Ports that somebody else has.
-    pub conflicts: Vec<PortConflict>,
     /// A castra binary, for isolated guests.
     pub cli: Option<&'a Path>,
     /// VMs that are restarted and keep their disks.
@@ -78,7 +77,11 @@ pub(crate) fn examine(request: PreflightRequest<'_>) -> Preflight {
     let launched = |vm: &VmConfig| launches.iter().any(|launched| launched.name == vm.name);
     let mut found = Preflight {
         plans: plans_of(config, selected, request.overrides),
-        conflicts: request.conflicts,
+        conflicts: [
+            owners::conflicts(config, request.grows, request.home),
+            conflicts_of_running(config, launches, request.home),
+        ]
+        .concat(),
         short: memory_check::shortage(config, request.grows),
         busy: run::check_project_free(config).err(),
         ..Preflight::default()
@@ -210,14 +213,8 @@ fn combine(mut refusals: Vec<Failure>) -> Result<()> {
 }
 
 fn plans_of(config: &Config, selected: &[&VmConfig], overrides: &Overrides) -> Vec<BootstrapPlan> {
-    let plan_of = |vm: &&VmConfig| {
-        bootstrap_plan::plan(
-            vm,
-            config,
-            overrides.mode_for(vm),
-            bring_up::last_launch_of(config, vm),
-        )
-    };
+    let plan_of =
+        |vm: &&VmConfig| bootstrap_plan::plan(vm, config, overrides.mode_for(vm), last_launch_of(config, vm));
     selected.iter().map(plan_of).collect()
 }
 
@@ -238,6 +235,46 @@ fn refuse_bad_plans(plans: &[BootstrapPlan]) -> Result<()> {
     )
 }
 
+/// Fixed ports that VMs which run are to have from now on, and somebody else has: not one of those that
+/// restart too, for they may give it up.
+fn conflicts_of_running(config: &Config, selected: &[&VmConfig], home: &Path) -> Vec<PortConflict> {
+    let restarts = |owner: &PortOwner| match owner {
+        PortOwner::Vm { vm, workspace, .. } => {
+            *workspace == config.workspace && selected.iter().any(|other| other.name == *vm)
+        }
+        _ => false,
+    };
+    let mut conflicts = Vec::new();
+    for vm in selected.iter().filter(|vm| runs(config, vm)) {
+        let record: Option<RunRecord> = records::load(&config.state.vm(&vm.name).run()).ok().flatten();
+        let has = record.map(|record| record.forwards).unwrap_or_default();
+        for wanted in vm.port_forwards.iter().filter(|wanted| wanted.host != 0) {
+            let (port, protocol) = (wanted.host, wanted.protocol);
+            if has.iter().any(|has| (has.host, has.protocol) == (port, protocol)) {
+                continue;
+            }
+            let owner = owners::owner_of(protocol, port, Some(home)).filter(|owner| !restarts(owner));
+            conflicts.extend(owner.map(|owner| PortConflict {
+                vm: vm.name.clone(),
+                port,
+                protocol,
+                owner,
+            }));
+        }
+    }
+    conflicts
+}
+
+/// What the config says that castra doesn't heed, and what the preflight found that stops nobody.
+pub(crate) fn emit_warnings(config: &Config, found: Vec<Event>, emitter: &Emitter<'_>) {
+    for warning in &config.warnings {
+        emitter.emit(Event::message(Severity::Warn, None, warning.clone()));
+    }
+    for warning in found {
+        emitter.emit(warning);
+    }
+}
+
 /// A port that somebody else has is found before anything starts. Nothing is wrong with the config,
 /// and the same command works once the port is free: so it is `Busy`, as for the broker's port.
 fn refuse_conflicts(conflicts: &[PortConflict]) -> Result<()> {
@@ -255,7 +292,7 @@ fn refuse_conflicts(conflicts: &[PortConflict]) -> Result<()> {
 }
 
 /// A bootstrap that can't reach its guest is found before anything starts.
-pub(crate) fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
+fn require_ssh(plans: &[BootstrapPlan]) -> Result<()> {
     if plans.iter().any(|plan| plan.action == BootstrapPlanAction::Run) {
         require_tool("ssh", keys::SSH_PACKAGE)?;
     }
@@ -272,7 +309,7 @@ fn find_tools(
     if cli.is_none()
         && let Some(vm) = to_launch.iter().find(|vm| vm.network == Network::Isolated)
     {
-        return Err(launch_vm::no_cli_for(&vm.name));
+        return Err(no_cli_for(&vm.name));
     }
     let qemu = find_qemu(&config.qemu)?;
     if !to_launch.is_empty() {

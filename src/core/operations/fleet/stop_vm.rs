@@ -157,6 +157,16 @@ impl VmStopper<'_, '_> {
         taken.unwrap_or_else(|| Err(run::busy(&path.display().to_string(), &holder)))
     }
 
+    /// Removes an overlay and tells of it; the bytes given back.
+    pub(crate) fn discard(&self, vm: &VmName, path: &Path) -> Result<u64> {
+        let was_there = host::is_there(path);
+        let bytes = discard_overlay(path)?;
+        if was_there {
+            run::emit_discarded(self.emitter, vm, path, bytes);
+        }
+        Ok(bytes)
+    }
+
     fn warn(&self, vm: &VmName, failure: &Failure) {
         self.emitter
             .emit(Event::of_failure(Severity::Warn, Some(vm), failure));
@@ -167,14 +177,4 @@ fn not_stopped(vm: &VmName) -> Failure {
     Failure::new(Exit::Failed, format!("vm `{vm}` could not be stopped"))
         .because("its QEMU survived SIGKILL, so the kernel is holding it")
         .advice("look at `dmesg`, then run it again")
-}
-
-/// Removes an overlay and tells of it; the bytes given back.
-pub(crate) fn discard(vm: &VmName, path: &Path, emitter: &Emitter<'_>) -> Result<u64> {
-    let was_there = host::is_there(path);
-    let bytes = discard_overlay(path)?;
-    if was_there {
-        run::emit_discarded(emitter, vm, path, bytes);
-    }
-    Ok(bytes)
 }

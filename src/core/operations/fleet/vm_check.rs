@@ -11,6 +11,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use super::launch_vm::{is_made_by_castra, keep_of};
 use crate::core::bootstrap::keys;
 use crate::core::cancel::Cancel;
 use crate::core::config::{BaseImage, Config, ImageSource, Mount, Network, PortForward, VmConfig, with_ssh};
@@ -21,7 +22,6 @@ use crate::core::images::base::{ResolvedBase, look_at_base_image};
 use crate::core::images::default_guest::{GuestKind, find_default_guest, least_memory};
 use crate::core::images::digest::DigestCache;
 use crate::core::name::VmName;
-use crate::core::operations::fleet::launch_vm::{is_made_by_castra, keep_of};
 use crate::core::root::records::{self, RunRecord};
 use crate::core::runtime::binary::find_tool;
 use crate::core::runtime::launch_plan::broker_address;
@@ -29,7 +29,7 @@ use crate::core::runtime::overlay::{self, EMPTY_DISK_BYTES, OverlaySpec};
 use crate::core::runtime::seed::{self, SeedInputs, SeedKind};
 
 /// What looking at a fleet's machines takes.
-pub(crate) struct VmCheck<'l> {
+pub(super) struct VmCheck<'l> {
     config: &'l Config,
     home: &'l Path,
     cancel: &'l Cancel,
@@ -42,7 +42,7 @@ pub(crate) struct VmCheck<'l> {
 }
 
 impl<'l> VmCheck<'l> {
-    pub(crate) fn new(
+    pub(super) fn new(
         config: &'l Config,
         home: &'l Path,
         cancel: &'l Cancel,
@@ -59,7 +59,7 @@ impl<'l> VmCheck<'l> {
     }
 
     /// What the VM would be.
-    pub(crate) fn plan(&self, vm: &VmConfig, running: bool) -> VmPlan {
+    pub(super) fn plan(&self, vm: &VmConfig, running: bool) -> VmPlan {
         let base = self.base(vm).and_then(|found| found.ok());
         let pending = match (&vm.base_image, vm.is_default_guest()) {
             (Some(_), _) => base.as_ref().is_none_or(Option::is_none),
@@ -99,7 +99,7 @@ impl<'l> VmCheck<'l> {
     }
 
     /// Everything that keeps the VM from being launched, each with its remedy. Nothing is changed.
-    pub(crate) fn refusals(&self, vm: &VmConfig) -> Vec<Failure> {
+    pub(super) fn refusals(&self, vm: &VmConfig) -> Vec<Failure> {
         let mut found = Vec::new();
         let mut note = |key: &str, result: Result<()>| {
             found.extend(result.err().map(|failure| placed(vm, key, failure)));
@@ -131,7 +131,7 @@ impl<'l> VmCheck<'l> {
     }
 
     /// What is odd about the VM and stops nobody.
-    pub(crate) fn warnings(&self, vm: &VmConfig) -> Vec<Event> {
+    pub(super) fn warnings(&self, vm: &VmConfig) -> Vec<Event> {
         let mut found = Vec::new();
         if vm.user_data.is_some() && SeedKind::of(vm) != SeedKind::NoCloud {
             found.push(Event::advice(

@@ -1,6 +1,7 @@
 //! A QEMU that doesn't start, dies, hangs or won't stop.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 
 use nix::sys::signal::Signal;
 
@@ -318,6 +319,27 @@ fn brokers_starts_and_stops_are_told_by_whose_operation_they_are() {
         assert_eq!(kinds(&["down", "--json"]), ["broker.stopped"]);
     }
     project.assert_nothing_left();
+}
+
+#[test]
+fn a_line_of_the_brokers_journal_is_printed_as_the_broker_kept_it() {
+    let project = Project::new("broker-line", ONE);
+    let mut up = project.begin("hang", &["up"]);
+    up.until("the broker", |event| event["type"] == "broker.started");
+    // As a broker of another version may write it.
+    let line = concat!(
+        r#"{"type":"broker.freshness", "v":1,"ts":"2026-11-21T10:00:00.000Z","offset_ms":0,"seq":900,"run":"r-1","#,
+        r#""vm":"web","later":{"b": 1,"a":2},"reachable":true,"last_handshake_age_ms":0}"#
+    );
+    let path = project.state("logs/events-broker.jsonl");
+    let mut journal = OpenOptions::new().append(true).open(&path).unwrap();
+    journal.write_all(format!("{line}\n").as_bytes()).unwrap();
+    up.until_line("the line", |_, printed| printed == line);
+    up.signal(Signal::SIGINT);
+    assert_eq!(up.end().0, Some(130));
+    project.down();
+    // This version of castra would not have written that line.
+    fs::remove_file(path).unwrap();
 }
 
 /// A launch that fails before QEMU is started, after one that `down` had to end by a signal.

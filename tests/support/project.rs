@@ -286,6 +286,12 @@ impl Running {
     /// Reads on to the first event like this.
     #[track_caller]
     pub fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+        self.until_line(what, |event, _| is(event))
+    }
+
+    /// Reads on to the first event like this, which may look at its line too.
+    #[track_caller]
+    pub fn until_line(&mut self, what: &str, is: impl Fn(&Value, &str) -> bool) -> Value {
         let mut line = String::new();
         loop {
             line.clear();
@@ -294,7 +300,7 @@ impl Running {
             }
             let event: Value = serde_json::from_str(&line).unwrap();
             self.seen.push(event.clone());
-            if is(&event) {
+            if is(&event, line.trim_end_matches('\n')) {
                 return event;
             }
         }

@@ -120,7 +120,7 @@ fn write_day(path: &Path, bytes: u64) -> usize {
             ts: wall_clock(ts),
             offset_ms: number as u64,
             seq: number as u64 % 1000,
-            run: format!("{:016x}", number / 1000),
+            run: format!("{:016x}", number / 1000).into(),
             event: event(number),
         };
         stamped.contract_line() + "\n"

@@ -104,7 +104,7 @@ impl Fixture {
         let vm = &self.config.vms[0].name;
         let record = HandshakeRecord {
             vm: vm.clone(),
-            boot_id: host::boot_id().to_owned(),
+            boot_id: host::boot_id().clone(),
             broker_run: "run".into(),
             handshake_boottime_ms: now,
             heard_boottime_ms: now,

@@ -494,7 +494,7 @@ fn a_vm_that_ends_is_told_once_and_leaves_the_window() {
             second_name: None,
             launch_id: Some(id.into()),
             launched_boottime_ms: launched,
-            boot_id: Some(host::boot_id().into()),
+            boot_id: Some(host::boot_id().clone()),
             token_sha256: None,
         };
         records::save(&state.guests(), &GuestsRecord { guests: vec![guest] }).unwrap();

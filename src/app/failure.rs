@@ -9,8 +9,7 @@ use castra::core::escape::escape_line;
 use castra::core::events::Event;
 use castra::core::events::contract::Stamped;
 use castra::core::failure::Failure;
-use castra::core::host;
-use castra::core::reporter::{COMMAND_LINE, wall_clock};
+use castra::core::reporter::{COMMAND_LINE, new_run_id, wall_clock};
 
 use super::progress::Trace;
 use super::style::Style;
@@ -43,11 +42,7 @@ fn lines(text: &str, indent: &str) -> String {
 pub fn rejected(command: &str, failure: &Failure, trace: &Trace) -> Stamped {
     let (run, seq, offset_ms) = match &trace.last {
         Some((run, seq, offset_ms)) => (run.clone(), seq + 1, *offset_ms),
-        None => (
-            host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos())),
-            0,
-            0,
-        ),
+        None => (new_run_id(), 0, 0),
     };
     Stamped {
         ts: wall_clock(SystemTime::now()),

@@ -12,6 +12,7 @@ use castra::core::events::{
     Accel, BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event, HandshakeOutcome, Severity,
 };
 use castra::core::host;
+use castra::core::id::RunId;
 use castra::core::name::VmName;
 use castra::core::reporter::{COMMAND_LINE, Reporter};
 use castra::core::root::paths::{StateRoot, vm_file};
@@ -442,7 +443,7 @@ fn is_shown(event: &Event) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// Envelope of the last event: run, seq, offset.
-    pub last: Option<(String, u64, u64)>,
+    pub last: Option<(RunId, u64, u64)>,
     /// Whether `command.rejected` was among them.
     pub rejected: bool,
 }

@@ -123,10 +123,8 @@ pub fn sentence(event: &Event) -> Sentence<'_> {
                     text.push_str(&format!("; {who}: {words}"));
                 }
             }
-            let severity = match *outcome == LaunchEnding::Crashed {
-                true => Error,
-                false => Warn,
-            };
+            let crashed = *outcome == LaunchEnding::Crashed;
+            let severity = if crashed { Error } else { Warn };
             Sentence::new(severity, Some(vm), text).advised(remediation)
         }
         Event::VmPaused {

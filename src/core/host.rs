@@ -16,6 +16,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 
+use crate::core::id::BootId;
 use crate::core::time::millis;
 
 mod lock;
@@ -71,11 +72,11 @@ pub fn boottime_ms() -> u64 {
 }
 
 /// The kernel's id of this boot of the host; read once per process.
-pub fn boot_id() -> &'static str {
-    static ID: OnceLock<String> = OnceLock::new();
+pub fn boot_id() -> &'static BootId {
+    static ID: OnceLock<BootId> = OnceLock::new();
     ID.get_or_init(|| {
         fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map(|text| text.trim().to_owned())
+            .map(|text| text.trim().into())
             .unwrap_or_default()
     })
 }
@@ -588,7 +589,7 @@ mod tests {
     #[test]
     fn clocks_and_counters_answer() {
         assert!(boottime() > Duration::ZERO);
-        assert_eq!(boot_id().len(), 36);
+        assert_eq!(boot_id().as_str().len(), 36);
         assert!(memory().unwrap().available > 0);
         assert!(cpu_time(std::process::id()).is_some());
         // Rust programs ignore SIGPIPE (13) from the start.

@@ -22,6 +22,7 @@ pub(crate) mod golden;
 pub mod harness;
 pub mod host;
 pub mod human;
+pub mod id;
 pub mod images;
 pub mod lines;
 pub mod logs;

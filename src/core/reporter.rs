@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::core::events::contract::Stamped;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
+use crate::core::id::RunId;
 use crate::core::lines::journal::Journal;
 use crate::core::time::{LAST_MS, millis, of_unix_ms};
 
@@ -69,7 +70,7 @@ impl<R: Reporter + ?Sized> Reporter for &mut R {
 
 /// Stamps events and hands them on; shared by the threads of one operation.
 pub struct Emitter<'a> {
-    run: String,
+    run: RunId,
     source: &'static str,
     began: Instant,
     sent: AtomicU64,
@@ -98,6 +99,14 @@ pub fn wall_clock(now: SystemTime) -> String {
     humantime::format_rfc3339_millis(now).to_string()
 }
 
+/// An id for a run that begins.
+pub fn new_run_id() -> RunId {
+    let random = host::random_hex(8);
+    random
+        .unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()))
+        .into()
+}
+
 /// What is said about a journal that can't be opened or written, once a run.
 pub fn journal_failed(path: &Path, error: &io::Error) -> Event {
     Event::advice(
@@ -111,9 +120,8 @@ pub fn journal_failed(path: &Path, error: &io::Error) -> Event {
 impl<'a> Emitter<'a> {
     /// An emitter for a new run. Without a journal, events reach the reporter alone.
     pub fn new(reporter: &'a mut dyn Reporter) -> Emitter<'a> {
-        let run = host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()));
         Emitter {
-            run,
+            run: new_run_id(),
             source: reporter.source(),
             began: Instant::now(),
             sent: AtomicU64::new(0),
@@ -132,7 +140,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Id of this run.
-    pub fn run(&self) -> &str {
+    pub fn run(&self) -> &RunId {
         &self.run
     }
 

@@ -47,7 +47,7 @@ impl Journal {
             ts: castra::core::reporter::wall_clock(at),
             offset_ms,
             seq: self.seq,
-            run: self.run.clone(),
+            run: self.run.as_str().into(),
             event,
         };
         self.seq += 1;

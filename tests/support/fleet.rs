@@ -61,11 +61,11 @@ impl Fleet {
         let mut run = RunRecord {
             vm: vm.parse().unwrap(),
             role: vm.rsplit_once('-').map_or(vm, |(role, _)| role).to_owned(),
-            launch_id: format!("launch-of-{vm}"),
+            launch_id: format!("launch-of-{vm}").into(),
             phase: RunPhase::Running,
             launched_boottime_ms: host::boottime_ms().saturating_sub(ago_ms),
             launched_at: "2026-11-21T10:00:00.000Z".into(),
-            boot_id: host::boot_id().into(),
+            boot_id: host::boot_id().clone(),
             accel: Accel::Tcg,
             accel_reason: "no /dev/kvm".into(),
             cpus: 2,
@@ -121,7 +121,7 @@ impl Fleet {
             run: BROKER_RUN.into(),
             started_boottime_ms: host::boottime_ms().saturating_sub(ago_ms),
             started_at: "2026-11-21T10:00:00.000Z".into(),
-            boot_id: host::boot_id().into(),
+            boot_id: host::boot_id().clone(),
             clean_stop: false,
             embedded: false,
             freshness_window_ms: 45_000,
@@ -140,7 +140,7 @@ impl Fleet {
         let at = host::boottime_ms().saturating_sub(ago_ms);
         let record = HandshakeRecord {
             vm: vm.parse().unwrap(),
-            boot_id: host::boot_id().into(),
+            boot_id: host::boot_id().clone(),
             broker_run: BROKER_RUN.into(),
             handshake_boottime_ms: at,
             heard_boottime_ms: at,

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use castra::core::events::contract::Stamped;
 use castra::core::events::{BootstrapStepKind, Event};
+use castra::core::id::RunId;
 use castra::core::name::VmName;
 
 /// Checks all journals below a directory. For the end of a test; one that fails already is left
@@ -37,7 +38,7 @@ pub fn check_printed(stdout: &str, args: &str) {
 
 fn check_lines<'l>(lines: impl Iterator<Item = &'l str>, place: &str) {
     let mut kept = String::new();
-    let mut ranks: HashMap<(String, VmName), usize> = HashMap::new();
+    let mut ranks: HashMap<(RunId, VmName), usize> = HashMap::new();
     for line in lines {
         let stamped = Stamped::from_contract_line(line);
         let again = stamped.as_ref().map(Stamped::contract_line);

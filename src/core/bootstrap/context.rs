@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, VmConfig};
 use crate::core::failure::Result;
+use crate::core::id::LaunchId;
 use crate::core::reporter::Emitter;
 
 /// Everything a bootstrap works with. The caller holds the VM's lock from before until after.
@@ -41,7 +42,7 @@ pub type HashJob<'a> = Mutex<Option<Box<dyn FnOnce() -> Result<String> + Send + 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launch {
     /// Its id, as in `run.json`.
-    pub launch_id: String,
+    pub launch_id: LaunchId,
     /// When, CLOCK_BOOTTIME ms.
     pub launched_boottime_ms: u64,
     /// This operation launched it; otherwise it was found running.

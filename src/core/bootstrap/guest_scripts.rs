@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::core::bootstrap::archive::{COMPLETE_MARK, PAYLOAD_NAME};
 use crate::core::bootstrap::ssh::master::READY;
 use crate::core::bootstrap::vizier_remote::{LOG_TAIL, PROBE};
+use crate::core::id::RunId;
 use crate::core::process::in_single_quotes;
 
 /// The answer of [`greeting`] if the directory can be used.
@@ -65,14 +66,14 @@ pub fn mounts(secs: u64, mark: &str) -> String {
 }
 
 /// Where a transfer unpacks before anything is moved into place.
-pub fn incoming(run: &str) -> String {
+pub fn incoming(run: &RunId) -> String {
     format!(".incoming-{run}")
 }
 
 /// Unpacks a stream of `bootstrap::archive` and moves its parts into place; nothing is moved
 /// unless the stream was whole. What an earlier, broken transfer left goes first. Few programs are
 /// started: each costs an emulated guest ten milliseconds.
-pub fn unpack(remote_dir: &str, run: &str, script: Option<&OsStr>, payload: bool) -> String {
+pub fn unpack(remote_dir: &str, run: &RunId, script: Option<&OsStr>, payload: bool) -> String {
     let mut text = format!(
         "set -e; cd {dir}; i={incoming}; \
          for x in .incoming-*; do [ ! -e \"$x\" ] || rm -rf \"$x\"; done; \
@@ -353,14 +354,14 @@ mod tests {
         let script = scratch.path("-run it's.sh");
         fs::write(&script, "new").unwrap();
         let mut whole = Vec::new();
-        archive::write(&mut whole, &incoming("r1"), Some(&script), Some(&payload)).unwrap();
+        archive::write(&mut whole, &incoming(&"r1".into()), Some(&script), Some(&payload)).unwrap();
         for shell in SHELLS {
             let dir = scratch.path("to it's");
             let _ = fs::remove_dir_all(&dir);
             fs::create_dir_all(dir.join("payload/old")).unwrap();
             fs::create_dir_all(dir.join(".incoming-r0/left")).unwrap();
             let name = script.file_name().unwrap();
-            let line = unpack(dir.to_str().unwrap(), "r1", Some(name), true);
+            let line = unpack(dir.to_str().unwrap(), &"r1".into(), Some(name), true);
             let feed = |bytes: &[u8]| {
                 let mut child = spawn(shell, &["-c", &line]);
                 let _ = child.stdin.take().unwrap().write_all(bytes);
@@ -401,7 +402,13 @@ mod tests {
         let script = scratch.path("run.sh");
         fs::write(&script, "new").unwrap();
         let mut stream = Vec::new();
-        archive::write(&mut stream, &incoming("r1"), Some(&script), Some(&payload)).unwrap();
+        archive::write(
+            &mut stream,
+            &incoming(&"r1".into()),
+            Some(&script),
+            Some(&payload),
+        )
+        .unwrap();
         let tools = scratch.path("bin");
         fs::create_dir(&tools).unwrap();
         fs::write(
@@ -416,7 +423,7 @@ mod tests {
         .unwrap();
         let dir = scratch.path("to");
         fs::create_dir_all(dir.join("payload/old")).unwrap();
-        let line = unpack(dir.to_str().unwrap(), "r1", script.file_name(), true);
+        let line = unpack(dir.to_str().unwrap(), &"r1".into(), script.file_name(), true);
         let mut child = Command::new("dash")
             .args(["-c", &line])
             .env("PATH", format!("{}:/usr/bin:/bin", tools.display()))

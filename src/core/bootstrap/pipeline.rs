@@ -27,7 +27,8 @@ use crate::core::events::{
     BootstrapTrigger, Event, Severity,
 };
 use crate::core::failure::Result as Done;
-use crate::core::host;
+use crate::core::id::RunId;
+use crate::core::reporter::new_run_id;
 use crate::core::root::run_log::{self, OpenLog, StepRecord};
 use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
@@ -144,11 +145,7 @@ fn handshake_limit(plan: &BootstrapPlan) -> Duration {
         .map_or(HANDSHAKE_TIMEOUT, Duration::from_secs)
 }
 
-fn new_run_id() -> String {
-    host::random_hex(8).unwrap_or_else(|_| format!("{:016x}", host::boottime().as_nanos()))
-}
-
-fn begin_log(context: &Context<'_, '_>, run_id: &str, trigger: BootstrapTrigger) -> Done<OpenLog> {
+fn begin_log(context: &Context<'_, '_>, run_id: &RunId, trigger: BootstrapTrigger) -> Done<OpenLog> {
     let (vm, launch) = (&context.vm.name, &context.launch.launch_id);
     OpenLog::begin(&context.config.state, vm, run_id, launch, trigger)
 }
@@ -171,7 +168,7 @@ struct Pipeline<'a, 'c, 'e> {
     context: &'a Context<'c, 'e>,
     plan: BootstrapPlan,
     watch: Watch<'a>,
-    run_id: String,
+    run_id: RunId,
     log: OpenLog,
     pauses: PauseWatch,
     announcer: &'a Announcer<'c, 'e>,

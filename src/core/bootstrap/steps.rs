@@ -21,6 +21,7 @@ use crate::core::cancel::POLL_INTERVAL;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::host;
+use crate::core::id::RunId;
 use crate::core::process::Tail;
 use crate::core::root::paths::vm_file;
 use crate::core::root::run_log::OpenLog;
@@ -196,7 +197,7 @@ pub(super) fn apply(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
-    run: &str,
+    run: &RunId,
     log: &mut OpenLog,
 ) -> Result<Applied, StepFailure> {
     let Some(script) = &context.vm.bootstrap.script else {
@@ -259,7 +260,7 @@ pub(super) fn verify(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
-    run: &str,
+    run: &RunId,
 ) -> Result<String, StepFailure> {
     let bootstrap = &context.vm.bootstrap;
     let limit = bootstrap.step_timeout;
@@ -307,7 +308,7 @@ fn run_session(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
-    run: &str,
+    run: &RunId,
     program: Program<'_>,
     limit: Duration,
     on_line: &mut dyn FnMut(Stream, &str),
@@ -326,7 +327,7 @@ fn run_session(
     // Last, so that castra's own hold.
     env.extend([
         ("CASTRA_VM", context.vm.name.as_str()),
-        ("CASTRA_RUN_ID", run),
+        ("CASTRA_RUN_ID", run.as_str()),
         ("CASTRA_PAYLOAD_DIR", payload.as_str()),
         (
             "CASTRA_BROKER",
@@ -334,7 +335,7 @@ fn run_session(
         ),
     ]);
     // Unforgeable by what the script prints by chance; a hostile guest can lie anyway.
-    let random = host::random_hex(8).unwrap_or_else(|_| run.to_owned());
+    let random = host::random_hex(8).unwrap_or_else(|_| run.to_string());
     let mark = format!("castra-end-{random}");
     let text = guest_scripts::session(&bootstrap.remote_dir, &env, program, &mark);
     let exec = Exec {

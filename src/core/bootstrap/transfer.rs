@@ -17,6 +17,7 @@ use crate::core::bootstrap::watch::Watch;
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity};
 use crate::core::human;
+use crate::core::id::RunId;
 use crate::core::process::Tail;
 
 /// How often a long transfer says how far it is.
@@ -53,7 +54,7 @@ pub(super) fn transfer(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
     master: &mut Master,
-    run: &str,
+    run: &RunId,
     expected: Option<u64>,
 ) -> Result<String, StepFailure> {
     let bootstrap = &context.vm.bootstrap;

@@ -26,6 +26,7 @@ use crate::core::config::{Config, VmConfig};
 use crate::core::escape::escape_line;
 use crate::core::events::{Event, Severity, VizierPlanStatus};
 use crate::core::host;
+use crate::core::id::{LaunchId, RunId};
 use crate::core::images::embedded::{CASTRA_BUS, CASTRA_HELLO, CASTRA_VIZIER};
 use crate::core::logs;
 use crate::core::process::Tail;
@@ -75,7 +76,7 @@ fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 /// `vms/<vm>/vizier.json`: what was last enabled in a guest.
 #[derive(Debug, Serialize, Deserialize)]
 struct Enabled {
-    launch_id: String,
+    launch_id: LaunchId,
     version: String,
 }
 
@@ -316,7 +317,7 @@ pub(super) fn await_hello(
             None => {
                 let run = run.get_or_insert_with(|| broker_run(&state.broker_json()));
                 let launch = since(context.launch.launched_boottime_ms);
-                run.as_deref() == Some(record.broker_run.as_str())
+                run.as_ref() == Some(&record.broker_run)
                     && is_fresh(&record, launch, context.config.broker.freshness, Now::read())
             }
         };
@@ -340,7 +341,7 @@ pub(super) fn await_hello(
     })
 }
 
-fn broker_run(path: &Path) -> Option<String> {
+fn broker_run(path: &Path) -> Option<RunId> {
     let record: Option<BrokerRecord> = records::load(path).ok().flatten();
     record.map(|record| record.run)
 }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::core::cancel::Cancel;
+use crate::core::id::LaunchId;
 use crate::core::root::alive::may_live;
 use crate::core::root::paths::VmPaths;
 use crate::core::root::records::{self, StopRecord};
@@ -39,7 +40,7 @@ impl fmt::Display for StopReason {
 pub struct Watch<'a> {
     cancel: &'a Cancel,
     vm: &'a VmPaths,
-    launch_id: &'a str,
+    launch_id: &'a LaunchId,
     why_ended: &'a (dyn Fn() -> String + Sync),
 }
 
@@ -48,7 +49,7 @@ impl<'a> Watch<'a> {
     pub fn new(
         cancel: &'a Cancel,
         vm: &'a VmPaths,
-        launch_id: &'a str,
+        launch_id: &'a LaunchId,
         why_ended: &'a (dyn Fn() -> String + Sync),
     ) -> Watch<'a> {
         Watch {
@@ -68,7 +69,7 @@ impl<'a> Watch<'a> {
             return None;
         }
         let stop: Option<StopRecord> = records::load(&self.vm.stop()).ok().flatten();
-        if let Some(stop) = stop.filter(|stop| stop.launch_id == self.launch_id) {
+        if let Some(stop) = stop.filter(|stop| stop.launch_id == *self.launch_id) {
             let command = stop.by.split(" (pid ").next().unwrap_or_default();
             return Some(StopReason::Stopped(command.to_owned()));
         }
@@ -117,7 +118,8 @@ mod tests {
         std::fs::create_dir_all(vm.dir()).unwrap();
         let cancel = Cancel::new();
         let why = || "guest-panic".to_owned();
-        let watch = Watch::new(&cancel, &vm, "launch-1", &why);
+        let launch = LaunchId::from("launch-1");
+        let watch = Watch::new(&cancel, &vm, &launch, &why);
         let lock = RecordLock::hold(&vm.qemu_pid());
         assert_eq!(watch.look(), None);
         assert_eq!(watch.pause_for_end(Duration::from_millis(1)), None);

@@ -20,6 +20,7 @@ use crate::core::bus::line::BusLine;
 use crate::core::events::Event;
 use crate::core::events::contract::Stamped;
 use crate::core::host;
+use crate::core::id::RunId;
 use crate::core::lines::journal::{Journal, Rotation};
 use crate::core::logs;
 use crate::core::name::VmName;
@@ -126,7 +127,7 @@ pub struct EffectHandler {
     paths: StateRoot,
     /// The state root's path as the broker opens its files, and as people know it.
     shown: [String; 2],
-    run: String,
+    run: RunId,
     began: Instant,
     seq: u64,
     rotation: Rotation,
@@ -157,7 +158,7 @@ impl EffectHandler {
     pub fn new(
         paths: StateRoot,
         shown: &Path,
-        run: String,
+        run: RunId,
         rotation: Rotation,
         bus: BusLog,
         sessions: Arc<Sessions>,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::core::config::AuthMode;
+use crate::core::id::BootId;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::records::GuestsRecord;
@@ -48,7 +49,7 @@ pub struct GuestTable {
 
 impl GuestTable {
     /// The table of a record; `Err` names the guest whose token hash is no hash.
-    pub fn from_record(record: &GuestsRecord, boot_id: &str) -> Result<GuestTable, String> {
+    pub fn from_record(record: &GuestsRecord, boot_id: &BootId) -> Result<GuestTable, String> {
         let mut table = GuestTable::default();
         for guest in &record.guests {
             let token_sha256 = match &guest.token_sha256 {
@@ -62,7 +63,7 @@ impl GuestTable {
                 second_name: guest.second_name.clone(),
                 launched_boottime_ms: guest
                     .launched_boottime_ms
-                    .filter(|_| guest.boot_id.as_deref() == Some(boot_id)),
+                    .filter(|_| guest.boot_id.as_ref() == Some(boot_id)),
                 token_sha256,
                 closed: guest.closed,
             };
@@ -208,7 +209,7 @@ mod tests {
         let record = GuestsRecord {
             guests: vec![guest("Web-0", Some("secret")), guest("db", None)],
         };
-        GuestTable::from_record(&record, "this").unwrap()
+        GuestTable::from_record(&record, &"this".into()).unwrap()
     }
 
     #[test]
@@ -259,9 +260,9 @@ mod tests {
             boot_id: Some("other".into()),
             token_sha256: None,
         });
-        let table = GuestTable::from_record(&record, "this").unwrap();
+        let table = GuestTable::from_record(&record, &"this".into()).unwrap();
         assert_eq!(table.get("a").unwrap().launched_boottime_ms, None);
         record.guests[0].token_sha256 = Some("short".into());
-        assert!(GuestTable::from_record(&record, "this").is_err());
+        assert!(GuestTable::from_record(&record, &"this".into()).is_err());
     }
 }

@@ -13,6 +13,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::core::config::{PortChoice, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
+use crate::core::id::RunId;
 use crate::core::ports::owners::owner_of;
 use crate::core::root::alive::any_vm_runs;
 use crate::core::root::paths::{StateRoot, castra_home};
@@ -34,7 +35,7 @@ const RESERVED_DESCRIPTORS: u64 = 32 + 64 + HOST_CONNECTIONS as u64 + 2 * SLACK 
 const MAX_DESCRIPTORS: u64 = 65_536;
 
 /// Takes the lock that a broker holds as long as it runs; `Busy` names its holder.
-pub fn take_lock(paths: &StateRoot, run: &str, embedded: bool) -> Result<FileLock> {
+pub fn take_lock(paths: &StateRoot, run: &RunId, embedded: bool) -> Result<FileLock> {
     let path = paths.broker_pid();
     // Whoever finds the lock held must see whose it is at once; `broker.json` is written later.
     let kind = if embedded { " embedded" } else { "" };

@@ -23,6 +23,7 @@ use crate::core::config::{BrokerConfig, BusConfig, Config, SyncMode};
 use crate::core::events::Event;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock};
+use crate::core::id::RunId;
 use crate::core::lines::journal::Journal;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
@@ -89,7 +90,7 @@ pub struct Ready {
     /// Its TCP port on 127.0.0.1.
     pub port: u16,
     /// Its run.
-    pub run: String,
+    pub run: RunId,
 }
 
 /// Runs a broker until `stop` is requested. Returns at once with a failure if it can't start. `announce`
@@ -128,6 +129,7 @@ impl Broker {
         let paths = &options.state;
         host::ensure_private_dir(paths.dir()).map_err(|error| Failure::io("create", paths.dir(), &error))?;
         let run = host::random_hex(8)
+            .map(RunId::from)
             .map_err(|error| Failure::new(Exit::Io, "can't read /dev/urandom").because(error))?;
         let lock = take_lock(paths, &run, options.embedded)?;
         let (log, rotation) = (paths.broker_log(), options.bus.rotation);
@@ -142,7 +144,7 @@ impl Broker {
         })
     }
 
-    fn start_locked(options: BrokerOptions, run: String, lock: FileLock) -> Result<Broker> {
+    fn start_locked(options: BrokerOptions, run: RunId, lock: FileLock) -> Result<Broker> {
         let paths = &options.state;
         let max_connections = raise_descriptor_limit(options.config.max_connections, options.embedded);
         let listener = bind(paths, options.config.port)?;
@@ -162,7 +164,7 @@ impl Broker {
             run: run.clone(),
             started_boottime_ms: boot_ms,
             started_at: wall_clock(SystemTime::now()),
-            boot_id: host::boot_id().to_owned(),
+            boot_id: host::boot_id().clone(),
             clean_stop: false,
             embedded: options.embedded,
             freshness_window_ms: millis(options.config.freshness),
@@ -212,7 +214,7 @@ impl Broker {
             ),
             torn: before.as_ref().is_some_and(|before| !before.clean_stop),
             host_rebooted: before
-                .is_some_and(|before| before.boot_id != host::boot_id() && !before.clean_stop),
+                .is_some_and(|before| before.boot_id != *host::boot_id() && !before.clean_stop),
             ready: Ready {
                 pid: std::process::id(),
                 port,

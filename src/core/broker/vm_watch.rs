@@ -16,6 +16,7 @@ use std::time::Duration;
 use crate::core::events::Event;
 use crate::core::events::endings::LaunchEnding;
 use crate::core::host::{self, Holder};
+use crate::core::id::LaunchId;
 use crate::core::lines::journal::Rotation;
 use crate::core::name::VmName;
 use crate::core::root::alive::qemu_pid;
@@ -48,7 +49,7 @@ pub(super) struct VmChanges {
 pub(super) struct VmWatch {
     running: BTreeMap<VmName, Running>,
     /// The launch whose end was reported, by this broker or an earlier one.
-    ended: BTreeMap<VmName, String>,
+    ended: BTreeMap<VmName, LaunchId>,
     /// It was logged that the file system can't punch holes.
     hole_punch_failed: bool,
 }
@@ -124,7 +125,7 @@ impl VmWatch {
         &mut self,
         vm: &VmName,
         paths: &VmPaths,
-        launch: &str,
+        launch: &LaunchId,
         first: bool,
         changes: &mut VmChanges,
     ) {
@@ -134,7 +135,7 @@ impl VmWatch {
         }
         // A VM that started and ended between two checks counts too; one that is still starting
         // doesn't.
-        let run = record_of(paths).filter(|run| run.launch_id == launch);
+        let run = record_of(paths).filter(|run| run.launch_id == *launch);
         if pid.is_none() && run.is_none_or(|run| run.phase != RunPhase::Running) {
             return;
         }
@@ -142,7 +143,7 @@ impl VmWatch {
         if !first && !report_exit(vm, paths, launch, pid, changes) {
             return;
         }
-        self.ended.insert(vm.clone(), launch.to_owned());
+        self.ended.insert(vm.clone(), launch.clone());
     }
 
     fn look_at_running(
@@ -256,19 +257,19 @@ fn try_to_resume(vm: &VmName, paths: &VmPaths, trying: &Arc<AtomicBool>) -> std:
 fn report_exit(
     vm: &VmName,
     paths: &VmPaths,
-    launch: &str,
+    launch: &LaunchId,
     pid: Option<u32>,
     changes: &mut VmChanges,
 ) -> bool {
     let stop = records::load::<StopRecord>(&paths.stop()).ok().flatten();
-    if stop.is_some_and(|stop| stop.launch_id == launch) {
+    if stop.is_some_and(|stop| stop.launch_id == *launch) {
         return true;
     }
     let ending = ending::read(paths);
     // A castra that launches the VM again holds its lock. It reports an unexpected end itself; then
     // it empties `qmp.log` first and removes `stop.json` last. So the files count only if the
     // record is of the same launch and, where QEMU said nothing, nobody holds the VM's lock.
-    if record_of(paths).is_some_and(|run| run.launch_id != launch) {
+    if record_of(paths).is_some_and(|run| run.launch_id != *launch) {
         return true;
     }
     if ending.is_none() && host::lock_holder(&paths.lock()) != Holder::Nobody {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 
 use super::Event;
 use crate::core::escape::escape_json;
+use crate::core::id::RunId;
 
 /// The contract's version; it stays 1 while fields are only added.
 pub const CONTRACT_VERSION: u32 = 1;
@@ -25,7 +26,7 @@ pub struct Stamped {
     /// Counts the events of one run from 0.
     pub seq: u64,
     /// Id of the operation; the broker is a run of its own.
-    pub run: String,
+    pub run: RunId,
     /// The fact.
     pub event: Event,
 }
@@ -146,7 +147,7 @@ impl Stamped {
             Quoted(&self.ts),
             self.offset_ms,
             self.seq,
-            Quoted(&self.run),
+            Quoted(self.run.as_str()),
             fields.trim_start_matches('{')
         ))
     }
@@ -172,7 +173,7 @@ impl Stamped {
         let ts = object.remove("ts")?.as_str()?.to_owned();
         let offset_ms = object.remove("offset_ms")?.as_u64()?;
         let seq = object.remove("seq")?.as_u64()?;
-        let run = object.remove("run")?.as_str()?.to_owned();
+        let run = object.remove("run")?.as_str()?.into();
         let mut tagged = Map::new();
         tagged.insert(fact.variant.to_owned(), Value::Object(object));
         let event = serde_json::from_value(Value::Object(tagged)).ok()?;

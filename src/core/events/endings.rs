@@ -144,6 +144,7 @@ pub(super) mod noop_status {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::fmt::Debug;
 

@@ -17,6 +17,7 @@ use super::transcript::{self, name_of};
 use super::{Agent, Tokens, Verdict};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
+use crate::core::id::RunId;
 use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::records;
@@ -44,7 +45,7 @@ pub struct ThreadRecord {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Session {
     /// Id of castra's run, as in the journal.
-    pub run: String,
+    pub run: RunId,
     /// The VM it ran in; null: on the host.
     pub vm: Option<VmName>,
     /// Wall clock, RFC 3339.
@@ -211,7 +212,7 @@ fn from_transcript(path: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadR
 pub struct Ledger<'a> {
     dir: PathBuf,
     agent: &'a dyn Agent,
-    run: String,
+    run: RunId,
     vm: Option<VmName>,
     parts: HashMap<String, ThreadPart>,
     trouble: Option<Failure>,
@@ -230,11 +231,11 @@ struct ThreadPart {
 
 impl<'a> Ledger<'a> {
     /// A ledger in this folder for a run, in this VM or on the host.
-    pub fn new(dir: PathBuf, agent: &'a dyn Agent, run: &str, vm: Option<VmName>) -> Ledger<'a> {
+    pub fn new(dir: PathBuf, agent: &'a dyn Agent, run: &RunId, vm: Option<VmName>) -> Ledger<'a> {
         Ledger {
             dir,
             agent,
-            run: run.to_owned(),
+            run: run.clone(),
             vm,
             parts: HashMap::new(),
             trouble: None,
@@ -356,7 +357,7 @@ mod tests {
     /// One process that says these lines, kept in `dir`; the tokens of each scope it reported.
     fn session(dir: &Path, run: &str, lines: &[&str]) -> Vec<(String, Option<u64>, u64)> {
         use crate::core::events::Event;
-        let mut ledger = Ledger::new(dir.to_owned(), &Codex, run, None);
+        let mut ledger = Ledger::new(dir.to_owned(), &Codex, &run.into(), None);
         let mut relay = Relay::new(&Codex, &mut ledger, Expected::default());
         let mut seen = Vec::new();
         let mut note = |event: Event| {

@@ -209,13 +209,14 @@ mod tests {
         let web: VmName = "web".parse().unwrap();
         let mut tail = BootstrapLog::new(state.bootstrap_logs(), web.clone());
         assert_eq!(more(&mut tail), "");
-        let mut log = OpenLog::begin(&state, &web, "r1", "l1", BootstrapTrigger::Auto).unwrap();
+        let mut log =
+            OpenLog::begin(&state, &web, &"r1".into(), &"l1".into(), BootstrapTrigger::Auto).unwrap();
         // Another VM's, whose name begins alike.
         OpenLog::begin(
             &state,
             &"web-9".parse().unwrap(),
-            "r9",
-            "l9",
+            &"r9".into(),
+            &"l9".into(),
             BootstrapTrigger::Auto,
         )
         .unwrap();

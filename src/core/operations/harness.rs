@@ -250,7 +250,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
     let relay = Relay::new(options.agent, &mut ledger, expected);
     let mut pump = Pump::new(relay, Some(Transcript::new(logs, rotation)));
     let start = AgentCommand {
-        mark: emitter.run().to_owned(),
+        mark: emitter.run().to_string(),
         time_limit: options.time_limit,
         idle_limit: options.idle_limit,
         ..place

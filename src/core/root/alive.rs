@@ -9,6 +9,7 @@ use std::io;
 
 use crate::core::failure::{Failure, Result};
 use crate::core::host::{self, Holder};
+use crate::core::id::RunId;
 use crate::core::name::VmName;
 use crate::core::root::paths::{StateRoot, VmPaths};
 use crate::core::root::records::{self, BrokerRecord};
@@ -72,12 +73,12 @@ pub fn any_vm_runs(state: &StateRoot) -> bool {
 
 /// Pid and run id of the broker that holds `broker.pid`. What its record says counts only if the record
 /// is of the same run.
-pub fn live_broker(state: &StateRoot) -> Option<(u32, String)> {
+pub fn live_broker(state: &StateRoot) -> Option<(u32, RunId)> {
     let path = state.broker_pid();
     let pid = host::locked_pid(&path)?;
     let note = host::tail_of(&path, 512);
     let run = note.split_whitespace().nth(3).unwrap_or_default();
-    Some((pid, run.to_owned()))
+    Some((pid, run.into()))
 }
 
 /// The broker of this state root, if one lives: its pid, and its record once it listens. Writes

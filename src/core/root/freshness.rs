@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::core::host;
+use crate::core::id::BootId;
 use crate::core::name::VmName;
 use crate::core::time::millis;
 
@@ -25,7 +26,7 @@ pub struct OfLaunch<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Now<'a> {
     /// The host boot.
-    pub boot_id: &'a str,
+    pub boot_id: &'a BootId,
     /// CLOCK_BOOTTIME, ms.
     pub boottime_ms: u64,
 }
@@ -54,9 +55,9 @@ pub fn is_of_guest(record: &HandshakeRecord, vm: &VmName) -> bool {
 
 /// Whether the record belongs to this guest and this host boot, and its handshake isn't older than
 /// the launch.
-pub fn is_of_launch(record: &HandshakeRecord, launch: OfLaunch<'_>, boot_id: &str) -> bool {
+pub fn is_of_launch(record: &HandshakeRecord, launch: OfLaunch<'_>, boot_id: &BootId) -> bool {
     is_of_guest(record, launch.vm)
-        && record.boot_id == boot_id
+        && record.boot_id == *boot_id
         && launch
             .since_ms
             .is_none_or(|since| record.handshake_boottime_ms >= since)
@@ -121,7 +122,7 @@ mod tests {
             let web = "web".parse().unwrap();
             let launch = OfLaunch { vm: &web, since_ms };
             let now = Now {
-                boot_id: "boot",
+                boot_id: &"boot".into(),
                 boottime_ms: 46_000,
             };
             let found = is_fresh(&record, launch, Duration::from_secs(45), now);

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::core::host;
+use crate::core::id::{BootId, RunId};
 use crate::core::name::VmName;
 
 /// Length of every record, bytes.
@@ -36,9 +37,9 @@ pub struct HandshakeRecord {
     /// The guest.
     pub vm: VmName,
     /// The host boot in which the times below were taken.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Id of the broker run that wrote it: `bus_session` of an earlier run counts as false.
-    pub broker_run: String,
+    pub broker_run: RunId,
     /// The last accepted hello.
     pub handshake_boottime_ms: u64,
     /// The newest proof of life: the last accepted hello or the last frame of an open session.
@@ -260,7 +261,7 @@ mod tests {
         HandshakeRecord {
             vm: "web-0".parse().unwrap(),
             boot_id: "6b2f0d5e-9d7a-4a40-8d6b-1d1d1d1d1d1d".into(),
-            broker_run: format!("{number:016x}"),
+            broker_run: format!("{number:016x}").into(),
             handshake_boottime_ms: number,
             heard_boottime_ms: number,
             heard_at: "2026-11-21T10:00:00.123Z".into(),

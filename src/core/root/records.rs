@@ -17,6 +17,7 @@ use crate::core::events::endings::{BootstrapStatus, OpenEnum};
 use crate::core::events::{Accel, BootstrapPlanSsh, Protocol};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::id::{BootId, LaunchId, RunId};
 use crate::core::name::VmName;
 
 /// `workspace.json`: by it `--workspace` and `--all` find projects. Written by operations that
@@ -47,7 +48,7 @@ pub struct RunRecord {
     /// The name of its `[[vms]]` entry.
     pub role: String,
     /// Id of this launch; `guests.json` and `stop.json` name it too.
-    pub launch_id: String,
+    pub launch_id: LaunchId,
     /// How far the launch got.
     pub phase: RunPhase,
     /// CLOCK_BOOTTIME of the launch, ms.
@@ -55,7 +56,7 @@ pub struct RunRecord {
     /// Wall clock of the launch, RFC 3339.
     pub launched_at: String,
     /// The host boot it happened in.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// The accelerator in use.
     pub accel: Accel,
     /// Why this one.
@@ -183,7 +184,7 @@ pub struct BootstrapRecord {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopRecord {
     /// The launch it is about.
-    pub launch_id: String,
+    pub launch_id: LaunchId,
     /// Who asked: command and pid.
     pub by: String,
     /// Wall clock, RFC 3339.
@@ -206,12 +207,12 @@ pub struct GuestRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub second_name: Option<VmName>,
     /// Its current launch; null if it never ran, or ran before `up --broker-only` and no more.
-    pub launch_id: Option<String>,
+    pub launch_id: Option<LaunchId>,
     /// CLOCK_BOOTTIME of that launch, ms; without one, of the end of the last: what was heard before
     /// it doesn't count.
     pub launched_boottime_ms: Option<u64>,
     /// The host boot of that launch.
-    pub boot_id: Option<String>,
+    pub boot_id: Option<BootId>,
     /// SHA-256 of the token it was given, lower-case hex; null: it has none.
     pub token_sha256: Option<String>,
     /// castra launches this project's VMs itself and hasn't launched this one, so a hello in its
@@ -226,13 +227,13 @@ pub struct BrokerRecord {
     /// The TCP port on 127.0.0.1; kept while any VM of the project runs.
     pub port: u16,
     /// Id of the broker's run.
-    pub run: String,
+    pub run: RunId,
     /// CLOCK_BOOTTIME of its start, ms.
     pub started_boottime_ms: u64,
     /// Wall clock of its start, RFC 3339.
     pub started_at: String,
     /// The host boot it started in.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// The last stop was an orderly one.
     pub clean_stop: bool,
     /// It is a thread of an embedding process: only its embedder ends it.

@@ -20,6 +20,7 @@ use crate::core::events::endings::{BootstrapStatus, OpenEnum};
 use crate::core::events::{BootstrapStepStatus, BootstrapTrigger, Event, Severity};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
+use crate::core::id::{LaunchId, RunId};
 use crate::core::name::VmName;
 use crate::core::reporter::{Emitter, wall_clock};
 use crate::core::root::paths::StateRoot;
@@ -54,9 +55,9 @@ pub struct RunLog {
     /// The resolved mode.
     pub trigger: BootstrapTrigger,
     /// `CASTRA_RUN_ID` of the script.
-    pub run_id: String,
+    pub run_id: RunId,
     /// The launch of the VM it belongs to.
-    pub launch_id: String,
+    pub launch_id: LaunchId,
     /// Wall clock of its start, RFC 3339.
     pub started_at: String,
     /// The castra that ran it.
@@ -105,8 +106,8 @@ impl OpenLog {
     pub fn begin(
         state: &StateRoot,
         vm: &VmName,
-        run_id: &str,
-        launch_id: &str,
+        run_id: &RunId,
+        launch_id: &LaunchId,
         trigger: BootstrapTrigger,
     ) -> Result<OpenLog> {
         let dir = state.bootstrap_logs();
@@ -122,8 +123,8 @@ impl OpenLog {
             steps: Vec::new(),
             error: None,
             trigger,
-            run_id: run_id.into(),
-            launch_id: launch_id.into(),
+            run_id: run_id.clone(),
+            launch_id: launch_id.clone(),
             started_at: wall_clock(now),
             version: env!("CARGO_PKG_VERSION").into(),
             output: None,
@@ -340,7 +341,14 @@ mod tests {
 
     fn begin(state: &StateRoot, vm: &str) -> OpenLog {
         let vm: VmName = vm.parse().unwrap();
-        OpenLog::begin(state, &vm, "run-1", "launch-1", BootstrapTrigger::Auto).unwrap()
+        OpenLog::begin(
+            state,
+            &vm,
+            &"run-1".into(),
+            &"launch-1".into(),
+            BootstrapTrigger::Auto,
+        )
+        .unwrap()
     }
 
     fn names(state: &StateRoot) -> Vec<String> {

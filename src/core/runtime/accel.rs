@@ -19,6 +19,7 @@ use crate::core::config::AccelChoice;
 use crate::core::events::Accel;
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::id::BootId;
 use crate::core::reporter::wall_clock;
 use crate::core::root::records;
 
@@ -283,7 +284,7 @@ struct CachedAnswers {
 /// One answer, for one boot of the host and one QEMU.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct CachedAnswer {
-    boot_id: String,
+    boot_id: BootId,
     /// The binary, its links resolved, and what tells an upgraded one.
     binary: PathBuf,
     binary_bytes: u64,
@@ -300,7 +301,7 @@ impl CachedAnswer {
         let Some((path, bytes, mtime)) = identity(binary) else {
             return false;
         };
-        self.boot_id == host::boot_id()
+        self.boot_id == *host::boot_id()
             && self.binary == path
             && self.binary_bytes == bytes
             && self.binary_mtime == mtime
@@ -322,7 +323,7 @@ fn file(home: &Path) -> PathBuf {
 fn load_answers(home: Option<&Path>) -> Vec<CachedAnswer> {
     let answers = home.and_then(|home| records::load::<CachedAnswers>(&file(home)).ok().flatten());
     let mut answers = answers.unwrap_or_default().answers;
-    answers.retain(|answer| answer.boot_id == host::boot_id());
+    answers.retain(|answer| answer.boot_id == *host::boot_id());
     answers
 }
 
@@ -334,7 +335,7 @@ fn remember(home: Option<&Path>, binary: &Path, accel: Accel, reason: &str, canc
     let mut answers = load_answers(Some(home));
     answers.retain(|answer| answer.binary != path);
     answers.push(CachedAnswer {
-        boot_id: host::boot_id().to_owned(),
+        boot_id: host::boot_id().clone(),
         binary: path,
         binary_bytes: bytes,
         binary_mtime: mtime,

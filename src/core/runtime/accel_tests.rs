@@ -150,7 +150,7 @@ fn answers_of_another_boot_or_another_qemu_are_not_believed() {
     host.decide(AccelChoice::Auto, true).unwrap();
     let path = file(host.scratch.dir());
     let kept = fs::read_to_string(&path).unwrap();
-    fs::write(&path, kept.replace(host::boot_id(), "another boot")).unwrap();
+    fs::write(&path, kept.replace(host::boot_id().as_str(), "another boot")).unwrap();
     host.decide(AccelChoice::Auto, true).unwrap();
     assert_eq!(host.starts(), "kvm kvm ");
     let mut script = fs::read_to_string(host.binary()).unwrap();

@@ -6,6 +6,7 @@
 use crate::core::config::launched::differing;
 use crate::core::events::Accel;
 use crate::core::events::endings::BootstrapStatus;
+use crate::core::id::BootId;
 use crate::core::root::ending::HOST_REBOOT;
 use crate::core::root::freshness::{self, is_of_guest, is_of_launch, is_recent};
 use crate::core::root::handshake_record::{HandshakeRecord, RecordRead};
@@ -246,7 +247,7 @@ impl ProjectFacts<'_> {
         listed.is_some_and(|guest| {
             let since = guest
                 .launched_boottime_ms
-                .filter(|_| guest.boot_id.as_deref() == Some(self.now.boot_id.as_str()));
+                .filter(|_| guest.boot_id.as_ref() == Some(&self.now.boot_id));
             guest.launch_id.is_none()
                 && !guest.closed
                 && since.is_none_or(|since| record.handshake_boottime_ms >= since)
@@ -278,7 +279,7 @@ impl ProjectFacts<'_> {
         let guest = self
             .guests
             .and_then(|guests| guests.guests.iter().find(|guest| guest.name == vm.name))
-            .and_then(|guest| guest.boot_id.as_deref().zip(guest.launched_boottime_ms));
+            .and_then(|guest| guest.boot_id.as_ref().zip(guest.launched_boottime_ms));
         guest.map_or(Launch::Unknown, |(boot_id, boottime_ms)| Launch::At {
             boot_id,
             boottime_ms: boottime_ms.max(self.reset_ms(vm)),
@@ -295,7 +296,7 @@ enum Launch<'a> {
     Unknown,
     /// Then.
     At {
-        boot_id: &'a str,
+        boot_id: &'a BootId,
         boottime_ms: u64,
         wall: Option<&'a str>,
     },
@@ -321,14 +322,14 @@ fn proof_of_life<'a>(vm: &'a VmEvidence, now: &Now, launch: Launch<'_>) -> Optio
         Launch::Unknown => true,
         Launch::At {
             boot_id, boottime_ms, ..
-        } if boot_id == record.boot_id => {
+        } if *boot_id == record.boot_id => {
             let launch = freshness::OfLaunch {
                 vm: &vm.name,
                 since_ms: Some(boottime_ms),
             };
             !is_of_launch(record, launch, boot_id)
         }
-        Launch::At { boot_id, .. } if boot_id == now.boot_id => true,
+        Launch::At { boot_id, .. } if *boot_id == now.boot_id => true,
         // Launched in an earlier boot, heard in this one.
         Launch::At { .. } if of_this_boot => false,
         // Two boots, both over: only the wall clock has an opinion. RFC 3339 in UTC sorts as text.

@@ -3,6 +3,7 @@
 //! Here: plain data. Not here: how it is gathered ([`super::read`]) or what it means
 //! ([`super::assemble`]).
 
+use crate::core::id::{BootId, RunId};
 use crate::core::name::VmName;
 use crate::core::root::ending::Ending;
 use crate::core::root::handshake_record::RecordRead;
@@ -40,7 +41,7 @@ pub struct Snapshot {
     /// The clocks, read last, so that no record is younger than now.
     pub now: Now,
     /// Pid and run id of whoever holds `broker.pid`; `None`: nobody.
-    pub live_broker: Option<(u32, String)>,
+    pub live_broker: Option<(u32, RunId)>,
     /// `broker.json`, whether or not a broker runs.
     pub broker: Loaded<BrokerRecord>,
     /// `guests.json`; asked only where a broker or a VM runs whose `run.json` says nothing.
@@ -55,7 +56,7 @@ pub struct Now {
     /// CLOCK_BOOTTIME, ms.
     pub boottime_ms: u64,
     /// The host boot.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// Wall clock, ms since 1970. Used only for what an earlier host boot has left.
     pub wall_ms: u64,
 }

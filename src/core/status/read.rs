@@ -64,7 +64,7 @@ pub fn read(project: Project) -> Result<Snapshot> {
 pub fn now() -> Now {
     Now {
         boottime_ms: host::boottime_ms(),
-        boot_id: host::boot_id().to_owned(),
+        boot_id: host::boot_id().clone(),
         wall_ms: wall_ms(),
     }
 }

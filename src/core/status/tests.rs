@@ -386,7 +386,7 @@ fn a_vm_that_somebody_started_himself_is_external() {
                 closed: false,
                 name: "Web-0".parse().unwrap(),
                 second_name: None,
-                launch_id: launch.map(str::to_owned),
+                launch_id: launch.map(Into::into),
                 launched_boottime_ms: since,
                 boot_id: Some("this-boot".into()),
                 token_sha256: None,

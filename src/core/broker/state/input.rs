@@ -12,6 +12,7 @@ use crate::core::broker::protocol::{DeclineReason, Hello, HelloRefusal};
 use crate::core::bus::topic::Pattern;
 use crate::core::config::AuthMode;
 use crate::core::events::Event;
+use crate::core::id::{BootId, RunId};
 use crate::core::name::VmName;
 use crate::core::root::handshake_record::HandshakeRecord;
 
@@ -304,9 +305,9 @@ pub struct BusRules {
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// Id of this run.
-    pub run: String,
+    pub run: RunId,
     /// This host boot.
-    pub boot_id: String,
+    pub boot_id: BootId,
     /// The freshness window.
     pub freshness_ms: u64,
     /// Which guests must show a token.

@@ -308,7 +308,7 @@ impl State {
             capabilities: hello.capabilities,
             remote,
         };
-        let run: String = self.rules.run.chars().take(8).collect();
+        let run: String = self.rules.run.as_str().chars().take(8).collect();
         let session = matches!(verdict, Ok(Some(_))).then(|| {
             let id = format!("s-{}.{run}", conn.0);
             let capabilities = attempt.capabilities.clone();

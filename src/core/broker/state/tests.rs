@@ -39,14 +39,14 @@ fn table(names: &[&str], launched: Option<u64>) -> Input {
             closed: false,
             name: name.parse().unwrap(),
             second_name: None,
-            launch_id: launched.map(|at| at.to_string()),
+            launch_id: launched.map(|at| at.to_string().into()),
             launched_boottime_ms: launched,
             boot_id: Some("boot".into()),
             token_sha256: None,
         })
         .collect();
     let record = GuestsRecord { guests };
-    Input::Guests(Some(GuestTable::from_record(&record, "boot").unwrap()))
+    Input::Guests(Some(GuestTable::from_record(&record, &"boot".into()).unwrap()))
 }
 
 fn opened(conn: u64) -> Input {

@@ -124,7 +124,7 @@ mod tests {
             ts: "2026-11-21T10:00:00.000Z".to_owned(),
             offset_ms: 0,
             seq,
-            run: "r-1".to_owned(),
+            run: "r-1".into(),
             event: Event::BrokerFreshness {
                 vm: vm.parse().unwrap(),
                 reachable: true,

@@ -10,6 +10,7 @@ use crate::core::config::{Config, Network, VmConfig};
 use crate::core::events::{Event, Severity};
 use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host;
+use crate::core::id::LaunchId;
 use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
 use crate::core::root::records::{self, GuestRecord, GuestsRecord};
@@ -20,7 +21,7 @@ use crate::core::runtime::seed;
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     /// Random, new for each launch.
-    pub launch_id: String,
+    pub launch_id: LaunchId,
     /// CLOCK_BOOTTIME when it was given out, ms. A handshake before it is not of this launch.
     pub launched_boottime_ms: u64,
     /// Secret the guest presents; `None` where castra can't hand one to it.
@@ -67,7 +68,7 @@ pub(crate) fn open_to_all(config: &Config, runs: impl Fn(&VmName) -> bool) -> Re
         // Whoever was heard before now was the one that has ended.
         true => GuestRecord {
             launched_boottime_ms: Some(now),
-            boot_id: Some(host::boot_id().to_owned()),
+            boot_id: Some(host::boot_id().clone()),
             ..never_launched(&guest.name)
         },
         false => GuestRecord {
@@ -123,7 +124,7 @@ fn new_identity(vm: &VmConfig) -> Result<Identity> {
             .map_err(|error| Failure::new(Exit::Io, "can't read random bytes from the system").because(error))
     };
     Ok(Identity {
-        launch_id: random(8)?,
+        launch_id: random(8)?.into(),
         launched_boottime_ms: host::boottime_ms(),
         token: if seed::takes_token(vm) {
             Some(seed::new_token()?)
@@ -148,7 +149,7 @@ fn record_of(name: &VmName, identity: &Identity) -> GuestRecord {
         second_name: None,
         launch_id: Some(identity.launch_id.clone()),
         launched_boottime_ms: Some(identity.launched_boottime_ms),
-        boot_id: Some(host::boot_id().to_owned()),
+        boot_id: Some(host::boot_id().clone()),
         token_sha256: identity.token.as_deref().map(seed::token_sha256),
     }
 }

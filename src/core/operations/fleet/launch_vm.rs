@@ -102,7 +102,7 @@ impl Fleet<'_, '_> {
         let stop: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
         let unexplained = earlier.is_some_and(|record| {
             let meant = stop.is_some_and(|stop| stop.launch_id == record.launch_id);
-            !meant && record.boot_id == host::boot_id()
+            !meant && record.boot_id == *host::boot_id()
         });
         if let Some(found) = unexplained.then(|| ending::read(paths)).flatten() {
             self.emitter.emit(Event::VmExited {
@@ -253,7 +253,7 @@ impl Fleet<'_, '_> {
         let keys = keys::public_key(vm, self.config, self.cancel)?;
         let inputs = SeedInputs {
             vm: &vm.name,
-            launch_id: &identity.launch_id,
+            launch_id: identity.launch_id.as_str(),
             broker: &broker_address(vm.network, self.broker_port),
             token: identity.token.as_deref(),
             heartbeat_secs: heartbeat_secs(self.config.broker.freshness, self.config.bus.session_idle),
@@ -286,7 +286,7 @@ impl Fleet<'_, '_> {
             // the guest's deadlines count from here.
             launched_boottime_ms: host::boottime_ms(),
             launched_at: wall_clock(SystemTime::now()),
-            boot_id: host::boot_id().to_owned(),
+            boot_id: host::boot_id().clone(),
             accel: with.accel.accel,
             accel_reason: with.accel.reason.clone(),
             cpus: vm.cpus,

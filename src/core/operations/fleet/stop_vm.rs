@@ -120,7 +120,7 @@ impl VmStopper<'_, '_> {
         let paths = self.state.vm(vm);
         let earlier: Option<StopRecord> = records::load(&paths.stop()).ok().flatten();
         let noted = earlier.is_some_and(|stop| stop.launch_id == record.launch_id);
-        if noted || record.boot_id != host::boot_id() {
+        if noted || record.boot_id != *host::boot_id() {
             return;
         }
         if let Err(failure) = self.save_stop_record(&paths, Some(record)) {

@@ -216,11 +216,11 @@ impl World {
                     second_name: None,
                     launch_id: None,
                     launched_boottime_ms: *launched,
-                    boot_id: Some(format!("boot-{}", self.boot)),
+                    boot_id: Some(format!("boot-{}", self.boot).into()),
                     token_sha256: None,
                 })
                 .collect();
-            GuestTable::from_record(&GuestsRecord { guests }, &format!("boot-{}", self.boot)).unwrap()
+            GuestTable::from_record(&GuestsRecord { guests }, &format!("boot-{}", self.boot).into()).unwrap()
         });
         Input::Guests(table)
     }
@@ -872,8 +872,8 @@ impl World {
 
 fn rules(run: &str, boot: &str, rate: u32) -> Rules {
     Rules {
-        run: run.to_owned(),
-        boot_id: boot.to_owned(),
+        run: run.into(),
+        boot_id: boot.into(),
         freshness_ms: 45_000,
         auth: AuthMode::Auto,
         max_connections: 8,

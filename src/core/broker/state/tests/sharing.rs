@@ -335,7 +335,7 @@ fn who_shows_the_token_takes_the_place_of_who_does_not() {
         token_sha256: Some(hash("secret")),
     };
     let record = GuestsRecord { guests: vec![guest] };
-    let listed = GuestTable::from_record(&record, "boot").unwrap();
+    let listed = GuestTable::from_record(&record, &"boot".into()).unwrap();
     script.run(0, Input::Guests(Some(listed)));
     let beat = "{\"type\":\"heartbeat\"}";
     for conn in [1, 2] {
@@ -388,7 +388,7 @@ fn a_vm_that_castra_has_not_launched_beside_its_own_is_nobody() {
             closed,
         };
         let record = GuestsRecord { guests: vec![guest] };
-        Input::Guests(Some(GuestTable::from_record(&record, "boot").unwrap()))
+        Input::Guests(Some(GuestTable::from_record(&record, &"boot".into()).unwrap()))
     };
     let freshness = |effects: &[Effect]| -> Vec<bool> {
         let told = effects.iter().filter_map(|effect| match effect {

@@ -801,7 +801,7 @@ fn a_guest_without_an_ssh_server() {
     let ran = fixture.run();
     assert!(
         ran.error()
-            .contains("no SSH server answered within 1 s, though it did before"),
+            .contains("no SSH server answered within 1 s, though one answered before"),
         "{}",
         ran.error()
     );

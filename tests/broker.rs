@@ -399,7 +399,12 @@ fn a_disk_without_room_stops_records_not_the_broker() {
     }
     assert_eq!(broker.hello("web"), "ok\n");
     broker.stop();
-    assert_eq!(broker.lines("lines before this were lost"), 1, "{}", broker.log());
+    assert_eq!(
+        broker.lines("lines before this one were lost"),
+        1,
+        "{}",
+        broker.log()
+    );
     assert!(
         fs::read_to_string(broker.state.broker_events())
             .unwrap()

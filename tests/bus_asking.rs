@@ -139,7 +139,7 @@ fn messages_as_people_type_them() {
         (&["no topic", "1"], "isn't a topic you can publish on"),
         (
             &["vm:wbe", "1"],
-            "try: vm:web, which is the nearest; --force publishes it all the same",
+            "try: did you mean vm:web? --force publishes the message anyway",
         ),
         (
             &["vm:nobody", "1"],

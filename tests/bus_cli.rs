@@ -509,7 +509,7 @@ fn a_broker_killed_in_the_middle() {
     assert_eq!((code, stdout.lines().count()), (Some(1), 3));
     for text in [
         "error: the subscription ended after 3 messages",
-        "because: the broker ended the session without a word",
+        "because: the broker ended the session and gave no reason",
         "--from 4 goes on where this ended",
     ] {
         assert!(stderr.contains(text), "{text}\n{stderr}");
@@ -551,7 +551,7 @@ fn a_broker_that_says_nothing_any_more() {
     assert_eq!(code, Some(1), "{stderr}");
     for text in [
         "because: the broker gave no ack in time",
-        "of lines 2 to 3, 2 messages sent and not acked: they may be kept or not",
+        "of lines 2 to 3, 2 messages sent and not acked: they may or may not be in the log",
         "tail -n +2 FILE",
     ] {
         assert!(stderr.contains(text), "{text}\n{stderr}");

@@ -228,6 +228,6 @@ fn spoilt_numbers_lose_no_message_and_give_none_twice() {
         .map(|(_, payload)| payload.as_u64().unwrap())
         .collect();
     assert_eq!(told, [100, 1, 2, 3, 4, 101, 5]);
-    assert_eq!(broker.lines("its numbers don't rise"), 1);
+    assert_eq!(broker.lines("the numbers of its messages don't rise"), 1);
     assert_eq!(Session::guest(port, "web").publish("t", &json!(6)), 902);
 }

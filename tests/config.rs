@@ -396,9 +396,9 @@ fn one_mistake_each() {
         ),
         (
             "^persist = True",
-            "3:11: \"True\" is no value of TOML (write `true`; or \"True\", if a text is meant)",
+            "3:11: \"True\" isn't a TOML value (write `true`, or \"True\" for a text)",
         ),
-        ("^persist = no", "(write `false`; or \"no\", if a text is meant)"),
+        ("^persist = no", "(write `false`, or \"no\" for a text)"),
         ("^cpus = 1..5", "castra.toml:3:10: invalid fraction"),
         (
             "^name = \"b\"",

@@ -180,7 +180,7 @@ impl Failure {
                 failure.advice("free some space on that file system and try again")
             }
             io::ErrorKind::PermissionDenied if verb == "read" => failure.advice(
-                "run castra as the user it belongs to (`ls -ld` of it and of the folders above shows whom), or let this user read it",
+                "run castra as the owner (`ls -ld` shows the owners of a file and of the folders above it), or let this user read it",
             ),
             io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.advice(
                 "make that place writable, or put the state elsewhere with `state_dir` under [project] or CASTRA_HOME",

@@ -155,7 +155,7 @@ fn an_option_that_qemu_refuses_is_named_with_its_place() {
     let ran = project
         .run_faking(&format!("{panic},off-after=0.3"), &["up"])
         .exits(1);
-    ran.tells("its memory of 40 MiB is too little, write more under castra.toml:18:10: `memory`");
+    ran.tells("40 MiB of memory are too little for it, write more under castra.toml:18:10: `memory`");
     project.down();
 }
 

@@ -53,7 +53,7 @@ fn what_may_not_be_looked_at_is_not_absent() {
     for args in [&["up"][..], &["restart"], &["bootstrap"], &["clean"], &["down"]] {
         let ran = run(args);
         assert_eq!(ran.code, Some(74), "{ran:?}");
-        ran.tells("ermission denied").tells("the user it belongs to");
+        ran.tells("ermission denied").tells("run castra as the owner");
     }
     for args in [&["workspaces"][..], &["status", "--all"], &["ports", "--all"]] {
         let ran = run(args);

@@ -117,7 +117,7 @@ fn whom_somebody_paused_only_up_lets_run_on() {
     until("a few looks", || looks.elapsed().as_secs() >= 3);
     assert_eq!(project.vm("web")["state"], "paused", "nobody asked for that");
     let ran = project.run(&["up", "--verbose"]).exits(0);
-    ran.tells("was paused (paused) and runs on");
+    ran.tells("was paused (paused) and runs again");
     assert_eq!(project.vm("web")["state"], "running");
     project.down();
 }

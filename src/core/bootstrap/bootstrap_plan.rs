@@ -82,11 +82,11 @@ pub fn plan(vm: &VmConfig, config: &Config, mode: BootstrapMode, known: LastLaun
     for (key, value) in &bootstrap.env {
         if !is_variable_name(key) {
             refuse(format!(
-                "{key:?} under `env` can't be a variable: use letters, digits and _, the first no digit"
+                "{key:?} under `env` can't be a variable's name: use letters, digits and _, and begin with no digit"
             ));
         } else if value.contains('\0') {
             refuse(format!(
-                "the value of `{key}` under `env` holds a NUL, which no variable can"
+                "the value of `{key}` under `env` holds a NUL, which no variable can hold"
             ));
         } else if RESERVED_KEYS.contains(&key.as_str()) {
             warnings.push(format!("`{key}` under `env` has no effect: castra sets it"));

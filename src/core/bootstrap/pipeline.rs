@@ -299,10 +299,13 @@ impl Pipeline<'_, '_, '_> {
                     let vm = &context.vm.name;
                     let (though, advice) = match route.answered_before {
                         true => (
-                            "it did before",
-                            "other clients may occupy all its logins: try again later, or castra restart",
+                            "one answered before",
+                            "other clients may use all connections that it allows: try again later, or castra restart",
                         ),
-                        false => ("the guest lives", "see whether one runs in it: castra logs"),
+                        false => (
+                            "the guest is up",
+                            "see whether an SSH server runs in the guest: castra logs",
+                        ),
                     };
                     return Err(StepFailure::because(format!("{words}, though {though}"))
                         .with_advice(format!("{advice} {vm}")));
@@ -318,7 +321,7 @@ impl Pipeline<'_, '_, '_> {
         let context = self.context;
         let mut skip = match (&context.broker_address, context.config.vizier_enabled) {
             (_, false) => Some("`enabled` under [vizier] is false".to_owned()),
-            (None, _) => Some("there is no broker it could reach".to_owned()),
+            (None, _) => Some("there is no broker that Vizier could reach".to_owned()),
             _ => None,
         };
         let mut installed: Option<Installed> = None;

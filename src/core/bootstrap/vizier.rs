@@ -106,7 +106,7 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
     };
     let log = config.state.vizier_log(&vm.name);
     let advice = format!(
-        "if a Vizier step fails, read {} and `castra logs {}`; `enabled = false` under [vizier] does without it",
+        "if a Vizier step fails, read {} and `castra logs {}`; `enabled = false` under [vizier] turns Vizier off",
         log.display(),
         vm.name
     );

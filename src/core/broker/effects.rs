@@ -332,7 +332,7 @@ impl EffectHandler {
             Ok(opened) => {
                 if opened.cut_bytes > 0 {
                     let text = format!(
-                        "{}: cut a torn tail of {} bytes, which no ack had confirmed",
+                        "{}: removed {} bytes of an incomplete last message, which had no ack",
                         self.bus.path().display(),
                         opened.cut_bytes
                     );
@@ -344,8 +344,8 @@ impl EffectHandler {
                 let last = floor(opened.last);
                 if !opened.ascending {
                     let text = format!(
-                        "{}: its numbers don't rise, it was damaged or pasted together; what is behind \
-                         them goes on after {last}",
+                        "{}: the numbers of its messages don't rise, so the file was damaged or joined from \
+                         others; new messages continue after {last}",
                         self.bus.path().display()
                     );
                     self.log(at, "WARN", &text);
@@ -546,7 +546,7 @@ impl EffectHandler {
             Ok(lost) => self.log(
                 at,
                 "WARN",
-                &format!("{lost} {what} before this were lost: no room"),
+                &format!("{lost} {what} before this one were lost: there was no room"),
             ),
             Err(error) => log::warn!("can't keep {what}: {error}"),
         }
@@ -564,7 +564,11 @@ impl EffectHandler {
         let loaded = match records::load::<GuestsRecord>(&path) {
             Ok(loaded) => loaded,
             Err(failure) => {
-                self.log(at, "ERROR", &format!("{failure}; the guests known before stay"));
+                self.log(
+                    at,
+                    "ERROR",
+                    &format!("{failure}; the broker keeps the guests it knew before"),
+                );
                 return None;
             }
         };
@@ -580,7 +584,7 @@ impl EffectHandler {
             }
             Err(why) => {
                 let text = format!(
-                    "can't use {}: {why}; the guests known before stay",
+                    "can't use {}: {why}; the broker keeps the guests it knew before",
                     path.display()
                 );
                 self.log(at, "ERROR", &text);

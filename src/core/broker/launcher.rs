@@ -268,7 +268,7 @@ pub fn ensure_broker(
         if Instant::now() >= until {
             return Err(Failure::new(Exit::Busy, "the broker isn't ready")
                 .because(format!(
-                    "somebody holds {}, but nothing listens yet",
+                    "a process holds {}, but nothing listens yet",
                     config.state.broker_pid().display()
                 ))
                 .advice(format!("see {}", config.state.broker_log().display())));
@@ -340,7 +340,10 @@ fn signal(state: &StateRoot, pid: u32, signal: Signal) -> Result<()> {
     // The kernel doesn't name the holder of such a lock. If another program wrote a pid into the
     // file, that process doesn't have the file open, and the broker does.
     if !host::has_open(pid, &path) {
-        return Err(foreign(state, &format!("pid {pid} has nothing to do with it")));
+        return Err(foreign(
+            state,
+            &format!("it names pid {pid}, which doesn't have it open"),
+        ));
     }
     let Ok(raw) = i32::try_from(pid) else {
         return Ok(());
@@ -362,7 +365,7 @@ fn foreign(state: &StateRoot, why: &str) -> Failure {
         ),
     )
     .because(why)
-    .advice("find out who holds it (`fuser` names the process) and end that")
+    .advice("`fuser` names the process that holds it: end that process")
 }
 
 /// Waits until that process no longer holds the lock.

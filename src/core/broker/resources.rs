@@ -107,7 +107,7 @@ pub fn bind(paths: &StateRoot, choice: PortChoice) -> Result<TcpListener> {
     if let Some(port) = kept {
         return exactly(
             port,
-            "the running VMs were told this port: free it, or stop them with `castra down`",
+            "free the port, which the running VMs know; or stop the VMs with `castra down`, which removes their disks unless they have `persist`",
         );
     }
     match choice {

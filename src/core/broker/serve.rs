@@ -248,7 +248,9 @@ impl Broker {
             &format!("broker started pid={pid} port={port} run={}", self.ready.run),
         );
         if max_connections < self.options.config.max_connections {
-            let text = format!("max_connections={max_connections}: the limit of open files allows no more");
+            let text = format!(
+                "max_connections={max_connections}: the limit of open files allows no more connections"
+            );
             self.effects.log(at, "WARN", &text);
         }
         self.effects.emit(at, Event::BrokerStarted { pid, port });
@@ -520,14 +522,14 @@ impl Broker {
                 Ok(lock) => {
                     self.lock = Some(lock);
                     self.effects
-                        .log(at, "WARN", "broker.pid was taken away, made anew");
+                        .log(at, "WARN", "broker.pid was removed; the broker made it again");
                 }
                 Err(failure) if failure.exit == Exit::Busy => {
                     self.lock = None;
                     self.effects.log(
                         at,
                         "ERROR",
-                        "broker.pid belongs to another broker now: this one stops",
+                        "broker.pid belongs to another broker now: this broker stops",
                     );
                     return false;
                 }
@@ -562,7 +564,7 @@ impl Broker {
             Ok(door) => {
                 self.host_accept = Some(door);
                 self.effects
-                    .log(at, "WARN", "broker.sock was taken away, made anew");
+                    .log(at, "WARN", "broker.sock was removed; the broker made it again");
             }
             Err(failure) => self.effects.log(at, "ERROR", &failure.to_string()),
         }

@@ -180,8 +180,8 @@ pub enum BadFrame {
 impl fmt::Display for BadFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            BadFrame::Length(length) => write!(f, "a frame of {length} bytes is announced"),
-            BadFrame::Body(why) => write!(f, "a frame is no object of the protocol: {why}"),
+            BadFrame::Length(length) => write!(f, "it announced a frame of {length} bytes"),
+            BadFrame::Body(why) => write!(f, "a frame isn't an object of the protocol: {why}"),
         }
     }
 }

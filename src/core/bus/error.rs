@@ -42,13 +42,16 @@ impl fmt::Display for BusError {
         match self {
             BusError::NoBroker(path) => write!(f, "no broker listens at {}", path.display()),
             BusError::Socket(path, why) => write!(f, "{} can't be used: {why}", path.display()),
-            BusError::Stranger(why) => write!(f, "who listens there is no broker of this castra: {why}"),
-            BusError::NoBus => write!(f, "the broker has no bus: it is of an earlier castra"),
+            BusError::Stranger(why) => write!(
+                f,
+                "the process that listens there isn't a broker of this castra: {why}"
+            ),
+            BusError::NoBus => write!(f, "the broker is an earlier castra's and has no bus"),
             BusError::Declined(reason) => write!(f, "the broker declined the hello: {reason}"),
             BusError::TimedOut(what) => write!(f, "the broker gave no {what} in time"),
             BusError::Closed(reason) => write!(f, "the broker closed the session: {reason}"),
-            BusError::Ended => write!(f, "the broker ended the session without a word"),
-            BusError::Garbled(why) => write!(f, "the broker can't be understood: {why}"),
+            BusError::Ended => write!(f, "the broker ended the session and gave no reason"),
+            BusError::Garbled(why) => write!(f, "castra can't understand the broker: {why}"),
             BusError::Refused(reason) => write!(f, "the broker refused: {reason}"),
             BusError::Broken(why) => write!(f, "the connection to the broker failed: {why}"),
             BusError::BadTopic(topic) => write!(f, "{topic:?} isn't a valid topic"),

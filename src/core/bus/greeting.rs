@@ -50,7 +50,7 @@ pub(super) fn greet(stream: &mut UnixStream, until: Instant) -> Result<Granted, 
         ["castra-broker", "1", ..] => {}
         ["castra-broker", version, ..] => {
             return Err(BusError::Stranger(format!(
-                "it speaks version {version:?} of the protocol, this castra version 1"
+                "it speaks version {version:?} of the protocol, and this castra speaks version 1"
             )));
         }
         _ => return Err(BusError::Stranger(format!("it greets with {greeting:?}"))),
@@ -110,7 +110,7 @@ fn line(
         }
         if heard.len() > LINE_BYTES {
             return Err(BusError::Stranger(format!(
-                "it says more than {LINE_BYTES} bytes without a line end"
+                "it sent more than {LINE_BYTES} bytes without a line end"
             )));
         }
         let mut piece = [0; LINE_BYTES];

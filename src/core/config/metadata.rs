@@ -130,7 +130,7 @@ impl MetadataFiles {
                 );
             } else if let Some(first) = given.insert(identity.key(), vm.name.clone()) {
                 let text = format!(
-                    "{} would be a second name of both {} and {}, and nobody could tell whose hello it is",
+                    "{} would be a second name of both {} and {}, and castra couldn't tell which VM a hello comes from",
                     quoted(identity.as_str()),
                     quoted(first.as_str()),
                     quoted(vm.name.as_str())

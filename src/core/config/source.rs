@@ -102,7 +102,7 @@ impl Source {
         if bytes.len() as u64 > MAX_BYTES {
             return Err(
                 Failure::new(Exit::Config, format!("{name}:1:1: larger than {MAX_BYTES} bytes"))
-                    .because("that is no config file; large things belong into files that it names")
+                    .because("a config file is never that large; put large values into files that the config names")
                     .advice("check which file `--config` names"),
             );
         }
@@ -169,8 +169,8 @@ impl Source {
             };
             return match meant {
                 Some(meant) => (
-                    format!("{} is no value of TOML", shown(word)),
-                    format!("write `{meant}`; or {}, if a text is meant", quoted(word)),
+                    format!("{} isn't a TOML value", shown(word)),
+                    format!("write `{meant}`, or {} for a text", quoted(word)),
                 ),
                 None => (
                     format!("{} stands without quotes", shown(word)),

@@ -319,7 +319,7 @@ pub fn find_workspace(castra_home: &Path, wanted: &str) -> Result<WorkspaceRecor
                 Some(meant) => missing.advice(format!(
                     "did you mean `--workspace {meant}`? `castra workspaces` lists all"
                 )),
-                None => missing.advice("`castra workspaces` lists all; `up` makes one"),
+                None => missing.advice("`castra workspaces` lists all; `castra up` adds a project to them"),
             })
         }
         several => {

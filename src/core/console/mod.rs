@@ -62,7 +62,7 @@ impl Console {
             Failure::new(Exit::Busy, format!("the console of vm `{vm}` is in use"))
                 .because(why)
                 .advice(format!(
-                    "QEMU takes one client at a time: end that one; `castra logs -f --source serial {vm}` only looks on"
+                    "QEMU takes one client at a time: end that client, or follow the output with `castra logs -f --source serial {vm}`"
                 ))
         };
         let lock_path = paths.console_lock();

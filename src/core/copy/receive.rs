@@ -103,7 +103,9 @@ impl Destination {
             return Err(io::Error::other("several sources need an existing folder"));
         }
         if whole && self.asked.as_ref().is_some_and(|asked| !asked.takes_whole()) {
-            return Err(io::Error::other("the guest sends what it wasn't asked for"));
+            return Err(io::Error::other(
+                "the guest sent a file that castra didn't ask for",
+            ));
         }
         self.whole = whole;
         Ok(())
@@ -142,7 +144,7 @@ impl Destination {
             && let (Some(asked), Some(first)) = (&self.asked, parts.first())
             && !asked.takes(first.as_bytes())
         {
-            return Err(io::Error::other("it wasn't asked for"));
+            return Err(io::Error::other("castra didn't ask for it"));
         }
         Ok((!parts.is_empty()).then(|| parts.iter().collect()))
     }
@@ -364,7 +366,7 @@ fn make<S: BufRead>(
             symlink(OsStr::from_bytes(&head.link), &at)
         }
         b'3' | b'4' | b'6' => Err(io::Error::other("a pipe or device, left out")),
-        _ => Err(io::Error::other("of an unknown kind, left out")),
+        _ => Err(io::Error::other("a file of an unknown kind, left out")),
     }
 }
 

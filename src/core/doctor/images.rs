@@ -138,7 +138,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
         if !others.is_empty() {
             let of_others: u64 = others.iter().map(|image| image.bytes).sum();
             all = all.hint(format!(
-                "{} of it are guests of another castra version: remove {} if you don't use that any more",
+                "{} of it are default guests of another castra version: if you no longer use that version, remove {}",
                 size(of_others),
                 others
                     .iter()
@@ -153,7 +153,7 @@ pub fn cache(home: &Path, images: &[CachedImage]) -> Vec<Finding> {
         let (what, remedy) = match image.kind {
             CachedKind::PartialDownload => (
                 "an interrupted download",
-                "`castra up` of the VM that needs it goes on where it stopped; remove it if none does",
+                "`castra up` of the VM that needs the image continues the download; if no VM needs it, remove the file",
             ),
             CachedKind::Building => (
                 "leftovers of an interrupted build of a default guest",

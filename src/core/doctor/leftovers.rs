@@ -130,7 +130,7 @@ impl LeftoverCheck<'_> {
                     "state.crashed",
                     text,
                     format!(
-                        "{} shows more; {} starts it again with its disk, {} clears what it left",
+                        "{} shows more; {} starts the VM again with its disk; {} removes what is left of it, also the disk unless it has `persist`",
                         self.command(&format!("logs {name}")),
                         self.command(&format!("restart {name}")),
                         self.down(name.as_str())
@@ -139,9 +139,9 @@ impl LeftoverCheck<'_> {
             }
             VmState::Stopped if reason == Some(HOST_REBOOT) => warn(
                 "state.earlier-boot",
-                format!("vm `{name}` ended when the host was booted"),
+                format!("vm `{name}` ended when the host rebooted"),
                 format!(
-                    "{} starts it again with its disk, {} clears what it left",
+                    "{} starts the VM again with its disk; {} removes what is left of it, also the disk unless it has `persist`",
                     self.command(&format!("restart {name}")),
                     self.down(name.as_str())
                 ),
@@ -150,7 +150,7 @@ impl LeftoverCheck<'_> {
                 "state.half-started",
                 format!("the start of vm `{name}` was interrupted"),
                 format!(
-                    "`castra up` starts it again, {} clears what is left",
+                    "`castra up` starts it again; {} removes what is left of that start",
                     self.down(name.as_str())
                 ),
             ),
@@ -189,7 +189,7 @@ impl LeftoverCheck<'_> {
             evidence.name
         );
         let remedy = format!(
-            "write a new image to a name of its own; {} and a new start begin with a fresh disk",
+            "give each new image a name of its own; {} and `castra up` begin with a fresh disk",
             self.down(&format!("{} --discard", evidence.name))
         );
         Some(
@@ -235,7 +235,7 @@ impl LeftoverCheck<'_> {
                     if running == 1 { "runs" } else { "run" }
                 ),
                 format!(
-                    "`castra up` starts it again, on the port that the guests know; {} ends all",
+                    "`castra up` starts a broker on the port that the guests know; {} ends the VMs",
                     self.down("")
                 ),
             ),
@@ -383,8 +383,8 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
             record.config_path.display()
         );
         let remedy = format!(
-            "`castra --workspace {0} status` still looks at it, `… {0} down` ends what runs, `… {0} clean` removes the rest; \
-             to castra a project that was moved is another one",
+            "if you moved the project, castra sees a new one; for the old one, `castra --workspace {0} status` shows what is left, \
+             `… {0} down` ends its VMs, `… {0} clean` removes its files",
             record.id
         );
         findings.push(Finding::warn("state.config-gone", text, remedy).data(json!({
@@ -398,16 +398,20 @@ pub fn registry(home: &Path, records: &[WorkspaceRecord]) -> Vec<Finding> {
     let gone = workspace::lost_workspaces(home);
     if !gone.is_empty() {
         let text = match gone.as_slice() {
-            [only] => format!("the state of project {only} is gone, only its entry is left"),
+            [only] => format!("the state of project {only} is gone; only its entry in the registry is left"),
             [first, ..] => format!(
-                "the state of {} is gone, only their entries are left: {first} and others",
+                "the state of {} is gone; only their entries in the registry are left: {first} and others",
                 plural(gone.len(), "project")
             ),
             [] => String::new(),
         };
         findings.push(
-            Finding::warn("state.root-gone", text, "`castra clean --global` forgets them")
-                .data(json!({"workspaces": gone})),
+            Finding::warn(
+                "state.root-gone",
+                text,
+                "`castra clean --global` removes these entries",
+            )
+            .data(json!({"workspaces": gone})),
         );
     }
     findings.extend(lost_vms(home, records));

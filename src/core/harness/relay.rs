@@ -195,7 +195,7 @@ impl<'a> Relay<'a> {
                 let raw = text_of(head).into_owned();
                 self.message(
                     Severity::Warn,
-                    format!("a line of {length} bytes, which is too long to be understood"),
+                    format!("castra left out a line of {length} bytes, which is too long"),
                     Some(json!({"kind": "too-long", "bytes": length, "raw": raw})),
                     emit,
                 );
@@ -205,7 +205,7 @@ impl<'a> Relay<'a> {
 
     /// The stream has ended, with this verdict.
     pub fn end(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
-        self.abandon("the stream ended before it did", emit);
+        self.abandon("the stream ended before the command did", emit);
         if let Some(chapter) = &mut self.chapter {
             chapter.verdict = verdict;
             self.keeper.note(chapter);
@@ -268,7 +268,7 @@ impl<'a> Relay<'a> {
     }
 
     fn begin_thread(&mut self, id: &str, emit: &mut dyn FnMut(Event)) {
-        self.abandon("another thread began before it ended", emit);
+        self.abandon("another thread began before the command ended", emit);
         let verdict = self.verdict();
         self.end_chapter(verdict);
         self.process = Tokens::default();
@@ -336,7 +336,7 @@ impl<'a> Relay<'a> {
     }
 
     fn end_turn(&mut self, verdict: Verdict, emit: &mut dyn FnMut(Event)) {
-        self.abandon("the turn ended before it did", emit);
+        self.abandon("the turn ended before the command did", emit);
         self.in_turn = false;
         self.last_turn = Some(verdict);
         if let Some(chapter) = &mut self.chapter {

@@ -141,7 +141,7 @@ fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> 
         .collect();
     let next = if !with_disks.is_empty() {
         format!(
-            "castra restart {} starts what has run before with its disk; castra up begins with fresh ones",
+            "castra restart {} starts the VMs that have run before, with their disks; castra up starts them with fresh disks",
             with_disks.join(" ")
         )
     } else if named.is_empty() {

@@ -41,7 +41,7 @@ pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
     }
     Err(Failure::new(
         Exit::Busy,
-        format!("project `{}` runs and isn't cleaned", target.project),
+        format!("can't clean project `{}` while it runs", target.project),
     )
     .because(format!("still running: {}", running.join(", ")))
     .advice(format!(

@@ -326,7 +326,7 @@ fn what_to_discard(
     }
     if host::is_there(&path) {
         let text = format!(
-            "overlay {} is kept: run.json is gone, so castra can't know whether it should be",
+            "overlay {} is kept: run.json is gone, so castra can't know whether the disk is persistent",
             path.display()
         );
         let next = format!("castra down --discard {vm} removes it, castra up {vm} uses or replaces it");

@@ -86,7 +86,7 @@ pub fn refuse_if_running_elsewhere(config: &Config) -> Result<()> {
             other.what(),
             config.state.dir().display()
         ))
-        .advice("`castra down` ends what runs there; or put `state_dir` back as it was"));
+        .advice("put `state_dir` back as it was, or end what runs there with `castra down`"));
     }
     let lost = lost::of_roots(&roots_of(config));
     match lost.first() {
@@ -113,7 +113,7 @@ pub(crate) fn disks_left_behind(config: &Config) -> Option<Event> {
             record.state_root.display(),
             plural(disks, "disk")
         );
-        let next = "put `state_dir` back to go on with them, or remove that directory";
+        let next = "put `state_dir` back to go on with them; castra doesn't remove them";
         Event::advice(Severity::Warn, None, text, next)
     })
 }
@@ -198,7 +198,7 @@ pub(crate) fn end(
             Exit::Failed,
             format!("vm `{vm}` (pid {}) could not be ended", qemu.pid),
         )
-        .because("it outlived SIGKILL, or may not be signalled by this user")
+        .because("it survived SIGKILL, or this user may not signal it")
         .advice("run it as the user who started the VM")
     });
     (outcome, error)

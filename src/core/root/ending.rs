@@ -175,7 +175,7 @@ fn remediation(reason: &str, vm: &str) -> String {
         }
         "host-signal" => "somebody ended its QEMU by a signal".to_owned(),
         UNKNOWN => {
-            "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for want of \
+            "its QEMU was killed or broke down: `dmesg` tells whether the kernel ended it for lack of \
                       memory"
                 .to_owned()
         }

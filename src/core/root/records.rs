@@ -258,7 +258,7 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&bytes).map(Some).map_err(|error| {
         Failure::new(Exit::Io, format!("can't understand {}", path.display()))
             .because(error)
-            .advice("castra wrote that file; remove it if something else has changed it")
+            .advice("castra wrote that file, and something has changed it: put it back as it was, or move it away")
     })
 }
 

@@ -101,7 +101,10 @@ pub fn launch_with_ports(
             Err(LaunchError::Refused(StartFailure::PortTaken(port)))
                 if tries < PORT_TRIES && reservation.is_automatic(port) =>
             {
-                log::warn!("vm {}: port {port} was snatched away, trying others", plan.vm);
+                log::warn!(
+                    "vm {}: another process took port {port}, trying other ports",
+                    plan.vm
+                );
                 ports.release_fixed(&reservation);
                 last_time = &[];
                 tries += 1;

@@ -50,7 +50,7 @@ impl fmt::Display for UnknownUserData {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "cloud-init looks at the first line of `user_data`, and doesn't know `{}`",
+            "cloud-init doesn't know `{}`, the first line of `user_data`",
             self.first_line
         )
     }

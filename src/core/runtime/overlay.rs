@@ -68,9 +68,9 @@ impl Keep {
     fn advice(self) -> &'static str {
         match self {
             Keep::Nothing | Keep::Persist => {
-                "remove the file to start with a fresh disk, or undo the change in castra.toml"
+                "undo the change in castra.toml, or move the file away to start with a fresh disk"
             }
-            Keep::Restart => "start with a fresh disk by --discard, or undo the change in castra.toml",
+            Keep::Restart => "undo the change in castra.toml, or start with a fresh disk by --discard",
         }
     }
 }
@@ -329,12 +329,12 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<(u64, u64)
             .because(format!(
                 "{who} would keep the file there, but it isn't a qcow2 overlay"
             ))
-            .advice("remove it, or set `overlay` to another place"));
+            .advice("move it away, or set `overlay` to another place"));
     };
     if header.encrypted {
         return Err(failed(spec.path)
             .because(ENCRYPTED)
-            .advice("remove it, or set `overlay` to another place"));
+            .advice("move it away, or set `overlay` to another place"));
     }
     if !has_base(header, spec.base) {
         let name = |path: Option<&Path>| match path {

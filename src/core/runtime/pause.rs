@@ -81,7 +81,7 @@ impl Pause {
             INTERNAL_ERROR => "QEMU met something that it can't execute".to_owned(),
             "guest-panicked" => "its kernel has panicked".to_owned(),
             "prelaunch" => "QEMU was started with -S and waits to be told to begin".to_owned(),
-            "inmigrate" => "QEMU waits for a migration to come in".to_owned(),
+            "inmigrate" => "QEMU waits for an incoming migration".to_owned(),
             "watchdog" => "its watchdog has run out".to_owned(),
             _ => return None,
         })
@@ -91,14 +91,16 @@ impl Pause {
     pub fn remediation(&self, vm: &VmName) -> String {
         match self.reason.as_str() {
             IO_ERROR if self.no_space => {
-                format!("make room there: it then runs on by itself, and castra up {vm} tries at once")
+                format!("make room there: the VM then runs again by itself, and castra up {vm} tries at once")
             }
             IO_ERROR => format!(
                 "castra logs {vm} --source qemu and `dmesg` say more; castra up {vm} lets it try again"
             ),
-            PAUSED | "watchdog" => format!("castra up {vm} lets it run on"),
-            "prelaunch" => "`cont` over QMP lets it begin; or take -S out of `qemu_args`".to_owned(),
-            "inmigrate" => "it runs once that has come; or take -incoming out of `qemu_args`".to_owned(),
+            PAUSED | "watchdog" => format!("castra up {vm} resumes it"),
+            "prelaunch" => "`cont` over QMP starts it; or take -S out of `qemu_args`".to_owned(),
+            "inmigrate" => {
+                "it runs once the migration has come; or take -incoming out of `qemu_args`".to_owned()
+            }
             _ => format!("castra restart {vm} starts it again with its disk"),
         }
     }

@@ -48,11 +48,11 @@ pub enum QmpError {
 impl fmt::Display for QmpError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            QmpError::Gone(error) => write!(f, "QMP is gone: {error}"),
+            QmpError::Gone(error) => write!(f, "the QMP connection ended: {error}"),
             QmpError::TimedOut { waiting_for } => {
                 write!(f, "QMP gave no {waiting_for} in time")
             }
-            QmpError::NotQmp(what) => write!(f, "what answers on qmp.sock doesn't speak QMP: {what}"),
+            QmpError::NotQmp(what) => write!(f, "the process behind qmp.sock doesn't speak QMP: {what}"),
             QmpError::Refused(words) => write!(f, "QEMU refused: {words}"),
         }
     }

@@ -269,7 +269,7 @@ impl State {
         if (terms.replays() && works) || (terms.group.is_some() && session.behind) {
             return Err((
                 RefusalReason::Forbidden,
-                "a group, and `from` or `last`, go to sessions of their own",
+                "one session can't use a group and also `from` or `last`",
             ));
         }
         // Numbers begin with 1; 0 means everything.

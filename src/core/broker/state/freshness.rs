@@ -182,7 +182,7 @@ impl State {
             guest.written_ms = None;
             guest.dirty = false;
             out.push(Effect::Log(format!(
-                "{} record of vm:{vm} was taken away, made anew",
+                "{} record of vm:{vm} was removed; the broker made it again",
                 log_prefix(at.wall_ms, "WARN")
             )));
             out.push(Effect::Record {

@@ -384,7 +384,7 @@ fn without_room_for_a_record_a_hello_is_declined() {
     script.check(
         3,
         Input::RecordLost { vm: name("web") },
-        "log WARN record of vm:web was taken away, made anew; record web 2",
+        "log WARN record of vm:web was removed; the broker made it again; record web 2",
     );
     script.disk_full = true;
     script.run(4, Input::RecordLost { vm: name("web") });

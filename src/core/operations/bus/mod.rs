@@ -233,19 +233,19 @@ fn failed(what: &str, project: &BusProject, error: &BusError) -> Failure {
     );
     match error {
         BusError::NoBroker(_) => no_broker(project),
-        BusError::Socket(..) => failure.advice("the socket is the project owner's alone: run castra as that user"),
+        BusError::Socket(..) => failure.advice("only the project's owner can use the socket: run castra as that user"),
         BusError::NoBus | BusError::Stranger(_) => {
-            failure.advice("end its process (`castra status` names it): `castra up` then starts one of this version; the VMs run on")
+            failure.advice("end the broker's process (`castra status` names it), and `castra up` starts a broker of this version; the VMs keep running")
         }
         BusError::Declined(reason) if reason == "session-limit" => {
-            failure.advice("end other `castra bus subscribe`, or raise `max_connections` under [broker]")
+            failure.advice("end another `castra bus subscribe`, or raise `max_connections` under [broker]")
         }
         BusError::Closed(reason) if reason == "idle" => failure.advice(
-            "the broker heard nothing from this command for `session_idle_secs`: it was suspended, or nobody reads its output",
+            "the broker heard nothing from this command for `session_idle_secs`: the command was suspended, or nobody reads its output",
         ),
         BusError::Closed(reason) if reason == "protocol-error" => failure.advice(
-            "it may have been started with another `max_frame_bytes` under [bus]: end its process (`castra status` names \
-             it), and `castra up` starts one by the config as it is now; the VMs run on",
+            "the broker may have been started with another `max_frame_bytes` under [bus]: end its process (`castra status` \
+             names it), and `castra up` starts a broker with the config as it is now; the VMs keep running",
         ),
         BusError::Ended => failure.advice(format!(
             "the broker was killed, or it cut this session off for reading too slowly (slow-consumer): {log}"

@@ -74,9 +74,9 @@ pub(super) fn check_vm(project: &BusProject, topic: &str) -> Result<()> {
     .because(format!("its VMs are {}", names.join(", ")));
     Err(match nearest(&stranger, names.iter().copied()) {
         Some(near) => failure.advice(format!(
-            "vm:{near}, which is the nearest; --force publishes it all the same"
+            "did you mean vm:{near}? --force publishes the message anyway"
         )),
-        None => failure.advice("--force publishes it all the same, for a VM that is yet to come"),
+        None => failure.advice("--force publishes the message anyway, for a VM that you will add"),
     })
 }
 

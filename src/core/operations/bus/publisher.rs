@@ -338,7 +338,7 @@ impl<'p, 'r> Publisher<'p, 'r> {
             .unwrap_or_default();
         let PayloadSource::Lines(lines) = &self.source else {
             return failure.advice(format!(
-                "it may or may not be in the log; `castra bus tail` shows what is{next}"
+                "the message may or may not be in the log; `castra bus tail` shows what the log holds{next}"
             ));
         };
         let unsure: Vec<u64> = self.in_flight.values().map(|sent| sent.line).collect();
@@ -346,8 +346,8 @@ impl<'p, 'r> Publisher<'p, 'r> {
         let (known, go_on) = match (unsure.iter().min(), unsure.iter().max()) {
             (Some(first), Some(last)) => (
                 format!(
-                    "of lines {first} to {last}, {} sent and not acked: they may be kept or not; nothing behind \
-                     line {last_sent} was sent",
+                    "of lines {first} to {last}, {} sent and not acked: they may or may not be in the log; no line after \
+                     {last_sent} was sent",
                     messages(unsure.len() as u64)
                 ),
                 *first,

@@ -133,7 +133,7 @@ fn wait_for(client: &mut Client, reply: &str, options: &BusRequestOptions) -> Re
                     "nobody who is subscribed to {} has answered",
                     options.topic
                 ))
-                .advice("check in `castra bus tail` that the question is there, and who should answer; --timeout waits longer"));
+                .advice("check in `castra bus tail` that the question is in the log, and that whoever answers is subscribed; --timeout waits longer"));
             }
         }
     }

@@ -122,14 +122,14 @@ pub fn bus_subscribe_with_launcher(
     if options.group.is_some() && (options.from.is_some() || options.last) {
         return Err(
             Failure::new(Exit::Usage, "a group takes neither --from nor --last")
-                .because("it gets what comes, each message for one of its members")
+                .because("a group gets only new messages, and each goes to one of its members")
                 .advice("read the past without --group"),
         );
     }
     let emitter = Emitter::new(reporter);
     for topic in &options.topics {
         if let Some(stranger) = unknown_vm_in(&options.project, topic.as_str()) {
-            let text = format!("{topic} is what vm `{stranger}` is sent, which the project doesn't have");
+            let text = format!("{topic} is for messages to vm `{stranger}`, and the project has no such VM");
             emitter.emit(Event::message(Severity::Warn, None, text));
         }
     }
@@ -305,10 +305,10 @@ fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<F
     Some(match reason.as_str() {
         "slow-consumer" => failure
             .because(
-                "the broker cut this session off as a slow consumer: it took less than came, until \
-                 `outbound_queue_bytes` under [bus] waited for it",
+                "the broker cut this session off as a slow consumer: more than \
+                 `outbound_queue_bytes` under [bus] were waiting for it",
             )
-            .advice("read faster, or raise that"),
+            .advice("read faster, or raise `outbound_queue_bytes`"),
         reason => failure.because(format!("the broker ended the session: {reason}")),
     })
 }

@@ -37,7 +37,7 @@ pub(super) fn unpause(
     }
     match pause::resume(&paths, QMP_LIMIT) {
         Ok(None) => {
-            let text = format!("was paused ({}) and runs on", found.reason);
+            let text = format!("was paused ({}) and runs again", found.reason);
             emitter.emit(Event::message(Severity::Info, Some(&vm.name), text));
             Ok(())
         }
@@ -45,7 +45,7 @@ pub(super) fn unpause(
         Err(error) => Err(Failure::new(
             Exit::Failed,
             format!(
-                "vm `{}` is paused ({}) and can't be told to run on",
+                "vm `{}` is paused ({}), and castra can't resume it",
                 vm.name, found.reason
             ),
         )

@@ -296,7 +296,7 @@ impl<'e> Fleet<'_, 'e> {
     /// A VM that runs, and nobody has the locks of whoever was to stop it: that castra was killed.
     fn forget_stop(&self, vm: &VmName) {
         if host::remove_if_there(&self.config.state.vm(vm).stop()).unwrap_or(false) {
-            let text = "a castra that was stopping it was killed; the VM is still running";
+            let text = "the castra that was stopping the VM was killed; the VM is still running";
             self.emitter.emit(Event::message(Severity::Warn, Some(vm), text));
         }
     }
@@ -447,7 +447,7 @@ fn likely_cause(words: &str, vm: &VmConfig) -> String {
     let short = ["deadlocked on memory", "out of memory", "Out of memory"];
     match short.iter().any(|part| words.contains(part)) {
         true => format!(
-            ": its memory of {} is too little, write more under {}`memory`",
+            ": {} of memory are too little for it, write more under {}`memory`",
             human::bytes(vm.memory_bytes),
             vm.place("memory")
         ),

@@ -71,7 +71,7 @@ impl Shortage {
                     Severity::Warn,
                     None,
                     text,
-                    "if a VM crashes because memory is short, start fewer, or give them less `memory`",
+                    "if a VM crashes because memory is short, start fewer VMs, or give them less `memory`",
                 ));
                 Ok(self.warnings)
             }
@@ -115,7 +115,7 @@ fn of_memory(memory: Memory, vms: &[&VmConfig]) -> Shortage {
     let advice = match vms {
         [_] => "give it less `memory` in castra.toml, end what else runs, or go on with --force".to_owned(),
         [first, ..] => format!(
-            "start fewer by naming them (castra up {}), give them less `memory` in castra.toml, end what else \
+            "start fewer VMs by naming them (castra up {}), give them less `memory` in castra.toml, end what else \
              runs, or go on with --force",
             first.name
         ),
@@ -130,7 +130,7 @@ fn of_memory(memory: Memory, vms: &[&VmConfig]) -> Shortage {
         };
         let failure = Failure::new(exit, format!("this host has too little memory for {count}"))
             .because(format!(
-                "to start takes at least {}, and {}{limit} are available: {} are missing",
+                "starting takes at least {}, and {}{limit} are available: {} are missing",
                 size(need.least),
                 size(memory.available),
                 size(need.least - memory.available)

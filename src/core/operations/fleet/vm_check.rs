@@ -138,7 +138,7 @@ impl<'l> VmCheck<'l> {
                 Severity::Warn,
                 Some(&vm.name),
                 format!("{}nothing reads its `user_data`", vm.place("user_data")),
-                "cloud-init of a stock image does: name one by `base_image`, with `seed = \"auto\"`",
+                "cloud-init reads it in a stock image: name such an image with `base_image`, and write `seed = \"auto\"`",
             ));
         }
         found
@@ -164,7 +164,7 @@ impl<'l> VmCheck<'l> {
         Err(
             Failure::new(Exit::Config, format!("vm `{}` has too little memory", vm.name))
                 .because(format!(
-                    "with {} the default guest{} panics while it boots; it takes {}",
+                    "with {} the default guest{} panics while it boots; it needs {}",
                     human::bytes(vm.memory_bytes),
                     if vm.mounts.is_empty() { "" } else { " for mounts" },
                     human::bytes(least)

@@ -24,17 +24,17 @@ use super::{failure, human, up};
 use crate::app::output::Output;
 use crate::cli::Raw;
 
-/// Messages that `tail` shows, unless --tail says otherwise.
+/// How many messages `tail` shows without --tail.
 const DEFAULT_TAIL: u64 = 50;
-/// Longer payloads are cut for people, bytes.
+/// Longer payloads are cut on a terminal, bytes.
 const LIMIT: usize = 4096;
-/// Columns of sender and topic at first; longer ones widen them.
+/// Initial width of the columns for sender and topic; longer names widen them.
 const VM_COLUMN: usize = 6;
 const TOPIC_COLUMN: usize = 9;
-/// Beyond this a name stands out of its column.
+/// Longer names don't widen their column.
 const WIDEST: usize = 24;
 
-/// Whose bus: with its config if that can still be read.
+/// The project whose bus is meant, with its config if that can still be read.
 pub fn project(raw: &Raw) -> Result<BusProject> {
     Ok(match find_project::project(raw)? {
         Selected::Config(config) => BusProject::from(*config),
@@ -101,7 +101,7 @@ fn message(raw: &Raw) -> Result<(Option<String>, Option<String>)> {
         }
     };
     let payload = match (payload, &raw.payload) {
-        // Both say stdin.
+        // `--payload -` and `-` as an operand both mean stdin.
         (Some(word), Some(flag)) if word != *flag => return Err(twice(&format!("`{word}`"), "--payload")),
         (word, flag) => word.or_else(|| flag.clone()),
     };
@@ -184,7 +184,7 @@ pub fn subscribe(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let (subscribed, err_style) = (printer.is_subscribed, printer.err_style);
     let outcome = match outcome {
         Ok(outcome) => outcome,
-        // Nothing but messages is on stdout, with --json too: what ended is no refusal.
+        // With --json too, stdout has nothing but messages: a session that ends is not a refusal.
         Err(failed) if subscribed => {
             context.screen.say(&failure::render(&failed, err_style));
             return Ok(failed.exit);
@@ -233,7 +233,7 @@ pub fn tail(context: &mut Context, raw: &Raw) -> Result<Exit> {
     })
 }
 
-/// It does, unless told otherwise.
+/// `tail` follows by default.
 fn follows(raw: &Raw) -> Result<bool> {
     match (raw.follow, raw.no_follow) {
         (true, true) => Err(
@@ -245,7 +245,7 @@ fn follows(raw: &Raw) -> Result<bool> {
     }
 }
 
-/// Host and broker publish too.
+/// `host` and `broker` are senders too.
 fn sender(selected: &Selected, name: &str) -> Result<String> {
     match ["host", "broker"]
         .into_iter()
@@ -291,7 +291,7 @@ struct Printer<'c> {
     err_style: Style,
     json: bool,
     quiet: bool,
-    /// What was subscribed to, for people.
+    /// The subscribed topics, for people.
     subscription: Option<String>,
     is_subscribed: bool,
     vm_column: usize,

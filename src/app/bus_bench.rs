@@ -7,7 +7,7 @@ use super::context::Context;
 use super::{bus, up};
 use crate::cli::Raw;
 
-/// What is measured unless flags say otherwise.
+/// Defaults of the flags.
 const DEFAULT_MESSAGES: u64 = 50_000;
 const DEFAULT_SIZE: usize = 200;
 const DEFAULT_IN_FLIGHT: usize = 64;

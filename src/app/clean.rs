@@ -11,7 +11,6 @@ use super::find_project::{self, Selected};
 use super::human;
 use crate::cli::Raw;
 
-/// Removes what is left of projects that don't run.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let home = castra_home();
     let (targets, rotation) = targets(raw)?;

@@ -5,7 +5,6 @@ use castra::core::failure::{Exit, Result};
 use super::context::Context;
 use crate::cli::{self, Raw};
 
-/// Prints the script.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let shell = raw.shell.expect("the parser claims the shell");
     context.out.verbatim(cli::completions(shell));

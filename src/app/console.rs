@@ -1,7 +1,7 @@
 //! `castra console`.
 //!
-//! Here: the terminal in raw mode and back again on every way out, what is said at the begin and the
-//! end. Not here: attaching and relaying (`core::console`).
+//! Here: the terminal's raw mode, which every way out undoes, and the messages at begin and end. Not here:
+//! attaching and relaying (`core::console`).
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,10 +21,10 @@ use crate::cli::{Command, Raw};
 /// Ctrl-], as with `virsh console` and telnet.
 const ESCAPE: u8 = 0x1d;
 
-/// How long a guest is listened to after the end of a piped input.
+/// How long castra prints the guest's output after a piped input has ended.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// More of the past is in `castra logs`.
+/// How much earlier output is shown; `castra logs` has all of it.
 const MAX_LINES: usize = 100;
 
 /// QEMU closes its sockets before it is gone.
@@ -38,7 +38,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         Some(name) => find_project::vm(&selected, name)?,
         None => find_project::only_vm(&selected, Command::Console)?,
     };
-    // Whatever is started from here on: who interrupts it finds the terminal as it was.
+    // Before raw mode, so that an interrupted castra restores the terminal.
     let cancel = context.end_on_signals();
     let console = Console::attach(&selected.state(), &vm)?;
     context.out.finish()?;
@@ -57,7 +57,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         relay(&console, raw, interactive, cancel)?
     };
     if interactive {
-        // The guest's line, or its prompt, has no end as a rule.
+        // The guest's last line, often a prompt, usually has no line end.
         context.say("");
     }
     let words = match end {
@@ -99,7 +99,7 @@ fn duplicate(stream: impl AsFd) -> Result<OwnedFd> {
         .map_err(|error| Failure::new(Exit::Internal, "can't duplicate a descriptor").because(error))
 }
 
-/// To stdout, past all buffers.
+/// Writes to stdout without buffering.
 fn write_all(bytes: &[u8]) -> Result<()> {
     let mut stdout = std::fs::File::from(duplicate(io::stdout())?);
     match io::Write::write_all(&mut stdout, bytes) {
@@ -116,9 +116,10 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Every key goes to the guest, Ctrl-C and Ctrl-Z included. `None`: the terminal can't.
+    /// Every key goes to the guest, Ctrl-C and Ctrl-Z included. `None`: there is no such terminal.
     fn raw() -> Result<Option<Terminal>> {
-        // Suspended by somebody else we'd read nothing, and the guest would wait for us.
+        // castra must not be suspended by a signal from outside either: it would read nothing, and the guest
+        // would wait.
         let mut masked = SigSet::empty();
         masked.add(Signal::SIGTSTP);
         let _ = masked.thread_block();
@@ -135,7 +136,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // What was typed after the escape isn't for the shell.
+        // Input typed after the escape key must not reach the shell.
         let _ = tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &self.before);
     }
 }

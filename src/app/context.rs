@@ -1,4 +1,4 @@
-//! What every command is given to speak with.
+//! How a command talks to its user.
 //!
 //! Here: stdout, stderr, their colours, the reporter that fits the flags, and the end of a
 //! command: its failure shown, its exit code. Not here: any command.
@@ -18,11 +18,11 @@ use super::screen::Screen;
 use super::style::Style;
 use crate::cli::Raw;
 
-/// One command's ways to speak.
+/// What a command prints with.
 pub struct Context {
-    /// The result.
+    /// stdout: the result.
     pub out: Output,
-    /// The conversation.
+    /// stderr: the conversation.
     pub screen: Screen,
     /// Colours of stdout.
     pub style: Style,
@@ -39,7 +39,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// By the global flags.
+    /// A context for these global flags.
     pub fn new(raw: &Raw) -> Context {
         Context {
             out: Output::default(),
@@ -67,12 +67,12 @@ impl Context {
             .say(&format!("{} {text}", self.err_style.warning("warning:")));
     }
 
-    /// Signals ask to stop from now on.
+    /// From now on signals ask the operation to stop.
     pub fn cancel_on_signals(&self) -> Cancel {
         cancel_on_signals(self.screen)
     }
 
-    /// Signals end the looking on.
+    /// From now on signals end a command that only watches.
     pub fn end_on_signals(&self) -> Cancel {
         end_on_signals()
     }
@@ -88,7 +88,7 @@ impl Context {
         }
     }
 
-    /// Sentences on stderr, for the next operation.
+    /// The reporter of sentences on stderr, for the next operation.
     pub fn people_reporter(&mut self) -> HumanReporter {
         HumanReporter::new(self.screen, self.err_style, self.detail(), self.expected.take())
     }
@@ -101,7 +101,7 @@ impl Context {
         }
     }
 
-    /// The VMs of a project that the next operation will work on; none: all that are declared.
+    /// Names the VMs that the next operation will work on; none: all declared VMs.
     pub fn expect(&mut self, config: &Config, vms: &[String]) {
         let asked = |vm: &&VmConfig| vms.is_empty() || vms.iter().any(|name| config.means(name, vm));
         let declared = config.vms.iter().filter(asked);
@@ -134,9 +134,8 @@ impl Context {
         }
     }
 
-    /// With `--json` a refusal has one `command.rejected`: the operation's own, or this, which is the
-    /// only line where nothing ran. Neither does a script read nothing at all where what was asked
-    /// for could not even begin for another reason.
+    /// With `--json`, a refusal prints `command.rejected` exactly once: either the operation did it, or this
+    /// does. So a script reads at least one line also where an operation couldn't begin for another reason.
     fn show(&mut self, raw: &Raw, failure: &Failure) {
         let silent = self.trace.last.is_none() && failure.exit != Exit::Interrupted;
         if self.json && !self.trace.rejected && (failure.exit.is_refusal() || silent) {

@@ -1,7 +1,7 @@
 //! `castra cp`: files into or out of a VM.
 //!
-//! Here: which word is of a VM and which of this machine, and what is said of the end. Not here: the copying
-//! (`core::copy`).
+//! Here: telling places in a VM from places on this machine, and the messages at the end. Not here: the
+//! copying (`core::copy`).
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -16,13 +16,13 @@ use super::ssh::no_connection;
 use super::{find_project, human, operands};
 use crate::cli::Raw;
 
-/// Of what wasn't copied so much is named.
+/// How many of the files that weren't copied are named.
 const NAMED: usize = 20;
 
 /// A place as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum CpPath<'a> {
-    /// Of this machine.
+    /// A path on this machine.
     Here(&'a OsStr),
     /// `vm:path`.
     There(&'a OsStr, &'a OsStr),
@@ -79,7 +79,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     }
 }
 
-/// What tar and cat say when there is no room for what they write.
+/// How tar and cat report a full disk.
 fn no_room(line: &str) -> bool {
     line.contains("No space left on device")
 }
@@ -95,7 +95,7 @@ impl<'a> CpPath<'a> {
 const LOCAL_ADVICE: &str =
     "a word with a colon before any slash is vm:path; `./a:b` is a file on this machine";
 
-/// As scp takes words apart: a colon before any slash ends the name of a VM.
+/// Splits a word as scp does: a colon before any slash ends the name of a VM.
 fn place(word: &OsStr) -> CpPath<'_> {
     let bytes = word.as_bytes();
     let colon = bytes.iter().position(|byte| *byte == b':');

@@ -17,16 +17,15 @@ use super::style::Style;
 use super::{human, terminal, width};
 use crate::cli::Raw;
 
-/// Columns of a level, of an area, and between.
+/// Widths of the columns for level and area, with the space after them.
 const LEVEL: usize = 5;
 const AREA: usize = 11;
 const GAP: usize = 2;
-/// From this width on areas have a column.
+/// Narrower terminals get no column for areas.
 const ROOMY: usize = 72;
-/// Texts aren't made narrower than this.
+/// Least width of a text.
 const NARROWEST: usize = 24;
 
-/// Looks, and says what was seen.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let home = castra_home();
     if let Some(home) = &home {
@@ -35,7 +34,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = DoctorOptions {
         home,
         projects: projects(raw)?,
-        // No handlers: whoever interrupts this finds nothing half done.
+        // No signal handlers: an interrupted `doctor` leaves nothing half done.
         cancel: castra::core::cancel::Cancel::new(),
     };
     let outcome = doctor(options, &mut Silent)?;
@@ -58,7 +57,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
 fn projects(raw: &Raw) -> Result<Vec<DoctorProject>> {
     let here = match find_project::project_if_any(raw) {
         Ok(selected) => selected.map(looked_at),
-        // That is a finding, and no reason to look no further.
+        // This becomes a finding, and the other checks go on.
         Err(failure) if failure.exit == Exit::Config => Some(DoctorProject::Broken(failure)),
         Err(failure) => return Err(failure),
     };
@@ -100,7 +99,7 @@ struct Layout {
 }
 
 impl Layout {
-    /// Columns before a text: the level, and where there is room the area.
+    /// Columns before a text: the level, and the area if there is room.
     fn indent(self) -> usize {
         match self.width {
             Some(0..ROOMY) => LEVEL + GAP,
@@ -132,7 +131,7 @@ impl Layout {
     }
 }
 
-/// A line for each finding, what to do below it, and the sum of it last.
+/// A line for each finding, its remedy below it, and the totals last.
 fn render(outcome: &DoctorOutcome, layout: Layout) -> String {
     let shown = outcome
         .findings
@@ -160,7 +159,7 @@ fn lines(finding: &Finding, layout: Layout) -> String {
     text.push_str(&layout.wrapped(&finding.text, 0));
     text.push('\n');
     if let Some(remedy) = &finding.remediation {
-        // Some findings are worth knowing, and nothing can be done about them here.
+        // Some findings have a note but no remedy.
         let (is_note, remedy) = match remedy.strip_prefix("note: ") {
             Some(note) => (true, note),
             None => (finding.level == Level::Ok, remedy.as_str()),

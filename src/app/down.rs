@@ -10,7 +10,6 @@ use super::find_project::Selected;
 use super::{failure, find_project, human, operands};
 use crate::cli::Raw;
 
-/// Takes VMs down.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let selected = find_project::project(raw)?;
     let cancel = context.cancel_on_signals();

@@ -14,7 +14,7 @@ use crate::cli::Raw;
 /// Names are padded to this width.
 const NAME_COLUMN: usize = 8;
 
-/// Prints what the journals hold, and what is added to them.
+/// Prints the events in the journals, and with `-f` new ones as they come.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if raw.after.is_some() && raw.run.is_none() {
         return Err(Failure::new(Exit::Usage, "--after needs --run")
@@ -31,7 +31,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         since: raw.since,
         tail: raw.tail,
         follow: raw.follow,
-        // History ends by itself, and Ctrl-C ends it at once.
+        // Without `-f` reading ends by itself, and Ctrl-C ends castra at once.
         cancel: match raw.follow {
             true => context.end_on_signals(),
             false => Cancel::new(),
@@ -57,7 +57,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     say_what_was_missing(context, &outcome);
     if outcome.told == 0 && !context.json && !options.follow {
         context.say("no event matches");
-        // `--type bootstrap` names no type, but the beginning of some.
+        // `--type bootstrap` isn't a type, but some types begin with it.
         if let Some(start) = options.types.iter().find(|one| !one.contains(['.', '*', '?'])) {
             context.say(&format!(
                 "  try: --type '{start}.*' for all types that begin with it"
@@ -86,7 +86,7 @@ fn say_what_was_missing(context: &Context, outcome: &EventsOutcome) {
 fn in_words(kept: &JournalLine, context: &Context) -> String {
     let words = match kept.event() {
         Some(stamped) => render(&sentence(&stamped.event), context.style, NAME_COLUMN),
-        // Of a later castra: the name is all we can say.
+        // An event of a later castra: only its type is known.
         None => castra::core::escape::escape_line(&kept.kind, 200),
     };
     let ts = castra::core::escape::escape_line(&kept.ts, 40);

@@ -29,7 +29,7 @@ pub fn render(failure: &Failure, style: Style) -> String {
     text
 }
 
-/// Several lines stay several lines, indented below the first.
+/// Keeps line breaks, and indents all lines but the first.
 fn lines(text: &str, indent: &str) -> String {
     text.trim_end()
         .lines()
@@ -38,7 +38,7 @@ fn lines(text: &str, indent: &str) -> String {
         .join(&format!("\n{indent}"))
 }
 
-/// The refusal's contract line: behind what an operation has told, or alone.
+/// The contract line of a refusal, numbered after the operation's events if there were any.
 pub fn rejected(command: &str, failure: &Failure, trace: &Trace) -> Stamped {
     let (run, seq, offset_ms) = match &trace.last {
         Some((run, seq, offset_ms)) => (run.clone(), seq + 1, *offset_ms),

@@ -1,6 +1,6 @@
 //! Which project a command is about: `--config`, `--workspace`, or what discovery finds.
 //!
-//! Here: that choice, and what is said where there is none. Not here: reading configs
+//! Here: that choice, and the failures if there is no such project. Not here: reading configs
 //! (`core::config`).
 
 use std::env;
@@ -25,12 +25,12 @@ use super::human;
 use super::screen::Screen;
 use crate::cli::{Command, Raw};
 
-/// Names in a message; more are counted.
+/// How many names a message lists; further ones are counted.
 const NAMES_SHOWN: usize = 8;
 
 /// A project, with or without a config that can still be read.
 pub enum Selected {
-    /// The config says what it is.
+    /// It has a config.
     Config(Box<Config>),
     /// Only the record of its workspace is left: the config was moved, removed or changed into
     /// another project's.
@@ -38,7 +38,7 @@ pub enum Selected {
 }
 
 impl Selected {
-    /// Where its state is.
+    /// Its state root.
     pub fn state(&self) -> StateRoot {
         match self {
             Selected::Config(config) => config.state.clone(),
@@ -46,7 +46,7 @@ impl Selected {
         }
     }
 
-    /// As status wants it.
+    /// The project as `status` takes it.
     pub fn project(&self) -> Project {
         match self {
             Selected::Config(config) => Project::from(config.as_ref()),
@@ -55,7 +55,7 @@ impl Selected {
     }
 }
 
-/// `~/.castra` or what stands for it.
+/// castra's home: `$CASTRA_HOME`, or `~/.castra`.
 pub fn home() -> Result<PathBuf> {
     let home = castra_home().ok_or_else(|| {
         Failure::new(Exit::NoInput, "castra has no home directory")
@@ -85,14 +85,13 @@ pub fn config(raw: &Raw) -> Result<Config> {
     }
 }
 
-/// The project, for commands that can do without its config. Where none is selected they name
-/// what runs anywhere.
+/// The project, for commands that don't need its config. If none is selected, the failure names the projects
+/// of which something runs.
 pub fn project(raw: &Raw) -> Result<Selected> {
     follow_running_root(project_or(raw, none_found_but_running)?)
 }
 
-/// The project, if one is named or there is one here. For commands that have something to say
-/// without any.
+/// The project, if one is named or found here; for commands that work without one too.
 pub fn project_if_any(raw: &Raw) -> Result<Option<Selected>> {
     if raw.config.is_none() && raw.workspace.is_none() {
         let here = env::current_dir().ok();
@@ -138,7 +137,7 @@ fn load(path: &Path) -> Result<Selected> {
     config::load(path).map(|config| Selected::Config(Box::new(config)))
 }
 
-/// What runs is what a command is about, also where castra.toml names another state root by now.
+/// A command is about what runs, also if castra.toml now names another state root.
 fn follow_running_root(selected: Selected) -> Result<Selected> {
     let Selected::Config(config) = selected else {
         return Ok(selected);
@@ -161,8 +160,8 @@ fn by_id(id: &str) -> Result<Selected> {
 
 /// A project on record, with its config if that is still its own.
 pub fn of_record(record: WorkspaceRecord) -> Selected {
-    // A config that is gone, broken or another project's by now must not keep anybody from
-    // looking at, or stopping, what runs.
+    // Also if its config is gone, broken or another project's, a user must be able to look at what runs and
+    // to stop it.
     match config_on_record(&record) {
         Some(config) => Selected::Config(Box::new(config)),
         None => Selected::Record(record),
@@ -175,7 +174,7 @@ struct KnownVm {
     role: String,
 }
 
-/// The VMs of the config, then those that the config has lost and that may still run.
+/// The VMs of the config, then VMs that are no longer in the config and may still run.
 fn known(selected: &Selected) -> Result<Vec<KnownVm>> {
     let mut known: Vec<KnownVm> = match selected {
         Selected::Config(config) => config
@@ -191,7 +190,7 @@ fn known(selected: &Selected) -> Result<Vec<KnownVm>> {
     let state = selected.state();
     for vm in launched_vms(&state)? {
         if !known.iter().any(|known| known.vm == vm) {
-            // What can't be read has at least its name.
+            // A VM whose record can't be read still has a name.
             let run: Option<RunRecord> = records::load(&state.vm(&vm).run()).ok().flatten();
             let role = run.map_or_else(|| vm.to_string(), |run| run.role);
             known.push(KnownVm { vm, role });
@@ -212,8 +211,8 @@ fn vms_named<'k>(known: &'k [KnownVm], name: &str) -> Vec<&'k VmName> {
     of_role.map(|known| &known.vm).collect()
 }
 
-/// Names as typed, roles replaced by the names of their VMs. What is no name of this project stays: whether that is
-/// wrong is for the operation to say.
+/// Names as typed, with roles replaced by the names of their VMs. Unknown names stay: the operation decides
+/// whether they are wrong.
 pub fn vms(selected: &Selected, names: Vec<String>) -> Result<Vec<String>> {
     if names.is_empty() {
         return Ok(names);
@@ -247,7 +246,7 @@ pub fn vm(selected: &Selected, name: &str) -> Result<VmName> {
     }
 }
 
-/// The VM that a command means which names none: the only one there is.
+/// The VM of a command that names none: the project's only VM.
 pub fn only_vm(selected: &Selected, command: Command) -> Result<VmName> {
     let known = known(selected)?;
     match &known.iter().map(|known| &known.vm).collect::<Vec<_>>()[..] {
@@ -264,7 +263,7 @@ pub fn only_vm(selected: &Selected, command: Command) -> Result<VmName> {
     }
 }
 
-/// One was to be named, and these are those there are.
+/// The failure of a command that must name one of these VMs.
 fn one_of(several: &[&VmName], what: String) -> Failure {
     let names: Vec<&str> = several.iter().take(NAMES_SHOWN).map(|vm| vm.as_str()).collect();
     let more = match several.len() - names.len() {
@@ -300,14 +299,14 @@ fn none_found_but_running(here: &Path, raw: &Raw) -> Failure {
         .advice(format!("castra --workspace {} {command}", running[0].workspace))
 }
 
-/// The command with its words, as it may be typed again.
+/// The command line, to be shown in advice.
 fn typed_command(raw: &Raw) -> String {
     let mut line = raw
         .command
         .map_or("status", |command| command.row().words)
         .to_owned();
     for (number, word) in raw.operands.iter().enumerate() {
-        // What stands behind the name of the VM is a command of its own.
+        // The words after the VM's name are the guest's command.
         let dashes = number == 1 && matches!(raw.command, Some(Command::Ssh | Command::Exec));
         line.push_str(if dashes { " -- " } else { " " });
         line.push_str(&shell_quote(&word.to_string_lossy()));
@@ -324,7 +323,7 @@ fn running_line(status: &StatusOutcome, command: &str) -> String {
     )
 }
 
-/// `2 VMs and a broker run`, for people.
+/// For people: `2 VMs and a broker run`.
 pub fn running_text(status: &StatusOutcome) -> String {
     let vms = running_vms(status);
     let broker = status.broker.state == BrokerState::Running;
@@ -337,7 +336,7 @@ pub fn running_text(status: &StatusOutcome) -> String {
     }
 }
 
-/// How many VMs have a process.
+/// How many VMs run.
 pub fn running_vms(status: &StatusOutcome) -> usize {
     status.vms.iter().filter(|vm| vm.pid.is_some()).count()
 }

@@ -26,7 +26,7 @@ use super::progress::render;
 use super::sentence::sentence;
 use crate::cli::Raw;
 
-/// Codex waits for a server that doesn't answer as long as it is let.
+/// The default time limit: Codex waits for ever for a server that doesn't answer.
 const IDLE_LIMIT: Duration = Duration::from_secs(30 * 60);
 /// The longest line of a message shown.
 const LINE_LIMIT: usize = 64 * 1024;
@@ -68,7 +68,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(finish(context, &outcome))
 }
 
-/// The agent that is wanted.
+/// The agent that `--agent` names.
 fn agent(raw: &Raw) -> &'static dyn Agent {
     let named = raw.agent.as_deref().and_then(agent_named);
     named.unwrap_or(AGENTS[0])
@@ -98,7 +98,7 @@ pub fn relay(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(finish(context, &outcome))
 }
 
-/// A stream can be relayed anywhere; in a project it is kept there.
+/// Relaying needs no project; in a project the stream is also kept.
 fn kept_in(raw: &Raw) -> Result<Option<(StateRoot, Rotation)>> {
     match find_project::project(raw) {
         Ok(Selected::Config(config)) => Ok(Some((config.state.clone(), config.bus.rotation))),
@@ -110,12 +110,12 @@ fn kept_in(raw: &Raw) -> Result<Option<(StateRoot, Rotation)>> {
     }
 }
 
-/// The last message is the result; the rest was told while it went on.
+/// The last message is the result; stderr has had the rest already.
 fn finish(context: &mut Context, outcome: &HarnessOutcome) -> Exit {
     if context.json {
         return outcome.exit;
     }
-    // On a terminal that shows both, it would stand there twice.
+    // If both streams go to one terminal, the message would appear twice.
     let both = io::stdout().is_terminal() && io::stderr().is_terminal() && !context.quiet;
     if let Some(text) = outcome.last_message.as_ref().filter(|_| !both) {
         for line in text.split('\n') {
@@ -135,7 +135,7 @@ fn finish(context: &mut Context, outcome: &HarnessOutcome) -> Exit {
     outcome.exit
 }
 
-/// This castra as the agent can call it: by its name if that leads here.
+/// How the agent calls this castra: by name if PATH leads here.
 fn own_program() -> String {
     let Ok(own) = env::current_exe() else {
         return "castra".to_owned();
@@ -188,7 +188,7 @@ pub fn show(context: &mut Context, raw: &Raw) -> Result<Exit> {
     )?;
     if context.json {
         harness::lines(&thread, |line| {
-            // Wrapped, because an agent's lines look like castra's own events.
+            // Wrapped in an object, because an agent's lines could look like castra's own events.
             let json = match serde_json::from_str::<serde::de::IgnoredAny>(line) {
                 Ok(_) => line.trim_ascii().to_owned(),
                 Err(_) => serde_json::Value::from(line).to_string(),
@@ -208,7 +208,7 @@ pub fn show(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What has only begun is told again at its end.
+/// An item that only began is shown when it ends.
 fn is_said(event: &Event) -> bool {
     match event {
         Event::Message { severity, data, .. } => {

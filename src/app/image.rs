@@ -10,7 +10,6 @@ use super::context::Context;
 use super::{find_project, human};
 use crate::cli::Raw;
 
-/// Builds the default guest.
 pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = ImageOptions {
         home: find_project::home()?,
@@ -44,7 +43,6 @@ pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Lists the cache.
 pub fn list(context: &mut Context) -> Result<Exit> {
     let outcome = look(ImageAction::List)?;
     if context.json {

@@ -8,7 +8,6 @@ use castra::core::operations::init::{InitOptions, init};
 use super::context::Context;
 use crate::cli::Raw;
 
-/// Writes the starter.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let dir = env::current_dir().map_err(|error| {
         Failure::new(Exit::NoInput, "the current directory can't be read")

@@ -1,4 +1,4 @@
-//! Signals: Ctrl-C, SIGTERM and SIGHUP while an operation runs, and the one of a full file.
+//! Signals: Ctrl-C, SIGTERM and SIGHUP during an operation, and SIGXFSZ.
 //!
 //! Here: turning signals into requests to stop. Not here: what stops, and how (`core`).
 
@@ -13,8 +13,8 @@ use super::screen::Screen;
 use super::style::is_capable;
 use super::terminal;
 
-/// From now on the first signal asks to stop in order, the second to stop at once. Without
-/// handlers (the system refused) signals end castra as they end any program.
+/// From now on the first signal asks the operation to stop cleanly, the second to stop at once. If the system
+/// refuses handlers, a signal ends castra as it ends any program.
 pub fn cancel_on_signals(screen: Screen) -> Cancel {
     if is_capable(&io::stderr()) {
         terminal::hold_signals();
@@ -26,7 +26,7 @@ pub fn cancel_on_signals(screen: Screen) -> Cancel {
     })
 }
 
-/// The same for what only looks on: there is nothing to stop, and nothing is said.
+/// The same for commands that only watch: they have nothing to stop, and print nothing.
 pub fn end_on_signals() -> Cancel {
     on_signals(|_| {})
 }
@@ -35,8 +35,8 @@ fn on_signals(then: impl Fn(u32) + Send + 'static) -> Cancel {
     keep_ignoring();
     let cancel = Cancel::new();
     let raised = cancel.clone();
-    // ctrlc takes the signals first and then counts on a thread to hear of them: without one castra
-    // would be deaf to them. Left alone they end it as they end any program.
+    // ctrlc installs its handlers and then starts a thread that waits for signals. Without that thread castra
+    // would ignore signals, so castra checks first that a thread can be started.
     let spare = thread::Builder::new().spawn(|| {}).map(thread::JoinHandle::join);
     if let Err(error) = spare {
         log::warn!("no thread for signals: {error}");
@@ -52,8 +52,8 @@ fn on_signals(then: impl Fn(u32) + Send + 'static) -> Cancel {
     cancel
 }
 
-/// A file that may not grow any more (`ulimit -f`, a quota) is an error of that write, which is told;
-/// the signal that comes with it would end castra in the middle of its work.
+/// SIGXFSZ comes with a write beyond a file size limit (`ulimit -f`) and would end castra in the middle of
+/// its work. While it is blocked, the write fails with an error, which castra reports.
 pub fn outlive_file_limits() {
     let mut masked = SigSet::empty();
     masked.add(Signal::SIGXFSZ);
@@ -62,9 +62,8 @@ pub fn outlive_file_limits() {
     }
 }
 
-/// What whoever started castra told it to ignore stays ignored: `nohup castra up` outlives its
-/// terminal. The handlers to be installed would change that, so these signals are blocked, in this
-/// thread and in all that it starts.
+/// Signals that castra's parent made it ignore stay ignored: `nohup castra up` outlives its terminal. The
+/// handlers would change that, so these signals are blocked in this thread and in all threads that it starts.
 fn keep_ignoring() {
     let mut ignored = SigSet::empty();
     for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {

@@ -1,7 +1,7 @@
-//! What goes on right now, for the block below the conversation: one line per VM.
+//! The live block's contents: one line for each VM that an operation works on.
 //!
-//! Here: what events say about that, and the lines as they are to look. Not here: the terminal
-//! (`screen`), bars (`meter`), the sentences above the block (`sentence`).
+//! Here: deriving the lines from events. Not here: the terminal (`screen`), bars (`meter`), the sentences
+//! above the block (`sentence`).
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -24,24 +24,24 @@ use super::style::Style;
 use super::terminal::Size;
 use super::width;
 
-/// What a VM does until it is heard.
+/// The activity of a VM that was launched and not heard yet.
 const BOOTING: &str = "booting";
-/// Of what was heard of a VM so much is kept.
+/// How many bytes of a VM's last output are kept.
 const EVIDENCE_BYTES: usize = 400;
-/// Narrower names are padded to this, so that lines begin alike.
+/// Shorter names are padded to this width, so that lines align.
 pub const NAME_COLUMN: usize = 8;
-/// From so many columns on there is room for calm.
+/// Terminals of this width or more show the full columns.
 const ROOMY: usize = 75;
-/// A deadline nearer than this is worth a colour.
+/// A deadline nearer than this is coloured.
 const NEAR: Duration = Duration::from_secs(10);
 
-/// What goes on right now.
+/// The state of the live block.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// What is done for all VMs; shown while no VM works.
+    /// Work for all VMs, shown while no VM has work of its own.
     general: Option<Work>,
     vms: Vec<VmActivity>,
-    /// The widest that columns have been: they don't jump to and fro as their contents change.
+    /// The largest widths so far: columns don't shrink, so that lines don't jump.
     widest: Widest,
 }
 
@@ -54,19 +54,19 @@ struct Widest {
 #[derive(Debug)]
 struct VmActivity {
     vm: String,
-    /// It was announced, and will be up at the end.
+    /// It is one of the operation's VMs.
     expected: bool,
     state: State,
     /// When its QEMU was launched, if this run did that.
     launched: Option<Instant>,
     limits: Limits,
-    /// The last that was heard of it: its console, a handshake, a line of its script.
+    /// Its latest sign of progress: a console line, a handshake, a line of its script.
     evidence: Option<(Instant, String)>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// It will have its turn.
+    /// It waits for its turn.
     Waits,
     Works(Work),
     Done,
@@ -80,7 +80,7 @@ struct Limits {
     apply: Option<Duration>,
 }
 
-/// One thing that takes its time.
+/// A piece of work with a beginning and perhaps a limit.
 #[derive(Debug)]
 struct Work {
     what: String,
@@ -132,7 +132,7 @@ impl Limits {
 }
 
 impl Activity {
-    /// These VMs will have their turn, in this order.
+    /// Announces the operation's VMs, in this order.
     pub fn expecting(vms: impl IntoIterator<Item = String>) -> Activity {
         Activity {
             vms: vms.into_iter().map(|vm| VmActivity::new(&vm, true)).collect(),
@@ -140,10 +140,10 @@ impl Activity {
         }
     }
 
-    /// Takes in what happened.
+    /// Updates the state from an event.
     pub fn note(&mut self, event: &Event, now: Instant) {
         match event {
-            // What a script prints stands above.
+            // A script's output is printed above the block.
             Event::Message { data: Some(data), .. } if data.get("stream").is_some() => {}
             event if Stage::ended_by(event).is_some() => self.general = None,
             Event::Message {
@@ -157,12 +157,12 @@ impl Activity {
                 severity: Severity::Progress,
                 text,
                 vm: Some(vm),
-                // castra's own say how long it waits, which the line says anyway.
+                // castra's own messages say how long it waits; the line shows that already.
                 source: Some(_),
                 data,
                 ..
             } => self.note_progress(vm.as_str(), text, data.as_ref(), now),
-            // It can't be brought up.
+            // The VM failed.
             Event::Message {
                 severity: Severity::Error,
                 vm: Some(vm),
@@ -191,7 +191,7 @@ impl Activity {
             }
             Event::ShutdownComplete { vm, .. } => {
                 let doing = self.vm(vm.as_str());
-                // A restart goes on with it.
+                // A restart continues with this VM.
                 doing.state = if doing.expected { State::Waits } else { State::Done };
             }
             Event::BrokerHandshake {
@@ -261,7 +261,7 @@ impl Activity {
             return;
         }
         doing.limits = Limits::of(plan);
-        // The first wait counts from the launch.
+        // The wait for the first proof of life is counted from the launch.
         let since = doing.launched.unwrap_or(now);
         doing.begin(doing.limits.step(BootstrapStepKind::WaitHandshake, since));
     }
@@ -284,7 +284,7 @@ impl Activity {
     fn vm(&mut self, vm: &str) -> &mut VmActivity {
         let index = self.vms.iter().position(|known| known.vm == vm);
         let index = index.unwrap_or_else(|| {
-            // Threads tell of their VMs in any order; `web-2` stands before `web-10`.
+            // Events of VMs come in any order; `web-2` is shown before `web-10`.
             let place = self
                 .vms
                 .iter()
@@ -301,20 +301,20 @@ impl Activity {
     }
 
     fn note_evidence(&mut self, vm: &str, text: &str, now: Instant) {
-        // Tabs would move beyond what was counted.
+        // A tab would be wider than counted.
         let text = escape_line(text, EVIDENCE_BYTES).replace('\t', " ");
         if !text.trim().is_empty() {
             self.vm(vm).evidence = Some((now, text.trim().to_owned()));
         }
     }
 
-    /// The VMs of which nothing can be heard yet but what is on their consoles.
+    /// The VMs that boot: only their consoles say anything yet.
     pub fn booting(&self) -> Vec<String> {
         let boots = |vm: &&VmActivity| matches!(&vm.state, State::Works(work) if work.what == BOOTING);
         self.vms.iter().filter(boots).map(|vm| vm.vm.clone()).collect()
     }
 
-    /// The last line on the console of one that boots.
+    /// Notes the last console line of a booting VM.
     pub fn note_console(&mut self, vm: &str, line: &str, now: Instant) {
         if self.vms.iter().any(|known| known.vm == vm) {
             self.note_evidence(vm, line, now);
@@ -327,7 +327,7 @@ impl Activity {
         self.general.is_none() && !self.vms.iter().any(works)
     }
 
-    /// The block: at most one line less than the terminal has, none of them as wide as it.
+    /// The block's lines: fewer than the terminal has, each narrower than it.
     pub fn lines(&mut self, now: Instant, size: Size, style: Style) -> Vec<Line> {
         // Some terminals wrap as soon as the last column is written.
         let columns = size.columns.saturating_sub(1);
@@ -347,7 +347,7 @@ impl Activity {
         if working.len() + waiting.len() <= rows {
             working.append(&mut waiting);
         } else {
-            // The sentences above keep a quarter of the terminal: what failed is told there.
+            // A quarter of the terminal is left for the sentences above the block, which report failures.
             let rows = rows.min(size.rows * 3 / 4).max(1);
             left_out = working.split_off(working.len().min(rows - 1));
             left_out.append(&mut waiting);
@@ -376,7 +376,7 @@ impl Activity {
             line.push(&since, |text| style.dim(text));
             return Some(line.line);
         };
-        // The figures say more than the end of a long name.
+        // The figures are more useful than the end of a long name.
         let label = width::cut(&work.what, (columns / 2).max(NAME_COLUMN));
         line.push(&label, str::to_owned);
         line.gap(2);
@@ -419,7 +419,7 @@ impl VmActivity {
         line.push(&doing, str::to_owned);
         line.gap(shape.doing.saturating_sub(width::of(&doing)) + 1);
         if let Some(limit) = work.limit(now) {
-            // Where there is no room for it, half of it is noise.
+            // Without room for the whole limit, it is left out.
             if line.left() < width::of(&limit) {
                 return line.line;
             }
@@ -446,23 +446,23 @@ impl VmActivity {
 }
 
 impl Work {
-    /// How long it still may; of bytes that move, nothing.
+    /// The time left; nothing for a transfer that makes progress.
     fn left(&self, now: Instant) -> Option<Duration> {
         let mut until = self.until?;
         if let Some(meter) = &self.meter {
-            // The limit holds for the time without progress.
+            // The limit counts from the last progress.
             until = meter.stalled_since(now)? + until.duration_since(self.since);
         }
         Some(until.saturating_duration_since(now))
     }
 
-    /// What, and for how long: `booting, 3 s`.
+    /// The work and its duration: `booting, 3 s`.
     fn doing(&self, now: Instant) -> String {
         let since = human::whole_secs(now.duration_since(self.since).as_secs());
         format!("{}, {since}", self.what)
     }
 
-    /// Whether its limit comes near.
+    /// Whether its limit is near.
     fn is_near(&self, now: Instant) -> bool {
         let worked = now.duration_since(self.since);
         self.left(now).is_some_and(|left| left <= NEAR && worked > NEAR)
@@ -481,7 +481,7 @@ impl Work {
     }
 }
 
-/// The columns that all lines share.
+/// The widths of the columns.
 struct Shape {
     columns: usize,
     name: usize,
@@ -494,14 +494,14 @@ impl Shape {
         let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
         let works = || vms.iter().filter_map(|(_, work)| *work);
         let name = widest(&mut vms.iter().map(|(vm, _)| width::of(&vm.vm)));
-        // A long name leaves room for what goes on.
+        // A long name must leave room for the activity.
         let most = (columns / 3).max(NAME_COLUMN / 2);
         let limits = || works().filter_map(|work| work.limit(now));
         let mut found = Widest {
             doing: widest(&mut works().map(|work| width::of(&work.doing(now)))),
             limit: widest(&mut limits().map(|limit| width::of(&limit))),
         };
-        // A narrow terminal has better uses for its columns.
+        // A narrow terminal shows no limit.
         if columns >= ROOMY {
             found.doing = found.doing.max(before.doing);
             found.limit = found.limit.max(before.limit);
@@ -516,7 +516,7 @@ impl Shape {
     }
 }
 
-/// A name in two parts, its last number being one of them.
+/// Splits a name before the number at its end.
 fn by_number(vm: &str) -> (&str, Option<u64>) {
     let role = vm.trim_end_matches(|c: char| c.is_ascii_digit());
     (role, vm[role.len()..].parse().ok())
@@ -542,7 +542,7 @@ fn more(left_out: &[(&VmActivity, Option<&Work>)]) -> String {
     format!("and {} more: {}", left_out.len(), parts.join(", "))
 }
 
-/// What a progress message says of bytes: how many, of how many.
+/// The bytes done and the total, from a progress message.
 pub fn bytes_of(data: Option<&Value>) -> (Option<u64>, Option<u64>) {
     let Some(data) = data else {
         return (None, None);
@@ -551,11 +551,11 @@ pub fn bytes_of(data: Option<&Value>) -> (Option<u64>, Option<u64>) {
     (bytes, data["total_bytes"].as_u64())
 }
 
-/// A line that never gets wider than it may, and never ends in spaces.
+/// A line of bounded width without trailing spaces.
 struct LineBuilder {
     line: Line,
     columns: usize,
-    /// Spaces before whatever comes next.
+    /// Adds spaces before the next text.
     owed: usize,
 }
 

@@ -18,14 +18,14 @@ const LIMIT: usize = 4096;
 /// `bootstrap`, the longest word for a source.
 const SOURCE_COLUMN: usize = 9;
 
-/// Prints the last lines of each, and what is added.
+/// Prints the last lines of each log, and with `-f` new ones.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let selected = find_project::project(raw)?;
     let known: Vec<VmName> = match &selected {
         Selected::Config(config) => config.vms.iter().map(|vm| vm.name.clone()).collect(),
         Selected::Record(_) => Vec::new(),
     };
-    // The names that may stand before a line: it doesn't move when another VM speaks.
+    // All names that may precede a line, so that the column keeps its width when another VM speaks.
     let widest = known.iter().map(|vm| vm.as_str().len()).max();
     let mut column = widest.unwrap_or(0);
     let options = LogsOptions {
@@ -35,7 +35,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         tail: raw.tail,
         since: raw.since,
         follow: raw.follow,
-        // History ends by itself, and Ctrl-C ends it at once.
+        // Without `-f` reading ends by itself, and Ctrl-C ends castra at once.
         cancel: match raw.follow {
             true => context.end_on_signals(),
             false => Cancel::new(),
@@ -95,7 +95,7 @@ fn in_words(line: &LogLine, column: usize, context: &Context) -> String {
     format!("{prefix} {}", escape_line(&text, LIMIT))
 }
 
-/// `host to vm:web: {"x":1}`; a line that is none stays as it is.
+/// `host to vm:web: {"x":1}`; a line that isn't a message stays as it is.
 fn bus_words(line: &LogLine) -> String {
     match Message::parse(line.line.as_bytes()) {
         Ok(message) if line.vm.is_some() => format!("to {}: {}", message.topic, message.payload.get()),

@@ -42,8 +42,8 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Whether man(1) has shown the page to whoever sits at the terminal: not every system has one, and
-/// not each takes a page that isn't installed.
+/// Whether man(1) has shown the page: some systems have no man(1), and some can't show a page that isn't
+/// installed.
 fn shown(page: &str) -> bool {
     let child = Command::new("man")
         .args(["-l", "-"])
@@ -52,7 +52,7 @@ fn shown(page: &str) -> bool {
         .spawn();
     let Ok(mut child) = child else { return false };
     if let Some(mut pipe) = child.stdin.take() {
-        // A pager that is left early closes it: that is no mistake.
+        // A user who leaves the pager early closes the pipe, which is no error.
         let _ = pipe.write_all(page.as_bytes());
     }
     child.wait().is_ok_and(|status| status.success())

@@ -1,4 +1,4 @@
-//! Bytes on their way: how many, of how many, how fast.
+//! The progress of a transfer: bytes done, total, rate.
 //!
 //! Here: a bar, a rate, the time left. Not here: who counts the bytes (`core`), where this is shown
 //! (`live`).
@@ -10,13 +10,13 @@ use super::human;
 use super::style::Style;
 use super::width;
 
-/// The rate is that of the last so many reports; they come about once a second.
+/// How many reports the rate is taken from; they come about once a second.
 const SAMPLES: usize = 10;
-/// Bytes that haven't moved for so long have stopped.
+/// A transfer without progress for this long counts as stalled.
 const STALLED: Duration = Duration::from_secs(3);
 /// Columns of the longest bar.
 const WIDEST: usize = 24;
-/// A shorter one shows nothing worth its place.
+/// A shorter bar isn't shown.
 const NARROWEST: usize = 6;
 
 /// Counts bytes as they are reported.
@@ -27,7 +27,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Begins with what is there already.
+    /// A meter that begins with these bytes.
     pub fn new(now: Instant, bytes: u64, total: Option<u64>) -> Meter {
         Meter {
             total: total.filter(|total| *total > 0),
@@ -35,10 +35,10 @@ impl Meter {
         }
     }
 
-    /// So many bytes now.
+    /// Takes a report.
     pub fn note(&mut self, now: Instant, bytes: u64, total: Option<u64>) {
         if bytes < self.bytes() {
-            // It began anew, and so does the rate.
+            // The transfer began again, so the rate does too.
             self.samples.clear();
         }
         self.total = total.filter(|total| *total > 0);
@@ -48,7 +48,7 @@ impl Meter {
         }
     }
 
-    /// Since when nothing has moved, if that is long enough to be told.
+    /// How long there was no progress, if that is long enough to show.
     pub fn stalled_since(&self, now: Instant) -> Option<Instant> {
         self.moved_at()
             .filter(|at| now.saturating_duration_since(*at) >= STALLED)
@@ -78,8 +78,8 @@ impl Meter {
         Some(Duration::from_secs((missing / rate).min(1e6) as u64))
     }
 
-    /// The figures, and before them a bar if the total is known and `columns` leave room for one.
-    /// With its width.
+    /// The figures, with a bar before them if the total is known and `columns` leave room for it; and their
+    /// width.
     pub fn render(&self, now: Instant, columns: usize, style: Style) -> (String, usize) {
         let mut figures = match self.total {
             Some(total) => format!(

@@ -1,4 +1,4 @@
-//! Arguments to options to operation to rendering, one file a command.
+//! The commands: arguments become options, an operation runs, its outcome becomes text. One file a command.
 //!
 //! Here: what the commands share: the context they print through, dispatch, exit codes. Not here:
 //! any decision about VMs (`core`).
@@ -68,7 +68,7 @@ pub fn run(parsed: Result<Raw, Refused>) -> u8 {
     }
 }
 
-/// A last word, also of a thread that was interrupted while speaking.
+/// A message that is printed even if the screen's lock was left by a panic.
 pub fn say_if_free(text: &str) {
     Screen.say_if_free(text);
 }

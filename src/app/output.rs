@@ -1,9 +1,8 @@
 //! stdout: the result, and nothing else.
 //!
-//! Here: the one writer to it, which also sees that no path, name or word of a guest in it is obeyed by
-//! a terminal. When the reader has closed the pipe it falls silent, and what is
-//! under way goes on to its end: `castra up | head -1` leaves no half-started VM. Not here: the
-//! conversation on stderr (`screen`).
+//! Here: the only writer to stdout. It escapes paths, names and guests' words, so that a terminal obeys none
+//! of them. When the reader has closed the pipe it writes nothing more, and the operation goes on to its end:
+//! `castra up | head -1` leaves no half-started VM. Not here: the conversation on stderr (`screen`).
 
 use std::io::{self, IsTerminal, Write};
 
@@ -12,7 +11,7 @@ use castra::core::failure::{Exit, Failure, Result};
 use castra::core::host;
 use serde::Serialize;
 
-/// Text is handed to the system in pieces of about this size.
+/// Buffered text is written in pieces of about this size.
 const PIECE: usize = 64 * 1024;
 
 /// stdout, buffered.
@@ -26,9 +25,9 @@ pub struct Output {
 enum State {
     #[default]
     Open,
-    /// The reader has gone.
+    /// The reader has closed the pipe.
     Closed,
-    /// A full disk, as a rule.
+    /// A failed write, usually because the disk is full.
     Failed(io::Error),
 }
 
@@ -39,12 +38,12 @@ impl Output {
         self.verbatim("\n");
     }
 
-    /// Text for people: castra's own colours and lines, everything else harmless.
+    /// Text for people: castra's own colours and line ends are kept, everything else is escaped.
     pub fn text(&mut self, text: impl AsRef<str>) {
         self.verbatim(escape_text(text.as_ref()));
     }
 
-    /// Text for other programs, such as a path or an ssh_config: as it stands, unless a terminal gets it.
+    /// Text for other programs, such as a path or an ssh_config: escaped only if stdout is a terminal.
     pub fn data(&mut self, text: impl AsRef<str>) {
         match io::stdout().is_terminal() {
             true => self.text(text),
@@ -52,7 +51,7 @@ impl Output {
         }
     }
 
-    /// What castra alone has written: a man page, completions, a screen with its cursor movements.
+    /// Text that comes from castra alone: a man page, completions, cursor movements.
     pub fn verbatim(&mut self, text: impl AsRef<str>) {
         if !self.is_open() {
             return;
@@ -63,7 +62,7 @@ impl Output {
         }
     }
 
-    /// One JSON object on one line, handed over at once: somebody may be reading as it comes.
+    /// One JSON object on one line, written at once for readers that follow.
     pub fn json<T: Serialize + ?Sized>(&mut self, value: &T) {
         match serde_json::to_string(value) {
             Ok(line) => self.json_line(line),
@@ -73,26 +72,26 @@ impl Output {
         self.flush();
     }
 
-    /// The same of JSON already written.
+    /// The same for JSON that is text already.
     pub fn json_line(&mut self, line: impl AsRef<str>) {
         self.verbatim(escape_json(line.as_ref()));
         self.verbatim("\n");
     }
 
-    /// Whether anybody still reads. Commands that go on printing end when this turns false.
+    /// Whether the reader is still there. Commands that go on printing end when this is false.
     pub fn is_open(&self) -> bool {
         matches!(self.state, State::Open)
     }
 
-    /// Looks whether the reader has gone, for commands that may have nothing to print for long:
-    /// `castra events -f | head -1` ends with `head`, not with the next event.
+    /// Checks whether the reader is gone, for commands that may print nothing for a long time: `castra events
+    /// -f | head -1` ends with `head`, not with the next event.
     pub fn look_for_reader(&mut self) {
         if self.is_open() && host::reader_has_gone(io::stdout().lock()) {
             self.state = State::Closed;
         }
     }
 
-    /// Hands over what is buffered.
+    /// Writes what is buffered.
     pub fn flush(&mut self) {
         if self.is_open() && !self.buffer.is_empty() {
             let mut stdout = io::stdout().lock();
@@ -106,7 +105,7 @@ impl Output {
         self.buffer.clear();
     }
 
-    /// The end: what could not be written is a failure, a reader who has gone is not.
+    /// The end: a failed write is a failure, a reader that is gone isn't.
     pub fn finish(&mut self) -> Result<()> {
         self.flush();
         match &self.state {

@@ -1,7 +1,7 @@
-//! What `--plan` prints: what is wrong, then every VM as it would be launched and bootstrapped.
+//! What `--plan` prints: the problems, then how each VM would be launched and bootstrapped.
 //!
-//! Here: the text. Not here: what is looked at (`core::operations::fleet::preflight`), or the events of
-//! `--plan --json`, which the operation itself tells.
+//! Here: the text. Not here: the checks (`core::operations::fleet::preflight`), or the events of `--plan
+//! --json`, which the operation itself emits.
 
 use castra::core::config::Protocol;
 use castra::core::events::contract::Stamped;

@@ -1,7 +1,7 @@
 //! The reporters of the command line: sentences on stderr, or contract lines on stdout.
 //!
-//! Here: which events people are told, and the NDJSON stream. Not here: the words (`sentence`), what
-//! goes on meanwhile (`live`), the terminal (`screen`).
+//! Here: which events people see, and the NDJSON stream. Not here: the words (`sentence`), the live block
+//! (`live`), the terminal (`screen`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,56 +25,56 @@ use super::screen::{LiveBlock, Screen};
 use super::sentence::{Sentence, is_own, sentence};
 use super::style::Style;
 
-/// Between two looks at the consoles of guests that boot.
+/// How often the consoles of booting guests are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// As much of a console as is looked at for its last line.
+/// How many bytes of a console's end are searched for its last line.
 const CONSOLE_BYTES: u64 = 1024;
-/// What is told where nobody has chosen the emulation.
+/// The note for guests that are emulated although nobody chose that.
 const EMULATED: &str = "note: guests run emulated (TCG), not under KVM; `castra doctor` says why";
-/// Of a download that nobody watches a line is said at every tenth; without a known length, at
-/// every so many bytes.
+/// Without a live block a download prints a line at every tenth, or every so many bytes if its length is
+/// unknown.
 const LINE_EVERY: u64 = 64 << 20;
 
-/// How much people are told.
+/// How much is printed for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
     /// `--quiet`: warnings and errors.
     Quiet,
-    /// Each VM's stations, and what its script prints.
+    /// The main events of each VM, and its script's output.
     Usual,
     /// `--verbose`: every step.
     Verbose,
 }
 
-/// Tells people, on stderr.
+/// Prints sentences on stderr.
 pub struct HumanReporter {
     screen: Screen,
     style: Style,
     detail: Verbosity,
     column: usize,
     doing: Arc<Mutex<Activity>>,
-    /// Dropped with the reporter, which takes the block off the terminal.
+    /// Dropped with the reporter; that removes the block from the terminal.
     live: Option<LiveBlock>,
-    /// Why steps failed; the bootstrap then fails with the same words.
+    /// Reasons of failed steps; the bootstrap then fails with the same words.
     told: BTreeMap<VmName, String>,
-    /// VMs that this run shuts down and that haven't been heard since.
+    /// VMs that this run shuts down and that haven't sent anything since.
     stopping: BTreeSet<VmName>,
     /// When this run launched them.
     launched: BTreeMap<VmName, Instant>,
-    /// VMs that were told to be reachable, and not to be unreachable since.
+    /// VMs whose last reported state is reachable.
     reached: BTreeSet<VmName>,
-    /// That guests are emulated is no news.
+    /// The note about emulated guests was printed or isn't needed.
     knows_emulation: bool,
-    /// How far what is counted in bytes was said to be.
+    /// The last printed number of bytes of a download.
     said: u64,
 }
 
-/// What is known of a fleet before its events: the VMs in their order, and where their files are.
+/// What is known of the VMs before any event: their order, and where their files are.
 #[derive(Clone, Debug)]
 pub struct Expected {
-    /// Those that will be worked on.
+    /// The VMs of the operation, in order.
     pub vms: Vec<VmName>,
-    /// Of their project.
+    /// The state root of their project.
     pub state: StateRoot,
     /// The config asks for emulated guests.
     pub wants_emulation: bool,
@@ -120,7 +120,7 @@ impl HumanReporter {
         }
     }
 
-    /// Whether this is the failure of a bootstrap whose step has just told why.
+    /// Whether this is the failure of a bootstrap whose failed step was just printed.
     fn is_repeated(&mut self, event: &Event) -> bool {
         match event {
             Event::BootstrapStep {
@@ -140,7 +140,7 @@ impl HumanReporter {
         }
     }
 
-    /// Whether a guest falls silent that is just being shut down, which is no news.
+    /// Whether this reports that a guest fell silent while this run shuts it down: not worth printing.
     fn is_expected_silence(&mut self, event: &Event) -> bool {
         match event {
             Event::ShutdownRequested { vm, .. } => {
@@ -158,8 +158,7 @@ impl HumanReporter {
         }
     }
 
-    /// What is told of an event by the way that most people want it: the stations of each VM in a few
-    /// words. `None`: nothing.
+    /// An event as a default run prints it: the main events of each VM in a few words. `None`: nothing.
     fn short_sentence<'e>(&mut self, event: &'e Event) -> Option<Sentence<'e>> {
         match event {
             Event::VmLaunched { vm, elapsed_ms, .. } => Some(Sentence::info(
@@ -175,7 +174,7 @@ impl HumanReporter {
                 status: BootstrapStepStatus::Success,
                 ..
             } => {
-                // A handshake and the step that has waited for it tell the same.
+                // The handshake and the step that waited for it report the same.
                 let is_news = self.reached.insert(vm.clone());
                 let after = self
                     .launched
@@ -187,7 +186,7 @@ impl HumanReporter {
         }
     }
 
-    /// Remembers what later events are told by.
+    /// Remembers what the printing of later events depends on.
     fn remember(&mut self, event: &Event) {
         match event {
             Event::VmLaunched { vm, .. } => {
@@ -203,7 +202,7 @@ impl HumanReporter {
         }
     }
 
-    /// Once a run, that its guests are emulated though nobody asked for it.
+    /// Once a run: a note that its guests are emulated although nobody chose that.
     fn note_emulation(&mut self, event: &Event) -> Option<String> {
         let is_emulated = matches!(
             event,
@@ -216,7 +215,7 @@ impl HumanReporter {
         is_news.then(|| EMULATED.to_owned())
     }
 
-    /// What is told of an event: lines above the live block.
+    /// The lines printed for an event, above the live block.
     fn lines(&mut self, event: &Event) -> Vec<String> {
         self.remember(event);
         if !is_shown(event) || self.is_repeated(event) || self.is_expected_silence(event) {
@@ -232,8 +231,8 @@ impl HumanReporter {
         if self.detail == Verbosity::Quiet && sentence.severity < Severity::Warn {
             return Vec::new();
         }
-        // The live block shows progress, and the next overwrites it; what a script prints is there to
-        // be read.
+        // The live block shows progress, which the next progress replaces; a script's output has to stay
+        // readable.
         if sentence.severity == Severity::Progress
             && !is_printed(event)
             && (self.live.is_some() || !self.is_far_enough(event))
@@ -251,8 +250,7 @@ impl HumanReporter {
         note.into_iter().chain([line]).collect()
     }
 
-    /// Whether this progress is worth a line of its own: nobody reads a download's every second in a
-    /// log.
+    /// Whether this progress gets a line: a log doesn't need every second of a download.
     fn is_far_enough(&mut self, event: &Event) -> bool {
         let Event::Message { data, .. } = event else {
             return true;
@@ -276,7 +274,7 @@ fn locked(doing: &Mutex<Activity>) -> MutexGuard<'_, Activity> {
     doing.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks at the consoles of guests that boot, which say nothing otherwise.
+/// Reads the consoles of booting guests, which emit no events yet.
 struct Consoles {
     state: Option<StateRoot>,
     looked: Option<Instant>,
@@ -293,7 +291,7 @@ impl Consoles {
             return;
         }
         self.looked = Some(Instant::now());
-        // Not under the lock: whoever reports an event waits for it.
+        // Without the lock, which reporting an event needs.
         let booting = locked(doing).booting();
         for vm in booting {
             let Ok(name) = vm.parse::<VmName>() else { continue };
@@ -305,14 +303,14 @@ impl Consoles {
     }
 }
 
-/// The last line with anything to read, without the colours that boot messages have.
+/// The last line that isn't blank, without colours.
 fn last_line(console: &str) -> Option<String> {
     let plain = without_sequences(console);
     let mut lines = plain.split(['\n', '\r']).map(str::trim);
     lines.rfind(|line| !line.is_empty()).map(str::to_owned)
 }
 
-/// Drops what moves the cursor or paints: `ESC [ … letter`.
+/// Removes escape sequences: `ESC [ … letter`.
 fn without_sequences(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut chars = text.chars();
@@ -341,7 +339,7 @@ impl Reporter for HumanReporter {
     }
 }
 
-/// One sentence as people see it: the VM, two spaces, the text; below it what to do.
+/// One sentence: the VM, two spaces, the text; below it the advice.
 pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
     let mut line = String::new();
     if let Some(vm) = sentence.vm {
@@ -367,8 +365,8 @@ pub fn render(sentence: &Sentence<'_>, style: Style, column: usize) -> String {
     line
 }
 
-/// Whether most people want to be told: steps that went well show themselves in the live block and
-/// in the result.
+/// Whether a default run prints this event: a step that went well is seen in the live block and in the
+/// result.
 fn is_milestone(event: &Event) -> bool {
     match event {
         Event::OverlayPrepared { .. }
@@ -385,20 +383,20 @@ fn is_milestone(event: &Event) -> bool {
     }
 }
 
-/// Whether this is a line that a script has printed.
+/// Whether this is a line of a script's output.
 fn is_printed(event: &Event) -> bool {
     matches!(event, Event::Message { source: Some(_), data: Some(data), .. } if data.get("stream").is_some())
 }
 
-/// The frame of an operation is for scripts; people see its beginning and end by themselves.
-/// Accepted hellos repeat every few seconds: what they mean is told by `BrokerFreshness`. Steps with
-/// nothing to do are no news, except the connection, which every bootstrap needs. A blocker is what
-/// the operation then fails with, and that is shown at its end with cause and advice.
+/// Not printed: the frame of an operation, whose beginning and end people see anyway; accepted hellos, which
+/// repeat every few seconds and whose meaning `BrokerFreshness` reports; steps with nothing to do, except the
+/// connection, which every bootstrap needs; a blocker, which the operation then fails with, with cause and
+/// advice.
 fn is_shown(event: &Event) -> bool {
     if let Event::BootstrapPlanned(plan) = event {
         return plan.action != BootstrapPlanAction::Run;
     }
-    // The sum of its turns comes with each of them.
+    // Each turn of an agent reports the sum so far.
     if matches!(event, Event::Usage { scope, .. } if scope == "thread") {
         return false;
     }
@@ -439,7 +437,7 @@ fn is_shown(event: &Event) -> bool {
     )
 }
 
-/// What the NDJSON stream has carried, for a refusal that must fit behind it.
+/// What the NDJSON stream has had so far, for a refusal that must fit behind it.
 #[derive(Clone, Debug, Default)]
 pub struct Trace {
     /// Envelope of the last event: run, seq, offset.
@@ -448,7 +446,7 @@ pub struct Trace {
     pub rejected: bool,
 }
 
-/// Tells scripts, on stdout.
+/// Prints contract lines on stdout.
 pub struct JsonReporter<'a> {
     output: &'a mut Output,
     trace: &'a mut Trace,
@@ -467,7 +465,7 @@ impl Reporter for JsonReporter<'_> {
     }
 
     fn report_line(&mut self, stamped: &Stamped, line: &str) {
-        // The broker's events pass through in between; they are of another run.
+        // The broker's events, which pass through here, have a run of their own.
         let own = self
             .trace
             .last

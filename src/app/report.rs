@@ -31,7 +31,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     let found = report(options, &mut Silent)?;
     if found.runs.is_empty() {
-        // A name may be of a VM that is gone, whose runs are there; one without runs must be known.
+        // A name may belong to a VM that is gone but has runs; a name without runs must be a VM's.
         for vm in &vms {
             find_project::vm(&selected, vm)?;
         }

@@ -8,7 +8,6 @@ use super::context::Context;
 use super::{down, find_project, human, operands, up};
 use crate::cli::Raw;
 
-/// Stops VMs and starts them again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let config = find_project::config(raw)?;
     let options = RestartOptions {

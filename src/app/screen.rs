@@ -1,11 +1,11 @@
 //! stderr: the conversation, and on a terminal the block of lines below it that changes.
 //!
-//! Here: who may write when, and the live block. All that castra says to people goes through
-//! [`Screen`], so that the block, the operation's threads, Ctrl-C, log lines and a panic don't write
-//! into each other. Not here: what is said (`progress`, `failure`), what the block shows (`live`).
+//! Here: the one writer to stderr, and the live block. Everything that castra says to people goes through
+//! [`Screen`], so that the block, the operation's threads, Ctrl-C, log lines and a panic don't write into
+//! each other. Not here: what is said (`progress`, `failure`), what the block shows (`live`).
 //!
-//! The cursor rests at the beginning of the line below the block: whatever ends castra, SIGKILL
-//! included, leaves the prompt a line of its own, and there is nothing to restore.
+//! The cursor rests at the beginning of the line below the block: if castra ends, by SIGKILL too, the shell's
+//! prompt gets a line of its own and nothing has to be restored.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -19,7 +19,7 @@ use castra::core::escape::escape_text;
 use super::style::is_capable;
 use super::terminal::{self, Size, Watch};
 
-/// How often the block is looked at; it is drawn again only where it has changed.
+/// How often the block is updated; it is drawn only if it has changed.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(125);
 
 /// A process has one stderr.
@@ -28,13 +28,13 @@ static STATE: Mutex<State> = Mutex::new(State {
     terminal: None,
 });
 
-/// stderr, shared by all who speak.
+/// stderr, shared by all threads.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Screen;
 
 #[derive(Debug)]
 struct State {
-    /// The block as it stands on the terminal.
+    /// The block as it is on the terminal.
     drawn: Vec<Line>,
     /// While there may be a block.
     terminal: Option<Terminal>,
@@ -51,18 +51,18 @@ struct Terminal {
 pub struct Line {
     /// With its colours.
     pub text: String,
-    /// Columns it takes.
+    /// Its width in columns.
     pub width: usize,
 }
 
 impl Screen {
-    /// One line, or several, with castra's own colours; all else is harmless to a terminal. A stderr
-    /// that nobody reads is no reason to stop.
+    /// Prints one or more lines with castra's own colours; everything else is escaped. Errors are ignored: if
+    /// nobody reads stderr, the operation still goes on.
     pub fn say(self, text: &str) {
         lock().say(&escape_text(text));
     }
 
-    /// The same for one who may have been interrupted while speaking.
+    /// The same for a caller that may hold the lock itself, such as a panic hook.
     pub fn say_if_free(self, text: &str) {
         let text = &*escape_text(text);
         match STATE.try_lock() {
@@ -105,7 +105,7 @@ impl State {
         }
     }
 
-    /// Takes in what has happened to the terminal.
+    /// Takes note of a new size, or of a stop and continuation.
     fn catch_up(&mut self) {
         let Some(terminal) = &mut self.terminal else {
             return;
@@ -115,23 +115,23 @@ impl State {
             terminal.size = terminal::size();
         }
         if news.resumed {
-            // The shell has written below the block, which stays there as it was.
+            // The shell has written below the block, so the block there is left as it is.
             self.drawn.clear();
         }
     }
 
-    /// The terminal's size; asked for once, and again when it changes.
+    /// The terminal's size; read once, and again when it changes.
     fn size(&mut self) -> Size {
         self.catch_up();
         let terminal = self.terminal.get_or_insert_with(|| Terminal {
-            // First, so that nothing is missed.
+            // Before the size is read, so that no change is missed.
             watch: Watch::start(),
             size: terminal::size(),
         });
         terminal.size
     }
 
-    /// One write: up to the block's first line, what is to stand above it, the block.
+    /// One write: moves to the block's first line, writes the text above, then the block.
     fn put(&mut self, above: Option<&str>, block: Vec<Line>) {
         let columns = self
             .terminal
@@ -155,7 +155,7 @@ fn repaint(drawn: &[Line], above: Option<&str>, block: &[Line], columns: usize) 
     if rows > 0 {
         let _ = write!(bytes, "\r\x1b[{rows}A");
     }
-    // Text of any length replaces the lines below it, so these go first.
+    // Text of unknown length replaces these lines, so they are erased first.
     let afresh = above.is_some() || wrapped;
     if afresh && rows > 0 {
         bytes.push_str("\x1b[J");
@@ -165,7 +165,7 @@ fn repaint(drawn: &[Line], above: Option<&str>, block: &[Line], columns: usize) 
         bytes.push('\n');
     }
     for (index, line) in block.iter().enumerate() {
-        // What stands there already isn't written again: nothing flickers.
+        // Unchanged lines aren't written again, so nothing flickers.
         if afresh || drawn.get(index) != Some(line) {
             bytes.push_str(&line.text);
             bytes.push_str("\x1b[K");
@@ -178,7 +178,7 @@ fn repaint(drawn: &[Line], above: Option<&str>, block: &[Line], columns: usize) 
     bytes
 }
 
-/// The live block, looked at again and again by a thread until it is dropped.
+/// The live block, updated by a thread until it is dropped.
 #[derive(Debug)]
 pub struct LiveBlock {
     stop: Option<Sender<()>>,
@@ -186,8 +186,8 @@ pub struct LiveBlock {
 }
 
 impl LiveBlock {
-    /// Shows what `lines` says, if stderr is a terminal that can take lines back. Its size is asked
-    /// for once there is anything to show.
+    /// Shows the lines that `lines` returns, if stderr is a terminal that can erase lines. The size is read
+    /// once there is something to show.
     pub fn start(
         mut lines: impl FnMut(&dyn Fn() -> Size) -> Vec<Line> + Send + 'static,
     ) -> Option<LiveBlock> {

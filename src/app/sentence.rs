@@ -1,8 +1,8 @@
 //! Events as sentences for people.
 //!
-//! Here: one sentence per fact, without colour. Not here: where and when it is shown
-//! (`progress`, `events`). Text that may have come from a guest is escaped: an event of castra
-//! holds it escaped already, one read back from a journal might not.
+//! Here: one sentence per event, without colour. Not here: where and when it is shown (`progress`, `events`).
+//! Text that may come from a guest is escaped here: castra's own events have it escaped already, but one from
+//! a journal might not.
 
 use castra::core::escape::escape_line;
 use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
@@ -14,8 +14,7 @@ use castra::core::reporter::{COMMAND_LINE, LIBRARY};
 
 use super::human::{bytes, duration};
 
-/// Whether a `command.*` event is of castra's own operations, whoever asked for them; those of an agent
-/// bear its name.
+/// Whether a `command.*` event is about an operation of castra; an agent's commands carry its name.
 pub fn is_own(source: &str) -> bool {
     [COMMAND_LINE, LIBRARY].contains(&source)
 }
@@ -23,10 +22,10 @@ pub fn is_own(source: &str) -> bool {
 /// The longest sentence shown, in bytes.
 const LIMIT: usize = 4096;
 
-/// A fact, worded.
+/// An event in words.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sentence<'e> {
-    /// How much attention it asks for.
+    /// Its severity.
     pub severity: Severity,
     /// The VM it is about.
     pub vm: Option<&'e VmName>,
@@ -37,7 +36,7 @@ pub struct Sentence<'e> {
 }
 
 impl<'e> Sentence<'e> {
-    /// A fact about a VM that asks for no attention.
+    /// Information about a VM.
     pub fn info(vm: &'e VmName, text: impl AsRef<str>) -> Sentence<'e> {
         Sentence::new(Severity::Info, Some(vm), text)
     }
@@ -58,7 +57,7 @@ impl<'e> Sentence<'e> {
     }
 }
 
-/// The fact in words.
+/// The event in words.
 pub fn sentence(event: &Event) -> Sentence<'_> {
     use Severity::{Error, Info, Progress, Warn};
     let info = |vm, text: String| Sentence::new(Info, Some(vm), text);
@@ -388,7 +387,7 @@ fn planned(plan: &BootstrapPlan) -> Sentence<'_> {
     Sentence::new(severity, Some(&plan.vm), text)
 }
 
-/// Several lines as such, those after the first indented.
+/// Keeps line breaks, and indents all lines but the first.
 fn escape_lines(text: &str) -> String {
     let mut lines = String::new();
     for line in text.trim_end().lines() {
@@ -405,7 +404,7 @@ fn escape_lines(text: &str) -> String {
     lines
 }
 
-/// A command line that doesn't push everything else off the screen.
+/// A command line, cut to a length.
 fn in_short(command: &str) -> String {
     format!("`{}`", escape_line(command, 200))
 }

@@ -1,8 +1,8 @@
 //! `castra ssh` and `castra exec`: castra becomes `ssh`.
 //!
-//! Here: who is meant, the words after `--`, the stdin of a command too long for a command line. Not here: whether the
-//! VM runs, the options that make a connection the same as the bootstrap's, and what the guest's shell is told
-//! (`core::bootstrap::ssh`).
+//! Here: which VM, the words after `--`, the stdin of a command too long for a command line. Not here:
+//! whether the VM runs, the options that make a connection the same as the bootstrap's, and what the guest's
+//! shell is told (`core::bootstrap::ssh`).
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -19,14 +19,15 @@ use super::context::Context;
 use super::{find_project, operands};
 use crate::cli::{self, Raw};
 
-/// Connecting to the own loopback takes no time; the guest's sshd may, under emulation.
+/// How long the guest's sshd may take to answer: connecting to the loopback takes no time, but sshd may be
+/// slow under emulation.
 const CONNECT_TIMEOUT_SECS: u32 = 30;
 /// Linux takes no longer argument, and a login shell gets its line as one.
 const MAX_LINE_BYTES: usize = 128 * 1024 - 1;
-/// Bytes of stdin passed on at once.
+/// How many bytes of stdin are read at once.
 const FEED_BYTES: usize = 64 * 1024;
 
-/// Becomes `ssh`; returns only where that can't be. The exit code is then the remote command's.
+/// Becomes `ssh`, and returns only if that fails. The exit code is then the remote command's.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let command = raw.command.unwrap_or(cli::Command::Ssh);
     let interactive = command == cli::Command::Ssh;
@@ -66,7 +67,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     })
 }
 
-/// What `ssh` says by 255, castra says by it too.
+/// castra uses `ssh`'s exit code for a failed connection.
 pub(super) fn no_connection(failure: Failure) -> Failure {
     match failure.exit {
         Exit::Failed => Failure {
@@ -106,8 +107,8 @@ fn argv(target: &SshTarget, interactive: bool, command: Option<&RemoteCommand>) 
     argv
 }
 
-/// Starts the process whose output is to be the stdin of `ssh`: the words, then what comes by our stdin. It isn't castra
-/// itself, because then an `ssh` would outlive a castra that is killed.
+/// Starts the process whose output is the stdin of `ssh`: the words, then our stdin. castra doesn't do it
+/// itself, because `ssh` would then outlive a castra that is killed.
 fn start_feeder(interactive: bool, words: &[OsString]) -> Result<ChildStdout> {
     let cannot = |error: io::Error| {
         Failure::new(Exit::Internal, "castra can't start itself to send a long command").because(error)
@@ -127,11 +128,11 @@ fn start_feeder(interactive: bool, words: &[OsString]) -> Result<ChildStdout> {
 const ARGV: &str = "argv";
 const LINE: &str = "line";
 
-/// `castra exec-feed`: the words of a long command, then stdin, until either side has ended.
+/// `castra exec-feed`: passes on the words of a long command, then stdin, until either side has ended.
 pub fn feed(raw: &Raw) -> Result<Exit> {
     let words = &raw.operands[1..];
     let command = RemoteCommand::new(as_words(raw.operands[0] == LINE, words));
-    // The reader that is gone says itself why.
+    // If `ssh` is gone, it reports the reason itself.
     match pass_on(&command.preamble.unwrap_or_default()) {
         Ok(()) => Ok(Exit::Done),
         Err(_) => Ok(Exit::Io),
@@ -142,7 +143,7 @@ fn pass_on(preamble: &[u8]) -> io::Result<()> {
     let (stdin, mut stdout) = (io::stdin(), io::stdout().lock());
     stdout.write_all(preamble)?;
     stdout.flush()?;
-    // Not through the buffers of `io`: what stdin brings goes on at once.
+    // Without `io`'s buffers: input is passed on at once.
     let mut buffer = vec![0; FEED_BYTES];
     loop {
         let sides = [
@@ -151,7 +152,7 @@ fn pass_on(preamble: &[u8]) -> io::Result<()> {
         ];
         let mut asked = sides;
         poll(&mut asked, PollTimeout::NONE)?;
-        // A closed pipe is an event that needs not be asked for: `ssh` is gone, and may have been killed.
+        // poll reports a closed pipe without being asked: `ssh` is gone, and may have been killed.
         if asked[1].any().unwrap_or(true) {
             return Ok(());
         }
@@ -164,11 +165,11 @@ fn pass_on(preamble: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Options after those of the VM.
+/// Options added after the VM's.
 fn common_options(interactive: bool) -> Vec<String> {
     let mut options = vec![
         format!("ConnectTimeout={CONNECT_TIMEOUT_SECS}"),
-        // Hides "Permanently added … to the list of known hosts", which says nothing to anybody here.
+        // Hides "Permanently added … to the list of known hosts".
         "LogLevel=ERROR".to_owned(),
     ];
     options.extend(alive_options());

@@ -39,7 +39,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
         let target = match login::target(&state, vm) {
             Ok(target) => target,
             Err(failure) if named => return Err(failure),
-            // It ended meanwhile, or has no port for SSH: nothing to say about it.
+            // The VM ended meanwhile, or has no port for SSH: it is left out.
             Err(_) => continue,
         };
         if context.json {

@@ -29,12 +29,12 @@ use crate::cli::Raw;
 mod legend;
 mod metrics;
 
-/// Between two pictures of `--watch`, and how often scripts should ask (docs/STATUS.md).
+/// The interval of `--watch`, and how often scripts should ask (docs/STATUS.md).
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Shows who is there; with `--watch` again and again.
+/// Shows the status, with `--watch` again and again.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
-    // No handlers: whoever interrupts this finds nothing half done.
+    // No signal handlers: an interrupted `status` leaves nothing half done.
     let never = Cancel::new();
     let in_place = raw.watch && !context.json && io::stdout().is_terminal();
     loop {
@@ -67,7 +67,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     }
 }
 
-/// What was asked for.
+/// The wanted projects.
 enum Answer {
     /// The selected project.
     One(Box<StatusOutcome>),
@@ -91,13 +91,13 @@ impl Answer {
             project: find_project::project(raw)?.project(),
             cancel: cancel.clone(),
         };
-        // What couldn't be read is in the outcome's notes, and shown with it.
+        // The outcome's notes say what couldn't be read; they are shown with it.
         Ok(Answer::One(Box::new(status(options, &mut Silent)?)))
     }
 
-    /// One line on stdout, and what couldn't be read on stderr.
+    /// The JSON on one line of stdout, and errors of reading on stderr.
     fn print_json(&self, context: &mut Context) {
-        // Metrics are a guest's own words: what could fool a terminal is written as `\u202e`.
+        // Metrics come from the guest: characters that could fool a terminal are written as `\u202e`.
         let projects = match self {
             Answer::One(status) => {
                 context.out.json(status);
@@ -126,12 +126,12 @@ struct Layout {
     wide: bool,
     /// `--legend`.
     legend: bool,
-    /// Say on a terminal what else there is to see.
+    /// On a terminal, name the flags that show more.
     hints: bool,
 }
 
 impl Layout {
-    /// Columns that the table has to fit into.
+    /// The width that the table has to fit into.
     fn room(self) -> Option<usize> {
         self.width.filter(|_| !self.wide)
     }
@@ -155,7 +155,7 @@ fn render(status: &StatusOutcome, layout: Layout) -> String {
     text
 }
 
-/// Several projects, one below the other; what closes the text stands once, at the end.
+/// Several projects, one below the other; the closing text is printed once, at the end.
 fn render_all(projects: &[StatusOutcome], layout: Layout) -> String {
     let Some(last) = projects.last() else {
         return "no project has any state on this machine\n".to_owned();
@@ -180,7 +180,7 @@ fn render_all(projects: &[StatusOutcome], layout: Layout) -> String {
     text
 }
 
-/// The legend where it was asked for, else on a terminal one line on what else there is.
+/// The legend if it was asked for; else, on a terminal, one line that names the flags that show more.
 fn closing(status: &StatusOutcome, layout: Layout) -> String {
     let mut text = String::new();
     if layout.legend {
@@ -201,14 +201,14 @@ fn closing(status: &StatusOutcome, layout: Layout) -> String {
     text
 }
 
-/// One picture of `--watch` on a terminal: drawn over the last one without clearing it first, so
-/// that nothing flickers. Lines are cut where they would wrap, and those that don't fit counted.
+/// One update of `--watch` on a terminal: drawn over the last one without clearing it, so that nothing
+/// flickers. Lines are cut at the terminal's width, and lines that don't fit are counted.
 fn frame(text: &str, size: terminal::Size) -> String {
     const HOME: &str = "\x1b[H";
     const TO_LINE_END: &str = "\x1b[K\n";
     const REST: &str = "\x1b[J";
     let lines: Vec<&str> = text.lines().collect();
-    // The cursor waits in a row of its own.
+    // The last row is for the cursor.
     let room = size.rows.saturating_sub(1).max(1);
     let mut frame = HOME.to_owned();
     let shown = if lines.len() > room { room - 1 } else { lines.len() };
@@ -225,7 +225,7 @@ fn frame(text: &str, size: terminal::Size) -> String {
     frame
 }
 
-/// The first `columns` characters of a line and all of its colours.
+/// The first `columns` characters of a line, with all colour codes.
 fn cut(line: &str, columns: usize) -> String {
     let mut shown = 0;
     let mut in_color = false;
@@ -276,7 +276,7 @@ fn header(status: &StatusOutcome, layout: Layout) -> String {
         ),
     ] {
         let line = format!("{word:<9}{value}");
-        // Paths are copied, so they stay whole.
+        // Paths aren't cut, because people copy them.
         let is_path = matches!(word, "config" | "state");
         text.push_str(&wrap(&line, layout.width.filter(|_| !is_path), 9));
         if word == "broker" && unattended {
@@ -293,14 +293,14 @@ fn header(status: &StatusOutcome, layout: Layout) -> String {
 
 // --- table ------------------------------------------------------------------------------------
 
-/// One column: its head, its cell for a VM, and how soon it goes when the terminal is narrow.
+/// One column: its head, its cell for a VM, and whether it is left out on a narrow terminal.
 struct Column {
     head: &'static str,
     cell: fn(&VmStatus) -> String,
     tone: fn(&VmStatus) -> Tone,
-    /// `None`: always there. Else the lowest number gets room first.
+    /// `None`: always shown. Otherwise columns with lower numbers get room first.
     goes: Option<u8>,
-    /// On a terminal left out where no VM has anything to say in it.
+    /// On a terminal left out if it is empty for every VM.
     only_if_used: bool,
 }
 
@@ -381,7 +381,7 @@ const COLUMNS: [Column; 16] = [
     .if_used(),
 ];
 
-/// Only where the name doesn't say it: `web` and its replicas `web-0`, `web-1` do.
+/// Only if the name doesn't show the role: `web` and its replicas `web-0`, `web-1` do.
 fn role_cell(vm: &VmStatus) -> String {
     let name = vm.name.as_str();
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
@@ -397,7 +397,7 @@ fn ssh_cell(vm: &VmStatus) -> String {
 }
 
 fn forwards_cell(vm: &VmStatus) -> String {
-    // The one that ssh takes has a column of its own.
+    // SSH's forward has a column of its own.
     let ssh = vm.ssh.as_ref().and_then(|ssh| ssh.port);
     let forwards: Vec<String> = vm
         .forwards
@@ -446,7 +446,7 @@ fn table(status: &StatusOutcome, layout: Layout) -> String {
     let mut columns: Vec<(&Column, Vec<String>)> = COLUMNS
         .iter()
         .map(|column| (column, status.vms.iter().map(column.cell).collect::<Vec<_>>()))
-        // Into a pipe every column is written, for scripts that count them.
+        // In a pipe every column is written, for scripts that count them.
         .filter(|(column, cells)| {
             layout.width.is_none() || !column.only_if_used || cells.iter().any(|cell| cell != NOTHING)
         })
@@ -473,15 +473,15 @@ fn column_width(column: &Column, cells: &[String]) -> usize {
     cells.chain([column.head.len()]).max().unwrap_or(0)
 }
 
-/// Between two columns.
+/// The gap between two columns.
 const GAP: usize = 2;
-/// How many of the wishes come before all others.
+/// If a column up to this number has no room, the columns after it aren't shown either.
 const FIRST: u8 = 3;
-/// Columns that a name takes before it makes room for others.
+/// A name is shortened down to this width, or a third of the line, before a column is left out.
 const LONG_NAME: usize = 16;
 
-/// Leaves the columns that fit, the most important first, and takes the middle out of long names
-/// if even those that must be there don't.
+/// Keeps the columns that fit, the most important first; if even the required ones don't fit, long names are
+/// shortened in the middle.
 fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) {
     let Some(width) = width else {
         return;
@@ -494,14 +494,14 @@ fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) {
         let (column, cells) = &columns[index];
         let mut needs = column_width(column, cells) + if taken == 0 { 0 } else { GAP };
         if index == 0 {
-            // Long names give way to what is said of them.
+            // Long names are shortened in favour of the other columns.
             needs = needs.min(LONG_NAME.max(width / 3));
         }
         if column.goes.is_none() || taken + needs <= width {
             kept[index] = true;
             taken += needs;
         } else if column.goes <= Some(FIRST) {
-            // Without these the others are of little use.
+            // The other columns are of little use without these.
             break;
         }
     }
@@ -520,7 +520,7 @@ fn fit(columns: &mut Vec<(&Column, Vec<String>)>, width: Option<usize>) {
     }
 }
 
-/// A name of at most `room` characters. Its end stays: replicas differ there.
+/// A name of at most `room` characters. Its end is kept, because replicas differ there.
 fn without_middle(name: &str, room: usize) -> String {
     let length = name.chars().count();
     if length <= room {
@@ -539,7 +539,7 @@ fn push_row<'a>(
     layout: Layout,
 ) {
     let mut line = String::new();
-    // Padding is owed until the next cell, so that no line ends in spaces.
+    // Padding is written before the next cell, so that no line ends in spaces.
     let mut owed = 0;
     for ((cell, tone), width) in cells.zip(widths) {
         line.extend(std::iter::repeat_n(' ', owed));

@@ -1,7 +1,7 @@
 //! Whether text has colour, and which.
 //!
-//! Here: the decision, once per stream, and the few colours castra uses. Not here: what is worth
-//! a colour (whoever renders).
+//! Here: the decision, once per stream, and castra's few colours. Not here: which text gets a colour (each
+//! renderer).
 
 use std::env;
 use std::io::IsTerminal;
@@ -34,32 +34,32 @@ impl Style {
         Style { on }
     }
 
-    /// Something failed.
+    /// For failures.
     pub fn error(self, text: &str) -> String {
         self.paint("1;31", text)
     }
 
-    /// Look later.
+    /// For warnings.
     pub fn warning(self, text: &str) -> String {
         self.paint("33", text)
     }
 
-    /// As it should be.
+    /// For what is well.
     pub fn success(self, text: &str) -> String {
         self.paint("32", text)
     }
 
-    /// What the eye is to find first.
+    /// For the most important text.
     pub fn bold(self, text: &str) -> String {
         self.paint("1", text)
     }
 
-    /// What the eye may skip.
+    /// For unimportant text.
     pub fn dim(self, text: &str) -> String {
         self.paint("2", text)
     }
 
-    /// What a line of a log is of, each source in its own colour.
+    /// A log's source, each in its own colour.
     pub fn source(self, source: Source, text: &str) -> String {
         self.paint(
             match source {

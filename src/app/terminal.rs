@@ -1,6 +1,6 @@
-//! The terminal behind stderr: its size, what happens to it, whether it is ours.
+//! The terminal behind stderr: its size, its changes, and whether castra is in its foreground.
 //!
-//! Here: asking. Not here: what is drawn on it (`screen`).
+//! Here: queries. Not here: what is drawn (`screen`).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -10,9 +10,9 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
-/// Columns of a terminal that doesn't tell.
+/// Width if the terminal doesn't tell.
 const DEFAULT_COLUMNS: usize = 80;
-/// Its lines.
+/// Height if the terminal doesn't tell.
 const DEFAULT_ROWS: usize = 24;
 
 /// A terminal's size.
@@ -26,7 +26,7 @@ pub struct Size {
 
 /// The terminal's size. Asking the kernel takes unsafe code, so `stty` asks.
 pub fn size() -> Size {
-    // stty asks about its stdin; ours may be a pipe.
+    // stty asks about its stdin, and castra's may be a pipe.
     let terminal = io::stderr()
         .as_fd()
         .try_clone_to_owned()
@@ -57,33 +57,32 @@ pub fn size() -> Size {
     }
 }
 
-/// Whether castra may draw: a job in the background leaves the terminal to whoever has it.
+/// Whether castra may draw: a background job leaves the terminal to the foreground.
 pub fn is_foreground() -> bool {
-    // A terminal that doesn't control us has no background.
+    // A terminal that isn't castra's controlling terminal has no foreground group for it.
     tcgetpgrp(io::stderr()).map_or(true, |group| group == getpgrp())
 }
 
-/// What has happened to the terminal since somebody last asked.
+/// What has happened to the terminal since the last query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TerminalChanges {
     /// It has another size.
     pub resized: bool,
-    /// castra was stopped and goes on: a shell has written meanwhile.
+    /// castra was stopped and continued: a shell has written meanwhile.
     pub resumed: bool,
 }
 
-/// Hears of new sizes and of being continued, which come as signals; no signal handler is involved,
-/// for that takes unsafe code.
+/// Listens for SIGWINCH and SIGCONT without a signal handler, which would take unsafe code.
 #[derive(Debug)]
 pub struct Watch(Option<SignalFd>);
 
 impl Watch {
-    /// Begins to listen. [`hold_signals`] has to come before any thread starts.
+    /// Begins to listen. Call [`hold_signals`] before any thread starts.
     pub fn start() -> Watch {
         Watch(SignalFd::with_flags(&signals(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).ok())
     }
 
-    /// What has happened since the last time.
+    /// What has happened since the last call.
     pub fn take_changes(&self) -> TerminalChanges {
         let mut news = TerminalChanges::default();
         while let Some(info) = self
@@ -102,8 +101,8 @@ fn signals() -> SigSet {
     [Signal::SIGWINCH, Signal::SIGCONT].into_iter().collect()
 }
 
-/// Keeps the signals that [`Watch`] reads from being lost in a thread that doesn't hold them. A
-/// stopped castra goes on all the same, and children that inherit this aren't the worse for it.
+/// Blocks the signals that [`Watch`] reads in all threads, so that none takes them away. A stopped castra is
+/// continued all the same, and blocking does no harm to children that inherit it.
 pub fn hold_signals() {
     if let Err(error) = signals().thread_block() {
         log::warn!("changes of the terminal's size can't be noticed: {error}");

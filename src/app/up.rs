@@ -13,7 +13,6 @@ use super::context::Context;
 use super::{find_project, human, operands, plan};
 use crate::cli::Raw;
 
-/// Brings VMs up.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let options = UpOptions {
         config: find_project::config(raw)?,
@@ -30,7 +29,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     };
     context.expect(&options.config, &options.vms);
     if raw.plan && !context.json {
-        // The plans are the result.
+        // With --plan the plans are the result.
         let mut told = Vec::new();
         let outcome = up(options, &mut told)?;
         plan::show(context, &outcome, &told);
@@ -43,7 +42,7 @@ pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     Ok(outcome.exit)
 }
 
-/// This very binary, by which brokers and the pipes of isolated guests are started.
+/// The running castra binary, with which brokers and the pipes of isolated guests are started.
 pub fn own_binary() -> Result<PathBuf> {
     env::current_exe()
         .map_err(|error| Failure::new(Exit::Internal, "castra can't find its own binary").because(error))
@@ -70,7 +69,7 @@ fn show(context: &mut Context, raw: &Raw, outcome: &UpOutcome) {
     next(context, &outcome.vms, outcome.exit);
 }
 
-/// How the fleet fares: all, some or none of it, then each VM.
+/// The outcome: all, some or none of the VMs succeeded, then each VM.
 pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str, took: &str, exit: Exit) {
     let well = vms.iter().filter(|vm| vm.error.is_none()).count();
     let all = human::plural(vms.len(), "VM");
@@ -90,7 +89,7 @@ pub fn show_outcome(context: &mut Context, vms: &[VmUp], done: &str, port: &str,
     context.out.flush();
 }
 
-/// One line per VM: what is now true of it.
+/// One line per VM: its new state.
 pub fn show_vms(context: &mut Context, vms: &[VmUp]) {
     let width = vms.iter().map(|vm| vm.vm.as_str().len()).max().unwrap_or(0);
     for vm in vms {
@@ -116,7 +115,7 @@ fn well(vm: &VmUp) -> String {
             (other, _) => format!("bootstrap {other}"),
         });
     }
-    // That to the guest's SSH server is for `castra ssh`.
+    // `castra ssh` uses the forward to the guest's SSH server, so it isn't shown.
     let named = vm.forwards.iter().filter(|forward| !forward.is_ssh());
     facts.extend(named.map(forward));
     if !vm.stale_config.is_empty() {

@@ -1,4 +1,4 @@
-//! `castra vm-names`, hidden: what completions offer where a VM is expected: VMs, and roles with replicas.
+//! `castra vm-names`, hidden: the names that completions offer for a VM: VMs, and roles with replicas.
 
 use castra::core::failure::{Exit, Result};
 
@@ -6,7 +6,7 @@ use super::context::Context;
 use super::find_project;
 use crate::cli::Raw;
 
-/// One name a line. A key press is no place for errors: without a config there are none.
+/// One name a line. Completion shows no errors: without a config there are no names.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if let Ok(config) = find_project::config(raw) {
         let mut role = None;

@@ -7,7 +7,7 @@ use super::context::Context;
 use super::{find_project, human, operands};
 use crate::cli::Raw;
 
-/// Waits until VMs are as asked for.
+/// Waits until VMs are in the wanted state.
 pub fn run(context: &mut Context, raw: &Raw) -> Result<Exit> {
     let wait_for = raw.wait_for.unwrap_or_default();
     let options = WaitOptions {

@@ -3,16 +3,16 @@
 //! Here: the width of a character, and cutting text to a width. Not here: colours, which take none
 //! (`style`).
 //!
-//! Where terminals disagree (emoji, marks that combine with the letter before) the larger width is
-//! taken: a line that is cut a little early does no harm, one that wraps garbles what is below.
+//! Where terminals disagree (emoji, combining marks) the larger width is taken: a line that is cut a little
+//! early does no harm, but a line that wraps garbles the lines below it.
 
-/// The sign of a cut.
+/// Marks a cut.
 const CUT: char = '…';
 
 /// Columns of one character.
 pub fn of_char(c: char) -> usize {
     match u32::from(c) {
-        // What most text is made of, decided first.
+        // Most text is ASCII, so this is decided first.
         0x20..=0x10ff => 1,
         // Hangul, the CJK blocks with their full-width forms, signs drawn as pictures.
         0x1100..=0x115f

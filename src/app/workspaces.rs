@@ -26,13 +26,12 @@ struct Listing<'s> {
     workspaces: Vec<Row<'s>>,
 }
 
-/// Lists them.
 pub fn run(context: &mut Context) -> Result<Exit> {
     let unreadable = workspace::unreadable_workspaces(&find_project::home()?);
     let all = find_project::all_projects();
     match unreadable.into_iter().next() {
         Some(failure) if all.is_empty() => return Err(failure),
-        // One that is hidden doesn't hide the others.
+        // A project that can't be read doesn't hide the others.
         Some(failure) => context.warn(&failure.to_string()),
         None => {}
     }

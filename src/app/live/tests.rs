@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A [`Activity`] and a clock that moves only when told.
+/// An [`Activity`] and a clock that moves only when told.
 struct Script {
     doing: Activity,
     began: Instant,
@@ -80,7 +80,7 @@ impl Script {
     }
 }
 
-/// What is said of a VM whose turn hasn't come.
+/// The text for a VM that waits for its turn.
 fn waiting() -> String {
     match host::cores() {
         1 => "waiting: 1 VM boots at a time here".to_owned(),
@@ -298,7 +298,7 @@ fn a_fleet_taller_than_the_terminal() {
     // A terminal of one line or two has no room for more than this.
     script.shows(2, 2, 60, &["and 40 more: 3 booting, 1 starting QEMU, 36 waiting"]);
     script.shows(2, 1, 60, &["and 40 more: 3 booting, 1 starting QEMU, 36 waiting"]);
-    // Those that can't be brought up make room.
+    // Failed VMs leave room for others.
     script.note(
         3,
         Event::message(Severity::Error, Some(&vm("web-1")), "no memory"),
@@ -366,7 +366,7 @@ fn bytes_have_a_bar() {
         80,
         &["web       copying files, 3 s  ███░░░░░░░░░░ 10 MiB of 40 MiB, 5 MiB/s, 6 s left"],
     );
-    // What no longer moves has a deadline: 30 s from the last byte.
+    // A stalled transfer has a deadline: 30 s from the last byte.
     script.script_says(14, "web", "10 of 40", sent(10));
     script.shows(
         15,

@@ -1,7 +1,7 @@
-//! What a guest says of itself, in words.
+//! A guest's metrics in words.
 //!
-//! Here: the metrics of castra's own guests, and any other JSON as it comes. Not here: where they
-//! come from (`core::status`), or making them harmless (whoever prints them).
+//! Here: the metrics of castra's own guests, and any other JSON as it comes. Not here: where they come from
+//! (`core::status`), escaping them (the callers).
 
 use serde_json::Value;
 

@@ -201,7 +201,7 @@ fn fleet() -> StatusOutcome {
     }
 }
 
-/// Two VMs, no broker, and nothing ever heard.
+/// Two VMs and no broker; no guest was ever heard.
 fn offline() -> StatusOutcome {
     let mut status = fleet();
     status.broker = BrokerStatus {
@@ -241,11 +241,11 @@ fn json_is_the_contract() {
     }
 }
 
-/// The names and the order of docs/STATUS.md, spelled out once more.
+/// The fields of docs/STATUS.md, in their order.
 #[test]
 fn fields_and_their_order() {
     let keys = |text: &str| -> Vec<String> {
-        // serde_json's map sorts its keys; the text has them as they are printed.
+        // serde_json's map sorts its keys; the printed text keeps their order.
         let mut positions: Vec<(usize, String)> =
             serde_json::from_str::<serde_json::Map<String, Value>>(text)
                 .unwrap()

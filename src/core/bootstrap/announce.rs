@@ -1,11 +1,11 @@
-//! Plan and start of a bootstrap, told as soon as their hashes are known, and its steps behind them.
+//! The events for plan and start of a bootstrap, emitted as soon as their hashes are known, and the steps'
+//! events after them.
 //!
-//! Here: the order in which these go out, whoever brings the last piece: the thread that computes the
-//! hashes, or the one that does the steps. Not here: the steps (`bootstrap::pipeline`), or how a hash
-//! is computed (`core::images`).
+//! Here: the order of these events, whichever thread brings the last missing part: the one that computes the
+//! hashes, or the one that does the steps. Not here: the steps (`bootstrap::pipeline`), or how a hash is
+//! computed (`core::images`).
 //!
-//! A step waits here only while a hash is missing; it carries its own time and says nothing of the
-//! work that went on meanwhile.
+//! A step's event waits here while a hash is missing; it has its own time, so the delay doesn't show.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::core::events::{BootstrapPlan, Event, Severity};
 use crate::core::failure::{Failure, Result as Done};
 use crate::core::reporter::Emitter;
 
-/// What one bootstrap has told so far.
+/// The events that one bootstrap has emitted so far.
 pub(super) struct Announcer<'a, 'e> {
     emitter: &'a Emitter<'e>,
     told: Mutex<Announced>,
@@ -27,14 +27,14 @@ struct Announced {
     planned: bool,
     started: bool,
     base_hash: Option<String>,
-    /// Steps that ended before plan and start could be told.
+    /// Steps that ended before plan and start could be emitted.
     waiting: Vec<Event>,
     /// Why a hash can't be known.
     failure: Option<Failure>,
 }
 
 impl<'a, 'e> Announcer<'a, 'e> {
-    /// Nothing told yet.
+    /// Nothing emitted yet.
     pub(super) fn new(plan: BootstrapPlan, emitter: &'a Emitter<'e>) -> Announcer<'a, 'e> {
         Announcer {
             emitter,
@@ -50,7 +50,8 @@ impl<'a, 'e> Announcer<'a, 'e> {
         }
     }
 
-    /// The next hash: the artifact's, which completes the plan, then the base's, with which it starts.
+    /// Takes the next hash: first the artifact's, which completes the plan, then the base's, which the start
+    /// needs.
     pub(super) fn hashed(&self, hash: Done<String>) {
         let mut told = self.lock();
         match hash {
@@ -72,7 +73,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
         }
     }
 
-    /// The run is over, or can't go on: what isn't known yet stays unknown.
+    /// The run is over, or can't go on: missing hashes stay unknown.
     pub(super) fn close(&self) {
         let mut told = self.lock();
         while !told.started {
@@ -80,7 +81,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
         }
     }
 
-    /// Whether the hashes let the run go on.
+    /// Whether no hash has failed.
     pub(super) fn check(&self) -> Result<(), StepFailure> {
         match &self.lock().failure {
             Some(failure) => Err(StepFailure::because(failure.to_string())),
@@ -88,7 +89,7 @@ impl<'a, 'e> Announcer<'a, 'e> {
         }
     }
 
-    /// Waits for the start, at most so long; whether it was told.
+    /// Waits for the start, at most this long; returns whether it was emitted.
     pub(super) fn wait_started(&self, limit: Duration) -> bool {
         let told = self.lock();
         let waited = self

@@ -1,13 +1,13 @@
 //! Whether the guest's SSH server answers: the search for its banner.
 //!
-//! Here: connecting and reading the first line, again and again, cheaply. Not here: what a
-//! banner is worth (`bootstrap::wait_for_guest`, `bootstrap::steps`).
+//! Here: connecting and reading the first line, again and again, cheaply. Not here: what a banner proves
+//! (`bootstrap::wait_for_guest`, `bootstrap::steps`).
 //!
-//! User-mode networking accepts a forwarded connection before the guest listens, so only the
-//! banner counts. Until the guest's network is up, a connection hangs; while nobody listens, it
-//! is reset at once. So several attempts overlap, and each is given up after a while: soon while
-//! the guest is young, later and later the older it is. A guest so slow that its server needs
-//! many seconds for a banner would never be heard otherwise, and every attempt costs it a process.
+//! User-mode networking accepts a forwarded connection before the guest listens, so only the banner counts.
+//! Until the guest's network is up, a connection hangs; while nobody listens, it is reset at once. So several
+//! attempts overlap, and each is given up after a while: soon while the guest is young, later the older it
+//! is. If attempts were always given up soon, a guest so slow that its server needs many seconds for a banner
+//! would never be noticed, and every attempt costs it a process.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -22,18 +22,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Attempts under way at once. Some servers (dropbear) allow five unauthenticated connections from one address.
 const AT_ONCE: usize = 4;
-/// An attempt without a banner is given up after a quarter of the guest's age, within these. The
-/// lower one finds a guest whose network has just come up, the upper one a server that needs long.
+/// An attempt without a banner is given up after a quarter of the guest's age, within these bounds. The lower
+/// one finds a guest whose network has just come up, the upper one a slow server.
 const GIVE_UP_FIRST: Duration = Duration::from_secs(2);
 const GIVE_UP_LAST: Duration = Duration::from_secs(20);
-/// After a reset; and the same once the guest is known to live.
+/// The pause after a reset; and the same once the guest is known to live.
 const AFTER_RESET: Duration = Duration::from_millis(100);
 const AFTER_RESET_EAGER: Duration = Duration::from_millis(20);
-/// For the TCP connection itself. On the loopback it takes microseconds or hangs.
+/// Limit for the TCP connection itself. On the loopback it takes microseconds or hangs.
 const CONNECT: Duration = Duration::from_millis(250);
-/// How often the thread looks whether it is still wanted.
+/// How often the thread checks whether the search was cancelled.
 const SLICE: Duration = Duration::from_millis(50);
-/// Servers may send other lines before the banner (RFC 4253, 4.2), but not without end.
+/// Servers may send other lines before the banner (RFC 4253, 4.2), but castra reads only so many bytes of
+/// them.
 const MAX_BYTES: usize = 4096;
 
 /// A search under way in a thread of its own.
@@ -46,7 +47,7 @@ pub struct BannerSearch {
 }
 
 impl BannerSearch {
-    /// Starts to search at this address, for a guest that was launched so long ago.
+    /// Starts a search at this address, for a guest that was launched this long ago.
     pub fn start(host: &str, port: u16, label: &str, age: Duration) -> io::Result<BannerSearch> {
         let (tell, found) = bounded(1);
         let wanted = Arc::new(AtomicBool::new(true));
@@ -70,7 +71,7 @@ impl BannerSearch {
         })
     }
 
-    /// The guest lives: try more often from now on.
+    /// The guest is known to live: attempts come more often from now on.
     pub fn retry_faster(&self) {
         self.eager.store(true, Ordering::Relaxed);
     }
@@ -117,7 +118,7 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
         let now = Instant::now();
         let is_eager = eager.load(Ordering::Relaxed);
         if is_eager && !was_eager {
-            // What hung before the guest's network was up may hang for seconds more.
+            // An attempt that began before the guest's network was up may hang for seconds more.
             was_eager = true;
             attempts.clear();
             next = now;
@@ -133,7 +134,7 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
                         until: now + patience,
                         got: Vec::new(),
                     });
-                    // Evenly spread, so that one of them is always young.
+                    // Attempts are spread evenly, so that one of them is always recent.
                     next = now + patience / AT_ONCE as u32;
                 }
                 _ => next = now + AFTER_RESET,
@@ -161,8 +162,8 @@ fn search(host: &str, port: u16, age: Duration, wanted: &AtomicBool, eager: &Ato
     None
 }
 
-/// How long an attempt may stay without a banner. Where the guest is known to live its network is
-/// up, and an attempt that hangs is one that a slow server is at work on.
+/// How long an attempt may stay without a banner. If the guest is known to live, its network is up, and an
+/// attempt that hangs has reached a slow server.
 fn attempt_timeout(age: Duration, is_eager: bool) -> Duration {
     if is_eager {
         return GIVE_UP_LAST;
@@ -259,8 +260,8 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let mut search = BannerSearch::start("127.0.0.1", port, "test", Duration::ZERO).unwrap();
         search.retry_faster();
-        // The eager attempt is the last one accepted within the first moment; it is answered later
-        // than a young guest's attempts are given up.
+        // The stand-in answers the last of the first attempts, later than a young guest's attempts are given
+        // up.
         let mut attempts = vec![listener.accept().unwrap().0];
         listener.set_nonblocking(true).unwrap();
         assert_eq!(search.wait(GIVE_UP_FIRST + Duration::from_millis(300)), None);

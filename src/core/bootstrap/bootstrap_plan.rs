@@ -138,8 +138,7 @@ pub const RESERVED_KEYS: [&str; 4] = [
     "CASTRA_BROKER",
 ];
 
-/// How long the first proof of life may take; `None` while neither the config nor the
-/// accelerator says.
+/// Limit for the first proof of life; `None` while it depends on an accelerator that isn't known.
 pub fn handshake_timeout(vm: &VmConfig, config: &Config, accel: Option<Accel>) -> Option<Duration> {
     vm.bootstrap
         .handshake_timeout
@@ -209,7 +208,7 @@ fn skipped(vm: &VmConfig) -> BootstrapPlan {
     }
 }
 
-/// A name that every shell takes for a variable.
+/// Whether every shell accepts this name for a variable.
 fn is_variable_name(key: &str) -> bool {
     let starts_well = key
         .bytes()
@@ -263,8 +262,8 @@ fn head_of(script: &Path) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Whether the system itself can execute the script: it names an interpreter or is a program.
-/// Anything else is handed to `sh`, as every shell does.
+/// Whether the kernel can execute the script: it names an interpreter or is a program. Any other script is
+/// run by `sh`, as shells do.
 pub fn names_interpreter(script: &Path) -> io::Result<bool> {
     let head = head_of(script)?;
     Ok(head.starts_with(b"#!") || head.starts_with(b"\x7fELF"))

@@ -19,7 +19,7 @@ impl LineCutter {
         }
     }
 
-    /// Takes what one read brought and hands on the lines it completes, without line end.
+    /// Takes the bytes of one read and passes on the lines that they complete, without line ends.
     pub fn push(&mut self, mut bytes: &[u8], mut each: impl FnMut(&str)) {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             self.extend(&bytes[..end], &mut each);
@@ -33,7 +33,7 @@ impl LineCutter {
         self.extend(bytes, &mut each);
     }
 
-    /// Hands on the last line, if the stream ended without a line end.
+    /// Passes on the last line, if the stream ended without a line end.
     pub fn finish(&mut self, mut each: impl FnMut(&str)) {
         if !self.pending.is_empty() {
             each(&String::from_utf8_lossy(&self.pending));
@@ -55,11 +55,10 @@ impl LineCutter {
     }
 }
 
-/// Where the last, perhaps unfinished, character of these bytes begins, or their end if it is
-/// whole.
+/// Where an unfinished character at the end of these bytes begins; their end if there is none.
 fn last_boundary(bytes: &[u8]) -> usize {
     match std::str::from_utf8(bytes) {
-        // Only an unfinished character at the very end is worth waiting for.
+        // Only an unfinished character at the end can still be completed.
         Err(error) if error.error_len().is_none() && error.valid_up_to() > 0 => error.valid_up_to(),
         _ => bytes.len(),
     }

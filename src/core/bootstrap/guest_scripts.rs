@@ -3,13 +3,12 @@
 //! Here: their wording. Not here: running them (`bootstrap::ssh::channel`). Tests run them under
 //! dash and BusyBox ash.
 //!
-//! The guest's login shell may be anything, so it only ever sees `exec sh` or one quoted line
-//! for `exec sh -c`. Everything secret goes by stdin: an environment on a command line could be
-//! read by every user of the guest.
+//! The guest's login shell may be any shell, so it only gets `exec sh` or one quoted line for `exec sh -c`.
+//! Secrets are passed by stdin: every user of the guest could read an environment on a command line.
 //!
-//! Start-up files of the login shell may print, with or without a line end, also from a process that they left in the
-//! background. So every line that castra reads begins with a line end of its own and is printed at once (`say`); what
-//! stands around such lines isn't castra's.
+//! Start-up files of the login shell may print, with or without a line end, also from a background process.
+//! So every line for castra begins with a line end of its own and is printed at once (`say`); castra ignores
+//! other output.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -23,8 +22,8 @@ use crate::core::process::in_single_quotes;
 /// The answer of [`greeting`] if the directory can be used.
 pub const DIR_OK: &str = "castra-dir ok";
 
-/// The master's own command: makes `remote_dir`, says whether it can be used, then waits for the
-/// end of its stdin. `vizier`: it says first what it has of Vizier, and at its end shows its log.
+/// The master's own command: makes `remote_dir`, reports whether it can be used, then waits for the end of
+/// its stdin. `vizier`: it first reports what it has of Vizier, and at its end shows Vizier's log.
 pub fn greeting(remote_dir: &str, vizier: bool) -> String {
     let (before, wait) = if vizier {
         (PROBE, format!("cat >/dev/null; {LOG_TAIL}"))
@@ -42,19 +41,19 @@ pub fn greeting(remote_dir: &str, vizier: bool) -> String {
     format!("exec sh -c {}", quote(script.as_bytes()))
 }
 
-/// A command that prints these words as a line of their own, whatever was printed before and is printed meanwhile. The
-/// words are castra's, with variables at most.
+/// A command that prints these words as a line of their own, whatever else is printed. The words are
+/// castra's, with variables at most.
 pub(super) fn say(words: &str) -> String {
     format!("printf \"\\n%s\\n\" \"{words}\"")
 }
 
-/// What a session prints before its program does.
+/// What a session prints before its program starts.
 pub fn begin_mark(mark: &str) -> String {
     format!("{mark}-begin")
 }
 
-/// Prints what became of the guest's mounts, once that is known or after so many seconds; then `mark`,
-/// a blank and 0.
+/// Prints the state of the guest's mounts, once it is known or after so many seconds; then `mark`, a blank
+/// and 0.
 pub fn mounts(secs: u64, mark: &str) -> String {
     let script = format!(
         "f=/run/castra/mounts; n=0; \
@@ -70,9 +69,9 @@ pub fn incoming(run: &RunId) -> String {
     format!(".incoming-{run}")
 }
 
-/// Unpacks a stream of `bootstrap::archive` and moves its parts into place; nothing is moved
-/// unless the stream was whole. What an earlier, broken transfer left goes first. Few programs are
-/// started: each costs an emulated guest ten milliseconds.
+/// Unpacks a stream of `bootstrap::archive` and moves its parts into place; it moves nothing unless the
+/// stream was whole. First it removes what an earlier, broken transfer left. It starts few programs, because
+/// each costs an emulated guest ten milliseconds.
 pub fn unpack(remote_dir: &str, run: &RunId, script: Option<&OsStr>, payload: bool) -> String {
     let mut text = format!(
         "set -e; cd {dir}; i={incoming}; \
@@ -93,7 +92,7 @@ pub fn unpack(remote_dir: &str, run: &RunId, script: Option<&OsStr>, payload: bo
         parts.push_str(&format!(" \"$i\"/{}", quote(name)));
     }
     if payload {
-        // A full directory can't be replaced by a rename, so the old one steps aside first.
+        // A directory with files can't be replaced by a rename, so the old one is moved away first.
         text.push_str(&format!(
             "if [ -e {PAYLOAD_NAME} ] || [ -L {PAYLOAD_NAME} ]; then mv {PAYLOAD_NAME} \"$i/{OLD}\"; fi; "
         ));
@@ -110,7 +109,7 @@ pub fn unpack(remote_dir: &str, run: &RunId, script: Option<&OsStr>, payload: bo
     format!("exec sh -c {}", quote(text.trim_end().as_bytes()))
 }
 
-/// The payload of the last time, until the new one is in its place. No member of a stream is called so.
+/// The earlier payload, until the new one is in its place. No member of a stream has this name.
 const OLD: &str = ".castra-old";
 
 /// What a session runs.
@@ -125,7 +124,7 @@ pub enum Program<'a> {
     },
     /// A command for `sh -c`.
     Command(&'a str),
-    /// Nothing but the question whether this path exists.
+    /// A check whether this path exists.
     Exists(&'a str),
 }
 
@@ -137,8 +136,8 @@ pub const SESSION_COMMAND: &str = "exec sh";
 /// When stdin
 /// ends first, the program and its children get SIGTERM and, two seconds later, SIGKILL.
 ///
-/// The whole text is one compound command: the shell has parsed it to its end before it runs any
-/// of it, so however far a shell reads ahead, it takes nothing away from the watcher.
+/// The whole text is one compound command: the shell has parsed all of it before it runs any of it, so the
+/// shell's read-ahead takes nothing away from the watcher.
 pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mark: &str) -> String {
     let mut text = String::from("{\nexec 3<&0 0</dev/null\n");
     text.push_str(&format!(
@@ -165,13 +164,13 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
             return text;
         }
     };
-    // `setsid` gives the program a process group to be ended as a whole. Where there is none, a
-    // shell with job control does the same.
+    // `setsid` gives the program a process group, which can be ended as a whole. Where there is no `setsid`,
+    // a shell with job control does the same.
     text.push_str(&format!(
         "if command -v setsid >/dev/null 2>&1; then setsid {argv} 3<&- &\nelse set -m 2>/dev/null; {argv} 3<&- &\nfi\n"
     ));
     text.push_str(
-        // From here on nothing of ours belongs into the script's output, such as "Terminated".
+        // From here on the shell's own messages, such as "Terminated", must not reach the script's output.
         "p=$!\n\
          exec 2>/dev/null\n\
          (\n\
@@ -189,7 +188,8 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
          wait $p\n\
          c=$?\n",
     );
-    // The watcher goes first: at the mark stdin is closed, and it would end what the script has left running.
+    // The watcher is ended first: castra closes stdin at the mark, and the watcher would then end what the
+    // script has left running.
     text.push_str(&format!(
         "exec 3<&-\nkill $w\n{end}\nexit $c\n}}\n",
         end = say(&format!("{mark} $c")),
@@ -199,8 +199,7 @@ pub fn session(remote_dir: &str, env: &[(&str, &str)], program: Program<'_>, mar
 
 /// Bytes as one word of a POSIX shell.
 pub(super) fn quote(bytes: &[u8]) -> String {
-    // What is no UTF-8 can't be told to ssh as part of a command line anyway; file names that
-    // aren't come back as a clear "not found" from the guest.
+    // ssh's arguments are UTF-8 here; a file name that isn't UTF-8 gives a clear "not found" from the guest.
     String::from_utf8_lossy(&in_single_quotes(bytes)).into_owned()
 }
 
@@ -228,7 +227,7 @@ mod tests {
             .unwrap()
     }
 
-    /// stdout and stderr of a session whose stdin is held open to the end.
+    /// Runs a session with its stdin open to the end; returns its stdout and stderr.
     fn converse(shell: &[&str], text: &str) -> (String, String) {
         let mut child = spawn(shell, &[]);
         let mut stdin = child.stdin.take().unwrap();
@@ -240,7 +239,7 @@ mod tests {
         child.wait().unwrap();
         let begin = format!("\n{}\n", begin_mark(MARK));
         let out = out.strip_prefix(&begin).unwrap_or_else(|| panic!("{out}"));
-        // The end mark's own line end.
+        // The end mark begins with a line end.
         (out.replacen(&format!("\n{MARK} "), &format!("{MARK} "), 1), err)
     }
 
@@ -292,7 +291,7 @@ mod tests {
         let scratch = Scratch::new("remote-kill");
         let dir = scratch.dir().to_str().unwrap();
         for shell in SHELLS {
-            // Neither the script nor its child heeds SIGTERM.
+            // The script and its child ignore SIGTERM.
             let command = "trap '' TERM; sleep 600 & echo $$ $!; wait; sleep 600; sleep 600";
             let mut child = spawn(shell, &[]);
             let mut stdin = child.stdin.take().unwrap();
@@ -315,7 +314,7 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "{shell:?}");
             child.wait().unwrap();
             for pid in String::from_utf8(pids).unwrap().split_whitespace() {
-                // It has closed its stdout; the rest of its end may take it a moment.
+                // It has closed its stdout, and may take a moment to end.
                 let until = Instant::now() + Duration::from_secs(10);
                 loop {
                     let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -336,7 +335,7 @@ mod tests {
         for shell in SHELLS {
             let command = "sleep 600 >/dev/null 2>&1 & echo $!";
             let text = session(dir, &[], Program::Command(command), MARK);
-            // Once the mark is out the watcher is gone, whoever closes stdin how soon.
+            // Once the mark is printed the watcher is gone, however soon stdin is closed.
             assert!(text.find("kill $w").unwrap() < text.find(&format!("{MARK} $c")).unwrap());
             let (out, _) = converse(shell, &text);
             let pid: i32 = out.lines().next().unwrap().parse().unwrap();
@@ -367,7 +366,7 @@ mod tests {
                 let _ = child.stdin.take().unwrap().write_all(bytes);
                 child.wait_with_output().unwrap()
             };
-            // Cut between two members, where tar itself notices nothing.
+            // Cut between two members, which tar doesn't notice.
             for length in [0, 512, 1024, whole.len() - 1536 - 512] {
                 let ended = feed(&whole[..length]);
                 assert!(!ended.status.success(), "{shell:?} {length}");

@@ -29,8 +29,8 @@ pub fn ensure_project_key(config: &Config, cancel: &Cancel) -> Result<PathBuf> {
     if !host::is_there(&key) {
         make_key(&key, &format!("castra-{}", config.workspace), cancel)?;
     }
-    // The private key is the truth: the public half always follows from it, also where an
-    // earlier castra was killed between the two.
+    // The public half is always made from the private key, also if an earlier castra was killed between the
+    // two.
     if !host::is_there(&public) {
         let text = derive_public(&key, cancel)?;
         host::replace_file(&public, format!("{text}\n").as_bytes())
@@ -71,7 +71,7 @@ fn make_key(key: &Path, comment: &str, cancel: &Cancel) -> Result<()> {
     let folder = host::temporary_beside(key)
         .map_err(|error| Failure::io("read", Path::new("/dev/urandom"), &error))?;
     host::ensure_private_dir(&folder).map_err(|error| Failure::io("create", &folder, &error))?;
-    // Run inside the folder: then no part of the state root's name reaches an argument.
+    // ssh-keygen runs inside the folder, so that no part of the state root's name is in an argument.
     let made = keygen(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", "key"])
         .dir(&folder)
         .cancel(cancel)

@@ -4,8 +4,8 @@
 //! mounting (`scripts/guest/late`, `scripts/guest/castra-mounts`), which folders there are
 //! (`runtime::launch_plan::mounts_table`).
 //!
-//! The default guest has mounted all before anybody can log in. A stock image does it at the end of its
-//! boot, long after its SSH server answers: it is waited for, so that no script finds a folder empty.
+//! The default guest mounts all folders before anybody can log in. A stock image mounts them at the end of
+//! its boot, long after its SSH server answers; castra waits for it, so that no script finds a folder empty.
 
 use std::time::Duration;
 
@@ -19,15 +19,15 @@ use crate::core::config::VmConfig;
 use crate::core::escape::escape_line;
 use crate::core::runtime::seed::SeedKind;
 
-/// Beyond the time that the guest itself counts.
+/// Time for the answer beyond the guest's own limit.
 const SLACK: Duration = Duration::from_secs(20);
 /// Longest answer that is looked at, lines: a VM has few mounts.
 const LINES: usize = 1000;
 /// Longest reason that is shown, bytes.
 const REASON: usize = 200;
 
-/// Fails unless all folders are mounted; `limit` is how long the guest may take. A VM whose guest isn't
-/// castra's to instruct is not asked.
+/// Fails unless all folders are mounted; `limit` is how long the guest may take. A VM whose guest doesn't
+/// take instructions from castra isn't asked.
 pub(super) fn check(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -38,7 +38,7 @@ pub(super) fn check(
     if vm.mounts.is_empty() || !takes_mounts(vm) {
         return Ok(());
     }
-    // One that runs already was asked at its start, unless an older castra started it.
+    // A VM that runs already was asked at its start, unless an older castra started it.
     let limit = if context.launch.started_now {
         limit
     } else {
@@ -84,7 +84,7 @@ fn takes_mounts(vm: &VmConfig) -> bool {
     }
 }
 
-/// What is wrong by these lines of /run/castra/mounts; no line: the guest has no such file.
+/// What is wrong according to these lines of /run/castra/mounts; no line: the guest has no such file.
 fn complaint(vm: &VmConfig, lines: &[String], started_now: bool, limit: Duration) -> Option<String> {
     let mut failed = Vec::new();
     for mount in &vm.mounts {
@@ -96,7 +96,7 @@ fn complaint(vm: &VmConfig, lines: &[String], started_now: bool, limit: Duration
         match told {
             Some(("ok", _)) => {}
             Some((_, why)) => failed.push(format!("{} ({})", mount.guest, escape_line(why, REASON))),
-            // Added to castra.toml since the VM was started: its next start mounts it.
+            // The mount was added to castra.toml since the VM was started: its next start mounts it.
             None if !started_now => {}
             None if lines.is_empty() => {
                 return Some(format!(

@@ -1,8 +1,8 @@
 //! `--bootstrap MODE`, `--bootstrap VM=MODE[,VM=MODE…]`: how one invocation steers the bootstrap
 //! (docs/BOOTSTRAP.md).
 //!
-//! Here: what the values mean together, and every refusal. Not here: the flag itself (`cli`),
-//! or what a mode does (`bootstrap::bootstrap_plan`).
+//! Here: the meaning of all values together, and every refusal. Not here: the flag itself (`cli`), or what a
+//! mode does (`bootstrap::bootstrap_plan`).
 
 use std::collections::BTreeMap;
 
@@ -94,10 +94,10 @@ fn parse_mode(word: &str, entry: &str) -> Result<BootstrapMode> {
         })
 }
 
-/// Whom an entry is about.
+/// The target of an entry.
 enum Target<'a> {
     Vm(&'a VmConfig),
-    /// All replicas of it.
+    /// All replicas of this role.
     Role(&'a str),
 }
 

@@ -1,8 +1,8 @@
 //! One VM's bootstrap from its plan to its outcome (docs/BOOTSTRAP.md).
 //!
-//! Here: the order of the steps, their events and records. Not here: what each step does
-//! (`bootstrap::steps`, `transfer`, `wait_for_guest`), what is noted of the end (`bootstrap::result`), or
-//! running several VMs at once (`core::operations`).
+//! Here: the order of the steps, their events and records. Not here: what each step does (`bootstrap::steps`,
+//! `transfer`, `wait_for_guest`), the record of the end (`bootstrap::result`), or running several VMs at once
+//! (`core::operations`).
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,13 +34,13 @@ use crate::core::runtime::pause::PauseWatch;
 use crate::core::threads;
 use crate::core::time::millis;
 
-/// `handshake_timeout_secs` where nothing says otherwise: that of a guest under TCG.
+/// The default of `handshake_timeout_secs` if the accelerator is unknown: that of TCG.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(240);
 
-/// How a step ended, when it didn't fail.
+/// The result of a step that didn't fail.
 enum StepEnd {
     Success(Option<String>),
-    /// Likewise, in a time that the step itself has taken.
+    /// Likewise, with a duration that the step measured.
     Took(String, Duration),
     Skipped(String),
 }
@@ -53,7 +53,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         BootstrapPlanAction::Run => {}
         BootstrapPlanAction::Skip => {
             context.emitter.emit(Event::BootstrapPlanned(Box::new(plan)));
-            // What an earlier bootstrap of this launch came to still holds.
+            // The result of an earlier bootstrap of this launch still holds.
             let skipped = record_of(BootstrapStatus::Skipped, false, None);
             if !has_outcome(context) {
                 save_outcome(context, &skipped);
@@ -66,7 +66,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
         }
         BootstrapPlanAction::Error => {
             let reason = plan.reason.clone();
-            // It was fine before the VM was launched, or nobody would have come this far.
+            // The plan was valid before the VM was launched.
             let trigger = plan.trigger.unwrap_or(match plan.mode {
                 BootstrapMode::Always => BootstrapTrigger::Always,
                 BootstrapMode::Auto | BootstrapMode::Skip => BootstrapTrigger::Auto,
@@ -117,7 +117,7 @@ pub fn run(plan: BootstrapPlan, context: &Context<'_, '_>) -> BootstrapOutcome {
                 return (None, Err(StepFailure::because(failure.to_string())));
             }
         };
-        // Without a thread beside this one they are computed first.
+        // Without a second thread the hashes are computed first.
         if threads::spawn_scoped(scope, &format!("hash {}", context.vm.name), compute).is_err() {
             compute();
         }
@@ -150,17 +150,17 @@ fn begin_log(context: &Context<'_, '_>, run_id: &RunId, trigger: BootstrapTrigge
     OpenLog::begin(&context.config.state, vm, run_id, launch, trigger)
 }
 
-/// The way to the guest's SSH server.
+/// The connection to the guest's SSH server.
 struct SshRoute {
     target: Option<SshTarget>,
     banner: Option<BannerSearch>,
-    /// That nobody answers is an error, and no reason to skip steps.
+    /// If no server answers, that is an error and not a reason to skip steps.
     required: bool,
-    /// It answered an earlier bootstrap, or somebody's ssh, with the disk that the guest has now.
+    /// It answered an earlier bootstrap or a user's ssh, with the guest's present disk.
     answered_before: bool,
-    /// Nobody answered, in words.
+    /// Why no server answered.
     no_answer: Option<String>,
-    /// Somebody did; for the step `connect`.
+    /// What the step `connect` reports.
     connected: Option<String>,
 }
 
@@ -177,7 +177,7 @@ struct Pipeline<'a, 'c, 'e> {
 }
 
 impl Pipeline<'_, '_, '_> {
-    /// All steps in their order; whether the script had nothing to change.
+    /// Runs all steps in order; returns whether the script had nothing to change.
     fn steps(&mut self) -> Result<bool, StepFailure> {
         let context = self.context;
         let has_script = context.vm.bootstrap.script.is_some();
@@ -186,7 +186,7 @@ impl Pipeline<'_, '_, '_> {
             .ssh
             .as_ref()
             .and_then(|ssh| SshTarget::new(context.vm, context.config, ssh));
-        // Where the guest is known to live nobody needs to look for a banner.
+        // If the guest is known to live, no banner is needed.
         let lives = wait_for_guest::is_alive(context);
         let mut banner = match &target {
             Some(target) if !lives => Some(steps::start_banner_search(context, target)?),
@@ -244,7 +244,7 @@ impl Pipeline<'_, '_, '_> {
                 (why, _) => Ok(StepEnd::Skipped(why.clone().unwrap_or_default())),
             }
         })?;
-        // What the script prints is told at once, and comes after the start.
+        // The script's output is reported at once, so the start must have been reported.
         self.await_hashes().inspect_err(|_| self.announcer.close())?;
         self.step(BootstrapStepKind::Apply, |pipeline| {
             match (&skip_rest, &mut pipeline.master) {
@@ -275,7 +275,7 @@ impl Pipeline<'_, '_, '_> {
         Ok(self.noop)
     }
 
-    /// Opens the connection that all steps over SSH share, unless somebody has, or nobody answers.
+    /// Opens the connection that all steps over SSH share, unless it is open or no server answers.
     fn open_master(&mut self, route: &mut SshRoute) -> Result<(), StepFailure> {
         if self.master.is_some() || route.no_answer.is_some() {
             return Ok(());
@@ -316,7 +316,7 @@ impl Pipeline<'_, '_, '_> {
         Ok(())
     }
 
-    /// Vizier is installed, enabled and heard.
+    /// The steps that install and enable Vizier and wait for its hello.
     fn vizier_steps(&mut self, route: &mut SshRoute) -> Result<(), StepFailure> {
         let context = self.context;
         let mut skip = match (&context.broker_address, context.config.vizier_enabled) {
@@ -357,7 +357,7 @@ impl Pipeline<'_, '_, '_> {
         })
     }
 
-    /// Ends the connection; with Vizier in the guest its log is taken over first.
+    /// Ends the connection; if the guest has Vizier, its log is copied first.
     fn disconnect(&mut self) {
         if let Some(mut master) = self.master.take()
             && self.context.config.vizier_enabled
@@ -367,7 +367,7 @@ impl Pipeline<'_, '_, '_> {
         }
     }
 
-    /// Runs one step and tells how it ended.
+    /// Runs one step and reports how it ended.
     fn step(
         &mut self,
         kind: BootstrapStepKind,
@@ -411,12 +411,12 @@ impl Pipeline<'_, '_, '_> {
         result.map(|_| ())
     }
 
-    /// What every turn of the first wait looks at.
+    /// What the first wait checks in every turn.
     fn check_guest(&mut self) -> Result<(), StepFailure> {
         if let Some(stop) = self.watch.look() {
             return Err(StepFailure::Stopped(stop));
         }
-        // Whoever executes nothing gives no sign of life, however long it is waited for.
+        // A paused guest gives no sign of life, however long castra waits.
         if let Some(pause) = self.pauses.look() {
             let disk = self.context.config.state.overlay(&self.context.vm.name);
             let failure = pause.failure(&self.context.vm.name, Some(&disk));
@@ -426,7 +426,7 @@ impl Pipeline<'_, '_, '_> {
         self.announcer.check()
     }
 
-    /// Waits for what is missing of the hashes.
+    /// Waits for missing hashes.
     fn await_hashes(&mut self) -> Result<(), StepFailure> {
         loop {
             let started = self.announcer.wait_started(Duration::from_millis(20));

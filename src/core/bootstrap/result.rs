@@ -1,6 +1,6 @@
-//! How one VM's bootstrap ended, and where that is noted.
+//! How one VM's bootstrap ended, and the record of it.
 //!
-//! Here: the outcome, its last event, `run.json`'s word about it. Not here: the steps before
+//! Here: the outcome, its last event, its record in `run.json`. Not here: the steps before
 //! (`bootstrap::pipeline`), or the run log's own file (`root::run_log`).
 
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ pub enum BootstrapError {
     Interrupted,
 }
 
-/// What a bootstrap left behind.
+/// The outcome of a bootstrap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BootstrapOutcome {
     /// How it ended.
@@ -35,7 +35,7 @@ pub struct BootstrapOutcome {
     pub log: Option<PathBuf>,
 }
 
-/// Emits the end, closes the log, notes the outcome.
+/// Closes the log, emits the end, records the outcome.
 pub(super) fn finish(
     context: &Context<'_, '_>,
     log: Option<OpenLog>,
@@ -47,7 +47,7 @@ pub(super) fn finish(
     let steps = log.as_ref().map(|log| log.log.steps.clone()).unwrap_or_default();
     let error = result.as_ref().err().map(StepFailure::to_string);
     let noop = matches!(result, Ok(true));
-    // The log is on disk before anybody is told that it ended.
+    // The log must be on disk before its end is reported.
     let log = log.map(|log| log.end(duration_ms, noop, error.as_deref()));
     let status = match result {
         Ok(_) => BootstrapStatus::Success,
@@ -109,8 +109,7 @@ pub(super) fn has_outcome(context: &Context<'_, '_>) -> bool {
     record.is_some_and(|record| record.launch_id == context.launch.launch_id && record.bootstrap.is_some())
 }
 
-/// Notes the outcome in `run.json`, where `status` finds it. Only in the record of this launch:
-/// a missing or another one is left as it is.
+/// Records the outcome in `run.json`, where `status` reads it. It changes only the record of this launch.
 pub(super) fn save_outcome(context: &Context<'_, '_>, bootstrap: &BootstrapRecord) {
     let path = context.config.state.vm(&context.vm.name).run();
     let Ok(Some(mut record)) = records::load::<RunRecord>(&path) else {

@@ -1,7 +1,7 @@
-//! Why a step of a bootstrap failed, as its step and as the whole bootstrap tell it.
+//! Why a step of a bootstrap failed, in the words for the step and for the whole bootstrap.
 //!
-//! Here: the reason, the last words of the failing command, the advice. Not here: what ssh's
-//! complaints mean (`ssh::error`), or who is told (`bootstrap::pipeline`).
+//! Here: the reason, the failing command's last output, the advice. Not here: what ssh's messages mean
+//! (`ssh::error`), or the events (`bootstrap::pipeline`).
 
 use std::fmt;
 
@@ -18,12 +18,12 @@ pub(super) enum StepFailure {
     Reason {
         /// The reason, on one line.
         why: String,
-        /// The last lines of what the failing command said.
+        /// The last lines of the failing command's output.
         tail: String,
         /// What to do about it.
         advice: Option<String>,
     },
-    /// The operation or the VM is over.
+    /// The operation was stopped, or the VM ended.
     Stopped(StopReason),
 }
 
@@ -61,7 +61,7 @@ impl StepFailure {
         }
     }
 
-    /// A command that has no exit code; `tail` is the end of its output.
+    /// The failure of a command that has no exit code; `tail` is the end of its output.
     pub(super) fn of_exec(error: ExecError, tail: &str, what: &str, target: &SshTarget) -> StepFailure {
         match error {
             ExecError::Ssh(error) => StepFailure::of_ssh(error, target).with_tail(tail),
@@ -75,7 +75,7 @@ impl StepFailure {
         }
     }
 
-    /// The parts put together, with this much of the tail.
+    /// All parts in one text, with this much of the tail.
     fn in_words(&self, tail: &str) -> String {
         let (why, advice) = match self {
             StepFailure::Reason { why, advice, .. } => (why.clone(), advice.as_deref()),
@@ -97,14 +97,14 @@ impl StepFailure {
         }
     }
 
-    /// For the step: all that is known, on one line.
+    /// The step's detail: all that is known, on one line.
     pub(super) fn detail(&self) -> String {
         self.in_words(&self.tail().replace('\n', " | "))
     }
 }
 
 impl fmt::Display for StepFailure {
-    /// For the whole bootstrap: the reason and the very last words.
+    /// The bootstrap's failure: the reason and the last line of output.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.in_words(self.tail().lines().last().unwrap_or_default()))
     }

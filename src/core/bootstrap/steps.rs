@@ -1,6 +1,6 @@
 //! The steps over SSH: `connect`, `apply`, `verify`.
 //!
-//! Here: what each does and how it tells of a failure. Not here: their order and events
+//! Here: what each step does and how it reports a failure. Not here: their order and events
 //! (`bootstrap::pipeline`), `transfer` and `wait-handshake` (modules of their own).
 
 use std::fs;
@@ -28,21 +28,22 @@ use crate::core::root::run_log::OpenLog;
 use crate::core::threads::no_thread_failure;
 use crate::core::time::millis;
 
-/// What a script prints, on a line of its own, when it found nothing to change.
+/// A line with which a script declares that it changed nothing.
 pub const NOOP_LINE: &str = "Castra:noop";
 
-/// For a connection that nothing has announced. A server that takes longer, under a heavy load, is asked once more.
+/// Limit for a first connection without a banner. A server that takes longer, under a heavy load, is tried
+/// once more.
 const BLIND_CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between attempts to connect where the guest hung up.
+/// The pause before another attempt when the guest closed the connection.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
-/// A guest that booted this short ago may not have got its keys, or still refuse all but root
-/// (pam_nologin): it is asked again for [`AUTH_RETRY_TIME`].
+/// A guest that booted this recently may not have its keys yet, or may refuse all users but root
+/// (pam_nologin): castra tries again for [`AUTH_RETRY_TIME`].
 const RECENT_BOOT: Duration = Duration::from_secs(300);
 const AUTH_RETRY_TIME: Duration = Duration::from_secs(10);
-/// Between the end of a guest's SSH server and that of its QEMU, when the guest shuts down.
+/// How long QEMU may run on after a guest that shuts down has ended its SSH server.
 const VM_END_TIMEOUT: Duration = Duration::from_secs(5);
-/// Lines of output that become events at full speed; beyond them so many a second, so that a
-/// chatty script can't push everything else out of the journal. The `.out` file has them all.
+/// How many lines of output become events at full speed. Beyond them so many a second do, so that a script
+/// with much output doesn't fill the journal. The `.out` file has all lines.
 const LINES_AT_ONCE: u32 = 2000;
 const LINES_PER_SECOND: u32 = 20;
 /// Longest text of a line in an event.
@@ -50,7 +51,7 @@ const LINE_BYTES: usize = 2048;
 /// Longest text of a line in the detail of a failed step, which has up to twenty.
 const DETAIL_BYTES: usize = 400;
 
-/// How `connect` went.
+/// The result of `connect`.
 pub(super) enum Connected {
     /// The master is open.
     Open(Box<Master>, String),
@@ -58,7 +59,7 @@ pub(super) enum Connected {
     NoBanner,
 }
 
-/// Looks for the banner of this VM's SSH server.
+/// Searches for the banner of this VM's SSH server.
 pub(super) fn start_banner_search(
     context: &Context<'_, '_>,
     target: &SshTarget,
@@ -79,8 +80,8 @@ pub(super) fn has_answered(context: &Context<'_, '_>) -> bool {
     fs::metadata(known_hosts).is_ok_and(|meta| meta.is_file() && meta.len() > 0)
 }
 
-/// Opens the master once there is a banner. Without a search so far the guest is one that was known to live: the
-/// master goes first, which spares the guest a connection, and the search begins where that leads nowhere.
+/// Opens the master once there is a banner. Without a search so far, the guest is known to live: then the
+/// master is tried first, which saves the guest a connection, and the search begins if that fails.
 pub(super) fn connect(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -135,7 +136,7 @@ pub(super) fn connect(
         if !again || began.elapsed() + RETRY_AFTER >= limit {
             return Err(StepFailure::of_ssh(
                 match error {
-                    // What was left of the step says nothing to anybody.
+                    // The time left for this step is no news to the user.
                     SshError::NotReady(_, words) => SshError::NotReady(limit, words),
                     error => error,
                 },
@@ -184,11 +185,11 @@ fn has_booted_recently(context: &Context<'_, '_>) -> bool {
     age < millis(RECENT_BOOT)
 }
 
-/// How `apply` went.
+/// The result of `apply`.
 pub(super) struct Applied {
     /// The script declared that there was nothing to change.
     pub noop: bool,
-    /// What to say about it.
+    /// What the step reports.
     pub detail: Option<String>,
 }
 
@@ -244,7 +245,7 @@ pub(super) fn apply(
             })
         }
         Err(error) => {
-            // A guest that reboots or powers itself off ends its SSH server first.
+            // A guest that reboots or powers itself off ends its SSH server before QEMU ends.
             if matches!(error, ExecError::Ssh(SshError::Lost(_)))
                 && let Some(stop) = watch.pause_for_end(VM_END_TIMEOUT)
             {
@@ -255,7 +256,7 @@ pub(super) fn apply(
     }
 }
 
-/// Runs the verify command and looks for the verify path; returns what to say about it.
+/// Runs the verify command and checks the verify path; returns what to report.
 pub(super) fn verify(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -324,7 +325,7 @@ fn run_session(
         .iter()
         .map(|(key, value)| (key.as_str(), value.as_str()))
         .collect();
-    // Last, so that castra's own hold.
+    // Last, so that castra's own values win.
     env.extend([
         ("CASTRA_VM", context.vm.name.as_str()),
         ("CASTRA_RUN_ID", run.as_str()),
@@ -334,7 +335,7 @@ fn run_session(
             context.broker_address.as_deref().unwrap_or_default(),
         ),
     ]);
-    // Unforgeable by what the script prints by chance; a hostile guest can lie anyway.
+    // A script can't print this by chance; a hostile guest can lie anyway.
     let random = host::random_hex(8).unwrap_or_else(|_| run.to_string());
     let mark = format!("castra-end-{random}");
     let text = guest_scripts::session(&bootstrap.remote_dir, &env, program, &mark);
@@ -351,7 +352,7 @@ fn run_session(
 
 fn code_word(code: i32) -> String {
     match code {
-        // What a shell reports of a program that a signal ended.
+        // The exit code that shells give a program that a signal ended.
         129..=192 => format!("exit status {code} (signal {})", code - 128),
         _ => format!("exit status {code}"),
     }

@@ -1,7 +1,7 @@
 //! `transfer`: script and payload into the guest, in one stream through the master.
 //!
-//! Here: sending, counting, saying how far it is. Not here: the stream's format
-//! (`bootstrap::archive`), or the guest's side (`bootstrap::guest_scripts::unpack`).
+//! Here: sending and progress. Not here: the stream's format (`bootstrap::archive`), or the guest's side
+//! (`bootstrap::guest_scripts::unpack`).
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,12 +20,12 @@ use crate::core::human;
 use crate::core::id::RunId;
 use crate::core::process::Tail;
 
-/// How often a long transfer says how far it is.
+/// How often a long transfer reports its progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// A short one says nothing.
+/// A shorter transfer reports no progress.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// GNU tar's last words, which hide the line before them that says why.
+/// The last lines of GNU tar, which follow the line with the reason.
 const GIVING_UP: [&str; 2] = [
     "Exiting with failure status due to previous errors",
     "Error is not recoverable: exiting now",
@@ -49,7 +49,7 @@ impl Write for Counted<'_> {
     }
 }
 
-/// Sends script and payload; returns what to say about it.
+/// Sends script and payload; returns what to report.
 pub(super) fn transfer(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,

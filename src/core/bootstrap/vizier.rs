@@ -1,11 +1,12 @@
 //! Vizier's three steps: the in-guest service is installed, enabled, and heard (docs/BOOTSTRAP.md).
 //!
-//! Here: what is expected before anything ran, what the guest says it has, what it is sent, and the wait for its
-//! hello. Not here: the shell texts (`bootstrap::vizier_remote`), the service (`scripts/guest/castra-vizier`), when the
-//! steps run (`bootstrap::pipeline`), what the broker writes of the service's log.
+//! Here: Vizier's expected state before a bootstrap, what the guest reports, what castra sends, and the wait
+//! for Vizier's hello. Not here: the shell texts (`bootstrap::vizier_remote`), the service
+//! (`scripts/guest/castra-vizier`), when the steps run (`bootstrap::pipeline`), the broker's lines in the
+//! service's log.
 //!
-//! A warm guest costs nothing: the master's first command says already what runs there. Otherwise one command installs
-//! and enables.
+//! A guest that has this Vizier costs no command: the master's first command reports what runs there.
+//! Otherwise one command installs and enables it.
 
 use std::path::Path;
 use std::sync::LazyLock;
@@ -36,9 +37,9 @@ use crate::core::root::handshake_record::{RecordRead, read_record};
 use crate::core::root::paths::vm_file;
 use crate::core::root::records::{self, BrokerRecord, RunRecord};
 
-/// What Vizier's hello carries.
+/// The capability in Vizier's hello.
 const CAPABILITY: &str = "vizier-v1";
-/// For the guest to show its log at the end.
+/// How long the guest may take to show its log at the end.
 const LOG_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest text of a line in a detail.
 const DETAIL_BYTES: usize = 400;
@@ -50,7 +51,7 @@ const SCRIPTS: [(&str, &str); 3] = [
     ("castra-vizier", CASTRA_VIZIER),
 ];
 
-/// Twelve hex digits that change with any of the scripts, and with how they are started.
+/// Twelve hex digits that change when any of the scripts does, or how they are started.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
     let parcel = Parcel {
         scripts: &SCRIPTS,
@@ -61,7 +62,8 @@ static VERSION: LazyLock<String> = LazyLock::new(|| {
     digest([remote::install(&parcel).as_bytes()])
 });
 
-/// Twelve hex digits over these parts; each goes in with its length, so that none can pass for two.
+/// Twelve hex digits of a hash over these parts. Each part is hashed with its length, so that no two lists
+/// give the same bytes.
 fn digest<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hasher = Sha256::new();
     for part in parts {
@@ -80,7 +82,7 @@ struct Enabled {
     version: String,
 }
 
-/// What the plan says of Vizier: its expected state, and what to do if it isn't healthy. It looks at the host alone.
+/// Vizier in the plan: its expected state, and advice if it isn't healthy. Only the host's files are read.
 pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Option<String>) {
     if !config.vizier_enabled {
         let advice =
@@ -93,14 +95,14 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
     let runs = may_live(&paths);
     let this_launch =
         |enabled: &Enabled| runs && run.as_ref().is_some_and(|run| run.launch_id == enabled.launch_id);
-    // What is on a disk that stays is there after the next launch too; the default guest lives in memory.
+    // A Vizier on a kept disk is still there after the next launch; the default guest lives in memory.
     let stays = vm.persist && !vm.is_default_guest();
     let status = match &enabled {
         Some(enabled) if (stays || this_launch(enabled)) && enabled.version == *VERSION => {
             VizierPlanStatus::Current
         }
         Some(enabled) if stays || this_launch(enabled) => VizierPlanStatus::Update,
-        // A disk that stays may hold one that another castra put there.
+        // A kept disk may have a Vizier that another castra installed.
         _ if stays || (runs && run.is_none()) => VizierPlanStatus::Unknown,
         _ => VizierPlanStatus::Install,
     };
@@ -113,21 +115,21 @@ pub(super) fn expected(vm: &VmConfig, config: &Config) -> (VizierPlanStatus, Opt
     (status, Some(advice))
 }
 
-/// How the guest's Vizier was brought up to date.
+/// The result of bringing the guest's Vizier up to date.
 pub(super) struct Installed {
-    /// What to say of `vizier-install`.
+    /// What `vizier-install` reports.
     pub detail: String,
     /// How long that part took.
     pub took: Duration,
-    /// How `vizier-enable` went, and how long it took.
+    /// The result of `vizier-enable`, and how long it took.
     pub enabled: Result<String, StepFailure>,
     pub enabling: Duration,
-    /// CLOCK_BOOTTIME before the service was started, read before the guest was told to: its hello may come before this
-    /// host has read a word of what the guest says meanwhile. `None`: it ran already, as it should.
+    /// CLOCK_BOOTTIME before the guest was told to start the service: Vizier's hello may come before the
+    /// guest's answer. `None`: the right Vizier ran already.
     started_ms: Option<u64>,
 }
 
-/// What the guest has, by what it said when the master was opened.
+/// What the guest has, as it reported when the master was opened.
 struct Answer<'a> {
     has: Option<&'a str>,
     runs: Option<(&'a str, &'a str)>,
@@ -158,7 +160,7 @@ fn read_token(path: &Path) -> Result<String, StepFailure> {
     }
 }
 
-/// Brings the guest's Vizier up to date and starts it, unless what runs there is just that.
+/// Brings the guest's Vizier up to date and starts it, unless the right one runs already.
 pub(super) fn install(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -261,7 +263,7 @@ pub(super) fn install(
     })
 }
 
-/// What the installation has said so far.
+/// What the installation has reported so far.
 #[derive(Default)]
 struct InstallOutput {
     installed: Option<(String, Instant)>,
@@ -282,7 +284,8 @@ impl InstallOutput {
     }
 }
 
-/// Notes what is enabled, for the next plan. A plan without it says `unknown`, so a failure here is no trouble.
+/// Saves what is enabled, for the next plan. Without this file a plan says `unknown`, so a failure is
+/// ignored.
 fn save_enabled(context: &Context<'_, '_>) {
     let path = context.config.state.vm(&context.vm.name).file(vm_file::VIZIER);
     let enabled = Enabled {
@@ -292,7 +295,8 @@ fn save_enabled(context: &Context<'_, '_>) {
     let _ = records::save(&path, &enabled);
 }
 
-/// Waits for Vizier's hello. One that ran already is taken at its open session, or at a sign of life within the window.
+/// Waits for Vizier's hello. For a Vizier that ran already, an open session or a proof of life within the
+/// freshness window is enough.
 pub(super) fn await_hello(
     context: &Context<'_, '_>,
     watch: &Watch<'_>,
@@ -346,8 +350,8 @@ fn broker_run(path: &Path) -> Option<RunId> {
     record.map(|record| record.run)
 }
 
-/// Takes the end of the service's log over from the guest, at the end of a bootstrap; the broker writes the same lines
-/// as they come, so only those go in that aren't there.
+/// Copies the end of the service's log from the guest, at the end of a bootstrap. The broker writes the same
+/// lines as they come, so only missing lines are added.
 pub(super) fn take_log(context: &Context<'_, '_>, master: &mut Master) {
     let lines = master.read_closing_output(remote::LOG, LOG_TIMEOUT);
     if lines.is_empty() {

@@ -1,4 +1,4 @@
-//! What the host has a guest's shell do about Vizier: small POSIX shell texts, decided from data alone.
+//! The shell texts for a guest's Vizier: small POSIX scripts, decided from data alone.
 //!
 //! Here: asking whether it runs, installing and enabling it under whatever init the guest has, showing its log. Not
 //! here: when that is done and what it means (`bootstrap::vizier`), or the service itself
@@ -8,36 +8,37 @@
 
 use crate::core::process::shell_quote;
 
-/// Begins the line of [`PROBE`] about a Vizier that runs: version, settings, process.
+/// Begins [`PROBE`]'s line about a Vizier that runs: version, settings, process.
 pub const RUNS: &str = "castra-vizier-runs";
-/// Begins the line of [`PROBE`] about what is installed: version, settings.
+/// Begins [`PROBE`]'s line about the installed Vizier: version, settings.
 pub const HAS: &str = "castra-vizier-has";
-/// The line before the log's last ones, of [`LOG_TAIL`].
+/// The line that [`LOG_TAIL`] prints before the log.
 pub const LOG: &str = "castra-vizier-log";
 
-/// Says what is installed and what runs. It starts no program. Whoever is logged in: root's Vizier is seen by all.
+/// Reports what is installed and what runs, without starting a program. Every user of the guest sees root's
+/// Vizier.
 pub const PROBE: &str = r#"r=${CASTRA_ROOT:-}; u=$HOME/.castra/vizier; for d in "$r/usr/local/lib/castra" "$u"; do x=; { IFS= read -r x <"$d/vizier.version"; } 2>/dev/null; [ -z "$x" ] || { printf "\n%s\n" "castra-vizier-has $x"; break; }; done; for a in "$r/run/castra/vizier.active" "$u/vizier.active"; do p= x= c=; { { IFS= read -r p; IFS= read -r x; } <"$a"; } 2>/dev/null; case $p in ""|*[!0-9]*) continue;; esac; { IFS= read -r c <"/proc/$p/cmdline"; } 2>/dev/null; case $c in *castra-vizier*) printf "\n%s\n" "castra-vizier-runs $x $p"; break;; esac; done; "#;
 
 /// Shows the last lines of the service's log.
 pub const LOG_TAIL: &str = r#"for f in "${CASTRA_ROOT:-}/var/log/castra-vizier.log" "$HOME/.castra/vizier/vizier.log"; do [ ! -r "$f" ] || { printf "\n%s\n" castra-vizier-log; exec tail -n 100 "$f"; }; done"#;
 
-/// The command line that takes an [`install`] on its stdin: root by itself, else by a sudo that asks for nothing,
-/// else as whoever is logged in.
+/// The command line that runs an [`install`] from its stdin: as root if it can (directly, or by a sudo that
+/// asks for no password), else as the login user.
 pub fn install_command() -> String {
     let choose = "if [ \"$(id -u)\" != 0 ] && command -v sudo >/dev/null 2>&1 && sudo -n true </dev/null 2>/dev/null; \
                   then exec sudo -n sh; else exec sh; fi";
     format!("exec sh -c {}", shell_quote(choose))
 }
 
-/// What goes into a guest.
+/// What is installed in a guest.
 pub struct Parcel<'a> {
-    /// The scripts by name; none where the guest has this version.
+    /// The scripts by name; none if the guest has this version.
     pub scripts: &'a [(&'a str, &'a str)],
-    /// Version and settings in one line, as the service tells them when it runs.
+    /// Version and settings in one line, in the form that the running service reports.
     pub stamp: &'a str,
     /// The files of /etc/castra: key and value.
     pub settings: &'a [(&'a str, &'a str)],
-    /// Begins the lines of the answer, and closes the texts in it: a random word.
+    /// Begins the lines of the answer, and ends the here-documents: a random word.
     pub mark: &'a str,
 }
 
@@ -112,7 +113,7 @@ Nice=5
 [Install]
 WantedBy=@TARGET@";
 
-/// Enables and starts it under the init that runs. What ran before is ended first.
+/// Enables and starts it under the running init system. An older Vizier is ended first.
 const ENABLE: &str = r#"export CASTRA_VIZIER_ACTIVE=$run/vizier.active CASTRA_ETC_DIR=$etc
 if [ $who = root ]; then
     CASTRA_VIZIER_LOG=$r/var/log/castra-vizier.log
@@ -167,7 +168,7 @@ elif case $exe in *busybox*) [ -w "$r/etc/inittab" ] ;; *) false ;; esac; then
 else
     how= but=
     if [ $who = user ] && have systemctl && systemctl --user show-environment >/dev/null 2>&1; then
-        # Without linger a user's systemd ends with the last login, and a bootstrap's own may be that.
+        # Without linger a user's systemd ends with the user's last login, perhaps the bootstrap's own.
         loginctl enable-linger >/dev/null 2>&1
         if [ "$(loginctl show-user "$(id -un)" -p Linger --value 2>/dev/null)" = yes ]; then
             write_unit "$HOME/.config/systemd/user" default.target

@@ -38,7 +38,7 @@ impl Guest {
         fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    /// A stand-in that notes how it is called.
+    /// A stand-in that records its arguments.
     fn program(&self, name: &str) {
         let path = self.path("bin").join(name);
         let text = format!(
@@ -97,7 +97,7 @@ fn answer(how: &str, guest: &Guest) -> String {
     )
 }
 
-/// Only root can have a service for all; the other tests of such are for whoever is root, as in a guest.
+/// Only root can install a system service; these tests run if the user is root.
 fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
@@ -193,7 +193,7 @@ fn openrc_runit_and_busybox_are_told_in_their_own_ways() {
         let guest = Guest::new("vizier-busybox");
         fs::write(guest.path("root/etc/inittab"), "::sysinit:/etc/init.d/rcS\n").unwrap();
         symlink("/bin/busybox", guest.path("root/proc/1/exe")).unwrap();
-        // Init can't be told: what stands for it is no process.
+        // init can't be signalled: no process runs under its pid here.
         let told = guest.install(shell, &SCRIPTS);
         assert!(
             told.ends_with(&format!("{MARK} failed init can't be told\n{MARK} 1\n")),
@@ -262,7 +262,7 @@ fn the_guest_says_what_it_has() {
         );
         stand_in.kill().unwrap();
         stand_in.wait().unwrap();
-        // What a hostile guest says is no more than a wrong answer.
+        // A hostile guest's answer is just a wrong answer.
         let lines = ["castra-vizier-runs".to_owned(), "castra-vizier-has ".to_owned()];
         let answer = Answer::of(&lines);
         assert_eq!((answer.has, answer.runs), (Some(""), None));

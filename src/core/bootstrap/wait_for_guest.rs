@@ -3,8 +3,8 @@
 //! Here: a fresh handshake in the broker's record, or an SSH banner, whichever comes first. Not
 //! here: who writes the record (`core::broker`), how a banner is found (`bootstrap::banner`).
 //!
-//! How long `up` takes beyond the guest itself is decided here: a record costs microseconds to
-//! read, so it is read often.
+//! The wait decides how much time `up` adds to the guest's own boot. A record costs microseconds to read, so
+//! it is read often.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,9 +20,9 @@ use crate::core::name::VmName;
 use crate::core::root::freshness::{OfLaunch, has_been_heard};
 use crate::core::root::paths::vm_file;
 
-/// A longer wait says what it waits for, this often.
+/// How often a longer wait reports what it waits for.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
-/// How much of the console is looked at for a guest's last words.
+/// How many bytes of the console's end are searched for a guest's last words.
 const CONSOLE_BYTES: u64 = 2048;
 
 /// The first proof of life.
@@ -40,14 +40,14 @@ pub(super) fn is_alive(context: &Context<'_, '_>) -> bool {
     is_proof(&context.config.state.handshake(identity), identity, context)
 }
 
-/// Who has to shake hands.
+/// The identity whose handshake counts.
 fn identity<'a>(context: &'a Context<'_, '_>) -> &'a VmName {
     let vm = context.vm;
     vm.bootstrap.handshake_identity.as_ref().unwrap_or(&vm.name)
 }
 
-/// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is asked at
-/// every turn whether to go on.
+/// Waits for the first proof of life; `banner` is searched for meanwhile, and `each` is called in every turn
+/// to decide whether to go on.
 pub(super) fn wait_for_proof_of_life(
     context: &Context<'_, '_>,
     banner: &mut Option<BannerSearch>,
@@ -90,7 +90,7 @@ pub(super) fn wait_for_proof_of_life(
     }
 }
 
-/// The rest of the limit: it counts from the launch if this run launched the VM.
+/// The time left: the limit counts from the launch if this run launched the VM.
 fn left_of(limit: Duration, context: &Context<'_, '_>) -> Duration {
     if !context.launch.started_now {
         return limit;

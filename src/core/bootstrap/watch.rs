@@ -1,7 +1,6 @@
-//! What a bootstrap keeps an eye on while it waits for anything: the VM, and the wish to stop.
+//! What a bootstrap watches during every wait: the VM, and requests to stop.
 //!
-//! Here: asking both, cheaply and often. Not here: what became of a VM in detail
-//! (`core::runtime`), or the deadlines of the steps.
+//! Here: checking both, cheaply. Not here: how a VM ended (`root::ending`), or the deadlines of the steps.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,17 +11,17 @@ use crate::core::root::alive::may_live;
 use crate::core::root::paths::VmPaths;
 use crate::core::root::records::{self, StopRecord};
 
-/// Between two looks while nothing else is to be done.
+/// How often a wait without other work checks.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Why a bootstrap ends before its time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// Ctrl-C, SIGTERM or an embedder's wish.
+    /// Ctrl-C, SIGTERM or an embedder's request.
     Interrupted,
     /// This command, such as `castra down`, has stopped the VM.
     Stopped(String),
-    /// QEMU is gone for another reason, in words.
+    /// QEMU ended for another reason.
     VmEnded(String),
 }
 
@@ -36,7 +35,7 @@ impl fmt::Display for StopReason {
     }
 }
 
-/// Asks whether to go on.
+/// Checks whether to go on.
 pub struct Watch<'a> {
     cancel: &'a Cancel,
     vm: &'a VmPaths,
@@ -45,7 +44,7 @@ pub struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// A watch over this launch of a VM. `why_ended` tells why QEMU is gone; asked once it is.
+    /// A watch over this launch of a VM. `why_ended` tells why QEMU ended; called once it has.
     pub fn new(
         cancel: &'a Cancel,
         vm: &'a VmPaths,
@@ -60,7 +59,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Whether to end, and why. Costs a few microseconds.
+    /// Why to end, if there is a reason. Costs a few microseconds.
     pub fn look(&self) -> Option<StopReason> {
         if self.cancel.is_requested() {
             return Some(StopReason::Interrupted);
@@ -76,7 +75,7 @@ impl<'a> Watch<'a> {
         Some(StopReason::VmEnded((self.why_ended)()))
     }
 
-    /// Pauses, but not beyond a wish to stop; then looks.
+    /// Pauses, or returns early at a request to stop; then checks.
     pub fn pause(&self, limit: Duration) -> Option<StopReason> {
         self.cancel.pause(limit);
         self.look()
@@ -98,7 +97,7 @@ impl<'a> Watch<'a> {
         self.cancel.wait_for(limit, POLL_INTERVAL, || self.look())
     }
 
-    /// Whether somebody asked twice to stop: nothing is ended in order any more.
+    /// Whether there was a second request to stop: then nothing is ended cleanly any more.
     pub fn is_forced(&self) -> bool {
         self.cancel.requests() > 1
     }

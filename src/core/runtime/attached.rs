@@ -148,8 +148,7 @@ fn connect(
         match Qmp::connect(paths.dir(), until.saturating_duration_since(Instant::now())) {
             Err(QmpError::Gone(error)) if listens_not(&error) => {}
             Err(QmpError::Gone(error)) => {
-                // QEMU ended together with its QMP: its last message explains more than a broken
-                // socket.
+                // QEMU has ended: its last message explains more than a broken socket.
                 return match ended_within(child, Duration::from_millis(200)) {
                     Some(status) => Err(ended(paths, status)),
                     None => Ok(Err(QmpError::Gone(error))),

@@ -291,7 +291,7 @@ mod tests {
         let ports = PortAllocator::new();
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
-            // Let go at once: only the run's own memory keeps them apart.
+            // The port is released at once: only the run's list of allocated ports keeps VMs apart.
             let mut reservation = ports.reserve(&[wanted(0, 80)], &[]).unwrap();
             reservation.release();
             for forward in reservation.forwards() {
@@ -341,7 +341,7 @@ mod tests {
         drop(first);
         let again = PortAllocator::new().reserve(&[wanted(0, 80)], &last).unwrap();
         assert_eq!(again.forwards(), last);
-        // Held by `again`: others are chosen.
+        // `again` holds these ports, so others are chosen.
         let other = PortAllocator::new().reserve(&[wanted(0, 80)], &last).unwrap();
         assert!(
             other

@@ -207,7 +207,7 @@ pub(super) fn judge(
             Err(LaunchError::InternalError(own_words(&qemu_words(paths))))
         }
         Ok(_) => Ok(pid),
-        // QEMU ended together with its QMP: its last message explains more than a broken socket.
+        // QEMU has ended: its last message explains more than a broken socket.
         Err(QmpError::Gone(_)) if gone_within(paths, Duration::from_millis(200)) => {
             Err(LaunchError::Died(own_words(&qemu_words(paths))))
         }

@@ -15,10 +15,10 @@ use crate::core::runtime::seed::SeedInputs;
 /// Where the agent and its start script lie in the guest.
 const LIB: &str = "/usr/local/lib/castra";
 
-/// Starts the agent. A per-boot script of cloud-init's and not `runcmd`, because those of the user
-/// run together with `runcmd`, and one that takes an hour would keep the guest silent for that
-/// long. The service isn't enabled: cloud-init starts it at every launch, after the new token is
-/// in place, while an enabled one of a kept disk would come up before that with the old token.
+/// Starts the agent. This is a per-boot script of cloud-init and not `runcmd`, because the user's commands
+/// run together with `runcmd`, and one that takes an hour would keep the guest silent for that long. The
+/// service isn't enabled: cloud-init starts it at every launch, when the new token is in place. An enabled
+/// service of a kept disk would start before that, with the old token.
 const START: &str = "\
 #!/bin/sh
 [ ! -s /etc/castra/mounts ] || sh /usr/local/lib/castra/castra-mounts >/dev/console 2>&1
@@ -72,7 +72,7 @@ pub fn meta_data(inputs: &SeedInputs<'_>) -> String {
 /// text of `/etc/castra/mounts`.
 pub fn user_data(inputs: &SeedInputs<'_>, mounts: &str) -> Result<String, UnknownUserData> {
     let ours = cloud_config(inputs, mounts);
-    // The first line decides, so blank ones before it are no part of it.
+    // cloud-init goes by the first line, so blank lines before it are removed.
     let theirs = inputs.user_data.unwrap_or_default().trim_start();
     if theirs.is_empty() {
         return Ok(ours);
@@ -80,7 +80,7 @@ pub fn user_data(inputs: &SeedInputs<'_>, mounts: &str) -> Result<String, Unknow
     let theirs = user_part(theirs)?;
     let ours = part(
         "text/cloud-config",
-        // Merged into what the user's part says: lists grow at their end, all else of it stays.
+        // Merged into the user's part: lists are appended to, all other keys of the user's part stay.
         "X-Merge-Type: list(append)+dict(no_replace,recurse_list)+str()\n",
         &ours,
     );
@@ -146,7 +146,7 @@ fn cloud_config(inputs: &SeedInputs<'_>, mounts: &str) -> String {
          disable_root: false\n",
     );
     if !keys.is_empty() {
-        // Those at the top go to the image's own user and to root.
+        // Keys at the top level are for the image's own user and for root.
         text.push_str(&format!("ssh_authorized_keys:\n{}", list(&keys, 2)));
     }
     if inputs.user != "root" {
@@ -158,8 +158,8 @@ fn cloud_config(inputs: &SeedInputs<'_>, mounts: &str) -> String {
             text.push_str(&format!("    ssh_authorized_keys:\n{}", list(&keys, 6)));
         }
     }
-    // An RSA key takes seconds to make under emulation. Keys that are there stay, so that a kept
-    // disk is the same machine to ssh at its next launch.
+    // An RSA key takes seconds to make under emulation. Existing keys stay, so that at its next launch a kept
+    // disk is the same machine to ssh.
     text.push_str("ssh_deletekeys: false\nssh_genkeytypes: [\"ed25519\"]\nwrite_files:\n");
     let line = |value: &str| format!("{value}\n");
     let mut file = |path: &str, mode: &str, contents: &str| {
@@ -225,8 +225,8 @@ fn list(items: &[&str], indent: usize) -> String {
         .collect()
 }
 
-/// A scalar in double quotes: every JSON string is one of YAML's too, but for a few characters
-/// that YAML wants escaped and JSON doesn't.
+/// A scalar in double quotes. A JSON string is a YAML string, except for a few characters that only YAML
+/// wants escaped.
 fn quoted(text: &str) -> String {
     serde_json::to_string(text)
         .expect("text is always valid JSON")

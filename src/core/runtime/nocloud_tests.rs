@@ -17,7 +17,7 @@ fn inputs(vm: &VmName) -> SeedInputs<'_> {
     }
 }
 
-/// The scripts are checked elsewhere; here only where they stand.
+/// The scripts' texts are left out.
 fn without_scripts(text: &str) -> String {
     let mut text = text.to_owned();
     for (script, name) in [
@@ -141,7 +141,7 @@ fn the_users_data_comes_first_and_whole() {
     // A MIME message goes in as a part, and its text may hold our boundary.
     let nested = "Content-Type: multipart/mixed; boundary=\"castra-seed\"\n\n--castra-seed\n";
     assert!(text(nested).contains(&format!("--castra-seedx\n{nested}")));
-    // Blank is none at all.
+    // Blank user data counts as none.
     assert_eq!(text(" \n"), user_data(&inputs(&vm), "").unwrap());
 }
 

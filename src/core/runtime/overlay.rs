@@ -32,7 +32,7 @@ const SECTOR: u64 = 512;
 pub struct OverlaySpec<'a> {
     /// Where it lies, absolute.
     pub path: &'a Path,
-    /// What it stands on; `None`: an empty disk.
+    /// Its backing file; `None`: an empty disk.
     pub base: Option<&'a ResolvedBase>,
     /// Size the disk is grown to, bytes; `None`: the base's, or [`EMPTY_DISK_BYTES`].
     pub disk_size: Option<u64>,
@@ -82,7 +82,7 @@ pub struct OverlayPrepared {
     pub path: PathBuf,
     /// It was kept from an earlier launch.
     pub reused: bool,
-    /// What it stands on.
+    /// Its backing file.
     pub base: Option<PathBuf>,
     /// Size of the guest's disk, bytes.
     pub virtual_size: u64,
@@ -92,7 +92,7 @@ pub struct OverlayPrepared {
 pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<OverlayPrepared> {
     let wanted = target_size(spec)?;
     if let Some(base) = spec.base {
-        // `qemu-img create` only reads the head of the base and doesn't mind; the guest would.
+        // `qemu-img create` would accept a base that somebody writes to; the guest would suffer.
         refuse_if_written(&base.path)?;
     }
     let prepared = |reused, virtual_size| OverlayPrepared {
@@ -113,10 +113,10 @@ pub fn ensure_overlay(spec: &OverlaySpec<'_>, cancel: &Cancel) -> Result<Overlay
     Ok(prepared(false, wanted))
 }
 
-/// Removes an overlay; the bytes it took on disk, 0 if there was none. One that a process still
-/// has open is refused: its QEMU would go on writing to a file nobody can find.
+/// Removes an overlay; returns the bytes it took on disk, 0 if there was none. An overlay that a process has
+/// open is refused: its QEMU would go on writing to a file that nobody can find.
 pub fn discard_overlay(path: &Path) -> Result<u64> {
-    // What a castra that was killed while it made one has left.
+    // A half-made overlay of a castra that was killed.
     let _ = host::remove_if_there(&temporary_name(path));
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
@@ -220,7 +220,7 @@ fn refuse_if_held(path: &Path) -> Result<()> {
 pub fn check(spec: &OverlaySpec<'_>) -> Result<()> {
     target_size(spec)?;
     if !spec.path.parent().is_some_and(Path::is_dir) {
-        // The folder is made, or can't be, when the overlay is.
+        // The folder is made together with the overlay.
         return Ok(());
     }
     match inspect(spec.path)? {
@@ -287,7 +287,8 @@ pub fn check_same_base(
         }))
 }
 
-/// Whether a base in another state holds what it held. Without a digest of then nobody knows.
+/// Whether a base that has another stamp still has the same contents. Without an earlier digest nobody knows,
+/// which counts as no.
 fn same_contents(
     now: &BaseRecord,
     then: &BaseRecord,
@@ -301,7 +302,7 @@ fn same_contents(
     ];
     for (algorithm, then, now_known) in before {
         if let Some(then) = then {
-            // Not remembered: what is known of the file as it was must not be lost over it.
+            // The new digest isn't cached, because that would replace the digest of the file's earlier state.
             return Ok(match now_known {
                 Some(now) => *now == then,
                 None => digest::compute(&now.path, algorithm, cancel)? == then,
@@ -311,7 +312,7 @@ fn same_contents(
     Ok(false)
 }
 
-/// Keeps what lies there, and grows it if that is asked too.
+/// Keeps the existing disk, and grows it if a larger size is wanted.
 fn reuse(spec: &OverlaySpec<'_>, found: &ExistingFile, cancel: &Cancel) -> Result<u64> {
     let (now, wanted) = kept_sizes(spec, found)?;
     if wanted > now {
@@ -320,8 +321,7 @@ fn reuse(spec: &OverlaySpec<'_>, found: &ExistingFile, cancel: &Cancel) -> Resul
     Ok(wanted)
 }
 
-/// Checks that what lies there is the disk that is asked for; its size now, and the one it should
-/// have.
+/// Checks that the existing file is the wanted disk; returns its size now, and the size that it should have.
 fn kept_sizes(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<(u64, u64)> {
     let who = spec.keep.who();
     let ExistingFile::Layer(header) = found else {
@@ -367,7 +367,7 @@ fn kept_sizes(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<(u64, u64)
     Ok((now, wanted))
 }
 
-/// Whether a layer stands on this base: the same path, or another path to the same file.
+/// Whether this is the layer's base: the same path, or another path to the same file.
 fn has_base(header: &Header, base: Option<&ResolvedBase>) -> bool {
     match (&header.backing_file, base) {
         (None, None) => true,
@@ -383,7 +383,7 @@ fn same_file(one: &Path, other: &Path) -> bool {
     }
 }
 
-/// A leftover of an unclean end is replaced; somebody's own disk never is.
+/// Allows to replace a leftover of a crash, but never a disk that castra didn't make.
 fn check_replaceable(spec: &OverlaySpec<'_>, found: &ExistingFile) -> Result<()> {
     let layer_over_base = match found {
         ExistingFile::Layer(header) => spec.base.is_some() && has_base(header, spec.base),
@@ -401,13 +401,14 @@ fn create(spec: &OverlaySpec<'_>, size: u64, cancel: &Cancel) -> Result<()> {
     if let Some(dir) = spec.path.parent() {
         host::ensure_private_dir(dir).map_err(|error| Failure::io("create", dir, &error))?;
     }
-    // One name is enough, since the VM's lock is held: what a killed castra left is overwritten.
+    // One temporary name is enough, since the VM's lock is held: a leftover of a killed castra is
+    // overwritten.
     let temporary = temporary_name(spec.path);
     let made = host::remove_if_there(&temporary)
         .map_err(|error| Failure::io("create", spec.path, &error))
         .and_then(|_| {
             let base = spec.base.map(|base| (base.format.as_str(), base.path.as_path()));
-            // Over a base of the same size none is given: qemu-img takes the base's own.
+            // If the size is the base's, qemu-img isn't given one: it takes the base's.
             let size = (spec.base.map(|base| base.virtual_size) != Some(size)).then_some(size);
             qemu_img::create(&temporary, base, size, spec.lock, cancel).map_err(|error| explain(spec, error))
         })
@@ -428,7 +429,7 @@ fn temporary_name(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// Why `qemu-img` couldn't, in terms of what the user can change.
+/// Explains a failure of `qemu-img` in terms of what the user can change.
 fn explain(spec: &OverlaySpec<'_>, error: QemuImgError) -> Failure {
     let words = match error {
         QemuImgError::Unusable(failure) => return *failure,

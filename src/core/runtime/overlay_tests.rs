@@ -151,7 +151,7 @@ fn the_disk_grows_and_never_shrinks() {
         "can't be shrunk",
     );
     refusal(&sized(u64::MAX, Keep::Nothing), Exit::Config, "beyond any disk");
-    // A kept one grows in place and is refused when it would have to shrink.
+    // A kept disk grows in place, and is refused if it would have to shrink.
     assert_eq!(
         ensure(&sized(8 * MIB, Keep::Nothing)).unwrap().virtual_size,
         8 * MIB
@@ -206,13 +206,13 @@ fn leftovers_are_replaced_but_nobodys_own_disk() {
     refusal(&strange, Exit::CantCreate, "castra didn't make");
     assert_eq!(fs::read(&path).unwrap(), b"a disk somebody needs");
     assert!(!ensure(&spec(&path, Some(&base))).unwrap().reused);
-    // An inode is given again, a birth isn't.
+    // An inode number may be used again, a birth time isn't.
     let birth = || {
         let meta = fs::metadata(&path).unwrap();
         (meta.ino(), meta.created().ok())
     };
     let first = birth();
-    // A layer over the same base is a leftover, whoever says so.
+    // A layer over the same base counts as a leftover.
     assert!(!ensure(&strange).unwrap().reused);
     assert_ne!(birth(), first);
 
@@ -324,7 +324,7 @@ fn a_kept_layer_wants_its_base_as_it_was() {
         let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
         file.set_modified(later).unwrap();
     };
-    // Nobody knew its digest: nobody can say whether it is still the same.
+    // Its digest was unknown, so nobody can say whether the contents are the same.
     touch();
     let failure = check(&kept, &then).unwrap_err();
     assert!(failure.to_string().contains("was rewritten"), "{failure}");
@@ -332,7 +332,7 @@ fn a_kept_layer_wants_its_base_as_it_was() {
         let outcome = check(&OverlaySpec { keep, ..kept }, &then);
         assert_eq!(outcome.is_ok(), keep == Keep::Nothing);
     }
-    // One whose digest was known may be touched, and copied, but not changed.
+    // A base with a known digest may be touched and copied, but not changed.
     digests
         .digest(&base.path, Algorithm::Sha256, &Cancel::new())
         .unwrap();
@@ -344,10 +344,10 @@ fn a_kept_layer_wants_its_base_as_it_was() {
     check(&kept, &then).unwrap();
     fs::write(&base.path, vec![1; 4 << 20]).unwrap();
     check(&kept, &then).unwrap_err();
-    // Put back as it was it is the same again, however often it was looked at meanwhile.
+    // When the old contents are back, the base is accepted again, however often it was checked meanwhile.
     fs::write(&base.path, vec![0; 4 << 20]).unwrap();
     check(&kept, &then).unwrap();
-    // Without a layer there is nothing to protect.
+    // Without an overlay there is nothing to protect.
     fs::write(&base.path, vec![1; 4 << 20]).unwrap();
     discard_overlay(&path).unwrap();
     check(&kept, &then).unwrap();

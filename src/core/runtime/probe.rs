@@ -97,7 +97,7 @@ fn watch(
     };
     let mut moved = (began, Duration::ZERO);
     loop {
-        // Asked first: what a QEMU wrote that has ended since is read below.
+        // Checked before the logs are read, so that the last output of a QEMU that ended is read.
         let has_ended = ended();
         if place.read(vm_file::SERIAL_LOG).contains(PROBE_TEXT.trim_end()) {
             return Some(ProbeResult::Lives(began.elapsed()));

@@ -100,7 +100,7 @@ fn code_cache_mib(memory_bytes: u64) -> u64 {
     (memory_bytes / 2 / (1 << 20)).clamp(64, 512)
 }
 
-/// Memory in MiB where that is exact.
+/// Memory in MiB if that is exact.
 fn memory(bytes: u64) -> String {
     const MIB: u64 = 1 << 20;
     if bytes.is_multiple_of(MIB) {
@@ -236,7 +236,7 @@ fn console_args() -> Vec<OsString> {
     words(&["-chardev", &chardev, "-serial", "chardev:serial"])
 }
 
-/// QMP; what QEMU says on it is kept, so that the end of a VM is known without a watcher.
+/// QMP; QEMU's messages are logged, so that castra learns how a VM ended without watching it.
 fn qmp_args() -> Vec<OsString> {
     let chardev = format!(
         "socket,id=qmp,path={},server=on,wait=off,logfile={}",
@@ -246,7 +246,7 @@ fn qmp_args() -> Vec<OsString> {
     words(&["-chardev", &chardev, "-mon", "chardev=qmp,mode=control"])
 }
 
-/// By this device a kernel says that it panics, and QEMU ends as `guest-panic`; without it a panic under
+/// With this device a kernel reports a panic, and QEMU ends as `guest-panic`; without it a panic under
 /// `panic=-1` looks like a reboot. It comes last, so that no other device changes its place on the bus.
 fn panic_args() -> Vec<OsString> {
     words(&["-device", "pvpanic-pci"])
@@ -257,8 +257,8 @@ fn panic_args() -> Vec<OsString> {
 /// `guestfwd` needs: with `spawn=deny` QEMU 7.2 dies of SIGSYS, with `elevateprivileges=deny` it
 /// can't start.
 ///
-/// One that stays our child writes to its stderr, which is `qemu.log` already. `-D` would open that
-/// file a second time, without appending, and the two would overwrite each other.
+/// An attached QEMU writes to its stderr, which is `qemu.log` already. `-D` would open that file a second
+/// time, without appending, and the two would overwrite each other.
 ///
 /// The pid file has its whole path: by it a QEMU whose state root is gone is known to be castra's
 /// ([`super::lost`]).

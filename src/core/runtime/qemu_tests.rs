@@ -43,7 +43,7 @@ fn forward(host: u16, guest: u16, protocol: Protocol) -> ForwardRecord {
     }
 }
 
-/// One option a line, as a reader of the diff wants it.
+/// One option a line, for readable diffs.
 fn shown(plan: &LaunchPlan) -> String {
     let argv = qemu_argv(plan);
     let mut text = show_argv(plan.binary.as_os_str(), &[]);

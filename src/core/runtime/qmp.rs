@@ -105,7 +105,7 @@ impl Qmp {
     /// Ends QEMU as if its plug were pulled; QEMU repeats `id` in its answer, which `qmp.log` keeps.
     pub fn quit_as(&mut self, id: String, limit: Duration) -> Result<(), QmpError> {
         match self.execute_as("quit", id, Instant::now() + limit) {
-            // It may be gone before its answer is.
+            // QEMU may have ended before it answers.
             Ok(_) | Err(QmpError::Gone(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -189,7 +189,7 @@ fn connect_within(dir: &Path, limit: Duration) -> Result<UnixStream, QmpError> {
         .name("qmp-connect".into())
         .spawn(move || {
             let path = host::short_path(&directory, vm_file::QMP_SOCK);
-            // Nobody may be waiting any more; then the stream is simply closed.
+            // If nobody waits any more, the stream is closed.
             let _ = tell.send(UnixStream::connect(path));
         })
         .map_err(QmpError::Gone)?;
@@ -202,7 +202,7 @@ fn connect_within(dir: &Path, limit: Duration) -> Result<UnixStream, QmpError> {
     }
 }
 
-/// What is left until the deadline; a time-out of zero would mean none.
+/// The time left until the deadline, at least a little: a time-out of zero would mean none.
 fn left(until: Instant, waiting_for: &'static str) -> Result<Duration, QmpError> {
     until
         .checked_duration_since(Instant::now())

@@ -123,7 +123,7 @@ fn a_deep_directory_is_no_obstacle() {
     let deep = (0..6).fold(scratch.dir().to_owned(), |dir, _| dir.join("d".repeat(60)));
     std::fs::create_dir_all(&deep).unwrap();
     assert!(deep.as_os_str().len() > 300);
-    // Bound through a short name too: the address is what is limited, not the file.
+    // Bound by a short name too: the address is limited, not the file's path.
     let directory = File::open(&deep).unwrap();
     let listener = UnixListener::bind(host::short_path(&directory, vm_file::QMP_SOCK)).unwrap();
     let end = thread::spawn(move || {

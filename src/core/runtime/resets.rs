@@ -276,7 +276,7 @@ mod tests {
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000]));
         assert_eq!(watch.look().unwrap().end_reason, Some(EndReason::Panic));
-        // It isn't held against the next one.
+        // An earlier panic doesn't make the next reset a panic.
         console += "Restarting system\n";
         put(vm_file::SERIAL_LOG, &console);
         put(vm_file::QMP_LOG, &log(&[1_000, 10_000, 200_000, 400_000]));

@@ -1,11 +1,10 @@
-//! What a guest is told at boot: its name, the broker's address, its token, who may log in.
+//! What a guest learns at boot: its name, the broker's address, its token, the SSH keys that may log in.
 //!
-//! Here: which channel a VM takes, the files under `vms/<vm>/seed/`, tokens, and fw_cfg, the
-//! default guest's channel. Not here: the text for cloud-init (`runtime::nocloud`), QEMU's
-//! arguments for either (the launch plan's argv), or who gets a token (`guests.json`'s writer asks
-//! [`takes_token`]).
+//! Here: which channel a VM takes, the files under `vms/<vm>/seed/`, tokens, and fw_cfg, the default guest's
+//! channel. Not here: the text for cloud-init (`runtime::nocloud`), QEMU's arguments (`runtime::qemu`), or
+//! who gets a token (`operations::fleet::identity` asks [`takes_token`]).
 //!
-//! Secrets go by file, mode 0600 in a directory of 0700: QEMU's command line is public.
+//! Secrets are passed in files of mode 0600 in a directory of mode 0700: QEMU's command line is public.
 
 use std::fs;
 use std::io::{ErrorKind, Write};
@@ -26,7 +25,7 @@ const MAX_NOCLOUD_BYTES: usize = 8 << 20;
 /// vvfat keeps its directory's path in a buffer of 1024 bytes.
 const MAX_VVFAT_PATH: usize = 1000;
 
-/// What one launch hands to QEMU. Empty: the guest is told nothing.
+/// What one launch passes to QEMU. Empty: the guest gets nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seed {
     /// `-fw_cfg` entries, in this order.
@@ -35,12 +34,12 @@ pub struct Seed {
     pub nocloud_dir: Option<PathBuf>,
 }
 
-/// By which channel a VM is told.
+/// The channel by which a VM gets its seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeedKind {
-    /// It is told nothing.
+    /// It gets none.
     Nothing,
-    /// QEMU's fw_cfg: the default guest, and whoever boots a kernel of their own without an image.
+    /// QEMU's fw_cfg: the default guest, and VMs with a kernel of the user's and no image.
     FwCfg,
     /// A NoCloud disk for cloud-init: stock images.
     NoCloud,
@@ -57,8 +56,8 @@ impl SeedKind {
     }
 }
 
-/// Whether castra can hand this VM a token and may therefore ask for it (docs/PROTOCOL.md). A kernel of
-/// the user's own is told the rest, but whether it reads fw_cfg nobody knows.
+/// Whether castra can give this VM a token and may therefore ask for it (docs/PROTOCOL.md). A kernel of the
+/// user's gets the rest of the seed, but castra can't know whether that guest reads fw_cfg.
 pub fn takes_token(vm: &VmConfig) -> bool {
     vm.seed == SeedMode::Auto && (vm.is_default_guest() || vm.base_image.is_some())
 }
@@ -70,7 +69,7 @@ pub fn new_token() -> Result<String> {
     })
 }
 
-/// What `guests.json` holds of a token: its digits as text, hashed.
+/// A token as `guests.json` has it: the hash of its hex digits.
 pub fn token_sha256(token: &str) -> String {
     sha256_hex(token.as_bytes())
 }
@@ -80,11 +79,11 @@ pub fn token_sha256(token: &str) -> String {
 pub struct SeedInputs<'a> {
     /// The VM.
     pub vm: &'a VmName,
-    /// This launch: what cloud-init goes by to tell a new boot from an old one.
+    /// The launch id, by which cloud-init tells a new boot from an old one.
     pub launch_id: &'a str,
     /// `HOST:PORT` as the guest reaches the broker.
     pub broker: &'a str,
-    /// Proof of VM and launch.
+    /// The token of this launch.
     pub token: Option<&'a str>,
     /// How often a guest without a session says hello.
     pub heartbeat_secs: u64,
@@ -92,7 +91,7 @@ pub struct SeedInputs<'a> {
     pub authorized_keys: &'a str,
     /// The login name they are for.
     pub user: &'a str,
-    /// Shared folders; their tags are `plan::mount_tag`'s.
+    /// Shared folders; their tags are `launch_plan::mount_tag`'s.
     pub mounts: &'a [Mount],
     /// The user's own cloud-init data.
     pub user_data: Option<&'a str>,
@@ -116,7 +115,7 @@ pub fn write_seed(kind: SeedKind, dir: &Path, inputs: &SeedInputs<'_>) -> Result
     }
 }
 
-/// Removes a seed with the secrets in it; that there is none is fine.
+/// Removes a seed and its secrets, if there is one.
 pub fn discard_seed(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Failure::io("remove", dir, &error)),
@@ -159,8 +158,7 @@ fn write_fw_cfg(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
     })
 }
 
-/// Everything about a seed that can be found wrong without making it; `inputs` may hold placeholders
-/// for what only a launch knows.
+/// Checks a seed without making it; `inputs` may hold placeholders for what only a launch knows.
 pub fn check_seed(kind: SeedKind, dir: &Path, inputs: &SeedInputs<'_>) -> Result<()> {
     match kind {
         SeedKind::Nothing => Ok(()),
@@ -212,7 +210,7 @@ fn write_nocloud(dir: &Path, inputs: &SeedInputs<'_>) -> Result<Seed> {
     })
 }
 
-/// The lines that tell a guest its mounts; a path that would break them is refused.
+/// The guest's table of mounts; a path that would break it is refused.
 fn mounts_text(vm: &VmName, mounts: &[Mount]) -> Result<String> {
     match mounts.iter().find(|mount| mount.guest.contains(['\t', '\n'])) {
         None => Ok(mounts_table(mounts)),

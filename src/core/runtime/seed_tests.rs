@@ -120,7 +120,7 @@ fn a_new_seed_replaces_all_of_the_old_one() {
         [("meta-data".to_owned(), 0o600), ("user-data".to_owned(), 0o600)]
     );
     assert_eq!(mode(&nocloud), 0o700);
-    // The token alone is kept beside it, for the service that a bootstrap installs.
+    // Beside the seed only the token is kept, for the service that a bootstrap installs.
     assert_eq!(mode(&dir.join("token")), 0o600);
     assert!(!dir.join("authorized_keys").exists());
 }

@@ -32,7 +32,7 @@ const PRESS_AGAIN: Duration = Duration::from_secs(3);
 /// How long QEMU's process may take to end after its pid file is gone.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
 
-/// What came of it.
+/// The result of a shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownOutcome {
     /// How.
@@ -167,7 +167,7 @@ impl Ladder<'_, '_> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut qmp = match Qmp::connect(self.paths.dir(), left().min(QMP_LIMIT)) {
             Ok(qmp) => qmp,
-            // The guest may just be powering off by itself.
+            // The guest may be powering itself off just now.
             Err(_) if qemu_pid(self.paths).is_none() => return Ok(true),
             Err(error) => return Err(error.to_string()),
         };
@@ -205,7 +205,7 @@ impl Ladder<'_, '_> {
         });
         signal_qemu(self.paths, signal);
         match signal {
-            // After the last step there is no other to go on with.
+            // There is no step after the last one.
             Signal::SIGKILL => gone_within(self.paths, wait),
             _ => self.wait_gone(wait),
         }

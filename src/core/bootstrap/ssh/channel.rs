@@ -3,9 +3,9 @@
 //! Here: starting it, feeding it, its output line by line, its deadline, its exit code. Not here:
 //! what the command is (`bootstrap::guest_scripts`).
 //!
-//! A command may hold its stdin open: the guest's side of `remote::session` takes the end of
-//! stdin as the order to end what it runs. So a deadline, Ctrl-C, a dead castra and a broken
-//! connection all end a script together with its children in the same way.
+//! A command may hold its stdin open: in the guest, `guest_scripts::session` takes the end of stdin as the
+//! order to end its program. So a deadline, Ctrl-C, a killed castra and a broken connection all end a script
+//! with its children in the same way.
 
 use std::io::{self, Read, Write};
 use std::process::{Child, ChildStdin, ExitStatus};
@@ -22,19 +22,19 @@ use crate::core::bootstrap::watch::{StopReason, Watch};
 use crate::core::process::{Tail, end_group, ended_within, show_status};
 use crate::core::threads;
 
-/// How often a wait looks at the VM and the wish to stop.
+/// How often a wait checks the VM and requests to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// For the guest to end a script in order once its stdin is closed; the guest takes about 2 s
-/// before it kills.
+/// How long the guest may take to end a script once its stdin is closed; the guest sends SIGKILL after about
+/// 2 s.
 const ORDERLY_END: Duration = Duration::from_secs(6);
-/// For output still under way after the end mark. Only a process that the script left running in
-/// the background holds the channel open longer, and nobody waits for that.
+/// How long output may still come after the end mark. Only a process that the script left in the background
+/// holds the channel open longer, and castra doesn't wait for it.
 const AFTER_MARK: Duration = Duration::from_millis(300);
-/// Between the end of a channel and that of a master that broke.
+/// How long after a channel's end a broken master may take to end.
 const MASTER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest line handed on in one piece.
+/// Longest line passed on in one piece.
 pub const LINE_BYTES: usize = 4096;
-/// Lines under way between the readers and the pipeline; a full queue slows the guest down.
+/// Lines buffered between the readers and the pipeline; a full queue slows the guest down.
 const QUEUE_LINES: usize = 1024;
 
 /// Where a line came from.
@@ -52,7 +52,7 @@ pub type Feed<'a> = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'a
 /// How long a command may take.
 #[derive(Clone, Copy, Debug)]
 pub enum Limit<'a> {
-    /// In all.
+    /// In total.
     Total(Duration),
     /// Without a change of this counter.
     Idle(Duration, &'a AtomicU64),
@@ -60,7 +60,7 @@ pub enum Limit<'a> {
 
 /// A command to run.
 pub struct Exec<'a> {
-    /// For the login shell of the guest's user.
+    /// The command line for the login shell of the guest's user.
     pub command: String,
     /// Written to its stdin.
     pub feed: Feed<'a>,
@@ -68,23 +68,24 @@ pub struct Exec<'a> {
     pub hold_stdin: bool,
     /// How long it may take.
     pub limit: Limit<'a>,
-    /// A line of its stdout. What came before is of the login shell's start-up files and nobody's business.
+    /// A line of its stdout that begins its output; earlier lines come from the login shell's start-up files
+    /// and are ignored.
     pub begin_mark: Option<String>,
-    /// A word that, found in its stdout, is followed by a blank and the exit code. It has a line end before it, which
-    /// isn't the command's.
+    /// A word in its stdout that is followed by a blank and the exit code. The line end before it isn't part
+    /// of the output.
     pub end_mark: Option<String>,
 }
 
 /// Why a command has no exit code.
 #[derive(Debug)]
 pub enum ExecError {
-    /// The connection.
+    /// The connection failed.
     Ssh(SshError),
     /// The limit was reached; the command was ended.
     TimedOut(Duration),
-    /// The operation is over; the command was ended.
+    /// The operation was stopped; the command was ended.
     Stopped(StopReason),
-    /// What was to be fed to it can't be read.
+    /// Its input can't be read.
     Feed(io::Error),
 }
 
@@ -94,8 +95,8 @@ enum OutputLine {
     Fed(io::Result<()>),
 }
 
-/// Runs a command and hands on each line of its output; returns its exit code. `tick` is called
-/// some fifty times a second.
+/// Runs a command and passes on each line of its output; returns its exit code. `tick` is called some fifty
+/// times a second.
 pub fn run(
     master: &mut Master,
     exec: Exec<'_>,
@@ -165,22 +166,22 @@ pub fn run(
         drop(conversation);
         let result = result.and_then(|status| result_of(master, code, status, fed));
         if result.is_err() {
-            // The master holds this channel's pipes: as long as it lives, a feed that the guest
-            // doesn't read would wait. A pipeline never goes on after this.
+            // The master holds this channel's pipes: while it lives, writing input that the guest doesn't
+            // read would block. A pipeline never goes on after this.
             master.end();
         }
         result
     })
 }
 
-/// Ends a command that nobody can listen to or feed.
+/// Ends a command whose pipes can't be served.
 fn abandon(child: &mut Child, error: SshError) -> ExecError {
     let _ = child.kill();
     let _ = child.wait();
     ExecError::Ssh(error)
 }
 
-/// What the end of a command means.
+/// Interprets the end of a command.
 fn result_of(
     master: &mut Master,
     code: Option<i32>,
@@ -190,12 +191,12 @@ fn result_of(
     if let Some(Err(error)) = fed
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        // A file that can't be read breaks the stream, and the guest's complaint about that is
-        // not the reason. A broken pipe is the other way round.
+        // If a file can't be read, the guest reports a cut stream, which isn't the cause. With a broken pipe
+        // the guest's report is the cause.
         return Err(ExecError::Feed(error));
     }
     match code.or(status.code()) {
-        // ssh's own failures have this code, and so may a remote command.
+        // ssh uses this code for its own failures, but a remote command may end with it too.
         Some(255) if code.is_none() => match master.lost(MASTER_TIMEOUT) {
             Some(lost) => Err(ExecError::Ssh(lost)),
             None => Ok(255),
@@ -216,7 +217,7 @@ struct RunningCommand<'a> {
     eofs: u8,
     code: Option<i32>,
     fed: Option<io::Result<()>>,
-    /// Until it has come.
+    /// Until the line that begins the output.
     begin: Option<&'a str>,
     /// The last lines before it.
     before: Tail,
@@ -226,7 +227,7 @@ struct RunningCommand<'a> {
 }
 
 impl RunningCommand<'_> {
-    /// Until both outputs have ended, or until the end mark and a little longer.
+    /// Reads until both outputs have ended, or until a little after the end mark.
     fn wait(
         &mut self,
         limit: Limit<'_>,
@@ -246,14 +247,14 @@ impl RunningCommand<'_> {
             self.receive(pause, on_line);
             if self.code.is_some() {
                 let at = *marked.get_or_insert_with(Instant::now);
-                // Nobody reads stdin any more; the guest's side ends sooner without it.
+                // The command no longer reads stdin; closing it lets the guest's side end sooner.
                 self.release = None;
                 if at.elapsed() >= AFTER_MARK {
                     return Ok(());
                 }
                 continue;
             }
-            // A flood of lines must not turn the watch into a burden.
+            // With a flood of lines the watch must not be checked for each line.
             if looked.elapsed() < POLL_INTERVAL {
                 continue;
             }
@@ -318,7 +319,8 @@ impl RunningCommand<'_> {
         }
     }
 
-    /// A command that never began may have said why before: a login shell that refuses, for example.
+    /// Output before the beginning may explain why a command never began, for example a login shell that
+    /// refuses.
     fn flush_login_output(&mut self, on_line: &mut dyn FnMut(Stream, &str)) {
         if std::mem::take(&mut self.empty_line) && self.code.is_none() {
             on_line(Stream::Out, "");
@@ -349,8 +351,7 @@ impl RunningCommand<'_> {
             .map_err(|error| ExecError::Ssh(SshError::Lost(error.to_string())))
     }
 
-    /// Ends a command that must not go on: by the end of its stdin where that is an order the
-    /// guest obeys, then by ending ssh.
+    /// Ends a command: by closing its stdin if the guest obeys that, then by ending ssh.
     fn end(&mut self, orderly: bool, on_line: &mut dyn FnMut(Stream, &str)) {
         self.release = None;
         let until = Instant::now() + ORDERLY_END;

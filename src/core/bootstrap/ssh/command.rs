@@ -1,5 +1,5 @@
-//! A person's own command in the guest: what its shell is told to run, so that the command's end is told rightly and
-//! the command ends with its client.
+//! A user's own command in the guest: the shell text that reports the command's end correctly and ends the
+//! command with its client.
 //!
 //! Here: the shell text and how words get into it. Not here: which ssh carries it (`app::ssh`), what a bootstrap runs
 //! (`bootstrap::guest_scripts`), an agent (`harness::guest`).
@@ -73,7 +73,7 @@ impl RemoteCommand {
     }
 }
 
-/// Takes the words from the environment and out of it.
+/// Reads the words from the environment, and removes them from it.
 fn take_words(count: usize) -> String {
     let all = |before: &str, after: &str| {
         (1..=count)
@@ -87,7 +87,8 @@ fn take_words(count: usize) -> String {
     )
 }
 
-/// Has the user's own shell read the line. bash reads its start-up files for a second time where SHLVL is low.
+/// Lets the user's own shell interpret the line. bash would read its start-up files a second time if SHLVL
+/// were low.
 const LOGIN_SHELL: &str = r#"SHLVL=1; export SHLVL; set -- "${SHELL:-sh}" -c "$1";"#;
 
 /// Takes the words from the first line of stdin. `read` takes nothing beyond that line's end.
@@ -136,7 +137,7 @@ fn script(before: &str, words: &[OsString]) -> Vec<u8> {
         line.extend(format!(" castra_{}=", number + 1).bytes());
         line.extend(in_single_quotes(word.as_bytes()));
     }
-    // The last word is `$0`, by which a shell begins its complaints.
+    // The last word is `$0`, with which a shell begins its messages.
     line.extend_from_slice(b" sh -c 'eval \"$castra_exec\"' sh");
     line
 }
@@ -273,7 +274,7 @@ mod tests {
                 MAX_LINE_BYTES - line.len()
             );
             assert!(!line.contains('\n'));
-            // fish takes these two for one.
+            // fish treats these two the same.
             assert!(!line.contains("\\\\") && !line.contains("\\'"), "{line}");
             // csh leaves a `!` alone before a blank only.
             assert!(

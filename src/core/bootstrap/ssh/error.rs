@@ -1,7 +1,7 @@
-//! What can go wrong with a connection, told apart by what to do about it.
+//! The failures of a connection, as kinds with different remedies.
 //!
-//! Here: the kinds, and the one place that reads ssh's own words: ssh has a single exit status
-//! for all its failures. Not here: a remote command that failed; that is its caller's result.
+//! Here: the kinds, and the one place that interprets ssh's messages: ssh has a single exit status for all
+//! its failures. Not here: a remote command that failed; that is its caller's result.
 
 use std::fmt;
 use std::io;
@@ -20,26 +20,26 @@ const SAID_BYTES: usize = 400;
 pub enum SshError {
     /// `ssh` can't be started.
     NoTool(io::Error),
-    /// Nobody answers there, or it hung up before it was a connection.
+    /// No server answers, or it closed the connection during the setup.
     Unreachable(String),
     /// The guest doesn't accept the key.
     AuthRefused(String),
-    /// Another host key than before.
+    /// The guest shows another host key than before.
     HostKeyChanged,
     /// The private key can't be used.
     KeyUnusable(String),
     /// ssh ended for another reason, in its own words.
     Ended(String),
-    /// It neither worked nor failed in time.
+    /// It wasn't open in time.
     NotReady(Duration, String),
-    /// It worked and then broke.
+    /// It broke after it was open.
     Lost(String),
-    /// The operation is over.
+    /// The operation was stopped.
     Stopped(StopReason),
 }
 
 impl SshError {
-    /// Understands how an ssh that never worked ended.
+    /// Tells why an ssh that never connected ended.
     pub fn of_ended(status: &str, stderr: &str) -> SshError {
         let has = |words: &[&str]| words.iter().any(|word| stderr.contains(word));
         let said = said(stderr, status);
@@ -118,7 +118,7 @@ pub fn said(stderr: &str, status: &str) -> String {
     }
 }
 
-/// The words without the place in ssh's source that LogVerbose puts before them.
+/// The message without the place in ssh's source that LogVerbose puts before it.
 fn without_place(line: &str) -> &str {
     match line.split_once("): ") {
         Some((place, words)) if place.starts_with(FATAL_WORDS) => words,

@@ -1,4 +1,4 @@
-//! A person's own `ssh` or rsync to a running VM: the same connection as the bootstrap's.
+//! A user's own `ssh` or rsync to a running VM: the same connection as the bootstrap's.
 //!
 //! Here: where a running VM's sshd answers, as `run.json` has it, and the block of an ssh_config
 //! that says so. It only reads. Not here: the options themselves (`bootstrap::ssh`), or becoming
@@ -18,7 +18,7 @@ use crate::core::runtime::{lost, pause, restart_advice};
 /// ssh binds its control socket under this name and 17 characters first, and a Unix socket's name has 108 bytes at most.
 const MAX_CONTROL_PATH_BYTES: usize = 90;
 
-/// Where a VM's sshd answers now. One that is paused answers nothing, which is a failure that says why.
+/// Where a VM's sshd answers now. A paused VM is a failure that says why it is paused.
 pub fn running_target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
     let target = target(state, vm)?;
     let paths = state.vm(vm);
@@ -63,7 +63,7 @@ pub fn target(state: &StateRoot, vm: &VmName) -> Result<SshTarget> {
 }
 
 impl SshTarget {
-    /// Arguments of an `ssh` that runs this and asks nobody anything.
+    /// Arguments of an `ssh` that runs this command and never prompts.
     pub fn exec_argv(&self, line: &OsStr) -> Vec<OsString> {
         let mut argv: Vec<OsString> = ["-F", "/dev/null", "-T"].map(OsString::from).to_vec();
         let mut options = self.client_options();
@@ -82,7 +82,7 @@ impl SshTarget {
         argv
     }
 
-    /// `Key=value` for a program that is told the VM's name as its host.
+    /// `Key=value` options for a program that gets the VM's name as its host.
     fn address_options(&self) -> Vec<String> {
         vec![
             format!("HostName={}", self.host),
@@ -91,9 +91,10 @@ impl SshTarget {
         ]
     }
 
-    /// [`SshTarget::client_options`] for an ssh that reads the user's own config, too: what stands under `Host *` there
-    /// must not lead elsewhere. A control socket named after user and host is one for all VMs, all of them root's on the
-    /// loopback; a proxy doesn't reach this machine's loopback; an agent would work for whoever is root in the guest.
+    /// [`SshTarget::client_options`] for an ssh that also reads the user's own config, whose `Host *` must
+    /// not change the connection: a control socket named after user and host would be the same for all VMs,
+    /// which are all root's on the loopback; a proxy can't reach this machine's loopback; a forwarded agent
+    /// would serve whoever is root in the guest.
     pub fn config_options(&self) -> Vec<String> {
         let mut options = self.client_options();
         let control = self.dir.join(vm_file::CLIENT_CTL);
@@ -110,7 +111,7 @@ impl SshTarget {
     pub fn config_block(&self, prefix: &str) -> String {
         let mut block = format!("Host {prefix}{}\n", self.vm);
         for option in self.address_options().into_iter().chain(self.config_options()) {
-            // Both spellings are ssh's own; this is the one that people write.
+            // ssh accepts both spellings; people write this one.
             let line = match option.split_once('=') {
                 Some((key, value)) if !key.contains(char::is_whitespace) => format!("{key} {value}"),
                 _ => option,

@@ -1,7 +1,7 @@
-//! The master connection: our own child, alive exactly as long as castra wants it.
+//! The master connection: a child of castra that lives exactly as long as castra wants.
 //!
-//! Here: opening it, knowing whether it lives, ending it. Not here: the commands that run
-//! through it (`ssh::channel`).
+//! Here: opening it, checking whether it lives, ending it. Not here: the commands that run through it
+//! (`ssh::channel`).
 //!
 //! Its remote side ends in `exec cat`, its stdin is a pipe that castra holds: the ready line
 //! proves that commands run (a banner and a login don't), and however castra dies, the pipe
@@ -31,17 +31,17 @@ use crate::core::threads::no_thread_failure;
 /// The line after which the connection counts as usable.
 pub const READY: &str = "castra-ready";
 
-/// For ssh to end after SIGTERM.
+/// How long ssh may take to end after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(1);
 /// Lines before the ready line that are kept: greetings of the login shell, and the answers.
 const ANSWER_LINES: usize = 200;
 const LINE_BYTES: usize = 1024;
-/// Lines under way that nobody has taken yet.
+/// Lines buffered for the reader.
 const QUEUE_LINES: usize = 256;
-/// Lines that are taken at the end.
+/// How many lines are read at the end.
 const CLOSING_LINES: usize = 2000;
 
-/// An open master connection. Dropped, it ends.
+/// An open master connection; dropping it ends it.
 pub struct Master {
     target: SshTarget,
     child: Child,
@@ -54,7 +54,7 @@ pub struct Master {
 }
 
 impl Master {
-    /// Connects, runs `command` and waits until it has said [`READY`].
+    /// Connects, runs `command` and waits until it prints [`READY`].
     pub fn open(
         target: SshTarget,
         command: &str,
@@ -62,7 +62,7 @@ impl Master {
         watch: &Watch<'_>,
     ) -> Result<Master, SshError> {
         let began = Instant::now();
-        // A socket left by a killed ssh would make this one go on without a socket.
+        // If a killed ssh left its socket, this ssh would go on without one.
         let _ = host::remove_if_there(&target.dir.join(vm_file::SSH_CTL));
         let mut child = target
             .spawn(target.master_argv(command))
@@ -99,7 +99,7 @@ impl Master {
                 Ok(line) if self.answer.len() < ANSWER_LINES => self.answer.push(line),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => {
-                    // Its stdout is closed: ssh is about to end, and its words are the reason.
+                    // Its stdout is closed: ssh is about to end, and its messages tell the reason.
                     let status = self.reap(TERM_GRACE);
                     return Err(SshError::of_ended(&status, &self.stderr_tail()));
                 }
@@ -125,12 +125,12 @@ impl Master {
         &self.answer
     }
 
-    /// Whom it connects to.
+    /// Its target.
     pub fn target(&self) -> &SshTarget {
         &self.target
     }
 
-    /// What ssh and the remote side have complained about.
+    /// The messages of ssh and of the remote side on stderr.
     pub fn stderr_tail(&self) -> String {
         self.stderr.lock().unwrap_or_else(PoisonError::into_inner).text()
     }
@@ -148,8 +148,7 @@ impl Master {
         self.readers.extend(readers);
     }
 
-    /// Tells the remote side that all is over, and returns what it says behind this line before
-    /// it ends by itself.
+    /// Closes stdin, so that the remote side ends, and returns what that prints after this line.
     pub fn read_closing_output(&mut self, mark: &str, timeout: Duration) -> Vec<String> {
         let until = Instant::now() + timeout;
         drop(self.stdin.take());
@@ -171,7 +170,7 @@ impl Master {
 
     /// Ends the connection and everything that runs through it.
     pub fn end(&mut self) {
-        // The closed pipe ends the remote side, SIGTERM the local one without another round trip.
+        // Closing the pipe ends the remote side, SIGTERM the local one without another round trip.
         drop(self.stdin.take());
         if matches!(self.child.try_wait(), Ok(None)) {
             let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
@@ -181,7 +180,7 @@ impl Master {
         let _ = host::remove_if_there(&self.target.dir.join(vm_file::SSH_CTL));
     }
 
-    /// Waits for the child, ends it if it takes too long, and says how it ended.
+    /// Waits for the child, kills it if it takes too long, and returns how it ended.
     fn reap(&mut self, timeout: Duration) -> String {
         let group = Pid::from_raw(i32::try_from(self.child.id()).expect("pids fit in 31 bits"));
         let mut status = ended_within(&mut self.child, timeout);
@@ -194,7 +193,7 @@ impl Master {
     }
 
     fn join_readers(&mut self) {
-        // Nobody listens any more: a reader whose queue is full goes on and sees the end.
+        // The queue is dropped, so a reader that waits for room sees the end.
         self.heard = never();
         for reader in self.readers.drain(..) {
             let _ = reader.join();

@@ -1,8 +1,7 @@
 //! How castra calls `ssh`: one master connection per bootstrap, everything else through it.
 //!
-//! Here: the target, the command lines, what ssh's complaints mean (`error`), a person's own way to a VM
-//! (`login`). Not here: the keys (`bootstrap::keys`), or what runs in the guest
-//! (`bootstrap::guest_scripts`).
+//! Here: the target, the command lines, what ssh's messages mean (`error`), a user's own connection to a VM
+//! (`login`). Not here: the keys (`bootstrap::keys`), or what runs in the guest (`bootstrap::guest_scripts`).
 //!
 //! ssh runs with `vms/<vm>` as working directory and names its socket and `known_hosts` relative
 //! to it, so that no state root is too long for a Unix socket (ssh: 90 bytes). The user's own
@@ -26,17 +25,17 @@ use crate::core::events::BootstrapPlanSsh;
 use crate::core::name::VmName;
 use crate::core::root::paths::vm_file;
 
-/// For one attempt to connect, name look-up to banner.
+/// Limit for one attempt to connect, from name look-up to banner.
 const CONNECT_TIMEOUT_SECS: u32 = 30;
 /// A guest that answers nothing for four times this long is gone. Sixteen guests under TCG on two
 /// cores can stall for many seconds, so it is generous.
 const ALIVE_INTERVAL_SECS: u32 = 15;
 const ALIVE_COUNT: u32 = 4;
 
-/// A server that says nothing for a minute is given up, at the login too: ssh waits so long for each answer of a key
-/// exchange and an authentication. ConnectTimeout ends with the banner. ssh says the reason of such an end, and that of a
-/// connection closed during the login, at LogLevel INFO only, between remarks that nobody needs; so that one function is
-/// made to speak. OpenSSH before 8.5 doesn't know how.
+/// A server that says nothing for a minute is given up, also during the login, where ConnectTimeout no longer
+/// counts: for a key exchange and an authentication, ssh waits this long for each answer. ssh reports the
+/// reason of such an end, and of a connection closed during the login, only at LogLevel INFO, among messages
+/// that nobody needs; so LogVerbose enables this one function. OpenSSH before 8.5 doesn't know LogVerbose.
 pub fn alive_options() -> [String; 4] {
     [
         format!("ServerAliveInterval={ALIVE_INTERVAL_SECS}"),
@@ -46,7 +45,7 @@ pub fn alive_options() -> [String; 4] {
     ]
 }
 
-/// Begins the lines that LogVerbose has brought: file and function.
+/// Begins the lines that LogVerbose adds: file and function.
 const FATAL_WORDS: &str = "packet.c:sshpkt_vfatal";
 
 /// Everything ssh needs to reach one guest.
@@ -128,7 +127,7 @@ impl SshTarget {
     fn argv(&self, flags: &[&str], control: &[&str], command: &str) -> Vec<OsString> {
         let mut argv: Vec<OsString> = Vec::new();
         let mut word = |text: &str| argv.push(text.into());
-        // An empty config file: neither the user's nor the system's takes part.
+        // An empty config file, so that neither the user's nor the system's counts.
         for text in ["-F", "/dev/null", "-T"] {
             word(text);
         }
@@ -180,9 +179,9 @@ impl SshTarget {
         options
     }
 
-    /// On the own loopback nobody records what might be deciphered in twenty years, and the key
-    /// exchange that guards against that (sntrup761) costs ssh 90 ms of a core at each connection,
-    /// 15 ms without. A guest that knows no other still gets it.
+    /// On the loopback nobody records traffic to decipher it in twenty years, and the key exchange that
+    /// guards against that (sntrup761) costs ssh 90 ms of a core at each connection, instead of 15 ms. A
+    /// guest that has no other key exchange still gets it.
     fn key_exchange(&self) -> Vec<String> {
         let own = self.host == "localhost"
             || self

@@ -1,8 +1,8 @@
 //! The process of an agent, from its start until nothing of it is left.
 //!
-//! Here: its process group, its stdin, time limits, the ladder from SIGTERM to SIGKILL, the tail
-//! of its stderr, and the search for what it left behind. Not here: what it says (`pump`), or
-//! which program it is (`core::operations::harness`).
+//! Here: its process group, its stdin, time limits, the steps from SIGTERM to SIGKILL, the tail of its
+//! stderr, and the search for processes that it left. Not here: its output (`pump`), or which program it is
+//! (`core::operations::harness`).
 //!
 //! The agent's own commands may have process groups of their own, so a signal to its group doesn't
 //! reach them all. Everything it starts inherits a mark in the environment, and what carries the
@@ -29,19 +29,19 @@ use crate::core::process::{AGENT_RUN_MARK, Tail, end_group};
 
 /// Between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
-/// An agent whose stdout has ended should end too.
+/// How long an agent may run on after its stdout has ended.
 const LINGER: Duration = Duration::from_secs(10);
-/// A stdout that outlives the agent is held by something it started.
+/// How long a stdout may stay open after the agent's end: a process that the agent started holds it.
 const PIPE_GRACE: Duration = Duration::from_secs(1);
-/// After SIGKILL nothing can hold a pipe but what is out of our reach.
+/// How long a pipe may stay open after SIGKILL: only a process out of castra's reach can hold it.
 const KILLED_GRACE: Duration = Duration::from_secs(2);
-/// How often the clock, the child and the wish to stop are looked at.
+/// How often the clock, the child and requests to stop are checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
-/// Of a line of stderr this much is kept.
+/// How many bytes of a line of stderr are kept.
 const STDERR_LINE_BYTES: u64 = 4096;
-/// What the agent started may end by itself this long after it.
+/// How long processes that the agent started may take to end by themselves after it.
 const OWN_GRACE: Duration = Duration::from_millis(300);
-/// What is left behind has this long between SIGTERM and SIGKILL.
+/// How long processes that are left have between SIGTERM and SIGKILL.
 const LEFT_GRACE: Duration = Duration::from_millis(500);
 
 /// What to start.
@@ -53,8 +53,8 @@ pub struct AgentCommand {
     pub args: Vec<OsString>,
     /// Its working directory; `None`: castra's.
     pub dir: Option<PathBuf>,
-    /// Writes this to its stdin, holds that open until it is to end, and closes it for a first sign to end. Otherwise
-    /// stdin is empty: Codex waits for ever on one that stays open.
+    /// Writes this to its stdin and holds stdin open; closing it is the first sign to end. Otherwise stdin is
+    /// empty: Codex waits for ever on one that stays open.
     pub held_stdin: Option<Vec<u8>>,
     /// The value of [`AGENT_RUN_MARK`].
     pub mark: String,
@@ -91,7 +91,7 @@ pub enum KillReason {
     TooSilent(Duration),
     /// Somebody asked to stop.
     Interrupted,
-    /// Its stdout had ended, and it went on.
+    /// It ran on after its stdout had ended.
     Lingered,
 }
 
@@ -104,7 +104,7 @@ pub struct AgentExit {
     pub stopped: Option<KillReason>,
     /// The last lines of its stderr.
     pub stderr_tail: String,
-    /// Processes it left behind, which were ended.
+    /// How many processes that it left were ended.
     pub left_behind: usize,
     /// Why its stdout could not be read to the end.
     pub trouble: Option<std::io::Error>,
@@ -119,8 +119,7 @@ enum EndStage {
     Killed(Instant),
 }
 
-/// Runs an agent to its end; what it says goes through the pump. Fails only where it can't be
-/// started.
+/// Runs an agent to its end and passes its output through the pump. Fails only if the agent can't be started.
 pub fn run(
     start: &AgentCommand,
     cancel: &Cancel,
@@ -154,11 +153,11 @@ pub fn run(
     })
 }
 
-/// A running agent. Dropped early, by a panic of whoever is told, it is killed.
+/// A running agent. It is killed if this is dropped early, for example by a panic.
 struct Process {
     child: Child,
     group: Pid,
-    /// Dropped: stdin is closed, as soon as all is written.
+    /// Dropping this closes stdin, as soon as everything is written.
     stdin: Option<Sender<()>>,
     source: StreamReader,
     stderr: Stderr,
@@ -183,7 +182,7 @@ impl Process {
         let (source, stderr, stdin) = match heard() {
             Ok(heard) => heard,
             Err(error) => {
-                // Nobody would read what it says.
+                // Nobody would read its output.
                 end_group(&mut child);
                 return Err(error);
             }
@@ -268,12 +267,12 @@ impl Process {
                 EndStage::Killed(_) => {}
             }
         }
-        // Whoever is left of the group holds what was the agent's; most often there is nobody.
+        // Processes left in the group hold the agent's pipes; most often there are none.
         let _ = killpg(self.group, Signal::SIGKILL);
         (stopped, trouble)
     }
 
-    /// The next that is heard. Before it waits, what was heard is written out.
+    /// The next output. Before waiting, lines so far are written out.
     fn next(&mut self, over: bool, pump: &mut Pump<'_>, emit: &mut dyn FnMut(Event)) -> Received {
         if over {
             thread::sleep(Duration::from_millis(1));
@@ -289,7 +288,8 @@ impl Process {
     }
 
     fn ask_to_end(&mut self) {
-        // Where stdin is held its end is the sign; the signal would only end the messenger.
+        // With stdin held open, closing it is the sign to end; a signal would only end the ssh that passes it
+        // on.
         if self.stdin.take().is_none() {
             let _ = killpg(self.group, Signal::SIGTERM);
         }
@@ -319,16 +319,16 @@ fn hold(mut pipe: ChildStdin, text: Vec<u8>) -> std::io::Result<Sender<()>> {
     thread::Builder::new()
         .name("harness-stdin".to_owned())
         .spawn(move || {
-            // A reader that is gone has its exit status to say why.
+            // If the reader is gone, its exit status tells why.
             let _ = pipe.write_all(&text).and_then(|()| pipe.flush());
             let _ = released.recv();
         })?;
     Ok(release)
 }
 
-/// Ends every process that carries the mark; how many there were.
+/// Ends every process that has the mark; returns how many there were.
 fn end_marked(mark: &str) -> usize {
-    // What is about to end by itself isn't left behind: Codex looks at the system as it begins.
+    // Processes that are about to end by themselves don't count: Codex queries the system when it begins.
     let wait = |limit| {
         let mut left = Vec::new();
         Cancel::new().wait_until(limit, POLL_INTERVAL, || {
@@ -384,7 +384,7 @@ impl Stderr {
         Ok(Stderr { tail, thread })
     }
 
-    /// What there is; waits for the rest, but not for a pipe that somebody out of reach holds.
+    /// The lines; waits for the rest, but not for a pipe that a process out of reach holds.
     fn end(&self) -> String {
         const EVERY: Duration = Duration::from_millis(1);
         Cancel::new().wait_until(PIPE_GRACE, EVERY, || self.thread.is_finished());

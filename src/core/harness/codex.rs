@@ -1,8 +1,8 @@
 //! The stream of the Codex CLI (`codex exec --json`).
 //!
-//! Here: what each of its lines says, from the versions 0.55 to 0.169 and what may come after, and
-//! the arguments it is started with. Not here: turns, totals and commands that never end
-//! (`relay`), or the process (`run`).
+//! Here: the meaning of each line, for versions 0.55 to 0.169 and unknown later ones, and the program's
+//! arguments. Not here: turns, totals and commands that never end (`relay`), or the process
+//! (`agent_process`).
 //!
 //! Facts this rests on: the `error` line is no end, `turn.failed` is one; `item` may carry a key
 //! twice; types of lines and items are added with every version, so an unknown one is handed on
@@ -17,26 +17,26 @@ use super::json::{self, Raw, count, cut, head, members, number, opaque, opaque_t
 use super::{Agent, AgentEvent, AgentRequest, Since, Tokens};
 use crate::core::events::Severity;
 
-/// Text of a message beyond this is cut; the transcript has all of it.
+/// Longer messages are cut; the transcript has all of the text.
 const TEXT_LIMIT: usize = 256 * 1024;
-/// A command line beyond this is cut.
+/// Longer command lines are cut.
 const COMMAND_LIMIT: usize = 16 * 1024;
-/// So much of the end of a command's output is told.
+/// How much of the end of a command's output an event has.
 const OUTPUT_LIMIT: usize = 4096;
-/// Structured fields beyond this are kept as text, cut.
+/// Longer structured fields are kept as text, cut.
 const DATA_LIMIT: usize = 64 * 1024;
-/// What isn't understood is shown to this length.
+/// Unknown lines are shown up to this length.
 const GARBAGE_LIMIT: usize = 4096;
-/// File names are named in the text up to this many.
+/// How many files a text names.
 const MAX_NAMED: usize = 5;
-/// Paths and names in a text are cut to this.
+/// Paths and names in a text are cut to this length.
 const NAME_LIMIT: usize = 512;
 
 /// The Codex CLI.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Codex;
 
-/// How far an item is.
+/// The state of an item.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Started,
@@ -66,7 +66,7 @@ impl Agent for Codex {
         if ask.resume.is_some() {
             argv.push("resume".into());
         }
-        // Neither a thread nor a prompt may be taken for a flag.
+        // Behind `--`, because a thread or a prompt must not be taken for a flag.
         argv.push("--".into());
         argv.extend(ask.resume.iter().map(OsString::from));
         argv.push(ask.prompt.as_str().into());
@@ -218,7 +218,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// What every message of an item carries: its type, id and state, and what is its own.
+    /// The data of every message about an item: its type, id and state, and its own fields.
     fn data<const N: usize>(&self, phase: Phase, own: [(&str, Option<Value>); N]) -> Value {
         let mut data = Map::new();
         data.insert("kind".into(), self.kind.as_str().into());
@@ -240,7 +240,7 @@ impl<'a> Item<'a> {
         self.error.is_some() || matches!(word(self.status).as_deref(), Some("failed" | "declined"))
     }
 
-    /// Only its last form counts: what came before is a beginning of it.
+    /// Only the last form of a text counts: earlier ones are its beginning.
     fn prose(&self, phase: Phase, at_most: Severity) -> Option<AgentEvent> {
         let text = self
             .text
@@ -261,7 +261,7 @@ impl<'a> Item<'a> {
             .unwrap_or_default();
         match phase {
             Phase::Started => return Some(AgentEvent::CommandStarted { item, command }),
-            // It still runs; nothing can be said of it that its end won't.
+            // The command still runs; its end will be reported.
             Phase::Updated => return None,
             Phase::Completed => {}
         }
@@ -398,7 +398,7 @@ impl<'a> Item<'a> {
     }
 }
 
-/// What has only begun is overwritten by its end.
+/// An item that only began is progress, which its end replaces.
 fn severity(phase: Phase, completed: Severity) -> Severity {
     match phase {
         Phase::Completed => completed,

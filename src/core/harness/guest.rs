@@ -1,6 +1,7 @@
-//! An agent inside a VM: the `ssh` that starts it there, and sees to it that it ends with castra.
+//! An agent inside a VM: the `ssh` that starts it there and ends it together with castra.
 //!
-//! Here: arguments and the script for the guest's shell. Not here: running them (`run`), what the agent is told (`preamble`).
+//! Here: arguments and the script for the guest's shell. Not here: running them (`agent_process`), the
+//! preamble (`preamble`).
 //!
 //! Without a terminal sshd tells nobody when its client is gone. So castra holds the stdin of its
 //! `ssh` open for as long as the agent may run, and beside the agent a watch reads it: at its end,
@@ -21,7 +22,8 @@ pub const GRACE_SECS: u64 = 5;
 pub const NOT_FOUND: i32 = 127;
 /// Linux takes no argument longer than this, in the guest too.
 pub const MAX_ARG_BYTES: usize = 128 * 1024 - 1;
-/// What the login shell of the guest's user is told to run; it may be any, and the script is for the POSIX one.
+/// The command line for the login shell of the guest's user, which may be any shell; the script needs a POSIX
+/// one.
 const REMOTE_COMMAND: &str = "exec sh";
 
 /// What the guest's shell reads first. One compound command: the shell has read all of it before it runs any.
@@ -60,7 +62,7 @@ pub fn remote_script(program: &OsStr, args: &[OsString], dir: Option<&OsStr>) ->
     )
 }
 
-/// What the script says on stderr beside [`NOT_FOUND`]; an agent may end with that code, too.
+/// The script's message on stderr together with [`NOT_FOUND`]; an agent may end with that code, too.
 pub fn not_found(program: &str) -> String {
     format!("{program}: not found")
 }

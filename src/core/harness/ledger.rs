@@ -1,4 +1,4 @@
-//! What is known of every thread: `logs/harness/<thread>.json`.
+//! The records of threads: `logs/harness/<thread>.json`.
 //!
 //! Here: one small record beside each transcript, with turns, tokens and times of each process
 //! that had a part in the thread, so that the next one knows what came before; made anew from the
@@ -22,9 +22,9 @@ use crate::core::name::VmName;
 use crate::core::reporter::wall_clock;
 use crate::core::root::records;
 
-/// Sessions that are told apart; what was before them is summed up.
+/// How many sessions a record lists; older ones are added up.
 const MAX_SESSIONS: usize = 500;
-/// A record is written at most this often while a stream goes on.
+/// A record is written at most this often while a stream continues.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One thread.
@@ -50,7 +50,7 @@ pub struct Session {
     pub vm: Option<VmName>,
     /// Wall clock, RFC 3339.
     pub began: String,
-    /// Wall clock of the last that was heard.
+    /// Wall clock of its last line.
     pub ended: String,
     /// Turns begun.
     pub turns: u64,
@@ -81,7 +81,7 @@ impl ThreadRecord {
         self.earlier.iter().chain(&self.sessions)
     }
 
-    /// What all sessions come to.
+    /// The sum of all sessions.
     pub fn account(&self) -> ThreadTotals {
         self.all()
             .fold(ThreadTotals::default(), |sum, session| ThreadTotals {
@@ -133,7 +133,7 @@ pub fn load(dir: &Path, thread: &str, agent: &dyn Agent) -> Option<ThreadRecord>
     by_name(dir, &name_of(thread), agent)
 }
 
-/// Every thread that has a record or a transcript here, the one heard last at the end.
+/// Every thread that has a record or a transcript here, the most recent last.
 pub fn list(dir: &Path, agent: &dyn Agent) -> Result<Vec<ThreadRecord>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -168,13 +168,13 @@ fn by_name(dir: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadRecord> {
     from_transcript(&dir.join(format!("{name}.jsonl")), name, agent)
 }
 
-/// A record that can't be read is no more than a missing one: the transcript says it again.
+/// A record that can't be read counts as missing: it is made from the transcript again.
 fn record_at(path: &Path, name: &str) -> Option<ThreadRecord> {
     let record = records::load::<ThreadRecord>(path).ok()??;
     (name_of(&record.thread) == name).then_some(record)
 }
 
-/// What a transcript tells of its thread. It tells no times: its file's has to do.
+/// A thread's record made from its transcript, which has no times: its file's times are used.
 fn from_transcript(path: &Path, name: &str, agent: &dyn Agent) -> Option<ThreadRecord> {
     let modified = fs::metadata(path).ok()?.modified().ok()?;
     let mut keeper = NoStore;
@@ -218,12 +218,12 @@ pub struct Ledger<'a> {
     trouble: Option<Failure>,
 }
 
-/// The part that this stream has in one thread, however often it returns to it.
+/// This stream's session in one thread, however often it returns to it.
 struct ThreadPart {
-    /// What was known before this run.
+    /// The record before this run.
     before: ThreadTotals,
     session: Session,
-    /// What of the thread's tokens is in the session's days.
+    /// Tokens of the thread that are counted in the session's days already.
     booked: Tokens,
     written: Option<Instant>,
     changed: bool,
@@ -242,7 +242,7 @@ impl<'a> Ledger<'a> {
         }
     }
 
-    /// What could not be written.
+    /// The error of a failed write.
     pub fn take_error(&mut self) -> Option<Failure> {
         self.trouble.take()
     }

@@ -7,11 +7,11 @@
 use std::borrow::Cow;
 use std::io::BufRead;
 
-/// The longest line that is understood.
+/// The longest line that is parsed.
 pub const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
-/// Of a longer one this much is kept, to say what it was.
+/// How much of a longer line is kept, for the warning.
 const KEPT_OF_TOO_LONG: usize = 4096;
-/// The room for a line that is kept between lines.
+/// The buffer's size that is kept between lines.
 const KEPT_ROOM: usize = 1024 * 1024;
 
 /// One line, without its end.
@@ -34,7 +34,7 @@ pub struct LineSplitter {
 }
 
 impl LineSplitter {
-    /// Takes the next bytes and hands over each line that ends in them.
+    /// Takes the next bytes and passes on each line that ends in them.
     pub fn feed(&mut self, mut bytes: &[u8], mut take: impl FnMut(Line<'_>)) {
         while !bytes.is_empty() {
             let mut rest = bytes;
@@ -69,7 +69,7 @@ impl LineSplitter {
         }
     }
 
-    /// The stream has ended: hands over what was begun.
+    /// The stream has ended: passes on an unfinished line.
     pub fn end(mut self, mut take: impl FnMut(Line<'_>)) {
         if !self.begun.is_empty() || self.skipped.is_some() {
             self.hand_over(false, &mut take);

@@ -7,8 +7,7 @@
 //! is told at first ([`preamble`]), and what is kept of it ([`transcript`], [`ledger`]). Not here:
 //! the operations that put these together (`core::operations::harness`).
 //!
-//! Nothing an agent says is trusted: memory is bounded whatever comes, and what isn't understood
-//! is handed on as opaque data.
+//! An agent's output isn't trusted: memory is bounded, and unknown lines are passed on as opaque data.
 
 pub mod agent_process;
 pub mod codex;
@@ -53,18 +52,18 @@ pub trait Agent: fmt::Debug + Send + Sync {
     /// The arguments with which its program answers `ask`.
     fn argv(&self, ask: &AgentRequest) -> Vec<OsString>;
 
-    /// What one line of its stream says; a line may say nothing, or several things. It may be any
-    /// text of at most [`line_splitter::MAX_LINE_BYTES`] bytes, without line end. Nothing is remembered from
-    /// line to line: that is [`relay::Relay`]'s business.
+    /// The meaning of one line of its stream; a line may have none, or several. A line is any text of at most
+    /// [`line_splitter::MAX_LINE_BYTES`] bytes, without line end. An agent keeps no state between lines:
+    /// [`relay::Relay`] does.
     fn read(&self, line: &str) -> Vec<AgentEvent>;
 }
 
-/// What an agent is asked.
+/// A task for an agent.
 #[derive(Clone, Debug, Default)]
 pub struct AgentRequest {
     /// The model it is to use; `None`: its own choice.
     pub model: Option<String>,
-    /// The thread to go on with.
+    /// The thread to continue.
     pub resume: Option<String>,
     /// Further arguments, as they are.
     pub extra: Vec<OsString>,
@@ -82,19 +81,19 @@ pub fn agent_names() -> Vec<&'static str> {
     AGENTS.iter().map(|agent| agent.name()).collect()
 }
 
-/// What an agent says, in words that fit all of them.
+/// An agent's output, in a form that fits all agents.
 #[derive(Clone, Debug, PartialEq)]
 pub enum AgentEvent {
-    /// A process begins, or goes on with, the conversation of this name.
+    /// A process begins or continues the thread of this name.
     Thread {
         /// Its id, as the agent spells it.
         id: String,
     },
-    /// The agent begins to answer.
+    /// A turn began.
     TurnStarted,
-    /// It has answered.
+    /// The turn was completed.
     TurnCompleted,
-    /// It gave up.
+    /// The turn failed.
     TurnFailed {
         /// Why.
         reason: String,
@@ -103,7 +102,7 @@ pub enum AgentEvent {
     Usage {
         /// How many.
         tokens: Tokens,
-        /// Since when.
+        /// What the count began with.
         since: Since,
     },
     /// Text for people, with what it is made of for scripts.
@@ -132,19 +131,19 @@ pub enum AgentEvent {
         ok: bool,
         /// Its exit code, if it has one.
         exit_status: Option<i32>,
-        /// The last it printed.
+        /// The end of its output.
         output: String,
-        /// What the agent calls its state, where that says more than `ok`.
+        /// The agent's word for its state, if that says more than `ok`.
         note: Option<String>,
     },
 }
 
-/// What a count of tokens began with.
+/// What a count of tokens begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Since {
-    /// The conversation, whichever process had its earlier turns.
+    /// The thread, whichever process had its earlier turns.
     Thread,
-    /// The process that says so.
+    /// The process that reports it.
     Process,
 }
 
@@ -163,7 +162,7 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// These and those.
+    /// The sum.
     pub fn plus(self, other: Tokens) -> Tokens {
         Tokens {
             prompt: self.prompt.saturating_add(other.prompt),
@@ -172,7 +171,7 @@ impl Tokens {
         }
     }
 
-    /// These without those; `None` if any of those is more.
+    /// The difference; `None` if any part is negative.
     pub fn minus(self, other: Tokens) -> Option<Tokens> {
         Some(Tokens {
             prompt: self.prompt.checked_sub(other.prompt)?,

@@ -1,9 +1,8 @@
-//! What an agent is told before it is told what to do: which VMs run, how to reach them, and what
-//! they were bootstrapped with.
+//! The text before an agent's task: which VMs run, how to reach them, and how they were bootstrapped.
 //!
-//! Here: that text, from data alone. Not here: where the data comes from
-//! (`core::operations::harness`). It holds no secrets: neither keys nor values of variables. And it
-//! holds nothing that a guest said, who would thereby give orders to the agent.
+//! Here: that text, from data alone. Not here: where the data comes from (`core::operations::harness`). It
+//! has no secrets: no keys, no values of variables. And it has no words of a guest, which could give orders
+//! to the agent that way.
 
 use std::path::PathBuf;
 
@@ -15,7 +14,7 @@ use crate::core::status::{StatusOutcome, VmStatus};
 /// VMs beyond this number are counted, not described.
 const MAX_VMS: usize = 64;
 
-/// What the config says of one VM's bootstrap.
+/// One VM's bootstrap as the config has it.
 #[derive(Clone, Debug, Default)]
 pub struct Bootstrapped {
     /// The script on the host.
@@ -30,15 +29,15 @@ pub struct Bootstrapped {
     pub description: Option<String>,
 }
 
-/// From where the agent looks at the VMs.
+/// Where the agent runs.
 #[derive(Clone, Debug)]
 pub enum View {
-    /// From the host, by this castra.
+    /// On the host, where it calls this castra.
     Host {
         /// The program, as a shell takes it.
         castra: String,
     },
-    /// From inside this VM.
+    /// Inside this VM.
     Inside(VmName),
 }
 

@@ -1,8 +1,8 @@
-//! Bytes on their way from an agent to events and transcript.
+//! From an agent's bytes to events and transcript.
 //!
-//! Here: reading a stream in a thread of its own, so that whoever waits for it can also watch a
-//! clock, a child and a wish to stop; and handing each line to those who want it. Not here: lines
-//! (`lines`), their meaning (`relay`), processes (`run`).
+//! Here: reading a stream in a thread of its own, so that the caller can also watch a clock, a child and
+//! requests to stop; and passing each line to relay and transcript. Not here: lines (`line_splitter`), their
+//! meaning (`relay`), processes (`agent_process`).
 
 use std::io::{self, Read};
 use std::thread;
@@ -15,9 +15,9 @@ use super::relay::Relay;
 use super::transcript::Transcript;
 use crate::core::events::{Event, Severity};
 
-/// A pipe holds this much.
+/// The size of a pipe's buffer.
 const READ_BYTES: usize = 64 * 1024;
-/// Pieces read ahead: one is being read while another is worked on.
+/// How many pieces are read ahead: one is read while another is worked on.
 const AHEAD: usize = 2;
 
 /// A stream that is read by a thread of its own.
@@ -27,14 +27,14 @@ pub struct StreamReader {
     used: Sender<Vec<u8>>,
 }
 
-/// What a look at a source brings.
+/// What a source has.
 #[derive(Debug)]
 pub enum Received {
     /// These bytes.
     Bytes(Vec<u8>),
     /// Nothing yet.
     Nothing,
-    /// The end; or the read failed.
+    /// The end, or a failed read.
     End(Option<io::Error>),
 }
 
@@ -69,7 +69,7 @@ impl StreamReader {
         Ok(StreamReader { pieces, used })
     }
 
-    /// What is there already.
+    /// What is available already.
     pub fn look(&self) -> Received {
         match self.pieces.try_recv() {
             Ok(piece) => heard(piece),
@@ -78,7 +78,7 @@ impl StreamReader {
         }
     }
 
-    /// What comes within this time.
+    /// Waits for output, at most this long.
     pub fn wait(&self, limit: Duration) -> Received {
         match self.pieces.recv_timeout(limit) {
             Ok(piece) => heard(piece),
@@ -87,7 +87,7 @@ impl StreamReader {
         }
     }
 
-    /// Gives a piece back, so that the next is read into its room.
+    /// Returns a piece, so that its buffer can be used again.
     pub fn give_back(&self, piece: Vec<u8>) {
         let _ = self.used.try_send(piece);
     }
@@ -100,9 +100,9 @@ fn heard(piece: io::Result<Vec<u8>>) -> Received {
     }
 }
 
-/// Hands each line of a stream to the relay and the transcript.
+/// Passes each line of a stream to the relay and the transcript.
 pub struct Pump<'a> {
-    /// Makes events of it.
+    /// Makes events of the lines.
     pub relay: Relay<'a>,
     transcript: Option<Transcript>,
     lines: LineSplitter,
@@ -132,7 +132,7 @@ impl<'a> Pump<'a> {
         lines.feed(bytes, |line| take(relay, transcript.as_mut(), line, emit));
     }
 
-    /// Nothing comes just now: what was heard is written out.
+    /// No output comes now: lines so far are written out.
     pub fn idle(&mut self, emit: &mut dyn FnMut(Event)) {
         let Some(transcript) = &mut self.transcript else {
             return;
@@ -148,7 +148,7 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// The stream has ended: takes the line that was begun.
+    /// The stream has ended: takes an unfinished line.
     pub fn end(&mut self, emit: &mut dyn FnMut(Event)) {
         let lines = std::mem::take(&mut self.lines);
         let Pump {

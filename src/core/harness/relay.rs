@@ -1,8 +1,8 @@
-//! What an agent says, turned into castra's events.
+//! From an agent's output to castra's events.
 //!
-//! Here: what one line can't know: which turn of which thread it is, what came before in tokens,
-//! which commands never ended, and the verdict. Not here: an agent's own format (`codex`), bytes
-//! and files (`pump`, `transcript`).
+//! Here: what a single line doesn't tell: the turn and thread it belongs to, earlier token counts, commands
+//! that never ended, and the verdict. Not here: an agent's own format (`codex`), bytes and files (`pump`,
+//! `transcript`).
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -14,15 +14,15 @@ use super::{Agent, AgentEvent, Since, Tokens, Verdict};
 use crate::core::events::{Event, Severity};
 use crate::core::time::millis;
 
-/// More commands than this at once are not followed: the oldest counts as abandoned.
+/// How many commands at once are followed; beyond that the oldest counts as abandoned.
 const MAX_OPEN: usize = 256;
-/// A stream has one thread, or a few where several are read in a row. More than this aren't kept: a
-/// stream must not fill a folder with files.
+/// How many threads of one stream are kept, so that a stream can't fill a folder with files. A stream has one
+/// thread, or a few if several were joined.
 const MAX_THREADS: usize = 1024;
-/// Ids of threads are cut to this in events.
+/// Ids of threads are cut to this length in events.
 const ID_LIMIT: usize = 256;
 
-/// What is known of a thread.
+/// The sums of a thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThreadTotals {
     /// Turns begun.
@@ -37,25 +37,25 @@ pub struct ThreadTotals {
     pub commands_failed: u64,
 }
 
-/// What one stream, or a part of it, added to a thread.
+/// The state of a thread after one stream, or a part of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ThreadUpdate {
     /// The thread.
     pub thread: String,
     /// The agent.
     pub agent: &'static str,
-    /// What is known of it now.
+    /// Its sums now.
     pub account: ThreadTotals,
-    /// How it stands.
+    /// Its verdict so far.
     pub verdict: Verdict,
 }
 
 /// Remembers threads from one stream to the next.
 pub trait ThreadStore {
-    /// What is known of this thread; `None` if it is new.
+    /// The sums of this thread; `None` if it is new.
     fn begin(&mut self, thread: &str) -> Option<ThreadTotals>;
 
-    /// What the stream has brought; told at every turn's end and when it leaves the thread.
+    /// Called with the new state at every turn's end, and when the stream leaves the thread.
     fn note(&mut self, chapter: &ThreadUpdate);
 
     /// The stream has ended.
@@ -76,23 +76,23 @@ impl ThreadStore for NoStore {
     fn end(&mut self) {}
 }
 
-/// How a stream was expected to be.
+/// What is expected of a stream.
 #[derive(Clone, Debug, Default)]
 pub struct Expected {
-    /// It is read as it is said: commands take the time between their lines.
+    /// It is live, so the time between lines is the commands' time.
     pub live: bool,
-    /// The thread it was asked to go on with.
+    /// The thread that the agent was asked to continue.
     pub resume: Option<String>,
 }
 
-/// One stream on its way to become events.
+/// Turns one stream into events.
 pub struct Relay<'a> {
     agent: &'a dyn Agent,
     keeper: &'a mut dyn ThreadStore,
     expected: Expected,
     known: HashMap<String, ThreadTotals>,
     chapter: Option<ThreadUpdate>,
-    /// What this process said it has used, as far as it was booked.
+    /// The tokens that this process reported and that are counted already.
     process: Tokens,
     open: VecDeque<OpenCommand>,
     /// `None` before the first turn and after each.
@@ -112,7 +112,7 @@ struct OpenCommand {
     turn: Option<u64>,
 }
 
-/// What a stream was made of.
+/// Counts over a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lines.
@@ -152,14 +152,14 @@ impl<'a> Relay<'a> {
         self.chapter.as_ref().map(|chapter| chapter.thread.as_str())
     }
 
-    /// What is known of that thread.
+    /// The sums of that thread.
     pub fn account(&self) -> ThreadTotals {
         self.chapter
             .as_ref()
             .map_or_else(ThreadTotals::default, |chapter| chapter.account)
     }
 
-    /// The last the agent said.
+    /// The agent's last message.
     pub fn last_message(&self) -> Option<&str> {
         self.last_message.as_deref()
     }
@@ -169,12 +169,12 @@ impl<'a> Relay<'a> {
         self.failure.as_deref()
     }
 
-    /// What the stream was made of so far.
+    /// The counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// How the stream stands, by its own words.
+    /// The verdict so far, by the stream alone.
     pub fn verdict(&self) -> Verdict {
         match self.last_turn {
             Some(verdict) if !self.in_turn => verdict,
@@ -300,7 +300,7 @@ impl<'a> Relay<'a> {
         self.check_resumed_thread(id, before.is_some(), emit);
     }
 
-    /// Asked to go on with a name it doesn't know, Codex begins a new thread without a word.
+    /// If Codex is asked to continue a thread that it doesn't know, it begins a new one and doesn't say so.
     fn check_resumed_thread(&mut self, id: &str, known: bool, emit: &mut dyn FnMut(Event)) {
         let Some(wish) = self.expected.resume.take() else {
             return;
@@ -345,8 +345,8 @@ impl<'a> Relay<'a> {
         }
     }
 
-    /// What the agent counts becomes what this turn took: the difference to what was counted
-    /// before, in whichever way its version counts.
+    /// Turns the agent's count into this turn's tokens: the difference to the last count, by either version's
+    /// way of counting.
     fn count_tokens(&mut self, said: Tokens, since: Since, emit: &mut dyn FnMut(Event)) {
         let of_process = said.minus(self.process).unwrap_or(said);
         let before = self.chapter.as_ref().map(|chapter| chapter.account.tokens);
@@ -424,7 +424,7 @@ impl<'a> Relay<'a> {
         let Some(open) = self.open.remove(place) else {
             return;
         };
-        // Named as it was when it began, so that the two lines belong together.
+        // With the command line from its start, so that the two events match.
         let command = if open.command.is_empty() {
             command
         } else {

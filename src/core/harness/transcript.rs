@@ -1,7 +1,7 @@
-//! What an agent said, line by line as it said it: `logs/harness/<thread>.jsonl`.
+//! An agent's output, line by line and unchanged: `logs/harness/<thread>.jsonl`.
 //!
-//! Here: writing these files and naming them, reading them back in order. Not here: what was
-//! made of the lines (`relay`), or the sums beside them (`ledger`).
+//! Here: writing, naming and reading these files. Not here: what was made of the lines (`relay`), or the sums
+//! (`ledger`).
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -59,8 +59,8 @@ impl Transcript {
         }
     }
 
-    /// Keeps a line of this thread. Lines before the first thread wait for its name, as far as
-    /// they fit into a batch. A line that is too long to be understood isn't kept.
+    /// Keeps a line of this thread. Lines before the first thread wait for its name, as far as they fit into
+    /// a batch. A line that is too long isn't kept.
     pub fn line(&mut self, thread: Option<&str>, line: Line<'_>) {
         if self.thread.as_deref() != thread {
             self.turn_to(thread);
@@ -100,8 +100,8 @@ impl Transcript {
         }
     }
 
-    /// Writes what waits. What can't be written is dropped, and the error is returned by
-    /// [`Transcript::take_error`]; the stream goes on.
+    /// Writes the waiting lines. Lines that can't be written are dropped, and [`Transcript::take_error`]
+    /// returns the error; the stream goes on.
     pub fn flush(&mut self) {
         let Some(file) = &mut self.file else {
             return;
@@ -115,7 +115,7 @@ impl Transcript {
         self.batch.shrink_to(2 * BATCH);
     }
 
-    /// What went wrong since the last time this was asked, and where.
+    /// The error since the last call, and its file.
     pub fn take_error(&mut self) -> Option<(PathBuf, io::Error)> {
         let error = self.trouble.take()?;
         Some((
@@ -125,7 +125,7 @@ impl Transcript {
     }
 }
 
-/// Hands over all lines of a thread, oldest first, until `take` returns false. No file, no lines.
+/// Passes on all lines of a thread, oldest first, until `take` returns false. Without a file there are none.
 pub fn read(path: &Path, mut take: impl FnMut(Line<'_>) -> bool) -> io::Result<()> {
     let mut goes_on = true;
     for file in files(path)? {

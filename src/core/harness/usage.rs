@@ -60,18 +60,18 @@ pub struct DayUse {
     pub vm_ms: u64,
 }
 
-/// All of it.
+/// Threads, days and sums.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Usage {
-    /// By thread, the one heard last at the end.
+    /// By thread, the most recent last.
     pub threads: Vec<ThreadUse>,
-    /// By day, those in which nothing happened left out.
+    /// By day; days without use are left out.
     pub days: Vec<DayUse>,
     /// The sums.
     pub total: DayUse,
 }
 
-/// Adds up.
+/// Adds up threads and days.
 pub fn sum(records: &[ThreadRecord], spans: &[Span]) -> Usage {
     let mut days: BTreeMap<String, DayUse> = BTreeMap::new();
     let mut threads = Vec::new();
@@ -141,7 +141,7 @@ fn millis(began: SystemTime, ended: SystemTime) -> u64 {
 
 /// A span cut at midnight, UTC.
 fn by_day(began: SystemTime, ended: SystemTime) -> Vec<(String, u64)> {
-    /// A span of more days than a VM lives is an error of some clock.
+    /// Longer spans come from a wrong clock.
     const MAX_DAYS: usize = 4000;
     let mut days = Vec::new();
     let mut from = began;

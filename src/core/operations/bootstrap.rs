@@ -19,7 +19,7 @@ use crate::core::reporter::{Emitter, Reporter};
 use crate::core::root::alive::find_qemu_pid;
 use crate::core::runtime::restart_advice;
 
-/// What `bootstrap` is asked for.
+/// The options of `bootstrap`.
 #[derive(Clone, Debug)]
 pub struct BootstrapOptions {
     /// The project.
@@ -115,7 +115,7 @@ fn run_again(
 }
 
 fn refuse_stopped(config: &Config, selected: &[&VmConfig], named: &[String]) -> Result<()> {
-    // What may not be looked at isn't stopped.
+    // A VM whose state can't be read doesn't count as stopped.
     for vm in selected {
         find_qemu_pid(&config.state.vm(&vm.name))?;
     }

@@ -1,12 +1,11 @@
-//! `clean`: removes what castra has left of projects that don't run, and says what it was.
+//! `clean`: removes files of projects that don't run, and reports what it removed.
 //!
-//! Here: which projects, the order of things, what stays and why. Not here: which files are castra's
-//! (`core::clean`), one project's way (`operations::clean_project`), or taking VMs down
+//! Here: which projects, the order of steps, what stays and why. Not here: which files are castra's
+//! (`core::clean`), the steps for one project (`operations::clean_project`), or taking VMs down
 //! (`operations::down`).
 //!
-//! What stays unless it is asked for: disks of VMs with `persist = true`, and with them what their
-//! next launch needs (their records and host keys, the project's SSH key); whatever runs; whatever
-//! isn't castra's.
+//! What stays by default: disks of VMs with `persist = true`, and what their next launch needs (their records
+//! and host keys, the project's SSH key). What always stays: whatever runs, and whatever isn't castra's.
 
 use std::path::{Path, PathBuf};
 
@@ -85,7 +84,7 @@ impl CleanTarget {
     }
 }
 
-/// What `clean` is asked for.
+/// The options of `clean`.
 #[derive(Clone, Debug)]
 pub struct CleanOptions {
     /// The projects.
@@ -123,7 +122,7 @@ impl CleanOptions {
     }
 }
 
-/// What `clean` did, or would do.
+/// The outcome of `clean`.
 #[derive(Clone, Debug, Serialize)]
 pub struct CleanOutcome {
     /// What was removed.
@@ -164,14 +163,15 @@ pub struct Kept {
     pub why: String,
 }
 
-/// Cleans up. One project that runs is refused; among several it is passed over and told of.
+/// Cleans up. If one project is given and runs, that is refused; among several, a project that runs is
+/// skipped and reported.
 pub fn clean(options: CleanOptions, reporter: &mut dyn Reporter) -> Result<CleanOutcome> {
     if let ([only], false) = (options.targets.as_slice(), options.global) {
         clean_project::refuse_running(only)?;
     }
     let detail = detail_of(&options);
     let operation = match options.targets.as_slice() {
-        // A journal that is about to go isn't written to, and a dry run writes nothing.
+        // No event is written to a journal that is about to be removed, and a dry run writes nothing.
         [only] if options.keep_logs && !options.dry_run && only.state.logs().is_dir() => {
             Operation::accept("clean", detail, &only.state, options.rotation, reporter)
         }
@@ -228,7 +228,7 @@ fn detail_of(options: &CleanOptions) -> Option<String> {
     (!given.is_empty()).then(|| given.join(" "))
 }
 
-/// A clean under way: what it was asked for, and what came of it so far.
+/// A running `clean`: its options and its results so far.
 pub(crate) struct Work<'w, 'e> {
     pub options: &'w CleanOptions,
     pub emitter: &'w Emitter<'e>,
@@ -236,7 +236,7 @@ pub(crate) struct Work<'w, 'e> {
     kept: Vec<Kept>,
     failures: Vec<Failure>,
     pub vms: VmCounts,
-    /// A project is left that may stand on the images all share.
+    /// A remaining project may need the shared images.
     images_are_needed: bool,
 }
 
@@ -263,7 +263,7 @@ impl<'w, 'e> Work<'w, 'e> {
         }
     }
 
-    /// Notes and tells of something that was removed. Nothing is told of nothing.
+    /// Records and reports a removal, if there was anything to remove.
     pub(crate) fn removed(
         &mut self,
         workspace: Option<&str>,
@@ -294,7 +294,7 @@ impl<'w, 'e> Work<'w, 'e> {
         });
     }
 
-    /// Notes and tells of something that stays.
+    /// Records and reports a file that stays.
     pub(crate) fn keep(&mut self, workspace: Option<&str>, path: PathBuf, why: &str) {
         let text = format!("{} stays: {why}", path.display());
         self.emitter.emit(Event::message(Severity::Info, None, text));
@@ -305,14 +305,14 @@ impl<'w, 'e> Work<'w, 'e> {
         });
     }
 
-    /// Notes and tells of something that couldn't be done; the rest goes on.
+    /// Records and reports an error; the rest goes on.
     pub(crate) fn fail(&mut self, failure: Failure) {
         self.emitter
             .emit(Event::of_failure(Severity::Error, None, &failure));
         self.failures.push(failure);
     }
 
-    /// What belongs to no project.
+    /// Cleans what projects share.
     fn clean_shared(&mut self, home: &Path) {
         self.forget_lost_projects(home);
         let images = images_dir(home);
@@ -347,7 +347,7 @@ impl<'w, 'e> Work<'w, 'e> {
         }
     }
 
-    /// Why the cache of images must stay, if it must.
+    /// Why the image cache must stay; `None`: it can go.
     fn who_needs_images(&self, home: &Path, images: &Path) -> Option<String> {
         if self.images_are_needed {
             return Some("a remaining project may need its images".to_owned());
@@ -362,7 +362,7 @@ impl<'w, 'e> Work<'w, 'e> {
         if let Some(other) = other {
             return Some(format!("project {} may need its images", other.id));
         }
-        // What another castra builds or fetches just now, and what any process has open.
+        // Images that another castra builds or fetches now, or that a process has open.
         for dir in [images.to_owned(), images.join("download")] {
             for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
                 let path = entry.path();

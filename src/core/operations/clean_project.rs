@@ -1,7 +1,7 @@
-//! One project's way through `clean`: nothing of it may run and nobody be at work on it, then disks,
-//! VMs, logs and all the rest, and at last what it is known by.
+//! Cleaning one project: check that nothing of it runs and no command works on it, then remove disks, VMs,
+//! logs, other files, and last its record.
 //!
-//! Here: that order, and what stays with a disk that stays. Not here: which files are castra's
+//! Here: that order, and what stays together with a kept disk. Not here: which files are castra's
 //! (`core::clean`), or several projects (`operations::clean`).
 
 use std::path::{Path, PathBuf};
@@ -20,10 +20,10 @@ use crate::core::root::records::{self, RunRecord};
 use crate::core::root::run_log;
 use crate::core::runtime::lost;
 
-/// Who takes the locks, as whoever finds them held is told.
+/// The name of this command, for others who find the locks held.
 const COMMAND: &str = "castra clean";
 
-/// Refuses a project of which anything runs. Goes by locks alone and takes none.
+/// Refuses a project of which anything runs, by its locks. Takes none.
 pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
     let state = &target.state;
     let pid_of = |(vm, pid)| format!("vm `{vm}` (pid {pid})");
@@ -50,7 +50,7 @@ pub(crate) fn refuse_running(target: &CleanTarget) -> Result<()> {
     )))
 }
 
-/// The locks of a project, held while its files go.
+/// The locks of a project, held while its files are removed.
 struct Locks {
     project: Option<FileLock>,
     broker: Option<FileLock>,
@@ -71,7 +71,7 @@ pub(crate) fn clean(work: &mut Work<'_, '_>, target: &CleanTarget) -> Result<boo
         true => check_locks(target, &vms)?,
         false => take_locks(target, &root, &vms)?,
     };
-    // Asked again under the locks: somebody may have been faster.
+    // Checked again under the locks: another command may have been faster.
     refuse_running_vms(target, &vms)?;
     if !work.options.dry_run {
         for vm in &vms {
@@ -91,7 +91,7 @@ fn refuse_running_vms(target: &CleanTarget, vms: &[VmName]) -> Result<()> {
     }
 }
 
-/// A dry run takes no lock; it only sees that nobody holds one.
+/// A dry run takes no lock; it only checks that none is held.
 fn check_locks(target: &CleanTarget, vms: &[VmName]) -> Result<Locks> {
     let state = &target.state;
     let mut paths = vec![state.lock()];
@@ -140,7 +140,7 @@ fn take_locks(target: &CleanTarget, root: &Dir, vms: &[VmName]) -> Result<Locks>
         let dir = folder_of(root, vm);
         held.extend(take(dir, "lock", state.vm(vm).lock())?);
     }
-    // Only where there is one: a lock would make the file.
+    // Only an existing file is locked, because taking a lock would create it.
     let broker = match root.entry("broker.pid") {
         Ok(Some(_)) => take(Some(reopened()?), "broker.pid", state.broker_pid())?,
         _ => None,
@@ -157,7 +157,7 @@ fn folder_of(root: &Dir, vm: &VmName) -> Option<Dir> {
     root.folder("vms").ok()??.folder(vm.as_str()).ok()?
 }
 
-/// A VM's disk, and what is to become of it.
+/// A VM's disk, and whether it is removed.
 struct DiskOf {
     path: PathBuf,
     stays: Option<&'static str>,
@@ -190,7 +190,7 @@ fn clean_files(
         if swept.stays == 0 {
             swept.bytes += remove_named(&folder, "lock", dry_run).bytes;
             if !dry_run && let Ok(Some(vms)) = root.folder("vms") {
-                // Unless there is something in it that isn't castra's.
+                // The directory stays if it holds files that aren't castra's.
                 let _ = vms.remove_folder(vm.as_str());
             }
         }
@@ -226,7 +226,7 @@ fn clean_files(
     }
     for name in ["vms", "overlays"] {
         if !dry_run {
-            // Empty as a rule; what is in it was told of.
+            // Usually empty; files in it were reported.
             let _ = root.remove_folder(name);
         }
     }
@@ -243,7 +243,7 @@ fn has(root: &Dir, name: &str) -> bool {
     matches!(root.entry(name), Ok(Some(_)))
 }
 
-/// What the project is known by goes last: until then `--workspace` finds it.
+/// The project's record is removed last: until then `--workspace` finds the project.
 fn forget(work: &mut Work<'_, '_>, target: &CleanTarget, root: &Dir) {
     let (state, id, dry_run) = (
         &target.state,
@@ -296,7 +296,7 @@ fn clean_disk(work: &mut Work<'_, '_>, target: &CleanTarget, root: &Dir, disk: D
     let id = Some(target.workspace.as_str());
     let path = disk.path;
     let Some((dir, name)) = directory_of(&target.state, root, &path) else {
-        // No such folder, or a link leads there: then nothing that castra would remove.
+        // The folder doesn't exist or is a link: castra removes nothing there.
         return false;
     };
     match dir.entry(&name) {
@@ -326,7 +326,7 @@ fn clean_disk(work: &mut Work<'_, '_>, target: &CleanTarget, root: &Dir, disk: D
     let swept = remove_named(&dir, &name, dry_run);
     let failed = !swept.failed.is_empty();
     work.removed(id, path, "overlay", swept);
-    // What a castra that was killed while it made one has left.
+    // A half-made disk of a castra that was killed.
     let _ = remove_named(&dir, &format!("{name}.new"), dry_run);
     failed
 }
@@ -349,7 +349,7 @@ fn directory_of(state: &StateRoot, root: &Dir, path: &Path) -> Option<(Dir, Stri
         .map(|dir| (dir, name))
 }
 
-/// Disks of VMs that have no folder any more. Whether they were to be kept, nobody knows.
+/// Disks of VMs that have no folder any more; nobody knows whether they are persistent.
 fn clean_orphaned_disks(
     work: &mut Work<'_, '_>,
     target: &CleanTarget,

@@ -1,9 +1,8 @@
-//! `doctor`: everything that could keep VMs from running well, looked at together.
+//! `doctor`: checks everything that could keep VMs from running well.
 //!
-//! Here: what is looked at, for which projects. Not here: the single looks and their words
-//! (`core::doctor`).
+//! Here: what is checked, for which projects. Not here: the single checks and their words (`core::doctor`).
 //!
-//! Reads, and runs a few programs to hear their versions; writes no file, takes no lock.
+//! Only reads files, and runs a few programs for their versions; writes no file, takes no lock.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +26,7 @@ use crate::core::status::assemble::assemble;
 use crate::core::status::read::read;
 use crate::core::threads;
 
-/// A project to be looked at.
+/// A project to be checked.
 #[derive(Clone, Debug)]
 pub enum DoctorProject {
     /// With its config.
@@ -38,18 +37,18 @@ pub enum DoctorProject {
     Broken(Failure),
 }
 
-/// What is looked at.
+/// What is checked.
 #[derive(Clone, Debug)]
 pub struct DoctorOptions {
     /// `CASTRA_HOME`: images, and what is remembered of accelerators and projects. `None`: there is none.
     pub home: Option<PathBuf>,
-    /// The projects; none: the host and what projects share.
+    /// The projects; none: only the host and what projects share.
     pub projects: Vec<DoctorProject>,
-    /// Ends it early.
+    /// Raised to stop early.
     pub cancel: Cancel,
 }
 
-/// Looks. What is wrong is a finding, never a failure.
+/// Runs the checks. A problem is a finding, never a failure.
 pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<DoctorOutcome> {
     let DoctorOptions {
         home,
@@ -64,7 +63,7 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
         })
         .collect();
     let home = home.as_deref();
-    // The slow ones beside each other: programs that are asked, digests that are compared.
+    // The slow checks run in parallel: versions of programs, digests.
     let asked = || {
         tools::check(
             &distinct_qemus(&configs),
@@ -116,7 +115,7 @@ fn distinct_qemus(configs: &[&Config]) -> Vec<QemuConfig> {
     found
 }
 
-/// What guests run under, for each choice and QEMU; what holds for all is said once.
+/// The accelerator for each choice and QEMU; findings that are the same for all appear once.
 fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
     let default = QemuConfig::default();
     let mut asked: Vec<&QemuConfig> = Vec::new();
@@ -128,7 +127,7 @@ fn accelerators(configs: &[&Config], home: Option<&Path>) -> Vec<Finding> {
     if asked.is_empty() {
         asked.push(&default);
     }
-    // The choice that wants most decides how bad a missing KVM is.
+    // The strictest choice decides how bad a missing KVM is.
     asked.sort_by_key(|qemu| match qemu.accel {
         AccelChoice::Kvm => 0,
         AccelChoice::Auto => 1,
@@ -251,7 +250,7 @@ fn capacity_for(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What a warning says, and what to do about it.
+/// A warning's text and its remedy.
 fn advice_of(event: &Event) -> Option<(String, String)> {
     match event {
         Event::Message {

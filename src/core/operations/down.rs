@@ -1,7 +1,7 @@
 //! `down`: takes VMs down by the shutdown ladder, discards their overlays, and stops the broker
 //! when no VM of the project is left.
 //!
-//! Here: the order of things. Not here: how one VM or the broker is stopped (`core::operations::fleet`).
+//! Here: the order of steps. Not here: how one VM or the broker is stopped (`core::operations::fleet`).
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -28,8 +28,8 @@ use crate::core::runtime::lost::LostQemu;
 use crate::core::runtime::seed;
 use crate::core::threads;
 
-/// What `down` is asked for. It goes by the state root alone, so a project whose config was
-/// changed, moved or deleted can still be stopped.
+/// The options of `down`. `down` needs only the state root, so a project whose config was changed, moved or
+/// deleted can still be stopped.
 #[derive(Clone, Debug)]
 pub struct DownOptions {
     /// The project's name, for messages.
@@ -69,7 +69,7 @@ impl DownOptions {
     }
 }
 
-/// What `down` left behind.
+/// The outcome of `down`.
 #[derive(Clone, Debug, Serialize)]
 pub struct DownOutcome {
     /// The VMs asked for, by name.
@@ -80,7 +80,7 @@ pub struct DownOutcome {
     pub reclaimed_bytes: u64,
     /// All, some or none of the VMs are as asked for.
     pub verdict: FleetVerdict,
-    /// How it all ended.
+    /// The exit code.
     pub exit: Exit,
     /// How long it took, ms.
     pub elapsed_ms: u64,
@@ -91,17 +91,17 @@ pub struct DownOutcome {
 pub struct VmDown {
     /// The VM.
     pub vm: VmName,
-    /// It ran and doesn't any more.
+    /// It ran and was stopped.
     pub stopped: bool,
     /// How it was stopped.
     pub outcome: ShutdownEnding,
     /// Bytes its overlay took; 0 if it stays or there was none.
     pub reclaimed_bytes: u64,
-    /// Why it is not as asked for.
+    /// Why it failed.
     pub error: Option<Failure>,
 }
 
-/// Takes VMs down. A failure is returned only where nothing could be begun.
+/// Takes VMs down. A failure is returned only if nothing could be begun.
 pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOutcome> {
     let state = &options.state;
     let former = options.registry.as_deref();
@@ -115,7 +115,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     }
     let (project, unlocked) = match run::lock_project(&options.project, state, "castra down") {
         Ok(lock) => (Some(lock), None),
-        // Nobody else can make anything there either, and what runs must be stoppable.
+        // No other command can change anything there either, and running VMs must still be stopped.
         Err(failure) if matches!(failure.exit, Exit::CantCreate | Exit::Io) => (None, Some(failure)),
         Err(failure) => return Err(failure),
     };
@@ -132,7 +132,7 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
         ));
     }
     run::clear_abandoned(state, options.registry.as_deref(), emitter);
-    // First, for they have their disks open.
+    // Lost QEMUs are ended first, because they have their disks open.
     let ended = end_lost(&lost, &options, emitter);
     let outcomes = threads::map_parallel(
         &selected,
@@ -175,8 +175,8 @@ pub fn down(options: DownOptions, reporter: &mut dyn Reporter) -> Result<DownOut
     })
 }
 
-/// A project without a state root, and none is made: it has never been up, or its state was removed
-/// while VMs ran.
+/// A project without a state root, and `down` makes none: the project has never been up, or its state was
+/// removed while VMs ran.
 fn without_state(options: &DownOptions, lost: &[LostQemu], reporter: &mut dyn Reporter) -> DownOutcome {
     let operation = Operation::accept_unkept("down", None, reporter);
     let emitter = operation.emitter();
@@ -233,7 +233,7 @@ fn end_lost(lost: &[LostQemu], options: &DownOptions, emitter: &Emitter<'_>) -> 
     lost.iter().map(end).collect()
 }
 
-/// A VM that was found both ways is one VM.
+/// A VM that was found in both ways counts once.
 fn with_lost(mut vms: Vec<VmDown>, ended: Vec<VmDown>) -> Vec<VmDown> {
     for lost in ended {
         match vms.iter_mut().find(|vm| vm.vm == lost.vm && !vm.stopped) {
@@ -269,7 +269,7 @@ fn failed_names(vms: &[VmDown]) -> Option<String> {
     run::failed_names(failed.map(|vm| &vm.vm))
 }
 
-/// One VM: stopped, what it left cleared, its overlay discarded.
+/// Stops one VM, removes what it left, and discards its overlay.
 fn take_down(vm: &VmName, options: &DownOptions, emitter: &Emitter<'_>) -> VmDown {
     let stopping = VmStopper {
         state: &options.state,

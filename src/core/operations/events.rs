@@ -1,8 +1,8 @@
 //! `events`: what the two journals of a project hold, merged by time, and what is added to them.
 //!
-//! Here: what is picked, where to begin, merging, waiting for more. Not here: the journals' files
+//! Here: filters, where to begin, merging, waiting for more. Not here: the journals' files
 //! (`core::events::kept`), writing them (`core::lines::journal`), or words for people (`app`). A reading
-//! command: nothing is journaled.
+//! command: it writes nothing to the journal.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -17,17 +17,17 @@ use crate::core::lines::rotated_log::Position;
 use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 
-/// How long a pause is before we look for more: what a watcher feels as "at once".
+/// How often new events are looked for: a watcher feels this as "at once".
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Two writers at once may append lines of about the same time in the other order, one of them
-/// having waited in between: so much before a time its lines are looked for.
+/// Two writers may append lines in another order than that of their times, if one of them waited in between:
+/// reading begins this long before a wanted time.
 const SLACK: Duration = Duration::from_secs(10);
 
-/// So many lines are sorted at a time: more than others append on a busy machine while one writer
-/// waits between taking the time and its turn.
+/// How many lines are sorted at a time: more than others append on a busy machine while one writer waits
+/// between taking the time and its turn.
 const AHEAD: usize = 1024;
 
-/// What is wanted.
+/// Which events are wanted.
 #[derive(Clone, Debug)]
 pub struct EventsOptions {
     /// Whose journals.
@@ -42,7 +42,7 @@ pub struct EventsOptions {
     pub after: Option<u64>,
     /// Only events of this time and later.
     pub since: Option<SystemTime>,
-    /// Of all these only so many last ones.
+    /// Only this many of the last ones.
     pub tail: Option<usize>,
     /// Then wait for more, until `cancel` is raised.
     pub follow: bool,
@@ -67,34 +67,33 @@ impl EventsOptions {
     }
 }
 
-/// What is handed over.
+/// What the caller gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventsItem {
     /// An event, in order of time among those that are there.
     Event(JournalLine),
-    /// That was all for now: a good moment to empty a buffer and to see whether anybody still
-    /// listens. With `follow` it comes every 50 ms while nothing happens.
+    /// No more for now: a good moment to flush a buffer and to check for a reader that is gone. With `follow`
+    /// it comes every 50 ms while nothing happens.
     CaughtUp,
 }
 
-/// What was met besides events.
+/// Counts of what was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EventsOutcome {
-    /// Events handed over.
+    /// Events passed on.
     pub told: u64,
-    /// Lines, or pieces of lines, that are no events and were passed over: of a writer that
-    /// died, as a rule.
+    /// Lines, or pieces of lines, that aren't events and were skipped, usually of a writer that was killed.
     pub corrupt: u64,
-    /// While following, files may have been rotated away before they had been read.
+    /// How often, while following, files may have been rotated away unread.
     pub missed: bool,
 }
 
-/// Hands over every event that is wanted, until `take` returns false. Types and fields of a later
-/// castra are handed over like any others.
+/// Passes on every wanted event, until `take` returns false. Types and fields of a later castra are passed on
+/// like any others.
 pub fn events(options: &EventsOptions, mut take: impl FnMut(EventsItem) -> bool) -> Result<EventsOutcome> {
     let mut outcome = EventsOutcome::default();
     match tell(options, &mut take, &mut outcome) {
-        // Whoever had enough needn't hear where reading stopped.
+        // A caller that has had enough needs no error of reading.
         Err(failure) if failure.exit == Exit::Io && options.cancel.is_requested() => Ok(outcome),
         told => told.map(|()| outcome),
     }
@@ -167,7 +166,7 @@ fn tell(
 struct SortBuffer {
     /// Each with the time by which it is sorted.
     waiting: VecDeque<(String, JournalLine)>,
-    /// The journal had no more; it is asked again when all of these have been handed over.
+    /// The journal had no more; it is read again when all of these have been passed on.
     dry: bool,
 }
 
@@ -205,8 +204,8 @@ impl SortBuffer {
     }
 }
 
-/// Which of two is first. RFC 3339 in UTC with milliseconds: the order of the text is the order of
-/// time. Of the same time the operators' is first, because the broker acts on what they ask for.
+/// Which of two is first. The times are RFC 3339 in UTC with milliseconds, so the order of the text is the
+/// order of time. At the same time the operators' event is first, because the broker reacts to operations.
 fn first(times: [Option<&str>; 2]) -> Option<usize> {
     match times {
         [None, None] => None,
@@ -216,8 +215,8 @@ fn first(times: [Option<&str>; 2]) -> Option<usize> {
     }
 }
 
-/// Where the last `count` events that are wanted begin, in each journal. Nothing but the places is
-/// kept, so any count will do.
+/// Where the last `count` wanted events begin, in each journal. Only places are kept in memory, so `count`
+/// can be large.
 fn last(
     journals: &[JournalReader; 2],
     count: usize,
@@ -245,7 +244,7 @@ fn last(
     Ok(places)
 }
 
-/// What is wanted, ready to be compared.
+/// The filters, ready to be compared.
 struct EventFilter<'o> {
     options: &'o EventsOptions,
     since: Option<String>,

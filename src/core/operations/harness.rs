@@ -1,8 +1,8 @@
-//! `harness run` and `harness relay`: a coding agent's stream as castra's events; and what is kept
-//! of earlier ones.
+//! `harness run` and `harness relay`: a coding agent's stream as castra's events; and the records of earlier
+//! streams.
 //!
-//! Here: putting the parts of `core::harness` together, and the verdict on the whole. Not here: any
-//! of those parts, or words for people (`app`).
+//! Here: combining the parts of `core::harness`, and the final verdict. Not here: any of those parts, or
+//! words for people (`app`).
 
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
@@ -42,16 +42,16 @@ use crate::core::root::paths::StateRoot;
 use crate::core::root::project::Project;
 use crate::core::status::StatusOutcome;
 
-/// How often a relayed stream looks for a wish to stop.
+/// How often a relayed stream checks for a request to stop.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The prompt with what castra puts before it: Linux takes no argument of 128 KiB.
+/// Longest prompt with its preamble: Linux takes no argument of 128 KiB.
 const MAX_PROMPT_BYTES: usize = 120 * 1024;
 
 /// Where a stream comes from.
 pub enum Input {
     /// A recorded one.
     File(PathBuf),
-    /// One that is being said.
+    /// A live stream.
     Stream(Box<dyn Read + Send>),
 }
 
@@ -76,19 +76,19 @@ pub struct RunOptions<'c> {
     pub agent: &'static dyn Agent,
     /// Its program; `None`: the one that PATH has.
     pub program: Option<PathBuf>,
-    /// What it is asked, without what castra puts before it.
+    /// The prompt, without the preamble.
     pub ask: AgentRequest,
     /// Its working directory, in the VM if it runs there.
     pub dir: Option<PathBuf>,
     /// The VM it runs in; `None`: the host.
     pub vm: Option<VmName>,
-    /// It may run this long.
+    /// Longest run.
     pub time_limit: Option<Duration>,
-    /// It may be silent this long.
+    /// Longest silence.
     pub idle_limit: Option<Duration>,
-    /// This castra, as a shell takes it.
+    /// This castra as a word for a shell.
     pub castra: String,
-    /// Leaves out what castra tells it of the VMs.
+    /// Leaves out the preamble.
     pub bare: bool,
     /// Ends it early.
     pub cancel: Cancel,
@@ -99,15 +99,15 @@ pub struct RunOptions<'c> {
 pub struct HarnessOutcome {
     /// The verdict.
     pub verdict: Verdict,
-    /// `Done` exactly for the verdict complete.
+    /// `Done` only for the verdict `complete`.
     pub exit: Exit,
     /// The thread it was in at the end.
     pub thread: Option<String>,
-    /// The last the agent said.
+    /// The agent's last message.
     pub last_message: Option<String>,
     /// Why it isn't complete.
     pub reason: Option<String>,
-    /// What it was made of.
+    /// Counts over the stream.
     pub counts: Counts,
 }
 
@@ -220,7 +220,7 @@ fn relay_stream(
     }
 }
 
-/// Starts an agent with a preamble on the VMs and relays what it says.
+/// Starts an agent, with a preamble about the VMs, and relays its output.
 pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<HarnessOutcome> {
     const NAME: &str = "harness run";
     let config = options.config;
@@ -313,7 +313,7 @@ pub fn run(options: RunOptions<'_>, reporter: &mut dyn Reporter) -> Result<Harne
 }
 
 impl HarnessOutcome {
-    /// One line: why it isn't complete, or what it was made of.
+    /// One line: why it isn't complete, or its counts.
     fn in_short(&self) -> String {
         match &self.reason {
             Some(reason) => reason.clone(),
@@ -346,7 +346,7 @@ fn incomplete(relay: &Relay<'_>) -> String {
     }
 }
 
-/// What the agent's end and its words make together, and why it isn't complete.
+/// The verdict from the agent's exit and its stream, and why it isn't complete.
 fn judge(ended: &agent_process::AgentExit, relay: &Relay<'_>) -> (Verdict, Option<String>) {
     match ended.stopped {
         Some(KillReason::TooLong(limit)) => {
@@ -412,7 +412,7 @@ fn last_line(tail: &str) -> String {
     }
 }
 
-/// stderr is not empty on success; where the agent failed its end is the best there is to go by.
+/// stderr isn't empty on success either; if the agent failed, the end of stderr is the best explanation.
 fn stderr_message(agent: &dyn Agent, tail: &str) -> Event {
     let mut event = Event::message(
         Severity::Warn,
@@ -449,7 +449,7 @@ fn full_ask(options: &RunOptions<'_>, fleet: &StatusOutcome) -> Result<AgentRequ
                 .advice("castra harness run --help"));
         }
     }
-    // A resumed thread has heard it, but VMs may have come and gone since.
+    // A resumed thread gets the preamble again, because VMs may have come and gone since.
     if !options.bare {
         let view = match &options.vm {
             Some(vm) => View::Inside(vm.clone()),
@@ -489,8 +489,7 @@ fn program_name(options: &RunOptions<'_>) -> OsString {
     }
 }
 
-/// What is started, on the host or by `ssh` in a VM. Everything that can be known to be missing
-/// is a refusal.
+/// The process to start, on the host or by `ssh` in a VM. Whatever is known to be missing is a refusal.
 fn place_of(options: &RunOptions<'_>, ask: &AgentRequest) -> Result<AgentCommand> {
     let program = program_name(options);
     let args = options.agent.argv(ask);
@@ -518,12 +517,12 @@ fn place_of(options: &RunOptions<'_>, ask: &AgentRequest) -> Result<AgentCommand
     let script = remote_script(&program, &args, options.dir.as_deref().map(Path::as_os_str));
     let mut start = AgentCommand::new("ssh", ssh_argv(&target), "");
     start.held_stdin = Some(script.into_bytes());
-    // The watch in the guest has its own ladder; ours begins when that should be over.
+    // The watch in the guest sends its own signals; ours begin after those.
     start.grace += Duration::from_secs(guest::GRACE_SECS);
     Ok(start)
 }
 
-/// The program as it will be started, found as the system would.
+/// The program's path, found as the system would find it.
 fn find_program(program: &OsStr, install: &str) -> Result<OsString> {
     let is_program = |path: &Path| {
         fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
@@ -583,11 +582,11 @@ pub struct ThreadRow {
     pub verdict: Option<Verdict>,
     /// Its transcript.
     pub transcript: PathBuf,
-    /// Bytes of it, rotated files included.
+    /// The transcript's bytes, rotated files included.
     pub bytes: u64,
 }
 
-/// The threads of a project, the one heard last at the end. A reading operation.
+/// The threads of a project, the most recent last. A reading operation.
 pub fn list(state: &StateRoot) -> Result<Vec<ThreadRow>> {
     let dir = state.harness_logs();
     let records = ledger::list(&dir, AGENTS[0])?;
@@ -616,7 +615,7 @@ fn row(dir: &Path, record: ThreadRecord) -> ThreadRow {
     }
 }
 
-/// The thread that a word means: its id, or the beginning of exactly one.
+/// The thread that a word names: its id, or the beginning of exactly one id.
 pub fn find(state: &StateRoot, word: &str) -> Result<ThreadRow> {
     let rows = list(state)?;
     if let Some(row) = rows.iter().find(|row| row.thread == word) {
@@ -644,8 +643,7 @@ pub fn find(state: &StateRoot, word: &str) -> Result<ThreadRow> {
     }
 }
 
-/// Hands over the lines of a thread as the agent said them, lossy UTF-8, until `take` returns
-/// false.
+/// Passes on the lines of a thread as the agent wrote them, lossy UTF-8, until `take` returns false.
 pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<()> {
     use crate::core::harness::line_splitter::{Line, text_of};
     transcript::read(&thread.transcript, |line| match line {
@@ -655,7 +653,7 @@ pub fn lines(thread: &ThreadRow, mut take: impl FnMut(&str) -> bool) -> Result<(
     .map_err(|error| Failure::io("read", &thread.transcript, &error))
 }
 
-/// Hands over the events that a thread's transcript stands for, until `take` returns false.
+/// Passes on the events that a thread's transcript stands for, until `take` returns false.
 pub fn replay(thread: &ThreadRow, mut take: impl FnMut(Event) -> bool) -> Result<()> {
     let mut keeper = NoStore;
     let agent = agent_named(&thread.agent).unwrap_or(AGENTS[0]);

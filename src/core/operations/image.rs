@@ -56,7 +56,7 @@ pub enum ImageOutcome {
     Build {
         /// The guest.
         guest: DefaultGuest,
-        /// It had to be made.
+        /// It was built now.
         built: bool,
         /// Bytes it takes on disk.
         bytes: u64,
@@ -79,7 +79,7 @@ pub enum ImageOutcome {
     },
 }
 
-/// Does it. `build` tells its progress as messages and ends with the usual events.
+/// Runs the action. `build` reports its progress as messages and ends with the usual events.
 pub fn image(options: ImageOptions, reporter: &mut dyn Reporter) -> Result<ImageOutcome> {
     match options.action {
         ImageAction::Build { force, kind } => build(&options, force, kind, reporter),

@@ -1,7 +1,7 @@
 //! `init`: a castra.toml to start from.
 //!
-//! Here: the starter file and writing it without taking anybody's place. Not here: the schema it
-//! follows (`core::config`, docs/CONFIG.md).
+//! Here: the starter file and writing it without replacing another file. Not here: the schema it follows
+//! (`core::config`, docs/CONFIG.md).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -40,7 +40,7 @@ pub struct InitOutcome {
     pub project: String,
 }
 
-/// Writes the starter. A refusal (a bad name, a file in the way) tells no event: nothing ran.
+/// Writes the starter. A refusal (a bad name, an existing file) emits no event: nothing ran.
 pub fn init(options: InitOptions, reporter: &mut dyn Reporter) -> Result<InitOutcome> {
     let dir = fs::canonicalize(&options.dir).map_err(|error| {
         Failure::new(
@@ -70,8 +70,8 @@ pub fn init(options: InitOptions, reporter: &mut dyn Reporter) -> Result<InitOut
     Ok(InitOutcome { path, project })
 }
 
-/// The state root that the new config will have, if it is there: where a project that has been up
-/// gets a new config, its journal tells of it. `init` makes none, so that it leaves one file.
+/// The state root that the new config will have, if it exists: if a project that has been up gets a new
+/// config, its journal records that. `init` doesn't make the state root, so that it leaves only one file.
 fn state_root_of(project: &str, folder: &Path) -> Option<StateRoot> {
     let folder = fs::canonicalize(folder).ok()?;
     let root = workspace::projects_dir(&castra_home()?).join(workspace::id(project, &folder));

@@ -17,14 +17,14 @@ use crate::core::reporter::wall_clock;
 use crate::core::root::paths::StateRoot;
 use crate::core::time::{LAST_MS, of_unix_ms};
 
-/// Last lines of each log, unless it is said how many or since when.
+/// How many last lines of each log are shown by default.
 pub const DEFAULT_TAIL: usize = 50;
-/// Between two looks for more. A look at a log that is as it was costs one question to the kernel.
+/// How often new lines are looked for. For an unchanged log that costs one system call.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
-/// Between two looks for logs of VMs that were launched meanwhile.
+/// How often logs of newly launched VMs are looked for.
 const LIST_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is wanted.
+/// Which lines are wanted.
 #[derive(Clone, Debug)]
 pub struct LogsOptions {
     /// Whose logs.
@@ -35,10 +35,10 @@ pub struct LogsOptions {
     pub known: Vec<VmName>,
     /// Sources; none: all.
     pub sources: Vec<Source>,
-    /// So many last lines of each log; unset: 50, all with `since`.
+    /// How many last lines of each log; unset: 50, all with `since`.
     pub tail: Option<usize>,
-    /// Only lines from this time on. A log whose lines don't say when is shown whole if it was written
-    /// since, else not at all.
+    /// Only lines from this time on. A log without times in its lines is shown whole if it was written since,
+    /// else not at all.
     pub since: Option<SystemTime>,
     /// Wait for more.
     pub follow: bool,
@@ -62,24 +62,24 @@ impl LogsOptions {
     }
 }
 
-/// What the caller is told.
+/// What the caller gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogsItem {
     /// A line.
     Line(LogLine),
-    /// All that there is for now was told.
+    /// No more lines for now.
     CaughtUp,
 }
 
-/// What was told.
+/// Counts of the lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogsOutcome {
     /// Lines.
     pub told: u64,
 }
 
-/// Hands over the last lines of each log, log by log, and then, to follow them, what is added as it
-/// comes; until `take` returns false or somebody asks to stop.
+/// Passes on the last lines of each log, log by log, and with `follow` new lines as they come, until `take`
+/// returns false or the operation is stopped.
 pub fn logs(options: &LogsOptions, mut take: impl FnMut(LogsItem) -> bool) -> Result<LogsOutcome> {
     let mut outcome = LogsOutcome::default();
     let mut streams = Vec::new();
@@ -172,7 +172,7 @@ impl Stream {
                 let wanted = if is_young { count } else { 0 };
                 let whole = tail.last_lines(wanted).map_err(failed)?;
                 lines.extend(whole.into_iter().map(|line| text_line(log, line)));
-                // To follow it, the rest of the line is waited for.
+                // When following, an unfinished line waits for its rest.
                 if !options.follow && wanted > 0 {
                     tail.flush(&mut |line| {
                         lines.push(text_line(log, line));
@@ -196,7 +196,7 @@ impl Stream {
                 if count != usize::MAX {
                     opened.seek_last(count as u64).map_err(failed)?;
                 }
-                // Told as it is read: the bus may hold more than memory should.
+                // Passed on while reading: the bus may have more than fits into memory.
                 while let Some(message) = opened.next_message().map_err(failed)? {
                     let line = bus_line(&message);
                     if is_since(options.since, &line) && !take(line) {
@@ -211,7 +211,7 @@ impl Stream {
         Ok(lines.into_iter().skip(surplus).all(take))
     }
 
-    /// What was added.
+    /// Reads new lines.
     fn more(&mut self, take: &mut dyn FnMut(LogLine) -> bool) -> Result<bool> {
         let (log, failed) = (&self.log, |error| Failure::io("read", &self.log.path, &error));
         match &mut self.reader {
@@ -270,7 +270,7 @@ fn bootstrap_line(log: &Log, ts: Option<String>, line: String) -> LogLine {
 
 fn bus_line(message: &crate::core::bus::message::Message) -> LogLine {
     LogLine {
-        // A time that no clock can have isn't one.
+        // A time beyond every clock's range is refused.
         ts: (message.ts <= LAST_MS).then(|| wall_clock(of_unix_ms(message.ts))),
         source: Source::Bus,
         vm: message.vm.parse().ok().filter(|vm: &VmName| !vm.is_reserved()),

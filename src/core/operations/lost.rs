@@ -1,9 +1,9 @@
-//! What runs of a project where its config doesn't lead to: under a state root that it had before, or
-//! without any.
+//! VMs and brokers of a project that its config doesn't lead to: under an earlier state root, or without a
+//! state root.
 //!
-//! Here: asking the register and the process list, addressing what runs, refusing to start a second
-//! one beside it, and ending what is lost. Not here: the register (`core::config::workspace`), or how
-//! a lost QEMU is found (`core::runtime::lost`).
+//! Here: finding them in the registry and in the process list, choosing them for an operation, refusing to
+//! start others beside them, and ending lost QEMUs. Not here: the registry (`core::config::workspace`), or
+//! how a lost QEMU is found (`core::runtime::lost`).
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,7 +25,7 @@ use crate::core::root::records::WorkspaceRecord;
 use crate::core::runtime::lost::{self, LostQemu};
 use crate::core::time::millis;
 
-/// What runs under a state root that the project had before.
+/// What runs under an earlier state root of the project.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunningElsewhere {
     /// That state root.
@@ -49,7 +49,7 @@ impl RunningElsewhere {
     }
 }
 
-/// What of this project runs under a state root that it had before its `state_dir` was changed.
+/// What runs of this project under state roots that it had before its `state_dir` was changed.
 pub fn running_elsewhere(config: &Config) -> Result<Vec<RunningElsewhere>> {
     let mut found = Vec::new();
     for root in workspace::former_roots(config) {
@@ -63,9 +63,9 @@ pub fn running_elsewhere(config: &Config) -> Result<Vec<RunningElsewhere>> {
     Ok(found)
 }
 
-/// The config with the state root under which its VMs run, where that is not the one it says; and
-/// what runs there. As long as anything does, that is the project's state: what the config says
-/// holds from the next `up` on.
+/// The config with the state root under which its VMs run, if that isn't the config's own; and what runs
+/// there. While anything runs there, that is the project's state; the config's `state_dir` counts from the
+/// next `up` on.
 pub fn follow_running_root(mut config: Config) -> Result<(Config, Option<RunningElsewhere>)> {
     let Some(first) = running_elsewhere(&config)?.into_iter().next() else {
         return Ok((config, None));
@@ -74,7 +74,7 @@ pub fn follow_running_root(mut config: Config) -> Result<(Config, Option<Running
     Ok((config, Some(first)))
 }
 
-/// Refuses to start anything beside what runs under another state root, or under none.
+/// Refuses to start anything while VMs run under another state root or without one.
 pub fn refuse_if_running_elsewhere(config: &Config) -> Result<()> {
     if let Some(other) = running_elsewhere(config)?.into_iter().next() {
         return Err(Failure::new(
@@ -95,8 +95,8 @@ pub fn refuse_if_running_elsewhere(config: &Config) -> Result<()> {
     }
 }
 
-/// Disks under the state root that the register still names, where the config names another one: the
-/// VMs begin without them, which nobody should find out from their contents.
+/// A warning about disks under the state root in the registry, if the config names another one: the VMs begin
+/// without these disks, and users shouldn't find that out from the disks' contents.
 pub(crate) fn disks_left_behind(config: &Config) -> Option<Event> {
     let record = workspace::record_in(config.registry.as_deref()?)?;
     if record.state_root == config.state.dir() {
@@ -125,7 +125,7 @@ pub fn roots_of(config: &Config) -> Vec<PathBuf> {
     roots
 }
 
-/// The projects on record, those among them whose state root is gone while a QEMU runs on. By id.
+/// The projects on record, and those whose state root is gone while a QEMU runs on. By id.
 pub fn workspaces(home: &Path) -> Vec<WorkspaceRecord> {
     let mut records = workspace::list_workspaces(home);
     let gone = workspace::records_without_root(home);
@@ -204,7 +204,7 @@ pub(crate) fn end(
     (outcome, error)
 }
 
-/// A second request to stop skips the patience.
+/// A second request to stop skips the wait.
 fn gone_within(qemu: &LostQemu, limit: Duration, cancel: &Cancel) -> bool {
     let is_gone = || !qemu.is_alive() && !host::has_descriptors(qemu.pid);
     Cancel::new().wait_until(limit, POLL_INTERVAL, || is_gone() || cancel.requests() > 1);

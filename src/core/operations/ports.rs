@@ -1,4 +1,4 @@
-//! `ports`: which host ports a project wants and has, and who is in the way.
+//! `ports`: which host ports a project wants and has, and who has ports that it can't get.
 //!
 //! Here: one project or all of them. Not here: the contract and its rules (`core::ports`), or what
 //! `up` does about a conflict (`operations::up`).
@@ -26,9 +26,9 @@ pub struct PortsOptions {
     pub active: bool,
 }
 
-/// Tells which ports a project wants and has. Reads, binds nothing and changes nothing.
+/// Reports which ports a project wants and has. It binds no port and changes nothing.
 pub fn ports(options: PortsOptions, _reporter: &mut dyn Reporter) -> Result<PortsOutcome> {
-    // A state root that may not be looked into isn't one in which nothing runs.
+    // A state root that can't be read is an error, because VMs may run there.
     alive::launched_vms(&options.project.state)?;
     let mut outcome = ports_of(&options.project, &options.home);
     if options.active {
@@ -41,14 +41,14 @@ fn in_use(row: &PortRow) -> bool {
     row.state == PortState::Active || row.pid.is_some()
 }
 
-/// Every project there is.
+/// Every project.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PortsAllOutcome {
     /// By id.
     pub projects: Vec<PortsOutcome>,
 }
 
-/// Tells of the ports of every project under a castra home.
+/// Reports the ports of every project under a castra home.
 pub fn ports_all(home: PathBuf, active: bool, reporter: &mut dyn Reporter) -> Result<PortsAllOutcome> {
     let records = workspace::list_workspaces(&home);
     if records.is_empty()

@@ -17,10 +17,10 @@ use crate::core::report::model::{Report, SCHEMA};
 use crate::core::reporter::{Reporter, wall_clock};
 use crate::core::root::paths::StateRoot;
 
-/// Runs of a report, unless it is said how many or since when.
+/// How many runs a report has by default.
 pub const DEFAULT_RUNS: usize = 5;
 
-/// What is wanted.
+/// Which runs are wanted.
 #[derive(Clone, Debug)]
 pub struct ReportOptions {
     /// Whose runs.
@@ -51,7 +51,7 @@ impl ReportOptions {
     }
 }
 
-/// What was found; a project in which nothing has run has a report without runs.
+/// The report; for a project in which nothing has run, a report without runs.
 pub fn report(options: ReportOptions, _reporter: &mut dyn Reporter) -> Result<Report> {
     let last = match (options.last, options.since) {
         (Some(last), _) => last,

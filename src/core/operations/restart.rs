@@ -1,6 +1,6 @@
 //! `restart`: stops VMs that run and starts them again, with the disks they have.
 //!
-//! Here: the order of things for the fleet. Not here: one VM's way (`core::operations::fleet`), or its bootstrap
+//! Here: the order of steps for all VMs. Not here: one VM's steps (`core::operations::fleet`), or its bootstrap
 //! (`core::bootstrap`).
 //!
 //! The broker runs on throughout, with its port. What can fail without any VM being touched is done
@@ -25,7 +25,7 @@ use crate::core::operations::{lost, select};
 use crate::core::reporter::{Emitter, Reporter};
 use crate::core::runtime::launch_plan::VmLaunchMode;
 
-/// What `restart` is asked for.
+/// The options of `restart`.
 #[derive(Clone, Debug)]
 pub struct RestartOptions {
     /// The project.
@@ -40,13 +40,13 @@ pub struct RestartOptions {
     pub lifecycle: LifecycleConfig,
     /// Begin with fresh disks, persistent ones too.
     pub discard: bool,
-    /// Go on where the host has too little memory.
+    /// Go on even if the host has too little memory.
     pub force: bool,
     /// A castra binary, as in [`UpOptions`](crate::core::operations::UpOptions).
     pub cli: Option<PathBuf>,
     /// Whose children the QEMUs are.
     pub launch_mode: VmLaunchMode,
-    /// Raised to stop early: VMs whose turn has not come stay as they are.
+    /// Raised to stop early: VMs whose turn hasn't come are left as they are.
     pub cancel: Cancel,
 }
 

@@ -1,5 +1,5 @@
-//! The frame around every operation that changes something: it is accepted, it ends, it is
-//! summed up, and all of that is kept in the journal (docs/EVENTS.md).
+//! The frame of every operation that changes something: it is accepted, ends and is summed up, and its events
+//! are kept in the journal (docs/EVENTS.md).
 //!
 //! Here: that frame, and the slots that bound how much goes on at once. Not here: what any
 //! operation does.

@@ -1,7 +1,7 @@
-//! `status`: who is there, told from disk at once; and the same for every project there is.
+//! `status`: the state of a project's VMs, read from disk; and the same for all projects.
 //!
-//! Here: the short wait for a broker that has only just started, and telling what couldn't be
-//! read. Not here: the contract and its rules (`core::status`).
+//! Here: the short wait for a broker that has only just started, and reporting files that can't be read. Not
+//! here: the contract and its rules (`core::status`).
 
 use std::fs::File;
 use std::time::{Duration, Instant};
@@ -23,25 +23,25 @@ use crate::core::time::millis;
 /// this, status may wait for them (docs/STATUS.md).
 const YOUNG_BROKER: Duration = Duration::from_millis(400);
 
-/// So long a status waits at most, whatever the clocks say: with its start, its reading and its printing it
-/// has taken 400 ms in all.
+/// The longest wait, whatever the clocks say: with its start, reading and printing, status then takes 400 ms
+/// in all.
 const WAIT_LIMIT: Duration = Duration::from_millis(330);
 
-/// Between two looks at a young broker.
+/// How often a young broker is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(25);
 
-/// What a status is asked about.
+/// The options of `status`.
 #[derive(Clone, Debug)]
 pub struct StatusOptions {
     /// The project: `Project::from(&config)`, or from its workspace record.
     pub project: Project,
-    /// Ends the wait for a young broker.
+    /// Raised to end the wait for a young broker.
     pub cancel: Cancel,
 }
 
-/// Tells who is there. Changes nothing and never waits, but for a broker younger than 400 ms:
-/// until it is that old or every running VM is reachable, and only one caller at a time. What couldn't
-/// be read is reported as messages.
+/// Reports the status. It changes nothing, and waits only for a broker younger than 400 ms: until the broker
+/// is that old or every running VM is reachable, and only in one caller at a time. Files that can't be read
+/// are reported as messages.
 pub fn status(options: StatusOptions, reporter: &mut dyn Reporter) -> Result<StatusOutcome> {
     let began = Instant::now();
     let mut snapshot = read(options.project)?;
@@ -93,15 +93,14 @@ fn emit_notes(outcome: &StatusOutcome, emitter: &Emitter<'_>) {
     }
 }
 
-/// Every project there is.
+/// Several projects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusAllOutcome {
-    /// In the order they were asked for.
+    /// In the order of the options.
     pub projects: Vec<StatusOutcome>,
 }
 
-/// Tells of several projects. One that can't be read doesn't hide the others: it is reported as an
-/// error and left out. Never waits.
+/// Reports several projects. A project that can't be read is reported as an error and left out. Never waits.
 pub fn status_all(projects: Vec<Project>, reporter: &mut dyn Reporter) -> StatusAllOutcome {
     let emitter = Emitter::new(reporter);
     let mut outcomes = Vec::new();

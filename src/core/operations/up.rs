@@ -1,7 +1,7 @@
 //! `up`: brings the VMs of a project to life, each through overlay, QEMU, handshake and
 //! bootstrap.
 //!
-//! Here: the order of things for the fleet. Not here: one VM's way (`core::operations::fleet`), or what
+//! Here: the order of steps for all VMs. Not here: one VM's steps (`core::operations::fleet`), or what
 //! each step does (`core::runtime`, `core::broker`, `core::bootstrap`).
 
 use std::collections::HashSet;
@@ -24,7 +24,7 @@ use crate::core::reporter::{Emitter, Reporter};
 use crate::core::root::alive::qemu_pid;
 use crate::core::runtime::launch_plan::VmLaunchMode;
 
-/// What `up` is asked for.
+/// The options of `up`.
 #[derive(Clone, Debug)]
 pub struct UpOptions {
     /// The project.
@@ -35,9 +35,9 @@ pub struct UpOptions {
     pub vms: Vec<String>,
     /// `--bootstrap` arguments as typed: `MODE` or `VM=MODE[,VM=MODE…]`.
     pub bootstrap: Vec<String>,
-    /// Restart, with the disks they have, VMs that run with other settings than the config has.
+    /// Restart VMs that run with other settings than the config has; they keep their disks.
     pub recreate: bool,
-    /// Go on where the host has too little memory.
+    /// Go on even if the host has too little memory.
     pub force: bool,
     /// Say what would happen, touch nothing.
     pub plan: bool,

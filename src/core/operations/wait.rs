@@ -1,8 +1,7 @@
-//! `wait`: until VMs are reachable, bootstrapped or stopped, or can't become so any more.
+//! `wait`: waits until VMs are reachable, bootstrapped or stopped, or can't become so any more.
 //!
-//! Here: looking again and again at the evidence that `status` goes by, and what it means for whoever
-//! waits. Not here: that evidence and its rules (`core::status`). It starts nothing, takes no lock and
-//! talks to nobody.
+//! Here: checking again and again the evidence that `status` uses, and what it means for the wait. Not here:
+//! that evidence and its rules (`core::status`). It starts nothing, takes no lock and talks to nobody.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -22,13 +21,13 @@ use crate::core::status::assemble::assemble;
 use crate::core::status::read::read;
 use crate::core::status::{StatusOutcome, VmState, VmStatus};
 
-/// How long is waited where nobody says how long.
+/// The default limit.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Between two looks: soon enough for whoever waits for a boot, and a thousandth of a core.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What is waited for.
+/// The state to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WaitFor {
@@ -55,14 +54,14 @@ impl WaitFor {
     }
 }
 
-/// What `wait` is asked for.
+/// The options of `wait`.
 #[derive(Clone, Debug)]
 pub struct WaitOptions {
     /// The project: `Project::from(&config)`, or from its workspace record.
     pub project: Project,
     /// Names of VMs or of roles, which stand for all their replicas; empty: all VMs.
     pub vms: Vec<String>,
-    /// What they are to be.
+    /// The wanted state.
     pub wait_for: WaitFor,
     /// How long to wait; zero looks once.
     pub timeout: Duration,
@@ -100,15 +99,15 @@ pub struct WaitOutcome {
 pub struct VmWait {
     /// The VM.
     pub vm: VmName,
-    /// It is as asked for.
+    /// It is in the wanted state.
     pub met: bool,
     /// Its state, as in `status`.
     pub state: VmState,
-    /// What is missing, or why it can't become so; `None`: nothing is.
+    /// What is missing, or why the VM can't get there; `None`: nothing is missing.
     pub why: Option<String>,
 }
 
-/// What one look says of one VM.
+/// The result of one check of one VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum VmProgress {
     Met,
@@ -162,7 +161,7 @@ pub fn wait(options: WaitOptions, reporter: &mut dyn Reporter) -> Result<WaitOut
     }
 }
 
-/// Tells what is missing, and sums up.
+/// Reports what is missing, and the sum.
 fn end(
     emitter: &Emitter<'_>,
     looks: Vec<(&VmStatus, VmProgress)>,

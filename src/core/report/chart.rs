@@ -1,4 +1,4 @@
-//! What went over the bus, as curves: all messages, and below them each sender's.
+//! The bus's traffic as curves: all messages, and below them each sender's.
 //!
 //! Here: the drawing. Not here: counting (`super::traffic`), colours (`style.css`).
 //!
@@ -18,9 +18,9 @@ const TOP: f64 = 34.0;
 const ALL: f64 = 74.0;
 const ONE: f64 = 34.0;
 const GAP: f64 = 16.0;
-/// A shorter axis would make a wall of one message.
+/// With a shorter axis one message would fill the chart.
 const SHORTEST_MS: u64 = 10_000;
-/// Of a point with messages at least so much is seen.
+/// Least height of a point that has messages.
 const LOWEST: f64 = 1.5;
 
 struct Curve<'t> {

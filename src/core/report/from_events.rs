@@ -1,4 +1,4 @@
-//! One run's events, one after the other, made into what a report says of it.
+//! Makes one run of a report from its events.
 //!
 //! Here: the run's end, its notes, which VM an event is about, and which VMs are left out. Not here: a VM's
 //! bars and marks (`super::vm_history`), reading the journals (`super::gather`).
@@ -16,10 +16,10 @@ use super::model::{Note, Outcome, Phase, RunReport, State, VmReport};
 use super::vm_history::VmHistory;
 use super::{MAX_NOTES, MAX_TEXT_BYTES, MAX_VMS};
 
-/// So many VMs of a run are followed before the failed ones are picked from them.
+/// How many VMs of a run are followed, before the failed ones are picked from them.
 const MAX_FOLLOWED: usize = 2_000;
 
-/// So many images of a run have bars of their own.
+/// How many images of a run have bars of their own.
 const MAX_STAGES: usize = 8;
 
 /// A run being put together.
@@ -27,17 +27,17 @@ pub(super) struct RunBuilder {
     report: RunReport,
     vms: Vec<VmHistory>,
     index: HashMap<String, usize>,
-    /// VMs beyond those that are followed were heard of.
+    /// There were VMs beyond those that are followed.
     beyond: usize,
     /// How many VMs failed, if the run has summed itself up.
     failed: Option<usize>,
-    /// What all VMs have waited for.
+    /// Stages that all VMs waited for.
     stages: Vec<Phase>,
     /// Wall clock of its beginning, milliseconds.
     pub began_ms: u64,
 }
 
-/// Text of others, fit to be shown.
+/// Foreign text, cut and escaped for the report.
 pub(super) fn shown(text: &str) -> String {
     escape_line(text, MAX_TEXT_BYTES)
 }
@@ -186,7 +186,7 @@ impl RunBuilder {
         }
     }
 
-    /// What the broker has told of one of its VMs, so long after this run's beginning.
+    /// Takes an event of the broker about one of the run's VMs, this long after the run's beginning.
     pub(super) fn add_broker_event(&mut self, key: &str, at: u64, event: &Event) {
         let end = self.report.duration_ms;
         if let Some(history) = self.index.get(key).and_then(|at| self.vms.get_mut(*at)) {
@@ -284,7 +284,7 @@ impl RunBuilder {
     }
 }
 
-/// Names in the order of people: `web-2` before `web-10`.
+/// Names in natural order: `web-2` before `web-10`.
 fn natural(name: &str) -> Vec<(u64, String)> {
     let mut key: Vec<(u64, String)> = Vec::new();
     for piece in name.split_inclusive(|c: char| !c.is_ascii_digit()) {

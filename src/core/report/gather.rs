@@ -1,11 +1,11 @@
-//! From what lies under a state root to a report.
+//! Makes a report from the files under a state root.
 //!
 //! Here: which runs are in it, found from the journal's end; their events and those of the broker,
 //! read once from the oldest of these runs on. Not here: what an event means for a report
 //! (`super::from_events`), logs (`super::log_tails`), the bus (`super::traffic`).
 //!
-//! Memory is bounded by the limits of the report, not by the length of the journals: lines are looked
-//! at one by one, and what a run has said is kept in its cut form alone.
+//! Memory is bounded by the limits of the report, not by the length of the journals: lines are read one by
+//! one, and only the report's cut form of them is kept.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -36,7 +36,7 @@ const MAX_OPEN: usize = 10_000;
 /// Which runs are wanted.
 #[derive(Clone, Debug)]
 pub struct RunFilter {
-    /// So many of the last ones; at most 100.
+    /// How many of the last runs; at most 100.
     pub last: usize,
     /// Only those that began at this time or later.
     pub since: Option<SystemTime>,
@@ -123,7 +123,7 @@ fn choose(
     Ok(begins.map(|place| (chosen, place)))
 }
 
-/// Hands each event to its run.
+/// Gives each event to its run.
 fn read_runs(journal: &mut JournalReader, runs_so_far: &mut [RunBuilder]) -> Result<()> {
     let index: HashMap<String, usize> = (0..)
         .zip(runs_so_far.iter())
@@ -141,7 +141,7 @@ fn read_runs(journal: &mut JournalReader, runs_so_far: &mut [RunBuilder]) -> Res
     Ok(())
 }
 
-/// What a script prints, and how far something is: most lines of a journal, and none of a report.
+/// Skips output of scripts and progress: most lines of a journal, and not part of a report.
 fn is_chatter(line: &str) -> bool {
     [r#""severity":"progress""#, r#""severity":"info""#]
         .iter()
@@ -156,7 +156,7 @@ fn corrupt_lines(journal: &JournalReader) -> Vec<String> {
     }
 }
 
-/// Hands what the broker has told of a VM to the last run before it that was about this VM.
+/// Gives the broker's events about a VM to the last run before them that was about this VM.
 fn read_broker(state: &StateRoot, runs_so_far: &mut [RunBuilder]) -> Result<()> {
     let mut journal = JournalReader::open(&state.broker_events())?;
     let Some(first) = runs_so_far.first() else {

@@ -1,10 +1,10 @@
 //! The report as one page for a browser: nothing is fetched, nothing runs.
 //!
-//! Here: the frame: what it forbids itself, its head, the list of runs. Not here: one run
-//! (`super::run_section`), colours (`style.css`), escaping (`super::markup`).
+//! Here: the frame: the content policy, the head, the list of runs. Not here: one run (`super::run_section`),
+//! colours (`style.css`), escaping (`super::markup`).
 //!
-//! The page forbids itself everything but its own style, so that even a hole in the escaping could load
-//! and run nothing. It is well-formed XML as well, so that a test can read it.
+//! The page's content policy forbids everything but its own style, so that even a hole in the escaping could
+//! load and run nothing. It is well-formed XML as well, so that a test can read it.
 
 use super::markup::Markup;
 use super::model::{Outcome, Report, RunReport};

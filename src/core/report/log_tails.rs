@@ -21,11 +21,11 @@ use super::{MAX_LINES, MAX_TEXT_BYTES};
 
 /// Length of `20261121T100000.123Z`.
 const TIMESTAMP_BYTES: usize = 20;
-/// Read from the end of a log: more than the lines that are shown can have.
+/// How many bytes of a log's end are read: more than the shown lines can have.
 const MAX_READ: u64 = (MAX_LINES as u64 + 1) * MAX_TEXT_BYTES as u64;
 /// A log may be named a little before the event that begins its bootstrap.
 const SLACK_MS: u64 = 2_000;
-/// Bootstraps of which a run log is looked for; a folder of more isn't searched to its end.
+/// How many run logs are considered; a folder with more isn't searched to its end.
 const MAX_LOGS: usize = 100_000;
 
 /// Adds to every VM that failed the end of the log that says why. Runs stand oldest first; `begins` and

@@ -13,7 +13,7 @@ use super::units;
 /// Lines of a log that are shown with a failure; the page and the JSON have more.
 const MAX_LINES: usize = 12;
 
-/// What a piece of text is, for whoever paints it.
+/// The meaning of a piece of text, for its colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     /// Went well.
@@ -28,7 +28,7 @@ pub enum Tone {
     Faint,
 }
 
-/// All of it, each line with its end.
+/// The whole report, each line with its end.
 pub fn render(report: &Report, paint: &dyn Fn(Tone, &str) -> String) -> String {
     let mut text = String::new();
     for (number, run) in report.runs.iter().enumerate() {

@@ -1,10 +1,10 @@
 //! `bus bench`: how fast this project's broker takes messages and hands them on, by its own
 //! sessions on the host socket.
 //!
-//! Here: what is asked and told. Not here: the load and its clocks (`load`), the same for other
-//! systems beside it (`scripts/bench-bus.sh`), or a table for people (`app`).
+//! Here: options, outcome and messages. Not here: the load and its clocks (`workload`), the same for other
+//! systems (`scripts/bench-bus.sh`), or a table for people (`app`).
 //!
-//! Every message is a real one: kept in the log, on a topic of this run's own.
+//! All messages are real ones: kept in the log, on a topic of this run.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ pub const MIN_SIZE: usize = NUMBER_DIGITS + 2;
 /// One by one, so many are enough for a 99.9th percentile that means something.
 const ONE_BY_ONE: u64 = 5000;
 
-/// What a `bench` is asked for.
+/// The options of `bus bench`.
 pub struct BusBenchOptions {
     /// Whose broker.
     pub project: BusProject,

@@ -1,8 +1,8 @@
-//! `bus publish`, `request`, `subscribe`, `tail`, `bench`: what the host says and hears on a project's bus.
+//! `bus publish`, `request`, `subscribe`, `tail`, `bench`: the host as a client of a project's bus.
 //!
-//! Here: what they share: whose bus it is, the way to a session with its broker, what they hand
-//! messages to, and what a failed session means for people. Not here: the protocol (`core::bus`),
-//! or text for a terminal (`app`).
+//! Here: what they share: which project's bus, opening a session with its broker, the receiver of messages,
+//! and what a failed session means for people. Not here: the protocol (`core::bus`), or text for a terminal
+//! (`app`).
 
 mod bench;
 mod payload;
@@ -78,8 +78,8 @@ impl BusProject {
     }
 }
 
-/// What is handed the messages, and says when it is enough. Implemented by embedders and by `app`;
-/// any `FnMut(&Message)` is one.
+/// Gets the messages, and says when it has enough. Implemented by embedders and by `app`; any
+/// `FnMut(&Message)` is one.
 pub trait BusSink {
     /// The broker has taken every subscription; `last` is the number of the last message so far.
     fn subscribed(&mut self, _last: Option<u64>) {}
@@ -90,7 +90,7 @@ pub trait BusSink {
     /// These are no longer in the log.
     fn gap(&mut self, _from: u64, _to: u64) {}
 
-    /// There is no more for now: what was kept back to be written together is due.
+    /// There is no more for now: buffered output is due.
     fn caught_up(&mut self) {}
 
     /// Whether anybody still wants more; asked after each message and several times a second.
@@ -105,7 +105,7 @@ impl<F: FnMut(&Message)> BusSink for F {
     }
 }
 
-/// What may be done to get a session.
+/// How to get a session.
 struct BrokerAccess<'a> {
     /// How a missing broker is started when a VM of the project runs.
     broker: &'a dyn BrokerLauncher,
@@ -115,7 +115,7 @@ struct BrokerAccess<'a> {
 }
 
 impl BrokerAccess<'_> {
-    /// Fails where it is clear at once that there will be no session. Touches nothing.
+    /// Fails if there can't be a session. Touches nothing.
     fn check(&self, project: &BusProject) -> Result<()> {
         let somebody = host::lock_holder(&project.state.broker_pid()) != Holder::Nobody;
         if self.wait.is_some() || somebody || (project.config.is_some() && any_vm_runs(&project.state)) {
@@ -128,7 +128,7 @@ impl BrokerAccess<'_> {
     fn session(&self, project: &BusProject, tell: &mut dyn FnMut(Event)) -> Result<Client> {
         let socket = project.state.broker_sock();
         let until = Instant::now() + self.wait.unwrap_or_default();
-        // One that is being started, or asked to be, isn't missing.
+        // A broker that is being started isn't missing.
         let soon = Instant::now() + ANSWER_LIMIT.max(self.wait.unwrap_or_default());
         loop {
             let error = match Client::connect(&socket, ANSWER_LIMIT) {
@@ -142,7 +142,7 @@ impl BrokerAccess<'_> {
                     Started::BySomebody => give_up_at = soon,
                     Started::No => {}
                 },
-                // On its way out, or still on its way in.
+                // The broker is stopping or starting.
                 BusError::Ended | BusError::Declined(_) | BusError::Broken(_) => {}
                 _ => return Err(failed("no session with the broker", project, &error)),
             }
@@ -205,7 +205,7 @@ fn no_broker(project: &BusProject) -> Failure {
                 .because("VMs run, but castra.toml, which says how to start a broker, is gone")
                 .advice("give the new place of castra.toml by --config");
         }
-        // Somebody is at work on the project, who starts one or takes the last VM down.
+        // Another command works on the project, which starts a broker or takes the last VM down.
         Some(config) if any_vm_runs(&project.state) => {
             if let Err(busy) = run::check_project_free(config) {
                 return busy;

@@ -1,7 +1,7 @@
-//! What may be published: topics, and JSON that fits into a frame.
+//! What can be published: topics, and JSON that fits into a frame.
 //!
-//! Here: the checks that need no broker, and their words. Not here: sending (`publishing`). The
-//! broker checks once more: it doesn't trust its host clients either.
+//! Here: the checks that need no broker, and their messages. Not here: sending (`publisher`). The broker
+//! checks again: it doesn't trust its host clients either.
 
 use serde_json::value::RawValue;
 
@@ -60,7 +60,7 @@ pub(super) fn unknown_vm_in(project: &BusProject, topic: &str) -> Option<String>
     (!is_known).then(|| name.to_owned())
 }
 
-/// Refuses a message to a VM that is none: it would be kept, and nobody would read it.
+/// Refuses a message to an unknown VM: it would be kept, and nobody would read it.
 pub(super) fn check_vm(project: &BusProject, topic: &str) -> Result<()> {
     let Some(stranger) = unknown_vm_in(project, topic) else {
         return Ok(());
@@ -94,9 +94,9 @@ fn names_of(project: &BusProject) -> Vec<VmName> {
     names
 }
 
-/// A payload of the command line that is none, and how to quote it.
+/// The failure of an invalid payload on the command line, with how to quote it.
 pub(super) fn not_json(payload: &str, why: &str) -> Failure {
-    // A word that a shell has stripped of its quotes is what most get wrong.
+    // The most frequent mistake is a word whose quotes the shell has removed.
     let shown: String = payload.chars().take(40).collect();
     let is_word = !payload.trim_start().starts_with(['{', '[', '"']) && payload.len() == shown.len();
     let failure = Failure::new(Exit::Usage, format!("{shown:?} isn't a JSON payload")).because(why);

@@ -20,11 +20,11 @@ use crate::core::reporter::Reporter;
 /// The topic where none is given (docs/PROTOCOL.md).
 pub const DEFAULT_TOPIC: &str = "broadcast";
 
-/// What a `publish` is asked for.
+/// The options of `bus publish`.
 pub struct BusPublishOptions {
     /// Whose bus.
     pub project: BusProject,
-    /// What it is about; `None`: `broadcast`.
+    /// The topic; `None`: `broadcast`.
     pub topic: Option<String>,
     /// What is said.
     pub payload: Payload,
@@ -62,7 +62,7 @@ pub enum Payload {
     Lines(Input),
 }
 
-/// What became of it.
+/// The outcome of `bus publish`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BusPublishOutcome {
     /// The topic.
@@ -77,7 +77,7 @@ pub struct BusPublishOutcome {
     pub last_seq: Option<u64>,
     /// Messages sent and neither acked nor refused: they may have been kept or not.
     pub unknown: u64,
-    /// Lines that were no message or were refused, the first few of them.
+    /// Lines that were invalid or refused, the first few of them.
     pub not_published: Vec<NotPublished>,
     /// How many there were in all.
     pub not_published_count: u64,
@@ -89,7 +89,7 @@ pub struct BusPublishOutcome {
     pub failure: Option<Failure>,
 }
 
-/// A line that did not become a message.
+/// A line that was not published.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NotPublished {
     /// Its number, counted from 1.

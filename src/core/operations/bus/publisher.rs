@@ -1,7 +1,7 @@
-//! Publishing under way: a window of messages in flight, and who was acked when it ends early.
+//! The publishing loop: a window of messages in flight, and what is known of each if it ends early.
 //!
-//! Here: one loop over the broker's socket and the input, with bounded memory. Not here: the
-//! operation around it (`publish`), what a line has to be (`payload`), reading lines (`input`).
+//! Here: one loop over the broker's socket and the input, with bounded memory. Not here: the operation around
+//! it (`publish`), valid payloads (`payload`), reading lines (`stdin_lines`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -26,10 +26,10 @@ use crate::core::reporter::Emitter;
 /// acks of so many stay far below what it queues for one session.
 const MAX_IN_FLIGHT: usize = 4096;
 
-/// Their bytes. One message that is larger goes alone.
+/// Bytes in flight at most. A larger message is sent alone.
 const MAX_BYTES_IN_FLIGHT: usize = 1024 * 1024;
 
-/// So many lines that could not be published are named one by one; the others are counted.
+/// How many lines that could not be published are named; others are counted.
 const MAX_NAMED: usize = 20;
 
 /// Where messages come from.
@@ -63,7 +63,7 @@ struct InFlight {
     payload: usize,
 }
 
-/// Why it ended before everything was acked.
+/// Why publishing ended before everything was acked.
 enum EarlyEnd {
     Session(BusError),
     NoAck,
@@ -77,7 +77,7 @@ impl From<BusError> for EarlyEnd {
     }
 }
 
-/// The window, and what is known of each message.
+/// The loop's state: the window, and what is known of each message.
 pub(super) struct Publisher<'p, 'r> {
     client: Client,
     source: PayloadSource,
@@ -87,7 +87,7 @@ pub(super) struct Publisher<'p, 'r> {
     emitter: &'p Emitter<'r>,
     in_flight: BTreeMap<u64, InFlight>,
     bytes_in_flight: usize,
-    /// Without an ack until then it is over.
+    /// If no ack comes until then, publishing ends.
     ack_by: Instant,
     outcome: BusPublishOutcome,
 }
@@ -128,7 +128,7 @@ impl<'p, 'r> Publisher<'p, 'r> {
         }
     }
 
-    /// Sends all there is and hears all acks, or says how far it came.
+    /// Sends everything and waits for all acks, or returns how far it came.
     pub(super) fn run(mut self, project: &BusProject) -> BusPublishOutcome {
         let early = self.pump().err();
         self.outcome.unknown = self.in_flight.len() as u64;
@@ -192,7 +192,7 @@ impl<'p, 'r> Publisher<'p, 'r> {
         self.in_flight.len() < MAX_IN_FLIGHT && self.bytes_in_flight < MAX_BYTES_IN_FLIGHT
     }
 
-    /// Puts what was read already on its way, as far as the window goes.
+    /// Queues lines that were read, as far as the window allows.
     fn fill(&mut self) {
         while self.has_room() {
             let (line, payload) = match &mut self.source {
@@ -295,7 +295,7 @@ impl<'p, 'r> Publisher<'p, 'r> {
         self.outcome.not_published.push(NotPublished { line, reason });
     }
 
-    /// Everything was answered, but not everything was kept.
+    /// The failure if everything was answered, but not everything acked.
     fn incomplete(&self) -> Option<Failure> {
         let bad = self.outcome.not_published_count;
         let first = self.outcome.not_published.first()?;
@@ -316,8 +316,8 @@ impl<'p, 'r> Publisher<'p, 'r> {
         })
     }
 
-    /// What is known of each message when it ends early: that is what a sender has to know to go
-    /// on without losing any.
+    /// The failure of an early end: it says what is known of each message, which a sender needs to go on
+    /// without losing any.
     fn early(&self, early: &EarlyEnd, project: &BusProject) -> Failure {
         let what = match self.source {
             PayloadSource::One(_) => "the message was not acked".to_owned(),

@@ -1,4 +1,4 @@
-//! `bus request`: asks something on a topic, and waits for the first answer.
+//! `bus request`: publishes a question on a topic, and waits for the first answer.
 //!
 //! Here: the topic for the answer, the question, the wait. Not here: who answers (whoever is
 //! subscribed and publishes on the topic that the question names).
@@ -20,16 +20,16 @@ use crate::core::host;
 use crate::core::human;
 use crate::core::reporter::{Emitter, Reporter};
 
-/// How long an answer is waited for, unless it is said.
+/// The default limit for an answer.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a `request` is asked for.
+/// The options of `bus request`.
 pub struct BusRequestOptions {
     /// Whose bus.
     pub project: BusProject,
-    /// What it is about.
+    /// The topic.
     pub topic: String,
-    /// What is asked: JSON.
+    /// The question: JSON.
     pub payload: String,
     /// How long to wait for an answer once the question is kept.
     pub timeout: Duration,
@@ -59,7 +59,7 @@ impl BusRequestOptions {
     }
 }
 
-/// What came of it.
+/// The outcome of `bus request`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BusRequestOutcome {
     /// The number of the question.
@@ -68,7 +68,7 @@ pub struct BusRequestOutcome {
     pub answer: Message,
 }
 
-/// Asks, and waits for the first answer. None in time is a failure.
+/// Publishes the question and waits for the first answer. If none comes in time, that is a failure.
 pub fn bus_request(options: BusRequestOptions, reporter: &mut dyn Reporter) -> Result<BusRequestOutcome> {
     let launcher = launcher::of_cli(options.cli.as_deref());
     bus_request_with_launcher(options, &*launcher, reporter)
@@ -85,7 +85,7 @@ pub fn bus_request_with_launcher(
     if !options.force {
         check_vm(project, &options.topic)?;
     }
-    // The topic for the answer takes its place in the frame.
+    // The topic for the answer takes room in the frame.
     let longest = project.bus().max_frame_bytes.saturating_sub(64);
     let payload = check_payload(options.payload.as_bytes(), &options.topic, longest)
         .map_err(|why| not_json(&options.payload, &why))?;
@@ -103,8 +103,8 @@ pub fn bus_request_with_launcher(
     Ok(BusRequestOutcome { seq, answer })
 }
 
-/// Asks under a topic of its own for the answer: the question's number, and that topic. A number that
-/// nobody can guess keeps others from answering.
+/// Publishes the question with a topic of its own for the answer; returns the question's number and that
+/// topic. The topic has a random number, so that others can't answer.
 fn ask(client: &mut Client, topic: &str, payload: &str) -> Result<(u64, String), BusError> {
     let random = host::random_hex(8).map_err(|error| BusError::Broken(error.to_string()))?;
     let reply = format!("vm:host/reply/{random}");

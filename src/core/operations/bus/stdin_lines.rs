@@ -1,7 +1,6 @@
 //! Lines to be published, from a descriptor that `poll` can wait for beside the broker's socket.
 //!
-//! Here: whole lines out of any stream, with bounded memory. Not here: what a line has to be
-//! (`publish`).
+//! Here: whole lines from any stream, with bounded memory. Not here: valid payloads (`payload`).
 
 use std::fmt;
 use std::fs::File;
@@ -105,7 +104,7 @@ impl StdinLines {
         match read {
             Ok(0) => self.ended = true,
             Ok(_) => {}
-            // Somebody else shares the descriptor and made it so; there will be more.
+            // Another process shares the descriptor and made it non-blocking; there will be more.
             Err(error)
                 if matches!(
                     error.kind(),

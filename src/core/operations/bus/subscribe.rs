@@ -1,8 +1,8 @@
-//! `bus subscribe`: messages as they come, or from a number on, until somebody has had enough.
+//! `bus subscribe`: messages as they come, or from a number on, until the caller has enough.
 //!
-//! Here: the subscriptions of one session, and its end in words. Not here: the session
-//! (`core::bus::client`). A session that ends is not opened again: whoever wants that comes back
-//! with the number after the last one.
+//! Here: the subscriptions of one session, and the failure at its end. Not here: the session
+//! (`core::bus::client`). A session that ended isn't opened again: a caller can subscribe again from the
+//! number after the last one.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -29,10 +29,10 @@ use crate::core::reporter::{Emitter, Reporter};
 const END_REASON_TIMEOUT: Duration = Duration::from_secs(1);
 const END_REASON_POLL: Duration = Duration::from_millis(20);
 
-/// So much of the broker's journal is looked at.
+/// How much of the end of the broker's journal is read.
 const END_REASON_BYTES: u64 = 256 * 1024;
 
-/// What a `subscribe` is asked for.
+/// The options of `bus subscribe`.
 pub struct BusSubscribeOptions {
     /// Whose bus.
     pub project: BusProject,
@@ -45,7 +45,7 @@ pub struct BusSubscribeOptions {
     /// Share the subscriptions with whoever else names this group: each message goes to one of them.
     /// Takes neither `from` nor `last`.
     pub group: Option<VmName>,
-    /// How many messages are enough; `None`: there are never enough.
+    /// How many messages are wanted; `None`: no limit.
     pub count: Option<u64>,
     /// How long to wait for a broker where none runs.
     pub wait: Option<Duration>,
@@ -75,7 +75,7 @@ impl BusSubscribeOptions {
 /// What was received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusSubscribeOutcome {
-    /// Messages handed on.
+    /// Messages passed on.
     pub messages: u64,
     /// The number of the last one.
     pub last_seq: Option<u64>,
@@ -89,7 +89,7 @@ pub struct BusSubscribeOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SubscriptionEnd {
-    /// As many came as were wanted.
+    /// All wanted messages came.
     Count,
     /// Nobody wants more.
     SinkClosed,
@@ -97,8 +97,8 @@ pub enum SubscriptionEnd {
     Cancelled,
 }
 
-/// Hands on messages until there were `count`, the sink closes or it is told to stop. A session
-/// that the broker ends is a failure, which names the number to go on with.
+/// Passes on messages until there were `count`, the sink closes or `cancel` is raised. If the broker ends the
+/// session, that is a failure, which names the number to continue from.
 pub fn bus_subscribe(
     options: BusSubscribeOptions,
     sink: &mut dyn BusSink,
@@ -186,7 +186,7 @@ impl Subscriber<'_, '_> {
             {
                 return Ok(self.end(SubscriptionEnd::Count));
             }
-            // Whatever came with the last read first; only before a wait is it due.
+            // Frames of the last read come first; output is due only before a wait.
             let frame = match self.client.buffered_frame() {
                 Ok(Some(frame)) => Some(frame),
                 Ok(None) => {
@@ -272,7 +272,7 @@ impl Subscriber<'_, '_> {
             count => format!("the subscription ended after {count} messages"),
         };
         let failure = match error {
-            // It ended without a word: the broker's journal tells why, if the broker is still there to
+            // The session ended without a reason: the broker's journal has it, if the broker still runs to
             // write it.
             BusError::Ended | BusError::Broken(_) => cut_off(&what, self.options, self.client.session())
                 .unwrap_or_else(|| failed(&what, &self.options.project, error)),
@@ -293,8 +293,8 @@ impl Subscriber<'_, '_> {
     }
 }
 
-/// Why the broker cut this session off, by its own account. It writes that a moment after it has
-/// closed the connection.
+/// Why the broker cut this session off, by its journal, which it writes a moment after it has closed the
+/// connection.
 fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<Failure> {
     let journal = options.project.state.broker_events();
     let look = || end_of_session(&journal, session);
@@ -313,7 +313,7 @@ fn cut_off(what: &str, options: &BusSubscribeOptions, session: &str) -> Option<F
     })
 }
 
-/// What the end of the broker's journal says of the end of a session.
+/// The reason for a session's end, from the end of the broker's journal.
 fn end_of_session(journal: &Path, session: &str) -> Option<String> {
     let mut file = host::open_state_file(journal).ok()?;
     let length = file.metadata().ok()?.len();

@@ -1,4 +1,4 @@
-//! `bus tail`: what the logs of the bus hold, and what is added to them.
+//! `bus tail`: the messages in the logs of the bus, and new ones.
 //!
 //! Here: which log, how much of it, following it. Not here: reading one (`core::bus::log`). No
 //! broker is asked, so this works without one. A reading command: nothing is journaled.
@@ -63,7 +63,7 @@ pub enum LogOf {
 /// What was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BusTailOutcome {
-    /// Messages handed on.
+    /// Messages passed on.
     pub messages: u64,
     /// Lines that were no messages and were passed over.
     pub corrupt: u64,
@@ -71,8 +71,7 @@ pub struct BusTailOutcome {
     pub lost: u64,
 }
 
-/// Hands on the last messages, oldest first, and with `follow` those that come. No log is an
-/// empty one.
+/// Passes on the last messages, oldest first, and with `follow` new ones. A missing log counts as empty.
 pub fn bus_tail(options: &BusTailOptions, sink: &mut dyn BusSink) -> Result<BusTailOutcome> {
     let path = match &options.log {
         LogOf::Bus => options.state.bus_log(),

@@ -19,14 +19,14 @@ use crate::core::threads;
 /// Digits of a payload's number.
 pub(super) const NUMBER_DIGITS: usize = 10;
 
-/// No phase takes longer; what was measured until then is told.
+/// Longest time of a phase; what was measured until then is reported.
 const PHASE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Why a phase gave nothing.
+/// Why a phase has no result.
 pub(super) enum BenchError {
     Interrupted,
     Bus(BusError),
-    /// There is no thread to be had.
+    /// No thread can be started.
     NoThread(Failure),
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Bench<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// What one publisher saw.
+/// One publisher's measurements.
 #[derive(Default)]
 struct Sent {
     latencies: Vec<u64>,
@@ -78,7 +78,7 @@ impl Bench<'_> {
                 sent_at[number as usize].store(nanos(began), Ordering::Release);
             });
             let elapsed = began.elapsed();
-            // However it ended, nobody waits for more than was acked.
+            // The subscriber waits only for messages that were acked.
             let acked = sent.as_ref().map_or(0, |sent| sent.latencies.len() as u64);
             published.store(acked, Ordering::Release);
             let heard = hearing.join().unwrap_or(Err(BenchError::Bus(BusError::Ended)));
@@ -104,7 +104,7 @@ impl Bench<'_> {
                 .into_iter()
                 .enumerate()
                 .map(|(index, client)| {
-                    // The first ones take what doesn't divide.
+                    // The first publishers take the remainder.
                     let (each, more) = (messages / count as u64, messages % count as u64);
                     let share = each + u64::from((index as u64) < more);
                     threads::spawn_scoped(scope, &format!("bench publisher {index}"), move || {
@@ -154,7 +154,7 @@ impl Bench<'_> {
                         patience = Instant::now() + ANSWER_LIMIT;
                     }
                 }
-                // So many were published that rotation has taken the first ones.
+                // Rotation has removed the first messages.
                 Some(Frame::Gap { from, to }) => missing += to.saturating_sub(from) + 1,
                 _ => {}
             }
@@ -231,7 +231,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Hears all that are published; the time each took to come here, in nanoseconds.
+    /// Receives all messages; returns the time from publish to delivery of each, in nanoseconds.
     fn receive(
         &self,
         client: &mut Client,
@@ -279,7 +279,7 @@ impl Bench<'_> {
     }
 }
 
-/// Takes an ack's time; false for whatever else came.
+/// Records an ack's time; false for other frames.
 fn note_ack(
     frame: Frame,
     waiting: &mut std::collections::VecDeque<(u64, u64)>,

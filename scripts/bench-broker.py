@@ -27,7 +27,7 @@ SCRIPTS = Path(__file__).resolve().parent
 CLIENTS = 8
 SILENT, DRIPPING, FLOODING = 500, 20, 1
 IDLE = 1000
-# The crowd is to stay as quiet as it began: nobody's time is up while it is measured.
+# The crowd must stay connected: no client's time runs out during the measurement.
 CONFIG = f'[broker]\nport = 0\nhello_timeout_secs = 600\n[[vms]]\nname = "web"\ncount = {CLIENTS}\n'
 
 

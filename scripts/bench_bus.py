@@ -52,7 +52,8 @@ def figures(quick):
     # The relay has one thread per publisher that would wait for the stalled one, too.
     queued = tuple(system for system in report.SYSTEMS if system != "raw")
     return [
-        # First, while the servers are fresh: later their allocators have room for the sessions at hand.
+        # This comes first, while the servers are fresh: later their allocators have room for the sessions at
+        # hand.
         Figure("idle", f"{IDLE} idle sessions", ("idle", str(IDLE))),
         Figure("publish 1x1", "1 publisher x 1 in flight, one core", ("throughput", "1", "1", time), pinned=True),
         Figure("publish 1x64", "1 x 64", ("throughput", "1", "64", time)),
@@ -117,7 +118,7 @@ class Bench:
         pid, port = server
         words = [self.load, figure.words[0], {"castra-batch": "castra"}.get(system, system), str(port), *figure.words[1:]]
         if system == "disk":
-            # As long and in groups as big as castra's were.
+            # Lines and groups have the sizes that castra's had.
             words = [self.load, "appends", str(port), figure.words[2], figure.words[3]]
         if figure.pinned:
             words = ["taskset", "-c", str(self.core), *words]

@@ -216,7 +216,7 @@ class Result:
         """Bars on a logarithmic scale, all turned so that further right is better and the goal is one line."""
         row, left, right, top = 24, 330, 250, 84
         width, bars = 960, 960 - left - right
-        # Far beyond the goal either way is told by the number beside the bar.
+        # If a value is far beyond the goal, the number beside the bar tells it.
         low = max(0.1, min([0.25] + [goal.margin for goal in self.goals]))
         high = min(16, max([4] + [goal.margin for goal in self.goals]))
         place = lambda margin: left + bars * math.log(max(low, min(margin, high)) / low) / math.log(high / low)

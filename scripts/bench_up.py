@@ -185,8 +185,8 @@ def measure(castra, root, count, rounds):
     project.down()
     castra_runs, baseline_runs = [], []
     for number in range(rounds):
-        # The order alternates, so that neither always follows the other. The baseline starts what
-        # castra started last.
+        # The order alternates, so that neither side always comes second. The baseline starts what castra
+        # started last.
         if number % 2 == 1:
             baseline_runs.append(baseline.run())
             subprocess.run(["sync"], check=True)

@@ -395,7 +395,7 @@ fn a_large_image_is_hashed_beside_the_work() {
     let fixture = Fixture::new("slow-hash", "", Some("#!/bin/sh\necho applied\n"));
     let script = fixture.remote().join("run it.sh");
     let ran = fixture.run_hashing(&|_| (), || {
-        // Known no sooner than the transfer is over.
+        // This hash is known only after the transfer.
         until("the script to be in the guest", || script.exists());
         Ok("base".to_owned())
     });
@@ -502,7 +502,7 @@ fn an_exit_code_and_the_last_words_are_reported() {
         ran.events.last().unwrap().event,
         Event::BootstrapFailed { .. }
     ));
-    // 255 is ssh's own word for its failures, but a script may end with it too.
+    // ssh uses 255 for its own failures, but a script may end with it too.
     let fixture = Fixture::new("exit-255", "", Some("#!/bin/sh\nexit 255\n"));
     assert!(fixture.run().error().contains("exit status 255"));
     let fixture = Fixture::new("no-interpreter", "", Some("#!/no/such/interpreter\n"));
@@ -759,7 +759,7 @@ fn a_login_shell_that_prints() {
     }
     let ran = fixture.run();
     assert_eq!(ran.end(), Ok(false), "{}", ran.steps());
-    // What the shell's background process prints meanwhile can't be told from what the script prints.
+    // Output of the shell's background process can't be told from the script's.
     let output: Vec<String> = ran
         .output()
         .iter()
@@ -790,7 +790,7 @@ fn a_guest_without_an_ssh_server() {
             .ends_with("connect:skipped transfer:skipped apply:skipped verify:skipped")
     );
 
-    // It answered before: to skip its steps would hide that somebody keeps it busy.
+    // The server answered before: skipping the steps would hide that its connections are used up.
     let mut fixture = Fixture::new("no-sshd-any-more", "step_timeout_secs = 1", None);
     fixture.shake_hands();
     let ran = fixture.run();
@@ -852,7 +852,7 @@ fn a_flood_of_output_stays_bounded_in_the_events() {
 
 #[test]
 fn a_transfer_says_how_far_it_is_and_a_cut_one_changes_nothing() {
-    // A guest that takes its time: what is sent meanwhile is told.
+    // A slow guest: the progress of the transfer is reported.
     let tools = Scratch::new("slow");
     program(
         &tools.path("tar"),

@@ -1,4 +1,4 @@
-//! The broker over real sockets: every bad input, crowds of bad clients, files taken away.
+//! The broker over real sockets: every bad input, crowds of bad clients, removed files.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -132,7 +132,7 @@ fn bad_hellos_are_declined_told_and_logged_once() {
     assert_eq!(fs::read_dir(broker.state.handshakes()).unwrap().count(), 1);
 }
 
-/// A second has gone by since the last line.
+/// Waits until the last line is a second old.
 fn second_is_new(broker: &Fixture) -> bool {
     let log = broker.log();
     let stamp = log
@@ -279,7 +279,7 @@ fn a_crowd_of_bad_clients_delays_nobody() {
         beside
     });
     println!("hello alone {alone:?}, beside the crowd {beside:?}");
-    // The flood takes its share of the cores; what must not happen is waiting for others.
+    // The flood uses CPU time; what must not happen is that others wait for it.
     assert!(
         beside < Duration::from_millis(100),
         "{beside:?} beside the crowd, {alone:?} alone"
@@ -327,7 +327,7 @@ fn files_taken_away_are_made_anew() {
     until("the log to be back", || broker.state.broker_log().exists());
 }
 
-/// Guests go on speaking meanwhile, so that it has something to write at every moment.
+/// Guests keep sending, so that the broker writes at every moment.
 #[test]
 fn a_broker_stops_with_its_state_root_and_makes_nothing_anew() {
     for (label, replaced) in [("root-gone", false), ("root-replaced", true)] {
@@ -342,7 +342,7 @@ fn a_broker_stops_with_its_state_root_and_makes_nothing_anew() {
         eventually("the broker's end", || {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(mut stream) => {
-                    // It may end before it greets.
+                    // The broker may end before it sends its greeting.
                     let _ = stream.write_all(b"hello vm:db\n");
                     let _ = std::io::copy(&mut stream, &mut std::io::sink());
                     None
@@ -469,7 +469,7 @@ fn a_port_in_use_is_refused_with_its_owner() {
     );
     drop(taken);
     assert_eq!(broker.start(), port);
-    // A VM that runs was told the port: it stays, whatever the config says now.
+    // A running VM knows the port, so the port stays, whatever the config says now.
     broker.stop();
     let vm = broker.state.vm(&"web".parse().unwrap());
     host::ensure_private_dir(vm.dir()).unwrap();

@@ -289,8 +289,8 @@ fn a_hand_shake_outlives_its_broker() {
     until("the guest to leave the window", || {
         project.log().contains("freshness of vm:web reachable=false")
     });
-    // The one that was killed couldn't tell that nobody is reachable through it any more; the next one
-    // tells whom it believes.
+    // The killed broker couldn't report that nobody is reachable through it any more; the next one reports
+    // whom it believes.
     let log = project.log();
     let told: Vec<bool> = log
         .lines()
@@ -350,7 +350,7 @@ fn a_pid_file_alone_proves_nothing() {
             "{text:?}"
         );
     }
-    // Locked, but by somebody who wrote another's number into it.
+    // Locked by a process that wrote another process's number into it.
     let lock = host::FileLock::try_take(&state.broker_pid(), "castra broker forged").unwrap();
     for text in [
         format!("{} castra broker x", bystander.0.id()),
@@ -419,7 +419,7 @@ fn at_the_limit_of_descriptors_the_broker_goes_on() {
     for _ in 0..20 {
         assert_eq!(hello(port, "web").unwrap(), "ok\n");
     }
-    // Whoever made room was told why.
+    // The evicted client was told the reason.
     let mut first = &held[0];
     first.set_read_timeout(Some(AMPLE)).unwrap();
     let mut said = String::new();
@@ -547,7 +547,7 @@ fn a_full_disk_declines_new_guests_and_keeps_the_old() {
     assert!(log.contains("No space left on device"), "{log}");
 }
 
-/// A file system of a test, taken away even if something still uses it.
+/// A test's file system, unmounted at the end even if it is still in use.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {

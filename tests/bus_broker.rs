@@ -222,7 +222,7 @@ fn a_frame_that_stalls_is_taken_when_it_is_whole() {
             Session::try_guest(port, "web").ok()
         });
         client.write(&frame[..cut]).unwrap();
-        // That long: until somebody who says nothing is refused.
+        // Waits as long as the broker waits for a silent client's hello.
         assert_eq!(broker.say(b""), "declined reason=timeout\n");
         client.write(&frame[cut..]).unwrap();
         assert_eq!(client.ack()["status"], "ok", "cut at {cut}");
@@ -236,7 +236,7 @@ fn who_is_silent_for_too_long_is_told_and_closed() {
     broker.bus.session_idle = Duration::from_secs(3);
     let port = broker.start();
     let mut silent = Session::guest(port, "silent");
-    // Bytes that make no frame are no life.
+    // Bytes that don't complete a frame are no proof of life.
     let frame = framed(br#"{"type":"publish","payload":"late"}"#);
     silent.write(&frame[..7]).unwrap();
     let mut busy = Session::guest(port, "busy");
@@ -375,13 +375,13 @@ fn who_never_reads_is_cut_off_and_delays_nobody() {
     assert_eq!(closed["topic"], "castra/session/slow");
     assert_eq!(closed["payload"]["reason"], "slow-consumer");
     assert_eq!(closed["vm"], "broker");
-    // What it has is whole as far as it goes, and ends without a word.
+    // The frames so far are whole, and the stream ends without a close.
     let mut had = 0;
     while let Some(body) = slow.body() {
         assert!(seq_of(&body) > had);
         had = seq_of(&body);
     }
-    // It comes back where it was.
+    // It continues where it was.
     let mut slow = Session::guest(port, "slow");
     slow.subscribe("a", Some(had + 1));
     let mut n = eventually("the first message that it missed", || {
@@ -578,7 +578,7 @@ fn a_log_that_is_taken_away_is_begun_anew_with_the_next_number() {
         assert_eq!(reader.frame().unwrap()["seq"], seq);
     }
     broker.stop();
-    // Even if it goes while nobody looks.
+    // Also if the client leaves before the next check.
     fs::remove_file(broker.state.bus_log()).unwrap();
     let port = broker.start();
     assert!(Session::guest(port, "web").publish("a", &json!("again")) > n + 1);

@@ -70,7 +70,7 @@ fn payloads(ran: &Ran) -> Vec<Value> {
         .collect()
 }
 
-/// A castra that goes on beside the test; killed at its end.
+/// A castra that runs beside the test; killed at its end.
 struct Running {
     child: Child,
     stdout: Arc<Mutex<String>>,
@@ -115,7 +115,7 @@ impl Running {
         kill(Pid::from_raw(self.child.id().try_into().unwrap()), signal).unwrap();
     }
 
-    /// Its exit code and everything it said.
+    /// Its exit code and its output.
     #[track_caller]
     fn ends(mut self) -> (Option<i32>, String, String) {
         let status = eventually("the end of castra", || self.child.try_wait().unwrap());
@@ -191,7 +191,7 @@ fn a_message_is_acked_kept_and_shown() {
         .exits(0);
     assert_eq!(journal.objects().len(), 3, "up and two publishes");
 
-    // As JSON what is kept, with what a terminal would obey written out; for people no more than text.
+    // JSON has the kept payload, with escapes for what a terminal would obey; people see only text.
     let log = fs::read_to_string(castra.state("logs/bus/bus.log")).unwrap();
     let tail = castra.run(&["bus", "tail", "--no-follow", "--json"]).exits(0);
     let told = log.replace('\u{202e}', "\\u202e");
@@ -524,7 +524,7 @@ fn a_broker_killed_in_the_middle() {
     ] {
         assert!(stderr.contains(text), "{text}\n{stderr}");
     }
-    // What was acked is kept, by a broker that comes later too.
+    // Acked messages are kept, by the next broker too.
     castra.run(&["up", "--broker-only"]).exits(0);
     let replay = castra
         .run(&["bus", "subscribe", "t", "--from", "1", "--count", "3", "--json"])
@@ -545,7 +545,7 @@ fn a_broker_that_says_nothing_any_more() {
     kill(pid, Signal::SIGSTOP).unwrap();
     lines.write_all(b"2\n3\n").unwrap();
     let (code, _, stderr) = publisher.ends();
-    // Neither does one that isn't connected yet wait for ever.
+    // A command that isn't connected yet doesn't wait for ever either.
     let late = castra.run(&["bus", "publish", "--payload", "4"]);
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(code, Some(1), "{stderr}");
@@ -647,7 +647,7 @@ fn a_subscriber_that_hears_nothing_for_long_stays() {
     let castra = project("bus-idle", "session_idle_secs = 3");
     let (subscriber, _stdin) = Running::start(&castra, &["bus", "subscribe", "broadcast", "--count", "1"]);
     subscriber.says("subscribed to");
-    // A session beside it that sends no heartbeats shows when that would have been the end.
+    // A second session that sends no heartbeats shows when the end would have come.
     let port = castra.broker_port();
     let mut silent = TcpStream::connect(("127.0.0.1", port)).unwrap();
     silent.set_read_timeout(Some(AMPLE)).unwrap();
@@ -834,7 +834,7 @@ fn the_bench_measures_and_leaves_no_other_trace() {
     assert_eq!(table.lines().count(), 6, "{table}");
 }
 
-/// As whom the client in Python comes.
+/// The name that the Python client uses.
 enum Side {
     Guest,
     Host,
@@ -897,7 +897,7 @@ fn the_client_in_python_publishes_replays_and_comes_back() {
     let (guest, _in1) = start(&Side::Guest, "3");
     let (host, _in2) = start(&Side::Host, "5");
     guest.has_lines(2);
-    // Its session lives by heartbeats alone.
+    // Only heartbeats keep its session alive.
     until("a heartbeat to be recorded", || {
         let status = castra.status();
         let web = &status["vms"][0];

@@ -197,7 +197,7 @@ fn killed_in_the_middle_nothing_acked_is_lost() {
                     let count = &count;
                     scope.spawn(move || {
                         let mut acked = Vec::new();
-                        // The others may have been that fast that it is killed already.
+                        // The others may have been so fast that it is killed already.
                         let Ok(mut session) = Session::try_guest(port, ["web", "db"][worker % 2]) else {
                             return acked;
                         };
@@ -234,7 +234,7 @@ fn killed_in_the_middle_nothing_acked_is_lost() {
         for seq in told {
             assert!(acked.insert(seq), "number {seq} was given twice");
         }
-        // As a loss within a write leaves it; and a sender's own log that lacks its end.
+        // As a loss of power within a write leaves it; and a sender's own log that lacks its end.
         let mut log = OpenOptions::new()
             .append(true)
             .open(broker.state().bus_log())
@@ -290,7 +290,7 @@ fn killed_in_the_middle_nothing_acked_is_lost() {
     }
 }
 
-/// Both kinds of no room: the publishes are refused, everything else goes on, then it is as before.
+/// Both kinds of a full disk: publishes are refused, everything else goes on, then all is as before.
 fn without_room(broker: &mut Process, room_again: impl FnOnce(&Process)) {
     let mut client = broker.guest("web");
     let mut reader = broker.guest("web");
@@ -381,7 +381,7 @@ fn on_a_full_disk_publishes_are_refused() {
     );
 }
 
-/// A file system of a test, taken away even if something still uses it.
+/// A test's file system, unmounted at the end even if it is still in use.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {

@@ -71,7 +71,7 @@ fn last_values_outlive_the_broker_and_rotation_of_others_files() {
     // What comes now follows, once.
     Session::guest(port, "db").publish("s/a/state", &json!(5));
     assert_eq!(deliveries(&mut reader, 1), [("s/a/state".to_owned(), json!(5))]);
-    // Of what only another VM may read there is no last value either.
+    // There is no last value either of topics that only another VM may read.
     ask(&mut reader, "vm:*", &json!({"last": true}));
     reader.lives();
     let mut db = Session::guest(port, "db");
@@ -105,7 +105,7 @@ fn workers_share_what_comes_and_the_hosts_are_apart() {
         30,
         "alone in the host's group, it gets all"
     );
-    // Who is gone gets nothing, and the others go on.
+    // A member that left gets nothing, and the others continue.
     drop(workers.remove(0));
     until("the end of a's session", || {
         broker.lines("session of vm:a session=s-1") >= 1 && broker.lines("phase=closed") >= 1
@@ -138,7 +138,7 @@ fn who_is_asked_answers_the_asker_alone() {
         deliveries(&mut asker, 1),
         [("vm:web/reply/17".to_owned(), json!("12:00"))]
     );
-    // Whoever watches saw the question, and nothing of the answer.
+    // A subscriber to everything saw the question, and nothing of the answer.
     server.publish("time/end", &json!(0));
     let seen: Vec<String> = deliveries(&mut spy, 2)
         .into_iter()
@@ -188,7 +188,7 @@ fn what_is_nested_too_deep_spoils_no_record() {
         RecordRead::Record(record) => record.guest_metrics,
         other => panic!("{other:?}"),
     });
-    // What is kept can be read by anybody's parser.
+    // Kept messages can be read by any JSON parser.
     let text = fs::read_to_string(broker.state.bus_log()).unwrap();
     assert_eq!(
         text.lines()

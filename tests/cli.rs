@@ -432,7 +432,7 @@ fn with_stand_in_ssh(castra: &Castra, fleet: &Fleet, args: &[&str], stdin: &[u8]
         std::env::var("PATH").unwrap()
     );
     let mut child = spawn_piped(castra.command(args).env("PATH", path).stdin(Stdio::piped()));
-    // Refused before it reads: then nobody is left to write to.
+    // The command may be refused before it reads its stdin.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
     (
@@ -490,7 +490,7 @@ fn ssh_and_exec_become_ssh() {
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "wbe-0", "--", "true"], b"");
     assert_eq!(code, 64);
     assert!(stderr.contains("did you mean `web-0`?"), "{stderr}");
-    // Who forgets the VM is told where it stands, and who names none that is there what there is.
+    // Without a VM the message tells where the name belongs; with an unknown name, which VMs there are.
     let (code, _, stderr) = with_stand_in_ssh(&castra, &fleet, &["exec", "--", "uname", "-a"], b"");
     assert_eq!(code, 64);
     assert!(

@@ -10,8 +10,7 @@ use std::process::{Command, Stdio};
 
 use support::{CASTRA, Castra};
 
-/// What is on the line, and what is offered for its last word, in alphabetical order. `…` at the end:
-/// and more.
+/// A command line, and the completions of its last word, in alphabetical order. `…` at the end: and more.
 const CASES: [(&str, &str); 14] = [
     ("castra bro", "broker"),
     ("castra image ", "build list path"),
@@ -78,7 +77,7 @@ fn bash() {
     let castra = project("bash");
     let script = script(&castra, "bash");
     for (line, expected) in CASES {
-        // `read` as an array drops nothing but what stands between words; an empty last one is put back.
+        // `read` into an array drops only separators; an empty last word is added again.
         let program = "source \"$1\"; read -ra COMP_WORDS <<<\"$2\"; [[ $2 != *' ' ]] || COMP_WORDS+=('')
             COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _castra; printf '%s\\n' \"${COMPREPLY[@]}\"";
         let found = offers(&castra, "bash", &["-c", program, "bash", &script, line]);
@@ -115,8 +114,8 @@ fn fish() {
     let castra = project("fish");
     let script = script(&castra, "fish");
     for (line, expected) in CASES {
-        // A candidate, a tab, what it is. fish adds words that merely contain the letters typed, from
-        // version 4 on in any distance; castra promises those that begin with them.
+        // A candidate, a tab, a description. fish adds words that only contain the typed letters (from
+        // version 4 on at any distance); castra promises only those that begin with them.
         let program = "source $argv[1]; complete -C $argv[2] | string replace -r '\\t.*' ''";
         let found = offers(&castra, "fish", &["-c", program, &script, line]);
         let typed = line.rsplit(' ').next().unwrap();

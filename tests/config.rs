@@ -1186,7 +1186,7 @@ mod bootstrap_toml {
             words.contains("bootstrap.toml:2:22: `handshake_identity`: \"Alpine\" would be a second name of both \"web\" and \"db\""),
             "{words}"
         );
-        // One of the project's VMs is meant as that VM, whoever waits for it.
+        // A name of one of the project's VMs means that VM, whichever VM waits for it.
         project.write("db/bootstrap.toml", "handshake_identity = \"WEB\"\n");
         let config = project.load().unwrap();
         let api = config.vm("api").unwrap();
@@ -1325,7 +1325,7 @@ mod workspaces {
         }
         assert_eq!(list_workspaces(&home).len(), 2);
 
-        // Damage hides nobody else.
+        // A damaged record hides no other project.
         let projects = home.join("projects");
         for (name, content) in [
             ("broken-00000000", "{"),
@@ -1353,7 +1353,7 @@ mod workspaces {
         let failure = find_workspace(&home, "demo").unwrap_err();
         assert!(failure.next.unwrap().contains(&twin.workspace));
 
-        // A state root that is gone has nothing to show.
+        // A project whose state root is gone isn't listed.
         let config = config::load_with_home(&there.dir().join("castra.toml"), Some(&home)).unwrap();
         fs::remove_dir_all(config.state.dir()).unwrap();
         assert_eq!(list_workspaces(&home).len(), 2);
@@ -1367,7 +1367,7 @@ mod workspaces {
     }
 }
 
-/// The registry is for convenience: a project with a place of its own works without it.
+/// The registry isn't required: a project with a state root of its own works without it.
 #[test]
 fn an_unwritable_registry_is_worth_a_warning() {
     let project = Project::new("[project]\nstate_dir = \"state\"\n[[vms]]\nname = \"a\"\n");
@@ -1381,7 +1381,7 @@ fn an_unwritable_registry_is_worth_a_warning() {
     assert_eq!(failure.exit, Exit::CantCreate);
 }
 
-/// Whatever stands in the file: an answer, never a panic. Seeded, so a failure can be repeated.
+/// Whatever the file holds: an answer, never a panic. Seeded, so a failure can be repeated.
 #[test]
 fn no_file_content_panics() {
     let project = Project::new(FULL);

@@ -328,7 +328,8 @@ fn users_and_keys(project: &Project, debian: &Path) {
     assert!(texts.iter().any(|text| **text == "plain"), "{texts:?}");
 }
 
-/// Vizier's way for root by sudo, for a user with a systemd that stays, and for one whose systemd doesn't.
+/// Vizier for root by sudo, for a user whose systemd stays after the last login, and for one whose systemd
+/// doesn't.
 fn vizier_for_any_user(project: &Project, debian: &Path) {
     let script = "script = \"boot/true.sh\"\n";
     project.config(&vms(debian, "", script));
@@ -384,7 +385,7 @@ fn vizier_for_any_user(project: &Project, debian: &Path) {
 
 fn a_guest_without_sshd(project: &Project, debian: &Path) {
     let stopped = |vm: &str, how: &str| project.expect(0, &["exec", vm, "--", "sh", "-c", how]);
-    // What answers already goes on; init finds no server to start again.
+    // A server that answers keeps running; init has none to start.
     stopped(
         "small",
         "mv /usr/sbin/sshd /usr/sbin/sshd.off; kill $(cat /run/sshd.pid)",
@@ -413,7 +414,7 @@ fn a_reboot_during_apply(project: &Project) {
     project.file("reboot.sh", b"#!/bin/sh\necho going\nreboot\nsleep 600\n");
     project.config("[[vms]]\nname = \"small\"\n[vms.bootstrap]\nscript = \"reboot.sh\"\n");
     let ran = Ran::of(project, &["up"]);
-    // Its sshd ends before its QEMU does; where that takes long the connection is all that is known.
+    // Its sshd ends before its QEMU; if QEMU takes long, only the connection's end is known.
     let end = ran.end("small");
     assert!(
         end.contains("the VM ended") || end.contains("the SSH connection broke"),
@@ -495,7 +496,7 @@ fn the_example_of_the_documentation_runs() {
     assert!(copied.success());
     let config = fs::read_to_string(example.join("castra.toml")).unwrap();
     let config = config.replace("[project]\n", "[project]\nstate_dir = \"state\"\n");
-    // Its patience is for a machine that does nothing else.
+    // Its time limits are for an idle machine.
     let config = config.replace(
         "[vms.bootstrap]\n",
         "[vms.bootstrap]\n  handshake_timeout_secs = 900\n",

@@ -354,7 +354,7 @@ fn every_fact_has_a_sample_in_both_encodings_and_reads_back() {
     }
     golden("events.jsonl", &lines);
 
-    // From what is kept, not from what was just made: an old line must be read for ever.
+    // Read from the golden file, not from the line just made: old lines must be readable for ever.
     let kept = fs::read_to_string(path("tests/golden/events.jsonl")).unwrap();
     let kept: Vec<&str> = kept.lines().collect();
     assert_eq!(samples.len(), FACTS.len(), "a fact has no sample");

@@ -159,7 +159,7 @@ fn a_reader_that_goes_ends_the_following() {
     castra.write("state/logs/events.jsonl", &line(0, "message"));
     let mut following = Following::start(&castra, &[]);
     assert_eq!(following.next()["seq"], 0);
-    // Nothing more ever happens, and nobody reads.
+    // No more events come, and the reader is gone.
     let Following { mut child, lines } = following;
     drop(lines);
     let status = eventually("castra to notice", || child.try_wait().unwrap());
@@ -168,7 +168,7 @@ fn a_reader_that_goes_ends_the_following() {
     assert_eq!(stderr, "");
 }
 
-/// Two commands that loop, a broker that is spoken to, small journals, and a reader that follows.
+/// Two commands in loops, a broker with clients, small journals, and a reader that follows.
 #[test]
 fn several_castras_and_a_broker_write_at_once() {
     const ROUNDS: usize = 40;
@@ -191,7 +191,7 @@ fn several_castras_and_a_broker_write_at_once() {
         let writer = || {
             let mut printed = Vec::new();
             for _ in 0..ROUNDS {
-                // Busy where both are at it at once.
+                // Busy, if both work at the same time.
                 let ran = castra.run(&["--json", "up", "--broker-only"]);
                 assert!(matches!(ran.code, Some(0 | 75)), "{ran:?}");
                 printed.extend(ran.objects());
@@ -361,7 +361,7 @@ fn a_reader_that_goes_leaves_the_vms_alone() {
     for vm in ["web", "db"] {
         assert_eq!(project.vm(vm)["state"], "running");
     }
-    // What nobody read is kept.
+    // Events are kept even if nobody reads the stream.
     let kept = project
         .run(&["events", "--json", "--type", "vm.lifecycle"])
         .exits(0);
@@ -471,7 +471,7 @@ fn a_refusal_under_way_is_told_once_and_then_the_end() {
     let people = castra.run(&["up", "--broker-only"]).exits(75);
     assert_eq!(people.stderr.matches("can't listen").count(), 1, "{people:?}");
 
-    // What nobody can go on without is a blocker.
+    // A failure of the whole operation is a blocker.
     castra.write("castra.toml", PROJECT);
     fs::remove_file(castra.project().join("state/guests.json")).unwrap();
     fs::create_dir_all(castra.project().join("state/guests.json/in-the-way")).unwrap();

@@ -1,5 +1,5 @@
-//! VMs that somebody starts himself, beside `castra up --broker-only`: let in without the token of a
-//! launch that has ended, reachable by their handshake, told of alike by status and events.
+//! VMs that a user starts without castra, beside `castra up --broker-only`: accepted without the token of a
+//! launch that has ended, reachable by their handshake, and the same in status and events.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod support;
@@ -75,7 +75,7 @@ fn after_up_and_down_a_broker_alone_lets_them_in() {
     assert_eq!(seen["reachable"], true);
     assert_eq!(vm_of(&seen, "db")["state"], "stopped");
     assert_eq!(freshness(&castra, "web"), [true]);
-    // Asked again, nobody who is there loses his session or his place.
+    // A second `up --broker-only` costs no connected guest its session.
     castra.run(&["up", "--broker-only"]).exits(0);
     assert_eq!(castra.vm("web")["state"], "external");
 
@@ -117,7 +117,7 @@ fn beside_vms_of_castras_nobody_is_another_by_saying_its_name() {
     hello(&castra, "db");
     assert_eq!(db(&castra), (json!("stopped"), json!(false)));
     assert!(freshness(&castra, "db").is_empty());
-    // Whoever starts it himself says so.
+    // With --broker-only the user says that he starts VMs without castra.
     castra.run(&["up", "--broker-only"]).exits(0);
     hello(&castra, "db");
     assert_eq!(db(&castra), (json!("external"), json!(true)));

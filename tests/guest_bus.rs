@@ -377,7 +377,7 @@ fn a_session_lives_by_its_heartbeats() {
         let first = eventually("a heartbeat", heard);
         until("another one", || heard() > Some(first));
         assert_eq!(bus.castra.vm("web-0")["bus_session"], true);
-        // Killed so that it can't clean up: the heart notices.
+        // Killed by SIGKILL, so that it can't clean up: the heart notices.
         session.signal(Signal::SIGKILL);
         session.wait();
         until("nothing is left over", || bus.is_clean());

@@ -292,7 +292,7 @@ fn a_killed_qemu_a_powered_off_guest_and_a_killed_broker_are_seen() {
             .all(|vm| vm["reachable"] == true)
     });
 
-    // A guest switches itself off, a QEMU is killed: told apart, by evidence.
+    // A guest powers itself off, and a QEMU is killed: castra tells them apart, by evidence.
     project.expect(0, &["exec", "a", "--", "poweroff"]);
     kill(&project.vm("b")["pid"]);
     eventually("a to be gone", || project.vm("a")["state"] != "running");
@@ -401,7 +401,7 @@ fn a_silent_guest_ages_out_and_no_hand_shake_outlives_its_launch() {
     assert!(up.wait().unwrap().success());
     assert_eq!(project.vm("a")["reachable"], true);
 
-    // The token of the launch before is nobody's, even from within the guest.
+    // The token of the earlier launch is invalid, also from within the guest.
     assert_ne!(project.expect(0, &token).trim(), old_token);
     let with_old_token = format!("CASTRA_TOKEN={old_token} sh /usr/sbin/castra-hello");
     let declined = project.run(&["exec", "a", "--", "sh", "-c", &with_old_token]);
@@ -651,7 +651,7 @@ fn init_up_status_ssh_down_in_an_empty_folder() {
 fn folders_lie_in_each_other_and_what_cannot_be_mounted_fails() {
     let mount = |host: &str, guest: &str| format!("{{ host = \"{host}\", guest = \"{guest}\" }}");
     let vm = |mounts: &[String]| format!("[[vms]]\nname = \"m\"\nmounts = [{}]\n", mounts.join(", "));
-    // Inner before outer, as nobody would mount them.
+    // Inner folders before outer ones, the wrong order for mounting.
     let nested = [mount("inner", "/a/b"), mount("outer", "/a")];
     let project = Project::with("nested", &vm(&nested));
     project.file("inner/i", "i\n");

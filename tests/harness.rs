@@ -139,7 +139,7 @@ fn a_resume_is_counted_right_in_both_generations() {
             [expected[1], expected[0] + expected[1]],
             "{second}"
         );
-        // Both in one stream come to the same.
+        // Both in one stream give the same sums.
         let both = [first, second]
             .map(|name| fs::read(fixture(name)).unwrap())
             .concat();
@@ -366,7 +366,7 @@ fn streams_no_codex_would_say_are_told_as_they_are() {
             .all(|name| name.len() == 64 + ".jsonl".len() || name.len() == 64 + ".json".len()),
         "{kept:?}"
     );
-    // People see none of the control characters.
+    // Text for people has no control characters.
     let shown = castra.run(&["harness", "show", "../../etc/x"]).exits(0).stdout;
     assert!(
         !shown.contains('\u{1b}') && shown.contains("\\x1b[31m"),

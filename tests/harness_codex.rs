@@ -69,7 +69,7 @@ impl Stage {
         command
             .env("CODEX_HOME", self.castra.dir().join("codex"))
             .env("STAND_IN_KEY", "none")
-            // Whatever else Codex would like to ask meets a closed door.
+            // All other connections of Codex are refused.
             .env("HTTP_PROXY", "http://127.0.0.1:9")
             .env("HTTPS_PROXY", "http://127.0.0.1:9")
             .env("NO_PROXY", "127.0.0.1")

@@ -137,7 +137,7 @@ impl Drop for Vm {
     }
 }
 
-/// Nobody is waited for as long, unless the test is about to fail.
+/// No wait takes this long, unless the test is about to fail.
 fn patient() -> LifecycleConfig {
     LifecycleConfig {
         graceful_shutdown_wait: AMPLE,
@@ -265,7 +265,7 @@ fn a_guest_that_the_accelerator_stops_later_is_noticed() {
         Some(BootFault::InternalError(words)) => assert!(words.contains("KVM internal error"), "{words}"),
         other => panic!("{other:?}"),
     }
-    // Its power button is dead: nobody waits for it.
+    // Its power button doesn't work: castra doesn't wait for it.
     let (ending, phases) = vm.stop();
     assert_eq!(ending, ShutdownEnding::Terminated);
     assert_eq!(

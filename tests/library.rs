@@ -1,5 +1,5 @@
-//! castra inside another program: nothing of that program is touched, nothing is left behind, and
-//! the example that shows how it is done works. The VMs run on the stand-in for QEMU.
+//! castra inside another program: it changes nothing of that program and leaves nothing behind, and the
+//! example in docs works. The VMs run on the stand-in for QEMU.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -59,7 +59,7 @@ fn home() -> PathBuf {
 
 // --- what belongs to the embedding program ----------------------------------------------------
 
-/// Everything of a process that a library has no business with.
+/// Properties of a process that a library must not change.
 #[derive(Debug, PartialEq)]
 struct Belongings {
     cwd: PathBuf,
@@ -123,7 +123,7 @@ fn assert_as(before: &Belongings, when: &str) {
     assert_eq!(now, *before, "after {when}");
 }
 
-/// One life of a fleet: up, looked at, down.
+/// Brings VMs up, reads their status, takes them down.
 fn live_once(config: &Config, broker: &dyn BrokerLauncher, mode: VmLaunchMode) {
     let options = UpOptions {
         launch_mode: mode,

@@ -225,7 +225,7 @@ fn a_young_broker_is_given_half_a_second() {
     let old_enough = ask(project(&fleet, &["web-0"])).unwrap();
     assert!(!old_enough.reachable);
 
-    // A guest that comes back meanwhile ends the wait.
+    // A guest whose handshake comes meanwhile ends the wait.
     fleet.kill_broker();
     fleet.start_broker(0);
     std::thread::scope(|scope| {
@@ -285,7 +285,7 @@ fn nothing_is_changed() {
     fleet.heard("web-0", 100);
     fleet.start_broker(60_000);
     let before = listing(fleet.dir());
-    // Where nothing may be written, status answers all the same.
+    // In a read-only directory status answers all the same.
     let dirs = [
         fleet.state.dir().to_owned(),
         fleet.state.vms(),

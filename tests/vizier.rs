@@ -143,7 +143,7 @@ fn it_tells_how_the_guest_is_and_outlives_the_broker() {
         vizier.wait();
         until("nothing is left over", || guest.is_clean());
         assert_eq!(guest.run(shell, "status").0, Some(3));
-        // What it noted while there was no broker came over later, and its last words came too.
+        // Its log lines from the time without a broker came later, and its last lines came too.
         let log = guest.text("vizier.log");
         for part in [
             "started as process",

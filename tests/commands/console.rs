@@ -157,7 +157,7 @@ fn a_terminal_is_attached_and_left_as_it_was() {
     assert!(text.contains("\x1b[31mred\x1b[0m\x1b[?25lhidden\r\n"), "{text:?}");
     assert!(!text.contains("\x1b]") && !text.contains("\x1b[6n"), "{text:?}");
 
-    // Somebody else is refused, and told who has it.
+    // A second client is refused, and learns which process has the console.
     let refusal = project.refused(75, &["console", "web"]);
     refusal
         .tells(&[

@@ -181,7 +181,7 @@ fn a_config_that_cannot_be_used_is_a_finding() {
         "{invalid}"
     );
     one(&seen, "qemu.binary", "ok");
-    // What was asked for by name and isn't there is no finding.
+    // A missing file that was named on the command line is a failure, not a finding.
     doctor(&project, &["--config", "none.toml"]).exits(66);
     doctor(&project, &["--workspace", "none"]).exits(66);
 }
@@ -201,7 +201,7 @@ fn a_fleet_in_order_has_nothing_wrong_and_nothing_is_written() {
     let without_tools = |all: Vec<(PathBuf, u64, SystemTime)>| -> Vec<_> {
         let mut all = all;
         let changes = |path: &Path| {
-            // The broker at work, not the doctor; the stand-ins are this test's own.
+            // The broker changes files, and so do the stand-ins in this folder; doctor must not.
             path.starts_with(&tools) || path == project.castra().dir().join("tools")
         };
         all.retain(|(path, ..)| !changes(path));
@@ -391,7 +391,7 @@ fn a_broker_that_is_stopped_or_stuck_is_found() {
     assert!(!wrong(&seen).contains(&"state.broker-silent"), "{seen:#?}");
     project.down();
 
-    // One that holds the lock and waits for something that never comes.
+    // A broker that holds the lock and waits for something that never comes.
     let state = project.state("");
     let script = "import fcntl, os, struct, time\n\
                   file = open('broker.pid', 'r+')\n\

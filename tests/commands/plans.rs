@@ -147,7 +147,7 @@ fn an_option_that_qemu_refuses_is_named_with_its_place() {
     ] {
         assert!(ran.stderr.contains(word), "no {word:?} in {}", ran.stderr);
     }
-    // A kernel of the user's own says itself that it has too little memory.
+    // A user's own kernel reports itself that it has too little memory.
     let panic = "console=Kernel panic - not syncing: System is deadlocked on memory";
     project.config(&format!(
         "{ONE}memory = \"40 MiB\"\nbootstrap = {{ mode = \"auto\", script = \"run.sh\" }}\n"
@@ -171,7 +171,7 @@ fn several_reasons_are_told_at_once_and_replicas_once() {
         .alone()
         .tells(&["2 reasons", "nosuch.qcow2", "`db`"]);
     assert_eq!(refusal.detail.matches("nosuch.qcow2").count(), 1, "{refusal:#?}");
-    // Those that aren't asked for don't count.
+    // VMs that weren't named don't count.
     let plan = project.run(&["up", "--plan", "--json", "db"]).exits(1).objects();
     assert_eq!(errors(&plan).len(), 1);
 }

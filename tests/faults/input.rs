@@ -1,4 +1,4 @@
-//! What is asked for can't be had: tools, images, ports, names, places to write.
+//! Requests that can't be met: tools, images, ports, names, places to write.
 
 use std::fs;
 use std::io::{Read, Write};

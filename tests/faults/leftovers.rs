@@ -169,7 +169,7 @@ fn a_broker_that_was_killed_comes_back_on_its_port() {
     assert_eq!(before["port"], after["port"]);
     assert_ne!(before["pid"], after["pid"]);
 
-    // Somebody else has the port meanwhile: he is named, and the VM goes on.
+    // Another process has the port meanwhile: it is named, and the VM goes on.
     let pid = i32::try_from(after["pid"].as_i64().unwrap()).unwrap();
     kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     until("its end", || project.status()["broker"]["state"] == "offline");

@@ -1,5 +1,5 @@
-//! Guests that QEMU has paused: told with their reason, let run on where nobody asked for it, and in
-//! nobody's way.
+//! Guests that QEMU has paused: castra reports the reason, resumes them if it may, and they block nothing
+//! else.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -112,7 +112,7 @@ fn whom_somebody_paused_only_up_lets_run_on() {
         (&"paused".into(), &"paused".into())
     );
     eventually("its event", || project.broker_told("paused").pop());
-    // Further looks of the broker: it is told of the next change of another VM's, say, of this one's log.
+    // Waits for a few more checks of the broker, which must not resume it.
     let looks = Instant::now();
     until("a few looks", || looks.elapsed().as_secs() >= 3);
     assert_eq!(project.vm("web")["state"], "paused", "nobody asked for that");

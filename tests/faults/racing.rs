@@ -132,7 +132,7 @@ fn signals_during_the_wait_for_a_guest() {
         assert_eq!(code, Some(130), "{events:#?}");
         assert_eq!(of_type(&events, "bootstrap.failed").len(), 1, "{events:#?}");
         assert_eq!(events.last().unwrap()["type"], "summary");
-        // What runs goes on, and is said to.
+        // The running command goes on, and the message names it.
         project.pid("web");
         project.down();
     }

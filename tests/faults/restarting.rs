@@ -75,7 +75,7 @@ fn a_vm_comes_back_with_its_disk_and_a_new_identity() {
     assert_eq!(after["forwards"][0]["guest"], 22);
     assert_eq!(disk(&project, "web"), before.1);
     assert_ne!(launch_id(&project, "web"), before.2);
-    // Whom nobody named is left alone, and the broker knows nothing of it.
+    // VMs that weren't named are left alone, and the broker notices nothing.
     assert_eq!(project.pid("db"), db);
     assert_eq!(project.status()["broker"], broker);
 
@@ -306,7 +306,7 @@ fn a_base_rewritten_under_a_kept_disk_is_refused() {
             ran.code != Some(0) && ran.stderr.contains("base.raw was rewritten"),
             "{ran:?}"
         );
-        // It is so as long as the disk is there.
+        // This holds as long as the disk exists.
         let ran = project.run(command);
         assert!(
             ran.code != Some(0) && ran.stderr.contains("base.raw was rewritten"),

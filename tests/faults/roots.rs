@@ -148,7 +148,7 @@ fn a_state_root_that_is_removed_while_vms_run_is_said_and_down_ends_them() {
         .tells(&["pid", "removed"])
         .advises("castra down");
     assert!(!project.state("").exists());
-    // Only who is asked for ends.
+    // Only the named VM is ended.
     let down = project.run(&["down", "web", "--json"]).exits(0).objects();
     let ended = down
         .iter()
@@ -226,7 +226,7 @@ fn a_new_project_in_the_place_of_one_that_moved_has_no_say_over_its_vms() {
     assert!(own != pid && is_alive(pid));
     project.run(&["down"]).exits(0);
     assert!(is_alive(pid) && !is_alive(own));
-    // It is the moved one's, as before.
+    // It belongs to the moved project, as before.
     the_moved_one_has_it_and_ends_it(&project, &there, pid);
 }
 
@@ -236,7 +236,7 @@ fn a_process_that_only_looks_like_a_lost_vm_is_left_alone() {
     project.run(&["up"]).exits(0);
     project.down();
     let pid_file = project.state("vms/web/qemu.pid");
-    // Right words, but no lock on any pid file.
+    // The right command line, but no lock on any pid file.
     let mut innocent = std::process::Command::new("sleep");
     std::os::unix::process::CommandExt::arg0(&mut innocent, "qemu");
     let script = "exec 3>qemu.pid; rm qemu.pid; while :; do sleep 1; done";

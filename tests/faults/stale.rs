@@ -21,7 +21,7 @@ fn up_names_what_differs_and_restart_applies_it() {
         table.contains("memory, network") && table.contains("castra restart web"),
         "{table}"
     );
-    // What the config closes and the VM has open is told even to whoever wants to hear nothing.
+    // A network or mount that the config closes and the VM still has open is reported even with --quiet.
     for args in [&["up"][..], &["up", "-q"]] {
         let ran = project.run(args).exits(0);
         ran.tells("NOT AS CONFIGURED: it is not isolated")

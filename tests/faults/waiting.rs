@@ -1,4 +1,4 @@
-//! `wait`: its exit codes and words, and that it lets nobody wait in vain.
+//! `wait`: its exit codes and messages, and that it never waits in vain.
 
 use std::process::{Child, Stdio};
 
@@ -27,7 +27,7 @@ fn it_ends_when_all_are_as_asked_for() {
         .run(&["wait", "--for", "stopped", "--timeout", "0"])
         .exits(0);
     ran.prints("2 VMs stopped");
-    // Somebody may start them yet.
+    // These VMs may still be started.
     let waiting = begin(&project, &["--for", "bootstrapped"]);
     project.run(&["up"]).exits(0);
     assert_eq!(end(waiting), Some(0), "mode `skip` is all there is to do");

@@ -3,7 +3,7 @@
 use castra::core::events::contract::Stamped;
 use castra::core::events::{Accel, BootstrapStepKind, BootstrapStepStatus, Event, VmCounts};
 
-/// Its lines so far, and the run that tells the next.
+/// Its lines so far, and the run of the next event.
 pub struct Journal {
     run: String,
     began_ms: u64,

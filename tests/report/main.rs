@@ -161,7 +161,7 @@ fn vms_and_times_pick_the_runs() {
     assert_eq!((&run["vms_total"], &run["vms_failed"]), (&json!(1), &json!(0)));
     assert_eq!(run["vms"].as_array().unwrap().len(), 1);
     assert_eq!(run["bus"]["senders"].as_array().unwrap().len(), 1);
-    // A VM that the config doesn't have has a history all the same; one without a history has a mistake in it.
+    // A VM that isn't in the config may have runs; a name without runs that isn't in the config is a mistake.
     castra.run(&["report", "db"]).exits(0);
     let refused = castra.run(&["report", "wen"]).exits(64);
     refused.tells("did you mean `web`");

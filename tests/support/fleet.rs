@@ -1,5 +1,5 @@
-//! A state root as a running fleet leaves it, without QEMU: run files, handshake records, and pid
-//! files that another process holds the record locks of, as QEMU does.
+//! A state root like that of running VMs, without QEMU: run files, handshake records, and pid files that
+//! another process holds the record locks of, as QEMU does.
 
 use std::fs;
 use std::path::Path;

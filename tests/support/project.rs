@@ -207,7 +207,7 @@ pub fn finish(mut command: Command, args: &[&str]) -> Ran {
     Ran::of(args, command.output().unwrap())
 }
 
-/// A refusal as scripts see it.
+/// A refusal in JSON and as text.
 #[derive(Debug)]
 pub struct Refusal {
     pub detail: String,
@@ -275,7 +275,7 @@ impl Refusal {
     }
 }
 
-/// A castra at work.
+/// A running castra.
 pub struct Running {
     pub child: Child,
     lines: BufReader<ChildStdout>,

@@ -141,7 +141,7 @@ impl Drop for Window {
     }
 }
 
-/// Whoever is started later must not hold this open.
+/// Later children must not inherit this descriptor.
 fn keep(descriptor: &OwnedFd) {
     fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
 }

@@ -4,14 +4,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::input::Nobody;
 use crate::support::project::{ONE, Project, Refusal, finish};
-use crate::support::{Ran, files_below};
+use crate::support::{CASTRA, Ran, files_below};
 
 #[test]
 fn what_may_not_be_looked_at_is_not_absent() {
@@ -87,15 +86,8 @@ fn what_may_not_be_looked_at_is_not_absent() {
 
 /// Ends what hangs; nothing here takes long.
 fn run_bounded(project: &Project, args: &[&str]) -> Ran {
-    let plain = project.castra().command(args);
-    let mut command = Command::new("timeout");
-    command.arg("60").arg(plain.get_program()).args(args);
-    command.current_dir(project.castra().project()).env_clear();
-    for (name, value) in plain.get_envs() {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
+    let mut command = project.castra().command_of("timeout");
+    command.args(["60", CASTRA]).args(args);
     finish(command, args)
 }
 
@@ -157,18 +149,8 @@ fn a_named_pipe_in_the_place_of_a_state_file_stops_nobody() {
 fn modes_are_the_same_under_every_umask() {
     for umask in ["000", "022", "077"] {
         let project = Project::new("umask", ONE);
-        let plain = project.castra().command(&["up"]);
-        let mut command = Command::new("sh");
-        command
-            .args(["-c", &format!("umask {umask}; exec \"$0\" up --quiet")])
-            .arg(plain.get_program())
-            .current_dir(project.castra().project())
-            .env_clear();
-        for (name, value) in plain.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
+        let umask = format!("umask {umask}");
+        let command = project.castra().command_under(&umask, &["up", "--quiet"]);
         finish(command, &["up"]).exits(0);
         for dir in [project.state(""), project.castra().home()] {
             for path in files_below(&dir) {

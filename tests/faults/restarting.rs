@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::support::project::{ONE, Project, SCRIPT, TWO, is_phase, is_waiting};
-use crate::support::{eventually, free_port, of_type, until};
+use crate::support::{CASTRA, eventually, free_port, of_type, until};
 
 /// What a disk is known by: a fresh one is another file. It may get the inode of the one that was removed, so its
 /// birth counts, too.
@@ -329,19 +329,8 @@ fn a_restart_in_a_time_namespace_makes_no_guest_unheard() {
     project.config_with("[broker]\nport = 0\nauth = \"open\"\n", ONE);
     project.run(&["up"]).exits(0);
     for shift in ["100000", "-60"] {
-        let plain = project.castra().command(&["restart"]);
-        let mut command = std::process::Command::new("unshare");
-        command
-            .args(["--time", "--boottime", shift, "--fork"])
-            .arg(plain.get_program())
-            .args(plain.get_args())
-            .current_dir(project.castra().project())
-            .env_clear();
-        for (name, value) in plain.get_envs() {
-            if let Some(value) = value {
-                command.env(name, value);
-            }
-        }
+        let mut command = project.castra().command_of("unshare");
+        command.args(["--time", "--boottime", shift, "--fork", CASTRA, "restart"]);
         let ran = crate::support::project::finish(command, &["restart"]);
         if ran.stderr.starts_with("unshare: ") {
             eprintln!(

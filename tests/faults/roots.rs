@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::support::project::{ONE, Project, TWO, is_phase};
-use crate::support::{is_alive, until};
+use crate::support::{CASTRA, is_alive, until};
 
 fn doctor(project: &Project) -> Vec<Value> {
     let ran = project.run(&["doctor", "--json"]);
@@ -277,19 +277,11 @@ fn a_vm_of_another_mount_namespace_is_nobodys_here() {
     copy_all(&dir, &kept);
     let script =
         "mount -t tmpfs castra \"$1\" && cp \"$2\"/* \"$1\" && cd \"$1\" && shift 2 && \"$@\" && rm -r state";
-    let plain = project.castra().command(&["up"]);
-    let mut command = std::process::Command::new("unshare");
+    let mut command = project.castra().command_of("unshare");
     command
         .args(["-r", "-m", "sh", "-c", script, "sh"])
         .args([&dir, &kept])
-        .arg(plain.get_program())
-        .args(plain.get_args())
-        .env_clear();
-    for (name, value) in plain.get_envs() {
-        if let Some(value) = value {
-            command.env(name, value);
-        }
-    }
+        .args([CASTRA, "up"]);
     let ran = crate::support::project::finish(command, &["up"]);
     if ran.stderr.starts_with("unshare: ") || ran.stderr.starts_with("mount: ") {
         eprintln!("no mount namespace is to be had here: {}", ran.stderr);

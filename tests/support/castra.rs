@@ -96,6 +96,11 @@ impl Castra {
         self.surround(command)
     }
 
+    /// Another program that runs the binary, in the same surroundings.
+    pub fn command_of(&self, program: &str) -> Command {
+        self.surround(Command::new(program))
+    }
+
     fn surround(&self, mut command: Command) -> Command {
         command
             .current_dir(self.project())
@@ -118,10 +123,10 @@ impl Castra {
 
     /// The binary under a limit of the shell's (`ulimit -n 100`), in the same surroundings.
     pub fn command_under(&self, limit: &str, args: &[&str]) -> Command {
-        let mut shell = Command::new("sh");
+        let mut shell = self.command_of("sh");
         shell.args(["-c", &format!("{limit} && exec \"$0\" \"$@\""), CASTRA]);
         shell.args(args);
-        self.surround(shell)
+        shell
     }
 
     /// What `status --json` says.

@@ -18,13 +18,14 @@ export LC_ALL
 
 usage() {
     cat <<'EOF'
-usage: build-guest.sh --output DIR [--source DIR] [--mounts] [--built-by TEXT]
+usage: build-guest.sh --output DIR [--source DIR] [--arch NAME] [--mounts] [--built-by TEXT]
 
-Makes castra's default guest: DIR/vmlinux, DIR/initramfs.cpio and DIR/manifest.json. DIR appears complete or
+Makes castra's default guest: a kernel, DIR/initramfs.cpio and DIR/manifest.json. DIR appears complete or
 not at all; a guest that is there already is replaced.
 
   --output DIR     where the guest goes
   --source DIR     the files that become part of the guest; default: guest/ beside this script
+  --arch NAME      x86_64 (kernel: DIR/vmlinux) or aarch64 (DIR/Image); default: this host's
   --mounts         use a kernel that can mount folders of the host (9p). Debian's small one for virtual machines
                    can't: with it a guest is up 0.2 s sooner and takes 35 MB less, so it is the default.
                    "mounts" in the manifest says whether this guest can, "plain" whether it is also as good as
@@ -32,7 +33,8 @@ not at all; a guest that is there already is replaced.
   --built-by TEXT  what the manifest says in "built_by"; default: castra
   --help           this text
 
-Needs an x86-64 Debian or Ubuntu (or a distribution made from one) with its package mirror in reach; no root.
+Needs a Debian or Ubuntu (or a distribution made from one) with its package mirror in reach; no root. What
+runs at the build is the host's own, so the host may be of another architecture than the guest.
 Progress goes to stderr, one line a step.
 
 exit codes: 0 done; 64 wrong usage; 69 a host tool or the distribution is not there; 74 a download or a file
@@ -51,15 +53,16 @@ fail() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-output='' built_by=castra mounts=no
+output='' built_by=castra mounts=no arch=$(uname -m)
 source=$(dirname "$0")/guest
 while [ $# -gt 0 ]; do
     case $1 in
-    --output | --source | --built-by)
+    --output | --source | --arch | --built-by)
         [ $# -ge 2 ] || fail 64 "$1 needs a value" '' 'build-guest.sh --help'
         case $1 in
         --output) output=$2 ;;
         --source) source=$2 ;;
+        --arch) arch=$2 ;;
         --built-by) built_by=$2 ;;
         esac
         shift
@@ -91,8 +94,25 @@ fi
 # --- can it work here at all? -------------------------------------------------------------------
 
 elsewhere='set `base_image` in castra.toml to a disk image of yours; then no guest has to be built'
-machine=$(uname -m)
-[ "$machine" = x86_64 ] || fail 69 "the default guest can't be built on $machine" 'it is made for x86-64 only so far' "$elsewhere"
+# What depends on the architecture; castra's own table is src/core/arch.rs. In the command line, panic=-1: a panic ends
+# the guest at once, after its message. The others only make it quicker under emulation: nr_uarts: no probing for serial
+# ports that aren't there. notests (0.35 s): the kernel doesn't test its ciphers at each boot. noreplace-smp (0.2 s): with
+# one CPU, lock prefixes stay in the code instead of being patched out. init_on_alloc=0 (0.2 s): the kernel doesn't also
+# clear the memory that it is about to fill.
+case $arch in
+x86_64)
+    debian=amd64 console=ttyS0 kernel_file=vmlinux loader_path=lib64/ld-linux-x86-64.so.2 power_button=yes
+    cmdline="console=$console quiet panic=-1 8250.nr_uarts=1 cryptomgr.notests noreplace-smp init_on_alloc=0"
+    ;;
+aarch64)
+    debian=arm64 console=ttyAMA0 kernel_file=Image loader_path=lib/ld-linux-aarch64.so.1 power_button=''
+    cmdline="console=$console quiet panic=-1 cryptomgr.notests init_on_alloc=0"
+    [ "$mounts" = no ] || fail 69 "the default guest for aarch64 can't mount directories of the host" \
+        "its kernel, Debian's for cloud images, has no 9p" 'build it without --mounts'
+    ;;
+*) fail 69 "the default guest can't be built for $arch" 'it is made for x86_64 and aarch64' "$elsewhere" ;;
+esac
+triplet=$arch-linux-gnu
 
 if ! have apt-get || ! have apt-cache || ! have dpkg-deb; then
     fail 69 "the default guest can't be built on this system" \
@@ -155,14 +175,16 @@ must() {
 mkdir -p "$work/apt/state/lists/partial" "$work/apt/cache/archives/partial"
 : >"$work/apt/status"
 lists=host
+host_debian=$(dpkg --print-architecture)
 apt() {
     program=$1
     shift
     if [ "$lists" = private ]; then
         set -- -o "Dir::State=$work/apt/state" -o "Dir::State::lists=$work/apt/state/lists" "$@"
     fi
+    # A guest of another architecture: apt takes that for the host's, whose own comes second, by names with a suffix.
     # APT::Sandbox::User: root's apt would switch to a user who can't write here, and warn.
-    "$program" -o "Dir::State::status=$work/apt/status" -o "Dir::Cache=$work/apt/cache" \
+    "$program" -o "APT::Architecture=$debian" -o "APT::Architectures=$debian,$host_debian" -o "Dir::State::status=$work/apt/status" -o "Dir::Cache=$work/apt/cache" \
         -o Dir::Cache::pkgcache=pkgcache.bin -o Dir::Cache::srcpkgcache=srcpkgcache.bin -o "APT::Sandbox::User=root" \
         -o Debug::NoLocking=1 -o Acquire::Retries=2 -o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 "$@"
 }
@@ -209,8 +231,8 @@ closure() {
 }
 
 # Small kernels for virtual machines first, then the distribution's usual one.
-kernel_candidates='linux-image-cloud-amd64 linux-image-virtual linux-image-amd64 linux-image-generic'
-[ "$mounts" = no ] || kernel_candidates='linux-image-amd64 linux-image-virtual linux-image-generic'
+kernel_candidates="linux-image-cloud-$debian linux-image-virtual linux-image-$debian linux-image-generic"
+[ "$mounts" = no ] || kernel_candidates="linux-image-$debian linux-image-virtual linux-image-generic"
 programs='busybox-static openssh-server e2fsprogs'
 # Of this only scp, which clients before OpenSSH 9 expect in a guest, and ssh-keygen are taken; they need no library that
 # the server doesn't.
@@ -231,7 +253,7 @@ resolve() {
     libraries=$(for name in $libraries; do case $name in libpam-*) ;; *) echo "$name" ;; esac done)
     # Where there is no smaller kernel without 9p, the guest with mounts is the only one there is.
     plain=true
-    [ "$mounts" = no ] || [ "$(closure '^linux-image-[0-9]' linux-image-cloud-amd64)" = ' ' ] || plain=false
+    [ "$mounts" = no ] || [ "$(closure '^linux-image-[0-9]' "linux-image-cloud-$debian")" = ' ' ] || plain=false
     printf '%s\n' "$libraries" | grep -qx libc6 || return 1
     kernel_packages=$(for name in $kernel_packages; do case $name in linux-modules-extra-*) ;; *) echo "$name" ;; esac done)
     packages="$kernel_packages $programs $client_package $libraries"
@@ -303,16 +325,25 @@ ssh_keygen=$(first_of "$pkg/usr/bin/ssh-keygen") || unexpected 'openssh-client h
 mke2fs=$(first_of "$pkg/sbin/mke2fs" "$pkg/usr/sbin/mke2fs") || unexpected 'e2fsprogs holds no mke2fs'
 resize2fs=$(first_of "$pkg/sbin/resize2fs" "$pkg/usr/sbin/resize2fs") || unexpected 'e2fsprogs holds no resize2fs'
 # Not by /lib64: that may be an absolute link, which would lead to the host's own.
-loader=$(first_of "$pkg/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" "$pkg/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2") ||
-    unexpected 'libc6 holds no ld-linux-x86-64.so.2'
+loader=$(first_of "$pkg/lib/$triplet/${loader_path##*/}" "$pkg/usr/lib/$triplet/${loader_path##*/}") ||
+    unexpected "libc6 holds no ${loader_path##*/}"
 # Runs the loader with $1 and what follows. Beside $pkg, because a library path is a list with colons and semicolons, and `$`
 # means something in it: the place where the guest is built may have such characters in its name.
 load() (
     cd "$work" || exit 1
-    exec "$loader" --inhibit-cache --library-path pkg/lib/x86_64-linux-gnu:pkg/usr/lib/x86_64-linux-gnu "$@"
+    exec "$loader" --inhibit-cache --library-path "pkg/lib/$triplet:pkg/usr/lib/$triplet" "$@"
 )
+# The guest's BusyBox tells what it can do, and helps in the build. Where this host can't run it, the same version for
+# this host does: Debian builds it with the same applets.
+tool_busybox=$busybox
+if [ "$debian" != "$host_debian" ]; then
+    mkdir "$work/host"
+    { fetch "busybox-static:$host_debian" tools && dpkg-deb -x "$work"/tools/busybox-static_*.deb "$work/host"; } ||
+        fail 74 'fetching busybox-static for this host failed' "$(tail -n 2 "$log" | tr '\n' ' ')" 'check the network, then run it again'
+    tool_busybox=$(first_of "$work/host/bin/busybox" "$work/host/usr/bin/busybox") || unexpected 'busybox-static holds no busybox'
+fi
 for applet in acpid ash dd ifconfig init mkfifo mktemp modprobe mount nc od poweroff renice route timeout tr umount usleep wc; do
-    "$busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
+    "$tool_busybox" --list | grep -qx "$applet" || unexpected "its busybox has no $applet"
 done
 
 # --- kernel -------------------------------------------------------------------------------------
@@ -323,14 +354,15 @@ for modules in "$pkg"/lib/modules/* "$pkg"/usr/lib/modules/*; do [ ! -d "$module
 [ -d "$modules/kernel" ] || unexpected "no kernel modules in: $kernel_packages"
 kernel_version=${modules##*/}
 
-number_at() { # $1: offset in the file, $2: bytes; little-endian like the host
-    od -An -t "u$2" -j "$1" -N "$2" "$vmlinuz" | tr -d ' '
+number_at() { # $1: file, $2: offset in it, $3: bytes; little-endian like the host
+    od -An -t "u$3" -j "$2" -N "$3" "$1" | tr -d ' '
 }
 magic_of() { od -An -t x1 -N 6 "$1" | tr -d ' \n'; }
 
 # Decompressors the host lacks come from the package mirror too: nobody has to install one for our sake.
 provide() { # $1: program, $2: package
     ! have "$1" || return 0
+    [ "$debian" = "$host_debian" ] || fail 69 "the kernel can't be unpacked: not found: $1" 'this kernel is packed with it' "apt-get install $2"
     for name in "$2" $(closure '^(lib|zlib1g)' "$2"); do
         [ -z "$(find "$work/debs" "$work/tools" -name "${name}_*.deb")" ] || continue
         { fetch "$name" tools && unpack "$work/tools/${name}"_*.deb; } ||
@@ -362,8 +394,8 @@ unpacked() {
     28b52ffd*) run zstd -dc <"$1" ;;
     1f8b*) gzip -dc <"$1" ;;
     fd377a585a00) run xz -dc <"$1" ;;
-    5d0000*) "$busybox" lzcat <"$1" ;;
-    425a68*) "$busybox" bzcat <"$1" ;;
+    5d0000*) "$tool_busybox" lzcat <"$1" ;;
+    425a68*) "$tool_busybox" bzcat <"$1" ;;
     7f454c46*) cat "$1" ;;
     *) return 1 ;;
     esac
@@ -373,10 +405,10 @@ unpacked() {
 # running the loader. The fields are those of Documentation/arch/x86/boot.rst: setup_sects at 0x1f1,
 # payload_offset at 0x248, payload_length at 0x24c.
 extract_vmlinux() {
-    setup_sectors=$(number_at 497 1)
+    setup_sectors=$(number_at "$vmlinuz" 497 1)
     [ "$setup_sectors" != 0 ] || setup_sectors=4
-    start=$(((setup_sectors + 1) * 512 + $(number_at 584 4)))
-    length=$(number_at 588 4)
+    start=$(((setup_sectors + 1) * 512 + $(number_at "$vmlinuz" 584 4)))
+    length=$(number_at "$vmlinuz" 588 4)
     tail -c "+$((start + 1))" "$vmlinuz" | head -c "$length" >"$work/payload"
     # The payload's last four bytes are the kernel's size: gzip's own trailer, or appended by the kernel's build. In the
     # latter case decompressors grumble about trailing bytes, so the size is the judge and not the exit code.
@@ -385,17 +417,27 @@ extract_vmlinux() {
     unpacked "$work/payload" >"$out/vmlinux" 2>>"$log" || :
     [ "$(magic_of "$out/vmlinux")" = 7f454c460201 ] && [ "$(wc -c <"$out/vmlinux")" = "$size" ]
 }
+# An Image is booted as it is; "ARM\144" at 56 marks it.
+extract_image() {
+    cp "$vmlinuz" "$work/payload"
+    provide_for "$work/payload"
+    case $(magic_of "$work/payload") in 4d5a*) cat "$work/payload" ;; *) unpacked "$work/payload" ;; esac >"$out/Image" 2>>"$log" || :
+    [ "$(number_at "$out/Image" 56 4)" = 1682788929 ]
+}
 say "extracting the kernel $kernel_version"
-extract_vmlinux || unexpected "${vmlinuz##*/} isn't packed in a way this script knows (payload begins with $(magic_of "$work/payload")). $(tail -n 2 "$log" | tr '\n' ' ')"
+case $kernel_file in
+vmlinux) extract_vmlinux ;;
+*) extract_image ;;
+esac || unexpected "${vmlinuz##*/} isn't packed in a way this script knows (payload begins with $(magic_of "$work/payload")). $(tail -n 2 "$log" | tr '\n' ' ')"
 
 # --- modules ------------------------------------------------------------------------------------
 # By when they are needed. A ! marks those without which the guest is no guest; the others may be built in or absent.
 
 modules_for() {
     case $1 in
-    boot) echo 'virtio_pci! virtio_net! qemu_fw_cfg! button!' ;;
+    boot) echo "virtio_pci! virtio_net! qemu_fw_cfg!${power_button:+ button!}" ;;
     late) echo 'virtio_rng virtio_blk! crc32c_generic ext4! overlay! pvpanic_pci virtio_console' ;;
-    acpi) echo 'evdev!' ;;
+    acpi) echo "${power_button:+evdev!}" ;;
     mounts) [ "$mounts" = no ] && echo '9pnet_virtio 9p' || echo '9pnet_virtio! 9p!' ;;
     esac
 }
@@ -476,14 +518,14 @@ case $absent in *' 9p'*) mounts=false ;; esac
 for file in "$work"/depends/*; do
     name=${file##*/}
     printf '%s.ko:' "$name"
-    load_order "$name" | "$busybox" awk -v self="$name" '!seen[$0]++ && $0 != self { line = " " $0 ".ko" line } END { print line }'
+    load_order "$name" | "$tool_busybox" awk -v self="$name" '!seen[$0]++ && $0 != self { line = " " $0 ".ko" line } END { print line }'
 done >"$module_root/modules.dep"
 
 # --- programs and libraries ---------------------------------------------------------------------
 
 say 'putting the guest together'
 cd "$root"
-mkdir -p bin sbin usr/bin usr/sbin usr/lib/openssh usr/local/bin usr/local/sbin lib/x86_64-linux-gnu lib64 dev proc sys run/lock \
+mkdir -p bin sbin usr/bin usr/sbin usr/lib/openssh usr/local/bin usr/local/sbin "lib/$triplet" "${loader_path%/*}" dev proc sys run/lock \
     tmp root/.ssh etc/init.d etc/acpi/PWRF mnt opt home srv \
     etc/ssh var/cache var/lib var/log var/spool var/tmp run/castra
 chmod 1777 tmp var/tmp
@@ -492,7 +534,7 @@ ln -s /run var/run
 ln -s /run/lock var/lock
 
 cp "$busybox" bin/busybox
-"$busybox" --list-full | sort | while read -r link; do
+"$tool_busybox" --list-full | sort | while read -r link; do
     case $link in bin/busybox | linuxrc | */init) continue ;; esac
     mkdir -p "${link%/*}"
     ln -s /bin/busybox "$link"
@@ -514,29 +556,36 @@ cp "$resize2fs" usr/sbin/resize2fs
 rm -f sbin/mke2fs
 ln -s /usr/sbin/mke2fs sbin/mkfs.ext4
 
-# Exactly the libraries these programs load, found by their own loader among the unpacked packages.
+# The names of the libraries that the ELF file $1 asks its loader for: DT_NEEDED in its dynamic section. Its strings lie in
+# its first segment, where address and offset are the same.
+needed_by() {
+    header=$(number_at "$1" 32 8)
+    left=$(number_at "$1" 56 2)
+    while [ "$left" -gt 0 ] && [ "$(number_at "$1" "$header" 4)" != 2 ]; do header=$((header + 56)) left=$((left - 1)); done
+    [ "$left" -gt 0 ] || return 0
+    od -An -v -w16 -t u8 -j "$(number_at "$1" $((header + 8)) 8)" -N "$(number_at "$1" $((header + 32)) 8)" "$1" |
+        "$tool_busybox" awk '$1 == 1 { name[n++] = $2 } $1 == 5 { strings = $2 } END { for (i = 0; i < n; i++) print strings + name[i] + 1 }' |
+        while read -r at; do tail -c "+$at" "$1" | head -c 256 | tr '\000' '\n' | head -n 1; done
+}
+# Takes the libraries that the file $1 needs, and those that they need, from the unpacked packages.
+take_libraries() (
+    for library in $(needed_by "$1"); do
+        [ "$library" != "${loader_path##*/}" ] || continue # it goes to its own place below
+        [ ! -e "lib/$triplet/$library" ] || continue
+        found=$(first_of "$pkg/lib/$triplet/$library" "$pkg/usr/lib/$triplet/$library") ||
+            unexpected "${1##*/} needs $library, which its packages don't bring"
+        cp "$found" "lib/$triplet/"
+        take_libraries "$found" || exit
+    done
+)
 # Split on purpose: a list of names.
 # shellcheck disable=SC2086
-for program in $ssh_programs usr/sbin/mke2fs usr/sbin/resize2fs; do
-    load --list "$root/$program" >"$work/libraries" 2>>"$log" ||
-        unexpected "$program: $(tail -n 1 "$log")"
-    if grep -q 'not found' "$work/libraries"; then
-        unexpected "$program needs libraries that its packages don't bring: $(sed -n 's/ => not found//p' "$work/libraries" | tr -d '\t' | tr '\n' ' ')"
-    fi
-    sed -n 's/.* => \(.*\) (0x.*/\1/p' "$work/libraries" >>"$work/all-libraries"
-done
-sort -u "$work/all-libraries" | while read -r library; do
-    case $library in
-    */ld-linux-*) ;; # it goes to its own place below
-    pkg/*) cp "$work/$library" lib/x86_64-linux-gnu/ ;;
-    *) unexpected "its programs load $library, which is this host's and not in its packages" ;;
-    esac
-done || exit
-cp "$loader" lib64/ld-linux-x86-64.so.2
+for program in $ssh_programs usr/sbin/mke2fs usr/sbin/resize2fs; do take_libraries "$program" || exit; done
+cp "$loader" "$loader_path"
 # Before glibc 2.34 names of users and hosts were looked up by separate libraries.
 for library in libnss_files.so.2 libnss_dns.so.2; do
-    found=$(first_of "$pkg/lib/x86_64-linux-gnu/$library" "$pkg/usr/lib/x86_64-linux-gnu/$library") &&
-        [ "$(wc -c <"$found")" -gt 16384 ] && cp "$found" lib/x86_64-linux-gnu/
+    found=$(first_of "$pkg/lib/$triplet/$library" "$pkg/usr/lib/$triplet/$library") &&
+        [ "$(wc -c <"$found")" -gt 16384 ] && cp "$found" "lib/$triplet/"
 done
 
 # --- configuration ------------------------------------------------------------------------------
@@ -545,7 +594,10 @@ for file in rcS late hello sshd acpid; do
     cp "$source/$file" "etc/init.d/$file"
     chmod 755 "etc/init.d/$file"
 done
-cp "$source/inittab" etc/inittab
+# Without a power button nobody waits for it.
+# Split on purpose: nothing, or two words.
+# shellcheck disable=SC2046
+sed -e "s/^ttyS0:/$console:/" $([ -n "$power_button" ] || echo '-e /acpid/d') "$source/inittab" >etc/inittab
 cp "$source/profile" etc/profile
 cp "$source/castra-hello" usr/sbin/castra-hello
 cp "$source/castra-bus" usr/bin/castra-bus
@@ -590,7 +642,7 @@ ID=castra
 EOF
 find . -type f \( -path './lib/*' -o -path './lib64/*' \) -exec chmod 644 {} +
 # shellcheck disable=SC2086
-chmod 755 lib64/ld-linux-x86-64.so.2 bin/busybox usr/sbin/mke2fs usr/sbin/resize2fs $ssh_programs
+chmod 755 "$loader_path" bin/busybox usr/sbin/mke2fs usr/sbin/resize2fs $ssh_programs
 
 # --- the archive --------------------------------------------------------------------------------
 # Written here rather than by cpio, which may be absent, would store our user id, and can't make device nodes
@@ -636,11 +688,6 @@ pack >"$out/initramfs.cpio" 2>>"$log" || fail 74 "writing $output failed" "$(tai
 
 # --- manifest -----------------------------------------------------------------------------------
 
-# panic=-1: a panic ends the guest at once, after its message. The others only make it quicker under emulation:
-# nr_uarts: no probing for serial ports that aren't there. notests (0.35 s): the kernel doesn't test its ciphers at
-# each boot. noreplace-smp (0.2 s): with one CPU, lock prefixes stay in the code instead of being patched out.
-# init_on_alloc=0 (0.2 s): the kernel doesn't also clear the memory that it is about to fill.
-cmdline='console=ttyS0 quiet panic=-1 8250.nr_uarts=1 cryptomgr.notests noreplace-smp init_on_alloc=0'
 {
     printf '{\n  "kernel_version": "%s",\n  "packages": {' "$kernel_version"
     for deb in "$work"/debs/*.deb; do

@@ -61,6 +61,7 @@ fn check(output: &Output, code: i32, lines: &[&str]) {
 const APT: &[(&str, &str)] = &[
     ("apt-get", "exit 1"),
     ("apt-cache", "exit 1"),
+    ("dpkg", "echo amd64"),
     ("dpkg-deb", "exit 1"),
 ];
 
@@ -170,14 +171,27 @@ fn names_the_way_out_on_another_architecture() {
     let dir = Scratch::new("image-arch");
     let tools = dir.path("tools");
     fs::create_dir(&tools).unwrap();
-    path_of(&tools, &["dirname", "ls"], &[("uname", "echo aarch64")]);
+    path_of(&tools, &["dirname", "ls"], &[("uname", "echo riscv64")]);
     let output = build(&["--output", dir.path("out").to_str().unwrap()], Some(&tools));
     let lines = [
-        "error: the default guest can't be built on aarch64",
+        "error: the default guest can't be built for riscv64",
         "  because: ",
         "  try: set `base_image`",
     ];
     check(&output, 69, &lines);
+}
+
+#[test]
+fn an_aarch64_guest_with_mounts_is_refused() {
+    let dir = Scratch::new("image-arch-mounts");
+    let out = dir.path("out");
+    let args = ["--output", out.to_str().unwrap(), "--arch", "aarch64", "--mounts"];
+    let lines = [
+        "error: the default guest for aarch64 can't mount",
+        "  because: ",
+        "  try: build it without --mounts",
+    ];
+    check(&build(&args, None), 69, &lines);
 }
 
 #[test]

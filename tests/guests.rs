@@ -3,6 +3,8 @@
 //! images. Without a KVM that is shown to work these guests run under plain emulation.
 #![allow(clippy::unwrap_used)]
 
+#[path = "guests/aarch64.rs"]
+mod aarch64;
 #[path = "guests/disk.rs"]
 mod disk;
 #[path = "guests/server.rs"]

@@ -30,7 +30,7 @@ use castra::core::runtime::forwards::PortAllocator;
 use castra::core::runtime::launch::{BootFault, Launched, boot_fault, launch, launch_with_ports};
 use castra::core::runtime::launch_plan::{LaunchPlan, PlannedNetwork, VmLaunchMode};
 use castra::core::runtime::qmp::Qmp;
-use castra::core::runtime::shutdown::shutdown;
+use castra::core::runtime::shutdown::{PowerOff, shutdown};
 
 use support::project::FAKE_QEMU;
 use support::{AMPLE, Scratch, eventually, until};
@@ -110,6 +110,7 @@ impl Vm {
         let outcome = shutdown(
             &self.plan.vm,
             &self.paths,
+            PowerOff::Button,
             waits,
             &Emitter::new(&mut told),
             cancel,

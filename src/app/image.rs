@@ -15,6 +15,7 @@ pub fn build(context: &mut Context, raw: &Raw) -> Result<Exit> {
         home: find_project::home()?,
         action: ImageAction::Build {
             force: raw.force,
+            arch: raw.arch.unwrap_or_default(),
             kind: GuestKind::with_mounts(raw.mounts),
         },
         cancel: context.cancel_on_signals(),
@@ -51,10 +52,11 @@ pub fn list(context: &mut Context) -> Result<Exit> {
     }
     if let ImageOutcome::List { dir, images } = outcome {
         for image in &images {
+            let arch = image.arch.as_ref().map(|arch| format!(" ({arch})"));
             context.out.line(format!(
                 "{:<10}  {:<24}  {}",
                 human::bytes(image.bytes),
-                image.kind.as_str(),
+                format!("{}{}", image.kind.as_str(), arch.unwrap_or_default()),
                 dir.join(&image.name).display()
             ));
         }
@@ -71,7 +73,9 @@ pub fn list(context: &mut Context) -> Result<Exit> {
 
 /// Prints the default guest's place; exit code 1 if it isn't there.
 pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
+    let arch = raw.arch.unwrap_or_default();
     let outcome = look(ImageAction::Path {
+        arch,
         kind: GuestKind::with_mounts(raw.mounts),
     })?;
     let ImageOutcome::Path { dir, present } = &outcome else {
@@ -86,10 +90,11 @@ pub fn path(context: &mut Context, raw: &Raw) -> Result<Exit> {
     if *present {
         return Ok(Exit::Done);
     }
-    context.say(match raw.mounts {
-        true => "it isn't built yet; `castra image build --mounts` builds it",
-        false => "it isn't built yet; `castra image build` builds it",
-    });
+    context.say(&format!(
+        "it isn't built yet; `castra image build{}{}` builds it",
+        if raw.mounts { " --mounts" } else { "" },
+        arch.suffix(" --arch ")
+    ));
     Ok(Exit::Failed)
 }
 

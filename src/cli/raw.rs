@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use castra::core::arch::Arch;
 use castra::core::operations::wait::WaitFor;
 
 use super::table::{Command, LogSource, Shell};
@@ -111,6 +112,7 @@ pub struct Raw {
     pub no_logs: bool,
     pub no_handshakes: bool,
     pub force: bool,
+    pub arch: Option<&'static Arch>,
     pub mounts: bool,
     pub project_name: Option<String>,
     pub output: Option<PathBuf>,

@@ -27,9 +27,7 @@ pub struct Arch {
     pub kvm_modules: &'static [&'static str],
     /// The program of the accelerator's test guest; `None`: castra has none.
     pub probe: Option<ProbeProgram>,
-    /// A default guest can be built for it.
-    pub default_guest: bool,
-    /// A default guest can mount directories of the host (9p).
+    /// Its default guest can mount directories of the host (9p).
     pub mounts: bool,
     /// The guest's kernel has a driver for the machine's power button.
     pub power_button: bool,
@@ -74,7 +72,6 @@ pub static KNOWN: [Arch; 2] = [
                     \xb8\x3c\x00\x00\x00\
                     \x0f\x05",
         }),
-        default_guest: true,
         mounts: true,
         power_button: true,
     },
@@ -100,7 +97,6 @@ pub static KNOWN: [Arch; 2] = [
                     \x00\x00\x80\xd2\
                     \x01\x00\x00\xd4",
         }),
-        default_guest: true,
         // Debian's cloud kernel has no 9p, and under a device tree no driver for the power button.
         mounts: false,
         power_button: false,
@@ -121,7 +117,6 @@ static OTHER: Arch = Arch {
     kernel_file: "vmlinux",
     kvm_modules: &[],
     probe: None,
-    default_guest: false,
     mounts: true,
     power_button: true,
 };
@@ -135,6 +130,14 @@ impl Arch {
     /// The one of this name.
     pub fn named(name: &str) -> Option<&'static Arch> {
         KNOWN.iter().find(|arch| arch.name == name)
+    }
+
+    /// Its name behind these words where it isn't the host's; nothing where it is.
+    pub fn suffix(&self, words: &str) -> String {
+        match self.is_foreign() {
+            true => format!("{words}{}", self.name),
+            false => String::new(),
+        }
     }
 
     /// It isn't the host's: TCG is the only accelerator.

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use castra::core::arch::Arch;
 use castra::core::harness::{agent_named, agent_names};
 use castra::core::operations::events::parse_since;
 use castra::core::operations::wait::WaitFor;
@@ -129,6 +130,19 @@ pub const FLAGS: &[Flag] = &[
         ]),
         brief: BY_COMMAND,
         apply: |raw, _| on(&mut raw.force),
+        ..PLAIN
+    },
+    Flag {
+        long: "arch",
+        value: Some("NAME"),
+        scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
+        brief: "take the guest for x86_64 or aarch64 (default: the host's)",
+        complete: Complete::OneOf(&["x86_64", "aarch64"]),
+        apply: |raw, value| {
+            let unknown = || BadValue("use x86_64 or aarch64".to_owned());
+            raw.arch = Some(Arch::named(&text(value)?).ok_or_else(unknown)?);
+            Ok(())
+        },
         ..PLAIN
     },
     Flag {

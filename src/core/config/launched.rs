@@ -63,6 +63,7 @@ pub fn launch_settings(config: &Config, vm: &VmConfig) -> LaunchSettings {
             json!(vm.user_data.as_ref().map(|data| host::hex(&Sha256::digest(data)))),
         ),
         ("qemu_args", json!(vm.qemu_args)),
+        ("arch", json!(config.qemu.arch.name)),
         (
             "accel",
             json!(match config.qemu.accel {

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::core::arch::Arch;
+use crate::core::arch;
 
 use super::path_values::PathBases;
 use super::reader::{Located, Section, shown};
@@ -102,6 +102,8 @@ pub(super) fn qemu(root: &mut Section<'_>, bases: &PathBases) -> QemuConfig {
             ("tcg", AccelChoice::Tcg),
         ],
     );
+    let words: Vec<_> = arch::KNOWN.iter().map(|arch| (arch.name, arch)).collect();
+    let arch = section.choice("arch", &words);
     // A bare name is looked up on PATH; only what has a slash is a path.
     let binary = section
         .line("binary", "/usr/bin/qemu-system-x86_64")
@@ -114,7 +116,7 @@ pub(super) fn qemu(root: &mut Section<'_>, bases: &PathBases) -> QemuConfig {
         });
     section.finish();
     QemuConfig {
-        arch: Arch::host(),
+        arch: arch.map(|arch| arch.value).unwrap_or_default(),
         accel: accel.map(|accel| accel.value).unwrap_or_default(),
         binary,
     }

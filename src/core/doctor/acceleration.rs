@@ -40,6 +40,10 @@ fn look_at(
 ) -> Vec<Finding> {
     let choice = config.accel;
     let trouble = accel::device_trouble(device);
+    if config.arch.is_foreign() {
+        // KVM is nothing to its guests.
+        return binary.map(|_| foreign_finding(config)).into_iter().collect();
+    }
     let mut findings = vec![device_finding(device, trouble.as_ref(), choice)];
     let question = binary.map(|binary| AccelQuestion {
         choice,
@@ -101,6 +105,17 @@ fn module_finding(modules: &[&'static str], choice: AccelChoice) -> Finding {
         ),
     }
     .data(json!({"modules": modules}))
+}
+
+fn foreign_finding(config: &QemuConfig) -> Finding {
+    let id = "accel.choice";
+    let text = format!("guests run under TCG: {}", accel::foreign_reason(config.arch));
+    let remedy = "set `accel = \"auto\"` under [qemu]";
+    match config.accel {
+        AccelChoice::Kvm => Finding::error(id, text, remedy),
+        _ => Finding::ok(id, text),
+    }
+    .data(json!({"accel": "tcg", "arch": config.arch.name}))
 }
 
 fn choice_finding(
@@ -193,6 +208,23 @@ mod tests {
                 "{choice:?}"
             );
             assert!(findings[0].text.starts_with("there is no "), "{findings:?}");
+        }
+    }
+
+    #[test]
+    fn guests_of_another_architecture_need_no_kvm() {
+        let arch = crate::core::arch::KNOWN
+            .iter()
+            .find(|arch| arch.is_foreign())
+            .unwrap();
+        for (accel, level) in [(AccelChoice::Auto, Level::Ok), (AccelChoice::Kvm, Level::Error)] {
+            let config = QemuConfig {
+                arch,
+                accel,
+                binary: None,
+            };
+            let findings = look_at(Path::new("/none"), &[], &config, Some(Path::new("/qemu")), None);
+            assert_eq!(levels(&findings), [("accel.choice", level)]);
         }
     }
 

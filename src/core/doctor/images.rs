@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{Finding, text_of};
+use crate::core::arch::Arch;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, ImageSource};
 use crate::core::host::{self, Holder};
@@ -20,64 +21,59 @@ use crate::core::images::{fetch, images_dir};
 use crate::core::threads;
 
 /// Which default guests the configs at hand boot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UsedGuests {
-    /// The plain one.
-    pub plain: bool,
-    /// The one that mounts folders.
-    pub mounts: bool,
-}
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UsedGuests(Vec<(&'static Arch, GuestKind)>);
 
 impl UsedGuests {
     /// What these configs boot.
     pub fn of<'c>(configs: impl IntoIterator<Item = &'c Config>) -> UsedGuests {
         let mut wanted = UsedGuests::default();
-        for vm in configs.into_iter().flat_map(|config| &config.vms) {
-            if vm.is_default_guest() {
-                match vm.mounts.is_empty() {
-                    true => wanted.plain = true,
-                    false => wanted.mounts = true,
+        for config in configs {
+            for vm in config.vms.iter().filter(|vm| vm.is_default_guest()) {
+                let guest = (config.qemu.arch, GuestKind::with_mounts(!vm.mounts.is_empty()));
+                if !wanted.0.contains(&guest) {
+                    wanted.0.push(guest);
                 }
             }
         }
         wanted
     }
-
-    fn has(self, kind: GuestKind) -> bool {
-        match kind {
-            GuestKind::Plain => self.plain,
-            GuestKind::Mounts => self.mounts,
-        }
-    }
 }
 
 /// Looks at the default guests. Both at once: comparing their digests is most of the doctor's work.
-pub fn guests(home: &Path, wanted: UsedGuests, cancel: &Cancel) -> Vec<Finding> {
+pub fn guests(home: &Path, wanted: &UsedGuests, cancel: &Cancel) -> Vec<Finding> {
     if home.exists() && !home.is_dir() {
         // Nothing can be there, which the look at the disk says.
         return Vec::new();
     }
+    let mut looked_at = GuestKind::ALL.map(|kind| (Arch::host(), kind)).to_vec();
+    looked_at.extend(wanted.0.iter().filter(|(arch, _)| arch.is_foreign()));
     let looks = threads::map_parallel(
-        &GuestKind::ALL,
+        &looked_at,
         |_| "doctor guest".to_owned(),
-        |kind| (*kind, default_guest::examine(home, *kind, cancel)),
+        |&guest| (guest, default_guest::examine(home, guest.0, guest.1, cancel)),
     );
     let mut findings = Vec::new();
     let mut seen: Option<PathBuf> = None;
-    for (kind, condition) in looks.into_iter().flatten() {
-        if let Condition::Intact(guest) = &condition {
+    for (guest, condition) in looks.into_iter().flatten() {
+        if let Condition::Intact(whole) = &condition {
             // One guest may serve as both.
-            if seen.as_deref() == Some(&guest.dir) {
+            if seen.as_deref() == Some(&whole.dir) {
                 continue;
             }
-            seen = Some(guest.dir.clone());
+            seen = Some(whole.dir.clone());
         }
-        findings.extend(guest_finding(home, kind, &condition, wanted.has(kind)));
+        findings.extend(guest_finding(home, guest, &condition, wanted.0.contains(&guest)));
     }
     findings
 }
 
-fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bool) -> Option<Finding> {
+fn guest_finding(
+    home: &Path,
+    (arch, kind): (&Arch, GuestKind),
+    condition: &Condition,
+    wanted: bool,
+) -> Option<Finding> {
     const ID: &str = "image.default-guest";
     let (name, cost, build) = match kind {
         GuestKind::Plain => ("the default guest", "10 s and 50 MB", "castra image build"),
@@ -87,9 +83,11 @@ fn guest_finding(home: &Path, kind: GuestKind, condition: &Condition, wanted: bo
             "castra image build --mounts",
         ),
     };
+    let name = format!("{name}{}", arch.suffix(" for "));
+    let build = format!("{build}{}", arch.suffix(" --arch "));
     let dir = match condition {
         Condition::Intact(guest) => guest.dir.clone(),
-        _ => default_guest::default_guest_dir(home, kind),
+        _ => default_guest::default_guest_dir(home, arch, kind),
     };
     let data = |state: &str| {
         json!({
@@ -254,20 +252,17 @@ mod tests {
     #[test]
     fn a_guest_nobody_asked_for_is_not_missed() {
         let scratch = Scratch::new("doctor-guests");
-        let found = guests(scratch.dir(), UsedGuests::default(), &Cancel::new());
+        let found = guests(scratch.dir(), &UsedGuests::default(), &Cancel::new());
         assert_eq!(found.len(), 1, "{found:?}");
         assert_eq!(
             (found[0].level, &found[0].data["state"]),
             (Level::Ok, &json!("absent"))
         );
-        let wanted = UsedGuests {
-            plain: true,
-            mounts: true,
-        };
-        assert_eq!(guests(scratch.dir(), wanted, &Cancel::new()).len(), 2);
-        let dir = default_guest::default_guest_dir(scratch.dir(), GuestKind::Plain);
+        let wanted = UsedGuests(GuestKind::ALL.map(|kind| (Arch::host(), kind)).to_vec());
+        assert_eq!(guests(scratch.dir(), &wanted, &Cancel::new()).len(), 2);
+        let dir = default_guest::default_guest_dir(scratch.dir(), Arch::host(), GuestKind::Plain);
         fs::create_dir_all(dir).unwrap();
-        let damaged = guests(scratch.dir(), wanted, &Cancel::new());
+        let damaged = guests(scratch.dir(), &wanted, &Cancel::new());
         assert_eq!(
             (damaged[0].level, &damaged[0].data["state"]),
             (Level::Warn, &json!("damaged"))
@@ -284,6 +279,7 @@ mod tests {
         let image = CachedImage {
             name,
             kind: CachedKind::PartialDownload,
+            arch: None,
             bytes: 4096,
         };
         let ids = |images: &[CachedImage]| -> Vec<String> {

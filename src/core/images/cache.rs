@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::arch::{Arch, KNOWN};
 use crate::core::failure::{Failure, Result};
 use crate::core::host;
 use crate::core::images::default_guest::{self, GuestKind};
@@ -21,6 +22,9 @@ pub struct CachedImage {
     pub name: PathBuf,
     /// What it is.
     pub kind: CachedKind,
+    /// The architecture of this castra's default guest where it isn't the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arch: Option<String>,
     /// Bytes it takes on disk.
     pub bytes: u64,
 }
@@ -63,29 +67,35 @@ impl CachedKind {
 /// What lies in the cache of a castra home, by name. Reads only.
 pub fn list(home: &Path) -> Result<Vec<CachedImage>> {
     let root = images_dir(home);
-    let current = GuestKind::ALL.map(|kind| {
-        let whole = default_guest::is_whole(home, kind);
+    let of_arch = |arch: &'static Arch| GuestKind::ALL.map(|kind| (arch, kind));
+    let current = KNOWN.iter().flat_map(of_arch).map(|(arch, kind)| {
+        let whole = default_guest::is_whole(home, arch, kind);
         let found = match kind {
             _ if !whole => CachedKind::Damaged,
             GuestKind::Plain => CachedKind::DefaultGuest,
             GuestKind::Mounts => CachedKind::MountsGuest,
         };
-        (default_guest::default_guest_dir(home, kind), found)
+        (default_guest::default_guest_dir(home, arch, kind), arch, found)
     });
+    let current: Vec<_> = current.collect();
     let mut images = Vec::new();
     for name in names_in(&root)? {
         let path = root.join(&name);
-        let ours = current.iter().find(|(dir, _)| path == *dir);
+        let ours = current.iter().find(|(dir, ..)| path == *dir);
         let kind = match (ours, name.as_str()) {
-            (Some((_, kind)), _) => *kind,
+            (Some((.., kind)), _) => *kind,
             _ if !path.is_dir() => continue,
             (_, name) if name.ends_with(".building") => CachedKind::Building,
             (_, name) if name.starts_with("guest-") => CachedKind::OtherGuest,
             _ => continue,
         };
         let bytes = bytes_in(&path);
-        let name = PathBuf::from(name);
-        images.push(CachedImage { name, kind, bytes });
+        images.push(CachedImage {
+            name: PathBuf::from(name),
+            kind,
+            arch: ours.and_then(|(_, arch, _)| arch.is_foreign().then(|| arch.name.to_owned())),
+            bytes,
+        });
     }
     let downloads = Path::new("download");
     for name in names_in(&root.join(downloads))? {
@@ -99,7 +109,12 @@ pub fn list(home: &Path) -> Result<Vec<CachedImage>> {
         };
         let name = downloads.join(name);
         let bytes = host::disk_usage(&root.join(&name));
-        images.push(CachedImage { name, kind, bytes });
+        images.push(CachedImage {
+            name,
+            kind,
+            arch: None,
+            bytes,
+        });
     }
     Ok(images)
 }
@@ -142,7 +157,7 @@ mod tests {
     #[test]
     fn everything_in_the_cache_has_its_kind() {
         let scratch = Scratch::new("image-list");
-        let current = default_guest::default_guest_dir(scratch.dir(), GuestKind::Mounts);
+        let current = default_guest::default_guest_dir(scratch.dir(), Arch::host(), GuestKind::Mounts);
         fs::create_dir_all(&current).unwrap();
         fs::create_dir_all(scratch.path("images/guest-x86_64-0123456789ab")).unwrap();
         fs::create_dir_all(scratch.path("images/guest-x86_64-0123456789ab.building")).unwrap();

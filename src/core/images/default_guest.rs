@@ -7,7 +7,7 @@
 //! (`core::runtime::seed`).
 //!
 //! ```text
-//! images/guest-x86_64-<id>/           vmlinux, initramfs.cpio, manifest.json, complete.json
+//! images/guest-x86_64-<id>/           vmlinux (aarch64: Image), initramfs.cpio, manifest.json, complete.json
 //! images/guest-x86_64-<id>.lock       held by whoever builds it
 //! images/guest-x86_64-<id>.building/  half of one; the next builder removes it
 //! images/guest-x86_64-mounts-<id>…    the same for the kind that mounts folders
@@ -44,7 +44,6 @@ use crate::core::process::{Job, JobError};
 use crate::core::reporter::Emitter;
 use crate::core::threads::{self, CancelOnDrop};
 
-const KERNEL: &str = "vmlinux";
 const INITRD: &str = "initramfs.cpio";
 const MANIFEST: &str = "manifest.json";
 /// Written last: length and SHA-256 of the other three files.
@@ -98,8 +97,8 @@ const MIN_MOUNTS: u64 = 127 << 20;
 
 /// The memory below which this guest panics before it prints anything, bytes. The initramfs is in
 /// memory twice while it is unpacked.
-pub fn least_memory(home: &Path, kind: GuestKind) -> u64 {
-    let Some(guest) = find_default_guest(home, kind) else {
+pub fn least_memory(home: &Path, arch: &Arch, kind: GuestKind) -> u64 {
+    let Some(guest) = find_default_guest(home, arch, kind) else {
         return match kind {
             GuestKind::Plain => MIN_PLAIN,
             GuestKind::Mounts => MIN_MOUNTS,
@@ -112,7 +111,7 @@ pub fn least_memory(home: &Path, kind: GuestKind) -> u64 {
 /// A default guest, ready to boot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DefaultGuest {
-    /// An ELF kernel that QEMU boots by PVH.
+    /// Its kernel, in the form that QEMU boots.
     pub kernel: PathBuf,
     /// Its initramfs.
     pub initrd: PathBuf,
@@ -164,18 +163,18 @@ struct Manifest {
 
 /// The directory where this castra builds the default guest of that kind. The guest of the other
 /// kind may be used instead: see `find_default_guest`.
-pub fn default_guest_dir(home: &Path, kind: GuestKind) -> PathBuf {
-    dir_of(&RECIPE, kind, home)
+pub fn default_guest_dir(home: &Path, arch: &Arch, kind: GuestKind) -> PathBuf {
+    dir_of(&RECIPE, arch, kind, home)
 }
 
 /// The default guest of that kind, if it exists and is complete. Reads only.
-pub fn find_default_guest(home: &Path, kind: GuestKind) -> Option<DefaultGuest> {
-    find(&RECIPE, kind, home).ok()
+pub fn find_default_guest(home: &Path, arch: &Arch, kind: GuestKind) -> Option<DefaultGuest> {
+    find(&RECIPE, arch, kind, home).ok()
 }
 
 /// Whether the kind's own directory holds a complete guest of that kind. Reads only.
-pub fn is_whole(home: &Path, kind: GuestKind) -> bool {
-    load_as(&default_guest_dir(home, kind), kind).is_ok()
+pub fn is_whole(home: &Path, arch: &Arch, kind: GuestKind) -> bool {
+    load_as(&default_guest_dir(home, arch, kind), arch, kind).is_ok()
 }
 
 /// The result of a check of the default guest of a kind.
@@ -190,8 +189,8 @@ pub enum Condition {
 }
 
 /// Checks the default guest of that kind by its digests, which takes about 0.1 s. Reads only.
-pub fn examine(home: &Path, kind: GuestKind, cancel: &Cancel) -> Condition {
-    let guest = match find(&RECIPE, kind, home) {
+pub fn examine(home: &Path, arch: &Arch, kind: GuestKind, cancel: &Cancel) -> Condition {
+    let guest = match find(&RECIPE, arch, kind, home) {
         Ok(guest) => guest,
         Err(Damage::Absent) => return Condition::Absent,
         Err(Damage::Broken(why)) => return Condition::Damaged(why),
@@ -222,41 +221,38 @@ fn check_digests(dir: &Path, cancel: &Cancel) -> Result<(), String> {
 /// several processes build it only once. Reports progress as `message` events with source `image`.
 pub fn ensure_default_guest(
     home: &Path,
+    arch: &Arch,
     kind: GuestKind,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    ensure(&RECIPE, kind, home, BuildMode::AsCached, emitter, cancel)
+    ensure(&RECIPE, arch, kind, home, BuildMode::AsCached, emitter, cancel)
 }
 
 /// Builds the default guest even if it exists; the old one is used until the new one is complete.
 pub fn rebuild_default_guest(
     home: &Path,
+    arch: &Arch,
     kind: GuestKind,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    ensure(&RECIPE, kind, home, BuildMode::Rebuild, emitter, cancel)
+    ensure(&RECIPE, arch, kind, home, BuildMode::Rebuild, emitter, cancel)
 }
 
-fn dir_of(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> PathBuf {
+fn dir_of(recipe: &Recipe<'_>, arch: &Arch, kind: GuestKind, home: &Path) -> PathBuf {
     // The builder refuses architectures that it doesn't know and says why.
-    images_dir(home).join(format!(
-        "guest-{}-{}{}",
-        Arch::host().name,
-        kind.infix(),
-        recipe.id()
-    ))
+    images_dir(home).join(format!("guest-{}-{}{}", arch.name, kind.infix(), recipe.id()))
 }
 
 /// The guest in the kind's own directory, otherwise that of the other kind if it can be used as
 /// this kind. A reported damage is that of the own directory.
-fn find(recipe: &Recipe<'_>, kind: GuestKind, home: &Path) -> Result<DefaultGuest, Damage> {
-    load_as(&dir_of(recipe, kind, home), kind).or_else(|damage| {
+fn find(recipe: &Recipe<'_>, arch: &Arch, kind: GuestKind, home: &Path) -> Result<DefaultGuest, Damage> {
+    load_as(&dir_of(recipe, arch, kind, home), arch, kind).or_else(|damage| {
         GuestKind::ALL
             .iter()
             .filter(|other| **other != kind)
-            .find_map(|other| load_as(&dir_of(recipe, *other, home), kind).ok())
+            .find_map(|other| load_as(&dir_of(recipe, arch, *other, home), arch, kind).ok())
             .ok_or(damage)
     })
 }
@@ -269,15 +265,16 @@ fn beside(dir: &Path, extension: &str) -> PathBuf {
 
 fn ensure(
     recipe: &Recipe<'_>,
+    arch: &Arch,
     kind: GuestKind,
     home: &Path,
     freshness: BuildMode,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<DefaultGuest> {
-    let dir = dir_of(recipe, kind, home);
+    let dir = dir_of(recipe, arch, kind, home);
     let reuse = freshness == BuildMode::AsCached;
-    if reuse && let Ok(guest) = find(recipe, kind, home) {
+    if reuse && let Ok(guest) = find(recipe, arch, kind, home) {
         return Ok(guest);
     }
     let images = images_dir(home);
@@ -288,7 +285,7 @@ fn ensure(
         emitter,
         cancel,
     )?;
-    match find(recipe, kind, home) {
+    match find(recipe, arch, kind, home) {
         // The process that held the lock has built it.
         Ok(guest) if reuse => return Ok(guest),
         Err(Damage::Broken(why)) => emitter.emit(image_message(
@@ -300,7 +297,7 @@ fn ensure(
         )),
         Ok(_) | Err(Damage::Absent) => {}
     }
-    build(recipe, kind, &dir, emitter, cancel)
+    build(recipe, arch, kind, &dir, emitter, cancel)
 }
 
 /// Why a directory holds no usable guest.
@@ -309,8 +306,8 @@ enum Damage {
     Broken(String),
 }
 
-fn load_as(dir: &Path, kind: GuestKind) -> Result<DefaultGuest, Damage> {
-    let guest = load(dir)?;
+fn load_as(dir: &Path, arch: &Arch, kind: GuestKind) -> Result<DefaultGuest, Damage> {
+    let guest = load(dir, arch)?;
     match guest.serves_as(kind) {
         true => Ok(guest),
         false => Err(Damage::Broken(format!(
@@ -319,7 +316,7 @@ fn load_as(dir: &Path, kind: GuestKind) -> Result<DefaultGuest, Damage> {
     }
 }
 
-fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
+fn load(dir: &Path, arch: &Arch) -> Result<DefaultGuest, Damage> {
     let broken = |name: &str, why: &dyn std::fmt::Display| Damage::Broken(format!("{name}: {why}"));
     let read = |name: &str| match host::read_state_file(&dir.join(name)) {
         Ok(bytes) => Ok(bytes),
@@ -328,7 +325,7 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
     };
     let seals: BTreeMap<String, Sealed> =
         serde_json::from_slice(&read(COMPLETE)?).map_err(|error| broken(COMPLETE, &error))?;
-    for name in [KERNEL, INITRD, MANIFEST] {
+    for name in [arch.kernel_file, INITRD, MANIFEST] {
         match (fs::metadata(dir.join(name)), seals.get(name)) {
             (Ok(meta), Some(seal)) if meta.is_file() && meta.len() == seal.bytes => {}
             (Ok(meta), _) => {
@@ -347,8 +344,8 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
         serde_json::from_slice(&read(MANIFEST)?).map_err(|error| broken(MANIFEST, &error))?;
     let sha256 = |name| seals.get(name).map_or("", |seal: &Sealed| seal.sha256.as_str());
     Ok(DefaultGuest {
-        base_hash: combine(sha256(KERNEL), Some(sha256(INITRD)), &manifest.cmdline),
-        kernel: dir.join(KERNEL),
+        base_hash: combine(sha256(arch.kernel_file), Some(sha256(INITRD)), &manifest.cmdline),
+        kernel: dir.join(arch.kernel_file),
         initrd: dir.join(INITRD),
         cmdline: manifest.cmdline,
         dir: dir.to_owned(),
@@ -361,6 +358,7 @@ fn load(dir: &Path) -> Result<DefaultGuest, Damage> {
 /// lock.
 fn build(
     recipe: &Recipe<'_>,
+    arch: &Arch,
     kind: GuestKind,
     dir: &Path,
     emitter: &Emitter<'_>,
@@ -374,13 +372,13 @@ fn build(
     // A killed builder left it: the lock was free, so nobody is using the directory.
     remove(&staging)?;
     let began = Instant::now();
-    let built = run_builder(recipe, kind, &staging, emitter, cancel)
-        .and_then(|out| put_in_place(&out, dir, &staging, cancel));
+    let built = run_builder(recipe, arch, kind, &staging, emitter, cancel)
+        .and_then(|out| put_in_place(&out, dir, arch, &staging, cancel));
     remove(&staging)?;
     built?;
     let message = image_message(Severity::Progress, "the default guest is built");
     emitter.emit(Stage::ImageBuild.end(began.elapsed(), message));
-    load_as(dir, kind).map_err(|damage| {
+    load_as(dir, arch, kind).map_err(|damage| {
         let why = match damage {
             Damage::Absent => "it is gone again".to_owned(),
             Damage::Broken(why) => why,
@@ -391,6 +389,7 @@ fn build(
 
 fn run_builder(
     recipe: &Recipe<'_>,
+    arch: &Arch,
     kind: GuestKind,
     staging: &Path,
     emitter: &Emitter<'_>,
@@ -416,7 +415,10 @@ fn run_builder(
     };
     emitter.emit(image_message(
         Severity::Info,
-        format!("building {which} from this system's packages (once; about {cost} of downloads)"),
+        format!(
+            "building {which}{} from this system's packages (once; about {cost} of downloads)",
+            arch.suffix(" for ")
+        ),
     ));
     let (fetching, over) = (PackageDownload::default(), Cancel::new());
     let job = Job::new("sh")
@@ -426,6 +428,7 @@ fn run_builder(
         .arg("--source")
         .arg(&source)
         .args(flags)
+        .args(["--arch", arch.name])
         .deadline(BUILD_DEADLINE)
         .cancel(cancel)
         .on_stderr_line(|line| {
@@ -506,9 +509,9 @@ fn explain(error: JobError) -> Failure {
 
 /// Checks what the builder made, writes `complete.json`, and renames the directory to its final
 /// name.
-fn put_in_place(out: &Path, dir: &Path, staging: &Path, cancel: &Cancel) -> Result<()> {
+fn put_in_place(out: &Path, dir: &Path, arch: &Arch, staging: &Path, cancel: &Cancel) -> Result<()> {
     let mut seals = BTreeMap::new();
-    for name in [KERNEL, INITRD, MANIFEST] {
+    for name in [arch.kernel_file, INITRD, MANIFEST] {
         let path = out.join(name);
         let bytes = match fs::metadata(&path) {
             Ok(meta) if meta.is_file() && meta.len() > 0 => meta.len(),

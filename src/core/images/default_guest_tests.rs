@@ -55,7 +55,15 @@ fn run_kind(
 ) -> (Result<DefaultGuest>, Vec<String>) {
     let mut seen: Vec<Stamped> = Vec::new();
     let emitter = Emitter::new(&mut seen);
-    let result = ensure(&recipe(script), kind, home, freshness, &emitter, cancel);
+    let result = ensure(
+        &recipe(script),
+        Arch::host(),
+        kind,
+        home,
+        freshness,
+        &emitter,
+        cancel,
+    );
     let texts = seen
         .into_iter()
         .filter_map(|stamped| match stamped.event {
@@ -166,7 +174,7 @@ fn the_guest_with_mounts_is_another_one() {
     let home = scratch.dir();
     let mounts = ensured(home, GuestKind::Mounts);
     assert!(mounts.mounts && !mounts.plain);
-    assert!(find(&recipe(STAND_IN), GuestKind::Plain, home).is_err());
+    assert!(find(&recipe(STAND_IN), Arch::host(), GuestKind::Plain, home).is_err());
     let plain = ensured(home, GuestKind::Plain);
     assert!(plain.plain && !plain.mounts);
     let id = recipe(STAND_IN).id();
@@ -309,7 +317,10 @@ fn a_failed_build_leaves_nothing_and_says_why() {
 fn what_a_killed_builder_left_is_cleared() {
     let scratch = Scratch::new("guest-leftover");
     let home = scratch.dir();
-    let staging = beside(&dir_of(&recipe(STAND_IN), GuestKind::Plain, home), ".building");
+    let staging = beside(
+        &dir_of(&recipe(STAND_IN), Arch::host(), GuestKind::Plain, home),
+        ".building",
+    );
     fs::create_dir_all(staging.join("out")).unwrap();
     run(STAND_IN, home, BuildMode::AsCached, &Cancel::new())
         .0
@@ -326,7 +337,7 @@ fn two_at_once_build_it_once() {
         let first = scope.spawn(|| run(STAND_IN, home, BuildMode::AsCached, &Cancel::new()));
         eventually("the first builder to start", || runs(home) == 1);
         assert!(
-            !dir_of(&recipe(STAND_IN), GuestKind::Plain, home).exists(),
+            !dir_of(&recipe(STAND_IN), Arch::host(), GuestKind::Plain, home).exists(),
             "half a guest can be seen"
         );
         let second = scope.spawn(|| run(STAND_IN, home, BuildMode::AsCached, &Cancel::new()));

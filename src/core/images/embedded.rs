@@ -89,6 +89,17 @@ mod tests {
     }
 
     #[test]
+    fn the_builder_and_the_table_agree_on_architectures() {
+        for arch in &crate::core::arch::KNOWN {
+            let row = format!(
+                "{})\n    debian={} console={} kernel_file={} ",
+                arch.name, arch.debian, arch.console, arch.kernel_file
+            );
+            assert!(BUILD_SCRIPT.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
     fn the_id_changes_with_every_part() {
         let files = [("a", "1"), ("b", "2")];
         let of = |script, files| Recipe { script, files }.id();

@@ -73,7 +73,7 @@ pub fn doctor(options: DoctorOptions, _reporter: &mut dyn Reporter) -> Result<Do
     };
     let guests = || {
         let wanted = images::UsedGuests::of(configs.iter().copied());
-        home.map(|home| images::guests(home, wanted, &cancel))
+        home.map(|home| images::guests(home, &wanted, &cancel))
             .unwrap_or_default()
     };
     let others = || {

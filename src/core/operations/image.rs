@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::core::arch::Arch;
 use crate::core::cancel::Cancel;
 use crate::core::events::VmCounts;
 use crate::core::failure::{Exit, Result};
@@ -36,6 +37,8 @@ pub enum ImageAction {
     Build {
         /// Even if it is there.
         force: bool,
+        /// Of which architecture.
+        arch: &'static Arch,
         /// Which of the two.
         kind: GuestKind,
     },
@@ -43,6 +46,8 @@ pub enum ImageAction {
     List,
     /// Where the default guest lies.
     Path {
+        /// Of which architecture.
+        arch: &'static Arch,
         /// Which of the two.
         kind: GuestKind,
     },
@@ -82,25 +87,25 @@ pub enum ImageOutcome {
 /// Runs the action. `build` reports its progress as messages and ends with the usual events.
 pub fn image(options: ImageOptions, reporter: &mut dyn Reporter) -> Result<ImageOutcome> {
     match options.action {
-        ImageAction::Build { force, kind } => build(&options, force, kind, reporter),
+        ImageAction::Build { force, arch, kind } => build(&options, force, arch, kind, reporter),
         ImageAction::List => Ok(ImageOutcome::List {
             dir: images_dir(&options.home),
             images: cache::list(&options.home)?,
         }),
-        ImageAction::Path { kind } => {
-            let found = default_guest::find_default_guest(&options.home, kind);
+        ImageAction::Path { arch, kind } => {
+            let found = default_guest::find_default_guest(&options.home, arch, kind);
             Ok(ImageOutcome::Path {
                 present: found.is_some(),
-                dir: place(found.as_ref(), &options.home, kind),
+                dir: place(found.as_ref(), &options.home, arch, kind),
             })
         }
     }
 }
 
 /// Where a guest lies, or will lie.
-fn place(guest: Option<&DefaultGuest>, home: &Path, kind: GuestKind) -> PathBuf {
+fn place(guest: Option<&DefaultGuest>, home: &Path, arch: &Arch, kind: GuestKind) -> PathBuf {
     guest.map_or_else(
-        || default_guest::default_guest_dir(home, kind),
+        || default_guest::default_guest_dir(home, arch, kind),
         |guest| guest.dir.clone(),
     )
 }
@@ -108,18 +113,19 @@ fn place(guest: Option<&DefaultGuest>, home: &Path, kind: GuestKind) -> PathBuf 
 fn build(
     options: &ImageOptions,
     force: bool,
+    arch: &Arch,
     kind: GuestKind,
     reporter: &mut dyn Reporter,
 ) -> Result<ImageOutcome> {
-    let found = default_guest::find_default_guest(&options.home, kind);
+    let found = default_guest::find_default_guest(&options.home, arch, kind);
     let was_there = found.is_some();
     // A forced build makes the kind's own, even where another one serves as it.
-    let dir = place(found.as_ref().filter(|_| !force), &options.home, kind);
+    let dir = place(found.as_ref().filter(|_| !force), &options.home, arch, kind);
     let operation = Operation::accept_unkept("image build", Some(dir.display().to_string()), reporter);
     let emitter = operation.emitter();
     let guest = match force {
-        true => default_guest::rebuild_default_guest(&options.home, kind, emitter, &options.cancel),
-        false => default_guest::ensure_default_guest(&options.home, kind, emitter, &options.cancel),
+        true => default_guest::rebuild_default_guest(&options.home, arch, kind, emitter, &options.cancel),
+        false => default_guest::ensure_default_guest(&options.home, arch, kind, emitter, &options.cancel),
     };
     let guest = match guest {
         Ok(guest) => guest,
@@ -162,6 +168,7 @@ mod tests {
         let ImageOutcome::Path { dir, present } = run(
             scratch.dir(),
             ImageAction::Path {
+                arch: Arch::host(),
                 kind: GuestKind::Plain,
             },
         ) else {

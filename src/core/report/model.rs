@@ -150,7 +150,7 @@ impl State {
 /// One bar of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `queued`, `image-build`, `image-fetch`, `kvm-trial` (what all VMs of the run wait for), `overlay`, `launch`, a step of the bootstrap, `power-button`, `SIGTERM`, `SIGKILL`, `stop`;
+    /// `queued`, `image-build`, `image-fetch`, `kvm-trial` (what all VMs of the run wait for), `overlay`, `launch`, a step of the bootstrap, `power-button`, `ssh-poweroff`, `SIGTERM`, `SIGKILL`, `stop`;
     /// `under-way` or `unfinished` behind the last one whose end is known.
     pub phase: String,
     /// How it ended.

@@ -6,6 +6,7 @@
 use crate::core::events::endings::{LaunchEnding, ShutdownEnding};
 use crate::core::events::{BootstrapPlanAction, BootstrapStepKind, BootstrapStepStatus, Event};
 use crate::core::name::VmName;
+use crate::core::runtime::shutdown::SSH_POWEROFF;
 
 use super::MAX_PHASES;
 use super::from_events::shown;
@@ -15,12 +16,19 @@ use super::model::{Mark, MarkKind, Outcome, Phase, QUEUED, State, VmReport};
 const QUEUED_FROM_MS: u64 = 50;
 /// The phase in which a disk is made.
 const OVERLAY: &str = "overlay";
-/// The phase in which a guest is asked to power off.
+/// The phase in which a guest is asked to power off by its power button; over ssh it is called as in events.
 const POWER_BUTTON: &str = "power-button";
 /// The capability by which the in-guest service is known.
 const SERVICE: &str = "vizier-v1";
 /// How the detail of `wait-handshake` begins where a banner was the proof of life.
 const BANNER: &str = "SSH banner";
+
+fn power_off(method: &str) -> &'static str {
+    match method {
+        SSH_POWEROFF => SSH_POWEROFF,
+        _ => POWER_BUTTON,
+    }
+}
 
 /// One VM in one run.
 pub(super) struct VmHistory {
@@ -122,12 +130,15 @@ impl VmHistory {
             Event::ShutdownRequested { .. } => self.queued(at),
             Event::CooperativeSucceeded {
                 method, elapsed_ms, ..
-            } => self.phase(POWER_BUTTON, State::Ok, at, *elapsed_ms, Some(shown(method))),
+            } => self.phase(power_off(method), State::Ok, at, *elapsed_ms, Some(shown(method))),
             Event::CooperativeTimedOut {
-                elapsed_ms, detail, ..
+                method,
+                elapsed_ms,
+                detail,
+                ..
             } => {
                 let detail = detail.as_deref().map(shown);
-                self.phase(POWER_BUTTON, State::Failed, at, *elapsed_ms, detail);
+                self.phase(power_off(method), State::Failed, at, *elapsed_ms, detail);
             }
             Event::Escalated { signal, .. } => {
                 self.end_signal(at, State::Failed);
@@ -197,7 +208,8 @@ impl VmHistory {
     }
 
     fn is_stopping(&self) -> bool {
-        self.report.phases.iter().any(|phase| phase.phase == POWER_BUTTON)
+        let asked = |phase: &Phase| [POWER_BUTTON, SSH_POWEROFF].contains(&phase.phase.as_str());
+        self.report.phases.iter().any(asked)
     }
 
     fn launched_at(&self) -> u64 {

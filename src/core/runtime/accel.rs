@@ -105,10 +105,7 @@ pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
         return Some(tcg("`accel = \"tcg\"` in castra.toml".into()));
     }
     if question.arch.is_foreign() {
-        return Some(tcg(format!(
-            "guests of another architecture than this host's ({}) are always emulated",
-            question.arch.name
-        )));
+        return Some(tcg(foreign_reason(question.arch)));
     }
     // This is checked each time: it is cheap, and a user may have joined the group since.
     if let Err(error) = open_device(question.device) {
@@ -122,6 +119,14 @@ pub fn known(question: &AccelQuestion<'_>) -> Option<Decision> {
         reason: answer.reason,
         proven: true,
     })
+}
+
+/// Why guests of an architecture that isn't the host's run under TCG.
+pub fn foreign_reason(arch: &Arch) -> String {
+    format!(
+        "guests of another architecture than this host's ({}) are always emulated",
+        arch.name
+    )
 }
 
 /// A guest on this QEMU has run under KVM: the decision is proven from now on.

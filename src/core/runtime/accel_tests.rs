@@ -201,3 +201,21 @@ fn an_interrupted_probe_decides_nothing() {
     assert_eq!(decide(&question, &cancel).unwrap_err().exit, Exit::Interrupted);
     assert!(!file(host.scratch.dir()).exists());
 }
+
+#[test]
+fn guests_of_another_architecture_are_emulated() {
+    let question = AccelQuestion {
+        choice: AccelChoice::Kvm,
+        arch: crate::core::arch::KNOWN
+            .iter()
+            .find(|arch| arch.is_foreign())
+            .unwrap(),
+        binary: Path::new("/qemu"),
+        kernel: None,
+        home: None,
+        device: Path::new("/dev/null"),
+    };
+    let refused = check(&question).unwrap_err();
+    assert!(refused.to_string().contains("always emulated"), "{refused}");
+    assert!(refused.next.unwrap().contains("accel = \"auto\""));
+}

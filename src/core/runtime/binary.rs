@@ -134,6 +134,13 @@ mod tests {
         let failure = find_in(&QemuConfig::default(), OsStr::new("/nowhere:relative")).unwrap_err();
         assert_eq!(failure.exit, Exit::Unavailable);
         assert!(failure.to_string().contains("install QEMU"), "{failure}");
+        let config = QemuConfig {
+            arch: Arch::named("aarch64").unwrap(),
+            ..QemuConfig::default()
+        };
+        let failure = find_in(&config, OsStr::new("/nowhere")).unwrap_err().to_string();
+        assert!(failure.contains("can't find qemu-system-aarch64"), "{failure}");
+        assert!(failure.contains("apt install qemu-system-arm"), "{failure}");
     }
 
     #[test]

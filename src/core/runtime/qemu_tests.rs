@@ -78,6 +78,19 @@ fn the_default_guest() {
 }
 
 #[test]
+fn the_default_guest_for_aarch64() {
+    let mut plan = plan();
+    plan.arch = Arch::named("aarch64").unwrap();
+    plan.binary = "/usr/bin/qemu-system-aarch64".into();
+    plan.kernel = Some(DirectKernel {
+        kernel: "/home/me/.castra/images/default/Image".into(),
+        initrd: Some("/home/me/.castra/images/default/initramfs.cpio".into()),
+        cmdline: Some("console=ttyAMA0 quiet panic=-1".into()),
+    });
+    golden::check("argv/default-guest-aarch64.txt", &shown(&plan));
+}
+
+#[test]
 fn a_stock_image_under_kvm() {
     let mut plan = plan();
     plan.accel = Accel::Kvm;

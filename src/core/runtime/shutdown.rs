@@ -1,9 +1,10 @@
-//! Stopping a VM: by the power button, by SIGTERM, by SIGKILL.
+//! Stopping a VM: by the power button or over ssh, by SIGTERM, by SIGKILL.
 //!
 //! Here: these three steps in this order, each with its deadline and its events. Not here:
 //! `stop.json`, locks, overlays (`core::operations`), how a VM ended that wasn't stopped
 //! (`root::ending`).
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -12,6 +13,7 @@ use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
 use crate::core::events::Event;
 use crate::core::events::endings::ShutdownEnding;
+use crate::core::failure::Result;
 use crate::core::host;
 use crate::core::name::VmName;
 use crate::core::reporter::Emitter;
@@ -21,10 +23,32 @@ use super::launch::gone_within;
 use super::qmp::Qmp;
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::qemu_process::{clear_leftovers, signal_qemu};
+use crate::core::threads::{self, CancelOnDrop};
 use crate::core::time::millis;
 
-/// The name of the first step in events.
-const METHOD: &str = "qmp-system-powerdown";
+/// How the guest is asked, the first step.
+#[derive(Clone, Copy)]
+pub enum PowerOff<'a> {
+    /// By its power button.
+    Button,
+    /// Its kernel has none: by this, which runs a command over ssh until it is done, the time is
+    /// over or the flag is raised.
+    Ssh(&'a (dyn Fn(Duration, &Cancel) -> Result<()> + Sync)),
+}
+
+/// [`PowerOff::Ssh`] in events.
+pub const SSH_POWEROFF: &str = "ssh-poweroff";
+
+impl PowerOff<'_> {
+    /// The word in events.
+    fn as_str(self) -> &'static str {
+        match self {
+            PowerOff::Button => "qmp-system-powerdown",
+            PowerOff::Ssh(_) => SSH_POWEROFF,
+        }
+    }
+}
+
 /// How long QMP may take to answer; part of the first step's deadline.
 const QMP_LIMIT: Duration = Duration::from_secs(2);
 /// How often the power button is pressed again: a guest that was still booting didn't notice it.
@@ -48,6 +72,7 @@ pub struct ShutdownOutcome {
 pub fn shutdown(
     vm: &VmName,
     paths: &VmPaths,
+    power_off: PowerOff<'_>,
     lifecycle: &LifecycleConfig,
     emitter: &Emitter<'_>,
     cancel: &Cancel,
@@ -55,6 +80,7 @@ pub fn shutdown(
     let ladder = Ladder {
         vm,
         paths,
+        power_off,
         lifecycle,
         emitter,
         cancel,
@@ -90,6 +116,7 @@ fn wait_for_end(pid: u32) {
 struct Ladder<'a, 'e> {
     vm: &'a VmName,
     paths: &'a VmPaths,
+    power_off: PowerOff<'a>,
     lifecycle: &'a LifecycleConfig,
     emitter: &'a Emitter<'e>,
     cancel: &'a Cancel,
@@ -130,40 +157,43 @@ impl Ladder<'_, '_> {
         ShutdownEnding::Failed
     }
 
-    /// The first step: the power button. True if the guest powered off.
+    /// The first step: the guest is asked. True if it powered off.
     fn power_down(&self) -> bool {
         let limit = self.lifecycle.graceful_shutdown_wait;
         self.emitter.emit(Event::CooperativeAttempted {
             vm: self.vm.clone(),
-            method: METHOD.to_owned(),
+            method: self.power_off.as_str().to_owned(),
             timeout_ms: millis(limit),
         });
         let began = Instant::now();
-        let detail = match self.press_and_wait(began + limit) {
+        let detail = match self.ask_and_wait(began + limit) {
             Ok(true) => {
                 self.emitter.emit(Event::CooperativeSucceeded {
                     vm: self.vm.clone(),
-                    method: METHOD.to_owned(),
+                    method: self.power_off.as_str().to_owned(),
                     elapsed_ms: millis(began.elapsed()),
                 });
                 return true;
             }
             Ok(false) if self.is_impatient() => "castra was asked to stop at once".to_owned(),
-            Ok(false) => "the guest ignored the power button".to_owned(),
+            Ok(false) => match self.power_off {
+                PowerOff::Button => "the guest ignored the power button".to_owned(),
+                PowerOff::Ssh(_) => "the guest didn't obey `poweroff`".to_owned(),
+            },
             Err(why) => why,
         };
         self.emitter.emit(Event::CooperativeTimedOut {
             vm: self.vm.clone(),
-            method: METHOD.to_owned(),
+            method: self.power_off.as_str().to_owned(),
             elapsed_ms: millis(began.elapsed()),
             detail: Some(detail),
         });
         false
     }
 
-    /// Presses the power button until the guest has powered off; false: it hasn't by the deadline.
-    /// An error says why the button couldn't be pressed.
-    fn press_and_wait(&self, until: Instant) -> Result<bool, String> {
+    /// Asks the guest until it has powered off; false: it hasn't by the deadline. An error says why it
+    /// couldn't be asked.
+    fn ask_and_wait(&self, until: Instant) -> Result<bool, String> {
         let left = || until.saturating_duration_since(Instant::now());
         let mut qmp = match Qmp::connect(self.paths.dir(), left().min(QMP_LIMIT)) {
             Ok(qmp) => qmp,
@@ -175,6 +205,9 @@ impl Ladder<'_, '_> {
         // A guest that is paused, or hasn't begun, can't react.
         if !matches!(status.as_str(), "" | "running" | "suspended") {
             return Err(format!("the guest can't react: QMP says `{status}`"));
+        }
+        if let PowerOff::Ssh(run) = self.power_off {
+            return self.run_and_wait(run, until);
         }
         loop {
             if let Err(error) = qmp.system_powerdown(left().min(QMP_LIMIT)) {
@@ -190,6 +223,33 @@ impl Ladder<'_, '_> {
                 return Ok(false);
             }
         }
+    }
+
+    /// Has the command run, beside which the guest is watched: it may be gone before ssh has noticed.
+    fn run_and_wait(
+        &self,
+        run: &(dyn Fn(Duration, &Cancel) -> Result<()> + Sync),
+        until: Instant,
+    ) -> Result<bool, String> {
+        let left = || until.saturating_duration_since(Instant::now());
+        let over = Cancel::new();
+        thread::scope(|scope| {
+            let _end = CancelOnDrop(&over);
+            let command = threads::spawn_scoped(scope, "poweroff", || run(left(), &over))
+                .map_err(|failure| failure.cause())?;
+            while !command.is_finished() {
+                if self.wait_gone(left().min(POLL_INTERVAL)) {
+                    return Ok(true);
+                }
+                if left().is_zero() || self.is_impatient() {
+                    return Ok(false);
+                }
+            }
+            match command.join() {
+                Ok(Err(failure)) if qemu_pid(self.paths).is_some() => Err(failure.cause()),
+                _ => Ok(self.wait_gone(left())),
+            }
+        })
     }
 
     /// A step with a signal. True if QEMU has ended.

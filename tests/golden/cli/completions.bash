@@ -10,7 +10,7 @@ _castra() {
         if [[ -n $skip ]]; then skip=; continue; fi
         case $word in
             --) return ;;
-            --config|--workspace|--color|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--agent|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--for|--wait|--from|--group|--timeout|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
+            --config|--workspace|--color|--arch|--project-name|--prefix|--dir|--output|--bootstrap|--graceful-wait-secs|--sigterm-wait-secs|--sigkill-wait-secs|--state-root|--source|--tail|--type|--vm|--run|--after|--since|--html|--last|--agent|--codex|--codex-arg|--model|--resume|--cwd|--in|--timeout|--idle-timeout|--topic|--payload|--for|--wait|--from|--group|--timeout|--count|--messages|--size|--in-flight|--publishers) skip=1 ;;
             -*) ;;
             image) [[ -z $command ]] && command=image ;;
             build) case $command in image) command='image build' ;; '') command=build ;; esac ;;
@@ -35,6 +35,7 @@ _castra() {
         --config) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
         --workspace)  return ;;
         --color) COMPREPLY=($(compgen -W 'auto always never' -- "$cur")); return ;;
+        --arch) COMPREPLY=($(compgen -W 'x86_64 aarch64' -- "$cur")); return ;;
         --project-name)  return ;;
         --prefix)  return ;;
         --dir) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; return ;;
@@ -104,9 +105,9 @@ _castra() {
         'bus subscribe') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --wait --from --last --group --count' -- "$cur")); else :;  fi ;;
         'bus tail') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --tail --vm --follow --no-follow --topic --shared' -- "$cur")); else :;  fi ;;
         'bus bench') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --messages --size --in-flight --publishers' -- "$cur")); else :;  fi ;;
-        'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --mounts' -- "$cur")); else :;  fi ;;
+        'image build') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --force --arch --mounts' -- "$cur")); else :;  fi ;;
         'image list') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
-        'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --mounts' -- "$cur")); else :;  fi ;;
+        'image path') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --arch --mounts' -- "$cur")); else :;  fi ;;
         'broker') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version' -- "$cur")); else :;  fi ;;
         'harness run') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --agent --codex --codex-arg --model --resume --cwd --in --timeout --idle-timeout --no-preamble' -- "$cur")); else :;  fi ;;
         'harness relay') if [[ $cur == -* ]]; then COMPREPLY=($(compgen -W '--config --workspace --json --quiet --color --help --version --agent --no-record' -- "$cur")); else :; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); compopt -o filenames 2>/dev/null; fi ;;

@@ -36,7 +36,7 @@ pub(super) fn decide(
     emitter: &Emitter<'_>,
     cancel: &Cancel,
 ) -> Result<Decision> {
-    let found = |kind: &GuestKind| find_default_guest(home, *kind);
+    let found = |kind: &GuestKind| find_default_guest(home, config.qemu.arch, *kind);
     let default_guest = GuestKind::ALL.iter().find_map(found).map(|guest| guest.kernel);
     let own = || boots.values().find_map(|boot| boot.kernel.as_ref());
     let kernel = match &default_guest {

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use crate::core::arch::Arch;
 use crate::core::cancel::Cancel;
 use crate::core::config::{Config, DirectKernel, VmConfig};
 use crate::core::failure::{Exit, Failure, Result};
@@ -76,7 +77,7 @@ fn prepare_one(
     cancel: &Cancel,
 ) -> Result<BootSource> {
     if vm.is_default_guest() {
-        let guest = ensure_default_guest(home, kind_for(vm), emitter, cancel)?;
+        let guest = ensure_default_guest(home, config.qemu.arch, kind_for(vm), emitter, cancel)?;
         return Ok(boot_of(guest));
     }
     let base = match &vm.base_image {
@@ -105,13 +106,13 @@ fn boot_of(guest: DefaultGuest) -> BootSource {
 
 /// What a VM that runs already booted from, as far as its files are still on this host. Fetches
 /// and builds nothing.
-pub(super) fn expected(vm: &VmConfig, home: &Path, cancel: &Cancel) -> Result<BootSource> {
+pub(super) fn expected(vm: &VmConfig, arch: &Arch, home: &Path, cancel: &Cancel) -> Result<BootSource> {
     if vm.is_default_guest() {
         let missing = || Failure::new(Exit::Failed, "the default guest is no longer in the image cache");
         // The other one if its mounts were added or removed in castra.toml since it was launched.
         let other = GuestKind::with_mounts(vm.mounts.is_empty());
-        return find_default_guest(home, kind_for(vm))
-            .or_else(|| find_default_guest(home, other))
+        return find_default_guest(home, arch, kind_for(vm))
+            .or_else(|| find_default_guest(home, arch, other))
             .map(boot_of)
             .ok_or_else(missing);
     }

@@ -383,7 +383,7 @@ impl<'e> Fleet<'_, 'e> {
             .and_then(|launching| launching.boot_sources.get(&vm.name))
         {
             Some(boot) => Ok(boot.clone()),
-            None => boot_source::expected(vm, self.home, self.cancel),
+            None => boot_source::expected(vm, self.config.qemu.arch, self.home, self.cancel),
         };
         let bootstrap = &vm.bootstrap;
         let context = Context {

@@ -4,9 +4,12 @@
 //! QEMU left; discarding a disk and telling of it. Not here: the ladder itself
 //! (`core::runtime::shutdown`), or which disks go (`operations::down`, `operations::restart`).
 
+use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::core::arch::Arch;
+use crate::core::bootstrap::ssh::login::running_target;
 use crate::core::cancel::{Cancel, POLL_INTERVAL};
 use crate::core::config::LifecycleConfig;
 use crate::core::events::endings::ShutdownEnding;
@@ -15,6 +18,7 @@ use crate::core::failure::{Exit, Failure, Result};
 use crate::core::host::{self, FileLock, LockError};
 use crate::core::name::VmName;
 use crate::core::operations::run;
+use crate::core::process::Job;
 use crate::core::reporter::{Emitter, wall_clock};
 use crate::core::root::alive::qemu_pid;
 use crate::core::root::paths::{StateRoot, VmPaths};
@@ -22,7 +26,7 @@ use crate::core::root::qemu_process::clear_leftovers;
 use crate::core::root::records::{self, RunRecord, StopRecord};
 use crate::core::root::run_log;
 use crate::core::runtime::overlay::discard_overlay;
-use crate::core::runtime::shutdown;
+use crate::core::runtime::shutdown::{self, PowerOff};
 
 /// How long whoever holds a VM's lock (a bootstrap) may take to notice that the VM is gone.
 const LOCK_DEADLINE: Duration = Duration::from_secs(15);
@@ -108,7 +112,15 @@ impl VmStopper<'_, '_> {
         if let Err(failure) = self.save_stop_record(paths, record) {
             self.warn(vm, &failure);
         }
-        let shut = shutdown::shutdown(vm, paths, self.lifecycle, self.emitter, self.cancel);
+        let arch = record
+            .and_then(|record| record.settings.get("arch")?.as_str())
+            .and_then(Arch::named);
+        let by_ssh = |limit: Duration, over: &Cancel| poweroff_by_ssh(self.state, vm, limit, over);
+        let how = match arch.unwrap_or_default().power_button {
+            true => PowerOff::Button,
+            false => PowerOff::Ssh(&by_ssh),
+        };
+        let shut = shutdown::shutdown(vm, paths, how, self.lifecycle, self.emitter, self.cancel);
         done.ending = shut.ending;
         done.changed = shut.changed;
         shut.ending != ShutdownEnding::Failed
@@ -171,6 +183,20 @@ impl VmStopper<'_, '_> {
         self.emitter
             .emit(Event::of_failure(Severity::Warn, Some(vm), failure));
     }
+}
+
+/// Asks a guest without a power button to power off.
+fn poweroff_by_ssh(state: &StateRoot, vm: &VmName, limit: Duration, over: &Cancel) -> Result<()> {
+    // By its path: a BusyBox shell would run its own. In the background: the connection ends before the guest does.
+    let command = OsStr::new("/sbin/poweroff </dev/null >/dev/null 2>&1 &");
+    let ended = Job::new("ssh")
+        .args(running_target(state, vm)?.exec_argv(command))
+        .deadline(limit)
+        .cancel(over)
+        .run();
+    ended
+        .map(drop)
+        .map_err(|error| error.into_failure("can't run `poweroff` in the guest", Exit::Failed))
 }
 
 fn not_stopped(vm: &VmName) -> Failure {

@@ -63,7 +63,9 @@ impl<'l> VmCheck<'l> {
         let base = self.base(vm).and_then(|found| found.ok());
         let pending = match (&vm.base_image, vm.is_default_guest()) {
             (Some(_), _) => base.as_ref().is_none_or(Option::is_none),
-            (None, is_default) => is_default && find_default_guest(self.home, kind_of(vm)).is_none(),
+            (None, is_default) => {
+                is_default && find_default_guest(self.home, self.config.qemu.arch, kind_of(vm)).is_none()
+            }
         };
         let own_size = match &vm.base_image {
             Some(_) => base.flatten().map(|base| base.virtual_size),
@@ -116,6 +118,7 @@ impl<'l> VmCheck<'l> {
             Some(Ok(base)) => note("disk_size", self.check_disk(vm, base.as_ref())),
             None => note("disk_size", self.check_disk(vm, None)),
         }
+        note("mounts", self.check_9p(vm));
         for (index, mount) in vm.mounts.iter().enumerate() {
             let checked = check_mount(vm, mount).and_then(|()| check_nested(vm, mount));
             note(&format!("mounts.{index}"), checked);
@@ -157,7 +160,7 @@ impl<'l> VmCheck<'l> {
     }
 
     fn check_memory(&self, vm: &VmConfig) -> Result<()> {
-        let least = least_memory(self.home, kind_of(vm));
+        let least = least_memory(self.home, self.config.qemu.arch, kind_of(vm));
         if !vm.is_default_guest() || vm.memory_bytes >= least {
             return Ok(());
         }
@@ -174,6 +177,17 @@ impl<'l> VmCheck<'l> {
                     human::bytes(least)
                 )),
         )
+    }
+
+    fn check_9p(&self, vm: &VmConfig) -> Result<()> {
+        let arch = self.config.qemu.arch;
+        if vm.mounts.is_empty() || arch.mounts || !vm.is_default_guest() {
+            return Ok(());
+        }
+        let what = format!("vm `{}` can't mount directories of the host", vm.name);
+        Err(Failure::new(Exit::Config, what)
+            .because(format!("the default guest for {} has no 9p", arch.name))
+            .advice("remove its `mounts`; `castra cp` copies files to a running VM"))
     }
 
     fn check_disk(&self, vm: &VmConfig, base: Option<&ResolvedBase>) -> Result<()> {

@@ -398,7 +398,7 @@ pub const COMMANDS: &[CommandRow] = &[
         section: Section::Fleet,
         operands: &[VMS],
         brief: "bootstrap running VMs again",
-        manual: "Bootstraps the running VMs, or the named ones, and starts none. Starts the broker if needed.",
+        manual: "Bootstraps the running VMs, or the named ones, and starts none. castra starts the broker if none runs.",
         examples: &["castra bootstrap web-0", "castra bootstrap --plan"],
     },
     CommandRow {
@@ -697,7 +697,7 @@ pub const COMMANDS: &[CommandRow] = &[
                  are in flight at once; empty lines are ignored. If lines are too long or not valid JSON, \
                  castra lists their numbers, publishes the others, and ends with exit code 1. If it ends \
                  early, it says which lines were acknowledged and where to continue.\n\n\
-                 Starts the broker if needed and a VM of the project runs. With --json it prints its events; \
+                 If no broker runs but a VM of the project does, castra starts one. With --json it prints its events; \
                  a `message` with `data` has `topic`, `acked`, `first_seq` and `last_seq`.",
         examples: &[
             "castra bus publish ci/build '{\"state\": \"ready\"}'",
@@ -738,8 +738,8 @@ pub const COMMANDS: &[CommandRow] = &[
                  order of their numbers and none is left out. If rotation has removed some from the log, \
                  stderr says which, and --json prints a line {\"gap\":{\"from\":…,\"to\":…}}.\n\n\
                  When the broker ends the session (it cuts off a reader that is too slow), castra says why \
-                 and which --from continues, and ends with exit code 1. Starts the broker if needed and a VM \
-                 of the project runs. Times are UTC. With --json it prints one object per line: `seq`, `ts` \
+                 and which --from continues, and ends with exit code 1. If no broker runs but a VM of the \
+                 project does, castra starts one. Times are UTC. With --json it prints one object per line: `seq`, `ts` \
                  (milliseconds since 1970), `vm` (the sender; `host` is the host), `topic`, `reply` if the \
                  sender awaits an answer, `payload`.",
         examples: &[

@@ -136,7 +136,7 @@ pub const FLAGS: &[Flag] = &[
         long: "arch",
         value: Some("NAME"),
         scope: Scope::Only(&[Command::ImageBuild, Command::ImagePath]),
-        brief: "take the guest for x86_64 or aarch64 (default: the host's)",
+        brief: "the guest's architecture: x86_64 or aarch64 (default: the host's)",
         complete: Complete::OneOf(&["x86_64", "aarch64"]),
         apply: |raw, value| {
             let unknown = || BadValue("use x86_64 or aarch64".to_owned());

@@ -50,7 +50,7 @@ complete -c castra -n '__fish_seen_subcommand_from init' -l force -d 'overwrite 
 complete -c castra -n '__fish_seen_subcommand_from up restart' -l force -d 'start even if memory is short'
 complete -c castra -n '__fish_seen_subcommand_from bus; and __fish_seen_subcommand_from publish request' -l force -d 'publish even to a VM that the project doesn\'t have'
 complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build' -l force -d 'build it again even if it is already built'
-complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build path' -l arch -x -a 'x86_64 aarch64' -d 'take the guest for x86_64 or aarch64 (default: the host\'s)'
+complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build path' -l arch -x -a 'x86_64 aarch64' -d 'the guest\'s architecture: x86_64 or aarch64 (default: the host\'s)'
 complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from build' -l mounts -d 'build the default guest for VMs with mounts'
 complete -c castra -n '__fish_seen_subcommand_from image; and __fish_seen_subcommand_from path' -l mounts -d 'print the path of the default guest for VMs with mounts'
 complete -c castra -n '__fish_seen_subcommand_from init' -l project-name -x -d 'name the project (default: the folder\'s name)'

@@ -191,7 +191,7 @@ _castra() {
                 build)
                     _arguments $globals \
                         '--force[build it again even if it is already built]' \
-                        '*--arch=[take the guest for x86_64 or aarch64 (default\: the host'\''s)]:NAME:(x86_64 aarch64)' \
+                        '*--arch=[the guest'\''s architecture\: x86_64 or aarch64 (default\: the host'\''s)]:NAME:(x86_64 aarch64)' \
                         '--mounts[build the default guest for VMs with mounts]' \
                         ;;
                 list)
@@ -199,7 +199,7 @@ _castra() {
                         ;;
                 path)
                     _arguments $globals \
-                        '*--arch=[take the guest for x86_64 or aarch64 (default\: the host'\''s)]:NAME:(x86_64 aarch64)' \
+                        '*--arch=[the guest'\''s architecture\: x86_64 or aarch64 (default\: the host'\''s)]:NAME:(x86_64 aarch64)' \
                         '--mounts[print the path of the default guest for VMs with mounts]' \
                         ;;
                 esac

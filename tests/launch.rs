@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use castra::core::config::{LifecycleConfig, PortForward, Protocol, QemuConfig};
 use castra::core::events::contract::Stamped;
 use castra::core::events::endings::{LaunchEnding, ShutdownEnding};
 use castra::core::events::{Accel, Event};
+use castra::core::failure::{Exit, Failure};
 use castra::core::host;
 use castra::core::name::VmName;
 use castra::core::reporter::Emitter;
@@ -97,20 +99,25 @@ impl Vm {
             sigterm_wait,
             ..patient()
         };
-        self.stop_within(&waits, &Cancel::new())
+        self.stop_within(PowerOff::Button, &waits, &Cancel::new())
     }
 
     /// Stops it, with more patience than it needs.
     fn stop(&self) -> (ShutdownEnding, Vec<String>) {
-        self.stop_within(&patient(), &Cancel::new())
+        self.stop_within(PowerOff::Button, &patient(), &Cancel::new())
     }
 
-    fn stop_within(&self, waits: &LifecycleConfig, cancel: &Cancel) -> (ShutdownEnding, Vec<String>) {
+    fn stop_within(
+        &self,
+        how: PowerOff<'_>,
+        waits: &LifecycleConfig,
+        cancel: &Cancel,
+    ) -> (ShutdownEnding, Vec<String>) {
         let mut told: Vec<Stamped> = Vec::new();
         let outcome = shutdown(
             &self.plan.vm,
             &self.paths,
-            PowerOff::Button,
+            how,
             waits,
             &Emitter::new(&mut told),
             cancel,
@@ -188,6 +195,24 @@ fn a_launch_and_a_graceful_stop() {
 }
 
 #[test]
+fn a_guest_that_is_asked_over_ssh_is_asked_again() {
+    let vm = Vm::faked("");
+    vm.launch().unwrap();
+    let asked = AtomicU32::new(0);
+    let refuse_once = |_: Duration, _: &Cancel| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => Err(Failure::new(Exit::Failed, "the guest still boots")),
+        _ => {
+            signal_qemu(&vm.paths, nix::sys::signal::Signal::SIGTERM).unwrap();
+            // As ssh says it whose server ended with the guest.
+            Err(Failure::new(Exit::Failed, "closed by remote host"))
+        }
+    };
+    let (ending, phases) = vm.stop_within(PowerOff::Ssh(&refuse_once), &patient(), &Cancel::new());
+    assert_eq!(ending, ShutdownEnding::Graceful, "{phases:?}");
+    assert_eq!(asked.into_inner(), 2);
+}
+
+#[test]
 fn each_rung_is_climbed_down_in_order() {
     let vm = Vm::faked("ignore-powerdown");
     vm.launch().unwrap();
@@ -231,7 +256,7 @@ fn a_second_request_skips_the_patience() {
     cancel.request();
     let began = Instant::now();
     let phases = thread::scope(|scope| {
-        let stopping = scope.spawn(|| vm.stop_within(&patient(), &cancel));
+        let stopping = scope.spawn(|| vm.stop_within(PowerOff::Button, &patient(), &cancel));
         until("the power button", || {
             vm.file(vm_file::QMP_LOG).contains("POWERDOWN")
         });

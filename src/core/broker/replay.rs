@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::core::bus::line::{BusLine, seq_of};
 use crate::core::bus::log::MAX_LINE_BYTES;
 use crate::core::lines::line_file::{LineFile, Step};
-use crate::core::lines::rotated_log;
+use crate::core::lines::rotated_log::{self, NewestFirst};
 
 use super::frame;
 use super::last_values::LastValues;
@@ -302,7 +302,9 @@ impl Replay {
     fn find(&mut self, out: &mut Vec<u8>) -> io::Result<bool> {
         // The oldest file that begins after the number.
         let mut oldest: Option<(u64, LineFile)> = None;
-        for mut file in self.replay_log.files()?.into_iter().rev() {
+        let path = self.replay_log.path.clone();
+        let mut newest_first = NewestFirst::of(&path, MAX_LINE_BYTES);
+        while let Some(mut file) = newest_first.next_file()? {
             let Some(first) = first_seq(&mut file)? else {
                 continue;
             };

@@ -56,6 +56,14 @@ impl LogReader {
     /// Goes to before the last `count` messages wanted, reading from the end: what a log of many
     /// files costs is what those messages take. For a reader that has read nothing yet.
     pub fn seek_last(&mut self, count: u64) -> io::Result<()> {
+        match self.seek(count) {
+            // The broker cut back a write that failed: its lines now end elsewhere.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.seek(count),
+            other => other,
+        }
+    }
+
+    fn seek(&mut self, count: u64) -> io::Result<()> {
         let mut lines = self.log.backward(true)?;
         let mut begin = lines.end()?;
         let mut left = count;

@@ -196,16 +196,24 @@ pub(crate) fn rotated(path: &Path, number: u32) -> PathBuf {
 /// 64 MiB back takes ext4 15 to 60 ms, and to rename over it longer still, because that begins to
 /// write out what replaces it. The state thread of a broker has no such time.
 pub(crate) fn rotate(path: &Path, keep: u32) -> io::Result<()> {
-    let oldest = rotated(path, keep);
-    let held = host::open_state_file(&oldest);
-    host::remove_if_there(&oldest)?;
+    let mut held = Vec::new();
+    // Behind the oldest are those that an earlier, larger `keep` has left.
+    for number in keep.. {
+        let oldest = rotated(path, number);
+        let file = host::open_state_file(&oldest);
+        if number > keep && file.is_err() {
+            break;
+        }
+        host::remove_if_there(&oldest)?;
+        held.extend(file);
+    }
     for number in (0..keep).rev() {
         match fs::rename(rotated(path, number), rotated(path, number + 1)) {
             Err(error) if number == 0 || error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
     }
-    if let Ok(held) = held {
+    if !held.is_empty() {
         // Nobody has to wait for it: at the end of the process the kernel closes it as well. Where
         // there is no thread to be had it is closed here, with the closure that can't run.
         let let_go = std::thread::Builder::new().name("log-let-go".to_owned());
@@ -306,5 +314,13 @@ mod tests {
         assert_eq!(fs::read_to_string(scratch.path("x.log.1")).unwrap(), "cccc\n");
         assert_eq!(fs::read_to_string(scratch.path("x.log.2")).unwrap(), "bbbb\n");
         assert!(!scratch.path("x.log.3").exists());
+        // Kept fewer from now on: the next rotation removes the others.
+        let fewer = Rotation {
+            max_bytes: 4,
+            keep: 1,
+        };
+        Journal::open(&path, fewer).unwrap();
+        assert_eq!(fs::read_to_string(scratch.path("x.log.1")).unwrap(), "dddd\n");
+        assert!(!scratch.path("x.log.2").exists());
     }
 }

@@ -202,7 +202,9 @@ impl LineFile {
         let from = self.at - self.passed.len() as u64;
         let mut now = vec![0; self.passed.len()];
         let have = read_at(&self.file, &mut now, from)?;
-        if have == 0 {
+        let mut before = [b'\n'];
+        read_at(&self.file, &mut before, from.saturating_sub(1))?;
+        if have == 0 || (from > 0 && before != [b'\n']) {
             // Far more is gone than a failed write: its lines begin anew.
             return Ok(0);
         }
@@ -484,6 +486,22 @@ mod tests {
         assert_eq!(next(&mut file), Err(Step::Pending));
         fs::write(&path, "four\n").unwrap();
         assert_eq!(next(&mut file), Ok("four".to_owned()));
+    }
+
+    #[test]
+    fn a_file_that_was_begun_anew_is_read_from_its_start() {
+        let scratch = Scratch::new("line-file-anew");
+        let path = scratch.path("x");
+        let lines = |word: &str, count| (0..count).map(|number| format!("{word} {number}\n")).collect();
+        let (first, second): (String, String) = (lines("first", 20_000), lines("second one", 13_000));
+        assert!(second.len() < first.len() && second.len() > first.len() - READ_BYTES);
+        fs::write(&path, first).unwrap();
+        let mut file = open(&path);
+        while next(&mut file).is_ok() {}
+        fs::write(&path, second).unwrap();
+        for number in 0..13_000 {
+            assert_eq!(next(&mut file), Ok(format!("second one {number}")));
+        }
     }
 
     #[test]

@@ -23,9 +23,9 @@ use crate::core::lines::line_file::{Backward, Identity, LineFile, Step};
 /// `log_keep` is at most 1000, so no rotated file has this number.
 const MAX_ROTATED: u32 = 1001;
 
-/// Older files than so many aren't read: each takes a descriptor, of which a process has 1024 as a rule,
-/// and `castra events` reads two logs. With the usual rotation five files are all there is.
-pub(crate) const MAX_FILES: usize = 400;
+/// Older files than so many aren't read: each takes a descriptor, of which a process has 1024 as a rule.
+/// With the usual rotation five files are all there is.
+const MAX_FILES: usize = 900;
 
 /// Behind more numbers without a file no older file is looked for.
 const MAX_HOLE: u32 = 16;
@@ -246,58 +246,89 @@ impl BackwardReader<'_> {
 }
 
 /// The files of a log, oldest first: all, or those newer than `known` and whether that is
-/// still among them. Each is found from the one after it, so that rotations meanwhile neither hide
-/// a file nor show one twice; what is newer than the first one found is found later, from it.
+/// still among them. What is newer than the first one found is found later, from it.
 pub(crate) fn files(
     path: &Path,
     max_line: usize,
     known: Option<Identity>,
 ) -> io::Result<(VecDeque<LineFile>, bool)> {
     let mut files = VecDeque::new();
-    let mut number = 0;
-    let mut next = LineFile::open(path, max_line)?;
-    if next.is_none() {
-        // Right after a rotation there is no newest file yet.
-        number = 1;
-        next = LineFile::open(&rotated(path, number), max_line)?;
-    }
-    while let Some(file) = next {
-        let identity = file.identity()?;
-        if Some(identity) == known {
+    let mut newest_first = NewestFirst::of(path, max_line);
+    while files.len() < MAX_FILES
+        && let Some(file) = newest_first.next_file()?
+    {
+        if Some(file.identity()?) == known {
             return Ok((files, true));
         }
         files.push_front(file);
-        if files.len() == MAX_FILES {
-            break;
-        }
-        next = older(path, max_line, identity, &mut number)?;
     }
     Ok((files, false))
 }
 
-/// The file that was current before this one, which is or was at `number`. Rotations only ever
-/// move a file to a higher number; while this one stays where it is, so does what is behind it,
-/// except that its neighbour may just be moving: then one number is free. More are where somebody
-/// removed files.
-fn older(path: &Path, max_line: usize, newer: Identity, number: &mut u32) -> io::Result<Option<LineFile>> {
-    loop {
-        let Some(at) = (*number..MAX_ROTATED).find(|at| identity_at(path, *at) == Some(newer)) else {
-            // It has been removed, and so has everything before it.
+/// The files of a log from the newest to the oldest, opened one after the other. Each is found from the one
+/// after it, so that rotations meanwhile neither hide a file nor show one twice.
+pub(crate) struct NewestFirst<'p> {
+    path: &'p Path,
+    max_line: usize,
+    /// The number and identity of the last one.
+    last: Option<(u32, Identity)>,
+}
+
+impl<'p> NewestFirst<'p> {
+    /// Before the newest file of the log that `path` leads to.
+    pub(crate) fn of(path: &'p Path, max_line: usize) -> NewestFirst<'p> {
+        NewestFirst {
+            path,
+            max_line,
+            last: None,
+        }
+    }
+
+    /// The file before the last one.
+    pub(crate) fn next_file(&mut self) -> io::Result<Option<LineFile>> {
+        let found = match self.last {
+            None => self.newest()?,
+            Some((number, identity)) => self.older(number, identity)?,
+        };
+        let Some((number, file)) = found else {
             return Ok(None);
         };
-        *number = at;
-        for behind in at + 1..=at + MAX_HOLE {
-            let found = LineFile::open(&rotated(path, behind), max_line)?;
-            if identity_at(path, at) != Some(newer) {
-                break;
+        self.last = Some((number, file.identity()?));
+        Ok(Some(file))
+    }
+
+    fn newest(&self) -> io::Result<Option<(u32, LineFile)>> {
+        // Right after a rotation there is no newest file yet.
+        for number in [0, 1] {
+            if let Some(file) = LineFile::open(&rotated(self.path, number), self.max_line)? {
+                return Ok(Some((number, file)));
             }
-            if let Some(found) = found {
-                *number = behind;
-                return Ok(Some(found));
-            }
-            if behind == at + MAX_HOLE {
+        }
+        Ok(None)
+    }
+
+    /// The file that was current before this one, which is or was at `number`. Rotations only ever
+    /// move a file to a higher number; while this one stays where it is, so does what is behind it,
+    /// except that its neighbour may just be moving: then one number is free. More are where somebody
+    /// removed files.
+    fn older(&self, mut number: u32, newer: Identity) -> io::Result<Option<(u32, LineFile)>> {
+        let stays_at = |number: u32| identity_at(self.path, number) == Some(newer);
+        'moved: loop {
+            let Some(at) = (number..MAX_ROTATED).find(|at| stays_at(*at)) else {
+                // It has been removed, and so has everything before it.
                 return Ok(None);
+            };
+            number = at;
+            for behind in at + 1..=at + MAX_HOLE {
+                let found = LineFile::open(&rotated(self.path, behind), self.max_line)?;
+                if !stays_at(at) {
+                    continue 'moved;
+                }
+                if let Some(found) = found {
+                    return Ok(Some((behind, found)));
+                }
             }
+            return Ok(None);
         }
     }
 }

@@ -55,7 +55,7 @@ fn add_of(
     let cut_at = seek(&mut files, *first, most_bytes).map_err(failed)?;
     let mut counts: Vec<Option<RunTraffic>> = runs.iter().map(|_| None).collect();
     // Lines rise in time, so the run is the same as that of the line before, as a rule.
-    for file in &mut files {
+    while let Some(mut file) = files.pop_front() {
         loop {
             let line = match file.next_line().map_err(failed)? {
                 Step::Line(line) => line,

@@ -33,8 +33,11 @@ pub enum PowerOff<'a> {
     Button,
     /// Its kernel has none: by this, which runs a command over ssh until it is done, the time is
     /// over or the flag is raised.
-    Ssh(&'a (dyn Fn(Duration, &Cancel) -> Result<()> + Sync)),
+    Ssh(PowerOffCommand<'a>),
 }
+
+/// Asks the guest, and ends when the time is over or the flag is raised.
+pub type PowerOffCommand<'a> = &'a (dyn Fn(Duration, &Cancel) -> Result<()> + Sync);
 
 /// [`PowerOff::Ssh`] in events.
 pub const SSH_POWEROFF: &str = "ssh-poweroff";
@@ -225,18 +228,31 @@ impl Ladder<'_, '_> {
         }
     }
 
-    /// Has the command run, beside which the guest is watched: it may be gone before ssh has noticed.
-    fn run_and_wait(
-        &self,
-        run: &(dyn Fn(Duration, &Cancel) -> Result<()> + Sync),
-        until: Instant,
-    ) -> Result<bool, String> {
+    /// Has the command run, again if it failed: the guest may still be booting, and may have obeyed although
+    /// the command failed.
+    fn run_and_wait(&self, run: PowerOffCommand<'_>, until: Instant) -> Result<bool, String> {
+        loop {
+            let failure = match self.run_once(run, until) {
+                Ok(gone) => return Ok(gone),
+                Err(failure) => failure,
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if self.wait_gone(left.min(PRESS_AGAIN)) {
+                return Ok(true);
+            }
+            if left <= PRESS_AGAIN || self.is_impatient() {
+                return Err(failure.cause());
+            }
+        }
+    }
+
+    /// Has the command run. Beside it the guest is watched: it may be gone before ssh has noticed.
+    fn run_once(&self, run: PowerOffCommand<'_>, until: Instant) -> crate::core::failure::Result<bool> {
         let left = || until.saturating_duration_since(Instant::now());
         let over = Cancel::new();
         thread::scope(|scope| {
             let _end = CancelOnDrop(&over);
-            let command = threads::spawn_scoped(scope, "poweroff", || run(left(), &over))
-                .map_err(|failure| failure.cause())?;
+            let command = threads::spawn_scoped(scope, "poweroff", || run(left(), &over))?;
             while !command.is_finished() {
                 if self.wait_gone(left().min(POLL_INTERVAL)) {
                     return Ok(true);
@@ -246,7 +262,7 @@ impl Ladder<'_, '_> {
                 }
             }
             match command.join() {
-                Ok(Err(failure)) if qemu_pid(self.paths).is_some() => Err(failure.cause()),
+                Ok(Err(failure)) => Err(failure),
                 _ => Ok(self.wait_gone(left())),
             }
         })

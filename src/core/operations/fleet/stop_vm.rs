@@ -8,6 +8,8 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use serde_json::Value;
+
 use crate::core::arch::Arch;
 use crate::core::bootstrap::ssh::login::running_target;
 use crate::core::cancel::{Cancel, POLL_INTERVAL};
@@ -88,7 +90,8 @@ impl VmStopper<'_, '_> {
             }
         };
         // A castra was killed while it launched the VM, and now its QEMU is there.
-        if !self.shut_down(vm, &paths, record.as_ref(), &mut done) {
+        let launched = records::load(&paths.run()).ok().flatten();
+        if !self.shut_down(vm, &paths, launched.as_ref(), &mut done) {
             return done;
         }
         // A QEMU that was killed leaves its sockets and pid file.
@@ -112,11 +115,8 @@ impl VmStopper<'_, '_> {
         if let Err(failure) = self.save_stop_record(paths, record) {
             self.warn(vm, &failure);
         }
-        let arch = record
-            .and_then(|record| record.settings.get("arch")?.as_str())
-            .and_then(Arch::named);
         let by_ssh = |limit: Duration, over: &Cancel| poweroff_by_ssh(self.state, vm, limit, over);
-        let how = match arch.unwrap_or_default().power_button {
+        let how = match record.is_none_or(has_power_button) {
             true => PowerOff::Button,
             false => PowerOff::Ssh(&by_ssh),
         };
@@ -183,6 +183,15 @@ impl VmStopper<'_, '_> {
         self.emitter
             .emit(Event::of_failure(Severity::Warn, Some(vm), failure));
     }
+}
+
+/// Whether a launched guest's kernel has a driver for the power button. Of other guests than the default one
+/// castra doesn't know; most have.
+fn has_power_button(record: &RunRecord) -> bool {
+    let setting = |name: &str| record.settings.get(name).and_then(Value::as_str);
+    let arch = setting("arch").and_then(Arch::named).unwrap_or_default();
+    let is_default_guest = setting("kernel").is_none() && setting("base_image").is_none();
+    arch.power_button || !is_default_guest
 }
 
 /// Asks a guest without a power button to power off.

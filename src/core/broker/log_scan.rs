@@ -37,6 +37,7 @@ pub fn scan_log(path: &Path) -> io::Result<LogScan> {
                     found.highest = found.highest.max(seq);
                 }
             }
+            // No frame could have brought so long a line, so the number in it was never given.
             LogStep::Waste => {}
             LogStep::End => return Ok(found),
         }

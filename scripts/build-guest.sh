@@ -83,7 +83,7 @@ output=${output%/}
 case $source in /*) ;; *) source=$PWD/$source ;; esac
 
 # From the repository these are all files of guest/; castra writes the same set.
-guest_files='acpid castra-bus castra-hello hello inittab late power profile rcS sshd sshd_config'
+guest_files='acpid castra-bus castra-hello castra-port-aarch64 castra-port-x86_64 hello inittab late power profile rcS sshd sshd_config template'
 for file in $guest_files; do
     [ -f "$source/$file" ] || fail 64 "$source/$file is missing" 'the guest is made from it' 'give --source a complete directory'
 done
@@ -599,6 +599,16 @@ done
 # shellcheck disable=SC2046
 sed -e "s/^ttyS0:/$console:/" $([ -n "$power_button" ] || echo '-e /acpid/d') "$source/inittab" >etc/inittab
 cp "$source/profile" etc/profile
+cp "$source/template" etc/init.d/template
+# What castra tells the guest; a guest from a snapshot has a directory in its place.
+ln -s /sys/firmware/qemu_fw_cfg/by_name/opt/castra run/castra/given
+# Two hexadecimal digits a byte, up to the bar; printf takes octal ones.
+# Its format is the program.
+# shellcheck disable=SC2059
+printf "$(sed '/^#/d; s/|.*//' "$source/castra-port-$arch" | tr -d ' \n' | "$tool_busybox" awk '
+    function digit(at) { return index("0123456789abcdef", substr($0, at, 1)) - 1 }
+    { for (at = 1; at < length($0); at += 2) printf "\\%03o", digit(at) * 16 + digit(at + 1) }')" >sbin/castra-port
+chmod 755 sbin/castra-port
 cp "$source/castra-hello" usr/sbin/castra-hello
 cp "$source/castra-bus" usr/bin/castra-bus
 chmod 755 usr/sbin/castra-hello usr/bin/castra-bus

@@ -78,6 +78,7 @@ fn every_script_parses_in_every_shell() {
         "profile",
         "rcS",
         "sshd",
+        "template",
     ] {
         for shell in [&["dash"][..], &["bash"], &["busybox", "sh"]] {
             let ended = Command::new(on_path(shell[0]))

@@ -23,10 +23,18 @@ pub const CASTRA_VIZIER: &str = include_str!("../../../scripts/guest/castra-vizi
 pub const CASTRA_MOUNTS: &str = include_str!("../../../scripts/guest/castra-mounts");
 
 /// The files of `scripts/guest/` that go into the default guest, by name.
-pub const GUEST_FILES: [(&str, &str); 11] = [
+pub const GUEST_FILES: [(&str, &str); 14] = [
     ("acpid", include_str!("../../../scripts/guest/acpid")),
     ("castra-bus", CASTRA_BUS),
     ("castra-hello", CASTRA_HELLO),
+    (
+        "castra-port-aarch64",
+        include_str!("../../../scripts/guest/castra-port-aarch64"),
+    ),
+    (
+        "castra-port-x86_64",
+        include_str!("../../../scripts/guest/castra-port-x86_64"),
+    ),
     ("hello", include_str!("../../../scripts/guest/hello")),
     ("inittab", include_str!("../../../scripts/guest/inittab")),
     ("late", include_str!("../../../scripts/guest/late")),
@@ -35,6 +43,7 @@ pub const GUEST_FILES: [(&str, &str); 11] = [
     ("rcS", include_str!("../../../scripts/guest/rcS")),
     ("sshd", include_str!("../../../scripts/guest/sshd")),
     ("sshd_config", include_str!("../../../scripts/guest/sshd_config")),
+    ("template", include_str!("../../../scripts/guest/template")),
 ];
 
 /// What a default guest is built from: the builder script and its input files.
